@@ -1,0 +1,766 @@
+r"""Noising diffusions: two matrices and a clock.
+
+The state ``y = (x, v_1, …, v_{K-1})`` holds the data and K-1 auxiliary variables per data dimension
+and follows
+
+    dy = A(s) y ds + G(s) dB_s,    A = -(Q + D) Σ_∞^{-1},    G Gᵀ = 2 D,    Q = -Qᵀ,    D ⪰ 0,
+
+times a common clock β(s). N(0, Σ_∞) is stationary for every such Q and D, and every linear
+diffusion with a non-degenerate centred Gaussian stationary law has this form (Ma, Chen & Fox 2015).
+Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all
+the bound needs to know.
+
+Source of the family and of the presets' constants: Singhal, Goldstein & Ranganath, "Where to
+Diffuse, How to Diffuse, and How to Get Back", ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import kernels
+from pyro_mdm.clocks import Clock, LearnedBeta, LinearBeta
+
+__all__ = [
+    "ALDA",
+    "CLD",
+    "Diffusion",
+    "LearnedDiffusion",
+    "LinearDiffusion",
+    "MALDA",
+    "Marginal",
+    "Transition",
+    "VPSDE",
+]
+
+# rounding errors grown by more than this are refused: 1e10 · 2.2e-16 leaves log SNR to 2e-6
+MAX_AMPLIFICATION = 1e10
+
+Times = float | Tensor
+Matrix = Sequence[Sequence[float]] | Tensor
+
+
+class Marginal(NamedTuple):
+    """y_s | x ~ N(a x, Σ), per data dimension, and how the state is read: z = kᵀ y."""
+
+    mean: Tensor  # a (…, K)
+    covariance: Tensor  # Σ (…, K, K)
+    scale_tril: Tensor  # L (…, K, K), lower triangular, L Lᵀ = Σ
+    readout: Tensor  # k (…, K): z = kᵀ y = aᵀ Σ^{-1} y / SNR = x + SNR^{-1/2} ε
+    log_snr: Tensor  # λ = log aᵀ Σ^{-1} a, (…)
+    log_det: Tensor  # log det Σ, (…)
+
+
+class Transition(NamedTuple):
+    """y_s | y_r ~ N(M y_r, P), per data dimension."""
+
+    matrix: Tensor  # M (…, K, K)
+    covariance: Tensor  # P (…, K, K)
+    scale_tril: Tensor  # (…, K, K), lower triangular
+    log_det: Tensor  # log det P, (…)
+
+
+class Diffusion(nn.Module, ABC):
+    """A noising diffusion of K variables per data dimension over times [0, T].
+
+    Floating-point parameters and buffers stay in float64 when the module is cast to another
+    precision; moving it to another device moves them.
+    """
+
+    num_variables: int
+    horizon: float
+
+    @abstractmethod
+    def drift(self, y: Tensor, s: Tensor) -> Tensor:
+        """f(y, s), like y (*batch, K, *event_shape), for s (*batch) or one time for all."""
+
+    @abstractmethod
+    def dispersion(self, s: Tensor) -> Tensor:
+        """G(s), (*s.shape, K, K), with G Gᵀ = g²."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+
+
+class LinearDiffusion(Diffusion):
+    r"""``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
+
+    Args:
+        Q: (K, K), skew-symmetric. Moves mass between variables without changing N(0, Σ_∞).
+        D: (K, K), symmetric positive semi-definite. Adds noise and forgets.
+        beta: the clock β(s), :class:`~pyro_mdm.clocks.LinearBeta` 0.1 → 20 by default.
+        horizon: T.
+        stationary_variance: Σ_∞ as a number (times the identity), K variances, or a (K, K) matrix.
+        initial_variance: Σ_v, the variance of the auxiliary variables at s = 0: a number or K-1.
+        max_log_snr: λ at the start time ε, where the generative process hands over to the decoder.
+            The same λ makes diffusions comparable; the same ε does not.
+        min_log_snr: if given, the clock is multiplied by the number that makes log SNR(T) equal it.
+
+    Raises:
+        ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
+            semi-definite, Σ_∞ not positive definite, (A, G) not controllable.
+
+    Example:
+        >>> diffusion = LinearDiffusion(Q=[[0.0, -1.0], [1.0, 0.0]], D=[[0.0, 0.0], [0.0, 2.0]])
+        >>> diffusion.marginal(0.5).covariance.shape
+        torch.Size([2, 2])
+    """
+
+    _Q: Tensor
+    _D: Tensor
+    stationary_covariance: Tensor
+    initial_covariance: Tensor
+
+    def __init__(
+        self,
+        Q: Matrix,
+        D: Matrix,
+        *,
+        beta: Clock | None = None,
+        horizon: float = 1.0,
+        stationary_variance: float | Sequence[float] | Matrix = 1.0,
+        initial_variance: float | Sequence[float] = 0.01,
+        max_log_snr: float = 13.0,
+        min_log_snr: float | None = None,
+    ) -> None:
+        super().__init__()
+        Q, D = _square("Q", Q), _square("D", D)
+        if Q.shape != D.shape:
+            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
+        if not horizon > 0:
+            raise ValueError(f"horizon is {horizon}, expected a positive end time T")
+        if min_log_snr is not None and not min_log_snr < max_log_snr:
+            raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
+        K = self.num_variables = Q.shape[0]
+        self.horizon = float(horizon)
+        self.max_log_snr = float(max_log_snr)
+        self.min_log_snr = None if min_log_snr is None else float(min_log_snr)
+        self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
+        self._register_matrices(Q, D)
+        stationary = _variance("stationary_variance", stationary_variance, K)
+        initial = torch.zeros(K, K, dtype=torch.float64)
+        initial[1:, 1:] = _variance("initial_variance", initial_variance, K - 1)
+        self.register_buffer("stationary_covariance", stationary)
+        self.register_buffer("initial_covariance", initial)
+        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self._check_family()
+
+    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
+        self.register_buffer("_Q", Q)
+        self.register_buffer("_D", D)
+
+    def _check_family(self) -> None:
+        Q, D = self.Q.detach(), self.D.detach()
+        if (skew := (Q + Q.mT).abs().max().item()) > 1e-12 * max(1.0, Q.abs().max().item()):
+            raise ValueError(
+                f"Q is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
+            )
+        if (asym := (D - D.mT).abs().max().item()) > 1e-12 * max(1.0, D.abs().max().item()):
+            raise ValueError(
+                f"D is not symmetric: |D - Dᵀ| reaches {asym:.3g}, expected 0; use D = B Bᵀ"
+            )
+        if (low := torch.linalg.eigvalsh(D).min().item()) < -1e-12 * max(1.0, D.abs().max().item()):
+            raise ValueError(
+                f"D is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
+                "expected ≥ 0; use D = B Bᵀ"
+            )
+        reached = self._basis()[0].shape[1]
+        if reached < self.num_variables:
+            raise ValueError(
+                f"noise reaches {reached} of {self.num_variables} variables: (A, G) is not "
+                "controllable and the process does not converge to its stationary law; "
+                "couple the variables through Q or widen the range of D"
+            )
+
+    # -- matrices ----------------------------------------------------------------------------------
+
+    @property
+    def Q(self) -> Tensor:
+        """(K, K) float64, skew-symmetric."""
+        return self._Q
+
+    @property
+    def D(self) -> Tensor:
+        """(K, K) float64, positive semi-definite."""
+        return self._D
+
+    @property
+    def prior_covariance(self) -> Tensor:
+        """Σ_π of the generative model's prior N(0, Σ_π): the stationary covariance."""
+        return self.stationary_covariance
+
+    @property
+    def unit_drift(self) -> Tensor:
+        """A_0 = -(Q + D) Σ_∞^{-1}, the drift matrix per unit of clock time b."""
+        return -torch.linalg.solve(self.stationary_covariance, self.Q + self.D, left=False)
+
+    @property
+    def unit_noise(self) -> Tensor:
+        """g²_0 = 2 D, the noise covariance per unit of clock time b."""
+        return 2 * self.D
+
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        return self._cached("basis", lambda: kernels.noise_basis(self.unit_drift, self.D))
+
+    def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A quantity of the diffusion alone, kept until a parameter changes its value.
+
+        What carries a gradient is never kept.
+        """
+        parameters = list(self.parameters())
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return compute()
+        kept = self._cache.get(name)
+        if kept is not None and all(map(torch.equal, kept[0], parameters)):
+            return kept[1]
+        with torch.no_grad():
+            value = compute()
+        self._cache[name] = ([p.detach().clone() for p in parameters], value)
+        return value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    # -- the clock ---------------------------------------------------------------------------------
+
+    def _clock_scale(self) -> Tensor:
+        def scale() -> Tensor:
+            end = self.beta.integral(self._tensor(self.horizon))
+            if self.min_log_snr is None:
+                return torch.ones_like(end)
+            return self._clock_at("terminal_clock", self.min_log_snr) / end
+
+        return self._cached("clock_scale", scale)
+
+    def clock(self, s: Times) -> Tensor:
+        """b(s) = ∫_0^s β, like s: the time that kernels depend on."""
+        return self._clock_scale() * self.beta.integral(self._time("s", s))
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.beta.inverse(tau / self._clock_scale())
+
+    def rate(self, s: Times) -> Tensor:
+        """β(s), like s."""
+        return self._clock_scale() * self.beta.rate(self._time("s", s))
+
+    def drift_matrix(self, s: Times) -> Tensor:
+        """A(s), (*s.shape, K, K)."""
+        return self.rate(s)[..., None, None] * self.unit_drift
+
+    def noise_covariance(self, s: Times) -> Tensor:
+        """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
+        return self.rate(s)[..., None, None] * self.unit_noise
+
+    def dispersion(self, s: Times) -> Tensor:
+        """The symmetric square root G(s) of g²(s), (*s.shape, K, K)."""
+        values, vectors = torch.linalg.eigh(self.unit_noise)
+        G = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+        return self.rate(s).sqrt()[..., None, None] * G
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y, like y (*batch, K, *event_shape)."""
+        return apply_matrix(self.drift_matrix(s), y)
+
+    # -- kernels -----------------------------------------------------------------------------------
+
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        r"""The law of y_s given y_r: N(M(s, r) y_r, P(s, r)).
+
+        Args:
+            s, r: times in [0, T] with s > r, broadcast together to shape (…).
+
+        Returns:
+            :class:`Transition` with matrices (…, K, K) in float64.
+
+        Raises:
+            ValueError: a time outside [0, T] or s ≤ r.
+            KernelPrecisionError: float64 cannot hold the factors of P.
+        """
+        s, r = torch.broadcast_tensors(self._time("s", s), self._time("r", r))
+        if not bool((s > r).all()):
+            i = (s <= r).flatten().nonzero()[0]
+            raise ValueError(
+                f"transition from r = {r.flatten()[i].item():.6g} to s = "
+                f"{s.flatten()[i].item():.6g}, expected s > r; noising runs forward"
+            )
+        tau = self.clock(s) - self.clock(r)
+        A, GG = self.unit_drift, self.unit_noise
+        M, P = kernels.transition_moments(A, GG, tau)
+        F, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
+        self._check_precision(growth, tau, "the transition covariance")
+        return Transition(M, P, kernels.lower_triangular(F), log_det)
+
+    def marginal(self, s: Times) -> Marginal:
+        r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
+
+        Args:
+            s: times in (0, T], any shape (…).
+
+        Returns:
+            :class:`Marginal` in float64, differentiable in Q, D and the clock.
+
+        Raises:
+            ValueError: a time outside (0, T].
+            KernelPrecisionError: float64 cannot hold log SNR(s).
+        """
+        s = self._time("s", s)
+        if not bool((s > 0).all()):
+            raise ValueError("marginal at s = 0, where y is x itself: Σ is singular; use s > 0")
+        return self._marginal(self.clock(s))
+
+    def _marginal(self, tau: Tensor) -> Marginal:
+        a, Sigma, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the marginal covariance")
+        L = kernels.lower_triangular(factor.root)
+        return Marginal(a, Sigma, L, factor.readout, factor.log_snr, factor.log_det)
+
+    def log_snr(self, s: Times) -> Tensor:
+        """λ(s) = log aᵀ Σ^{-1} a, like s; strictly decreasing."""
+        tau = self.clock(s)
+        _, _, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
+        return factor.log_snr
+
+    def _factor(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
+        """a, Σ and its factorization at clock times τ, each time by the route that keeps digits."""
+        A, GG, Sigma0 = self.unit_drift, self.unit_noise, self.initial_covariance
+        M, P = kernels.transition_moments(A, GG, tau)
+        a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
+        direct = kernels.direct_factor(Sigma, a)
+        norm = torch.linalg.matrix_norm(A.detach(), ord=2)
+        near = tau.detach() * norm < 20.0  # beyond, exp(-Aτ) has lost every digit there is
+        if not bool(near.any()):
+            return a, Sigma, direct
+        shape = tau.shape
+        index = near.flatten().nonzero()[:, 0]
+        near_tau = tau.flatten()[index]
+        pulled = kernels.pulled_back_factor(
+            A, GG, Sigma0, M.reshape(-1, *M.shape[-2:])[index], near_tau
+        )
+        better = pulled.amplification < direct.amplification.flatten()[index]
+        if bool(better.all()) and len(index) == max(tau.numel(), 1):
+            return a, Sigma, kernels.Factor(*(f.reshape(shape + f.shape[1:]) for f in pulled))
+        index = index[better]
+        fields = []
+        for d, p in zip(direct, pulled, strict=True):
+            flat = d.reshape(-1, *d.shape[len(shape) :])
+            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        return a, Sigma, kernels.Factor(*fields)
+
+    # -- the two ends, and inversion ---------------------------------------------------------------
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        """λ(T), 0-dim: what is left of the data when the prior takes over."""
+        return self._cached("terminal_log_snr", lambda: self.log_snr(self.horizon))
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``."""
+        return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
+
+    @property
+    def start(self) -> Marginal:
+        """The marginal at ε."""
+        return self._cached("start", lambda: self._marginal(self._start_clock()))
+
+    def _start_clock(self) -> Tensor:
+        start = self._clock_at("start_clock", self.max_log_snr)
+        low = self.terminal_log_snr.detach()
+        if not low < self.max_log_snr:
+            raise ValueError(
+                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low.item():.6g}: "
+                "nothing is left between the start time and T; use a faster clock"
+            )
+        return start
+
+    def _clock_at(self, name: str, log_snr: float) -> Tensor:
+        """The clock time of a fixed log SNR; the root is kept, its gradient made anew."""
+        target = self._tensor(log_snr)
+        with torch.no_grad():
+            root = self._cached(name, lambda: self._clock_root(target))
+        return self._clock_gradient(root, target)
+
+    @property
+    def terminal(self) -> Marginal:
+        """The marginal at T."""
+        return self._cached("terminal", lambda: self.marginal(self.horizon))
+
+    def log_snr_rate(self, s: Times) -> Tensor:
+        """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
+        s = self._time("s", s)
+        _, _, factor = self._factor(self.clock(s))
+        return self.rate(s) * _decay(factor, self.unit_noise)
+
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
+
+        Raises:
+            ValueError: a value below λ(T), which this diffusion never reaches.
+        """
+        value = self._tensor(value)
+        low = self.terminal_log_snr.detach()
+        if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
+            raise ValueError(
+                f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
+                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
+            )
+        tau = self._clock_gradient(self._clock_root(value), value)
+        return self._from_clock(tau).clamp(max=self.horizon)
+
+    def _clock_root(self, value: Tensor) -> Tensor:
+        """The τ with λ(τ) = value, by safeguarded Newton steps in log τ."""
+        with torch.no_grad():
+            target = value.detach()
+            knots, lam, slope = self._table()
+            wanted = target.flatten()
+            i = torch.searchsorted(-lam, -wanted).clamp(1, len(lam) - 1)
+            low, high = knots[i - 1], knots[i]
+            # cubic Hermite interpolation of log τ as a function of λ
+            h = lam[i] - lam[i - 1]
+            u = ((wanted - lam[i - 1]) / h).clamp(0, 1)
+            x = (
+                (1 + 2 * u) * (1 - u) ** 2 * low
+                + u**2 * (3 - 2 * u) * high
+                + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
+            )
+            x = torch.maximum(torch.minimum(x, high), low)
+            for _ in range(60):
+                _, _, factor = self._factor(x.exp())
+                error = factor.log_snr - wanted
+                low, high = torch.where(error > 0, x, low), torch.where(error > 0, high, x)
+                proposal = x + error / (x.exp() * _decay(factor, self.unit_noise))
+                inside = (proposal >= low) & (proposal <= high)
+                previous, x = x, torch.where(inside, proposal, (low + high) / 2)
+                if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                    break  # Newton's next step is below rounding
+        return x.exp().reshape(value.shape)
+
+    def _clock_gradient(self, tau: Tensor, value: Tensor) -> Tensor:
+        """τ with λ(τ) = value, given that root as a number: one Newton step carries gradients."""
+        learned = value.requires_grad or any(p.requires_grad for p in self.parameters())
+        if not (learned and torch.is_grad_enabled()):
+            return tau
+        _, _, factor = self._factor(tau)
+        return tau + (factor.log_snr - value) / _decay(factor, self.unit_noise).detach()
+
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log τ from far below ε to far past T, λ there (decreasing), and d log τ / dλ."""
+
+        def build() -> tuple[Tensor, Tensor, Tensor]:
+            # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+            A = self.unit_drift
+            fast = torch.linalg.matrix_norm(A, ord=2).log().item()
+            slow = (-torch.linalg.eigvals(A).real.max()).clamp_min(1e-12).log().item()
+            lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
+            x = torch.cat(
+                [
+                    torch.linspace(lowest, -2.0 - fast, 65),
+                    torch.linspace(-2.0 - fast, 3.5 - slow, 97)[1:],
+                ]
+            ).to(A)
+            _, _, factor = self._factor(x.exp())
+            return x, factor.log_snr, -1 / (x.exp() * _decay(factor, self.unit_noise))
+
+        with torch.no_grad():
+            return self._cached("table", build)
+
+    # -- torchsde ----------------------------------------------------------------------------------
+
+    def forward_sde(self) -> Any:
+        """This diffusion as a torchsde object over states (batch·d, K); see :mod:`pyro_mdm.sde`."""
+        from pyro_mdm.sde import ForwardSDE
+
+        return ForwardSDE(self)
+
+    def reverse_sde(
+        self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
+    ) -> Any:
+        """The generative SDE in t = T - s as a torchsde object; see :mod:`pyro_mdm.sde`."""
+        from pyro_mdm.sde import ReverseSDE
+
+        return ReverseSDE(self, score, event_shape)
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def _tensor(self, value: Times) -> Tensor:
+        device = self.stationary_covariance.device
+        return torch.as_tensor(value, dtype=torch.float64, device=device)
+
+    def _time(self, name: str, value: Times) -> Tensor:
+        s = self._tensor(value)
+        if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
+            bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
+            raise ValueError(
+                f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
+                "data at 0 to the noise at T"
+            )
+        return s
+
+    def _check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
+            worst = int(growth.flatten().argmax())
+            s = self._from_clock(tau.detach())
+            raise kernels.KernelPrecisionError(
+                f"{type(self).__name__}: float64 cannot hold {what} at s = "
+                f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
+                f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
+                "max_log_snr, take longer steps, or bring the time scales of Q and D together"
+            )
+
+    def extra_repr(self) -> str:
+        text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
+        return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
+
+
+def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """-dλ/dτ = SNR kᵀ g² k."""
+    k = factor.readout
+    root = (factor.log_snr / 2).exp()[..., None] * k
+    return torch.einsum("...i,ij,...j->...", root, unit_noise, root)
+
+
+def apply_matrix(matrix: Tensor, y: Tensor) -> Tensor:
+    """``matrix`` (*batch, K, K) on the variables of y (*batch, K, *event_shape), in y's dtype.
+
+    One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape).
+    """
+    batch = matrix.shape[:-2] or y.shape[:1]
+    return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
+
+
+def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
+    """``vector`` (*batch, K) contracted with the variables of y: (*batch, *event_shape).
+
+    One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape).
+    """
+    batch = vector.shape[:-1] or y.shape[:1]
+    flat = y.reshape(*batch, vector.shape[-1], -1)
+    event = y.shape[len(batch) + 1 :]
+    return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def _square(name: str, value: Matrix) -> Tensor:
+    matrix = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(f"{name} has entries that are not finite: {matrix.tolist()}")
+    return matrix
+
+
+def _variance(name: str, value: Any, size: int) -> Tensor:
+    """A number, ``size`` variances or a (size, size) matrix, as a positive definite matrix."""
+    v = torch.as_tensor(value, dtype=torch.float64).detach()
+    if v.dim() <= 1 and v.shape in ((), (size,)):
+        matrix = torch.diag(v.expand(size)).clone()
+    elif v.shape == (size, size):
+        matrix = v.clone()
+    else:
+        raise ValueError(
+            f"{name} has shape {tuple(v.shape)}, expected a number, {size} variances or a "
+            f"({size}, {size}) covariance"
+        )
+    if not bool(matrix.isfinite().all()) or not torch.equal(matrix, matrix.mT):
+        raise ValueError(f"{name} is {matrix.tolist()}, expected a finite symmetric matrix")
+    if size and not torch.linalg.eigvalsh(matrix).min() > 0:
+        raise ValueError(f"{name} is {matrix.tolist()}, expected positive variances")
+    return matrix
+
+
+# -- presets ---------------------------------------------------------------------------------------
+
+
+class VPSDE(LinearDiffusion):
+    """The variance-preserving SDE, K = 1: Q = 0, D = ½ (Song et al. 2021).
+
+    Keyword arguments are those of :class:`LinearDiffusion`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__([[0.0]], [[0.5]], **options)
+
+
+class CLD(LinearDiffusion):
+    """Critically-damped Langevin diffusion, K = 2 (Dockhorn et al. 2022).
+
+    Q = [[0, -1], [1, 0]], D = diag(0, Γ), Σ_∞ = diag(1, M).
+
+    Args:
+        mass: M.
+        friction: Γ, 2√M by default (critical damping).
+        options: keyword arguments of :class:`LinearDiffusion`.
+
+    Dockhorn's own constants: ``CLD(mass=0.25, friction=1.0, beta=ConstantBeta(4.0),
+    initial_variance=0.01)``.
+    """
+
+    def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
+        friction = 2 * math.sqrt(mass) if friction is None else friction
+        options.setdefault("stationary_variance", [1.0, mass])
+        super().__init__([[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, friction]], **options)
+
+
+class MALDA(LinearDiffusion):
+    """Modified accelerated Langevin diffusion, K = 3 (the paper).
+
+    Q = [[0, -1/L, -1], [1/L, 0, -γ], [1, γ, 0]], D = diag(0, 2√M, 2√M), Σ_∞ = diag(1, M, M).
+
+    Args:
+        mass: M;  gamma: γ;  lipschitz: L, 1/M by default.
+        options: keyword arguments of :class:`LinearDiffusion`.
+    """
+
+    def __init__(
+        self,
+        mass: float = 1.0,
+        gamma: float = 1.0,
+        lipschitz: float | None = None,
+        **options: Any,
+    ) -> None:
+        r = mass if lipschitz is None else 1 / lipschitz
+        d = 2 * math.sqrt(mass)
+        options.setdefault("stationary_variance", [1.0, mass, mass])
+        super().__init__(
+            [[0.0, -r, -1.0], [r, 0.0, -gamma], [1.0, gamma, 0.0]],
+            [[0.0, 0.0, 0.0], [0.0, d, 0.0], [0.0, 0.0, d]],
+            **options,
+        )
+
+
+class ALDA(LinearDiffusion):
+    """Accelerated Langevin diffusion, K = 3, third order (Mou et al. 2019; the paper).
+
+    Q = [[0, -1/L, 0], [1/L, 0, -γ], [0, γ, 0]], D = diag(0, 0, ψ/L), Σ_∞ = diag(1, M, M).
+
+    Args:
+        mass: M;  gamma: γ;  psi: ψ;  lipschitz: L, 1/M by default.
+        options: keyword arguments of :class:`LinearDiffusion`.
+    """
+
+    def __init__(
+        self,
+        mass: float = 1.0,
+        gamma: float = 1.0,
+        psi: float = 1.0,
+        lipschitz: float | None = None,
+        **options: Any,
+    ) -> None:
+        r = mass if lipschitz is None else 1 / lipschitz
+        options.setdefault("stationary_variance", [1.0, mass, mass])
+        super().__init__(
+            [[0.0, -r, 0.0], [r, 0.0, -gamma], [0.0, gamma, 0.0]],
+            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, psi * r]],
+            **options,
+        )
+
+
+class LearnedDiffusion(LinearDiffusion):
+    r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
+
+    W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
+    constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family.
+
+    Args:
+        num_variables: K ≥ 1.
+        rank: rank of D, K by default.
+        learn_beta: whether β(s) is learned too (:class:`~pyro_mdm.clocks.LearnedBeta`).
+        min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
+            With a denoiser the bound depends on Q and D through the prior mismatch alone, and
+            without this they could only lengthen or shorten the same path.
+        options: keyword arguments of :class:`LinearDiffusion`.
+
+    It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
+    :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
+    """
+
+    def __init__(
+        self,
+        num_variables: int,
+        rank: int | None = None,
+        learn_beta: bool = False,
+        **options: Any,
+    ) -> None:
+        K = num_variables
+        if K < 1:
+            raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
+        rank = K if rank is None else rank
+        if not 1 <= rank <= K:
+            raise ValueError(f"rank is {rank}, expected between 1 and num_variables = {K}")
+        Q = torch.zeros(K, K, dtype=torch.float64)
+        i = torch.arange(1, K)
+        Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
+        D = torch.zeros(K, K, dtype=torch.float64)
+        D.diagonal()[K - rank :] = 0.5
+        self._rank = rank
+        if learn_beta:
+            horizon = options.get("horizon", 1.0)
+            options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
+        super().__init__(Q, D, **options)
+
+    @classmethod
+    def from_diffusion(
+        cls,
+        start: LinearDiffusion,
+        rank: int | None = None,
+        learn_beta: bool = False,
+        **options: Any,
+    ) -> LearnedDiffusion:
+        """The learned diffusion that begins exactly as ``start``.
+
+        Args:
+            start: any linear diffusion, e.g. a preset.
+            rank: rank of the learned D, K by default; at least the rank of ``start.D``.
+            learn_beta: whether the clock is learned too.
+            options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
+        """
+        K = start.num_variables
+        settings: dict[str, Any] = {
+            "beta": start.beta,
+            "horizon": start.horizon,
+            "stationary_variance": start.stationary_covariance,
+            "initial_variance": start.initial_covariance[1:, 1:],
+            "max_log_snr": start.max_log_snr,
+            "min_log_snr": start.min_log_snr,
+        }
+        learned = cls(K, rank, learn_beta, **(settings | options))
+        values, vectors = torch.linalg.eigh(start.D.detach())
+        needed = int((values > 1e-12 * values.max()).sum())
+        if needed > learned._rank:
+            raise ValueError(
+                f"rank is {learned._rank}, but D of {type(start).__name__} has rank {needed}; "
+                f"expected rank ≥ {needed}"
+            )
+        roots = vectors * values.clamp_min(0).sqrt()
+        with torch.no_grad():
+            learned.lower.copy_(start.Q[learned._row, learned._column])
+            learned.B.copy_(roots.flip(-1)[:, : learned._rank])
+        return learned
+
+    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
+        self._row, self._column = torch.tril_indices(len(Q), len(Q), offset=-1).unbind()
+        self.lower = nn.Parameter(Q[self._row, self._column])
+        self.B = nn.Parameter(torch.diag(D.diagonal().sqrt())[:, len(D) - self._rank :].clone())
+
+    @property
+    def Q(self) -> Tensor:
+        """W - Wᵀ, (K, K)."""
+        W = self.B.new_zeros(self.num_variables, self.num_variables)
+        W = W.index_put((self._row, self._column), self.lower)
+        return W - W.mT
+
+    @property
+    def D(self) -> Tensor:
+        """B Bᵀ, (K, K)."""
+        return self.B @ self.B.mT
