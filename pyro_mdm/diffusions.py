@@ -297,7 +297,7 @@ class LinearDiffusion(Diffusion):
         tau = self.clock(s) - self.clock(r)
         A, GG = self.unit_drift, self.unit_noise
         M, P = kernels.transition_moments(A, GG, tau)
-        F, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
+        F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
         self._check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
 
@@ -418,6 +418,15 @@ class LinearDiffusion(Diffusion):
             )
         tau = self._clock_gradient(self._clock_root(value), value)
         return self._from_clock(tau).clamp(max=self.horizon)
+
+    def log_snr_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
+        if num_times < 2:
+            raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
+        low = self.terminal_log_snr
+        fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
+        s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
+        return torch.cat([s, self._tensor(self.horizon).reshape(1)])
 
     def _clock_root(self, value: Tensor) -> Tensor:
         """The τ with λ(τ) = value, by safeguarded Newton steps in log τ."""

@@ -53,6 +53,7 @@ class Factor(NamedTuple):
     """What a factorization of Σ = Cov(y | x) knows: Σ = F Fᵀ, log SNR, and how z reads the state."""
 
     root: Tensor  # F (…, K, K), not necessarily triangular
+    whitener: Tensor  # F^{-1} (…, K, K), with the digits that inverting F would lose
     log_snr: Tensor  # log aᵀ Σ^{-1} a, (…)
     readout: Tensor  # k (…, K): z = kᵀ y = aᵀ Σ^{-1} y / SNR
     log_det: Tensor  # log det Σ, (…)
@@ -131,6 +132,12 @@ def lower_triangular(F: Tensor) -> Tensor:
     return (R * sign.unsqueeze(-1)).mT * d
 
 
+def _inverse(C: Tensor) -> Tensor:
+    """C^{-1} of a lower-triangular C."""
+    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    return torch.linalg.solve_triangular(C, eye.expand_as(C), upper=False)
+
+
 def _log_diagonal_sum(C: Tensor) -> Tensor:
     return C.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
@@ -147,25 +154,24 @@ def pulled_back_factor(A: Tensor, GG: Tensor, Sigma0: Tensor, M: Tensor, tau: Te
     S = (P + Sigma0)[..., order, :][..., :, order]
     C, amplification = scaled_cholesky(S)
     last = C[..., -1, -1]
-    unit = torch.zeros(K, 1, dtype=A.dtype, device=A.device)
-    unit[-1] = 1.0
-    row = torch.linalg.solve_triangular(C.mT, unit.expand(*tau.shape, K, 1), upper=True)
-    readout = ((last.unsqueeze(-1) * row[..., 0]).unsqueeze(-2) @ W[..., order, :]).squeeze(-2)
+    whitener = _inverse(C) @ W[..., order, :]
+    readout = last.unsqueeze(-1) * whitener[..., -1, :]
     log_det = 2 * _log_diagonal_sum(C) + 2 * tau * A.diagonal().sum()
-    return Factor(M[..., order] @ C, -2 * last.log(), readout, log_det, amplification)
+    return Factor(M[..., order] @ C, whitener, -2 * last.log(), readout, log_det, amplification)
 
 
 def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
     """Factor Σ itself by a scaled Cholesky. Best late, where Σ is near its stationary value."""
     L, amplification = scaled_cholesky(Sigma)
-    u = torch.linalg.solve_triangular(L, a.unsqueeze(-1), upper=False)
+    whitener = _inverse(L)
+    u = whitener @ a.unsqueeze(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
     scale = u.detach().abs().amax(-2, keepdim=True).clamp_min(1e-300)
     q = (u / scale).square().sum((-2, -1))
     log_snr = q.log() + 2 * scale[..., 0, 0].log()
-    w = torch.linalg.solve_triangular(L.mT, u / scale, upper=True)[..., 0]
+    w = (whitener.mT @ (u / scale))[..., 0]
     readout = w / (q * scale[..., 0, 0]).unsqueeze(-1)
-    return Factor(L, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
+    return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
 
 
 def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-10) -> tuple[Tensor, Tensor]:
@@ -201,8 +207,8 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-10) -> tuple[Tensor,
 
 def transition_factor(
     A: Tensor, GG: Tensor, tau: Tensor, basis: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A root F of ``P = F Fᵀ`` (not triangular), log det P, and the amplification of rounding.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A root F of ``P = F Fᵀ`` (not triangular), F^{-1}, log det P, and the growth of rounding.
 
     P is factored in ``basis`` (see :func:`noise_basis`), where its grading lies along the axes.
     Entries that vanish there by construction are set to exact zero and keep their gradient.
@@ -216,4 +222,4 @@ def transition_factor(
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
     C, amplification = scaled_cholesky(P1)
-    return U @ C, 2 * _log_diagonal_sum(C), amplification
+    return U @ C, _inverse(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
