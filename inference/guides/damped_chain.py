@@ -1,0 +1,38 @@
+"""A chain of three variables, damped at both auxiliary ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_mdm import LinearDiffusion
+
+__all__ = ["DampedChain"]
+
+
+class DampedChain(LinearDiffusion):
+    r"""x ↔ v_1 ↔ v_2, with friction and noise on v_1 and v_2.
+
+        dx   = β v_1 ds
+        dv_1 = β (-x - γ_1 v_1 + c v_2) ds + sqrt(2 γ_1 β) dB_1
+        dv_2 = β (-c v_1 - γ_2 v_2) ds     + sqrt(2 γ_2 β) dB_2
+
+    Between CLD, which is the case c = 0 with v_2 left out, and ALDA, where only the last variable
+    is damped: the chain smooths the noise that reaches x, and the friction γ_1 takes the ringing
+    out of it.
+
+    Args:
+        coupling: c, strength of v_1 ↔ v_2; nonzero where damping_1 is 0.
+        damping_1, damping_2: γ_1 and γ_2 ≥ 0.
+        options: what every :class:`~pyro_mdm.LinearDiffusion` takes (clock, max_log_snr, …).
+    """
+
+    def __init__(
+        self,
+        coupling: float = 1.0,
+        damping_1: float = 1.0,
+        damping_2: float = 2.0,
+        **options: Any,
+    ) -> None:
+        Q = [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]]
+        D = [[0.0, 0.0, 0.0], [0.0, damping_1, 0.0], [0.0, 0.0, damping_2]]
+        super().__init__(Q, D, **options)
