@@ -39,8 +39,8 @@ __all__ = [
     "VPSDE",
 ]
 
-# rounding errors grown by more than this are refused: 1e10 · 2.2e-16 leaves log SNR to 2e-6
-MAX_AMPLIFICATION = 1e10
+# rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
+MAX_AMPLIFICATION = 2e7
 
 Times = float | Tensor
 Matrix = Sequence[Sequence[float]] | Tensor
@@ -170,7 +170,7 @@ class LinearDiffusion(Diffusion):
                 f"D is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
                 "expected ≥ 0; use D = B Bᵀ"
             )
-        reached = self._basis()[0].shape[1]
+        reached = kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
         if reached < self.num_variables:
             raise ValueError(
                 f"noise reaches {reached} of {self.num_variables} variables: (A, G) is not "

@@ -13,7 +13,7 @@ scale with different powers of τ.
   series of fixed degree.
 * A Cholesky factorization of Σ succeeds and still loses the information about x, so the covariance
   given x is factored after pulling it back to time 0, with the data variable last: its last pivot
-  *is* 1/SNR. A transition of low-rank noise is factored in a basis adapted to the way noise spreads.
+  *is* 1/SNR. A transition of low-rank noise is factored in a basis adapted to how noise spreads.
 
 Nothing here adds anything to a diagonal. Tests compare with 80-digit references.
 """
@@ -50,7 +50,7 @@ class KernelPrecisionError(ArithmeticError):
 
 
 class Factor(NamedTuple):
-    """What a factorization of Σ = Cov(y | x) knows: Σ = F Fᵀ, log SNR, and how z reads the state."""
+    """What a factorization of Σ = Cov(y | x) knows: Σ = F Fᵀ, log SNR, how z reads the state."""
 
     root: Tensor  # F (…, K, K), not necessarily triangular
     whitener: Tensor  # F^{-1} (…, K, K), with the digits that inverting F would lose
@@ -166,7 +166,9 @@ def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
     whitener = _inverse(L)
     u = whitener @ a.unsqueeze(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
-    scale = u.detach().abs().amax(-2, keepdim=True).clamp_min(1e-300)
+    size = u.detach().abs().amax(-2, keepdim=True)
+    amplification = torch.where(size[..., 0, 0] > 1e-250, amplification, torch.inf)
+    scale = size.clamp_min(1e-300)
     q = (u / scale).square().sum((-2, -1))
     log_snr = q.log() + 2 * scale[..., 0, 0].log()
     w = (whitener.mT @ (u / scale))[..., 0]
@@ -174,11 +176,13 @@ def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
     return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
 
 
-def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-10) -> tuple[Tensor, Tensor]:
+def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor, Tensor]:
     """Orthonormal basis U of [G, AG, A²G, …] and the order in which noise reaches each vector.
 
     Args:
         A, D: (K, K); the range of D is the range of G.
+        tolerance: what is taken for rounding of zero, relative to ‖D‖ (an eigenvalue) or to ‖A‖
+            (a coupling).
 
     Returns:
         U (K, K), whose columns noise reaches after ``level`` integrations, and ``level`` (K,).
@@ -212,8 +216,16 @@ def transition_factor(
 
     P is factored in ``basis`` (see :func:`noise_basis`), where its grading lies along the axes.
     Entries that vanish there by construction are set to exact zero and keep their gradient.
+
+    Raises:
+        KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
     """
     U, level = basis
+    if U.shape[-1] < A.shape[-1]:
+        raise KernelPrecisionError(
+            f"noise reaches {U.shape[-1]} of {A.shape[-1]} variables: the covariance of a "
+            "transition is singular; couple the variables through Q or widen the range of D"
+        )
     above = (level[:, None] > level[None, :] + 1).to(A.device)
     A1 = U.mT @ A @ U
     GG1 = U.mT @ GG @ U
@@ -222,4 +234,11 @@ def transition_factor(
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
     C, amplification = scaled_cholesky(P1)
+    # a small eigenvalue of D is known only as well as rounding of its large entries allows
+    given = GG1.detach().diagonal().clamp_min(1e-300)
+    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal()
+    gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
+    growth = torch.minimum(rounding / given, tau.detach().unsqueeze(-1) * rounding / gained)
+    growth = torch.where((level == 0).to(A.device), growth, 0.0).amax(-1)
+    amplification = torch.maximum(amplification, growth)
     return U @ C, _inverse(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification

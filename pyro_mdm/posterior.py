@@ -1,4 +1,4 @@
-r"""The exact Gaussian posterior q(y_r | y_s, x) of an earlier state, the step of ancestral sampling.
+r"""The exact Gaussian posterior q(y_r | y_s, x) of an earlier state: a step of ancestral sampling.
 
 With ``y_s = M y_r + N(0, P)`` and ``y_r | x ~ N(a_r x, Σ_r)``,
 
@@ -59,15 +59,16 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
         ValueError: a time outside (0, T] or s ≤ r.
         KernelPrecisionError: float64 cannot hold the factors.
     """
-    s, r = torch.broadcast_tensors(diffusion._time("s", s), diffusion._time("r", r))
-    if not bool(((s > r) & (r > 0)).all()):
-        i = int((~((s > r) & (r > 0))).flatten().nonzero()[0])
+    later, earlier = torch.broadcast_tensors(diffusion._time("s", s), diffusion._time("r", r))
+    wrong = ~((later > earlier) & (earlier > 0))
+    if bool(wrong.any()):
         raise ValueError(
-            f"posterior at r = {r.flatten()[i].item():.6g} given s = {s.flatten()[i].item():.6g}, "
-            "expected s > r > 0; generation runs backward and stops before 0"
+            f"posterior at r = {earlier[wrong][0].item():.6g} given s = "
+            f"{later[wrong][0].item():.6g}, expected s > r > 0; generation runs backward and stops "
+            "before 0"
         )
-    tau_r = diffusion.clock(r)
-    tau = diffusion.clock(s) - tau_r
+    tau_r = diffusion.clock(earlier)
+    tau = diffusion.clock(later) - tau_r
     a_r, Sigma_r, given_x = diffusion._factor(tau_r)
     diffusion._check_precision(given_x.amplification, tau_r, "the marginal covariance")
 
@@ -131,7 +132,7 @@ def _short_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor
 def _long_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor) -> _Step:
     A, GG = diffusion.unit_drift, diffusion.unit_noise
     M, _ = kernels.transition_moments(A, GG, tau)
-    F, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion._basis())
+    _, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion._basis())
     R = given_x.root
     root, whitener, log_ratio, growth = _contract(R, given_x.whitener, F_inverse @ M @ R)
     gain = root @ (F_inverse @ M @ root).mT @ F_inverse  # V Mᵀ P^{-1}
