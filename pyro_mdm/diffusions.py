@@ -139,7 +139,8 @@ class LinearDiffusion(Diffusion):
             raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
         K = self.num_variables = Q.shape[0]
         self.horizon = float(horizon)
-        self.max_log_snr = float(max_log_snr)
+        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self.max_log_snr = max_log_snr
         self.min_log_snr = None if min_log_snr is None else float(min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         self._register_matrices(Q, D)
@@ -148,7 +149,6 @@ class LinearDiffusion(Diffusion):
         initial[1:, 1:] = _variance("initial_variance", initial_variance, K - 1)
         self.register_buffer("stationary_covariance", stationary)
         self.register_buffer("initial_covariance", initial)
-        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._check_family()
 
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
@@ -364,6 +364,16 @@ class LinearDiffusion(Diffusion):
     def terminal_log_snr(self) -> Tensor:
         """λ(T), 0-dim: what is left of the data when the prior takes over."""
         return self._cached("terminal_log_snr", lambda: self.log_snr(self.horizon))
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ at the start time ε."""
+        return self._max_log_snr
+
+    @max_log_snr.setter
+    def max_log_snr(self, value: float) -> None:
+        self._cache.clear()
+        self._max_log_snr = float(value)
 
     @property
     def start_time(self) -> Tensor:

@@ -1,0 +1,167 @@
+r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p(x | y_ε)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
+from pyro_mdm.samplers import Splitting
+
+if TYPE_CHECKING:
+    from pyro_mdm.likelihoods import Likelihood
+    from pyro_mdm.scores import Score
+
+__all__ = ["DiffusionModel"]
+
+_names = itertools.count()
+
+
+class Registered(nn.Module):
+    """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pyro_name = f"pyro_mdm_{next(_names)}"
+
+    def register(self) -> None:
+        """Register every parameter under one name, however many programs share it."""
+        collecting = any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK)
+        if not collecting:
+            return
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            full = f"{_owner(parameter, self._pyro_name)}$$${name}"
+            stored = pyro.param(full, parameter)
+            if stored.unconstrained() is not parameter:
+                raise RuntimeError(
+                    f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
+                    "that one and not the module. Call pyro.clear_param_store(), and keep "
+                    "parameters contiguous (no channels_last) on this path"
+                )
+
+
+def _owner(parameter: Tensor, name: str) -> str:
+    """The first program that registered a parameter names it: shared ones are stepped once."""
+    known = getattr(parameter, "_pyro_mdm_owner", None)
+    if known is None:
+        parameter._pyro_mdm_owner = known = name  # type: ignore[attr-defined]
+    return str(known)
+
+
+class DiffusionModel(Registered):
+    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, under ``plate("data")``.
+
+    Args:
+        diffusion: the noising diffusion that is reversed; the guide is built over the same object.
+        score: the score's parameterization, which owns the network.
+        likelihood: p(x | y_ε), the score's own decoder by default.
+        event_shape: shape of one datum.
+        sampler: simulates the generative SDE when the path is not given,
+            ``Splitting(steps=256)`` by default.
+        times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
+            for the Markov chain on that grid (its density is exact, so importance weights are).
+
+    Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
+    given. ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
+    """
+
+    def __init__(
+        self,
+        diffusion: LinearDiffusion,
+        score: Score,
+        likelihood: Likelihood | None = None,
+        event_shape: Sequence[int] = (),
+        *,
+        sampler: Callable[..., Tensor] | None = None,
+        times: int | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if any(n < 1 for n in event_shape):
+            raise ValueError(f"event_shape is {tuple(event_shape)}, expected positive sizes")
+        self.diffusion = diffusion
+        self.score_function = score
+        self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
+        self.event_shape = torch.Size(event_shape)
+        self.sampler = sampler if sampler is not None else Splitting(steps=256)
+        self.times = times
+
+    def score(self, y: Tensor, s: Tensor) -> Tensor:
+        """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""
+        return self.score_function.score(self.diffusion, y, s)
+
+    @property
+    def bound_score(self) -> BoundScore:
+        """``score(y, s)`` and ``denoise(y, s)`` together, as samplers take them."""
+        return BoundScore(self.diffusion, self.score_function)
+
+    def path_law(self) -> GenerativePath | GenerativeChain:
+        """The law of the generative path of one datum."""
+        if self.times is None:
+            return GenerativePath(
+                self.diffusion, self.score_function, self.event_shape, sampler=self.sampler
+            )
+        times = grid_times(self.diffusion, self.times)
+        return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        """Run the program.
+
+        Args:
+            x: data (batch, *event_shape), or None to generate.
+            batch_size: number of data to generate.
+            num_data: size of the data set of which x is a subsample; scales the loss.
+
+        Returns:
+            x, (batch, *event_shape).
+        """
+        self.register()
+        if x is not None:
+            x = self._check(x)
+        n = batch_size if x is None else len(x)
+        if n is None:
+            raise ValueError("neither x nor batch_size is given; pass model(batch_size=64)")
+        with data_plate(n, num_data):
+            path = pyro.sample("path", self.path_law())
+            y = path.select(-2 - len(self.event_shape), 0)
+            law = self.likelihood(self.diffusion, self.score_function, y)
+            return pyro.sample("x", law, obs=x)
+
+    def _check(self, x: Tensor) -> Tensor:
+        if x.dim() != len(self.event_shape) + 1 or x.shape[1:] != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (batch, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
+        return x
+
+
+def data_plate(n: int, num_data: int | None) -> pyro.plate:
+    """``plate("data")`` over n data, scaled to ``num_data`` of them."""
+    if num_data is None:
+        return pyro.plate("data", n)
+    if num_data < n:
+        raise ValueError(f"num_data is {num_data}, expected at least the batch's {n} data")
+    return pyro.plate("data", num_data, subsample=torch.arange(n))
+
+
+def grid_times(diffusion: LinearDiffusion, times: int | Tensor) -> Tensor:
+    """A number of times, equally spaced in log SNR, or the times themselves."""
+    return diffusion.log_snr_grid(times) if isinstance(times, int) else times
