@@ -1,0 +1,253 @@
+"""Diffusions and data laws with known answers, shared by every test file.
+
+A new diffusion joins the suites that are parametrized over :data:`DIFFUSIONS` by being listed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions import (
+    ALDA,
+    CLD,
+    MALDA,
+    VPSDE,
+    LearnedDiffusion,
+    LinearDiffusion,
+    apply_vector,
+)
+
+Factory = Callable[[], LinearDiffusion]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+# -- diffusions ------------------------------------------------------------------------------------
+
+
+def learned(K: int, rank: int, seed: int, **options: object) -> LearnedDiffusion:
+    """A learned diffusion some way into its training: random W and B, B nearly blind to x."""
+    diffusion = LearnedDiffusion(K, rank, **options)  # type: ignore[arg-type]
+    B = normal(seed + 1, K, rank)
+    if K > 1:
+        B[0] *= 0.1
+    with torch.no_grad():
+        diffusion.lower.copy_(normal(seed, *diffusion.lower.shape))
+        diffusion.B.copy_(B * 1.5 / B.norm())
+    return diffusion
+
+
+def random_linear(K: int, seed: int, rank: int | None = None, **options: object) -> LinearDiffusion:
+    """Random (Q, D) with a full matrix Σ_∞ and a D of the given rank."""
+    W, B, S = normal(seed, K, K), normal(seed + 1, K, rank or K), normal(seed + 2, K, K)
+    D = B @ B.mT / K + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
+    Sigma = S @ S.mT / K + 0.5 * torch.eye(K, dtype=torch.float64)
+    return LinearDiffusion(
+        W - W.mT,
+        (D + D.mT) / 2,
+        stationary_variance=(Sigma + Sigma.mT) / 2,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def chain(K: int, **options: object) -> LinearDiffusion:
+    """x - v_1 - … - v_{K-1} with noise on the last variable only: a diffusion of order K."""
+    Q = torch.zeros(K, K, dtype=torch.float64)
+    i = torch.arange(1, K)
+    Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
+    D = torch.zeros(K, K, dtype=torch.float64)
+    D[-1, -1] = 2.0
+    return LinearDiffusion(Q, D, **options)  # type: ignore[arg-type]
+
+
+def learned_clock() -> LinearDiffusion:
+    diffusion = LearnedDiffusion.from_diffusion(CLD(), learn_beta=True)
+    with torch.no_grad():
+        raw = diffusion.beta.get_parameter("raw")
+        raw.add_(0.5 * normal(7, len(raw)))
+    return diffusion
+
+
+DIFFUSIONS: list[tuple[str, Factory]] = [
+    ("vpsde", VPSDE),
+    ("cld", CLD),
+    ("malda", MALDA),
+    ("alda", ALDA),
+    (
+        "cld_dockhorn",
+        lambda: CLD(mass=0.25, friction=1.0, beta=ConstantBeta(4.0), initial_variance=0.01),
+    ),
+    ("malda_paper_clock", lambda: MALDA(beta=LinearBeta(0.1, 10.0))),
+    ("learned_1", lambda: learned(1, 1, 10)),
+    ("learned_2", lambda: learned(2, 2, 33)),
+    ("learned_3", lambda: learned(3, 3, 60)),
+    ("learned_3_rank_1", lambda: learned(3, 1, 54)),
+    ("learned_4_rank_2", lambda: learned(4, 2, 6)),
+    ("learned_from_vpsde", lambda: LearnedDiffusion.from_diffusion(VPSDE())),
+    ("learned_from_cld", lambda: LearnedDiffusion.from_diffusion(CLD(), rank=1)),
+    ("learned_from_malda", lambda: LearnedDiffusion.from_diffusion(MALDA())),
+    ("learned_from_alda", lambda: LearnedDiffusion.from_diffusion(ALDA(), rank=1)),
+    ("learned_clock", learned_clock),
+    ("learned_2_fixed_ends", lambda: learned(2, 1, 108, min_log_snr=-9.0)),
+    ("cld_fixed_ends", lambda: CLD(min_log_snr=-9.0, max_log_snr=10.0)),
+    ("random_1", lambda: random_linear(1, 100)),
+    ("random_2", lambda: random_linear(2, 200)),
+    ("random_3", lambda: random_linear(3, 114)),
+    ("random_4", lambda: random_linear(4, 400)),
+    ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
+]
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+class GaussianMixture:
+    """Data from a Gaussian mixture: every marginal, denoiser and score is closed form, in float64.
+
+    Args:
+        weights: (n,).
+        means: (n, d).
+        covariances: (n, d, d).
+
+    One component is Gaussian data.
+    """
+
+    def __init__(
+        self, weights: Sequence[float] | Tensor, means: Tensor, covariances: Tensor
+    ) -> None:
+        w = torch.as_tensor(weights, dtype=torch.float64)
+        self.log_weights = (w / w.sum()).log()
+        self.means, self.covariances = means.double(), covariances.double()
+        self.values, self.vectors = torch.linalg.eigh(self.covariances)  # (n, d), (n, d, d)
+        self.event_shape = torch.Size(means.shape[1:])
+
+    def sample(self, num: int, seed: int = 0) -> Tensor:
+        """(num, d)."""
+        g = generator(seed)
+        i = torch.multinomial(self.log_weights.exp(), num, replacement=True, generator=g)
+        noise = torch.randn(num, *self.event_shape, generator=g, dtype=torch.float64)
+        white = self.values[i].sqrt() * noise
+        return self.means[i] + torch.einsum("bij,bj->bi", self.vectors[i], white)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,)."""
+        return self.log_weights.exp() @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d)."""
+        w = self.log_weights.exp()
+        m = self.means - self.mean
+        within = (w[:, None, None] * self.covariances).sum(0)
+        return within + torch.einsum("n,ni,nj->ij", w, m, m)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), (*batch), for x (*batch, d)."""
+        log_joint, _, _ = self._smoothed(x, torch.zeros((), dtype=torch.float64))
+        return log_joint.logsumexp(-1)
+
+    def x_hat(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """E[x | z], like z (*batch, d), for z = x + e^{-λ/2} ε."""
+        v = torch.exp(-torch.as_tensor(log_snr, dtype=torch.float64))
+        log_joint, rotated, total = self._smoothed(z, v)
+        shrunk = self.values / total * rotated  # (*batch, n, d)
+        each = self.means + torch.einsum("nij,...nj->...ni", self.vectors, shrunk)
+        return (log_joint.softmax(-1).unsqueeze(-1) * each).sum(-2)
+
+    def _smoothed(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_n N(z; μ_n, C_n + v I) (*batch, n), z - μ_n along C_n's axes, the variances."""
+        rotated = torch.einsum("nij,...ni->...nj", self.vectors, z.unsqueeze(-2) - self.means)
+        total = self.values + v[..., None, None]
+        log_density = -0.5 * (rotated.square() / total + (2 * math.pi * total).log()).sum(-1)
+        return self.log_weights + log_density, rotated, total
+
+    def _state(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_n q_n(y_s) (*batch, n) and S_n^{-1} (y - a μ_n) (*batch, n, K, d).
+
+        S = Σ + C ⊗ a aᵀ, one K×K matrix along each axis of C; it makes no use of z.
+        """
+        with torch.no_grad():
+            marginal = diffusion.marginal(s)
+        a, Sigma = marginal.mean, marginal.covariance
+        K = diffusion.num_variables
+        mean = a[..., None, :, None] * self.means[:, None, :]
+        rotated = torch.einsum("nij,...nki->...njk", self.vectors, y.unsqueeze(-3) - mean)
+        outer = a[..., :, None] * a[..., None, :]
+        S = (
+            Sigma[..., None, None, :, :]
+            + self.values[..., None, None] * outer[..., None, None, :, :]
+        )
+        scale = S.diagonal(dim1=-2, dim2=-1).sqrt()
+        L = torch.linalg.cholesky(S / scale.unsqueeze(-1) / scale.unsqueeze(-2))
+        scaled = rotated / scale
+        L = L.expand(*scaled.shape[:-1], K, K)
+        solved = torch.cholesky_solve(scaled.unsqueeze(-1), L)[..., 0]
+        log_det = 2 * (L.diagonal(dim1=-2, dim2=-1).log() + scale.log()).sum(-1)
+        quadratic = (scaled * solved).sum(-1)
+        log_density = -0.5 * (quadratic + log_det + K * math.log(2 * math.pi)).sum(-1)
+        force = torch.einsum("nij,...njk->...nki", self.vectors, solved / scale)
+        return self.log_weights + log_density, force
+
+    def state_log_prob(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+        """log q(y_s), (*batch), for y (*batch, K, d) and s (*batch) or one time for all."""
+        return self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))[0].logsumexp(-1)
+
+    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+        """∇ log q(y_s), like y; it makes no use of the sufficiency of z."""
+        log_joint, force = self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))
+        return -(log_joint.softmax(-1)[..., None, None] * force).sum(-3)
+
+    def noised(self, diffusion: LinearDiffusion, s: float, num: int, seed: int = 0) -> Tensor:
+        """Draws of y_s, (num, K, d)."""
+        x = self.sample(num, seed)
+        with torch.no_grad():
+            marginal = diffusion.marginal(s)
+        noise = normal(seed + 1, num, diffusion.num_variables, *self.event_shape)
+        return marginal.mean[:, None] * x[:, None] + marginal.scale_tril @ noise
+
+
+class ExactScore:
+    """The exact score of noised data as samplers take it: ``score(y, s)``, with ``denoise(y, s)``.
+
+    The score is computed from the density of y_s, the denoiser through z: they meet in tests only.
+    """
+
+    dtype = torch.float64
+
+    def __init__(self, problem: GaussianMixture, diffusion: LinearDiffusion) -> None:
+        self.problem, self.diffusion = problem, diffusion
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return self.problem.score(self.diffusion, y, s)
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        with torch.no_grad():
+            marginal = self.diffusion.marginal(s)
+        return self.problem.x_hat(apply_vector(marginal.readout, y), marginal.log_snr)
+
+
+def gaussian() -> GaussianMixture:
+    """Two correlated dimensions, off centre."""
+    covariance = torch.tensor([[[0.5, 0.3], [0.3, 0.8]]], dtype=torch.float64)
+    return GaussianMixture([1.0], torch.tensor([[0.7, -0.4]]), covariance)
+
+
+def mixture() -> GaussianMixture:
+    """Three components in two dimensions, one of them thin."""
+    means = torch.tensor([[-1.0, 0.5], [0.8, 0.9], [0.2, -1.2]])
+    covariances = torch.tensor(
+        [[[0.05, 0.0], [0.0, 0.02]], [[0.2, 0.1], [0.1, 0.1]], [[0.01, 0.0], [0.0, 0.3]]]
+    )
+    return GaussianMixture([0.5, 0.3, 0.2], means, covariances)
