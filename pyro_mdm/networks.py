@@ -37,12 +37,9 @@ class LogSNREmbedding(nn.Module):
         frequencies: number of harmonics; the shortest period is 64/frequencies.
     """
 
-    harmonics: Tensor
-
     def __init__(self, width: int, frequencies: int = 8) -> None:
         super().__init__()
-        harmonics = 2.0 * math.pi / PERIOD * torch.arange(1, frequencies + 1)
-        self.register_buffer("harmonics", harmonics, persistent=False)
+        self.frequencies = frequencies
         self.layers = nn.Sequential(
             nn.Linear(1 + 2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
@@ -50,13 +47,14 @@ class LogSNREmbedding(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         dtype = next(self.layers.parameters()).dtype
         log_snr = log_snr.to(torch.promote_types(dtype, torch.float32)).unsqueeze(-1)
-        angles = log_snr * self.harmonics.to(log_snr.dtype)
+        k = torch.arange(1, self.frequencies + 1, device=log_snr.device)
+        angles = log_snr * (2.0 * math.pi / PERIOD * k)
         features = torch.cat([log_snr / 10.0, angles.sin(), angles.cos()], dim=-1)
         return self.layers(features.to(dtype))
 
 
 class FiLM(nn.Module):
-    """h ↦ h·(1 + scale) + shift, both linear in the embedding (Perez et al. 2018), zero at first."""
+    """h ↦ h·(1 + scale) + shift, both linear in the embedding and zero at first (FiLM)."""
 
     def __init__(self, embedding: int, channels: int) -> None:
         super().__init__()
