@@ -1,0 +1,33 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8×8 pixels, 17 grey levels. No download."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from models.base import ImageProblem
+from pyro_mdm.networks import UNet
+
+__all__ = ["Digits"]
+
+
+class Digits(ImageProblem):
+    """x_j ∈ linspace(-1, 1, 17), a free logit per level and pixel, and an 8×8 U-Net.
+
+    1,617 images are trained on (1,437 with ``holdout``) and 180 are test. An independent-pixel
+    histogram has 2.41 bits/dim.
+    """
+
+    name = "digits"
+    event_shape = (1, 8, 8)
+    num_levels = 17
+    form = "logits"
+    max_log_snr = 9.0
+    learning_rate = 2e-3
+
+    def load(self) -> Tensor:
+        return torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
+
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        return UNet(inputs, outputs, base=32, multipliers=(1, 2, 2), lean=True)
