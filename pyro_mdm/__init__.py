@@ -1,4 +1,8 @@
-"""Multivariate diffusion models as Pyro programs."""
+"""Multivariate diffusion models as Pyro programs.
+
+The noising diffusion with its auxiliary variables is a guide, the reverse SDE is a model, and SVI
+maximizes the evidence lower bound over both at once.
+"""
 
 from pyro_mdm.diffusions import (
     ALDA,
@@ -9,13 +13,32 @@ from pyro_mdm.diffusions import (
     LearnedDiffusion,
     LinearDiffusion,
 )
+from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath
+from pyro_mdm.likelihoods import bits_per_dim
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.scores import Denoiser, DiscreteDenoiser, NoisePrediction, RawScore
 
 __all__ = [
     "ALDA",
     "CLD",
     "MALDA",
+    "MDM_ELBO",
     "VPSDE",
+    "Denoiser",
     "Diffusion",
+    "DiffusionGuide",
+    "DiffusionModel",
+    "DiscreteDenoiser",
+    "ELBOTerms",
+    "GenerativeChain",
+    "GenerativePath",
     "LearnedDiffusion",
     "LinearDiffusion",
+    "NoisePrediction",
+    "NoisingPath",
+    "RawScore",
+    "bits_per_dim",
+    "elbo_terms",
 ]

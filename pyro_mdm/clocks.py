@@ -1,8 +1,8 @@
 r"""Clocks: how fast the noising diffusion runs.
 
-A clock is a positive rate β(s) on [0, T] and its integral ``b(s) = ∫_0^s β``. All of a diffusion's
-matrices share it, ``A(s) = β(s) A_0`` and ``g²(s) = β(s) g²_0``, so that kernels depend on s through
-b alone.
+A clock is a positive rate β(s) on [0, T] and its integral ``b(s) = ∫_0^s β``. All matrices of a
+diffusion share it, ``A(s) = β(s) A_0`` and ``g²(s) = β(s) g²_0``, so that kernels depend on s
+through b alone.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _contributions(model_trace: Any, guide_trace: Any) -> Iterator[tuple[float, 
             )
         else:
             yield -1.0, _divergence(guide_trace.nodes[name], site), site
-    for name, site in _samples(guide_trace):
+    for name, _ in _samples(guide_trace):
         if name not in model_trace.nodes:
             raise ValueError(f"site {name!r} is in the guide and absent from the model")
 

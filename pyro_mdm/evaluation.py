@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import low_discrepancy, prior_kl
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.scores import DenoiserScore
 
 __all__ = ["Estimate", "log_likelihood"]
 
@@ -132,7 +133,7 @@ def _elbo(
     diffusion, score = model.diffusion, model.score_function
     low, high = float(diffusion.terminal_log_snr), diffusion.max_log_snr
     n, d, width = len(x), math.prod(model.event_shape), high - low
-    has_baseline = control_variate and hasattr(score, "baseline_integrand")
+    has_baseline = control_variate and isinstance(score, DenoiserScore)
     generator = torch.Generator(x.device).manual_seed(seed)
 
     log_snr = torch.empty(draws, n, dtype=torch.float64)
@@ -156,18 +157,18 @@ def _elbo(
                 y = _state(start.mean, start.scale_tril, xs, noise)
                 law = model.likelihood(diffusion, score, y)
                 reconstruction[j, part] = law.log_prob(xs).double().cpu()
-                if has_baseline:
-                    pair = score.baseline_integrand(xs, lam)  # type: ignore[operator]
+                if has_baseline and isinstance(score, DenoiserScore):
+                    pair = score.baseline_integrand(xs, lam)
                     h[j, part], h0[j, part] = (v.double().cpu() for v in pair)
                 else:
                     h[j, part] = score.integrand(diffusion, xs, lam).double().cpu()
                 bar.update(1)
     bar.close()
-    if has_baseline:
+    if has_baseline and isinstance(score, DenoiserScore):
         ends = [torch.full((), v, dtype=torch.float64, device=x.device) for v in (low, high)]
         for i in batches:
             xs = x[i : i + batch_size]
-            first, last = (score.baseline_kl(xs, v.expand(len(xs))) for v in ends)  # type: ignore
+            first, last = (score.baseline_kl(xs, v.expand(len(xs))) for v in ends)
             known[i : i + batch_size] = (last - first).double().cpu()
 
     raw = width * h
@@ -202,15 +203,21 @@ def _state(a: Tensor, L: Tensor, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _controlled(term: Tensor, baseline: Tensor, known: Tensor) -> tuple[Tensor, float]:
-    """``term - c (baseline - known)`` with each half of the data using the other half's c."""
+    """``term - c (baseline - known)`` with each half of the data using the other half's c.
+
+    c is the coefficient of the control in the regression of ``term`` on (1, known, control).
+    """
     control = baseline - known
     n = term.shape[1]
     halves = (torch.arange(n) % 2 == 0, torch.arange(n) % 2 == 1)
     result, coefficients = term.clone(), []
     for mine, other in (halves, halves[::-1]):
         g, t = control[:, other].flatten(), term[:, other].flatten()
-        variance = g.square().mean()
-        c = float(((t - t.mean()) * g).mean() / variance) if variance > 0 else 0.0
+        level = known[other].expand(len(term), -1).flatten()
+        design = torch.stack([torch.ones_like(g), level, g], 1)
+        design = design / design.norm(dim=0).clamp_min(1e-300)
+        solution = torch.linalg.lstsq(design, t.unsqueeze(1), driver="gelsd").solution
+        c = float(solution[2, 0] / g.norm()) if g.norm() > 0 else 0.0
         result[:, mine] -= c * control[:, mine]
         coefficients.append(c)
     return result, sum(coefficients) / 2

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -87,7 +87,7 @@ def _gaussian_log_prob(
 class _PathLaw(TorchDistribution):
     """Shapes shared by the laws: batch_shape, and event_shape (N, K, *event_shape of x)."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     diffusion: LinearDiffusion
 
     def __init__(
@@ -158,6 +158,8 @@ class NoisingPath(_PathLaw):
         event_dim = x.dim() - 1 if event_dim is None else event_dim
         if not 0 <= event_dim <= x.dim():
             raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
+        if not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
         if not bool(x.isfinite().all()):
             raise ValueError(
                 f"x has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
@@ -182,7 +184,7 @@ class NoisingPath(_PathLaw):
             return first, None
         return first, self.diffusion.transition(self.times[1:], self.times[:-1])
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         noise = torch.randn(shape, dtype=self.x.dtype, device=self.x.device)
@@ -233,8 +235,8 @@ class GenerativePath(_GenerativeLaw):
         sampler: what simulates it (:mod:`pyro_mdm.samplers`).
 
     ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε), unbiased
-    for the denoising score matching bound in log space (one random time per datum, noise in ± pairs;
-    two network evaluations). Its exponential estimates nothing: importance weights need
+    for the denoising score matching bound in log space (one random time per datum, noise in ±
+    pairs; two network evaluations). Its exponential estimates nothing: importance weights need
     :class:`GenerativeChain`.
     """
 
@@ -254,7 +256,7 @@ class GenerativePath(_GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), 1, validate_args
         )
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         if self.sampler is None:
             raise ValueError("this GenerativePath has no sampler; pass sampler=EulerMaruyama(500)")
         lead = (*sample_shape, *self.batch_shape)
@@ -304,8 +306,8 @@ class GenerativePath(_GenerativeLaw):
 class GenerativeChain(_GenerativeLaw):
     """The generative law on a grid ε = s_1 < … < s_N = T: a Markov chain with an exact density.
 
-    y_T ~ N(0, Σ_π), and each step is the exact Gaussian posterior q(y_{s_i} | y_{s_{i+1}}, x̂) of the
-    noising process with the denoised estimate in place of x.
+    y_T ~ N(0, Σ_π), and each step is the exact Gaussian posterior q(y_{s_i} | y_{s_{i+1}}, x̂) of
+    the noising process with the denoised estimate in place of x.
 
     Args:
         diffusion: the noising diffusion that is reversed.
@@ -330,7 +332,7 @@ class GenerativeChain(_GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), len(times), validate_args
         )
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         lead = (*sample_shape, *self.batch_shape)
         shape = (math.prod(lead), *self.event_shape[1:])
         device = self.times.device
@@ -469,9 +471,9 @@ def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
 
 
 def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
-    """The divergence of the two chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
+    """The divergence of the chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
 
-    One noise draw per time; the sum over the grid is complete. ``log_snr`` is that of the last step.
+    One noise draw per time; the sum over the grid is complete. ``log_snr`` is λ(T).
     """
     diffusion = _shared_diffusion(noising, generative)
     if noising.times is None or not torch.equal(noising.times, generative.times):

@@ -139,7 +139,7 @@ class DiffusionModel(Registered):
         with data_plate(n, num_data):
             path = pyro.sample("path", self.path_law())
             y = path.select(-2 - len(self.event_shape), 0)
-            law = self.likelihood(self.diffusion, self.score_function, y)
+            law = self.likelihood(self.diffusion, self.score_function, y, len(self.event_shape))
             return pyro.sample("x", law, obs=x)
 
     def _check(self, x: Tensor) -> Tensor:
@@ -148,8 +148,6 @@ class DiffusionModel(Registered):
                 f"x has shape {tuple(x.shape)}, expected (batch, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        if not x.is_floating_point():
-            raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
         return x
 
 
