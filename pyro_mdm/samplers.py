@@ -1,0 +1,296 @@
+r"""Integrators of the generative SDE, from the prior at T to y_ε.
+
+In reverse time t = T - s the generative process is
+
+    du = ( g² s_θ(u, s) - A u ) dt + G dB_t,    u_0 ~ N(0, Σ_π),    A = -(Q + D) Σ_∞^{-1}, g² = 2 D.
+
+Each integrator is one class, called as
+
+    sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε
+
+with ``shape = (batch, K, *event_shape)`` and ``score(y, s) -> like y`` for times s (batch,). The
+state is held in float64, because late steps are small differences of it; the score is called in
+``dtype``, and its answer is taken back to float64. All K×K kernels of the grid are computed in one
+batched call before the first step.
+
+A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
+default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which :class:`Ancestral`
+uses; without it the denoiser is found from the score by its projection on g².
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import kernels
+from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
+from pyro_mdm.posterior import Posterior, posterior
+
+__all__ = [
+    "Ancestral",
+    "EulerMaruyama",
+    "Sampler",
+    "Splitting",
+    "information_grid",
+    "log_snr_grid",
+]
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def log_snr_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, equally spaced in log SNR."""
+    return diffusion.log_snr_grid(steps + 1).flip(0)
+
+
+@torch.no_grad()
+def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
+    r"""(steps + 1,) decreasing times from T to ε, equally spaced in what noise does to all variables.
+
+    The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
+    ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For
+    K > 1 log SNR can pause while auxiliary variables forget fast: equal steps of λ alone are then
+    so long that explicit steps of the score overshoot.
+    """
+    end = diffusion.clock(diffusion.horizon)
+    start = diffusion.clock(diffusion.start_time)
+    fraction = torch.linspace(0, 1, 1024).to(end)
+    tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
+    tau = tau.clamp(start, end).unique()
+    _, _, factor = diffusion._factor(tau)
+    forgotten = factor.log_det - 2 * diffusion.unit_drift.trace() * tau - factor.log_snr
+    wanted = forgotten[0] + (forgotten[-1] - forgotten[0]) * torch.linspace(0, 1, steps + 1).to(tau)
+    i = torch.searchsorted(forgotten, wanted).clamp(1, len(tau) - 1)
+    weight = (wanted - forgotten[i - 1]) / (forgotten[i] - forgotten[i - 1])
+    s = diffusion._from_clock(torch.lerp(tau[i - 1], tau[i], weight.clamp(0, 1)))
+    s[0], s[-1] = diffusion.start_time, diffusion.horizon
+    return s.flip(0)
+
+
+class Sampler(ABC):
+    """An integrator of the generative SDE.
+
+    Args:
+        steps: number of steps from T to ε, at least 1.
+
+    Raises:
+        ValueError: on call, a shape whose second entry is not the diffusion's K, a score or
+            denoiser that answers in another shape or with entries that are not finite.
+    """
+
+    def __init__(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, expected at least 1")
+        self.steps = steps
+
+    @abstractmethod
+    def times(self, diffusion: LinearDiffusion) -> Tensor:
+        """The decreasing grid of times, (steps + 1,), from T to ε."""
+
+    @abstractmethod
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> Any:
+        """Everything the steps need that does not depend on the state, for all steps at once."""
+
+    @abstractmethod
+    def step(
+        self, plan: Any, i: int, y: Tensor, ask: _Questions, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        """The state after step i, like y (batch, K, *event_shape), in float64."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        diffusion: LinearDiffusion,
+        score: Score,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """y_ε of the given shape (batch, K, *event_shape).
+
+        Args:
+            diffusion: the noising diffusion that is reversed.
+            score: ``score(y, s) -> like y``, see the module's text for optional attributes.
+            shape: (batch, K, *event_shape).
+            generator: source of randomness, on the diffusion's device.
+            dtype: precision of the score's inputs and of the result.
+            progress: whether to show a progress bar.
+        """
+        K = diffusion.num_variables
+        if len(shape) < 2 or shape[1] != K:
+            raise ValueError(
+                f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "
+                f"variables of {type(diffusion).__name__}"
+            )
+        dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
+        device = diffusion.stationary_covariance.device
+
+        def noise() -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+
+        ask = _Questions(diffusion, score, dtype)
+        times = self.times(diffusion)
+        plan = self.plan(diffusion, times)
+        y = apply_matrix(torch.linalg.cholesky(diffusion.prior_covariance), noise())
+        for i in _progress(self.steps, type(self).__name__) if progress else range(self.steps):
+            y = self.step(plan, i, y, ask, noise)
+        return y.to(dtype)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class _Questions:
+    """The score and the denoiser, asked in their own precision and answering in float64."""
+
+    def __init__(self, diffusion: LinearDiffusion, score: Score, dtype: torch.dtype) -> None:
+        self.diffusion, self._score, self.dtype = diffusion, score, dtype
+
+    def score(self, y: Tensor, s: Tensor) -> Tensor:
+        out = self._score(y.to(self.dtype), s.expand(len(y)))
+        return self._checked("score", out, y.shape)
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        denoise = getattr(self._score, "denoise", None)
+        if denoise is None:
+            from pyro_mdm.scores import project
+
+            return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
+        out = denoise(y.to(self.dtype), s.expand(len(y)))
+        return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
+
+    def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
+        if out.shape != shape:
+            raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
+        return out.double()
+
+
+def _progress(steps: int, name: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(range(steps), desc=name)
+
+
+class _EulerPlan(NamedTuple):
+    s: Tensor  # (steps,)
+    keep: Tensor  # I - h A
+    pull: Tensor  # h g²
+    root: Tensor  # √h G
+
+
+class EulerMaruyama(Sampler):
+    """``u' = u + h (g² s_θ - A u) + √h G ξ``, weak order 1. One score call a step.
+
+    On :func:`information_grid`, as is :class:`Splitting`.
+    """
+
+    def times(self, diffusion: LinearDiffusion) -> Tensor:
+        return information_grid(diffusion, self.steps)
+
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _EulerPlan:
+        s, h = times[:-1], (times[:-1] - times[1:])[:, None, None]
+        A = diffusion.drift_matrix(s)
+        eye = torch.eye(diffusion.num_variables).to(A)
+        root = h.sqrt() * diffusion.dispersion(s)
+        return _EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)
+
+    def step(
+        self, plan: _EulerPlan, i: int, y: Tensor, ask: _Questions, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        drifted = apply_matrix(plan.keep[i], y) + apply_matrix(
+            plan.pull[i], ask.score(y, plan.s[i])
+        )
+        return drifted + apply_matrix(plan.root[i], noise())
+
+
+class _SplittingPlan(NamedTuple):
+    s: Tensor  # (steps,) the middle of each step, by the clock
+    half: Tensor  # exp((Q - D) Σ_∞^{-1} τ / 2)
+    root: Tensor  # of the noise gained in half a step
+    pull: Tensor  # τ 2 D
+    stationary_precision: Tensor  # Σ_∞^{-1}
+
+
+class Splitting(Sampler):
+    r"""Symmetric splitting for any (Q, D): half a step of noise, a step of score, half a step.
+
+    The reverse drift is ``(Q - D) Σ_∞^{-1} u + g² (s_θ + Σ_∞^{-1} u)``. Its first part with the
+    noise is the diffusion of (-Q, D), whose kernel is exact; the second vanishes where the score is
+    that of the stationary law.
+
+    Args:
+        steps: number of steps.
+        order: weak order: 1 (an Euler step of the score, one score call) or 2 (a midpoint step, two
+            calls).
+
+    Source: for CLD, the symmetric splitting CLD sampler of Dockhorn, Vahdat & Kreis, "Score-Based
+    Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
+    """
+
+    def __init__(self, steps: int, order: int = 1) -> None:
+        super().__init__(steps)
+        if order not in (1, 2):
+            raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
+        self.order = order
+
+    def times(self, diffusion: LinearDiffusion) -> Tensor:
+        return information_grid(diffusion, self.steps)
+
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _SplittingPlan:
+        clock = diffusion.clock(times)
+        tau = clock[:-1] - clock[1:]
+        precision = torch.linalg.inv(diffusion.stationary_covariance)
+        A, GG = (diffusion.Q - diffusion.D) @ precision, diffusion.unit_noise
+        half, _ = kernels.transition_moments(A, GG, tau / 2)
+        root, _, _, growth = kernels.transition_factor(A, GG, tau / 2, diffusion._basis())
+        diffusion._check_precision(growth, clock[1:], "the noise of half a step")
+        s = diffusion._from_clock((clock[:-1] + clock[1:]) / 2)
+        return _SplittingPlan(s, half, root, tau[:, None, None] * GG, precision)
+
+    def step(
+        self, plan: _SplittingPlan, i: int, y: Tensor, ask: _Questions, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        def velocity(u: Tensor) -> Tensor:
+            force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision, u)
+            return apply_matrix(plan.pull[i], force)
+
+        y = apply_matrix(plan.half[i], y) + apply_matrix(plan.root[i], noise())
+        y = y + velocity(y if self.order == 1 else y + velocity(y) / 2)
+        return apply_matrix(plan.half[i], y) + apply_matrix(plan.root[i], noise())
+
+
+class _AncestralPlan(NamedTuple):
+    s: Tensor  # (steps,)
+    kernel: Posterior
+
+
+class Ancestral(Sampler):
+    """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, on :func:`log_snr_grid`.
+
+    The discrete-time model of the grid: with it the chain's bound is the grid's own. One call of
+    the denoiser a step. Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models",
+    NeurIPS 2020, equations 6 and 7, here for any K.
+    """
+
+    def times(self, diffusion: LinearDiffusion) -> Tensor:
+        return log_snr_grid(diffusion, self.steps)
+
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _AncestralPlan:
+        return _AncestralPlan(times[:-1], posterior(diffusion, times[:-1], times[1:]))
+
+    def step(
+        self, plan: _AncestralPlan, i: int, y: Tensor, ask: _Questions, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        x_hat = ask.denoise(y, plan.s[i])
+        kernel = plan.kernel
+        b = kernel.mean_coefficient[i].reshape(-1, *(1,) * (x_hat.dim() - 1))
+        mean = apply_matrix(kernel.gain[i], y) + b * x_hat.unsqueeze(1)
+        return mean + apply_matrix(kernel.scale_tril[i], noise())
