@@ -1,4 +1,4 @@
-"""What ``--guide`` and ``--model`` names stand for.
+"""What ``--guide`` and ``--model`` names stand for, and the two programs that settings describe.
 
 A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
 something in a file of your own.
@@ -7,6 +7,7 @@ something in a file of your own.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -14,11 +15,37 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
+import torch
 
-__all__ = ["GUIDES", "NameNotFoundError", "absolute_name", "accepted", "build_guide", "find"]
+from inference.checkpoints import ArchitectureError, Checkpoint, load_module
+from inference.runs import Run
+from models import MODELS, Problem
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    MALDA,
+    VPSDE,
+    DiffusionGuide,
+    DiffusionModel,
+    LearnedDiffusion,
+    LinearDiffusion,
+)
+
+__all__ = [
+    "GUIDES",
+    "NameNotFoundError",
+    "Programs",
+    "absolute_name",
+    "build",
+    "build_diffusion",
+    "build_problem",
+    "find",
+    "load_trained",
+    "load_weights",
+    "seed_from",
+]
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,
@@ -27,6 +54,9 @@ GUIDES: dict[str, Any] = {
     "alda": ALDA,
     "learned": LearnedDiffusion,
 }
+
+LEARNED_MIN_LOG_SNR = -10.0
+"""λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
 
 class NameNotFoundError(LookupError):
@@ -96,7 +126,7 @@ def _load_module(kind: str, name: str) -> ModuleType:
         ) from error
 
 
-def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``options`` that ``function`` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -105,7 +135,7 @@ def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in names}
 
 
-def build_guide(
+def build_diffusion(
     name: str,
     *,
     max_log_snr: float,
@@ -157,7 +187,7 @@ def _call(name: str, found: Any, options: Mapping[str, Any]) -> Any:
     is_class = inspect.isclass(found)
     if not callable(found) or (is_class and not issubclass(found, LinearDiffusion)):
         return found
-    taken = accepted(found, options)
+    taken = _accepted(found, options)
     try:
         inspect.signature(found).bind(**taken)
     except TypeError as error:
@@ -170,3 +200,97 @@ def _call(name: str, found: Any, options: Mapping[str, Any]) -> Any:
 
 def _describe(value: Any) -> str:
     return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+def build_problem(name: str, *, holdout: bool = False, protocol: str | None = None) -> Problem:
+    """The data set that ``name`` stands for; ``protocol`` is for images, see :mod:`models.base`."""
+    found = find("model", name, MODELS)
+    options: dict[str, Any] = {"holdout": holdout}
+    if protocol is not None:
+        if "protocol" not in inspect.signature(found).parameters:
+            raise ValueError(f"--protocol {protocol} is for images; --model {name} has none")
+        options["protocol"] = protocol
+    problem = found(**options) if inspect.isclass(found) and issubclass(found, Problem) else found
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"{name} is {_describe(problem)}, expected a subclass of models.base.Problem: "
+            "see models/digits.py"
+        )
+    return problem
+
+
+# -- from settings to programs ---------------------------------------------------------------------
+
+
+def seed_from(seed: int, *labels: object) -> int:
+    """A seed for one use of randomness, told apart from all others by its labels."""
+    text = repr((seed, *labels)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+class Programs(NamedTuple):
+    """A data set with its generative and its inference program, over one diffusion."""
+
+    problem: Problem
+    model: DiffusionModel
+    guide: DiffusionGuide
+
+
+def build(settings: Mapping[str, Any]) -> Programs:
+    """The untrained programs that settings describe: the same settings, the same programs."""
+    problem = build_problem(
+        settings["model"], holdout=settings["holdout"], protocol=settings["protocol"]
+    )
+    min_log_snr = settings["min_log_snr"]
+    if settings["guide"] == "learned" and min_log_snr is None:
+        score = problem.scores[0] if settings["score"] == "default" else settings["score"]
+        min_log_snr = None if score in ("noise", "score") else LEARNED_MIN_LOG_SNR
+    max_log_snr = settings["max_log_snr"]
+    torch.manual_seed(seed_from(settings["seed"], "initial weights"))
+    diffusion = build_diffusion(
+        settings["guide"],
+        max_log_snr=problem.max_log_snr if max_log_snr is None else max_log_snr,
+        min_log_snr=min_log_snr,
+        num_variables=settings["num_variables"],
+        rank=settings["rank"],
+        learn_beta=settings["learn_beta"],
+    )
+    model = problem.build(diffusion, score=settings["score"])
+    return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
+    """Load the tensors ``part`` of a run's checkpoint.
+
+    Raises:
+        ArchitectureError: they are another architecture's; names the settings changed since, too.
+    """
+    where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
+    try:
+        load_module(model, checkpoint.part(part), where)
+    except ArchitectureError as error:
+        then = checkpoint.state["config"]
+        changed = [
+            f"{key}: {then.get(key)!r} in the checkpoint, {value!r} in config.yaml"
+            for key, value in run.config.items()
+            if then.get(key) != value
+        ]
+        if not changed:
+            raise
+        lines = "\n  ".join(changed)
+        raise ArchitectureError(f"{error}\nSettings that differ:\n  {lines}") from error
+
+
+def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
+    """A run's programs with the averaged weights of its newest whole checkpoint, in eval mode.
+
+    Raises:
+        RunError, CheckpointError, ArchitectureError: there is no such run, it has no usable
+            checkpoint, or that is another architecture's.
+    """
+    run = Run.open(folder)
+    programs = build(run.config)
+    checkpoint = run.latest()
+    load_weights(programs.model, checkpoint, "ema", run)
+    programs.model.eval()
+    return run, programs, checkpoint

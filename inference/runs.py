@@ -70,12 +70,22 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-").lower()
 
 
+class Settings(dict[str, Any]):
+    """The settings of a run; one that is missing is a mistake with an explanation."""
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(
+            f"config.yaml lacks the setting {name!r}; another version of inference.train wrote it. "
+            "Add the setting, or use the version in environment.json"
+        )
+
+
 class Run:
     """An open run folder: its settings, its table, its checkpoints. See the module's docstring."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.config = dict(config)
+        self.config = Settings(config)
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
@@ -106,7 +116,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
         write_atomically(
-            folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False).encode()
+            folder / "config.yaml", yaml.safe_dump(dict(run.config), sort_keys=False).encode()
         )
         run.write_json("environment.json", _environment())
         run._write_rows([])
@@ -146,12 +156,12 @@ class Run:
             file.write(row.getvalue())
 
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step``, and a row cut short: a resumed run writes them again."""
+        """Drop what a run resumed at ``step`` writes again: later, test and torn rows."""
         with open(self.folder / "metrics.csv", newline="") as file:
             text = file.read()
         whole = text[: text.rfind("\n") + 1]
         rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
-        self._write_rows([row for row in rows if int(row["step"]) <= step])
+        self._write_rows([r for r in rows if int(r["step"]) <= step and r["part"] != "test"])
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         table = io.StringIO()

@@ -193,16 +193,16 @@ def _variable(i: int) -> str:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def write_samples(writer: SummaryWriter, images: Tensor, step: int) -> None:
-    """Write images (n, C, H, W) in [0, 1] as one grid, ``samples``."""
-    writer.add_image("samples", image_grid(images), step)
+def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
+    """Write a picture, uint8 (3, height, width) as of :func:`image_grid`, as ``samples``."""
+    writer.add_image("samples", picture, step)
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
     """Images in a grid, enlarged by a whole factor so that small ones can be seen.
 
     Args:
-        images: (n, C, H, W) with C = 1 or 3, values in [0, 1] (others are clipped).
+        images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
         columns: images per row; None: about as many as rows.
         side: the grid is enlarged while it stays within this many pixels a side.
 
@@ -220,7 +220,9 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
     factor = max(1, side // (max(rows * height, columns * width)))
-    pixels = images.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels = images.detach().cpu()
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = pixels.expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     gap, height, width = 2, height * factor, width * factor

@@ -1,0 +1,89 @@
+"""The parts of training that are functions of the step: order of the data, rates, averaging."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from inference.loading import seed_from
+from pyro_mdm import DiffusionModel
+from pyro_mdm.scores import DenoiserScore
+
+__all__ = ["adam", "averaging", "close_range", "indices", "mean_and_error", "schedule"]
+
+
+def adam(
+    model: DiffusionModel, settings: Mapping[str, Any]
+) -> tuple[list[str], torch.optim.Optimizer]:
+    """Adam over the network and, at a rate of its own, the diffusion; and the names in order.
+
+    Weight decay, if any, is decoupled and for the network alone.
+    """
+    groups: list[dict[str, list[Any]]] = [{}, {}]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = groups[name.startswith("diffusion.")]
+            group[name] = [parameter]
+    names = [name for group in groups for name in group]
+    options = [
+        {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]},
+        {"lr": settings["diffusion_learning_rate"], "weight_decay": 0.0},
+    ]
+    return names, torch.optim.AdamW(
+        [
+            {"params": [p for ps in group.values() for p in ps], **option}
+            for group, option in zip(groups, options, strict=True)
+            if group
+        ]
+    )
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine that would reach zero at ``steps``."""
+    return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def averaging(decay: float) -> Callable[..., None]:
+    """Exponential averaging that forgets its start: its decay grows to ``decay`` as it goes on."""
+
+    def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
+        now = min(decay, (1 + int(number)) / (10 + int(number)))
+        get_ema_multi_avg_fn(now)(averages, values, number)
+
+    return average
+
+
+def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
+    """Which data the batch of ``step`` holds: one permutation after another, none cut short."""
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = position // n
+    return torch.cat(
+        [_permutation(e, n, seed)[position[epochs == e] % n] for e in epochs.unique().tolist()]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(epoch: int, n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def mean_and_error(n: float, total: float, squares: float) -> tuple[float, float]:
+    """Mean and standard error from the number, sum and sum of squares of values."""
+    mean = total / n
+    variance = max(0.0, squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
+    return mean, math.sqrt(variance / n)
+
+
+def close_range(*models: DiffusionModel) -> None:
+    """Declare the log SNRs that denoisers were trained on: others are an error from here on."""
+    for model in models:
+        if isinstance(model.score_function, DenoiserScore):
+            low = model.diffusion.terminal_log_snr.item()
+            model.score_function.set_trained_range(low, model.diffusion.max_log_snr)

@@ -1,0 +1,568 @@
+"""The programs, run as people run them, on a problem that takes a second."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from inference import recipe
+from inference.checkpoints import ArchitectureError, CheckpointError, latest_checkpoint
+from inference.evaluate import evaluate, measure
+from inference.loading import NameNotFoundError, build_diffusion, load_trained
+from inference.runs import Run, RunError
+from inference.sample import draw, sample
+from inference.train import train
+from pyro_mdm import CLD, LinearDiffusion
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
+LAST_LINE = re.compile(
+    r"bits/dim -?\d+\.\d{3} ± \d+\.\d{3} "
+    r"\(reconstruction -?\d+\.\d{3}, prior KL -?\d+\.\d{3}, diffusion -?\d+\.\d{3}\)"
+)
+
+TINY = """
+import torch
+from models.base import Problem
+from pyro_mdm.networks import MLP
+
+
+class Tiny(Problem):
+    name = "tiny"
+    event_shape = (2,)
+    max_log_snr = 9.0
+    steps = 6
+    batch_size = 16
+    hidden = 8
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
+
+    def network(self, inputs, outputs):
+        return MLP(inputs, hidden=self.hidden, depth=1, out_features=outputs)
+
+
+class Wide(Tiny):
+    hidden = 12
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("problem") / "tiny.py"
+    path.write_text(TINY)
+    return f"{path}:Tiny"
+
+
+@pytest.fixture
+def options(tiny: str) -> dict[str, Any]:
+    return {
+        "model": tiny,
+        "draws": 2,
+        "num_samples": 4,
+        "sampler_steps": 4,
+        "log_every": 2,
+        "measure_every": 3,
+        "checkpoint_every": 2,
+        "accelerator": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """A finished run of the learned diffusion; tests only read it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(
+        tiny,
+        run=folder,
+        draws=2,
+        num_samples=4,
+        sampler_steps=4,
+        log_every=2,
+        measure_every=3,
+        checkpoint_every=2,
+        accelerator="cpu",
+    )
+    return folder
+
+
+def run_program(name: str, *arguments: object) -> None:
+    """Run a program's ``__main__`` in this process."""
+    words = [f"{name}.py", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        runpy.run_path(str(ROOT / "inference" / f"{name}.py"), run_name="__main__")
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.rstrip("\n").splitlines()[-1]
+
+
+# -- the command lines -----------------------------------------------------------------------------
+
+
+def test_every_program_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    assert {p.stem for p in PROGRAMS} >= {"train", "evaluate", "sample"}
+    for program in PROGRAMS:
+        call = rf'run_program\(\s*"{program.stem}"'
+        assert re.search(call, text), f"no test runs {program}"
+
+
+def test_the_main_job_and_what_reads_it(
+    tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_program(
+        "train",
+        *("--model", tiny, "--guide", "cld", "--steps", 4, "--batch_size", 8, "--seed", 3),
+        *("--draws", 2, "--sampler_steps", 4, "--num_samples", 9, "--accelerator", "cpu"),
+    )
+    line = last_line(capsys)
+    assert LAST_LINE.fullmatch(line)
+    run = tmp_path / "runs" / "tiny-cld-3-0"
+    run_program("evaluate", run, "--draws", 2, "--seed", 3)
+    assert last_line(capsys) == line  # the same weights, data and noise
+    for sampler in ("splitting", "euler", "ancestral"):
+        out = tmp_path / f"{sampler}.png"
+        run_program(
+            "sample", run, "--num_samples", 5, "--sampler", sampler, "--steps", 4, "--out", out
+        )
+        with Image.open(out) as image:
+            assert image.size == (550, 550)
+
+
+def test_the_command_line_is_typed_explained_and_read_from_yaml(
+    tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_program("train", "--steps", "many")
+    assert "--steps" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        run_program("train", "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"] == "digits" and config["guide"] == "learned"
+    config |= {"model": tiny, "guide": "vpsde", "steps": 2, "sampler_steps": 2, "draws": 1}
+    config |= {"run": str(tmp_path / "run"), "accelerator": "cpu", "num_samples": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("train", "--config", tmp_path / "config.yaml", "--steps", 3)
+    first = last_line(capsys)
+    saved = Run.open(tmp_path / "run").config
+    assert saved["guide"] == "vpsde" and saved["steps"] == 3
+    # a run's own config.yaml starts the same run again
+    again = ("--config", tmp_path / "run" / "config.yaml", "--run", tmp_path / "again")
+    run_program("train", *again)
+    assert last_line(capsys) == first
+
+
+def test_mistakes_on_the_command_line_end_with_their_message_alone(trained: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: unknown guide 'clt' \(did you mean cld\?\)"):
+        run_program("train", "--guide", "clt")
+    with pytest.raises(SystemExit, match=r"error: .*already holds a run"):
+        run_program("train", "--model", "toy", "--run", trained)
+    with pytest.raises(NameNotFoundError):
+        run_program("train", "--debug", "--guide", "clt")
+
+
+# -- the run folder --------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_everything(trained: Path) -> None:
+    found = {p.name for p in trained.iterdir()}
+    assert found == {
+        *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
+        *("checkpoints", "tensorboard"),
+    }
+    results = json.loads((trained / "results.json").read_text())
+    parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
+    assert results["bits_per_dim"]["value"] == pytest.approx(sum(parts))
+    table = pd.read_csv(trained / "metrics.csv")
+    steps = {part: rows.step.tolist() for part, rows in table.groupby("part")}
+    assert steps == {"objective": [2, 4, 6], "train": [3, 6], "validation": [3, 6], "test": [6]}
+    test = table[table.part == "test"].iloc[0]
+    assert test.bits_per_dim == results["bits_per_dim"]["value"]
+    assert test.bits_per_dim_standard_error == results["bits_per_dim"]["standard_error"]
+    assert latest_checkpoint(trained / "checkpoints").step == 6
+
+
+def test_tensorboard_has_every_page(trained: Path) -> None:
+    tags = EventAccumulator(str(trained / "tensorboard")).Reload().Tags()
+    for part in ("train", "validation", "test"):
+        for term in ("bits_per_dim", "reconstruction", "prior_kl", "diffusion"):
+            assert f"{term}/{part}" in tags["scalars"]
+            assert f"standard_error/{term}/{part}" in tags["scalars"]
+        assert f"diffusion_term_by_log_snr/{part}" in tags["images"]
+    assert {"Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"} <= set(
+        tags["scalars"]
+    )
+    assert {"curves", "noising", "samples"} <= set(tags["images"])
+
+
+def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
+    from inference.loading import build
+
+    run, programs, checkpoint = load_trained(trained)
+    start = build(run.config).model
+    end = checkpoint.part("model")
+    for name, parameter in start.named_parameters():
+        assert not torch.equal(parameter, end[name]), name
+    averaged = dict(programs.model.named_parameters())
+    assert any(not torch.equal(averaged[name], end[name]) for name in averaged)
+    assert any(name.startswith("diffusion.") for name in averaged)
+
+
+# -- stopped and resumed ---------------------------------------------------------------------------
+
+
+class Stopped(BaseException):
+    pass
+
+
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """End training once the objective of ``step`` is logged and before its checkpoint."""
+    log: Callable[..., None] = Run.log
+
+    def stopping(self: Run, at: int, part: str, values: Any) -> None:
+        log(self, at, part, values)
+        if at == step:
+            raise Stopped
+
+    patch.setattr(Run, "log", stopping)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = (latest_checkpoint(p / "checkpoints") for p in (one, other))
+    assert first.step == second.step and first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), name
+    tables = [pd.read_csv(p / "metrics.csv").drop(columns="seconds") for p in (one, other)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]
+    assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
+
+
+@pytest.mark.parametrize("guide", ["learned", "malda"])
+def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
+    tmp_path: Path, options: dict[str, Any], guide: str
+) -> None:
+    options |= {"guide": guide, "batch_size": 100, "micro_batches": 2}  # epochs end within batches
+    options |= {"log_every": 3, "measure_every": 2}
+    train(**options, run=tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(3, patch)  # one step past the checkpoint of step 2, in the middle of a window
+        train(**options, run=tmp_path / "stopped")
+    assert latest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 2
+    train(resume=tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_killed_without_warning_it_still_resumes(tmp_path: Path, options: dict[str, Any]) -> None:
+    options |= {"steps": 40, "measure_every": 20}
+    run = tmp_path / "killed"
+    words = [f"--{k}={v}" for k, v in (options | {"run": run, "steps": 4000}).items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inference.train", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while not list(run.glob("checkpoints/step-*6.json")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # the killed run had a long way to go; end it at the step its last checkpoint has, plus one
+    done = latest_checkpoint(run / "checkpoints").step
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert 0 < done < 4000 and config["steps"] == 4000
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(done + 2, patch)
+        train(resume=run)
+    table = pd.read_csv(run / "metrics.csv")
+    steps = table[table.part == "objective"].step.tolist()
+    assert steps == list(range(2, done + 3, 2))  # none missing, none twice
+
+
+def test_resuming_a_finished_run_changes_no_number(tmp_path: Path, options: dict[str, Any]) -> None:
+    first = train(**options, run=tmp_path / "run")
+    table = (tmp_path / "run" / "metrics.csv").read_text()
+    assert train(resume=tmp_path / "run") == first
+    assert (tmp_path / "run" / "metrics.csv").read_text() == table
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    first = train(**options, run=run)
+    newest = run / "checkpoints" / "step-00000006.safetensors"
+    whole = latest_checkpoint(run / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"step-00000006.*damaged.*going back"):
+        assert load_trained(run)[2].step == 4
+    with pytest.warns(UserWarning, match=r"step-00000006.*damaged.*going back"):
+        again = train(resume=run)
+    assert again == first  # trained from 4 to 6 once more
+    mended = latest_checkpoint(run / "checkpoints")
+    assert all(torch.equal(t, mended.tensors[k]) for k, t in whole.tensors.items())
+
+
+def test_resume_takes_no_other_settings_and_needs_a_checkpoint(
+    tmp_path: Path, trained: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(RunError, match=r"leave out --steps, --seed, or start a new run"):
+        train(resume=trained, steps=9, seed=1)
+    with pytest.raises(RunError, match=r"no config\.yaml"):
+        train(resume=tmp_path / "nowhere")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(2, patch)
+        train(**options, run=tmp_path / "young")
+    with pytest.raises(CheckpointError, match="no checkpoint was written"):
+        train(resume=tmp_path / "young")
+    with pytest.raises(CheckpointError, match="no checkpoint was written"):
+        evaluate(tmp_path / "young")
+
+
+def test_a_checkpoint_of_another_architecture_is_explained(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    train(**options, run=run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] = config["model"].replace(":Tiny", ":Wide")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for attempt in (lambda: evaluate(run), lambda: train(resume=run)):
+        with pytest.raises(ArchitectureError) as caught:
+            attempt()
+        text = str(caught.value)
+        assert re.search(r"weight: \(8, .*\) in the checkpoint, \(12, .*\) in this model", text)
+        assert re.search(r"model: '.*:Tiny' in the checkpoint, '.*:Wide' in config\.yaml", text)
+    del config["seed"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match="lacks the setting 'seed'"):
+        evaluate(run)
+
+
+# -- nothing is overwritten ------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten_unless_asked(
+    tmp_path: Path, trained: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(RunError, match="already holds a run"):
+        train(**options, run=trained)
+    out = tmp_path / "samples.png"
+    out.write_text("mine")
+    with pytest.raises(RunError, match=r"exists; give another --out"):
+        sample(trained, out=out)
+    assert out.read_text() == "mine"
+    sample(trained, num_samples=2, steps=2, out=out, overwrite=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RunError, match=r"ends in \.png or \.npy"):
+        sample(trained, out=tmp_path / "samples.jpg")
+    with pytest.raises(RunError, match="there is no folder"):
+        sample(trained, out=tmp_path / "a" / "b.png")
+
+
+def test_samples_are_a_function_of_the_seed(tmp_path: Path, trained: Path) -> None:
+    _, programs, _ = load_trained(trained)
+    state = torch.get_rng_state()
+    x = draw(programs.model, 6, steps=4, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert x.shape == (6, 2) and bool(x.isfinite().all())
+    assert torch.equal(x, draw(programs.model, 6, steps=4, seed=1))
+    assert not torch.equal(x, draw(programs.model, 6, steps=4, seed=2))
+    sample(trained, num_samples=6, steps=4, seed=1, out=tmp_path / "x.npy")
+    assert np.array_equal(np.load(tmp_path / "x.npy"), x.numpy())
+
+
+def test_the_bound_adds_up(trained: Path) -> None:
+    _, programs, _ = load_trained(trained)
+    bound = measure(programs, programs.problem.test, draws=64)
+    parts = (bound.reconstruction, bound.prior_kl, bound.diffusion)
+    assert bound.bits_per_dim[0] == pytest.approx(sum(value for value, _ in parts))
+    # six steps from a Gaussian fit of Gaussian data: its entropy in bits/dim, to a few errors
+    sigma = torch.tensor([1.0, 0.3])
+    entropy = (0.5 * torch.log2(2 * torch.pi * torch.e * sigma**2)).mean().item()
+    assert bound.bits_per_dim[0] == pytest.approx(entropy, abs=4 * bound.bits_per_dim[1] + 0.1)
+    # the raw integrand by interval is another, noisier estimate of the same term
+    total = sum(bound.diffusion_by_log_snr)
+    error = sum(e**2 for e in bound.diffusion_by_log_snr_error) ** 0.5
+    assert total == pytest.approx(bound.diffusion[0], abs=4 * (error + bound.diffusion[1]))
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    name = "inference.guides.damped_chain:DampedChain"
+    assert build_diffusion(name, max_log_snr=9.0).max_log_snr == 9.0
+    (tmp_path / "mine.py").write_text(
+        "from pyro_mdm import CLD, LinearDiffusion\n"
+        "class Mine(LinearDiffusion):\n"
+        "    def __init__(self, max_log_snr=1.0):\n"
+        "        Q, D = [[0.0, -2.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]]\n"
+        "        super().__init__(Q, D, max_log_snr=max_log_snr)\n"
+        "ready = CLD(max_log_snr=5.0)\n"
+        "def made(): return CLD(max_log_snr=6.0)\n"
+        "def wrong(): return 3\n"
+        "def needy(mass): return CLD()\n"
+        "class Unrelated: pass\n"
+    )
+    mine = build_diffusion(f"{tmp_path}/mine.py:Mine", max_log_snr=9.0)
+    assert mine.Q[1, 0] == 2.0 and mine.max_log_snr == 9.0
+    assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
+    assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
+    for wrong, message in {
+        "wrong": "wrong returns a int, expected a LinearDiffusion",
+        "Unrelated": "Unrelated is the class Unrelated, expected a LinearDiffusion",
+        "needy": "needy cannot be called with",
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            build_diffusion(f"{tmp_path}/mine.py:{wrong}", max_log_snr=9.0)
+    with pytest.raises(NameNotFoundError, match=r"has no 'Nine'; it defines .*Mine"):
+        build_diffusion(f"{tmp_path}/mine.py:Nine", max_log_snr=9.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train(**options | {"guide": "mine.py:Mine", "steps": 2}, run=tmp_path / "run")
+    assert load_trained(tmp_path / "run")[1].model.diffusion.D[1, 1] == 3.0  # from any folder
+
+
+def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Path) -> None:
+    known = "vpsde, cld, malda, alda, learned"
+    with pytest.raises(NameNotFoundError, match=f"unknown guide 'diffuse': use one of {known}"):
+        train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
+    with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
+        train(model="digit", run=tmp_path / "run")
+    with pytest.raises(NameNotFoundError, match="there is no file"):
+        train(**options | {"guide": "nowhere.py:Mine"}, run=tmp_path / "run")
+    with pytest.raises(NameNotFoundError, match="there is no module 'nowhere'"):
+        train(**options | {"guide": "nowhere:Mine"}, run=tmp_path / "run")
+    with pytest.raises(TypeError, match=r"expected a subclass of models\.base\.Problem"):
+        train(model="pyro_mdm:CLD", run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"guide": "cld", "rank": 1}, "--rank is for --guide learned"),
+        ({"score": "magic"}, "score is 'magic'"),
+        ({"protocol": "dequantized"}, "is for images"),
+        ({"steps": 0}, "--steps is 0, expected a positive number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_a_folder_is_made(
+    tmp_path: Path, options: dict[str, Any], wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(**options | wrong, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, options: dict[str, Any]) -> None:
+    options |= {"learning_rate": 1e30, "warmup": 1, "checkpoint_every": 1}
+    with pytest.raises((FloatingPointError, ValueError), match=r"step \d+"):
+        train(**options, run=tmp_path / "run")
+
+
+def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
+    learned = build_diffusion("learned", max_log_snr=9.0, num_variables=3, rank=1, min_log_snr=-8.0)
+    assert learned.num_variables == 3
+    assert torch.linalg.matrix_rank(learned.D.detach()) == 1
+    assert float(learned.terminal_log_snr) == pytest.approx(-8.0, abs=1e-9)
+    train(**options, num_variables=3, rank=2, learn_beta=True, run=tmp_path / "run")
+    _, programs, _ = load_trained(tmp_path / "run")
+    assert programs.model.diffusion.num_variables == 3
+    assert float(programs.model.diffusion.terminal_log_snr) == pytest.approx(-10.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("score", ["noise", "score"])
+def test_the_other_parameterizations_train_too(
+    tmp_path: Path, options: dict[str, Any], score: str
+) -> None:
+    bound = train(**options | {"score": score, "guide": "cld", "steps": 2}, run=tmp_path / "run")
+    assert np.isfinite(bound.bits_per_dim[0])
+
+
+# -- the recipe ------------------------------------------------------------------------------------
+
+
+def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
+    indices = torch.cat([recipe.indices(step, 7, 20, seed=3) for step in range(20)])
+    assert len(indices) == 140
+    epochs = indices.reshape(7, 20)
+    assert torch.equal(epochs.sort(1).values, torch.arange(20).expand(7, 20))
+    assert len({tuple(e.tolist()) for e in epochs}) == 7  # another order each time
+    assert not torch.equal(recipe.indices(0, 20, 20, 3), recipe.indices(0, 20, 20, 4))
+
+
+def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
+    _, programs, _ = load_trained(trained)
+    settings = {"learning_rate": 1e-3, "diffusion_learning_rate": 0.02, "weight_decay": 0.1}
+    names, optimizer = recipe.adam(programs.model, settings)
+    network, diffusion = optimizer.param_groups
+    assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
+    assert (diffusion["lr"], diffusion["weight_decay"]) == (0.02, 0.0)
+    own = {id(p) for p in programs.model.diffusion.parameters()}
+    assert {id(p) for p in diffusion["params"]} == own
+    parameters = dict(programs.model.named_parameters())
+    flat = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(parameters[n]) for n in names] == [id(p) for p in flat]
+    assert len(flat) == len(parameters)
+
+
+def test_rates_warm_up_and_fall_to_nothing() -> None:
+    rates = [recipe.schedule(step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[4] < rates[9] < rates[10] * 1.1
+    assert max(rates) > 0.97 and rates[99] < 1e-3
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_the_average_follows_at_first_and_smooths_later() -> None:
+    average = recipe.averaging(0.9)
+    value = [torch.zeros(1)]
+    for number in range(1, 200):
+        average(value, [torch.ones(1)], torch.tensor(number))
+        if number == 1:
+            assert value[0].item() == pytest.approx(1 - 2 / 11)
+    average(value, [torch.zeros(1)], torch.tensor(200))
+    assert value[0].item() == pytest.approx(0.9)
+
+
+def test_mean_and_error_from_sums() -> None:
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    mean, error = recipe.mean_and_error(4, values.sum().item(), values.square().sum().item())
+    assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
+
+
+def test_presets_by_name_are_the_library_s_own() -> None:
+    for name, K in {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3}.items():
+        diffusion = build_diffusion(name, max_log_snr=8.0)
+        assert isinstance(diffusion, LinearDiffusion) and diffusion.num_variables == K
+        assert diffusion.max_log_snr == 8.0
+    assert torch.equal(build_diffusion("cld", max_log_snr=8.0).Q, CLD().Q)
