@@ -79,7 +79,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
         ValueError: a value further from every level than a thousandth of the smallest gap, or NaN.
     """
     levels = levels.to(x.device)
-    value = x.detach().to(levels.dtype)
+    value = x.detach().to(levels.dtype).contiguous()
     index = torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)
     off = ~((value - levels[index]).abs() <= 1e-3 * levels.diff().min())
     if bool(off.any()):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import (
@@ -96,14 +97,13 @@ class LevelDistribution(TorchDistribution, ABC):
         """(*batch, *event_shape)."""
 
     def _log_prob_shape(self, value: Tensor) -> torch.Size:
-        shape = torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
         event_dim = len(self.event_shape)
-        if value.shape[value.dim() - event_dim :] != self.event_shape:
+        if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(value.shape)}, expected (…, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        return shape
+        return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
 
 
 class LevelPosterior(LevelDistribution):
@@ -290,7 +290,7 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
-    ) -> TorchDistribution:
+    ) -> TorchDistributionMixin:
         """The decoder's distribution of x.
 
         Args:
@@ -368,7 +368,7 @@ class Gaussian(Likelihood):
 
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
-    ) -> TorchDistribution:
+    ) -> TorchDistributionMixin:
         """N(x; …), see the class; differentiable in y and the diffusion."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
@@ -381,7 +381,7 @@ class Tweedie(Likelihood):
 
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
-    ) -> TorchDistribution:
+    ) -> TorchDistributionMixin:
         """N(x; x̂, e^{-λ})."""
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))

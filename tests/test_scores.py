@@ -1,0 +1,796 @@
+"""Scores: identities between parameterizations, exact baselines, moments, bad input."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from pyro_mdm import discrete
+from pyro_mdm.diffusions import (
+    ALDA,
+    CLD,
+    MALDA,
+    VPSDE,
+    LearnedDiffusion,
+    LinearDiffusion,
+    apply_matrix,
+)
+from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, bits_per_dim
+from pyro_mdm.scores import (
+    Denoiser,
+    DenoiserScore,
+    DiscreteDenoiser,
+    NoisePrediction,
+    RawScore,
+    Score,
+)
+from tests.problems import learned, normal, random_linear
+
+DIFFUSIONS = {
+    "vpsde": VPSDE,
+    "cld": CLD,
+    "malda": MALDA,
+    "alda": ALDA,
+    "learned_2": lambda: learned(2, 2, 33),
+    "learned_3_rank_1": lambda: LearnedDiffusion(3, rank=1),
+    "random_4": lambda: random_linear(4, 400),
+}
+LEVELS = {
+    "17": discrete.level_values(17),
+    "256": discrete.level_values(256),
+    "uneven": torch.tensor([-1.0, -0.7, 0.0, 0.1, 0.15, 2.0], dtype=torch.float64),
+}
+EVENT = (2, 3)
+
+
+class Zero(nn.Module):
+    """A network that has learned nothing: ``factor`` outputs per input channel."""
+
+    def __init__(self, factor: int = 1) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.factor * x.shape[1], *x.shape[2:])
+
+
+class Wave(nn.Module):
+    """A smooth function of input and λ that mixes dimensions; its weights have gradients."""
+
+    def __init__(self, factor: int = 1, size: float = 0.5) -> None:
+        super().__init__()
+        self.factor = factor
+        self.phase = nn.Parameter(torch.linspace(0.0, 3.0, factor, dtype=torch.float64))
+        self.size = nn.Parameter(torch.tensor(size, dtype=torch.float64))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        assert log_snr.shape == (len(x),) and log_snr.dtype == x.dtype
+        lam = log_snr.reshape(-1, *[1] * (x.dim() - 1)) / 10
+        mixed = x + 0.3 * x.flip(-1) + lam
+        waves = [torch.sin(mixed + p) for p in self.phase.to(x.dtype)]
+        return self.size.to(x.dtype) * torch.cat(waves, 1)
+
+
+class Constant(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return self.value.to(x.dtype).expand(len(x), *self.value.shape[1:])
+
+
+class ExactGaussian(nn.Module):
+    """The exact score of N(μ, σ²) data under one diffusion, as raw score or as noise."""
+
+    def __init__(self, diffusion: LinearDiffusion, noise: bool, mu: float, s2: float) -> None:
+        super().__init__()
+        self.diffusion, self.noise, self.mu, self.s2 = diffusion, noise, mu, s2
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        K = self.diffusion.num_variables
+        y = inputs.unflatten(1, (K, -1))
+        marginal = self.diffusion.marginal(self.diffusion.time_at_log_snr(log_snr))
+        score = gaussian_score(marginal.mean, marginal.covariance, y, self.mu, self.s2)
+        if self.noise:
+            score = -apply_matrix(marginal.scale_tril.mT, score)
+        return score.flatten(1, 2)
+
+
+def gaussian_score(a: Tensor, Sigma: Tensor, y: Tensor, mu: float, s2: float) -> Tensor:
+    total = Sigma + s2 * a[..., :, None] * a[..., None, :]
+    mean = mu * a.reshape(*a.shape, *[1] * (y.dim() - a.dim()))
+    return -apply_matrix(torch.linalg.inv(total), y - mean)
+
+
+def prior(levels: Tensor, seed: int = 0, event: tuple[int, ...] = EVENT, sharp: float = 2.0):
+    return (sharp * normal(seed, *event, len(levels))).log_softmax(-1)
+
+
+def noised(levels: Tensor, log_snr: Tensor, seed: int = 0, event: tuple[int, ...] = EVENT):
+    """z for one datum per λ, with x drawn uniformly from the levels."""
+    g = torch.Generator().manual_seed(seed)
+    x = levels[torch.randint(len(levels), (len(log_snr), *event), generator=g)]
+    scale = torch.exp(-log_snr / 2).reshape(-1, *[1] * len(event))
+    return x + scale * normal(seed + 1, *x.shape)
+
+
+def naive_log_probs(score: DiscreteDenoiser, z: Tensor, lam: Tensor, T: Tensor | float) -> Tensor:
+    """log p(v_k | z) as the definition has it; T (*batch, *event, n)."""
+    snr = torch.exp(lam).reshape(-1, *[1] * z.dim())
+    noise = -0.5 * snr * (z.unsqueeze(-1) - score.levels).square()
+    return (score.log_prior + T + noise).log_softmax(-1)
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+
+def odds(levels: Tensor, B: int = 40, d: int = 6) -> tuple[Tensor, ...]:
+    lam = torch.linspace(-10, 16, B, dtype=torch.float64)
+    z = noised(levels, lam, event=(d,))
+    c, alpha, beta = discrete.noise_odds(z, lam[:, None], levels)
+    # tilts between the noise's own scale and the data's, and convex odds at low λ
+    alpha = alpha + normal(5, B, d) * torch.exp(lam / 2)[:, None]
+    beta = beta * (1 + 0.3 * normal(6, B, d)) + 0.1 * normal(7, B, d)
+    return prior(levels, event=(d,)), levels, c, alpha, beta
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_moments_and_gradients_equal_those_of_the_definition(name: str) -> None:
+    log_prior, levels, c, alpha, beta = odds(LEVELS[name])
+    weights = normal(8, *c.shape)
+    results = []
+    for chunked in (True, False):
+        a, b = alpha.clone().requires_grad_(), beta.clone().requires_grad_()
+        if chunked:
+            mean = discrete.posterior_mean(log_prior, levels, c, a, b)
+            total = discrete.log_normalizer(log_prior, levels, c, a, b)
+        else:
+            delta = levels - c.unsqueeze(-1)
+            logits = log_prior + a.unsqueeze(-1) * delta + b.unsqueeze(-1) * delta.square()
+            mean, total = (logits.softmax(-1) * delta).sum(-1), logits.logsumexp(-1)
+        results.append(
+            [
+                mean,
+                total,
+                *torch.autograd.grad((mean * weights).sum(), (a, b), retain_graph=True),
+                *torch.autograd.grad((total * weights).sum(), (a, b)),
+            ]
+        )
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_moments_pass_gradcheck() -> None:
+    log_prior, levels, c, alpha, beta = odds(LEVELS["uneven"], B=6, d=2)
+    a, b = alpha[:4].requires_grad_(), beta[:4].requires_grad_()
+    for function in (discrete.posterior_mean, discrete.log_normalizer):
+        assert torch.autograd.gradcheck(
+            lambda a, b, f=function: f(log_prior, levels, c[:4], a, b), (a, b)
+        )
+
+
+@pytest.mark.parametrize("room", [1, 40, 300, 1000])
+def test_moments_do_not_depend_on_the_blocks(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = odds(LEVELS["17"], B=7, d=5)
+    whole = discrete.posterior_mean(*arguments), discrete.log_normalizer(*arguments)
+    monkeypatch.setattr(discrete, "CPU_BLOCK", room)
+    split = discrete.posterior_mean(*arguments), discrete.log_normalizer(*arguments)
+    torch.testing.assert_close(split, whole, rtol=1e-13, atol=1e-13)
+
+
+# -- the discrete denoiser -------------------------------------------------------------------------
+
+
+def discrete_score(name: str, form: str, network: nn.Module | None = None, sharp: float = 2.0):
+    levels = LEVELS[name]
+    factor = 2 if form == "tilt" else len(levels)
+    return DiscreteDenoiser(
+        Wave(factor) if network is None else network,
+        levels,
+        prior(levels, sharp=sharp),
+        form,  # type: ignore[arg-type]
+    )
+
+
+def tilt(score: DiscreteDenoiser, z: Tensor, lam: Tensor) -> Tensor:
+    """T_jk of the class's docstring, (*batch, *event, n), from its words alone."""
+    v = torch.exp(-lam).reshape(-1, *[1] * (z.dim() - 1))
+    mu, s2 = score.data_mean, score.data_variance
+    F = score.network((z - mu) / (s2 + v).sqrt(), lam)
+    if score.form == "logits":
+        return F.unflatten(1, (len(score.levels), -1)).movedim(1, -1)
+    F1, F2 = F.chunk(2, 1)
+    F2 = torch.where(F2 < 0, F2, torch.tanh(2 * F2) / 2)
+    m = mu + s2 / (s2 + v) * (z - mu)
+    w = torch.maximum((s2 * v / (s2 + v)).sqrt(), score.levels.diff().min() / 2)
+    u = (score.levels - m.unsqueeze(-1)) / w.unsqueeze(-1)
+    return F1.unsqueeze(-1) * u + F2.unsqueeze(-1) * u.square()
+
+
+@pytest.mark.parametrize(
+    "name, form",
+    [("17", "tilt"), ("256", "tilt"), ("uneven", "tilt"), ("17", "logits"), ("uneven", "logits")],
+)
+def test_discrete_denoiser_is_bayes_rule_with_a_tilted_prior(name: str, form: str) -> None:
+    score = discrete_score(name, form)
+    lam = torch.linspace(-10, 14, 25, dtype=torch.float64)
+    z = noised(score.levels, lam).requires_grad_()
+    log_probs = naive_log_probs(score, z, lam, tilt(score, z, lam))
+    x_hat = log_probs.exp() @ score.levels
+    torch.testing.assert_close(score.x_hat(z, lam), x_hat, rtol=0, atol=1e-10)
+    torch.testing.assert_close(score.log_probs(z, lam), log_probs, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(score.posterior(z, lam).mean, x_hat, rtol=0, atol=1e-10)
+    weights = torch.exp(-lam / 2).reshape(-1, 1, 1) * normal(3, *z.shape)
+    wanted = [z, *score.network.parameters()]
+    got = torch.autograd.grad((score.x_hat(z, lam) * weights).sum(), wanted)
+    expected = torch.autograd.grad((x_hat * weights).sum(), wanted)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["tilt", "logits"])
+def test_x_hat_passes_gradcheck_in_z_log_snr_and_network(form: str) -> None:
+    score = discrete_score("uneven", form)
+    lam = torch.tensor([-4.0, 0.0, 3.0, 6.0], dtype=torch.float64)
+    z = noised(score.levels, lam)
+    z[0, 0, 0], z[1, 0, 0] = 3.0, -2.0  # outside the levels too
+    score.network.requires_grad_(False)
+
+    def x_hat(z: Tensor, lam: Tensor, size: Tensor) -> Tensor:
+        return torch.func.functional_call(score, {"network.size": size}, (z, lam))
+
+    score.forward = score.x_hat  # type: ignore[method-assign]
+    size = torch.tensor(0.7, dtype=torch.float64)
+    inputs = tuple(t.requires_grad_() for t in (z, lam, size))
+    assert torch.autograd.gradcheck(x_hat, inputs)
+
+
+@pytest.mark.parametrize("name, form", [("17", "tilt"), ("256", "tilt"), ("17", "logits")])
+def test_float32_agrees_with_float64_from_low_to_high_snr(name: str, form: str) -> None:
+    score = discrete_score(name, form, Wave(2 if form == "tilt" else len(LEVELS[name]), 0.4))
+    lam = torch.linspace(-10, 16, 131, dtype=torch.float64)
+    z = noised(score.levels, lam).float().double()
+    scale = torch.exp(lam / 2).clamp_min(1).reshape(-1, 1, 1)
+    values, slopes = [], []
+    for dtype in (torch.float64, torch.float32):
+        zs = z.to(dtype).requires_grad_()
+        x_hat = score.x_hat(zs, lam)
+        assert x_hat.dtype == dtype
+        values.append(x_hat.detach().double())
+        slopes.append(torch.autograd.grad((x_hat * scale.to(dtype)).sum(), zs)[0].double())
+    # errors in units of the noise's standard deviation, which the loss sees
+    assert ((values[1] - values[0]).abs() * scale).max() < 2e-2
+    assert ((values[1] - values[0]).abs() * scale).quantile(0.98) < 1e-3
+    error = (slopes[1] - slopes[0]).abs() / (scale + slopes[0].abs())
+    assert error.max() < 2e-2
+    assert error.quantile(0.98) < 1e-3
+
+
+@pytest.mark.parametrize("sharp", [2.0, 0.1])
+def test_float32_gradients_to_the_tilt(sharp: float) -> None:
+    score = discrete_score("256", "tilt", sharp=sharp)
+    lam = torch.linspace(-10, 16, 131, dtype=torch.float64)
+    z = noised(score.levels, lam).float().double()
+    x = noised(score.levels, lam * 0 + 60.0)  # the level z was noised from
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        F = (0.3 * normal(4, len(lam), 2 * EVENT[0], EVENT[1])).float().to(dtype).requires_grad_()
+        x_hat = DiscreteDenoiser(Constant(F), score.levels, score.log_prior, "tilt").x_hat(
+            z.to(dtype), lam
+        )
+        loss = (0.5 * lam.exp().to(dtype)[:, None, None] * (x.to(dtype) - x_hat).square()).sum()
+        gradients.append(torch.autograd.grad(loss, F)[0].double())
+    error = (gradients[1] - gradients[0]).abs() / (1 + gradients[0].abs())
+    assert error.max() < 3e-2
+    assert error.quantile(0.98) < 2e-3
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_any_tilt_at_any_noise_keeps_x_hat_between_the_levels(name: str) -> None:
+    lam = torch.linspace(-12, 18, 61, dtype=torch.float64)
+    for size in (1.0, 30.0, 1e4):
+        F = size * normal(9, len(lam), 2 * EVENT[0], EVENT[1])
+        score = discrete_score(name, "tilt", Constant(F))
+        x_hat = score.x_hat(noised(score.levels, lam).float(), lam)
+        assert x_hat.isfinite().all()
+        assert x_hat.min() >= score.levels[0] - 1e-5 and x_hat.max() <= score.levels[-1] + 1e-5
+
+
+def test_a_tilt_never_outweighs_the_noise_by_more_than_the_priors_curvature() -> None:
+    F = torch.zeros(1, 2 * EVENT[0], EVENT[1], dtype=torch.float64)
+    F[:, EVENT[0] :] = 100.0
+    score = discrete_score("256", "tilt", Constant(F))
+    for lam in (-5.0, 3.0, 9.0, 13.0):
+        z = noised(score.levels, torch.tensor([lam], dtype=torch.float64))
+        _, _, beta = score._tilted(
+            z, torch.tensor(lam).double(), score.network(z, z).reshape(1, 2, *EVENT)
+        )
+        assert (beta <= 0.5 / score.data_variance + 1e-9).all()
+
+
+def test_nothing_with_a_level_axis_is_kept_for_backward() -> None:
+    n, B, d = 256, 8, 6
+    score = discrete_score("256", "tilt")
+    lam = torch.linspace(-5, 13, B, dtype=torch.float64)
+    z = noised(score.levels, lam)
+    sizes: list[int] = []
+
+    def pack(t: Tensor) -> Tensor:
+        sizes.append(t.numel())
+        return t
+
+    likelihood = DiscretizedGaussian(score.levels, score.log_prior)
+    diffusion = VPSDE(max_log_snr=2.0)
+    y = (normal(2, B, 1, *EVENT)).requires_grad_()
+    x = score.levels[torch.randint(n, (B, *EVENT), generator=torch.Generator().manual_seed(0))]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = score.x_hat(z, lam).sum() + likelihood(diffusion, score, y).log_prob(x).sum()
+    loss.backward()
+    assert sizes and max(sizes) <= 4 * B * d
+
+
+@pytest.mark.parametrize("form", ["tilt", "logits"])
+@pytest.mark.parametrize("name", LEVELS)
+def test_at_zero_output_the_discrete_denoiser_is_its_baseline(name: str, form: str) -> None:
+    factor = 2 if form == "tilt" else len(LEVELS[name])
+    score = discrete_score(name, form, Zero(factor))
+    lam = torch.linspace(-8, 14, 23, dtype=torch.float64)
+    z = noised(score.levels, lam)
+    torch.testing.assert_close(score.x_hat(z, lam), score.baseline_x_hat(z, lam))
+    torch.testing.assert_close(
+        score.baseline_x_hat(z, lam), naive_log_probs(score, z, lam, 0.0).exp() @ score.levels
+    )
+
+
+# -- exact baselines -------------------------------------------------------------------------------
+
+
+def quad_kl(log_prior: np.ndarray, levels: np.ndarray, k: int, lam: float) -> float:
+    t = math.exp(lam / 2) * (levels[k] - levels)
+
+    def integrand(e: float) -> float:
+        log_mixture = np.logaddexp.reduce(log_prior - 0.5 * (t + e) ** 2)
+        return -math.exp(-e * e / 2) / math.sqrt(2 * math.pi) * (e * e / 2 + log_mixture)
+
+    cuts = np.linspace(-9, 9, 37)
+    return sum(
+        integrate.quad(integrand, a, b, epsabs=1e-12, epsrel=1e-12, limit=200)[0]
+        for a, b in pairwise(cuts)
+    )
+
+
+@pytest.mark.parametrize("n", [17, 256])
+def test_baseline_kl_by_quadrature(n: int) -> None:
+    levels = discrete.level_values(n)
+    g = torch.Generator().manual_seed(n)
+    sparse = -25.0 * (torch.rand(n, generator=g, dtype=torch.float64) > 0.1)
+    two = torch.full((n,), -20.0, dtype=torch.float64)
+    two[n // 2 - 1], two[n // 2 + 1] = 0.0, -3.0
+    log_prior = torch.stack([*prior(levels, event=(1,), sharp=3.0), sparse, two]).log_softmax(-1)
+    index = torch.tensor([[0, n // 3, n // 2], [n - 1, n // 2, n // 2 - 1]])
+    for lam in (-10.0, -3.0, 0.0, 2.0, 4.0, 5.5, 7.0, 8.5, 10.0, 12.0, 14.0):
+        got = discrete.mixture_kl(log_prior, levels, index, lam)
+        for i, j in ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)):
+            k = int(index[i, j])
+            expected = quad_kl(log_prior[j].numpy(), levels.numpy(), k, lam)
+            assert got[i, j].item() == pytest.approx(expected, abs=2e-9)
+
+
+def test_baseline_kl_runs_from_nothing_to_the_code_length() -> None:
+    score = discrete_score("17", "tilt", Zero(2))
+    x = score.levels[torch.randint(17, (5, *EVENT), generator=torch.Generator().manual_seed(1))]
+    assert score.baseline_kl(x, -30.0).abs().max() < 1e-10
+    torch.testing.assert_close(score.baseline_kl(x, 14.0), -score.baseline_log_prob(x))
+
+
+def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
+    score = discrete_score("17", "tilt", Zero(2))
+    x = score.levels[torch.randint(17, (4, *EVENT), generator=torch.Generator().manual_seed(1))]
+    lam = torch.tensor([3.0, -2.0, 3.0, 7.0], dtype=torch.float64)
+    one_by_one = torch.cat([score.baseline_kl(x[i : i + 1], lam[i].item()) for i in range(4)])
+    torch.testing.assert_close(score.baseline_kl(x, lam), one_by_one)
+    gaussian = Denoiser(Zero(), torch.zeros(EVENT), torch.full(EVENT, 0.5))
+    one_by_one = torch.cat([gaussian.baseline_kl(x[i : i + 1], lam[i].item()) for i in range(4)])
+    torch.testing.assert_close(gaussian.baseline_kl(x, lam), one_by_one)
+
+
+def diffusion_term(score: DenoiserScore, x: Tensor, low: float, high: float) -> Tensor:
+    """½ ∫ e^λ E(x - x̂)² dλ of one-dimensional data x (n, 1), by deterministic quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    lam = torch.tensor((nodes + 1) / 2 * (high - low) + low)
+    weights = torch.tensor(weights / 2 * (high - low))
+    e = torch.linspace(-9, 9, 361, dtype=torch.float64)
+    phi = torch.exp(-e.square() / 2) / torch.exp(-e.square() / 2).sum()
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for value, weight in zip(lam.tolist(), weights.tolist(), strict=True):
+        z = x + math.exp(-value / 2) * e  # (n, nodes)
+        x_hat = score.x_hat(z.reshape(-1, 1), value).reshape(z.shape)
+        total += weight * 0.5 * math.exp(value) * ((x - x_hat).square() @ phi)
+    return total
+
+
+def test_at_zero_output_the_diffusion_term_is_the_baselines() -> None:
+    levels = LEVELS["uneven"]
+    log_prior = prior(levels, event=(1,))
+    x = levels.unsqueeze(-1)
+    for form, factor in (("tilt", 2), ("logits", len(levels))):
+        score = DiscreteDenoiser(Zero(factor), levels, log_prior, form)  # type: ignore[arg-type]
+        term = diffusion_term(score, x, -7.0, 7.0)
+        known = score.baseline_kl(x, 7.0) - score.baseline_kl(x, -7.0)
+        torch.testing.assert_close(term, known, rtol=1e-6, atol=1e-6)
+    denoiser = Denoiser(Zero(), torch.tensor([0.3]), torch.tensor([0.7]))
+    known = denoiser.baseline_kl(x, 7.0) - denoiser.baseline_kl(x, -7.0)
+    torch.testing.assert_close(diffusion_term(denoiser, x, -7.0, 7.0), known, rtol=1e-8, atol=1e-8)
+
+
+def test_gaussian_baseline_is_a_normal_distribution() -> None:
+    mu, s2 = normal(0, *EVENT), normal(1, *EVENT).exp()
+    score = Denoiser(Zero(), mu, s2)
+    x, lam = normal(2, 5, *EVENT), 1.7
+    law = torch.distributions.Normal(mu, s2.sqrt())
+    torch.testing.assert_close(score.baseline_log_prob(x), law.log_prob(x).sum((1, 2)))
+    v = torch.tensor(math.exp(-lam), dtype=torch.float64)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Normal(x, v.sqrt()), torch.distributions.Normal(mu, (s2 + v).sqrt())
+    )
+    torch.testing.assert_close(score.baseline_kl(x, lam), kl.sum((1, 2)))
+
+
+# -- scores under a diffusion ----------------------------------------------------------------------
+
+
+def state(diffusion: LinearDiffusion, n: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y_s and s, over the whole range of λ."""
+    low, high = diffusion.terminal_log_snr.item(), diffusion.max_log_snr
+    s = diffusion.time_at_log_snr(torch.linspace(low, high, n, dtype=torch.float64)).detach()
+    marginal = diffusion.marginal(s)
+    x = 0.3 + 0.7 * normal(seed, n, *EVENT)
+    noise = apply_matrix(marginal.scale_tril, normal(seed + 1, n, diffusion.num_variables, *EVENT))
+    return x, (marginal.mean[..., None, None] * x.unsqueeze(1) + noise).detach(), s
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_gaussian_data_has_the_closed_form_score(name: str) -> None:
+    diffusion = DIFFUSIONS[name]()
+    _, y, s = state(diffusion)
+    marginal = diffusion.marginal(s)
+    exact = gaussian_score(marginal.mean, marginal.covariance, y, 0.3, 0.49)
+    score = Denoiser(Zero(), 0.3, 0.49).score(diffusion, y, s)
+    size = (y.square().sum(1, keepdim=True) * 0 + 1) * exact.abs().amax((1, 2, 3), keepdim=True)
+    assert ((score - exact).abs() / size).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_discrete_data_has_the_score_of_the_mixture(name: str) -> None:
+    diffusion = DIFFUSIONS[name]()
+    score = discrete_score("uneven", "tilt", Zero(2))
+    _, y, s = state(diffusion, n=6)
+    marginal = diffusion.marginal(s)
+    y.requires_grad_()
+    L = marginal.scale_tril[:, None, None, None]
+    residual = y.movedim(1, -1).unsqueeze(-2) - marginal.mean[
+        :, None, None, None
+    ] * score.levels.unsqueeze(-1)
+    white = torch.linalg.solve_triangular(
+        L.expand(*residual.shape, -1), residual.unsqueeze(-1), upper=False
+    )
+    log_density = score.log_prior - 0.5 * white.squeeze(-1).square().sum(-1)
+    (exact,) = torch.autograd.grad(log_density.logsumexp(-1).sum(), y)
+    got = score.score(diffusion, y.detach(), s)
+    size = exact.abs().amax((1, 2, 3), keepdim=True)
+    assert ((got - exact).abs() / size).max() < 1e-6
+
+
+@pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_projection_recovers_the_denoiser_from_the_exact_score(name: str, noise: bool) -> None:
+    diffusion = DIFFUSIONS[name]().requires_grad_(False)
+    _, y, s = state(diffusion)
+    network = ExactGaussian(diffusion, noise, 0.3, 0.49)
+    raw: Score = NoisePrediction(network) if noise else RawScore(network)
+    denoiser = Denoiser(Zero(), 0.3, 0.49)
+    exact, got = denoiser.score(diffusion, y, s), raw.score(diffusion, y, s)
+    size = exact.abs().amax((1, 2, 3), keepdim=True)
+    assert ((got - exact).abs() / size).max() < 1e-6
+    x_hat = denoiser.denoise(diffusion, y, s)
+    scale = torch.exp(-diffusion.log_snr(s) / 2).clamp(max=1)[:, None, None]
+    assert ((raw.denoise(diffusion, y, s) - x_hat).abs() / scale).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["cld", "alda", "learned_3_rank_1"])
+def test_projection_ignores_what_the_loss_never_sees(name: str) -> None:
+    diffusion = DIFFUSIONS[name]().requires_grad_(False)
+    K = diffusion.num_variables
+    x, y, s = state(diffusion)
+    values, vectors = torch.linalg.eigh(diffusion.D)
+    blind = vectors[:, values < 1e-12 * values.max()]
+    assert blind.shape[1] > 0
+    junk = torch.einsum("kr,r->k", blind, normal(5, blind.shape[1]))
+    exact = RawScore(ExactGaussian(diffusion, False, 0.3, 0.49))
+
+    class Spoiled(ExactGaussian):
+        def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+            score = super().forward(inputs, log_snr).unflatten(1, (K, -1))
+            return (score + junk[:, None, None]).flatten(1, 2)
+
+    spoiled = RawScore(Spoiled(diffusion, False, 0.3, 0.49))
+    torch.testing.assert_close(
+        spoiled.denoise(diffusion, y, s), exact.denoise(diffusion, y, s), rtol=1e-7, atol=1e-7
+    )
+    lam = diffusion.log_snr(s)
+    terms = []
+    for score in (spoiled, exact):
+        torch.manual_seed(3)
+        terms.append(score.integrand(diffusion, x, lam))
+    torch.testing.assert_close(terms[0], terms[1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["vpsde", "cld", "malda", "alda", "random_4"])
+def test_every_parameterization_has_the_same_diffusion_term(name: str) -> None:
+    """Mean integrands at one λ within 4 standard errors of the exact ½ e^λ Var(x | z)."""
+    diffusion = DIFFUSIONS[name]().requires_grad_(False)
+    x = 0.3 + 0.7 * normal(11, 60, 300)  # not the seed the noise has
+    mean, s2 = 0.3, 0.49
+    for lam in (-1.0, 5.0):
+        at = torch.full((len(x),), lam, dtype=torch.float64)
+        exact = 300 * 0.5 * math.exp(lam) * s2 / (1 + s2 * math.exp(lam))
+        for score in (
+            Denoiser(Zero(), mean, s2),
+            NoisePrediction(ExactGaussian(diffusion, True, mean, s2)),
+            RawScore(ExactGaussian(diffusion, False, mean, s2)),
+        ):
+            term = score.integrand(diffusion, x, at)
+            error = term.std() / math.sqrt(len(x))
+            assert error < 0.05 * exact
+            assert abs(term.mean() - exact) < 4 * error
+
+
+def test_baseline_integrand_shares_the_noise() -> None:
+    x = normal(0, 50, *EVENT)
+    lam = torch.linspace(-3, 6, 50, dtype=torch.float64)
+    network, baseline = Denoiser(Zero(), 0.1, 0.8).baseline_integrand(x, lam)
+    torch.testing.assert_close(network, baseline)
+    network, baseline = Denoiser(Wave(), 0.1, 0.8).baseline_integrand(x, lam)
+    assert (network != baseline).all()
+    assert torch.corrcoef(torch.stack([network, baseline]))[0, 1] > 0.5
+
+
+def every_score(diffusion: LinearDiffusion) -> list[Score]:
+    return [
+        Denoiser(Wave(), 0.1, 0.8),
+        Denoiser(Wave(), normal(0, *EVENT), normal(1, *EVENT).exp()),
+        discrete_score("17", "tilt"),
+        discrete_score("17", "logits"),
+        NoisePrediction(Wave()),
+        RawScore(Wave()),
+    ]
+
+
+@pytest.mark.parametrize("name", ["vpsde", "cld", "alda"])
+def test_shapes_types_gradients_and_batches_of_every_score(name: str) -> None:
+    diffusion = DIFFUSIONS[name]()
+    K = diffusion.num_variables
+    for score in every_score(diffusion):
+        y = normal(0, 6, K, *EVENT)
+        s = torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
+        flat, x_hat = score.score(diffusion, y, s), score.denoise(diffusion, y, s)
+        assert flat.shape == y.shape and x_hat.shape == (6, *EVENT)
+        nested = score.score(diffusion, y.reshape(2, 3, K, *EVENT), s.reshape(2, 3))
+        torch.testing.assert_close(nested.reshape(y.shape), flat)
+        torch.testing.assert_close(
+            score.denoise(diffusion, y.reshape(2, 3, K, *EVENT), s.reshape(2, 3)),
+            x_hat.reshape(2, 3, *EVENT),
+        )
+        torch.testing.assert_close(
+            score.score(diffusion, y, 0.4), score.score(diffusion, y, torch.full_like(s, 0.4))
+        )
+        half = score.score(diffusion, y.float(), s)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half.double(), flat, rtol=1e-4, atol=1e-3)
+        score.integrand(diffusion, normal(1, 6, *EVENT), s * 0 + 2.0).sum().backward()
+        for parameter in score.network.parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0
+
+
+def test_x_hat_outside_autocast_is_exact_and_the_network_may_use_it() -> None:
+    seen: list[torch.dtype] = []
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+            out = self.layer(x)
+            seen.append(out.dtype)
+            return out * 0
+
+    score = Denoiser(Linear(), 0.3, 0.5)
+    z, lam = normal(0, 5, 4).float(), torch.linspace(0, 12, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x_hat = score.x_hat(z, lam)
+        s = score.score(CLD(), normal(1, 5, 2, 4).float(), 0.3)
+    assert seen[0] == torch.bfloat16 and x_hat.dtype == torch.float32
+    assert s.dtype == torch.float32
+    torch.testing.assert_close(x_hat, score.baseline_x_hat(z, lam))
+    torch.testing.assert_close(s, score.score(CLD(), normal(1, 5, 2, 4).float(), 0.3))
+
+
+def test_buffers_stay_in_float64_and_survive_saving() -> None:
+    score = discrete_score("17", "tilt")
+    score.set_trained_range(-3.0, 9.0)
+    score.half()
+    assert score.log_prior.dtype == torch.float64 and score.levels.dtype == torch.float64
+    assert next(score.network.parameters()).dtype == torch.float16
+    assert torch.equal(score.log_prior, discrete_score("17", "tilt").log_prior)
+    other = DiscreteDenoiser(Wave(2), 17, torch.full((*EVENT, 17), -math.log(17)), "tilt")
+    other.load_state_dict(score.state_dict())
+    assert torch.equal(other.log_prior, score.log_prior)
+    assert torch.equal(other.data_mean, score.data_mean)
+    with pytest.raises(ValueError, match=r"9\.5 is outside"):
+        other.check_log_snr(9.5)
+
+
+# -- fitting ---------------------------------------------------------------------------------------
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits in [-1, 1], 17 levels: training images, every tenth for test."""
+    x = torch.tensor(load_digits().images).unsqueeze(1).float() / 8 - 1
+    test = torch.arange(len(x)) % 10 == 0
+    return x[~test], x[test]
+
+
+def test_histogram_of_the_digits_generalizes() -> None:
+    train, test = digits()
+    score = DiscreteDenoiser.fit(Zero(17), train, levels=17)
+    assert score.form == "logits" and score.event_shape == (1, 8, 8)
+    bits = bits_per_dim(score.baseline_log_prob(test).mean(), 64).item()
+    assert bits == pytest.approx(2.413, abs=0.005)
+    # with little data, better than any number of equal pseudo-counts
+    few = train[:200]
+    bits = bits_per_dim(DiscreteDenoiser.fit(Zero(17), few, 17).baseline_log_prob(test).mean(), 64)
+    index = discrete.level_index(few.reshape(-1, 64), score.levels)
+    held = discrete.level_index(test.reshape(-1, 64), score.levels)
+    for pseudo, margin in ((0.01, 0.02), (0.1, 0.0), (1.0, 0.0), (10.0, 0.05)):
+        counts = torch.nn.functional.one_hot(index, 17).double().sum(0) + pseudo
+        plain = (counts / counts.sum(1, keepdim=True)).log2()[torch.arange(64), held]
+        assert bits < -plain.mean() - margin
+
+
+def test_smoothed_histogram_is_a_distribution_and_finds_the_truth() -> None:
+    levels = LEVELS["uneven"]
+    truth = prior(levels, event=(3,), sharp=1.0)
+    k = torch.multinomial(truth.exp(), 20000, True, generator=torch.Generator().manual_seed(0))
+    estimate = discrete.smoothed_histogram(levels[k].mT, levels)
+    torch.testing.assert_close(estimate.logsumexp(-1), torch.zeros(3, dtype=torch.float64))
+    error = (estimate.exp() - truth.exp()) / (truth.exp() / 20000).sqrt()
+    assert error.abs().max() < 4
+
+
+def test_gaussian_fit_is_the_mean_and_variance_with_a_floor() -> None:
+    x = 5 + normal(0, 3000, 4) * torch.tensor([1.0, 2.0, 0.5, 0.0])
+    score = Denoiser.fit(Zero(), x)
+    torch.testing.assert_close(score.data_mean, x.mean(0))
+    variance = x.var(0, correction=0)
+    torch.testing.assert_close(score.data_variance[:3], variance[:3])
+    torch.testing.assert_close(score.data_variance[3], 1e-3 * variance.mean())
+
+
+def test_default_likelihoods() -> None:
+    gaussian = Denoiser(Zero(), 0.2, 0.5).default_likelihood()
+    assert isinstance(gaussian, Gaussian) and gaussian.prior_variance == 0.5
+    levels = discrete_score("17", "tilt").default_likelihood()
+    assert isinstance(levels, DiscretizedGaussian) and levels.log_prior is not None
+    flat = RawScore(Zero()).default_likelihood()
+    assert isinstance(flat, Gaussian) and flat.prior_variance == math.inf
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def nan_at(x: Tensor) -> Tensor:
+    x = x.clone()
+    x.view(-1)[3] = math.nan
+    return x
+
+
+X = torch.zeros(4, *EVENT, dtype=torch.float64)
+BAD = {
+    "network of too few channels": (
+        lambda: discrete_score("17", "tilt", Zero(1)).x_hat(X, 1.0),
+        r"Zero returned \(4, 2, 3\).*expected \(4, 4, 3\).*out_channels=4",
+    ),
+    "logits of too few channels": (
+        lambda: discrete_score("17", "logits", Zero(2)).x_hat(X, 1.0),
+        r"out_channels=34",
+    ),
+    "NaN in z": (lambda: Denoiser(Zero()).x_hat(nan_at(X), 1.0), r"z .* holds nan at \(0, 1, 0\)"),
+    "NaN in y": (
+        lambda: Denoiser(Zero()).score(CLD(), nan_at(torch.zeros(4, 2, 3)), 0.5),
+        "y of shape .* holds nan",
+    ),
+    "NaN in log SNR": (lambda: Denoiser(Zero()).x_hat(X, math.nan), "log_snr .* holds nan"),
+    "log SNR of another batch": (
+        lambda: Denoiser(Zero()).x_hat(X, torch.zeros(3)),
+        r"log_snr has shape \(3,\).*expected one log SNR per datum",
+    ),
+    "another event shape": (
+        lambda: discrete_score("17", "tilt").x_hat(torch.zeros(4, 3, 3), 1.0),
+        r"z has shape \(4, 3, 3\), expected \(\*batch, 2, 3\)",
+    ),
+    "no event dimension": (
+        lambda: Denoiser(Zero()).x_hat(torch.zeros(4), torch.zeros(4)),
+        r"z has shape \(4,\)",
+    ),
+    "wrong K": (
+        lambda: Denoiser(Zero()).score(ALDA(), torch.zeros(4, 2, 3), 0.5),
+        "K = 3 variables of ALDA",
+    ),
+    "off the levels": (
+        lambda: discrete_score("17", "tilt").baseline_log_prob(X + 0.03),
+        "x holds 0.03 .*24 of 24.*17 levels between -1 and 1",
+    ),
+    "data off the levels": (
+        lambda: DiscreteDenoiser.fit(Zero(2), torch.full((5, 3), 7.0), 256),
+        "x holds 7 .*256 levels",
+    ),
+    "NaN in training data": (
+        lambda: Denoiser.fit(Zero(), nan_at(X)),
+        "train_x of shape .* holds nan",
+    ),
+    "no data": (lambda: Denoiser.fit(Zero(), torch.zeros(0, 3)), r"shape \(0, 3\)"),
+    "constant data": (lambda: Denoiser.fit(Zero(), torch.zeros(5, 3)), "all equal"),
+    "variance": (lambda: Denoiser(Zero(), 0.0, -1.0), "data_variance reaches -1"),
+    "prior of another number of levels": (
+        lambda: DiscreteDenoiser(Zero(2), 17, torch.zeros(3, 16)),
+        r"shape \(3, 16\), expected \(\*event_shape, 17\)",
+    ),
+    "unnormalized prior": (
+        lambda: DiscreteDenoiser(Zero(2), 17, torch.zeros(3, 17)),
+        "not normalized.*2.83",
+    ),
+    "impossible level": (
+        lambda: DiscreteDenoiser(Zero(2), 2, torch.tensor([[-math.inf, 0.0]])),
+        "holds -inf",
+    ),
+    "form": (
+        lambda: DiscreteDenoiser(Zero(2), 17, prior(LEVELS["17"]), "softmax"),  # type: ignore
+        "form is 'softmax'",
+    ),
+    "one level": (lambda: discrete.level_values(1), "levels is 1"),
+    "levels out of order": (lambda: discrete.level_values([0.0, 2.0, 1.0]), "increasing"),
+    "gradient of the baseline": (
+        lambda: discrete_score("17", "tilt").baseline_kl(
+            X, torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        ),
+        "no gradient in log_snr",
+    ),
+    "empty range": (lambda: Denoiser(Zero()).set_trained_range(3.0, 3.0), "expected low < high"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_named(what: str) -> None:
+    call, message = BAD[what]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_log_snr_outside_the_trained_range_is_an_error() -> None:
+    score = Denoiser(Zero())
+    score.set_trained_range(-5.0, 10.0)
+    score.x_hat(X, 10.0)
+    with pytest.raises(ValueError, match=r"log SNR 11 is outside \[-5, 10\].*max_log_snr"):
+        score.x_hat(X, torch.tensor([0.0, 11.0, 0.0, 0.0]))
+    with pytest.raises(ValueError, match="is outside"):
+        score.denoise(
+            VPSDE(max_log_snr=12.0), torch.zeros(4, 1, *EVENT), VPSDE(max_log_snr=12.0).start_time
+        )
