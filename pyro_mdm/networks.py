@@ -140,8 +140,8 @@ class UNet(nn.Module):
         groups: largest number of groups of a group norm, see :func:`group_norm`.
         dropout: dropout probability inside the residual blocks.
         embedding: width of the λ embedding; None: 2·base.
-        lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too: the
-            better use of time for small networks.
+        lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too, which
+            saves a block per level.
         patch: work on patches of patch×patch pixels as channels of one (pixel unshuffle), which
             divides the work by about patch²; height and width must be multiples of it.
 
