@@ -9,9 +9,9 @@ A short step's V is as graded as its P, and not along the axes when D has low ra
 subtracted: with ``Σ_r = R Rᵀ``, F a root of M^{-1} P M^{-T} and ``N = R^{-1} F``,
 
     V = F (I + Nᵀ N)^{-1} Fᵀ,   C = (I - V Σ_r^{-1}) M^{-1}           short steps
-    V = R (I + Nᵀ N)^{-1} Rᵀ,   C = V Mᵀ P^{-1}                       long ones,
+    V = R (I + Nᵀ N)^{-1} Rᵀ,   C = R (S^{-1} M R)ᵀ S^{-1}            long ones,
 
-where for the latter F is a root of P and ``N = F^{-1} M R``.
+where for the latter F is a root of P, ``N = F^{-1} M R`` and ``Σ_s = S Sᵀ``.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
     if bool(short.all()):
         root, whitener, gain, log_det, growth = _short_step(diffusion, tau, given_x)
     elif not bool(short.any()):
-        root, whitener, gain, log_det, growth = _long_step(diffusion, tau, given_x)
+        root, whitener, gain, log_det, growth = _long_step(diffusion, tau, tau_r, given_x)
     else:  # each step by its own route; the other sees a harmless duration
         harmless = SHORT / norm
         near = _short_step(diffusion, torch.where(short, tau, harmless), given_x)
-        far = _long_step(diffusion, torch.where(short, harmless, tau), given_x)
+        far = _long_step(diffusion, torch.where(short, harmless, tau), tau_r, given_x)
         root, whitener, gain, log_det, growth = (
             torch.where(short.reshape(short.shape + (1,) * (n.dim() - short.dim())), n, f)
             for n, f in zip(near, far, strict=True)
@@ -129,11 +129,14 @@ def _short_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor
     return root, whitener, gain, log_det - log_ratio, torch.maximum(grow, growth)
 
 
-def _long_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor) -> _Step:
+def _long_step(
+    diffusion: LinearDiffusion, tau: Tensor, tau_r: Tensor, given_x: kernels.Factor
+) -> _Step:
     A, GG = diffusion.unit_drift, diffusion.unit_noise
     M, _ = kernels.transition_moments(A, GG, tau)
     _, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion._basis())
     R = given_x.root
     root, whitener, log_ratio, growth = _contract(R, given_x.whitener, F_inverse @ M @ R)
-    gain = root @ (F_inverse @ M @ root).mT @ F_inverse  # V Mᵀ P^{-1}
+    _, _, later = diffusion._factor(tau_r + tau)
+    gain = R @ (later.whitener @ M @ R).mT @ later.whitener
     return root, whitener, gain, given_x.log_det - log_ratio, torch.maximum(grow, growth)

@@ -50,7 +50,7 @@ def log_snr_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
 
 @torch.no_grad()
 def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
-    r"""(steps + 1,) decreasing times from T to ε, equally spaced in what noise does to all variables.
+    r"""(steps + 1,) decreasing times from T to ε, even in what noise does to all variables.
 
     The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
     ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For

@@ -49,13 +49,14 @@ def learned(K: int, rank: int, seed: int, **options: object) -> LearnedDiffusion
 
 
 def random_linear(K: int, seed: int, rank: int | None = None, **options: object) -> LinearDiffusion:
-    """Random (Q, D) with a full matrix Σ_∞ and a D of the given rank."""
+    """Random (Q, D) with a full matrix Σ_∞ and a D of exactly the given rank."""
     W, B, S = normal(seed, K, K), normal(seed + 1, K, rank or K), normal(seed + 2, K, K)
-    D = B @ B.mT / K + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
+    B = (64 * B).round() / 128  # so few digits that B Bᵀ, and with it the rank of D, is exact
+    D = B @ B.mT + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
     Sigma = S @ S.mT / K + 0.5 * torch.eye(K, dtype=torch.float64)
     return LinearDiffusion(
         W - W.mT,
-        (D + D.mT) / 2,
+        D,
         stationary_variance=(Sigma + Sigma.mT) / 2,
         **options,  # type: ignore[arg-type]
     )

@@ -1,0 +1,363 @@
+"""Kernels against 120-digit references: never silently wrong, whatever (Q, D)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from mpmath import mp, mpf
+from torch import Tensor
+
+from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.diffusions import ALDA, CLD, LearnedDiffusion, LinearDiffusion, Marginal, Transition
+from pyro_mdm.kernels import KernelPrecisionError, noise_basis, scaled_cholesky, transition_moments
+from pyro_mdm.posterior import posterior
+from tests.problems import DIFFUSIONS, chain, learned, normal, random_linear
+
+Matrix = Any  # mpmath's, which has no stubs
+
+
+@pytest.fixture(autouse=True)
+def _digits():
+    with mp.workdps(120):
+        yield
+
+
+# -- references ------------------------------------------------------------------------------------
+
+
+def exact(value: Tensor) -> Matrix:
+    """The number each float64 entry is, as a column or a matrix."""
+    columns = value.detach() if value.dim() == 2 else value.detach()[:, None]
+    return mp.matrix([[mpf(x) for x in row] for row in columns.tolist()])
+
+
+def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
+    """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
+    if isinstance(diffusion, LearnedDiffusion):
+        B = exact(diffusion.B)
+        D = B * B.T
+    else:
+        D = exact(diffusion.D)
+    A = -(exact(diffusion.Q) + D) * exact(diffusion.stationary_covariance) ** -1
+    return A, 2 * D
+
+
+def moments(A: Matrix, GG: Matrix, tau: mpf) -> tuple[Matrix, Matrix]:
+    """exp(Aτ) and ∫ exp(Au) GGᵀ exp(Aᵀu) du, which solve M' = A M and P' = A P + P Aᵀ + GGᵀ.
+
+    Taylor series of both over a very short step, then doubling: exact arithmetic here, where no
+    entry loses digits to a larger one as long as there are enough of them.
+    """
+    doublings = max(0, int(mp.ceil(mp.log(max(mp.norm(A, 1) * tau, mpf(1)), 2)))) + 12
+    h = tau / mpf(2) ** doublings
+    M, P = mp.eye(A.rows), GG * h
+    M_term, P_term = M, P
+    small = mpf(10) ** (-mp.dps)
+    for n in range(1, 200):
+        M_term = A * M_term * (h / n)
+        AP = A * P_term
+        P_term = (AP + AP.T) * (h / (n + 1))
+        M, P = M + M_term, P + P_term
+        if mp.norm(M_term, 1) < small:
+            break
+    for _ in range(doublings):
+        M, P = M * M, P + M * P * M.T
+    return M, (P + P.T) / 2
+
+
+def log_det(S: Matrix) -> mpf:
+    L = mp.cholesky(S)
+    return 2 * sum(mp.log(L[i, i]) for i in range(S.rows))
+
+
+def covariance_error(computed: Matrix, S: Matrix) -> float:
+    """Largest error relative to sqrt(Σ_ii Σ_jj)."""
+    sd = [mp.sqrt(S[i, i]) for i in range(S.rows)]
+    K = range(S.rows)
+    return float(max(abs(computed[i, j] - S[i, j]) / sd[i] / sd[j] for i in K for j in K))
+
+
+class Truth(NamedTuple):
+    a: Matrix
+    Sigma: Matrix
+    log_snr: mpf
+    readout: Matrix
+
+
+def marginal_truth(diffusion: LinearDiffusion, tau: float) -> Truth:
+    M, P = moments(*drift_and_noise(diffusion), mpf(tau))
+    a = M[:, 0]
+    Sigma = P + M * exact(diffusion.initial_covariance) * M.T
+    information = Sigma**-1 * a
+    snr = (a.T * information)[0]
+    return Truth(a, Sigma, mp.log(snr), information / snr)
+
+
+def check_marginal(diffusion: LinearDiffusion, s: float) -> None:
+    with torch.no_grad():
+        m: Marginal = diffusion.marginal(s)
+        tau = diffusion.clock(s).item()
+    true = marginal_truth(diffusion, tau)
+    L = exact(m.scale_tril)
+    sd = [mp.sqrt(true.Sigma[i, i]) for i in range(L.rows)]
+    readout = [abs(true.readout[i]) * sd[i] for i in range(L.rows)]
+    found = exact(m.readout)
+    readout_error = max(abs(found[i] - true.readout[i]) * sd[i] for i in range(L.rows))
+    a = exact(m.mean)
+    assert float(mp.norm(a - true.a, mp.inf) / mp.norm(true.a, mp.inf)) < 1e-10
+    assert covariance_error(exact(m.covariance), true.Sigma) < 1e-10
+    assert covariance_error(L * L.T, true.Sigma) < 1e-10
+    assert abs(float(mpf(m.log_det.item()) - log_det(true.Sigma))) < 1e-8
+    assert abs(float(mpf(m.log_snr.item()) - true.log_snr)) < 1e-8
+    assert float(readout_error / max(readout)) < 1e-8
+
+
+def check_transition(diffusion: LinearDiffusion, s: float, r: float) -> None:
+    with torch.no_grad():
+        t: Transition = diffusion.transition(s, r)
+        tau = (diffusion.clock(s) - diffusion.clock(r)).item()
+    M, P = moments(*drift_and_noise(diffusion), mpf(tau))
+    L = exact(t.scale_tril)
+    assert float(mp.norm(exact(t.matrix) - M, 1) / mp.norm(M, 1)) < 1e-10
+    assert covariance_error(exact(t.covariance), P) < 1e-10
+    assert covariance_error(L * L.T, P) < 1e-10
+    assert abs(float(mpf(t.log_det.item()) - log_det(P))) < 1e-8
+
+
+# -- marginals and transitions ---------------------------------------------------------------------
+
+REFERENCED = [
+    *[case for case in DIFFUSIONS if not case[0].startswith("learned_from")],
+    ("learned_3_rank_1_generic", lambda: _generic(3, 1)),
+    ("learned_4_rank_1_generic", lambda: _generic(4, 1)),
+    ("chain_5", lambda: chain(5)),
+    ("chain_6", lambda: chain(6)),
+]
+
+
+def _generic(K: int, rank: int) -> LearnedDiffusion:
+    """Noise along a direction of no special kind, so that P is graded off the axes."""
+    diffusion = LearnedDiffusion(K, rank)
+    with torch.no_grad():
+        diffusion.lower.copy_(normal(K, *diffusion.lower.shape))
+        diffusion.B.copy_(normal(K + 10, K, rank))
+    return diffusion
+
+
+every_diffusion = pytest.mark.parametrize(
+    "make", [make for _, make in REFERENCED], ids=[name for name, _ in REFERENCED]
+)
+
+
+@every_diffusion
+def test_marginals_have_their_digits(make):
+    diffusion = make()
+    with torch.no_grad():
+        at_60 = diffusion.time_at_log_snr(60.0).item()
+        assert diffusion.log_snr(at_60).item() == pytest.approx(60.0, abs=1e-8)
+    for s in (1e-4, at_60, 0.1, 1.0):
+        check_marginal(diffusion, s)
+
+
+@every_diffusion
+def test_transitions_have_their_digits(make):
+    diffusion = make()
+    for s, r in ((0.3001, 0.3), (0.33, 0.3), (1.0, 0.0)):
+        check_transition(diffusion, s, r)
+
+
+GRADED = ("cld", "alda", "learned_4_rank_2", "learned_3_rank_1_generic", "random_4", "chain_6")
+every_grading = pytest.mark.parametrize(
+    "make", [dict(REFERENCED)[name] for name in GRADED], ids=GRADED
+)
+
+
+def test_short_step_of_low_rank_noise():
+    """K = 3, rank 1, b = 1e-3: along the axes log det is off by 1e-3."""
+    diffusion = LearnedDiffusion(3, 1, beta=ConstantBeta(1.0))
+    with torch.no_grad():
+        diffusion.lower.copy_(normal(1, 3))
+        diffusion.B.copy_(normal(2, 3, 1))
+        naive = 2 * torch.linalg.cholesky(diffusion.transition(1e-3).covariance).diagonal().log()
+    check_transition(diffusion, 1e-3, 0.0)
+    _, P = moments(*drift_and_noise(diffusion), mpf(1e-3))
+    assert abs(float(mpf(naive.sum().item()) - log_det(P))) > 1e-6  # what the basis is for
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_drift_and_noise(seed):
+    K = 1 + seed % 4
+    scale = [0.1, 1.0, 5.0][seed // 4]
+    W, B = scale * normal(seed, K, K), normal(seed + 50, K, K)
+    D = B @ B.mT
+    diffusion = LinearDiffusion(W - W.mT, (D + D.mT) / 2, initial_variance=[0.1] * (K - 1))
+    for s in (1e-4, 0.02, 0.6):
+        check_marginal(diffusion, s)
+    check_transition(diffusion, 0.5, 0.499)
+
+
+# -- the posterior ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [8, 1000])
+@every_grading
+def test_posterior_has_its_digits(make, steps):
+    """On grids even in log SNR, of few and of many steps."""
+    diffusion = make()
+    with torch.no_grad():
+        s = diffusion.log_snr_grid(steps + 1)
+        p = posterior(diffusion, s[1:], s[:-1])
+        tau = diffusion.clock(s)
+        snr = diffusion.log_snr(s).exp()
+    gained = snr[:-1] - snr[1:]
+    torch.testing.assert_close(p.signal.square().sum(-1), gained, rtol=1e-8, atol=0)
+    A, GG = drift_and_noise(diffusion)
+    Sigma0 = exact(diffusion.initial_covariance)
+    for i in (0, steps // 2) if steps == 8 else (steps // 3,):
+        M_r, P_r = moments(A, GG, mpf(tau[i].item()))
+        M, P = moments(A, GG, mpf(tau[i + 1].item()) - mpf(tau[i].item()))
+        Sigma_r = P_r + M_r * Sigma0 * M_r.T
+        C = Sigma_r * M.T * (M * Sigma_r * M.T + P) ** -1
+        V = Sigma_r - C * M * Sigma_r
+        b = M_r[:, 0] - C * M * M_r[:, 0]
+        L = exact(p.scale_tril[i])
+        assert covariance_error(exact(p.covariance[i]), V) < 1e-10
+        assert covariance_error(L * L.T, V) < 1e-10
+        assert abs(float(mpf(p.log_det[i].item()) - log_det(V))) < 1e-8
+        assert float(mp.norm(exact(p.gain[i]) - C, 1) / mp.norm(C, 1)) < 1e-10
+        assert float(mp.norm(exact(p.mean_coefficient[i]) - b, 1) / mp.norm(b, 1)) < 1e-8
+        if p.resolution[i] < 1e-9:
+            white = exact(p.whitener[i])
+            identity = white * V * white.T
+            assert float(mp.norm(identity - mp.eye(V.rows), 1)) < 1e-8
+
+
+@every_grading
+def test_posterior_resolution_bounds_what_rounding_does(make):
+    """Where a state rounded to float64 no longer tells its place in the posterior, it says so."""
+    diffusion = make()
+    with torch.no_grad():
+        s = diffusion.log_snr_grid(101)
+        p = posterior(diffusion, s[1:], s[:-1])
+    y = torch.ones(diffusion.num_variables, dtype=torch.float64)
+    moved = (p.whitener @ (y * (1 + 2**-52)) - p.whitener @ y).abs().amax(-1)
+    spread = diffusion.marginal(s[:-1]).covariance.diagonal(dim1=-2, dim2=-1).detach()
+    assert bool((moved <= 4 * p.resolution / spread.amin(-1).sqrt()).all())
+
+
+def test_posterior_refuses_times_out_of_order():
+    with pytest.raises(ValueError, match=r"r = 0\.5 given s = 0\.4, expected s > r > 0"):
+        posterior(CLD(), 0.4, 0.5)
+    with pytest.raises(ValueError, match="expected s > r > 0"):
+        posterior(CLD(), 0.4, 0.0)
+
+
+# -- stiffness and other strains -------------------------------------------------------------------
+
+
+def _stiff(kind: str, size: float) -> LinearDiffusion:
+    if kind == "overdamped":
+        return CLD(friction=size)
+    if kind == "underdamped":
+        return CLD(friction=1 / size)
+    if kind == "fast_rotation":
+        Q = torch.tensor([[0, -1, 0], [1, 0, -size], [0, size, 0]], dtype=torch.float64)
+        return LinearDiffusion(Q, torch.diag(torch.tensor([0.0, 0.0, 1.0])))
+    if kind == "two_rates":
+        return LinearDiffusion([[0, -1], [1, 0]], [[1.0, 0.0], [0.0, size]])
+    if kind == "data_fast":
+        return LinearDiffusion([[0, -1], [1, 0]], [[size, 0.0], [0.0, 1.0]])
+    if kind == "nearly_certain_start":
+        return ALDA(initial_variance=1 / size**4)
+    if kind == "weak_coupling":
+        return LinearDiffusion([[0, -1 / size], [1 / size, 0]], [[0.0, 0.0], [0.0, 1.0]])
+    B = normal(5, 3, 3) * torch.tensor([1.0, size**-1.5, size**-3], dtype=torch.float64)
+    D = B @ B.mT  # nearly of rank 1: the eigenvalues reach down to size^-6
+    return LinearDiffusion(normal(6, 3, 3).triu(1) - normal(6, 3, 3).triu(1).mT, (D + D.mT) / 2)
+
+
+@pytest.mark.parametrize("size", [10.0, 100.0])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "overdamped",
+        "underdamped",
+        "fast_rotation",
+        "two_rates",
+        "data_fast",
+        "nearly_certain_start",
+        "weak_coupling",
+        "nearly_singular",
+    ],
+)
+def test_stiff_problems_are_right_or_refused(kind, size):
+    diffusion = _stiff(kind, size)
+    refused = 0
+    for s in (1e-4, 0.02, 0.3, 1.0):
+        try:
+            check_marginal(diffusion, s)
+        except KernelPrecisionError:
+            refused += 1
+    for s, r in ((1e-3, 0.9e-3), (0.5001, 0.5), (0.9, 0.4)):
+        try:
+            check_transition(diffusion, s, r)
+        except KernelPrecisionError:
+            refused += 1
+    assert refused == 0 or (kind == "nearly_singular" and size == 100.0)
+
+
+def test_refusal_names_diffusion_time_and_remedy():
+    diffusion = chain(3, initial_variance=1e-30)
+    diffusion_singular = _stiff("nearly_singular", 100.0)
+    with pytest.raises(KernelPrecisionError, match=r"LinearDiffusion: float64 cannot hold .* at s"):
+        diffusion_singular.transition(1e-3, 0.9e-3)
+    check_marginal(diffusion, 0.1)
+    with pytest.raises(KernelPrecisionError, match="scale Q, D or the clock down"):
+        transition_moments(
+            torch.tensor([[-1e25]]).double(), torch.eye(1).double(), torch.ones(()).double()
+        )
+    fast = LinearDiffusion([[0.0]], [[500.0]])
+    with pytest.raises(KernelPrecisionError, match="log signal-to-noise"):
+        fast.log_snr(0.9)  # a = exp(-1000): nothing is left of x, not even as a float
+
+
+# -- pieces ----------------------------------------------------------------------------------------
+
+
+def test_short_times_keep_the_power_of_each_entry():
+    """ALDA's P_xx grows like τ^5: a norm-wise matrix exponential returns zero or noise."""
+    A = chain(3).unit_drift
+    GG = chain(3).unit_noise
+    for tau in (1e-2, 1e-4, 1e-8):
+        _, P = transition_moments(A, GG, torch.tensor(tau, dtype=torch.float64))
+        assert P[0, 0].item() == pytest.approx(4.0 * tau**5 / 20, rel=2 * tau + 1e-12)
+
+
+def test_moments_and_gradients_at_zero_duration():
+    A = torch.tensor([[0.0, 1.0], [-1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    tau = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    M, P = transition_moments(A, torch.eye(2, dtype=torch.float64), tau)
+    torch.testing.assert_close(M, torch.eye(2, dtype=torch.float64).expand(2, 2, 2))
+    assert not P.any()
+    (M.sum() + P.sum()).backward()
+    assert A.grad is not None and bool(A.grad.isfinite().all())
+    assert tau.grad is not None and bool(tau.grad.isfinite().all())
+
+
+def test_noise_basis_levels():
+    A, D = ALDA().unit_drift, ALDA().D
+    U, level = noise_basis(A, D)
+    assert level.tolist() == [0, 1, 2]
+    torch.testing.assert_close(U.abs(), torch.eye(3, dtype=torch.float64).flip(1))
+    U, level = noise_basis(torch.zeros(3, 3, dtype=torch.float64), D)
+    assert U.shape == (3, 1)
+    _, level = noise_basis(random_linear(4, 6, rank=2).unit_drift, learned(4, 2, 6).D)
+    assert level.tolist() == [0, 0, 1, 1]
+
+
+def test_scaled_cholesky_reports_an_indefinite_matrix():
+    S = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+    _, amplification = scaled_cholesky(torch.stack([S, torch.eye(2, dtype=torch.float64)]))
+    assert amplification.tolist() == [torch.inf, 1.0]
