@@ -45,8 +45,9 @@ def adam(
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine that would reach zero at ``steps``."""
-    return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """Linear warm-up, over a tenth of the steps at most, times a cosine that falls to zero."""
+    warmup = max(1, min(warmup, steps // 10))
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def averaging(decay: float) -> Callable[..., None]:

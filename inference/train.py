@@ -88,7 +88,7 @@ def train(
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest.
         weight_decay: of the network, decoupled. The diffusion has none.
-        warmup: steps of linear warm-up; a cosine to zero follows.
+        warmup: steps of linear warm-up, at most a tenth of all; a cosine falls to zero.
         clip: largest norm of the gradient of the loss in nats per dimension.
         ema_decay: of the averaged weights, which are the ones evaluated and sampled.
         seed: of everything random.
