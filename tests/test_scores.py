@@ -273,6 +273,19 @@ def test_float32_agrees_with_float64_from_low_to_high_snr(name: str, form: str) 
     assert error.quantile(0.98) < 1e-3
 
 
+def test_float32_decides_ties_between_levels_as_float64_does() -> None:
+    """Where odds are sharpest: z between two levels, an e^16 times a difference of 1e-8 away."""
+    levels = LEVELS["256"]
+    score = DiscreteDenoiser(Zero(2), levels, prior(levels, event=(255,), sharp=0.3), "tilt")
+    lam = torch.linspace(10, 16, 25, dtype=torch.float64)
+    gap = levels.diff()
+    # log-odds of about ±1 between the neighbours
+    shift = normal(1, 25, 255) * torch.exp(-lam)[:, None] / gap
+    z = ((levels[:-1] + levels[1:]) / 2 + shift).float()
+    exact, got = score.x_hat(z.double(), lam), score.x_hat(z, lam)
+    assert ((got.double() - exact).abs() / gap).max() < 3e-3
+
+
 @pytest.mark.parametrize("sharp", [2.0, 0.1])
 def test_float32_gradients_to_the_tilt(sharp: float) -> None:
     score = discrete_score("256", "tilt", sharp=sharp)
@@ -441,6 +454,19 @@ def test_gaussian_baseline_is_a_normal_distribution() -> None:
         torch.distributions.Normal(x, v.sqrt()), torch.distributions.Normal(mu, (s2 + v).sqrt())
     )
     torch.testing.assert_close(score.baseline_kl(x, lam), kl.sum((1, 2)))
+
+
+def test_denoiser_is_its_formula() -> None:
+    """With a network that outputs something, from the words of the class alone."""
+    mu, s2 = normal(0, *EVENT), normal(1, *EVENT).exp()
+    score = Denoiser(Wave(), mu, s2)
+    lam = torch.linspace(-9, 14, 12, dtype=torch.float64)
+    z = mu + (s2 + torch.exp(-lam)[:, None, None]).sqrt() * normal(2, 12, *EVENT)
+    v = torch.exp(-lam)[:, None, None]
+    F = score.network((z - mu) / (s2 + v).sqrt(), lam)
+    x_hat = mu + s2 / (s2 + v) * (z - mu) + (s2 * v / (s2 + v)).sqrt() * F
+    torch.testing.assert_close(score.x_hat(z, lam), x_hat, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(score.x_hat(z.float(), lam), x_hat.float(), rtol=1e-4, atol=1e-5)
 
 
 # -- scores under a diffusion ----------------------------------------------------------------------
