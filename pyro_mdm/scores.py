@@ -390,8 +390,8 @@ class DiscreteDenoiser(DenoiserScore):
         p_θ(x_j = v_k | z, λ) ∝ π_jk exp(T_jk(z, λ)) N(z_j; v_k, e^{-λ}),    x̂_j = Σ_k v_k p_θ(v_k)
 
     ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with
-    u = (v_k - m)/w, where m, w² are mean and variance of the posterior under a Gaussian prior with
-    π's mean and variance, and w at least half the smallest gap. f(F2) = F2 for F2 < 0 and
+    u = (v_k - m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior
+    N(μ, σ²), and w at least half the smallest gap. f(F2) = F2 for F2 < 0 and
     ½ tanh(2 F2) else, so that a tilt can cancel the curvature of the noise but never exceed it by
     more than the prior's own. Costs no tensor with a level axis after the forward pass.
     ``form="logits"``, for few: T_jk = F_k, one output per level.
@@ -400,8 +400,9 @@ class DiscreteDenoiser(DenoiserScore):
 
     Args:
         network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), μ and σ² the mean and
-            variance of π; returns (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, or
-            (n, levels·C, *spatial), arranged levels × C.
+            variance of π, σ² at least a tenth of its average over dimensions; returns
+            (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, or (n, levels·C, *spatial),
+            arranged levels × C.
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
         form: "tilt" or "logits"; None: logits up to 32 levels.
