@@ -287,19 +287,32 @@ class LinearDiffusion(Diffusion):
             ValueError: a time outside [0, T] or s ≤ r.
             KernelPrecisionError: float64 cannot hold the factors of P.
         """
-        s, r = torch.broadcast_tensors(self._time("s", s), self._time("r", r))
-        if not bool((s > r).all()):
-            i = (s <= r).flatten().nonzero()[0]
+        later, earlier = torch.broadcast_tensors(self._time("s", s), self._time("r", r))
+        if bool((wrong := later <= earlier).any()):
             raise ValueError(
-                f"transition from r = {r.flatten()[i].item():.6g} to s = "
-                f"{s.flatten()[i].item():.6g}, expected s > r; noising runs forward"
+                f"transition from r = {earlier[wrong][0].item():.6g} to s = "
+                f"{later[wrong][0].item():.6g}, expected s > r; noising runs forward"
             )
-        tau = self.clock(s) - self.clock(r)
+        tau = self.clock(later) - self.clock(earlier)
         A, GG = self.unit_drift, self.unit_noise
         M, P = kernels.transition_moments(A, GG, tau)
         F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
         self._check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
+
+    def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m: noise enters through the last m columns.
+
+        G's range is spanned by the last m columns of F, whatever the others add to the state: with
+        y_s = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
+        """
+        tau = self.clock(s) - self.clock(r)
+        A, GG = self.unit_drift, self.unit_noise
+        U, level = self._basis()
+        M, _ = kernels.transition_moments(A, GG, tau)
+        F, inverse, _, growth = kernels.transition_factor(A, GG, tau, (U.flip(-1), level.flip(0)))
+        self._check_precision(growth, tau, "the transition covariance")
+        return M, F, inverse, int((level == 0).sum())
 
     def marginal(self, s: Times) -> Marginal:
         r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
@@ -314,10 +327,16 @@ class LinearDiffusion(Diffusion):
             ValueError: a time outside (0, T].
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
+        return self._marginal(self._positive_clock(s))
+
+    def _positive_clock(self, s: Times) -> Tensor:
         s = self._time("s", s)
         if not bool((s > 0).all()):
-            raise ValueError("marginal at s = 0, where y is x itself: Σ is singular; use s > 0")
-        return self._marginal(self.clock(s))
+            raise ValueError(
+                "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
+                "SNR infinite; use s > 0, e.g. the start_time ε"
+            )
+        return self.clock(s)
 
     def _marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self._factor(tau)
@@ -326,8 +345,8 @@ class LinearDiffusion(Diffusion):
         return Marginal(a, Sigma, L, factor.readout, factor.log_snr, factor.log_det)
 
     def log_snr(self, s: Times) -> Tensor:
-        """λ(s) = log aᵀ Σ^{-1} a, like s; strictly decreasing."""
-        tau = self.clock(s)
+        """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
+        tau = self._positive_clock(s)
         _, _, factor = self._factor(tau)
         self._check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
         return factor.log_snr

@@ -1,0 +1,629 @@
+"""Linear diffusions: laws they obey, errors they raise, gradients they carry, values they keep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions import (
+    ALDA,
+    CLD,
+    MALDA,
+    VPSDE,
+    LearnedDiffusion,
+    LinearDiffusion,
+    apply_matrix,
+    apply_vector,
+)
+from pyro_mdm.kernels import KernelPrecisionError
+from tests.problems import DIFFUSIONS, ExactScore, learned, mixture, normal, random_linear
+
+every_diffusion = pytest.mark.parametrize(
+    "make", [make for _, make in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+)
+PRESETS = [VPSDE, CLD, MALDA, ALDA]
+TRAINED = [
+    (name, make) for name, make in DIFFUSIONS if any(p.requires_grad for p in make().parameters())
+]
+every_trained_diffusion = pytest.mark.parametrize(
+    "make", [make for _, make in TRAINED], ids=[name for name, _ in TRAINED]
+)
+
+
+def times(diffusion: LinearDiffusion, num: int = 12) -> Tensor:
+    return diffusion.horizon * torch.logspace(-3, 0, num, dtype=torch.float64)
+
+
+# -- laws ------------------------------------------------------------------------------------------
+
+
+@every_diffusion
+def test_transitions_compose(make):
+    diffusion = make()
+    r, q, s = torch.tensor([[0.0, 1e-3, 0.3], [0.1, 2e-3, 0.5], [0.9, 0.2, 1.0]]).double()
+    with torch.no_grad():
+        first, second, whole = (diffusion.transition(*p) for p in ((q, r), (s, q), (s, r)))
+    M = second.matrix
+    torch.testing.assert_close(whole.matrix, M @ first.matrix, rtol=1e-11, atol=1e-11)
+    P = second.covariance + M @ first.covariance @ M.mT
+    torch.testing.assert_close(whole.covariance, P, rtol=1e-10, atol=1e-13)
+
+
+@every_diffusion
+def test_stationary_law_is_kept(make):
+    diffusion = make()
+    Sigma = diffusion.stationary_covariance
+    with torch.no_grad():
+        t = diffusion.transition(times(diffusion), 0.0)
+    kept = t.matrix @ Sigma @ t.matrix.mT + t.covariance
+    torch.testing.assert_close(kept, Sigma.expand_as(kept), rtol=1e-10, atol=1e-10)
+    assert diffusion.prior_covariance is Sigma
+
+
+@every_diffusion
+def test_factors_belong_to_their_covariances(make):
+    diffusion = make()
+    with torch.no_grad():
+        m, t = (
+            diffusion.marginal(times(diffusion)),
+            diffusion.transition(1.0, times(diffusion)[:-1]),
+        )
+    for L, S, log_det in (m[2], m[1], m[5]), (t[2], t[1], t[3]):
+        assert not L.triu(1).any()
+        assert bool((L.diagonal(dim1=-2, dim2=-1) > 0).all())
+        torch.testing.assert_close(L @ L.mT, S, rtol=1e-10, atol=1e-13)
+        diagonal = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        torch.testing.assert_close(diagonal, log_det, rtol=1e-7, atol=1e-6)
+
+
+@every_diffusion
+def test_marginal_is_the_transition_from_the_start(make):
+    diffusion = make()
+    s = times(diffusion)
+    with torch.no_grad():
+        m, t = diffusion.marginal(s), diffusion.transition(s)
+    Sigma = t.covariance + t.matrix @ diffusion.initial_covariance @ t.matrix.mT
+    torch.testing.assert_close(m.covariance, Sigma)
+    torch.testing.assert_close(m.mean, t.matrix[..., 0])
+
+
+@every_diffusion
+def test_moments_satisfy_their_differential_equations(make):
+    """a' = A a, Σ' = A Σ + Σ Aᵀ + g² and λ' = -SNR kᵀ g² k, by finite differences."""
+    diffusion = make()
+    s, h = 0.35, 1e-4
+    with torch.no_grad():
+        # fourth-order central differences
+        m = [diffusion.marginal(s + i * h) for i in (-2, -1, 1, 2)]
+        here = diffusion.marginal(s)
+        A, g2 = diffusion.drift_matrix(s), diffusion.noise_covariance(s)
+        G = diffusion.dispersion(torch.tensor(s, dtype=torch.float64))
+        rate = diffusion.log_snr_rate(s)
+
+    def slope(field: str) -> Tensor:
+        f = [getattr(x, field) for x in m]
+        return (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h)
+
+    torch.testing.assert_close(slope("mean"), A @ here.mean, rtol=1e-7, atol=1e-7)
+    Sigma = here.covariance
+    torch.testing.assert_close(
+        slope("covariance"), A @ Sigma + Sigma @ A.mT + g2, rtol=1e-7, atol=1e-7
+    )
+    torch.testing.assert_close(slope("log_snr"), -rate, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(G @ G.mT, g2, rtol=1e-10, atol=1e-12)
+    y = normal(0, 5, diffusion.num_variables, 2, 3)
+    expected = torch.einsum("ij,bjcd->bicd", A, y)
+    torch.testing.assert_close(diffusion.drift(y, torch.full((5,), s).double()), expected)
+    torch.testing.assert_close(diffusion.drift(y, s), expected)
+
+
+@every_diffusion
+def test_readout_finds_x(make):
+    """kᵀ a = 1 and Var kᵀ y = 1 / SNR: z = x + SNR^{-1/2} ε."""
+    diffusion = make()
+    with torch.no_grad():
+        m = diffusion.marginal(diffusion.log_snr_grid(20))
+    k = m.readout
+    one = (k * m.mean).sum(-1)
+    torch.testing.assert_close(one, torch.ones_like(one), rtol=1e-9, atol=1e-9)
+    variance = torch.einsum("si,sij,sj->s", k, m.covariance, k)
+    torch.testing.assert_close(variance * m.log_snr.exp(), one, rtol=1e-8, atol=1e-8)
+
+
+@every_diffusion
+def test_log_snr_decreases_between_its_ends(make):
+    diffusion = make()
+    with torch.no_grad():
+        s = torch.linspace(diffusion.start_time.item(), diffusion.horizon, 400).double()
+        lam = diffusion.log_snr(s)
+        ends = diffusion.max_log_snr, diffusion.terminal_log_snr.item()
+    assert bool((lam[1:] <= lam[:-1] + 1e-10).all())
+    assert lam[[0, -1]].tolist() == pytest.approx(ends, abs=1e-6)
+    if diffusion.min_log_snr is not None:
+        assert ends[1] == pytest.approx(diffusion.min_log_snr, abs=1e-9)
+
+
+@every_diffusion
+def test_time_at_log_snr_inverts_log_snr(make):
+    diffusion = make()
+    with torch.no_grad():
+        low = diffusion.terminal_log_snr.item()
+        value = torch.linspace(low, 13.0, 98, dtype=torch.float64)
+        value = torch.cat([value, torch.tensor([30.0, 60.0])]).reshape(10, 10)
+        s = diffusion.time_at_log_snr(value)
+        assert s.shape == value.shape
+        torch.testing.assert_close(diffusion.log_snr(s), value, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_time_at_log_snr_crosses_plateaus(seed):
+    """K = 3, rank 1: noise can be blind to what is left of x for a while."""
+    diffusion = LearnedDiffusion(3, 1, max_log_snr=30.0)
+    with torch.no_grad():
+        diffusion.lower.copy_(3 * normal(seed, 3))
+        diffusion.B.copy_(normal(seed + 20, 3, 1))
+        s = diffusion.log_snr_grid(300)
+        low = diffusion.terminal_log_snr.item()
+        value = torch.linspace(30.0, low, 300, dtype=torch.float64)
+        torch.testing.assert_close(diffusion.log_snr(s), value, rtol=0, atol=1e-8)
+    assert bool((s[1:] > s[:-1]).all())
+
+
+@every_diffusion
+def test_z_is_sufficient(make):
+    """∇ log q(y_s) of a mixture, from the density of y_s, is -Σ^{-1}(y - a E[x | z])."""
+    diffusion, problem = make(), mixture()
+    score = ExactScore(problem, diffusion)
+    for s in (diffusion.start_time.item(), 0.15, 0.5, 1.0):
+        y = problem.noised(diffusion, s, 64)
+        with torch.no_grad():
+            m = diffusion.marginal(s)
+            g2 = diffusion.noise_covariance(s)
+        t = torch.full((64,), s, dtype=torch.float64)
+        x_hat, direct = score.denoise(y, t), score(y, t)
+        through_z = -torch.linalg.solve(m.covariance, y - m.mean[:, None] * x_hat[:, None])
+        white = m.scale_tril.mT @ (direct - through_z)
+        assert white.abs().max() < 1e-8
+        # and back: the projection of any score on g² is the denoiser
+        inverse = torch.linalg.inv(m.covariance)
+        weight = inverse @ m.mean @ g2
+        total = weight @ inverse @ m.mean
+        projected = torch.einsum("i,bid->bd", weight, direct + inverse @ y) / total
+        scale = 1 + (m.log_snr / 2).exp().reciprocal()
+        assert ((projected - x_hat) / scale).abs().max() < 1e-6
+
+
+# -- shapes and dtypes -----------------------------------------------------------------------------
+
+
+@every_diffusion
+def test_shapes_follow_the_times(make):
+    diffusion = make()
+    K = diffusion.num_variables
+    for shape in ((), (3,), (2, 3), (0,)):
+        s = torch.full(shape, 0.4, dtype=torch.float64)
+        m, t = diffusion.marginal(s), diffusion.transition(s, 0.1)
+        vector, matrix = (*shape, K), (*shape, K, K)
+        assert [f.shape for f in m] == [vector, matrix, matrix, vector, shape, shape]
+        assert [f.shape for f in t] == [matrix, matrix, matrix, shape]
+        assert diffusion.drift_matrix(s).shape == diffusion.noise_covariance(s).shape == matrix
+        assert diffusion.log_snr(s).shape == diffusion.clock(s).shape == shape
+        assert all(f.dtype == torch.float64 for f in (*m, *t))
+    assert diffusion.marginal(0.4).mean.shape == (K,)
+
+
+@every_diffusion
+def test_casting_never_costs_digits(make):
+    diffusion = make()
+    before = {k: v.clone() for k, v in diffusion.state_dict().items()}
+    start, covariance = diffusion.start_time, diffusion.marginal(0.3).covariance
+    for cast in (lambda d: d.float(), lambda d: d.to(torch.float32), lambda d: d.half()):
+        diffusion = cast(diffusion)
+        assert isinstance(diffusion, LinearDiffusion)
+        for name, value in diffusion.state_dict().items():
+            assert value.dtype == torch.float64
+            assert torch.equal(value, before[name])
+    assert torch.equal(diffusion.start_time, start)
+    assert torch.equal(diffusion.marginal(0.3).covariance, covariance)
+    assert diffusion.marginal(torch.tensor(0.25)).mean.dtype == torch.float64
+
+
+def test_apply_matrix_and_vector_act_on_the_variables():
+    y = normal(0, 4, 2, 3, 5).float()
+    each, shared = normal(1, 4, 2, 2), normal(2, 2, 2)
+    torch.testing.assert_close(
+        apply_matrix(each, y), torch.einsum("bij,bjcd->bicd", each, y.double()).float()
+    )
+    torch.testing.assert_close(
+        apply_matrix(shared, y), torch.einsum("ij,bjcd->bicd", shared, y.double()).float()
+    )
+    k = normal(3, 4, 2)
+    torch.testing.assert_close(
+        apply_vector(k, y), torch.einsum("bi,bicd->bcd", k, y.double()).float()
+    )
+    torch.testing.assert_close(
+        apply_vector(k[0], y), torch.einsum("i,bicd->bcd", k[0], y.double()).float()
+    )
+
+
+# -- the door --------------------------------------------------------------------------------------
+
+I2 = [[1.0, 0.0], [0.0, 1.0]]
+J2 = [[0.0, -1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([[0.0, 1.0], [1.0, 0.0]], I2), {}, r"Q is not skew-symmetric: .* reaches 2, .* W - Wᵀ"),
+        ((J2, [[1.0, 0.5], [0.0, 1.0]]), {}, r"D is not symmetric: .* reaches 0\.5, .* B Bᵀ"),
+        ((J2, [[1.0, 0.0], [0.0, -1.0]]), {}, r"positive semi-definite: .* eigenvalue is -1"),
+        (([[0.0, 1.0]], I2), {}, r"Q has shape \(1, 2\), expected a square matrix"),
+        ((J2, [[1.0]]), {}, r"Q is \(2, 2\) and D is \(1, 1\)"),
+        ((J2, [[1.0, float("nan")], [0.0, 1.0]]), {}, r"D has entries that are not finite"),
+        (([[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]), {}, r"noise reaches 1 of 2"),
+        ((J2, [[0.0, 0.0], [0.0, 0.0]]), {}, r"noise reaches 0 of 2 .* couple the variables"),
+        ((J2, I2), {"horizon": 0.0}, r"horizon is 0\.0, expected a positive"),
+        ((J2, I2), {"stationary_variance": -1.0}, r"stationary_variance .* positive variances"),
+        ((J2, I2), {"stationary_variance": [1.0, 2.0, 3.0]}, r"shape \(3,\), expected a number, 2"),
+        ((J2, I2), {"stationary_variance": [[1.0, 0.2], [0.0, 1.0]]}, r"finite symmetric matrix"),
+        ((J2, I2), {"initial_variance": 0.0}, r"initial_variance .* positive variances"),
+        ((J2, I2), {"min_log_snr": 14.0}, r"min_log_snr 14\.0 must be below max_log_snr 13\.0"),
+    ],
+)
+def test_a_wrong_diffusion_is_refused(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        LinearDiffusion(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: d.marginal(1.1), r"s = 1\.1 is outside \[0, T\] = \[0, 1\]"),
+        (lambda d: d.marginal(torch.tensor([0.5, -1.0])), r"s = -1 is outside"),
+        (lambda d: d.marginal(float("nan")), r"s = nan is outside"),
+        (lambda d: d.marginal(0.0), r"at s = 0, .* use s > 0"),
+        (lambda d: d.log_snr(0.0), r"at s = 0, .* use s > 0"),
+        (lambda d: d.transition(0.1, 0.2), r"from r = 0\.2 to s = 0\.1, expected s > r"),
+        (lambda d: d.transition(0.5, -0.2), r"r = -0\.2 is outside"),
+        (lambda d: d.time_at_log_snr(-30.0), r"log SNR -30 is never reached: it ends at .* = -14"),
+        (lambda d: d.time_at_log_snr(float("nan")), r"log SNR nan is never reached"),
+        (lambda d: d.log_snr_grid(1), r"num_times is 1, expected at least 2"),
+        (lambda d: CLD(max_log_snr=-20.0).start_time, r"max_log_snr is -20, but .* ends at -14"),
+    ],
+)
+def test_a_wrong_time_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(CLD())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LearnedDiffusion(0), r"num_variables is 0, expected at least 1"),
+        (lambda: LearnedDiffusion(2, rank=3), r"rank is 3, expected between 1 and .* = 2"),
+        (lambda: LearnedDiffusion.from_diffusion(MALDA(), rank=1), r"D of MALDA has rank 2"),
+        (lambda: LinearBeta(beta_min=0.0), r"beta_min is 0\.0, expected a positive number"),
+        (lambda: ConstantBeta(-1.0), r"beta is -1\.0, expected a positive number"),
+        (lambda: LearnedBeta(knots=1), r"knots is 1, expected at least 2"),
+    ],
+)
+def test_a_wrong_family_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_learning_into_an_uncontrollable_diffusion_is_refused_not_wrong():
+    diffusion = LearnedDiffusion.from_diffusion(CLD(), rank=1)
+    with torch.no_grad():
+        diffusion.lower.zero_()
+    with pytest.raises(KernelPrecisionError, match="noise reaches 1 of 2 variables"):
+        diffusion.transition(0.5)
+
+
+# -- presets and the learned family ----------------------------------------------------------------
+
+
+def test_presets_are_those_of_the_literature():
+    def entries(d: LinearDiffusion) -> tuple[list, list, list]:
+        return d.Q.tolist(), d.D.tolist(), d.stationary_covariance.diagonal().tolist()
+
+    assert entries(VPSDE()) == ([[0]], [[0.5]], [1])
+    assert entries(CLD(mass=4.0)) == ([[0, -1], [1, 0]], [[0, 0], [0, 4]], [1, 4])
+    assert entries(CLD(mass=0.25, friction=1.0))[1:] == ([[0, 0], [0, 1]], [1, 0.25])
+    Q = [[0, -1, -1], [1, 0, -1], [1, 1, 0]]
+    assert entries(MALDA()) == (Q, [[0, 0, 0], [0, 2, 0], [0, 0, 2]], [1, 1, 1])
+    Q = [[0, -0.5, 0], [0.5, 0, -3], [0, 3, 0]]
+    alda = ALDA(gamma=3.0, lipschitz=2.0, psi=4.0)
+    assert entries(alda) == (Q, [[0, 0, 0], [0, 0, 0], [0, 0, 2]], [1, 1, 1])
+    assert torch.linalg.matrix_rank(MALDA().D) == 2
+    # VPSDE in closed form: a = e^{-b/2}, Σ = 1 - e^{-b}, λ = -log(e^b - 1)
+    s = torch.tensor([1e-4, 0.3, 1.0], dtype=torch.float64)
+    b = 0.1 * s + 9.95 * s**2
+    m = VPSDE().marginal(s)
+    torch.testing.assert_close(m.mean[:, 0], torch.exp(-b / 2))
+    torch.testing.assert_close(m.covariance[:, 0, 0], -torch.expm1(-b))
+    torch.testing.assert_close(m.log_snr, -torch.log(torch.expm1(b)))
+    torch.testing.assert_close(m.readout[:, 0], torch.exp(b / 2))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("options", [{}, {"mass": 0.25, "beta": ConstantBeta(4.0)}])
+def test_a_learned_diffusion_starts_exactly_at_a_preset(preset, options):
+    if preset is VPSDE:
+        options = {k: v for k, v in options.items() if k != "mass"}
+    fixed = preset(**options)
+    rank = int(torch.linalg.matrix_rank(fixed.D))
+    for learned_one in (
+        LearnedDiffusion.from_diffusion(fixed, rank=rank),
+        LearnedDiffusion.from_diffusion(fixed, learn_beta=True),
+    ):
+        assert torch.equal(learned_one.Q, fixed.Q)
+        torch.testing.assert_close(learned_one.D, fixed.D, rtol=1e-15, atol=1e-15)
+        s = times(fixed)
+        for a, b in zip(learned_one.marginal(s), fixed.marginal(s), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(learned_one.start_time, fixed.start_time, rtol=1e-9, atol=0)
+
+
+def test_the_learned_family_is_skew_and_semi_definite_wherever_it_goes():
+    diffusion = learned(4, 2, 3)
+    optimizer = torch.optim.SGD(diffusion.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        diffusion.terminal_log_snr.backward()
+        optimizer.step()
+    assert torch.equal(diffusion.Q, -diffusion.Q.mT)
+    assert torch.linalg.eigvalsh(diffusion.D).min() > -1e-14
+    assert torch.linalg.matrix_rank(diffusion.D) == 2
+    assert {name for name, _ in diffusion.named_parameters()} == {"lower", "B"}
+    assert LearnedDiffusion(3).lower.shape == (3,)  # every skew Q once
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+CLOCKS = [
+    LinearBeta(0.1, 20.0),
+    LinearBeta(3.0, 0.5),
+    LinearBeta(1.0, 1.0),
+    ConstantBeta(4.0),
+    LearnedBeta(LinearBeta(0.1, 20.0)),
+    LearnedBeta(ConstantBeta(2.0), knots=5),
+]
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=[f"{type(c).__name__}" for c in CLOCKS])
+def test_clocks_are_consistent(clock):
+    clock = copy.deepcopy(clock)
+    if isinstance(clock, LearnedBeta):
+        with torch.no_grad():
+            clock.raw.add_(normal(1, len(clock.raw)))
+    s = torch.linspace(0, 1, 41, dtype=torch.float64, requires_grad=True)
+    b = clock.integral(s)
+    assert b[0] == 0
+    assert bool((clock.rate(s) > 0).all())
+    torch.testing.assert_close(clock.inverse(b), s, rtol=1e-12, atol=1e-13)
+    (rate,) = torch.autograd.grad(b.sum(), s)
+    torch.testing.assert_close(rate, clock.rate(s))
+
+
+def test_a_clock_stretched_over_a_longer_horizon_changes_nothing_but_s():
+    fast = MALDA(beta=LinearBeta(0.2, 30.0, horizon=1.0))
+    slow = MALDA(beta=LinearBeta(0.1, 15.0, horizon=2.0), horizon=2.0)
+    s = times(fast)
+    for a, b in zip(fast.marginal(s), slow.marginal(2 * s), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(2 * fast.start_time, slow.start_time)
+    torch.testing.assert_close(fast.drift_matrix(0.3), 2 * slow.drift_matrix(0.6))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_another_clock_visits_the_same_states(preset):
+    """At equal log SNR everything is equal, whatever the clock."""
+    one, other = preset(), preset(beta=LearnedBeta(ConstantBeta(10.05), knots=4))
+    value = torch.linspace(-4.0, 13.0, 20).double()
+    with torch.no_grad():
+        a, b = (d.marginal(d.time_at_log_snr(value)) for d in (one, other))
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+def test_scaling_both_matrices_is_scaling_the_clock():
+    fast = random_linear(3, 114, beta=ConstantBeta(3.0))
+    slow = LinearDiffusion(
+        3 * fast.Q,
+        3 * fast.D,
+        beta=ConstantBeta(1.0),
+        stationary_variance=fast.stationary_covariance,
+    )
+    for a, b in zip(fast.marginal(0.7), slow.marginal(0.7), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def check_gradient(diffusion: LinearDiffusion, f: Callable[[], Tensor], step: float) -> None:
+    """Reverse mode against central differences of order 4, along three directions at once random.
+
+    The output is weighed randomly, so that no entry can hide behind another.
+    """
+    parameters = [p for p in diffusion.parameters() if p.requires_grad]
+    value = f()
+    weights = normal(99, *value.shape) if value.dim() else torch.ones((), dtype=torch.float64)
+    gradients = torch.autograd.grad(
+        (weights * value).sum(), parameters, allow_unused=True, materialize_grads=True
+    )
+    for seed in range(3):
+        directions = [normal(seed + 7 * i, *p.shape) for i, p in enumerate(parameters)]
+        along = sum((g * v).sum().item() for g, v in zip(gradients, directions, strict=True))
+        values = []
+        for k in (-2, -1, 1, 2):
+            with torch.no_grad():
+                for p, v in zip(parameters, directions, strict=True):
+                    p.add_(k * step * v)
+                values.append((weights * f()).sum().item())
+                for p, v in zip(parameters, directions, strict=True):
+                    p.sub_(k * step * v)
+        difference = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+        scale = sum(
+            (g.norm() * v.norm()).item() for g, v in zip(gradients, directions, strict=True)
+        )
+        assert abs(along - difference) < 1e-5 * scale + 1e-9
+
+
+OUTPUTS: dict[str, Callable[[LinearDiffusion], Tensor]] = {
+    "transition_matrix": lambda d: d.transition(TIMES, 0.1).matrix,
+    "transition_covariance": lambda d: d.transition(TIMES, 0.1).covariance,
+    "transition_scale_tril": lambda d: d.transition(TIMES, 0.1).scale_tril,
+    "transition_log_det": lambda d: d.transition(TIMES, 0.1).log_det,
+    "mean": lambda d: d.marginal(TIMES).mean,
+    "covariance": lambda d: d.marginal(TIMES).covariance,
+    "scale_tril": lambda d: d.marginal(TIMES).scale_tril,
+    "readout": lambda d: d.marginal(TIMES).readout,
+    "log_snr": lambda d: d.log_snr(TIMES),
+    "log_det": lambda d: d.marginal(TIMES).log_det,
+    "log_snr_rate": lambda d: d.log_snr_rate(TIMES),
+    "drift_matrix": lambda d: d.drift_matrix(TIMES),
+    "noise_covariance": lambda d: d.noise_covariance(TIMES),
+    "time_at_log_snr": lambda d: d.time_at_log_snr(torch.tensor([5.0, 0.0, -2.0]).double()),
+    "terminal_log_snr": lambda d: d.terminal_log_snr,
+    "start_time": lambda d: d.start_time,
+    "start_mean": lambda d: d.start.mean,
+    "start_covariance": lambda d: d.start.covariance,
+    "start_log_det": lambda d: d.start.log_det,
+    "terminal_covariance": lambda d: d.terminal.covariance,
+}
+TIMES = torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@every_trained_diffusion
+def test_gradients_against_finite_differences(make, output):
+    diffusion = make()
+    check_gradient(diffusion, lambda: OUTPUTS[output](diffusion), 1e-4)
+
+
+def test_gradients_to_times_and_log_snrs():
+    diffusion = ALDA()
+    s = torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
+    for f in (
+        diffusion.log_snr,
+        lambda s: diffusion.marginal(s).covariance,
+        lambda s: diffusion.transition(s, 0.1).log_det,
+    ):
+        assert torch.autograd.gradcheck(f, (s,), eps=1e-6, rtol=1e-5, atol=1e-7)
+    value = torch.tensor([9.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(diffusion.time_at_log_snr(value).sum(), value)
+    with torch.no_grad():
+        rate = diffusion.log_snr_rate(diffusion.time_at_log_snr(value))
+    torch.testing.assert_close(slope, -1 / rate)
+
+
+@every_trained_diffusion
+def test_every_parameter_gets_a_gradient(make):
+    diffusion = make()
+    m = diffusion.marginal(TIMES)
+    (m.mean.sum() + m.log_det.sum() + m.log_snr.sum()).backward()
+    for name, p in diffusion.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
+
+
+def test_low_rank_noise_gets_gradients_in_the_directions_it_lacks():
+    """At ALDA exactly, x and v_1 get no noise; the gradient must still know what noise would do."""
+    diffusion = LearnedDiffusion.from_diffusion(ALDA(), rank=1)
+    diffusion.transition(0.6, 0.1).log_det.backward()
+    assert bool((diffusion.B.grad != 0).any(-1).all())
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+@every_diffusion
+def test_state_dict_round_trip(make):
+    saved, fresh = make(), make()
+    with torch.no_grad():
+        for p in fresh.parameters():
+            p.add_(0.05)
+    fresh.load_state_dict(saved.state_dict())
+    for a, b in zip(saved.start, fresh.start, strict=True):
+        assert torch.equal(a, b)
+    assert copy.deepcopy(saved).start_time == saved.start_time
+
+
+def test_a_fixed_diffusion_takes_over_the_matrices_it_loads():
+    one, other = CLD(), CLD(mass=0.5)
+    assert one.start_time != other.start_time  # both cached now
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one.start_time, other.start_time)
+    assert torch.equal(one.terminal_log_snr, other.terminal_log_snr)
+
+
+@pytest.mark.parametrize("how", ["optimizer", "data", "in_place", "load", "clock", "vector"])
+@pytest.mark.parametrize("options", [{}, {"min_log_snr": -9.0}])
+def test_nothing_cached_is_ever_stale(how, options):
+    def kept(d: LinearDiffusion) -> list[Tensor]:
+        with torch.no_grad():
+            value = torch.linspace(-2.0, 13.0, 5, dtype=torch.float64)
+            times = d.start_time, d.clock(0.4), d.time_at_log_snr(value)
+            return [*d.start, *d.terminal, *times, d.terminal_log_snr, d.transition(0.5).log_det]
+
+    def make() -> LearnedDiffusion:
+        return LearnedDiffusion.from_diffusion(MALDA(), learn_beta=True, **options)
+
+    diffusion = make()
+    before = kept(diffusion)
+    moved = [p.detach() + 0.1 * normal(i, *p.shape) for i, p in enumerate(diffusion.parameters())]
+    if how == "optimizer":
+        optimizer = torch.optim.Adam(diffusion.parameters(), lr=0.05)
+        diffusion.start.log_det.backward()
+        optimizer.step()
+        moved = [p.detach().clone() for p in diffusion.parameters()]
+    elif how == "data":
+        for p, v in zip(diffusion.parameters(), moved, strict=True):
+            p.data.copy_(v)
+    elif how == "in_place":
+        with torch.no_grad():
+            for p, v in zip(diffusion.parameters(), moved, strict=True):
+                p.copy_(v)
+    elif how == "load":
+        names = [name for name, _ in diffusion.named_parameters()]
+        diffusion.load_state_dict(
+            diffusion.state_dict() | dict(zip(names, moved, strict=True)), strict=True
+        )
+    elif how == "clock":
+        raw = diffusion.beta.get_parameter("raw")
+        diffusion.beta.load_state_dict({"raw": raw.detach() + 0.3})
+        moved = [p.detach().clone() for p in diffusion.parameters()]
+    else:
+        flat = torch.cat([v.flatten() for v in moved])
+        torch.nn.utils.vector_to_parameters(flat, diffusion.parameters())
+
+    fresh = make()
+    with torch.no_grad():
+        for p, v in zip(fresh.parameters(), moved, strict=True):
+            p.copy_(v)
+    after = kept(diffusion)
+    for a, b in zip(after, kept(fresh), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert any(not torch.allclose(a, old) for a, old in zip(after, before, strict=True))
+
+
+def test_what_carries_a_gradient_is_not_kept():
+    diffusion = learned(2, 2, 33)
+    for _ in range(2):  # a kept graph would be freed by the first backward
+        diffusion.start.log_det.backward()
+        diffusion.terminal_log_snr.backward()
+    with torch.no_grad():
+        assert not diffusion.start_time.requires_grad
+    assert diffusion.start_time.requires_grad
+
+
+def test_printing_names_the_settings():
+    assert "num_variables=2, max_log_snr=13, min_log_snr=-9" in repr(CLD(min_log_snr=-9.0))
