@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,21 @@ __all__ = [
 MAX_AMPLIFICATION = 2e7
 
 Times = float | Tensor
+_shared: dict[tuple[int, str], Any] | None = None
+
+
+@contextmanager
+def shared_ends() -> Iterator[None]:
+    """Within it, what the ends of a learned diffusion need is computed once, gradients included.
+
+    For the time of one loss and its parameters; nothing is kept after it.
+    """
+    global _shared
+    outer, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = outer
 Matrix = Sequence[Sequence[float]] | Tensor
 
 
@@ -140,6 +156,7 @@ class LinearDiffusion(Diffusion):
         K = self.num_variables = Q.shape[0]
         self.horizon = float(horizon)
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self._guess: Tensor | None = None
         self.max_log_snr = max_log_snr
         self.min_log_snr = None if min_log_snr is None else float(min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
@@ -211,11 +228,15 @@ class LinearDiffusion(Diffusion):
     def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
         """A quantity of the diffusion alone, kept until a parameter changes its value.
 
-        What carries a gradient is never kept.
+        What carries a gradient is kept within :func:`shared_ends` only.
         """
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-            return compute()
+            if _shared is None:
+                return compute()
+            if (id(self), name) not in _shared:
+                _shared[id(self), name] = compute()
+            return _shared[id(self), name]
         kept = self._cache.get(name)
         if kept is not None and all(map(torch.equal, kept[0], parameters)):
             return kept[1]
@@ -239,7 +260,7 @@ class LinearDiffusion(Diffusion):
             end = self.beta.integral(self._tensor(self.horizon))
             if self.min_log_snr is None:
                 return torch.ones_like(end)
-            return self._clock_at("terminal_clock", self.min_log_snr) / end
+            return self._end_clocks()[1] / end
 
         return self._cached("clock_scale", scale)
 
@@ -382,7 +403,7 @@ class LinearDiffusion(Diffusion):
     @property
     def terminal_log_snr(self) -> Tensor:
         """λ(T), 0-dim: what is left of the data when the prior takes over."""
-        return self._cached("terminal_log_snr", lambda: self.log_snr(self.horizon))
+        return self.terminal.log_snr
 
     @property
     def max_log_snr(self) -> float:
@@ -397,34 +418,45 @@ class LinearDiffusion(Diffusion):
     @property
     def start_time(self) -> Tensor:
         """ε, 0-dim: the time at which log SNR equals ``max_log_snr``."""
-        return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
+        return self._cached("start_time", lambda: self._from_clock(self._end_clocks()[0]))
 
     @property
     def start(self) -> Marginal:
         """The marginal at ε."""
-        return self._cached("start", lambda: self._marginal(self._start_clock()))
-
-    def _start_clock(self) -> Tensor:
-        start = self._clock_at("start_clock", self.max_log_snr)
-        low = self.terminal_log_snr.detach()
-        if not low < self.max_log_snr:
-            raise ValueError(
-                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low.item():.6g}: "
-                "nothing is left between the start time and T; use a faster clock"
-            )
-        return start
-
-    def _clock_at(self, name: str, log_snr: float) -> Tensor:
-        """The clock time of a fixed log SNR; the root is kept, its gradient made anew."""
-        target = self._tensor(log_snr)
-        with torch.no_grad():
-            root = self._cached(name, lambda: self._clock_root(target))
-        return self._clock_gradient(root, target)
+        return Marginal(*(field[0] for field in self._ends()))
 
     @property
     def terminal(self) -> Marginal:
         """The marginal at T."""
-        return self._cached("terminal", lambda: self.marginal(self.horizon))
+        return Marginal(*(field[1] for field in self._ends()))
+
+    def _ends(self) -> Marginal:
+        """The marginals at ε and T, (2, …)."""
+
+        def compute() -> Marginal:
+            clocks = torch.stack([self._end_clocks()[0], self.clock(self.horizon)])
+            ends = self._marginal(clocks)
+            low = ends.log_snr[1].item()
+            if not low < self.max_log_snr:
+                raise ValueError(
+                    f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g}: "
+                    "nothing is left between the start time and T; use a faster clock"
+                )
+            return ends
+
+        return self._cached("ends", compute)
+
+    def _end_clocks(self) -> Tensor:
+        """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
+
+        def compute() -> Tensor:
+            ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
+            targets = self._tensor(ends)
+            with torch.no_grad():
+                roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
+            return self._clock_gradient(roots, targets)
+
+        return self._cached("end_clocks", compute)
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
@@ -439,7 +471,8 @@ class LinearDiffusion(Diffusion):
             ValueError: a value below λ(T), which this diffusion never reaches.
         """
         value = self._tensor(value)
-        low = self.terminal_log_snr.detach()
+        with torch.no_grad():
+            low = self.terminal_log_snr
         if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
             raise ValueError(
                 f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
@@ -457,12 +490,20 @@ class LinearDiffusion(Diffusion):
         s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
         return torch.cat([s, self._tensor(self.horizon).reshape(1)])
 
-    def _clock_root(self, value: Tensor) -> Tensor:
-        """The τ with λ(τ) = value, by safeguarded Newton steps in log τ."""
+    def _clock_root(self, value: Tensor, guess: Tensor | None = None) -> Tensor:
+        """The τ with λ(τ) = value: by Newton steps in log τ from a guess, or safeguarded ones."""
         with torch.no_grad():
-            target = value.detach()
+            wanted = value.detach().flatten()
+            if guess is not None and guess.shape == wanted.shape:
+                x = guess.log()
+                for _ in range(12):
+                    error, step = self._newton(x, wanted)
+                    x = x + step
+                    if not bool((step.abs() < 3).all()):
+                        break
+                    if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                        return x.exp().reshape(value.shape)
             knots, lam, slope = self._table()
-            wanted = target.flatten()
             i = torch.searchsorted(-lam, -wanted).clamp(1, len(lam) - 1)
             low, high = knots[i - 1], knots[i]
             # cubic Hermite interpolation of log τ as a function of λ
@@ -475,15 +516,19 @@ class LinearDiffusion(Diffusion):
             )
             x = torch.maximum(torch.minimum(x, high), low)
             for _ in range(60):
-                _, _, factor = self._factor(x.exp())
-                error = factor.log_snr - wanted
+                error, step = self._newton(x, wanted)
                 low, high = torch.where(error > 0, x, low), torch.where(error > 0, high, x)
-                proposal = x + error / (x.exp() * _decay(factor, self.unit_noise))
-                inside = (proposal >= low) & (proposal <= high)
-                previous, x = x, torch.where(inside, proposal, (low + high) / 2)
+                inside = (x + step >= low) & (x + step <= high)
+                previous, x = x, torch.where(inside, x + step, (low + high) / 2)
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
+
+    def _newton(self, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """λ - wanted at log τ = x, and Newton's step in x."""
+        _, _, factor = self._factor(x.exp())
+        error = factor.log_snr - wanted
+        return error, error / (x.exp() * _decay(factor, self.unit_noise))
 
     def _clock_gradient(self, tau: Tensor, value: Tensor) -> Tensor:
         """τ with λ(τ) = value, given that root as a number: one Newton step carries gradients."""
@@ -746,6 +791,9 @@ class LearnedDiffusion(LinearDiffusion):
             horizon = options.get("horizon", 1.0)
             options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
         super().__init__(Q, D, **options)
+        # where Newton's method begins in every later step: not the step before, so that the
+        # digits of a resumed training do not depend on its past
+        self._guess = self._end_clocks().detach()
 
     @classmethod
     def from_diffusion(

@@ -121,10 +121,11 @@ def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
 def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     r"""Log-probabilities of each level in each dimension, from data.
 
-        π_jk = (c_jk + κ g_k) / (N + κ),    g_k = (Σ_j c_jk + 1) / (N d + n),
+        π_jk = (c_jk + κ_j g_k) / (N + κ_j),    g_k = (Σ_j c_jk + 1) / (N d + n),
 
-    with c_jk the counts over N data and g the histogram pooled over the d dimensions. κ, how much
-    a dimension trusts the pool, has the largest leave-one-out likelihood of the data themselves.
+    with c_jk the counts over N data and g the histogram pooled over the d dimensions. κ_j ≥ 1, how
+    much dimension j trusts the pool, has the largest leave-one-out likelihood of the data
+    themselves.
 
     Args:
         x: (N, *event_shape), on the levels.
@@ -147,12 +148,13 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     counts = counts.reshape(d, n)
     pool = counts.sum(0)
     # without one datum its count and its share of the pool are one less
-    seen = counts > 0
-    c, g = counts[seen], (pool / (N * d - 1 + n)).expand(d, n)[seen]
-    candidates = torch.logspace(-2, 5, 71, dtype=torch.float64).tolist()
-    fit = [(c * ((c - 1 + k * g) / (N - 1 + k)).log()).sum().item() for k in candidates]
-    kappa = candidates[fit.index(max(fit))]
-    prior = (counts + kappa * (pool + 1) / (N * d + n)) / (N + kappa)
+    rest, g = (counts - 1).clamp_min(0), pool / (N * d - 1 + n)
+    best, kappa = torch.full((2, d), -math.inf, dtype=torch.float64, device=x.device)
+    for k in torch.logspace(0, 5, 51, dtype=torch.float64).tolist():
+        fit = torch.xlogy(counts, (rest + k * g) / (N - 1 + k)).sum(-1)
+        kappa = torch.where(fit > best, k, kappa)
+        best = torch.maximum(fit, best)
+    prior = (counts + kappa[:, None] * (pool + 1) / (N * d + n)) / (N + kappa[:, None])
     return prior.log().reshape(*x.shape[1:], n)
 
 

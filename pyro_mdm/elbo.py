@@ -23,6 +23,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_mdm.diffusions import shared_ends
 from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath, chain_kl, path_kl
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
@@ -60,8 +61,9 @@ class MDM_ELBO(ELBO):
     ) -> Tensor:
         """The loss as a scalar tensor that carries gradients."""
         loss: Tensor | float = 0.0
-        for traces in self._get_traces(model, guide, args, kwargs):
-            loss = loss + self._particle_loss(*traces) / self.num_particles
+        with shared_ends():
+            for traces in self._get_traces(model, guide, args, kwargs):
+                loss = loss + self._particle_loss(*traces) / self.num_particles
         warn_if_nan(loss, "loss")
         return torch.as_tensor(loss)
 

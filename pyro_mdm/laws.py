@@ -275,22 +275,26 @@ class GenerativePath(_GenerativeLaw):
         y0 = state.reshape(-1, *self.event_shape[1:])
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
-        u = low_discrepancy(len(y0), y0.device).clamp_min(1e-5)
+        u = low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
         s = start + (diffusion.horizon - start) * u.square()
         weight = 2 * (diffusion.horizon - start) * u
-        step = diffusion.transition(s, start)
-        mean = apply_matrix(step.matrix, y0)
+        M, F, F_inverse, m = diffusion.noise_last_root(s, start)
+        # pairs differ in the noise that G adds last, given the rest of y_s: of s_θ · g² ∇ log q
+        # only its dependence on that noise counts, and all else cancels
         noise = torch.randn_like(y0)
-        spread = apply_matrix(step.scale_tril, noise)
-        both = torch.cat([mean + spread, mean - spread])
+        flipped = torch.cat([noise[:, :-m], -noise[:, -m:]], 1)
+        both = apply_matrix(M, y0).repeat(2, *(1,) * (y0.dim() - 1))
+        both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
         theta = self.score.score(diffusion, both, torch.cat([s, s]))
-        white = torch.linalg.solve_triangular(
-            step.scale_tril.mT.to(noise.dtype), noise.flatten(2), upper=True
-        ).reshape(noise.shape)
-        target = torch.cat([-white, white])  # ∇ log q(y_s | y_ε)
+        target = -torch.cat([apply_matrix(F_inverse.mT, n) for n in (noise, flipped)])
         g2 = diffusion.noise_covariance(s)
-        inner = theta * apply_matrix(torch.cat([g2, g2]), target - 0.5 * theta)
+        g2_both = torch.cat([g2, g2])
+        inner = theta * apply_matrix(g2_both, target - 0.5 * theta)
+        # control variate: the stationary score, whose own expectation is known
+        at_rest = apply_matrix(-torch.linalg.inv(diffusion.stationary_covariance), both)
+        inner = inner - at_rest * apply_matrix(g2_both, target - 0.5 * at_rest)
         integrand = inner.flatten(1).sum(1).reshape(2, -1).mean(0)
+        integrand = integrand + _stationary_expectation(diffusion, g2, apply_matrix(M, y0), F)
         to_end = diffusion.transition(diffusion.horizon, start)
         end = apply_matrix(to_end.matrix, y0)
         prior = _expected_prior_log_prob(diffusion, end, to_end.covariance)
@@ -429,6 +433,20 @@ def _expected_prior_log_prob(diffusion: LinearDiffusion, mean: Tensor, P: Tensor
     constant = -0.5 * d * (trace + torch.logdet(prior) + K * math.log(2 * math.pi))
     quadratic = mean * apply_matrix(torch.linalg.inv(prior), mean)
     return constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
+
+
+def _stationary_expectation(
+    diffusion: LinearDiffusion, g2: Tensor, mean: Tensor, F: Tensor
+) -> Tensor:
+    """E[ s · g² (∇ log q - ½ s) ] for s = -Σ_∞^{-1} y and y ~ q = N(mean, F Fᵀ); result (n,).
+
+    By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_∞^{-1}) per dimension.
+    """
+    inverse = torch.linalg.inv(diffusion.stationary_covariance)
+    W = inverse @ g2 @ inverse
+    d = mean[0, 0].numel()
+    traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (d * traces).to(mean.dtype) - 0.5 * (mean * apply_matrix(W, mean)).flatten(1).sum(1)
 
 
 def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
