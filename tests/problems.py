@@ -231,12 +231,17 @@ class ExactScore:
         self.problem, self.diffusion = problem, diffusion
 
     def __call__(self, y: Tensor, s: Tensor) -> Tensor:
-        return self.problem.score(self.diffusion, y, s)
+        return self.problem.score(self.diffusion, y, _one_time(s))
 
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
         with torch.no_grad():
-            marginal = self.diffusion.marginal(s)
+            marginal = self.diffusion.marginal(_one_time(s))
         return self.problem.x_hat(apply_vector(marginal.readout, y), marginal.log_snr)
+
+
+def _one_time(s: Tensor) -> Tensor:
+    """One time for all where they are equal, as in samplers: kernels are made once."""
+    return s.flatten()[0] if s.dim() == 1 and bool((s == s[:1]).all()) and s.numel() else s
 
 
 def gaussian() -> GaussianMixture:

@@ -1,0 +1,331 @@
+"""Samplers on Gaussian data with the exact score, where a sampler is an affine map of its noise.
+
+Each step's map is read off unit vectors, so means and covariances are propagated exactly: errors
+and weak orders are numbers without sampling noise. Simulated draws must then have those moments.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm import ALDA, CLD, VPSDE
+from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    Sampler,
+    Splitting,
+    information_grid,
+    log_snr_grid,
+)
+from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
+from tests.test_sde import SE, assert_moments, reverse_law, scalar
+
+distinct = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
+every_diffusion = pytest.mark.parametrize(
+    "make", [make for _, make in distinct], ids=[name for name, _ in distinct]
+)
+SAMPLERS = [
+    EulerMaruyama(32),
+    Splitting(32),
+    Splitting(32, order=2),
+    Ancestral(32),
+]
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+
+
+class TabulatedScore:
+    """The exact score of scalar Gaussian data, its matrices made in one batch for given times."""
+
+    dtype = torch.float64
+
+    def __init__(self, diffusion: LinearDiffusion, s: Tensor) -> None:
+        data = scalar()
+        mu, variance = data.mean, data.covariance[0, 0]
+        with torch.no_grad():
+            m = diffusion.marginal(s)
+        S = m.covariance + variance * m.mean[:, :, None] * m.mean[:, None, :]
+        self.precision = torch.linalg.inv(S)
+        self.centre = mu * m.mean
+        v = torch.exp(-m.log_snr)
+        self.readout = variance / (variance + v)[:, None] * m.readout
+        self.shift = mu * v / (variance + v)
+        self.index = {t: i for i, t in enumerate(s.tolist())}
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return -self.precision[i] @ (y - self.centre[i, :, None])
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return self.readout[i] @ y + self.shift[i]
+
+
+def moments(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of what the sampler draws, step by step."""
+    from pyro_mdm.samplers import _Questions
+
+    K = diffusion.num_variables
+    with torch.no_grad():
+        plan = sampler.plan(diffusion, sampler.times(diffusion))
+        ask = _Questions(diffusion, TabulatedScore(diffusion, plan.s), torch.float64)
+        draws = 2 if isinstance(sampler, Splitting) else 1
+        size = 1 + K * (1 + draws)  # nothing, unit states, unit noises
+        probes = torch.eye(size, dtype=torch.float64)
+        mean = torch.zeros(K, dtype=torch.float64)
+        covariance = diffusion.prior_covariance
+        for i in range(sampler.steps):
+            left = iter([probes[:, 1 + K * (1 + j) :][:, :K, None] for j in range(draws)])
+            out = sampler.step(plan, i, probes[:, 1 : K + 1, None], ask, left.__next__)
+            assert next(left, None) is None
+            images = (out[1:] - out[0])[..., 0].mT
+            M, root = images[:, :K], images[:, K:]
+            mean, covariance = M @ mean + out[0, :, 0], M @ covariance @ M.mT + root @ root.mT
+    return mean, covariance
+
+
+def errors(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[float, float]:
+    """Of mean and covariance against the SDE's own law, in units of its standard deviations."""
+    mean, covariance = moments(sampler, diffusion)
+    true_mean, true_covariance = reverse_law(diffusion, scalar())
+    sd = true_covariance.diagonal().sqrt()
+    L = torch.linalg.cholesky(true_covariance / sd / sd[:, None])
+    error = (covariance - true_covariance) / sd / sd[:, None]
+    white = torch.linalg.solve(L, torch.linalg.solve(L, error).mT)
+    return torch.linalg.solve(L, (mean - true_mean) / sd).norm().item(), white.norm().item()
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+@every_diffusion
+@pytest.mark.parametrize(
+    ("make_sampler", "steps", "order", "bound"),
+    [
+        (EulerMaruyama, 768, 1, 0.15),
+        (Splitting, 768, 1, 0.1),
+        (lambda n: Splitting(n, order=2), 192, 2, 0.1),
+        (Ancestral, 768, 1, 0.2),
+    ],
+    ids=["euler_maruyama", "splitting", "splitting_2", "ancestral"],
+)
+def test_weak_order(make, make_sampler, steps, order, bound):
+    """Doubling the steps divides the error by 2^order, and the error itself is small."""
+    diffusion = make()
+    coarse, fine = (errors(make_sampler(n), diffusion) for n in (steps, 2 * steps))
+    for c, f in zip(coarse, fine, strict=True):
+        if c > 1e-6:
+            assert c / f == pytest.approx(2**order, rel=0.2)
+        assert f < bound
+
+
+@every_diffusion
+def test_samplers_reach_the_law_of_noised_data(make):
+    """From the prior to y_ε: what is left is the prior's own mismatch with q(y_T)."""
+    diffusion = make()
+    data = scalar()
+    with torch.no_grad():
+        start = diffusion.start
+    mean, covariance = moments(Splitting(512, order=2), diffusion)
+    true = start.covariance + data.covariance[0, 0] * torch.outer(start.mean, start.mean)
+    mismatch = (diffusion.terminal_log_snr.detach() / 2).exp()  # e^{λ(T)/2} of x survives in y_T
+    sd = true.diagonal().sqrt()
+    assert ((mean - data.mean * start.mean) / sd).norm() < 0.02 + 2 * mismatch
+    assert ((covariance - true) / sd / sd[:, None]).norm() < 0.05 + 2 * mismatch
+
+
+def test_splitting_without_data_leaves_the_stationary_law():
+    """With the score of N(0, Σ_∞) the middle step does nothing and the rest is exact."""
+    diffusion = dict(DIFFUSIONS)["random_3"]()
+    precision = torch.linalg.inv(diffusion.stationary_covariance)
+    y = Splitting(5)(diffusion, lambda y, s: -precision @ y, (20000, 3, 1), dtype=torch.float64)
+    assert_moments(y[..., 0], torch.zeros(3).double(), diffusion.stationary_covariance)
+
+
+# -- draws -----------------------------------------------------------------------------------------
+
+
+@every_sampler
+@every_diffusion
+def test_draws_have_the_propagated_moments(make, sampler):
+    diffusion = make()
+    with torch.no_grad():
+        plan = sampler.plan(diffusion, sampler.times(diffusion))
+    score = TabulatedScore(diffusion, plan.s)
+    y = sampler(diffusion, score, (2000, diffusion.num_variables, 1), generator(3))
+    mean, covariance = moments(sampler, diffusion)
+    assert_moments(y[..., 0], mean, covariance)
+
+
+@pytest.mark.parametrize("sampler", [Splitting(128, order=2), Ancestral(512)], ids=repr)
+@pytest.mark.parametrize("make", [VPSDE, CLD, ALDA])
+def test_mixtures_are_sampled(make, sampler):
+    """Three components in two dimensions, one of them thin: moments and weights of z at ε."""
+    diffusion, data, n = make(), mixture(), 3000
+    y = sampler(diffusion, ExactScore(data, diffusion), (n, diffusion.num_variables, 2))
+    with torch.no_grad():
+        start = diffusion.start
+    z = torch.einsum("k,bkd->bd", start.readout, y)
+    truth = data.noised(diffusion, diffusion.start_time.item(), 100_000, seed=5)
+    z_true = torch.einsum("k,bkd->bd", start.readout, truth)
+    features = [lambda z: z, lambda z: z**2, lambda z: z[:, :1] * z[:, 1:], torch.sin, torch.cos]
+    for feature in features:
+        drawn, expected = feature(z), feature(z_true)
+        se = (expected.var(0) / n).sqrt()
+        bias = 0.01 * expected.std(0)  # of the steps, see above, and of the prior
+        assert ((drawn.mean(0) - expected.mean(0)).abs() < SE * se + bias).all()
+    nearest = torch.cdist(z, data.means).argmin(1).bincount(minlength=3) / n
+    expected = torch.cdist(z_true, data.means).argmin(1).bincount(minlength=3) / len(z_true)
+    assert (nearest - expected).abs().max() < SE * 0.5 / n**0.5
+
+
+# -- the interface ---------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A score that writes down how it is called."""
+
+    def __init__(self, denoise: bool) -> None:
+        self.calls: list[tuple[torch.Size, torch.dtype, Tensor]] = []
+        if denoise:
+            self.denoise = lambda y, s: self._record(y, s)[:, 0]
+
+    def _record(self, y: Tensor, s: Tensor) -> Tensor:
+        self.calls.append((y.shape, y.dtype, s))
+        return y
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return -self._record(y, s)
+
+
+@every_sampler
+@pytest.mark.parametrize("event_shape", [(), (3,), (1, 4, 4)])
+def test_the_score_is_called_as_promised(sampler, event_shape):
+    diffusion = CLD()
+    score = Recorder(denoise=True)
+    y = sampler(diffusion, score, (5, 2, *event_shape))
+    assert y.shape == (5, 2, *event_shape)
+    assert y.dtype == torch.float32
+    calls = 2 if isinstance(sampler, Splitting) and sampler.order == 2 else 1
+    assert len(score.calls) == calls * sampler.steps
+    times = torch.stack([s for _, _, s in score.calls])
+    assert times.shape == (len(score.calls), 5)
+    assert times.dtype == torch.float64
+    assert {(shape, dtype) for shape, dtype, _ in score.calls} == {(y.shape, torch.float32)}
+    assert bool((times == times[:, :1]).all())
+    assert bool((times[1:] <= times[:-1]).all())
+    assert times[0, 0] <= diffusion.horizon
+    assert times[-1, 0] >= diffusion.start_time
+    assert not y.requires_grad
+
+
+@every_sampler
+def test_the_generator_decides_and_precision_is_respected(sampler):
+    diffusion, data = CLD(), scalar()
+    score = ExactScore(data, diffusion)
+    draw = [sampler(diffusion, score, (4, 2, 1), generator(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert draw[0].dtype == torch.float64  # what the score asks for
+    single = sampler(diffusion, score, (4, 2, 1), generator(1), dtype=torch.float32)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), draw[0], rtol=1e-3, atol=1e-3)
+
+
+def test_ancestral_finds_the_denoiser_of_any_score():
+    """The projection of the score on g² is x̂ itself where the score is exact."""
+    diffusion, data = ALDA(), mixture()
+    exact = ExactScore(data, diffusion)
+    sampler, shape = Ancestral(20), (6, 3, 2)
+    with_denoiser = sampler(diffusion, exact, shape, generator(1), dtype=torch.float64)
+    alone = sampler(diffusion, lambda y, s: exact(y, s), shape, generator(1), dtype=torch.float64)
+    torch.testing.assert_close(alone, with_denoiser, rtol=1e-6, atol=1e-6)
+
+
+@every_sampler
+def test_a_learned_diffusion_is_sampled_without_a_graph(sampler):
+    diffusion = dict(DIFFUSIONS)["learned_2"]()
+    with torch.no_grad():
+        score = TabulatedScore(diffusion, sampler.plan(diffusion, sampler.times(diffusion)).s)
+    y = sampler(diffusion, score, (3, 2, 1), progress=False)
+    assert not y.requires_grad
+
+
+def test_progress_can_be_shown(capsys):
+    EulerMaruyama(3)(CLD(), lambda y, s: -y, (2, 2, 1), progress=True)
+    assert "EulerMaruyama" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
+        EulerMaruyama(0)
+    with pytest.raises(ValueError, match=r"order is 3, expected 1 \(Euler\) or 2 \(midpoint\)"):
+        Splitting(5, order=3)
+    with pytest.raises(ValueError, match=r"shape is \(4, 3, 1\), .* K = 2 variables of CLD"):
+        Splitting(5)(CLD(), lambda y, s: -y, (4, 3, 1))
+    with pytest.raises(ValueError, match=r"shape is \(4,\), expected \(batch, K"):
+        Splitting(5)(CLD(), lambda y, s: -y, (4,))
+    with pytest.raises(ValueError, match=r"score has shape \(4, 1, 3\), expected \(4, 2, 3\)"):
+        EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3))
+    wrong = Recorder(denoise=False)
+    wrong.denoise = lambda y, s: y
+    with pytest.raises(ValueError, match=r"denoiser has shape \(4, 2, 3\), expected \(4, 3\)"):
+        Ancestral(5)(CLD(), wrong, (4, 2, 3))
+    assert repr(Splitting(7, order=2)) == "Splitting(steps=7, order=2)"
+
+
+# -- grids -----------------------------------------------------------------------------------------
+
+
+@every_diffusion
+def test_grids_run_from_the_prior_to_the_start(make):
+    diffusion = make()
+    for grid in (log_snr_grid, information_grid):
+        s = grid(diffusion, 40).detach()
+        assert s.shape == (41,)
+        assert bool((s[1:] < s[:-1]).all())
+        assert s[0] == diffusion.horizon
+        torch.testing.assert_close(s[-1], diffusion.start_time.detach(), rtol=1e-12, atol=0)
+    lam = diffusion.log_snr(log_snr_grid(diffusion, 40)).detach()
+    torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(40), rtol=1e-6, atol=1e-7)
+
+
+def test_both_grids_agree_for_one_variable():
+    a, b = log_snr_grid(VPSDE(), 50), information_grid(VPSDE(), 50)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=0)
+
+
+def test_even_information_tames_pauses_of_log_snr():
+    """ALDA's log SNR pauses; steps even in it alone move the state by more than its own size."""
+    diffusion = ALDA()
+    A = torch.linalg.matrix_norm(diffusion.unit_drift, ord=2)
+
+    def longest(s: Tensor) -> float:
+        return (A * diffusion.clock(s).diff().abs().max()).item()
+
+    assert longest(log_snr_grid(diffusion, 256)) > 4 * longest(information_grid(diffusion, 256))
+
+
+def test_time_ends_where_the_data_begin():
+    """Every sampler hands over y_ε: its readout is the only datum there is, and its noise."""
+    x = torch.tensor([[0.3, -0.8]]).double()
+    diffusion = CLD()
+
+    class Point:
+        dtype = torch.float64
+
+        def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            return -torch.linalg.solve(m.covariance, y - m.mean[:, None] * x)
+
+        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+            return x.expand(len(y), 2)
+
+    for sampler in (EulerMaruyama(300), Splitting(300), Splitting(300, order=2), Ancestral(20)):
+        y = sampler(diffusion, Point(), (400, 2, 2))
+        z = torch.einsum("k,bkd->bd", diffusion.start.readout, y)
+        noise = (z - x) * torch.exp(diffusion.start.log_snr / 2)
+        assert noise.mean().abs() < SE / noise.numel() ** 0.5 + 0.1
+        assert noise.var() == pytest.approx(1.0, abs=SE * (2 / noise.numel()) ** 0.5 + 0.05)
