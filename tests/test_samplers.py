@@ -104,10 +104,10 @@ def errors(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("make_sampler", "steps", "order", "bound"),
     [
-        (EulerMaruyama, 768, 1, 0.15),
-        (Splitting, 768, 1, 0.1),
-        (lambda n: Splitting(n, order=2), 192, 2, 0.1),
-        (Ancestral, 768, 1, 0.2),
+        (EulerMaruyama, 400, 1, 0.25),
+        (Splitting, 400, 1, 0.15),
+        (lambda n: Splitting(n, order=2), 128, 2, 0.1),
+        (Ancestral, 400, 1, 0.25),
     ],
     ids=["euler_maruyama", "splitting", "splitting_2", "ancestral"],
 )
@@ -117,7 +117,7 @@ def test_weak_order(make, make_sampler, steps, order, bound):
     coarse, fine = (errors(make_sampler(n), diffusion) for n in (steps, 2 * steps))
     for c, f in zip(coarse, fine, strict=True):
         if c > 1e-6:
-            assert c / f == pytest.approx(2**order, rel=0.2)
+            assert c / f == pytest.approx(2**order, rel=0.25)
         assert f < bound
 
 
