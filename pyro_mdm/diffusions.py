@@ -418,7 +418,7 @@ class LinearDiffusion(Diffusion):
     @property
     def start_time(self) -> Tensor:
         """ε, 0-dim: the time at which log SNR equals ``max_log_snr``."""
-        return self._cached("start_time", lambda: self._from_clock(self._end_clocks()[0]))
+        return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
 
     @property
     def start(self) -> Marginal:
@@ -434,17 +434,20 @@ class LinearDiffusion(Diffusion):
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
-            clocks = torch.stack([self._end_clocks()[0], self.clock(self.horizon)])
-            ends = self._marginal(clocks)
-            low = ends.log_snr[1].item()
-            if not low < self.max_log_snr:
-                raise ValueError(
-                    f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g}: "
-                    "nothing is left between the start time and T; use a faster clock"
-                )
-            return ends
+            return self._marginal(torch.stack([self._start_clock(), self.clock(self.horizon)]))
 
         return self._cached("ends", compute)
+
+    def _start_clock(self) -> Tensor:
+        """The clock time of ε, 0-dim."""
+        start, end = self._end_clocks()[0], self.clock(self.horizon)
+        if not start.item() < end.item():
+            low = self._factor(end)[2].log_snr.item()
+            raise ValueError(
+                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g}: "
+                "nothing is left between the start time and T; use a faster clock"
+            )
+        return start
 
     def _end_clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
