@@ -8,9 +8,12 @@ here = Path(__file__).parent
 readme = here / "README.md"
 
 programs = [
+    "PyYAML>=6.0",
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "matplotlib>=3.7",
+    "numpy>=1.26",
+    "pillow>=10.0",
     "safetensors>=0.4",
     "scikit-learn>=1.3",
     "tqdm>=4.65",
@@ -21,6 +24,7 @@ test = [
     *mnist,
     "mpmath>=1.3",
     "mypy>=1.11",
+    "pandas>=2.0",
     "pytest>=8.0",
     "ruff>=0.8",
     "setuptools>=77",

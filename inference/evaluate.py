@@ -109,7 +109,7 @@ def measure(
     )
 
 
-def evaluate(run: Path, draws: int = 8, batch_size: int = 256, seed: int = 0) -> None:
+def evaluate(run: Path, draws: int = 32, batch_size: int = 256, seed: int = 0) -> None:
     """Print the test bound of a run, with its averaged weights.
 
     Args:

@@ -58,7 +58,7 @@ def train(
     log_every: int = 50,
     measure_every: int = 250,
     checkpoint_every: int = 250,
-    draws: int = 8,
+    draws: int = 32,
     num_samples: int = 64,
     sampler: Literal["splitting", "euler", "ancestral"] = "splitting",
     sampler_steps: int = 256,
