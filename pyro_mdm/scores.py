@@ -43,7 +43,7 @@ Number = float | Tensor
 Form = Literal["tilt", "logits"]
 
 # a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
-VARIANCE_FLOOR = 0.1
+VARIANCE_FLOOR = 0.5
 
 
 class Score(nn.Module, ABC):
@@ -400,7 +400,7 @@ class DiscreteDenoiser(DenoiserScore):
 
     Args:
         network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), μ and σ² the mean and
-            variance of π, σ² at least a tenth of its average over dimensions; returns
+            variance of π, σ² at least half its average over dimensions; returns
             (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, or (n, levels·C, *spatial),
             arranged levels × C.
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
