@@ -59,6 +59,8 @@ def shared_ends() -> Iterator[None]:
         yield
     finally:
         _shared = outer
+
+
 Matrix = Sequence[Sequence[float]] | Tensor
 
 
@@ -322,7 +324,7 @@ class LinearDiffusion(Diffusion):
         return Transition(M, P, kernels.lower_triangular(F), log_det)
 
     def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m: noise enters through the last m columns.
+        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the columns noise enters by.
 
         G's range is spanned by the last m columns of F, whatever the others add to the state: with
         y_s = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
@@ -402,7 +404,12 @@ class LinearDiffusion(Diffusion):
 
     @property
     def terminal_log_snr(self) -> Tensor:
-        """λ(T), 0-dim: what is left of the data when the prior takes over."""
+        """λ(T), 0-dim: what is left of the data when the prior takes over.
+
+        A constant where ``min_log_snr`` is given.
+        """
+        if self.min_log_snr is not None:
+            return self._tensor(self.min_log_snr)
         return self.terminal.log_snr
 
     @property
@@ -454,7 +461,7 @@ class LinearDiffusion(Diffusion):
 
         def compute() -> Tensor:
             ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
-            targets = self._tensor(ends)
+            targets = self._tensor(torch.tensor(ends, dtype=torch.float64))
             with torch.no_grad():
                 roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
             return self._clock_gradient(roots, targets)

@@ -60,12 +60,14 @@ class MDM_ELBO(ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss as a scalar tensor that carries gradients."""
-        loss: Tensor | float = 0.0
         with shared_ends():
-            for traces in self._get_traces(model, guide, args, kwargs):
-                loss = loss + self._particle_loss(*traces) / self.num_particles
+            particles = [
+                self._particle_loss(*traces)
+                for traces in self._get_traces(model, guide, args, kwargs)
+            ]
+        loss = torch.stack(particles).sum() / self.num_particles
         warn_if_nan(loss, "loss")
-        return torch.as_tensor(loss)
+        return loss
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

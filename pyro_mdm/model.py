@@ -42,7 +42,7 @@ class Registered(nn.Module):
                 continue
             full = f"{_owner(parameter, self._pyro_name)}$$${name}"
             stored = pyro.param(full, parameter)
-            if stored.unconstrained() is not parameter:
+            if stored._cdata != parameter._cdata:
                 raise RuntimeError(
                     f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
                     "that one and not the module. Call pyro.clear_param_store(), and keep "

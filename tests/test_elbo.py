@@ -1,0 +1,445 @@
+"""The bound against known log-likelihoods, through every objective and parameterization.
+
+Data are Gaussian, x ~ N(μ, σ²) per dimension, so that the exact score, the exact decoder and the
+bound itself are closed form for every linear diffusion:
+
+    ELBO(x) = log p(x) - E_{q(y_T|x)} log q(y_T) / π(y_T).
+
+A score that is wrong by a known amount lowers the bound by a known amount.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    CLD,
+    MALDA,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    LearnedDiffusion,
+    NoisePrediction,
+    RawScore,
+    elbo_terms,
+)
+from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.likelihoods import Gaussian
+from tests.problems import DIFFUSIONS
+
+MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
+OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
+diffusions = pytest.mark.parametrize(
+    "make", [factory for _, factory in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+)
+
+
+class Wrong(nn.Module):
+    """F such that x̂ is off by ``size`` · e^{-λ/2} · sqrt(σ²/(σ²+v)): zero is the exact denoiser."""
+
+    def __init__(self, size: float = 0.0) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(size, dtype=torch.float64))
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return torch.ones_like(z) * self.size.to(z.dtype)
+
+
+def denoiser(size: float = 0.0) -> Denoiser:
+    return Denoiser(Wrong(size), data_mean=MEAN, data_variance=VARIANCE)
+
+
+def penalty(x: Tensor, size: float, low: Tensor, high: float) -> Tensor:
+    """What an error of x̂ by δ adds to the diffusion term, like x: ∫ e^λ (½ δ² - δ E[x - x̂_0]) dλ.
+
+    With δ = size σ (v/(σ²+v))^{1/2}, v = e^{-λ}, and E[x - x̂_0 | x] = v/(σ²+v) (x - μ).
+    """
+    ends = torch.stack([low, torch.tensor(high, dtype=torch.float64)])
+    v = (-ends).exp()
+    square = 0.5 * size**2 * torch.log1p(VARIANCE / v)
+    cross = 2 * size / math.sqrt(VARIANCE) * (v / (VARIANCE + v)).sqrt()
+    return square[1] - square[0] + (cross[1] - cross[0]) * (x.double() - MEAN)
+
+
+def exact_bound(diffusion: LinearDiffusion, x: Tensor, size: float = 0.0) -> Tensor:
+    """The bound of each datum in closed form, differentiable in the diffusion."""
+    a, Sigma, prior = (
+        diffusion.terminal.mean,
+        diffusion.terminal.covariance,
+        diffusion.prior_covariance,
+    )
+    log_p = torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x)
+    total = Sigma + VARIANCE * torch.outer(a, a)  # Cov of y_T
+    mean = a * (x.double().unsqueeze(-1) - MEAN)
+
+    def expected(covariance: Tensor, offset: Tensor) -> Tensor:
+        """E log N(y_T; …) up to the constant that both densities share."""
+        inverse = torch.linalg.inv(covariance)
+        square = torch.einsum("...i,ij,...j->...", offset, inverse, offset)
+        return -0.5 * (square + (inverse @ Sigma).trace() + torch.logdet(covariance))
+
+    mismatch = expected(total, mean) - expected(prior, a * x.double().unsqueeze(-1))
+    low = diffusion.terminal_log_snr
+    return (log_p - mismatch - penalty(x, size, low, diffusion.max_log_snr)).sum(-1)
+
+
+def data(n: int, dims: int = DIMS) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n, dims, generator=generator, dtype=torch.float64)
+    return MEAN + math.sqrt(VARIANCE) * noise
+
+
+def programs(
+    diffusion: LinearDiffusion, score: nn.Module, dims: int = DIMS, **options: object
+) -> tuple:
+    model = DiffusionModel(diffusion, score, event_shape=(dims,), **options)
+    return model, DiffusionGuide(diffusion, times=model.times)
+
+
+def check_mean(
+    values: Tensor, truth: Tensor | float, largest_error: float, sigmas: float = 3.0
+) -> None:
+    """The mean of independent values is the truth, at a standard error that means something."""
+    error = float(values.std() / math.sqrt(len(values)))
+    assert error <= largest_error, f"standard error {error:.2e} is too large to test anything"
+    difference = abs(float(values.mean() - truth))
+    assert difference <= sigmas * error + 1e-9, (
+        f"off by {difference:.2e}, {difference / error:.1f} s.e."
+    )
+
+
+def estimates(
+    objective: str, model: nn.Module, guide: nn.Module, x: Tensor, repeats: int
+) -> Tensor:
+    elbo = OBJECTIVES[objective]()
+    return torch.tensor([-elbo.loss(model, guide, x) / len(x) for _ in range(repeats)])
+
+
+@diffusions
+def test_bound_is_known(make) -> None:
+    """A denoiser wrong by a known amount, through all three objectives."""
+    check_objectives(make(), size=0.4, largest_error=0.06, repeats=(30, 16, 16))
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD, MALDA, lambda: LearnedDiffusion(4)], ids=range(1, 5))
+def test_bound_of_the_exact_score_is_the_likelihood(make) -> None:
+    """K = 1 … 4: log p(x) less the prior's mismatch, to 0.01 nats per dimension."""
+    check_objectives(make(), size=0.0, largest_error=0.01, repeats=(20, 20, 120))
+
+
+def check_objectives(
+    diffusion: LinearDiffusion, size: float, largest_error: float, repeats: tuple[int, ...]
+) -> None:
+    pyro.set_rng_seed(1)
+    diffusion.max_log_snr = 3.0
+    dims = 64  # more dimensions cost less than more data: each datum has a time of its own
+    with torch.no_grad():
+        x = data(400, dims)
+        model, guide = programs(diffusion, denoiser(size), dims)
+        truth = exact_bound(diffusion, x, size).mean()
+        for objective, n in zip(OBJECTIVES, repeats, strict=True):
+            values = estimates(objective, model, guide, x, n)
+            check_mean(values, truth, largest_error * dims, sigmas=5.0)
+
+
+@diffusions
+def test_evaluation_is_exact_with_the_exact_score(make) -> None:
+    """The control variate removes all noise of the diffusion term; the prior mismatch stays in."""
+    diffusion = make()
+    x = data(1000)
+    model, guide = programs(diffusion, denoiser())
+    estimate = log_likelihood(model, guide, x, draws=3, bins=4)
+    with torch.no_grad():
+        truth = exact_bound(diffusion, x)
+    assert abs(estimate.coefficient - 1) < 1e-6
+    # all that is left is the decoder's own noise, ½ χ² per dimension
+    noise = math.sqrt(DIMS / 2 / (3 * len(x)))
+    assert abs(estimate.mean - float(truth.mean())) < 4 * noise
+    plain = log_likelihood(model, guide, x, draws=3, bins=4, control_variate=False)
+    assert plain.coefficient == 0
+    width = diffusion.max_log_snr - diffusion.terminal_log_snr.item()
+    assert abs(plain.mean - float(truth.mean())) < 4 * noise * (1 + width)
+
+
+class ExactNoise(nn.Module):
+    """ε such that -L^{-T} ε is the exact score (or the score itself) of Gaussian data."""
+
+    def __init__(self, diffusion: LinearDiffusion, raw: bool) -> None:
+        super().__init__()
+        self.diffusion, self.raw = diffusion, raw
+
+    def forward(self, y: Tensor, log_snr: Tensor) -> Tensor:
+        K = self.diffusion.num_variables
+        y = y.unflatten(1, (K, -1))
+        marginal = self.diffusion.marginal(self.diffusion.time_at_log_snr(log_snr.double()))
+        a = marginal.mean
+        total = marginal.covariance + VARIANCE * a.unsqueeze(-1) * a.unsqueeze(-2)
+        score = -torch.linalg.solve(total, y - MEAN * a.unsqueeze(-1))
+        if not self.raw:
+            score = -marginal.scale_tril.mT @ score
+        return score.flatten(1)
+
+
+@pytest.mark.parametrize("kind", [NoisePrediction, RawScore])
+@pytest.mark.parametrize(
+    "make", [VPSDE, CLD, lambda: LearnedDiffusion(3, 2)], ids=["K1", "K2", "K3"]
+)
+def test_parameterizations_agree(make, kind) -> None:
+    pyro.set_rng_seed(2)
+    diffusion, dims = make(), 64
+    diffusion.max_log_snr = 3.0
+    x = data(300, dims)
+    score = kind(ExactNoise(diffusion, raw=kind is RawScore))
+    model, guide = programs(diffusion, score, dims, likelihood=Gaussian(MEAN, VARIANCE))
+    with torch.no_grad():
+        truth = exact_bound(diffusion, x).mean()
+        for objective in OBJECTIVES:
+            values = estimates(objective, model, guide, x, repeats=16)
+            check_mean(values, truth, largest_error=0.03 * dims, sigmas=5.0)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def numerical_gradient(value, parameters: list[nn.Parameter], step: float = 1e-5) -> list[Tensor]:
+    gradients = []
+    with torch.no_grad():
+        for p in parameters:
+            g = torch.zeros_like(p)
+            for i in range(p.numel()):
+                kept = p.view(-1)[i].item()
+                ends = []
+                for change in (step, -step):
+                    p.view(-1)[i] = kept + change
+                    ends.append(float(value()))
+                p.view(-1)[i] = kept
+                g.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
+            gradients.append(g)
+    return gradients
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("size", [0.0, 0.4], ids=["exact", "wrong"])
+def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float) -> None:
+    """λ(T) moves with Q, D and β: the mean gradient is that of the closed-form bound."""
+    pyro.set_rng_seed(3)
+    torch.manual_seed(3)
+    diffusion = LearnedDiffusion.from_diffusion(CLD(), learn_beta=True, max_log_snr=3.0)
+    with torch.no_grad():
+        diffusion.beta.raw.mul_(0.15)  # a clock too slow to reach the prior: a gradient to see
+        diffusion.B.add_(0.1 * torch.randn_like(diffusion.B))
+    x = data(300, 64)
+    model, guide = programs(diffusion, denoiser(size), 64)
+    parameters = [diffusion.lower, diffusion.B, diffusion.beta.raw]
+    truth = numerical_gradient(lambda: exact_bound(diffusion, x, size).mean() / 64, parameters)
+    elbo = OBJECTIVES[objective]()(model, guide)
+    draws = []
+    for _ in range(24):
+        loss = -elbo(x) / x.numel()
+        draws.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    drawn = torch.stack(draws)
+    expected = torch.cat([g.flatten() for g in truth])
+    error = drawn.std(0) / math.sqrt(len(drawn))
+    deviation = (drawn.mean(0) - expected).abs()
+    assert expected.abs().max() > 0.01
+    assert float(error.max()) < 0.35 * float(expected.abs().max())
+    assert bool((deviation < 4.5 * error + 1e-6).all()), (deviation / error).tolist()
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw"])
+def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
+    """With λ held at both ends, the loss at a seed is a function that autograd differentiates."""
+    torch.manual_seed(4)
+    diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
+    with torch.no_grad():
+        diffusion.B.add_(0.2 * torch.randn_like(diffusion.B))
+
+    class Small(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer = nn.Linear(width + 1, width, dtype=torch.float64)
+
+        def forward(self, y: Tensor, log_snr: Tensor) -> Tensor:
+            return torch.tanh(self.layer(torch.cat([y, log_snr[:, None].to(y) / 10], 1)))
+
+    if kind == "denoiser":
+        score, options = Denoiser(Small(DIMS), MEAN, VARIANCE), {}
+    else:
+        make = NoisePrediction if kind == "noise" else RawScore
+        score, options = make(Small(2 * DIMS)), {"likelihood": Gaussian(MEAN, VARIANCE)}
+    model, guide = programs(diffusion, score, **options)
+    x = data(16)
+    elbo = MDM_ELBO()(model, guide)
+    parameters = [diffusion.lower, diffusion.B, score.network.layer.bias]
+
+    def loss() -> Tensor:
+        pyro.set_rng_seed(5)
+        return elbo(x)
+
+    found = torch.autograd.grad(loss(), parameters)
+    expected = numerical_gradient(loss, parameters)
+    for f, e in zip(found, expected, strict=True):
+        assert torch.allclose(f, e, rtol=2e-5, atol=1e-6 * max(1.0, float(e.abs().max())))
+
+
+# -- training through Pyro and through torch -------------------------------------------------------
+
+
+def tiny(diffusion: LinearDiffusion) -> tuple[DiffusionModel, DiffusionGuide]:
+    from pyro_mdm.networks import MLP
+
+    score = Denoiser(MLP(DIMS, hidden=16, depth=2), MEAN, 2.0)
+    return programs(diffusion, score)
+
+
+@pytest.mark.parametrize("learn_beta", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_svi_moves_every_parameter(objective: str, learn_beta: bool) -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(6)
+    model, guide = tiny(LearnedDiffusion(2, learn_beta=learn_beta, max_log_snr=6.0))
+    x = data(64).float()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=OBJECTIVES[objective]())
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for _ in range(4):
+        assert math.isfinite(svi.step(x))
+    still = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    assert not still
+
+
+def test_a_shared_diffusion_is_stepped_once() -> None:
+    """Model and guide both own the diffusion; one SVI step moves it by one step of Adam."""
+    pyro.clear_param_store()
+    model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0))
+    before = model.diffusion.B.detach().clone()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=MDM_ELBO())
+    svi.step(data(32).float())
+    moved = (model.diffusion.B - before).abs()
+    assert float(moved.max()) == pytest.approx(1e-3, rel=1e-2)
+    names = list(pyro.get_param_store().keys())
+    assert len(names) == len(list(model.parameters()))
+
+
+def test_torch_optimizer_moves_every_parameter_and_leaves_the_store_alone() -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(7)
+    model, guide = tiny(LearnedDiffusion(2, learn_beta=True, max_log_snr=6.0))
+    elbo = MDM_ELBO()(model, guide)
+    before = {n: p.detach().clone() for n, p in elbo.named_parameters()}
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        elbo(data(64).float()).backward()
+        optimizer.step()
+    assert not [n for n, p in elbo.named_parameters() if torch.equal(p, before[n])]
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_training_improves_the_bound() -> None:
+    pyro.set_rng_seed(8)
+    model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-6.0))
+    x = data(512).float()
+    first = log_likelihood(model, guide, x, draws=4)
+    elbo = MDM_ELBO()(model, guide)
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=5e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (elbo(x) / len(x)).backward()
+        optimizer.step()
+    last = log_likelihood(model, guide, x, draws=4)
+    assert last.mean > first.mean + 0.1
+
+
+def test_plate_scale_and_subsampling() -> None:
+    model, guide = programs(VPSDE(), denoiser())
+    x = data(50)
+    for objective in OBJECTIVES.values():
+        pyro.set_rng_seed(9)
+        plain = objective().loss(model, guide, x)
+        pyro.set_rng_seed(9)
+        scaled = objective().loss(model, guide, x, num_data=500)
+        assert scaled == pytest.approx(10 * plain, rel=1e-6)
+
+
+def test_elbo_terms_add_up_to_the_loss() -> None:
+    model, guide = programs(CLD(), denoiser(0.2))
+    x = data(40)
+    pyro.set_rng_seed(10)
+    loss = MDM_ELBO().loss(model, guide, x)
+    pyro.set_rng_seed(10)
+    with torch.no_grad():
+        terms = elbo_terms(model, guide, x)
+    for term in (terms.reconstruction, terms.prior_kl, terms.diffusion, terms.log_snr):
+        assert term.shape == (40,)
+    assert float(-terms.elbo.sum()) == pytest.approx(loss, rel=1e-9)
+
+
+def test_one_network_call_per_step() -> None:
+    calls = []
+
+    class Counting(Wrong):
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            calls.append(len(z))
+            return super().forward(z, log_snr)
+
+    score = Denoiser(Counting(), MEAN, VARIANCE)
+    model, guide = programs(CLD(), score)
+    MDM_ELBO()(model, guide)(data(20)).backward()
+    assert calls == [20]
+    calls.clear()
+    model, guide = programs(LearnedDiffusion(2), score)
+    MDM_ELBO()(model, guide)(data(20)).backward()
+    assert calls == [21]  # with one datum more at the moving end of the integral
+
+
+def test_particles_and_vectorized_particles() -> None:
+    pyro.set_rng_seed(11)
+    diffusion = CLD(max_log_snr=3.0)
+    model, guide = programs(diffusion, denoiser(0.4))
+    x = data(3000)
+    truth = float(exact_bound(diffusion, x, 0.4).mean())
+    for vectorize in (False, True):
+        elbo = MDM_ELBO(num_particles=4, vectorize_particles=vectorize, max_plate_nesting=1)
+        assert abs(-elbo.loss(model, guide, x) / len(x) - truth) < 0.3
+
+
+def test_different_diffusions_are_an_error() -> None:
+    model, _ = programs(VPSDE(), denoiser())
+    other = DiffusionGuide(VPSDE())
+    for objective in (MDM_ELBO(), TraceMeanField_ELBO()):
+        with pytest.raises(ValueError, match="mutually singular"):
+            objective.loss(model, other, data(4))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((3, DIMS), math.nan), "NaN or infinite"),
+        (torch.zeros(3, DIMS + 1), "expected \\(batch, 3\\)"),
+        (torch.zeros(3, DIMS, dtype=torch.int64), "floating-point"),
+    ],
+)
+def test_bad_data_is_named(x: Tensor, message: str) -> None:
+    model, guide = programs(VPSDE(), denoiser())
+    with pytest.raises(ValueError, match=message):
+        MDM_ELBO().loss(model, guide, x)
+
+
+def test_predictive_generates() -> None:
+    pyro.set_rng_seed(12)
+    model, _ = programs(CLD(max_log_snr=8.0), denoiser())
+    out = Predictive(model, num_samples=1)(batch_size=1000)
+    assert out["x"].shape == (1, 1000, DIMS)
+    assert out["path"].shape == (1, 1000, 1, 2, DIMS)
+    x = out["x"][0].double()
+    assert abs(float(x.mean()) - MEAN) < 4 * math.sqrt(VARIANCE / x.numel()) + 0.01
+    assert abs(float(x.var()) - VARIANCE) < 0.12 * VARIANCE

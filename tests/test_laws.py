@@ -1,0 +1,262 @@
+"""The laws of paths as Pyro distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    DiffusionModel,
+    GenerativePath,
+    LearnedDiffusion,
+    NoisingPath,
+)
+from pyro_mdm import laws as laws_module
+from pyro_mdm.laws import GenerativeChain, chain_kl
+from tests.problems import DIFFUSIONS
+from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, exact_bound, programs
+
+diffusions = pytest.mark.parametrize(
+    "make", [factory for _, factory in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+)
+
+
+@diffusions
+def test_noising_log_prob_is_the_joint_gaussian(make) -> None:
+    """The chain's density equals that of the joint Gaussian over all its times."""
+    torch.manual_seed(0)
+    diffusion = make()
+    with torch.no_grad():
+        K = diffusion.num_variables
+        times = diffusion.time_at_log_snr(torch.tensor([3.0, 1.0, -0.5]))
+        x = torch.randn(5, 2, dtype=torch.float64)
+        law = NoisingPath(diffusion, x, times)
+        path = law.rsample()
+        assert path.shape == (5, 3, K, 2)
+        first, steps = diffusion.marginal(times[0]), diffusion.transition(times[1:], times[:-1])
+        means, factors = [first.mean], [first.scale_tril]
+        for i in range(2):
+            M = steps.matrix[i]
+            means.append(M @ means[-1])
+            factors = [*factors, steps.scale_tril[i]]
+        # y = blocks · noise, a lower block-triangular map
+        B = torch.zeros(3 * K, 3 * K, dtype=torch.float64)
+        for i in range(3):
+            for j in range(i + 1):
+                block = factors[j]
+                for k in range(j, i):
+                    block = steps.matrix[k] @ block
+                B[i * K : (i + 1) * K, j * K : (j + 1) * K] = block
+        mean = torch.cat(means) * x.unsqueeze(-1)  # (5, 2, 3K)
+        value = path.permute(0, 3, 1, 2).reshape(5, 2, 3 * K)
+        white = torch.linalg.solve_triangular(B, (value - mean).mT, upper=False)
+        log_det = B.diagonal().abs().log().sum()
+        constant = log_det + 1.5 * K * math.log(2 * math.pi)
+        expected = -0.5 * white.square().sum((1, 2)) - 2 * constant
+        assert torch.allclose(law.log_prob(path), expected, rtol=1e-7, atol=1e-6)
+
+
+@diffusions
+def test_noising_samples_have_the_marginals(make) -> None:
+    torch.manual_seed(1)
+    diffusion = make()
+    with torch.no_grad():
+        times = diffusion.time_at_log_snr(torch.tensor([2.0, 0.0]))
+        marginal = diffusion.marginal(times)
+        x = torch.ones(40000, 1, dtype=torch.float64)
+        path = NoisingPath(diffusion, x, times).sample()[..., 0]  # (n, N, K)
+        for i in range(2):
+            white = torch.linalg.solve_triangular(
+                marginal.scale_tril[i], (path[:, i] - marginal.mean[i]).mT, upper=False
+            )
+            assert float((white.mean(1) * math.sqrt(40000)).abs().max()) < 4.5
+            second = white @ white.mT / 40000 - torch.eye(len(white))
+            assert float(second.abs().max()) < 5 * math.sqrt(2 / 40000)
+
+
+def test_expand_takes_left_dimensions_and_keeps_the_divergence() -> None:
+    diffusion = CLD()
+    x = data(6)
+    noising = NoisingPath(diffusion, x).expand((2, 6))
+    generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((2, 6))
+    assert noising.batch_shape == generative.batch_shape == (2, 6)
+    assert noising.event_shape == generative.event_shape == (1, 2, DIMS)
+    assert noising.rsample().shape == (2, 6, 1, 2, DIMS)
+    assert noising.rsample((4,)).shape == (4, 2, 6, 1, 2, DIMS)
+    assert kl_divergence(noising, generative).shape == (2, 6)
+    assert noising.log_prob(noising.rsample()).shape == (2, 6)
+    assert generative.log_prob(noising.rsample()).shape == (2, 6)
+    assert GenerativePath(diffusion, denoiser(), (DIMS,)).batch_shape == ()
+
+
+def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
+    """TraceMeanField_ELBO falls back to log_prob without a word where no KL is registered."""
+    model, guide = programs(CLD(), denoiser())
+    called = []
+    original = laws_module.path_kl
+    monkeypatch.setattr(
+        laws_module, "path_kl", lambda q, p: called.append(type(q)) or original(q, p)
+    )
+    TraceMeanField_ELBO().loss(model, guide, data(5))
+    assert called == [NoisingPath]
+
+
+def test_generative_log_prob_bounds_the_exact_density() -> None:
+    """Exact score: E log_prob(y_ε) ≤ log q(y_ε) per datum, with the prior's mismatch the gap."""
+    pyro.set_rng_seed(2)
+    for make in (VPSDE, CLD, lambda: LearnedDiffusion(3, 1, max_log_snr=6.0)):
+        diffusion = make()
+        diffusion.max_log_snr = 6.0
+        with torch.no_grad():
+            start = diffusion.start
+            x = data(1)
+            y = NoisingPath(diffusion, x).sample()
+            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((20000,))
+            values = generative.log_prob(y.expand(20000, *y.shape[1:]))
+            total = start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
+            mean = MEAN * start.mean
+            exact = torch.distributions.MultivariateNormal(mean, total).log_prob(y[0, 0].mT).sum()
+            # E log q(y_T)/π(y_T) given y_ε, in closed form
+            step = diffusion.transition(diffusion.horizon, diffusion.start_time)
+            end = (step.matrix @ y[0, 0]).mT
+            final = diffusion.terminal
+            q = final.covariance + VARIANCE * torch.outer(final.mean, final.mean)
+            gap = 0.0
+            for sign, covariance, m in (
+                (1, q, MEAN * final.mean),
+                (-1, diffusion.prior_covariance, 0),
+            ):
+                inverse = torch.linalg.inv(covariance)
+                r = end - m
+                square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
+                gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
+            error = float(values.std() / math.sqrt(20000))
+            assert error < 0.05 * DIMS
+            assert abs(float(values.mean() - (exact - gap))) < 4 * error
+
+
+@pytest.mark.parametrize(
+    "make", [VPSDE, CLD, lambda: LearnedDiffusion(3, 2)], ids=["K1", "K2", "K3"]
+)
+def test_discrete_bound_converges_to_the_continuous_one(make) -> None:
+    """Stock Trace_ELBO and the chain's own KL agree on a grid; the gap to N → ∞ falls as 1/N."""
+    pyro.set_rng_seed(3)
+    diffusion = make()
+    diffusion.max_log_snr = 5.0
+    dims = 64
+    x = data(100, dims)
+    gaps = []
+    with torch.no_grad():
+        truth = float(exact_bound(diffusion, x).mean())
+        for times in (9, 17, 33):
+            model, guide = programs(diffusion, denoiser(), dims, times=times)
+            analytic = -discrete_loss(diffusion, times, x)
+            for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
+                values = torch.tensor(
+                    [-objective.loss(model, guide, x) / len(x) for _ in range(10)]
+                )
+                error = float(values.std() / math.sqrt(10))
+                assert error < 0.02 * dims
+                assert abs(float(values.mean()) - analytic) < 6 * error
+            gaps.append(truth - analytic)
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+    assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.2)
+    assert gaps[1] / gaps[2] == pytest.approx(2.0, rel=0.1)
+
+
+def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
+    """Minus the discrete-time bound of the exact denoiser, in closed form, nats per datum."""
+    times = diffusion.log_snr_grid(num_times)
+    snr = diffusion.log_snr(times).exp()
+    v = 1 / snr[1:]
+    # E (x - x̂)² for x̂ = μ + σ²/(σ²+v) (z - μ), given x
+    shrink = v / (VARIANCE + v)
+    error = (shrink * (x.unsqueeze(-1) - MEAN)) ** 2 + (1 - shrink) ** 2 * v
+    diffusion_term = 0.5 * ((snr[:-1] - snr[1:]) * error).sum(-1).sum(-1)
+    v0 = 1 / snr[0]
+    s = VARIANCE * v0 / (VARIANCE + v0)
+    bias = v0 / (VARIANCE + v0) * (x - MEAN)
+    spread = (VARIANCE / (VARIANCE + v0)) ** 2 * v0
+    reconstruction = -0.5 * ((bias**2 + spread) / s + torch.log(2 * math.pi * s)).sum(-1)
+    kl = laws_module.prior_kl(diffusion, x, 1)
+    return float((diffusion_term + kl - reconstruction).mean())
+
+
+def test_chain_log_prob_is_a_density() -> None:
+    """Importance weights of whole paths average to p(x): an exact density, not a bound."""
+    pyro.set_rng_seed(4)
+    diffusion = CLD(max_log_snr=3.0)
+    x = data(1).expand(60000, DIMS)
+    with torch.no_grad():
+        model, guide = programs(diffusion, denoiser(0.2), times=6)
+        guide_trace = poutine.trace(guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        guide_trace.compute_log_prob()
+        model_trace.compute_log_prob()
+        log_weight = (
+            model_trace.nodes["path"]["log_prob"]
+            + model_trace.nodes["x"]["log_prob"]
+            - guide_trace.nodes["path"]["log_prob"]
+        )
+        weight = (log_weight - log_weight.max()).exp()
+        log_p = float(log_weight.max() + weight.mean().log())
+        error = float(weight.std() / weight.mean() / math.sqrt(len(weight)))
+        # the same number from samples of the model: p(x) = E p(x | y_ε) under its own paths
+        path = GenerativeChain(
+            diffusion, model.score_function, (DIMS,), diffusion.log_snr_grid(6)
+        ).sample((60000,))
+        law = model.likelihood(diffusion, model.score_function, path[:, 0].double())
+        values = law.log_prob(x)
+        other = float(values.logsumexp(0) - math.log(len(values)))
+        scaled = (values - values.max()).exp()
+        other_error = float(scaled.std() / scaled.mean() / math.sqrt(len(values)))
+    assert error < 0.1 and other_error < 0.1
+    assert abs(log_p - other) < 4 * math.hypot(error, other_error)
+    assert float(log_weight.mean()) < log_p  # discrete bound ≤ log p_grid
+
+
+def test_grid_paths_are_in_the_trace_and_mismatched_grids_are_named() -> None:
+    model, guide = programs(CLD(), denoiser(), times=7)
+    trace = poutine.trace(guide).get_trace(data(4))
+    assert trace.nodes["path"]["value"].shape == (4, 7, 2, DIMS)
+    conditioned = poutine.condition(model, data={"path": trace.nodes["path"]["value"]})
+    assert conditioned(batch_size=4).shape == (4, DIMS)
+    other = NoisingPath(model.diffusion, data(4))
+    with pytest.raises(ValueError, match="expected one grid"):
+        chain_kl(other, model.path_law())
+    with pytest.raises(ValueError, match="ε alone"):
+        gridded = NoisingPath(model.diffusion, data(4), model.diffusion.log_snr_grid(5))
+        kl_divergence(gridded, GenerativePath(model.diffusion, denoiser(), (DIMS,)))
+    with pytest.raises(ValueError, match="expected a grid from the start time"):
+        DiffusionModel(CLD(), denoiser(), event_shape=(DIMS,), times=torch.tensor([0.1, 1.0]))(
+            batch_size=2
+        )
+
+
+def test_path_kl_bounds_the_divergence_at_the_start() -> None:
+    """KL(paths) ≥ KL(q(y_ε | x) ‖ p(y_ε)), both closed form up to Monte Carlo."""
+    pyro.set_rng_seed(5)
+    diffusion = CLD(max_log_snr=6.0)
+    with torch.no_grad():
+        x = data(1)
+        start = diffusion.start
+        noising = NoisingPath(diffusion, x.expand(4000, DIMS))
+        generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((4000,))
+        values = kl_divergence(noising, generative)
+        q = [torch.distributions.MultivariateNormal(start.mean * v, start.covariance) for v in x[0]]
+        p = torch.distributions.MultivariateNormal(
+            MEAN * start.mean, start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
+        )
+        at_start = sum(float(kl_divergence(each, p)) for each in q)
+        error = float(values.std() / math.sqrt(4000))
+    assert float(values.mean()) > at_start - 4 * error
