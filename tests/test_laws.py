@@ -24,7 +24,16 @@ from pyro_mdm import (
 from pyro_mdm import laws as laws_module
 from pyro_mdm.laws import GenerativeChain, chain_kl
 from tests.problems import DIFFUSIONS
-from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, exact_bound, programs
+from tests.test_elbo import (
+    DIMS,
+    MEAN,
+    VARIANCE,
+    check_mean,
+    data,
+    denoiser,
+    exact_bound,
+    programs,
+)
 
 diffusions = pytest.mark.parametrize(
     "make", [factory for _, factory in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
@@ -114,9 +123,9 @@ def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
 def test_generative_log_prob_bounds_the_exact_density() -> None:
     """Exact score: E log_prob(y_ε) ≤ log q(y_ε) per datum, with the prior's mismatch the gap."""
     pyro.set_rng_seed(2)
-    for make in (VPSDE, CLD, lambda: LearnedDiffusion(3, 1, max_log_snr=6.0)):
+    for make in (VPSDE, CLD, lambda: LearnedDiffusion(3, 2)):
         diffusion = make()
-        diffusion.max_log_snr = 6.0
+        diffusion.max_log_snr = 3.0
         with torch.no_grad():
             start = diffusion.start
             x = data(1)
@@ -141,7 +150,7 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
                 square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
                 gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
             error = float(values.std() / math.sqrt(20000))
-            assert error < 0.05 * DIMS
+            assert error < 0.15 * DIMS
             assert abs(float(values.mean() - (exact - gap))) < 4 * error
 
 
@@ -149,29 +158,24 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
     "make", [VPSDE, CLD, lambda: LearnedDiffusion(3, 2)], ids=["K1", "K2", "K3"]
 )
 def test_discrete_bound_converges_to_the_continuous_one(make) -> None:
-    """Stock Trace_ELBO and the chain's own KL agree on a grid; the gap to N → ∞ falls as 1/N."""
+    """All objectives agree with the closed form on a grid, whose gap to N → ∞ falls as 1/N."""
     pyro.set_rng_seed(3)
-    diffusion = make()
+    diffusion, dims = make(), 64
     diffusion.max_log_snr = 5.0
-    dims = 64
     x = data(100, dims)
-    gaps = []
     with torch.no_grad():
         truth = float(exact_bound(diffusion, x).mean())
-        for times in (9, 17, 33):
+        gaps = [truth + discrete_loss(diffusion, times, x) for times in (65, 129, 257)]
+        assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.1)
+        assert gaps[1] / gaps[2] == pytest.approx(2.0, rel=0.05)
+        for times in (9, 17):
             model, guide = programs(diffusion, denoiser(), dims, times=times)
             analytic = -discrete_loss(diffusion, times, x)
             for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
                 values = torch.tensor(
                     [-objective.loss(model, guide, x) / len(x) for _ in range(10)]
                 )
-                error = float(values.std() / math.sqrt(10))
-                assert error < 0.02 * dims
-                assert abs(float(values.mean()) - analytic) < 6 * error
-            gaps.append(truth - analytic)
-    assert gaps[0] > gaps[1] > gaps[2] > 0
-    assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.2)
-    assert gaps[1] / gaps[2] == pytest.approx(2.0, rel=0.1)
+                check_mean(values, analytic, largest_error=0.04 * dims, sigmas=6.0)
 
 
 def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
@@ -196,9 +200,9 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    x = data(1).expand(60000, DIMS)
+    x = data(1, 1).expand(40000, 1)
     with torch.no_grad():
-        model, guide = programs(diffusion, denoiser(0.2), times=6)
+        model, guide = programs(diffusion, denoiser(0.2), 1, times=6)
         guide_trace = poutine.trace(guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
         guide_trace.compute_log_prob()
@@ -213,14 +217,14 @@ def test_chain_log_prob_is_a_density() -> None:
         error = float(weight.std() / weight.mean() / math.sqrt(len(weight)))
         # the same number from samples of the model: p(x) = E p(x | y_ε) under its own paths
         path = GenerativeChain(
-            diffusion, model.score_function, (DIMS,), diffusion.log_snr_grid(6)
-        ).sample((60000,))
+            diffusion, model.score_function, (1,), diffusion.log_snr_grid(6)
+        ).sample((40000,))
         law = model.likelihood(diffusion, model.score_function, path[:, 0].double())
         values = law.log_prob(x)
         other = float(values.logsumexp(0) - math.log(len(values)))
         scaled = (values - values.max()).exp()
         other_error = float(scaled.std() / scaled.mean() / math.sqrt(len(values)))
-    assert error < 0.1 and other_error < 0.1
+    assert error < 0.05 and other_error < 0.05
     assert abs(log_p - other) < 4 * math.hypot(error, other_error)
     assert float(log_weight.mean()) < log_p  # discrete bound ≤ log p_grid
 
