@@ -22,6 +22,7 @@ class Mnist5k(ImageProblem):
     event_shape = (1, 28, 28)
     max_log_snr = 13.0
     steps = 1000
+    learning_rate = 2e-3
 
     def load(self) -> Tensor:
         try:

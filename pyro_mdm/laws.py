@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
+from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
 
 if TYPE_CHECKING:
@@ -360,6 +361,7 @@ class GenerativeChain(_GenerativeLaw):
         if self._validate_args:
             self._validate_sample(value)
         steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
+        self._check_resolution(steps.resolution, value.dtype)
         states = self._states(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
@@ -380,6 +382,17 @@ class GenerativeChain(_GenerativeLaw):
             white = _apply(steps.whitener[i], states[i].double() - mean, self.x_dim)
             total = total + _white_log_prob(white, steps.log_det[i], self.x_dim)
         return total.to(value.dtype)
+
+    def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:
+        """Refuse a density at states whose own rounding decides it."""
+        ratio = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+        worst = ratio * resolution.detach().max().item()
+        if not worst <= 0.1:
+            raise KernelPrecisionError(
+                f"rounding states to {dtype} moves them by {worst:.1e} standard deviations of a "
+                f"step of this {len(self.times)}-time grid, expected at most 0.1; use float64 "
+                "states, fewer times, or a diffusion whose noise does not reach x so late"
+            )
 
 
 class BoundScore:

@@ -22,6 +22,7 @@ from pyro_mdm import (
     NoisingPath,
 )
 from pyro_mdm import laws as laws_module
+from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.laws import GenerativeChain, chain_kl
 from tests.problems import DIFFUSIONS
 from tests.test_elbo import (
@@ -264,3 +265,10 @@ def test_path_kl_bounds_the_divergence_at_the_start() -> None:
         at_start = sum(float(kl_divergence(each, p)) for each in q)
         error = float(values.std() / math.sqrt(4000))
     assert float(values.mean()) > at_start - 4 * error
+
+
+def test_a_chain_density_that_rounding_decides_is_refused() -> None:
+    diffusion = LearnedDiffusion(3, 1, max_log_snr=8.0)
+    model, guide = programs(diffusion, denoiser(), times=200)
+    with pytest.raises(KernelPrecisionError, match="rounding states to"):
+        Trace_ELBO().loss(model, guide, data(2).float())
