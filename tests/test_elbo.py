@@ -26,13 +26,16 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
+    DiscreteDenoiser,
     LearnedDiffusion,
     NoisePrediction,
     RawScore,
     elbo_terms,
 )
+from pyro_mdm.clocks import LinearBeta
 from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.laws import prior_kl
 from pyro_mdm.likelihoods import Gaussian
 from tests.problems import DIFFUSIONS
 
@@ -168,6 +171,30 @@ def test_evaluation_is_exact_with_the_exact_score(make) -> None:
     assert plain.coefficient == 0
     width = diffusion.max_log_snr - diffusion.terminal_log_snr.item()
     assert abs(plain.mean - float(truth.mean())) < 4 * noise * (1 + width)
+
+
+@pytest.mark.parametrize("form", ["tilt", "logits"])
+@pytest.mark.parametrize("make", [VPSDE, lambda: CLD(beta=LinearBeta(0.1, 5.0))], ids=["K1", "K2"])
+def test_untrained_discrete_denoiser_is_the_histogram_model(make, form: str) -> None:
+    """At F = 0 the bound is log p_0(x) + m(x), m being the prior's mismatch, for every x."""
+
+    class Zero(nn.Module):
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            return z.new_zeros(len(z), (2 if form == "tilt" else 5) * DIMS)
+
+    diffusion = make()
+    diffusion.max_log_snr = 9.0
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[torch.randint(5, (200, DIMS)) // 2 * 2]
+    score = DiscreteDenoiser.fit(Zero(), x, levels=5, form=form)
+    model, guide = programs(diffusion, score)
+    estimate = log_likelihood(model, guide, x, draws=2)
+    low = diffusion.terminal_log_snr.expand(len(x))
+    mismatch = score.baseline_kl(x, low) - prior_kl(diffusion, x, 1)
+    truth = score.baseline_log_prob(x) + mismatch
+    assert abs(estimate.coefficient - 1) < 1e-6
+    assert torch.allclose(estimate.per_datum, truth, atol=1e-4)
+    if diffusion.num_variables == 2:
+        assert float(mismatch.abs().mean()) > 0.01  # so that dropping it would show
 
 
 class ExactNoise(nn.Module):
