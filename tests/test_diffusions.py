@@ -456,9 +456,11 @@ def check_gradient(diffusion: LinearDiffusion, f: Callable[[], Tensor], step: fl
     parameters = [p for p in diffusion.parameters() if p.requires_grad]
     value = f()
     weights = normal(99, *value.shape) if value.dim() else torch.ones((), dtype=torch.float64)
-    gradients = torch.autograd.grad(
-        (weights * value).sum(), parameters, allow_unused=True, materialize_grads=True
-    )
+    gradients = [torch.zeros_like(p) for p in parameters]  # of a constant, such as a fixed end
+    if value.requires_grad:
+        gradients = torch.autograd.grad(
+            (weights * value).sum(), parameters, allow_unused=True, materialize_grads=True
+        )
     for seed in range(3):
         directions = [normal(seed + 7 * i, *p.shape) for i, p in enumerate(parameters)]
         along = sum((g * v).sum().item() for g, v in zip(gradients, directions, strict=True))
