@@ -22,6 +22,8 @@ from pyro_mdm import (
     NoisingPath,
 )
 from pyro_mdm import laws as laws_module
+from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.laws import GenerativeChain, chain_kl
 from tests.problems import DIFFUSIONS
@@ -246,6 +248,25 @@ def test_grid_paths_are_in_the_trace_and_mismatched_grids_are_named() -> None:
         DiffusionModel(CLD(), denoiser(), event_shape=(DIMS,), times=torch.tensor([0.1, 1.0]))(
             batch_size=2
         )
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["own_clock", "slow"])
+@diffusions
+def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
+    """Against torch's own formula, per dimension; a slow clock leaves much of x at T."""
+    diffusion = make()
+    if slow:
+        options = {"beta": ConstantBeta(0.7), "stationary_variance": diffusion.prior_covariance}
+        diffusion = LinearDiffusion(diffusion.Q.detach(), diffusion.D.detach(), **options)
+    with torch.no_grad():
+        x = data(4)
+        end = diffusion.marginal(diffusion.horizon)
+        q = torch.distributions.MultivariateNormal(x.unsqueeze(-1) * end.mean, end.covariance)
+        p = torch.distributions.MultivariateNormal(
+            torch.zeros_like(end.mean), diffusion.prior_covariance
+        )
+        found = laws_module.prior_kl(diffusion, x, 1)
+        torch.testing.assert_close(found, kl_divergence(q, p).sum(-1), rtol=1e-7, atol=1e-10)
 
 
 def test_path_kl_bounds_the_divergence_at_the_start() -> None:
