@@ -1,0 +1,187 @@
+"""Which diffusion is better? The tables of the README, each by one command.
+
+    python -m inference.experiment digits --workers 2
+    python -m inference.experiment mnist5k --workers 2
+    python -m inference.experiment paper --workers 2
+
+Trains every (guide, score, seed) of a table in a run folder of its own,
+``runs/<table>/<score>-<guide>-<seed>``. A run that is finished is kept and one that was interrupted
+goes on, so the command can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from tqdm.auto import tqdm
+
+from inference.cli import command_line
+from inference.runs import RUNS, RunError
+
+__all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
+
+Options = dict[str, Any]
+
+GUIDES: dict[str, Options] = {
+    "vpsde": {"guide": "vpsde"},
+    "cld": {"guide": "cld"},
+    "malda": {"guide": "malda"},
+    "alda": {"guide": "alda"},
+    "learned1": {"guide": "learned", "num_variables": 1},
+    "learned2": {"guide": "learned", "num_variables": 2},
+    "learned3": {"guide": "learned", "num_variables": 3},
+}
+# the paper's cut, and for those whose log SNR there is far from VPSDE's the cut at log SNR 9 too
+PUBLISHED: dict[str, Options] = {
+    name: {"guide": f"inference.guides.published:{name}"}
+    for name in (*(f"{guide}_at_time" for guide in GUIDES), "cld", "malda", "alda")
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a table."""
+
+    guide: str
+    score: str
+    seed: int
+    options: Options
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return f"{self.score}-{self.guide}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table compares: the same network (up to its channels), optimizer, steps and data."""
+
+    scores: tuple[str, ...]
+    options: Options
+    guides: dict[str, Options] = field(default_factory=lambda: GUIDES)
+    seeds: int = 3
+
+    def cells(self) -> Iterator[Cell]:
+        """The runs, one seed after another, so that a part of them is a table already."""
+        for seed in range(self.seeds):
+            for score in self.scores:
+                for guide, options in self.guides.items():
+                    yield Cell(guide, score, seed, self.options | options)
+
+
+# few measurements and pictures during training: the comparison at the end is what counts
+BRIEF: Options = {"measure_every": 100, "num_samples": 16, "sampler_steps": 64, "draws": 8}
+
+TABLES = {
+    "digits": Table(("discrete", "denoiser", "noise"), {"model": "digits", "steps": 400, **BRIEF}),
+    "mnist5k": Table(
+        ("discrete", "denoiser", "noise"), {"model": "mnist5k", "steps": 200, **BRIEF}
+    ),
+    "paper": Table(
+        ("noise",),
+        {"model": "digits", "protocol": "dequantized", "steps": 400, **BRIEF},
+        PUBLISHED,
+    ),
+}
+
+
+def experiment(
+    table: Literal["digits", "mnist5k", "paper"],
+    workers: int = 1,
+    steps: int | None = None,
+    seeds: int | None = None,
+    root: Path = RUNS,
+) -> None:
+    """Train the runs of a table.
+
+    Args:
+        table: which.
+        workers: runs trained at a time, each with one thread.
+        steps: of each training, instead of the table's.
+        seeds: how many, instead of the table's.
+        root: where the folder of the table is.
+    """
+    chosen = TABLES[table]
+    if steps is not None:
+        chosen = Table(chosen.scores, chosen.options | {"steps": steps}, chosen.guides)
+    if seeds is not None:
+        chosen = Table(chosen.scores, chosen.options, chosen.guides, seeds)
+    train_all(list(chosen.cells()), root / table, workers)
+
+
+def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
+    """Train those of ``cells`` that are not finished, ``workers`` at a time.
+
+    Raises:
+        RunError: a run failed (see the log beside its folder), or a folder
+            holds a run with other settings.
+    """
+    waiting = [cell for cell in cells if not _is_finished(cell, folder)]
+    bar = tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="run", desc=folder.name)
+    lock = threading.Lock()
+
+    def run(cell: Cell) -> None:
+        _train(cell, folder)
+        with lock:
+            bar.update()
+
+    with bar, ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(run, cell) for cell in waiting]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _is_finished(cell: Cell, folder: Path) -> bool:
+    path = folder / cell.name
+    if not (path / "config.yaml").is_file():
+        return False
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    wanted = cell.options | {"seed": cell.seed, "score": cell.score}
+    if changed := [k for k, v in wanted.items() if config.get(k) != v]:
+        raise RunError(
+            f"{path} has other settings ({', '.join(changed)}) than the table; move it away, or "
+            "give another --root"
+        )
+    return (path / "results.json").is_file()
+
+
+def _train(cell: Cell, folder: Path) -> None:
+    path = folder / cell.name
+    if any((path / "checkpoints").glob("step-*.json")):
+        words = ["--resume", str(path)]
+    else:
+        settings = cell.options | {"seed": cell.seed, "score": cell.score}
+        words = [f"--{name}={value}" for name, value in settings.items()]
+        words += [f"--run={path}", "--overwrite=true"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.parent / f"{cell.name}.log"
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with open(log, "ab") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "inference.train", *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | one_thread,
+        )
+    if done.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise RunError(f"{path} failed: {' '.join(last)}; see {log}")
+
+
+if __name__ == "__main__":
+    command_line(experiment)
