@@ -1,6 +1,7 @@
-"""The test bound of a trained run.
+"""The test bound of a trained run, or of its denoiser under another diffusion.
 
     python -m inference.evaluate runs/digits-learned-0-0
+    python -m inference.evaluate --reuse runs/digits-learned-0-0 --guide alda
 
 The last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
 """
@@ -8,15 +9,17 @@ The last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 from torch import Tensor
 
 from inference.cli import command_line
-from inference.loading import Programs, load_trained
+from inference.loading import Programs, Reused, open_run
 from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation import log_likelihood
 
@@ -82,11 +85,18 @@ def measure(
     progress: bool = False,
 ) -> Bound:
     """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim."""
+    options = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    return _measure(programs, data, options, progress)[0]
+
+
+def _measure(
+    programs: Programs, data: Tensor, options: Mapping[str, Any], progress: bool
+) -> tuple[Bound, Tensor]:
+    """The bound, averaged and of each datum (n,), in bits/dim."""
     problem, model, guide = programs
     device = model.diffusion.start_time.device
-    x, log_det = problem.transform(data, torch.Generator().manual_seed(seed))
+    x, log_det = problem.transform(data, torch.Generator().manual_seed(options["seed"]))
     x = x.to(device)
-    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
     estimate = log_likelihood(model, guide, x, progress=progress, **options)
     d, levels = estimate.num_dims, problem.dequantized_levels
     bits = bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
@@ -96,7 +106,7 @@ def measure(
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
     width = estimate.log_snr_edges.diff() / unit
-    return Bound(
+    bound = Bound(
         bits_per_dim=(value, error),
         reconstruction=(value - prior_kl[0] - diffusion[0], part_error),
         prior_kl=prior_kl,
@@ -107,24 +117,73 @@ def measure(
         diffusion_by_log_snr=(estimate.density * width).tolist(),
         diffusion_by_log_snr_error=(estimate.density_error * width).tolist(),
     )
+    return bound, bits
 
 
-def evaluate(run: Path, draws: int = 32, batch_size: int = 256, seed: int = 0) -> None:
+def evaluate(
+    run: Path | None = None,
+    draws: int = 32,
+    batch_size: int = 256,
+    seed: int = 0,
+    reuse: Path | None = None,
+    guide: str | None = None,
+    max_log_snr: float | None = None,
+    min_log_snr: float | None = None,
+    num_variables: int | None = None,
+    rank: int | None = None,
+) -> None:
     """Print the test bound of a run, with its averaged weights.
+
+    Give a run folder alone (--run may be left out), or --reuse RUN --guide NAME for the run's
+    trained denoiser under another diffusion, without training.
 
     Args:
         run: the run folder; nothing in it is changed.
         draws: network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: data per network call.
         seed: of the noise; the one and only source of difference between two evaluations.
+        reuse: a run folder whose denoiser is put under --guide.
+        guide: with --reuse: vpsde, cld, malda, alda, learned (before its first step), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        max_log_snr: with --reuse: log SNR at the start time; by default the run's.
+        min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
+            guide's own clock, scaled if it would leave the range the network was trained on.
+        num_variables: with --reuse --guide learned: K.
+        rank: with --reuse --guide learned: rank of D.
     """
-    _, programs, checkpoint = load_trained(run)
+    ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
+    shape = {"num_variables": num_variables, "rank": rank}
+    folder, programs, checkpoint, reused = open_run(run, reuse, guide, **ends, **shape)
     data = programs.problem.test
-    print(f"{run}: step {checkpoint.step}, {len(data)} test data, {draws} draws of noise for each")
-    bound = measure(programs, data, draws=draws, batch_size=batch_size, seed=seed, progress=True)
+    print(
+        f"{folder}: step {checkpoint.step}, {len(data)} test data, {draws} draws of noise for each"
+    )
+    options = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    bound, bits = _measure(programs, data, options, progress=True)
+    if reused is not None:
+        own, own_bits = _measure(reused.own, data, options, progress=True)
+        print(*reused.notes, sep="\n")
+        print(_compared(reused, own, bound, bits - own_bits))
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
 
 
+def _compared(reused: Reused, own: Bound, new: Bound, difference: Tensor) -> str:
+    """The bound by term under both diffusions, and the paired difference."""
+    n = len(difference)
+    lines = [f"{'':16}{f'own ({_name(reused.own)})':>28}{f'new ({_name(reused.programs)})':>28}"]
+    for term, pair in own.terms.items():
+        cells = (f"{value:.5f} ± {error:.5f}" for value, error in (pair, new.terms[term]))
+        lines.append(f"{term:16}" + "".join(f"{cell:>28}" for cell in cells))
+    mean, error = float(difference.mean()), float(difference.std() / math.sqrt(n))
+    lines.append(f"new - own {mean:+.5f} ± {error:.5f} bits/dim, paired over the {n} data")
+    return "\n".join(lines)
+
+
+def _name(programs: Programs) -> str:
+    return type(programs.model.diffusion).__name__
+
+
 if __name__ == "__main__":
+    set_parsing_settings(parse_optionals_as_positionals=True)  # RUN for --run RUN
     command_line(evaluate)
