@@ -1,0 +1,290 @@
+"""A trained denoiser under another diffusion: the same network, the same bound up to its ends."""
+
+from __future__ import annotations
+
+import math
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference.checkpoints import Checkpoint
+from inference.evaluate import Bound, measure
+from inference.loading import Programs, load_trained, open_run, reuse
+from inference.runs import Run, RunError
+from inference.sample import draw
+from inference.train import train
+from pyro_mdm import CLD
+
+ROOT = Path(__file__).parent.parent
+
+OWN = """
+import torch
+from models.base import Problem
+from pyro_mdm import LinearDiffusion
+from pyro_mdm.networks import MLP
+
+
+class Gaussians(Problem):
+    name = "gaussians"
+    event_shape = (2,)
+    max_log_snr = 9.0
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(400, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
+
+    def network(self, inputs, outputs):
+        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+
+
+class Damped(LinearDiffusion):
+    def __init__(self, **options):
+        super().__init__([[0.0, -2.0], [2.0, 0.0]], [[0.3, 0.0], [0.0, 1.5]], **options)
+
+
+def own_ends():
+    return Damped(max_log_snr=12.0)
+
+
+class TooFast(LinearDiffusion):
+    def __init__(self, **options):
+        super().__init__([[0.0, -1e30], [1e30, 0.0]], [[0.0, 0.0], [0.0, 1e30]], **options)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+def trained(folder: Path, own: str, **settings: object) -> Path:
+    options = {"steps": 6, "batch_size": 64, "draws": 1, "num_samples": 1, "sampler_steps": 2}
+    options |= {"measure_every": 6, "accelerator": "cpu"}
+    train(f"{own}:Gaussians", run=folder, **(options | settings))  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, own: str) -> Path:
+    """A denoiser trained under a learned diffusion of two variables, log SNR 9 to -10."""
+    return trained(tmp_path_factory.mktemp("runs") / "learned", own)
+
+
+@pytest.fixture(scope="module")
+def noise_run(tmp_path_factory: pytest.TempPathFactory, own: str) -> Path:
+    return trained(tmp_path_factory.mktemp("runs") / "noise", own, guide="cld", score="noise")
+
+
+def bound(programs: Programs, draws: int = 4) -> Bound:
+    return measure(programs, programs.problem.test, draws=draws, seed=3)
+
+
+def run_program(name: str, *arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "inference" / f"{name}.py"), run_name="__main__")
+
+
+# -- the bound -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", ["cld", "learned", "{own}:Damped"])
+def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding(
+    run: Path, own: str, guide: str
+) -> None:
+    result = reuse(run, guide.format(own=own), min_log_snr=-10.0)
+    assert result.programs.model.diffusion.num_variables == 2  # as the run's: the same draws
+    assert not torch.equal(result.programs.model.diffusion.Q, result.own.model.diffusion.Q)
+    before, after = bound(result.own), bound(result.programs)
+    assert after.diffusion == pytest.approx(before.diffusion, rel=1e-5)
+    assert after.log_snr_edges == pytest.approx(before.log_snr_edges)
+    assert after.reconstruction[0] == pytest.approx(before.reconstruction[0], abs=0.1)
+    # the prior KL alone knows the diffusion: KL(N(a x, Σ) ‖ N(0, I)) per datum
+    with torch.no_grad():
+        end = result.programs.model.diffusion.terminal
+    x = result.programs.problem.test.double()
+    kl = 0.5 * (
+        2 * (end.covariance.diagonal().sum() - end.covariance.logdet() - 2)
+        + end.mean.square().sum() * x.square().sum(1)
+    )
+    assert after.prior_kl[0] == pytest.approx(float(kl.mean()) / (2 * math.log(2)), rel=1e-3)
+
+
+@pytest.mark.parametrize("guide", ["vpsde", "alda", "malda"])
+def test_with_other_numbers_of_variables_the_bound_agrees_within_its_error(
+    run: Path, guide: str
+) -> None:
+    result = reuse(run, guide, min_log_snr=-10.0)
+    before, after = bound(result.own, draws=64), bound(result.programs, draws=64)
+    error = math.hypot(before.monte_carlo_error, after.monte_carlo_error)
+    assert error < 0.01 * before.diffusion[0]  # it would see a factor, a sign, a missing end
+    assert abs(after.diffusion[0] - before.diffusion[0]) < 4 * error
+
+
+def test_the_same_network_and_weights_serve_both(run: Path) -> None:
+    result = reuse(run, "vpsde")
+    assert result.programs.model.score_function is result.own.model.score_function
+    assert result.programs.model.likelihood is result.own.model.likelihood
+    assert not result.programs.model.training
+    saved = load_trained(run)[1].model.state_dict()
+    for name, tensor in result.programs.model.score_function.state_dict().items():
+        assert torch.equal(tensor, saved[f"score_function.{name}"])
+
+
+@pytest.mark.parametrize("guide", ["vpsde", "cld", "alda", "{own}:Damped"])
+def test_samples_under_another_diffusion_have_the_moments_of_the_data(
+    run: Path, own: str, guide: str
+) -> None:
+    model = reuse(run, guide.format(own=own)).programs.model
+    score = model.score_function
+    for parameter in score.network.parameters():  # the denoiser of the fitted Gaussian, exact
+        torch.nn.init.zeros_(parameter)
+    n, spread = 2000, score.data_variance.sqrt()
+    x = draw(model, n, steps=100, batch_size=n).double()
+    assert torch.allclose(spread, torch.tensor([1.0, 0.3], dtype=torch.float64), rtol=0.1)
+    assert bool(((x.mean(0) - score.data_mean).abs() < 4 * spread / n**0.5).all())
+    assert bool(((x.std(0) / spread - 1).abs() < 4 / (2 * n) ** 0.5 + 0.02).all())  # 100 steps
+
+
+# -- its ends --------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_ends_below_the_trained_range_is_scaled_and_others_are_kept(run: Path) -> None:
+    scaled = reuse(run, "cld")
+    diffusion = scaled.programs.model.diffusion
+    assert float(diffusion.log_snr(1.0)) == pytest.approx(-10.0)
+    assert float(diffusion.log_snr(diffusion.start_time)) == pytest.approx(9.0)
+    untouched = float(CLD().terminal_log_snr)
+    assert untouched < -10
+    assert f"its clock, which ends at {untouched:.6g}, is scaled by" in scaled.notes[-1]
+    kept = reuse(run, "alda")
+    end = float(kept.programs.model.diffusion.terminal_log_snr)
+    assert -10 < end < 0
+    assert "its own clock" in kept.notes[-1] and f"{end:.6g}" in kept.notes[-1]
+    assert "trained on log SNR [-10, 9]" in kept.notes[0]
+    # a shorter path spends less on it, and pays by the prior
+    long, short = bound(kept.own), bound(kept.programs)
+    assert short.prior_kl[0] > long.prior_kl[0]
+    assert short.log_snr_edges[0] == pytest.approx(end)
+
+
+def test_ends_can_be_set_also_of_a_guide_that_sets_its_own(run: Path, own: str) -> None:
+    options = {"max_log_snr": 7.0, "min_log_snr": -3.0}
+    for guide in ("cld", f"{own}:own_ends", f"run:{run}"):
+        diffusion = reuse(run, guide, **options).programs.model.diffusion
+        ends = diffusion.log_snr(torch.stack([diffusion.start_time, torch.tensor(1.0)]))
+        assert ends.tolist() == pytest.approx([7.0, -3.0])
+
+
+def test_the_diffusion_of_another_run(run: Path, noise_run: Path) -> None:
+    result = reuse(run, f"run:{run}")
+    mine, trained = result.programs.model.diffusion, result.own.model.diffusion
+    assert torch.equal(mine.Q, trained.Q) and torch.equal(mine.D, trained.D)
+    assert bound(result.programs).bits_per_dim == pytest.approx(bound(result.own).bits_per_dim)
+    assert isinstance(reuse(run, f"run:{noise_run}").programs.model.diffusion, CLD)
+    start = reuse(run, "learned")
+    assert not torch.equal(start.programs.model.diffusion.Q, trained.Q)
+    assert any("before its first step" in note for note in start.notes)
+
+
+def test_an_unfinished_run_is_held_to_the_range_of_its_own_diffusion(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "unfinished")
+    unfinished = Run.open(tmp_path / "unfinished")
+    checkpoint = unfinished.latest()
+    tensors = dict(checkpoint.tensors)
+    for end, sign in (("min", -1), ("max", 1)):
+        name = f"ema/score_function.trained_{end}"
+        tensors[name] = torch.full_like(tensors[name], sign * math.inf)
+    unfinished.save(Checkpoint(checkpoint.step + 1, tensors, checkpoint.state))
+    score = reuse(unfinished.folder, "cld").programs.model.score_function
+    assert (float(score.trained_min), float(score.trained_max)) == pytest.approx((-10.0, 9.0))
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("guide", "options", "message"),
+    [
+        ("cld", {"max_log_snr": 13.0}, r"log SNR 13, .* on log SNR \[-10, 9\]; set --max_log_snr"),
+        ("cld", {"min_log_snr": -12.0}, r"-12, but .*\[-10, 9\]; set --min_log_snr -10 or more"),
+        ("cld", {"min_log_snr": 9.5}, r"min_log_snr 9.5 must be below max_log_snr 9"),
+        ("{own}:own_ends", {}, r"start at log SNR 12, .*set --max_log_snr 9 or less"),
+        ("cld", {"rank": 1}, "--rank is for --guide learned"),
+        ("run:{run}", {"num_variables": 3}, "--num_variables and --rank are for --guide learned"),
+        ("{own}:TooFast", {}, r"TooFast: the drift moves by .*scale Q, D or the clock down"),
+    ],
+)
+def test_what_cannot_be_reused_is_explained(
+    run: Path, own: str, guide: str, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises((RunError, ValueError), match=message):
+        reuse(run, guide.format(own=own, run=run), **options)  # type: ignore[arg-type]
+
+
+def test_a_network_that_saw_the_raw_state_is_not_reused(noise_run: Path) -> None:
+    with pytest.raises(RunError, match=r"--score noise: its network saw the raw state .* CLD"):
+        reuse(noise_run, "alda")
+
+
+def test_either_a_run_or_reuse(run: Path) -> None:
+    with pytest.raises(RunError, match="neither a run nor --reuse"):
+        open_run(None, None, "cld")
+    with pytest.raises(RunError, match=r"both .* and --reuse"):
+        open_run(run, run, "cld")
+    with pytest.raises(RunError, match="needs --guide NAME"):
+        open_run(None, run, None)
+    with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
+        open_run(run, None, "cld", rank=1, max_log_snr=None)
+    with pytest.raises(RunError, match="there is no option --dras"):
+        open_run(Path("--dras"), run, "cld")
+
+
+# -- the command lines -----------------------------------------------------------------------------
+
+
+def test_evaluate_prints_both_bounds_and_their_paired_difference(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_program("evaluate", "--reuse", run, "--guide", "cld", "--draws", 4, "--seed", 3)
+    lines = capsys.readouterr().out.splitlines()
+    result = reuse(run, "cld")
+    before, after = bound(result.own), bound(result.programs)
+    assert lines[-1] == str(after)
+    table = {line.split()[0]: line for line in lines if " ± " in line}
+    for term, (value, error) in after.terms.items():
+        assert table[term].endswith(f"{value:.5f} ± {error:.5f}")
+        assert f"{before.terms[term][0]:.5f} ± {before.terms[term][1]:.5f}" in table[term]
+    difference = after.bits_per_dim[0] - before.bits_per_dim[0]
+    assert f"new - own {difference:+.5f} ± " in table["new"]
+    run_program("evaluate", run, "--draws", 4, "--seed", 3)  # and the plain form as before
+    assert capsys.readouterr().out.splitlines()[-1] == str(before)
+    with pytest.raises(SystemExit, match="error: neither a run nor --reuse"):
+        run_program("evaluate", "--draws", 4)
+    with pytest.raises(SystemExit, match="error: there is no option --dras"):
+        run_program("evaluate", "--dras", 4, "--reuse", run)
+
+
+def test_sample_writes_beside_the_run_and_names_the_guide(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    words = ("--reuse", copy, "--guide", "alda", "--steps", 2, "--num_samples", 3)
+    run_program("sample", *words)
+    assert capsys.readouterr().out.splitlines()[-1] == str(copy / "samples-alda-splitting-2-0.png")
+    assert (copy / "samples-alda-splitting-2-0.png").is_file()
+    with pytest.raises(SystemExit, match="exists; give another --out, or --overwrite"):
+        run_program("sample", *words)
+    out = tmp_path / "x.npy"
+    run_program("sample", *words, "--out", out)
+    model = reuse(copy, "alda").programs.model
+    assert np.array_equal(np.load(out), draw(model, 3, steps=2).numpy())
