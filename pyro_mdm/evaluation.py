@@ -1,32 +1,40 @@
-r"""Likelihood estimates with their errors.
+r"""The bound of trained models, with errors, alone and in pairs.
 
-The bound is estimated as a likelihood ratio where the score has an exact baseline p_0 (the Gaussian
-fit of :class:`~pyro_mdm.scores.Denoiser`, the histogram model of
-:class:`~pyro_mdm.scores.DiscreteDenoiser`). The baseline's diffusion term is known for every x, so
-that of the network is estimated as
+The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_mdm.strata` describes: a
+likelihood ratio to a baseline with an exact denoiser, at log SNRs spread evenly over a density that
+adapts. The prior's divergence is exact, and the decoder's term costs no network call unless the
+decoder is a network. Models that are compared see the same data, log SNRs and noise: state noise is
+drawn such that its first part is that of z, whatever the diffusion.
 
-    R (h_θ - c h_0) + c H_0,      h = ½ e^λ ‖x - x̂‖²,   H_0 = ∫ h_0 dλ in closed form,
-
-with the same noise in h_θ and h_0: only a difference is random. The coefficient c is fitted, on the
-other half of the data so that no bias comes of it. With c = 1 this is log p_0(x) + m(x) plus a
-difference, m being the mismatch of the prior.
+Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
+and what more network calls make small; the standard error is over the data and includes it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions import Marginal
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.laws import low_discrepancy, prior_kl
+from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.scores import DenoiserScore
+from pyro_mdm.scores import DenoiserScore, rotated
+from pyro_mdm.strata import Integral, StratifiedIntegrals
 
-__all__ = ["Estimate", "log_likelihood"]
+__all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
+
+Z95 = 1.959964  # of a normal distribution, two-sided
+FIRST_ROUND = 256
+SMALLEST_ROUND = 64
+Pair = tuple[DiffusionModel, DiffusionGuide]
+Target = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,11 @@ class Estimate:
     num_data: int
     num_dims: int
     network_calls: int  # network evaluations of one datum
-    coefficient: float  # of the control variate, 0 without one
     per_datum: Tensor  # (num_data,) bound of each datum, nats
+    per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
-    density_error: Tensor  # (bins,) its standard error
+    density_error: Tensor  # (bins,) its Monte Carlo error
 
     @property
     def bits_per_dim(self) -> float:
@@ -71,6 +79,46 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The bound of ``first`` less that of ``second`` on the same data, in bits/dim: < 0 if better.
+
+    Each term is (mean, standard error over the data, Monte Carlo error included).
+    """
+
+    first: str
+    second: str
+    bits_per_dim: tuple[float, float]
+    reconstruction: tuple[float, float]
+    prior_kl: tuple[float, float]
+    diffusion: tuple[float, float]
+    monte_carlo_error: float  # of bits_per_dim
+    resolved: bool  # from 0, by Holm's procedure over all differences of the comparison at 5%
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of bits_per_dim, for this difference alone."""
+        mean, error = self.bits_per_dim
+        return mean - Z95 * error, mean + Z95 * error
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the difference is 0."""
+        mean, error = self.bits_per_dim
+        return _p_value(mean, error)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimates of several models at the same draws, and all differences of two."""
+
+    estimates: dict[str, Estimate]
+    differences: tuple[Difference, ...]
+    network_calls: int  # network evaluations of one datum by one model, over all models
+    half_width: float | None  # asked for, bits/dim
+    reached: bool  # whether every 95% Monte Carlo half-width is within it
+
+
 def log_likelihood(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -78,9 +126,11 @@ def log_likelihood(
     *,
     method: str = "elbo",
     draws: int = 4,
+    half_width: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
     control_variate: bool = True,
+    baseline: DenoiserScore | None = None,
     bins: int = 20,
     progress: bool = False,
 ) -> Estimate:
@@ -90,151 +140,382 @@ def log_likelihood(
         model, guide: over one diffusion.
         x: data in model space, (n, *event_shape).
         method: "elbo", the continuous-time bound.
-        draws: network evaluations per datum, at log SNRs of low discrepancy.
+        draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
+        half_width: stop as soon as the 95% interval of the bound in bits/dim, as far as noise goes,
+            is ± this; checked between rounds. None: all ``draws``.
         batch_size: data per network call.
-        seed: of the noise; the same seed gives different models the same noise and log SNRs.
-        control_variate: whether to use the score's exact baseline.
-        bins: of the diffusion term against log SNR.
+        seed: of the noise; the same seed gives different models the same noise.
+        control_variate: whether to use a baseline.
+        baseline: a denoiser fitted to such data, of which only the baseline is used; by default the
+            score itself if it is one.
+        bins: cells of log SNR, for coefficients, the density of draws and the estimate's own
+            density.
         progress: show a progress bar.
 
     Raises:
-        ValueError: an unknown method, fewer than 4 data or 1 draw, or programs over different
-            diffusions.
+        ValueError: an unknown method, fewer than 8 data or 1 draw, a half-width that is not
+            positive, or programs over different diffusions.
     """
     if method != "elbo":
         raise ValueError(f"method is {method!r}, expected 'elbo', the one there is")
-    if len(x) < 4 or draws < 1:
-        raise ValueError(f"{len(x)} data and {draws} draws, expected at least 4 and 1")
-    if model.diffusion is not guide.diffusion:
-        raise ValueError(
-            "the guide's diffusion is not the model's; build DiffusionGuide(model.diffusion)"
-        )
-    if model.times is not None:
-        raise ValueError("this model is a chain on a grid; build one with times=None for 'elbo'")
-    was_training = model.training
-    model.eval()
+    found = compare(
+        {"model": (model, guide)},
+        x,
+        draws=draws,
+        half_width=half_width,
+        batch_size=batch_size,
+        seed=seed,
+        control_variate=control_variate,
+        baseline=baseline,
+        bins=bins,
+        progress=progress,
+    )
+    return found.estimates["model"]
+
+
+def compare(
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    *,
+    draws: int = 64,
+    half_width: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    control_variate: bool = True,
+    baseline: DenoiserScore | None = None,
+    bins: int = 20,
+    adapt: bool = True,
+    progress: bool = False,
+) -> Comparison:
+    """Estimate the bounds of several models on the same data at the same draws.
+
+    Args:
+        programs: (model, guide) by name; scores and diffusions may be of any kind.
+        x, batch_size, seed, control_variate, bins, progress: as for :func:`log_likelihood`.
+        draws: network evaluations per datum and model for the diffusion term; the most, with
+            ``half_width``.
+        half_width: stop as soon as the 95% intervals of every bound and every difference in
+            bits/dim, as far as noise goes, are within ± this.
+        baseline: as for :func:`log_likelihood`; by default the first score that is a denoiser.
+        adapt: whether the density of log SNRs follows what was found.
+
+    Raises:
+        ValueError: as :func:`log_likelihood`, and no model, or models of different event shapes.
+    """
+    _check(programs, x, draws, half_width)
+    models = [model for model, _ in programs.values()]
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         with torch.no_grad():
-            return _elbo(model, x, draws, batch_size, seed, control_variate, bins, progress)
+            run = _Comparison(programs, x, batch_size, seed, control_variate, baseline, bins, adapt)
+            return run.until(draws, half_width, progress)
     finally:
-        model.train(was_training)
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
 
 
-def _elbo(
-    model: DiffusionModel,
-    x: Tensor,
-    draws: int,
-    batch_size: int,
-    seed: int,
-    control_variate: bool,
-    bins: int,
-    progress: bool,
-) -> Estimate:
-    diffusion, score = model.diffusion, model.score_function
-    low, high = float(diffusion.terminal_log_snr), diffusion.max_log_snr
-    n, d, width = len(x), math.prod(model.event_shape), high - low
-    has_baseline = control_variate and isinstance(score, DenoiserScore)
-    generator = torch.Generator(x.device).manual_seed(seed)
+class _Comparison:
+    """The state of a comparison: what is known, and the draws so far."""
 
-    log_snr = torch.empty(draws, n, dtype=torch.float64)
-    reconstruction, h, h0 = (torch.zeros(draws, n, dtype=torch.float64) for _ in range(3))
-    known = torch.zeros(n, dtype=torch.float64)
-    batches = range(0, n, batch_size)
-    total = draws * len(batches)
-    bar = _bar(total, progress)
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=x.device)))
-        for j in range(draws):
-            log_snr[j] = low + width * low_discrepancy(n)[torch.randperm(n)]
-            for i in batches:
-                part = slice(i, i + batch_size)
-                xs = x[part]
-                lam = log_snr[j, part].to(x.device)
-                start = diffusion.start
-                noise = torch.randn(
-                    len(xs), diffusion.num_variables, *xs.shape[1:], dtype=x.dtype, device=x.device
+    def __init__(
+        self,
+        programs: Mapping[str, Pair],
+        x: Tensor,
+        batch_size: int,
+        seed: int,
+        control_variate: bool,
+        baseline: DenoiserScore | None,
+        bins: int,
+        adapt: bool,
+    ) -> None:
+        self.names = list(programs)
+        self.models = [model for model, _ in programs.values()]
+        self.x, self.batch_size = x, batch_size
+        self.num_dims = math.prod(x.shape[1:])
+        self.unit = self.num_dims * math.log(2)
+        self.generator = torch.Generator().manual_seed(seed)
+        scores = [m.score_function for m in self.models]
+        if control_variate and baseline is None:
+            baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
+        self.baseline = baseline if control_variate else None
+        self.calls = 0
+
+        lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
+        highs = torch.tensor([m.diffusion.max_log_snr for m in self.models], dtype=torch.float64)
+        self.edges = _edges(lows, highs, bins)
+        middle = (self.edges[1:] + self.edges[:-1]) / 2
+        self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
+        known = self._known() if self.baseline is not None else None
+        self.integrals = StratifiedIntegrals(
+            self.edges,
+            self.covers,
+            len(x),
+            known=known,
+            density=self._first_density(known) if adapt and known is not None else None,
+            adapt=adapt,
+            seed=int(torch.randint(2**62, (), generator=self.generator)),
+        )
+        event_dim = x.dim() - 1
+        self.prior_kl = torch.stack(
+            [prior_kl(m.diffusion, x.double(), event_dim).cpu() for m in self.models]
+        )
+        self.reconstruction: list[Tensor] = []  # (M, n) each
+
+    def until(self, draws: int, half_width: float | None, progress: bool) -> Comparison:
+        """Rounds of draws, until the half-width is reached or the draws are spent."""
+        n, most = len(self.x), draws * len(self.x)
+        pairs = list(itertools.combinations(range(len(self.models)), 2))
+        targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
+        if half_width is None:
+            while len(self.reconstruction) < max(2, min(draws, 4)):
+                self._reconstruct()
+        else:
+            self._reconstruct()
+            self._reconstruct()
+        wanted = None if half_width is None else half_width * self.unit / Z95
+        reached = False
+        with _bar(most * len(self.models), progress) as bar:
+            while (left := most - self.integrals.num_draws) > 0:
+                size = self._round_size(targets, wanted)
+                before = self.calls
+                self._round(min(size, left, n))
+                bar.update(self.calls - before)
+                missing = targets
+                if wanted is not None:
+                    missing = [t for t in targets if self._error(t) > wanted]
+                    width = Z95 * max(self._error(t) for t in targets) / self.unit
+                    bar.set_postfix_str(f"± {width:.4f} of {half_width:g} bits/dim")
+                    if not missing:
+                        reached = True
+                        break
+                    if any(self._reconstruction_error(t) > wanted / 2 for t in missing):
+                        self._reconstruct()
+                self.integrals.allocate(missing)
+        estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
+        differences = self._differences(pairs)
+        return Comparison(estimates, differences, self.calls, half_width, reached)
+
+    # -- draws -------------------------------------------------------------------------------------
+
+    def _round_size(self, targets: list[Target], wanted: float | None) -> int:
+        done, n = self.integrals.num_draws, len(self.x)
+        if wanted is None:
+            # whole passes, the first in two parts, so that the density can adapt early
+            return n - done % n if done % n else (n + 1) // 2 if done == 0 else n
+        if done == 0:
+            return min(n, FIRST_ROUND)
+        need = max(self._error(t) ** 2 for t in targets) / wanted**2
+        return max(SMALLEST_ROUND, min(n, math.ceil(1.05 * done * need) - done))
+
+    def _round(self, size: int) -> None:
+        draws = self.integrals.draw(size)
+        values = torch.zeros(len(self.models), size, dtype=torch.float64)
+        baseline = torch.zeros(size, dtype=torch.float64)
+        cell = (torch.bucketize(draws.log_snr, self.edges, right=True) - 1).clamp(
+            0, len(self.edges) - 2
+        )
+        for part in torch.arange(size).split(self.batch_size):
+            x = self.x[draws.datum[part].to(self.x.device)]
+            log_snr = draws.log_snr[part].to(x.device)
+            noise = self._noise(len(part))
+            for m, model in enumerate(self.models):
+                inside = self.covers[m, cell[part]]
+                here = inside.to(x.device)
+                if not bool(inside.any()):
+                    continue
+                ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
+                h = model.score_function.integrand(
+                    model.diffusion, x[here], log_snr[here].clamp(*ends), noise[here]
                 )
-                y = _state(start.mean, start.scale_tril, xs, noise)
-                law = model.likelihood(diffusion, score, y)
-                reconstruction[j, part] = law.log_prob(xs).double().cpu()
-                if has_baseline and isinstance(score, DenoiserScore):
-                    pair = score.baseline_integrand(xs, lam)
-                    h[j, part], h0[j, part] = (v.double().cpu() for v in pair)
-                else:
-                    h[j, part] = score.integrand(diffusion, xs, lam).double().cpu()
-                bar.update(1)
-    bar.close()
-    if has_baseline and isinstance(score, DenoiserScore):
-        ends = [torch.full((), v, dtype=torch.float64, device=x.device) for v in (low, high)]
-        for i in batches:
-            xs = x[i : i + batch_size]
-            first, last = (score.baseline_kl(xs, v.expand(len(xs))) for v in ends)
-            known[i : i + batch_size] = (last - first).double().cpu()
+                values[m, part[inside]] = h.double().cpu()
+                self.calls += int(inside.sum())
+            if self.baseline is not None:
+                h0 = self.baseline.baseline_integrand(x, log_snr, noise)
+                baseline[part] = h0.double().cpu()
+        self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
-    raw = width * h
-    term, coefficient = _controlled(raw, width * h0, known) if has_baseline else (raw, 0.0)
-    diffusion_term = term.mean(0)
-    kl = prior_kl(diffusion, x, len(model.event_shape)).double().cpu()
-    per_datum = reconstruction.mean(0) - kl - diffusion_term
-    by_draw = (reconstruction - term).mean(1)
-    density, error, edges = _by_log_snr(log_snr, h, low, high, bins)
-    return Estimate(
-        mean=float(per_datum.mean()),
-        standard_error=_standard_error(per_datum),
-        monte_carlo_error=_standard_error(by_draw) if draws > 1 else math.nan,
-        reconstruction=_mean_and_error(reconstruction.mean(0)),
-        prior_kl=_mean_and_error(kl),
-        diffusion=_mean_and_error(diffusion_term),
-        num_data=n,
-        num_dims=d,
-        network_calls=n * draws,
-        coefficient=coefficient,
-        per_datum=per_datum,
-        log_snr_edges=edges,
-        density=density,
-        density_error=error,
-    )
+    def _reconstruct(self) -> None:
+        """One draw of log p(x | y_ε) for every datum and model."""
+        found = torch.empty(len(self.models), len(self.x), dtype=torch.float64)
+        for part in torch.arange(len(self.x)).split(self.batch_size):
+            x = self.x[part.to(self.x.device)]
+            noise = self._noise(len(part))
+            for m, model in enumerate(self.models):
+                diffusion = model.diffusion
+                y = _state(diffusion.start, x, noise)
+                law = model.likelihood(diffusion, model.score_function, y)
+                found[m, part] = law.log_prob(x).double().cpu()
+                self.calls += getattr(model.likelihood, "network_calls", 0) * len(part)
+        self.reconstruction.append(found)
+
+    def _noise(self, n: int) -> Tensor:
+        K = max(model.diffusion.num_variables for model in self.models)
+        shape = (n, K, *self.x.shape[1:])
+        return torch.randn(shape, generator=self.generator, dtype=self.x.dtype).to(self.x.device)
+
+    def _known(self) -> Tensor:
+        """(n, S) the baseline's diffusion term of each datum over each cell."""
+        values = []
+        for x in self.x.split(self.batch_size):
+            ends = [
+                self._baseline_kl(x, edge).double().cpu().unsqueeze(1)
+                for edge in self.edges.to(x.device)
+            ]
+            values.append(torch.cat(ends, 1).diff(dim=1))
+        return torch.cat(values)
+
+    def _baseline_kl(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        assert self.baseline is not None
+        return self.baseline.baseline_kl(x, log_snr.expand(len(x)))
+
+    def _first_density(self, known: Tensor) -> Tensor:
+        """Standard deviation of the baseline's own noise in each cell: what the first round has."""
+        assert self.baseline is not None
+        few = min(len(self.x), FIRST_ROUND)
+        x, width = self.x[:few], self.edges.diff()
+        log_snr = self.edges[0] + (self.edges[-1] - self.edges[0]) * (
+            (torch.randperm(few, generator=self.generator) + 0.5) / few
+        )
+        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), self._noise(few))
+        cell = (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(width) - 1)
+        rest = h0.double().cpu() - (known / width)[torch.arange(few), cell]
+        total = torch.zeros_like(width).index_add_(0, cell, rest.square())
+        number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
+        return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def _reconstruction_of(self, target: Target) -> Tensor:
+        """(draws, n)."""
+        first, second = target
+        terms = torch.stack(self.reconstruction)
+        return terms[:, first] if second is None else terms[:, first] - terms[:, second]
+
+    def _reconstruction_error(self, target: Target) -> float:
+        terms = self._reconstruction_of(target)
+        return math.sqrt(float(terms.var(0).mean()) / terms.numel())
+
+    def _error(self, target: Target) -> float:
+        """Monte Carlo error in nats."""
+        return math.hypot(
+            self.integrals.integral(*target).error, self._reconstruction_error(target)
+        )
+
+    def _terms(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Integral]:
+        """Reconstruction, prior KL and diffusion of each datum, and the integral."""
+        first, second = target
+        kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
+        integral = self.integrals.integral(first, second)
+        # each datum's own estimate, shifted to the mean of all draws
+        diffusion = integral.per_datum + (integral.mean - integral.per_datum.mean())
+        return self._reconstruction_of(target).mean(0), kl, diffusion, integral
+
+    def _estimate(self, m: int) -> Estimate:
+        reconstruction, kl, diffusion, integral = self._terms((m, None))
+        per_datum = reconstruction - kl - diffusion
+        mine = self.covers[m].nonzero().squeeze(1)
+        first, last = int(mine[0]), int(mine[-1]) + 1
+        noise = self._reconstruction_of((m, None)).var(0) / len(self.reconstruction)
+        return Estimate(
+            mean=float(per_datum.mean()),
+            standard_error=_standard_error(per_datum),
+            monte_carlo_error=self._error((m, None)),
+            reconstruction=_mean_and_error(reconstruction),
+            prior_kl=_mean_and_error(kl),
+            diffusion=_mean_and_error(diffusion),
+            num_data=len(self.x),
+            num_dims=self.num_dims,
+            network_calls=self.calls // len(self.models),
+            per_datum=per_datum,
+            per_datum_error=(integral.per_datum_error.square() + noise).sqrt(),
+            log_snr_edges=self.edges[first : last + 1],
+            density=integral.density[first:last],
+            density_error=integral.density_error[first:last],
+        )
+
+    def _differences(self, pairs: list[tuple[int, int]]) -> tuple[Difference, ...]:
+        found: list[dict[str, Any]] = []
+        for pair in pairs:
+            reconstruction, kl, diffusion, _ = self._terms(pair)
+            terms = {
+                "bits_per_dim": diffusion + kl - reconstruction,
+                "reconstruction": -reconstruction,
+                "prior_kl": kl,
+                "diffusion": diffusion,
+            }
+            found.append(
+                {name: _mean_and_error(term / self.unit) for name, term in terms.items()}
+                | {
+                    "first": self.names[pair[0]],
+                    "second": self.names[pair[1]],
+                    "monte_carlo_error": self._error(pair) / self.unit,
+                }
+            )
+        resolved = _holm([_p_value(*d["bits_per_dim"]) for d in found])
+        return tuple(Difference(**d, resolved=r) for d, r in zip(found, resolved, strict=True))
 
 
-def _state(a: Tensor, L: Tensor, x: Tensor, noise: Tensor) -> Tensor:
-    """y = a x + L ε, (n, K, *event)."""
-    a = a.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
-    return a * x.unsqueeze(1) + (L.to(x.dtype) @ noise.flatten(2)).reshape(noise.shape)
+def _check(programs: Mapping[str, Pair], x: Tensor, draws: int, half_width: float | None) -> None:
+    if not programs:
+        raise ValueError("no programs, expected at least one (model, guide) by name")
+    if len(x) < 8 or draws < 1:
+        raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
+    if half_width is not None and not half_width > 0:
+        raise ValueError(f"half_width is {half_width}, expected a positive number of bits/dim")
+    for name, (model, guide) in programs.items():
+        if model.diffusion is not guide.diffusion:
+            raise ValueError(
+                f"{name}: the guide's diffusion is not the model's; build "
+                "DiffusionGuide(model.diffusion)"
+            )
+        if model.times is not None:
+            raise ValueError(
+                f"{name} is a chain on a grid; build a model with times=None for the bound"
+            )
+        if tuple(x.shape[1:]) != tuple(model.event_shape):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (n, "
+                f"{', '.join(map(str, model.event_shape))}) for {name}"
+            )
 
 
-def _controlled(term: Tensor, baseline: Tensor, known: Tensor) -> tuple[Tensor, float]:
-    """``term - c (baseline - known)`` with each half of the data using the other half's c.
-
-    c is the coefficient of the control in the regression of ``term`` on (1, known, control).
-    """
-    control = baseline - known
-    n = term.shape[1]
-    halves = (torch.arange(n) % 2 == 0, torch.arange(n) % 2 == 1)
-    result, coefficients = term.clone(), []
-    for mine, other in (halves, halves[::-1]):
-        g, t = control[:, other].flatten(), term[:, other].flatten()
-        level = known[other].expand(len(term), -1).flatten()
-        design = torch.stack([torch.ones_like(g), level, g], 1)
-        design = design / design.norm(dim=0).clamp_min(1e-300)
-        solution = torch.linalg.lstsq(design, t.unsqueeze(1), driver="gelsd").solution
-        c = float(solution[2, 0] / g.norm()) if g.norm() > 0 else 0.0
-        result[:, mine] -= c * control[:, mine]
-        coefficients.append(c)
-    return result, sum(coefficients) / 2
+def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
+    """Cells that no range ends inside of: ``bins`` even ones, cut at every end."""
+    even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
+    ends = torch.cat([lows, highs]).unique()
+    apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
+    edges = torch.cat([even[apart], ends]).sort().values
+    keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-9])
+    return edges[keep]
 
 
-def _by_log_snr(
-    log_snr: Tensor, h: Tensor, low: float, high: float, bins: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
-    index = (torch.bucketize(log_snr.flatten(), edges) - 1).clamp(0, bins - 1)
-    values = h.flatten()
-    count = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
-    total = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values)
-    square = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, values**2)
-    mean = total / count
-    variance = (square / count - mean**2).clamp_min(0) * count / (count - 1)
-    return mean, (variance / count).sqrt(), edges
+def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
+    """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
+    one = Marginal(*(t.unsqueeze(0) for t in marginal))
+    noise = rotated(one, noise.transpose(0, 1).flatten(1).unsqueeze(0))
+    noise = noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1)
+    a = marginal.mean.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+    L = marginal.scale_tril.to(x.dtype)
+    return a * x.unsqueeze(1) + (L @ noise.flatten(2)).reshape(noise.shape)
+
+
+def _holm(p_values: list[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure rejects, at a family-wise error rate."""
+    resolved = [False] * len(p_values)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, i in enumerate(order):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        resolved[i] = True
+    return resolved
+
+
+def _p_value(mean: float, error: float) -> float:
+    if not error > 0:
+        return 1.0 if mean == 0 else 0.0
+    return math.erfc(abs(mean) / error / math.sqrt(2))
 
 
 def _standard_error(values: Tensor) -> float:
@@ -248,4 +529,4 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
 def _bar(total: int, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="evaluating", unit="batch", disable=not progress, leave=False)
+    return tqdm(total=total, desc="evaluating", unit="call", disable=not progress, leave=False)

@@ -287,6 +287,9 @@ class LevelCategorical(LevelDistribution):
 class Likelihood(nn.Module, ABC):
     """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
 
+    network_calls: ClassVar[int] = 0
+    """Network calls that a decoder's distribution takes."""
+
     @abstractmethod
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
@@ -379,6 +382,8 @@ class Gaussian(Likelihood):
 class Tweedie(Likelihood):
     """The paper's decoder N(x; x̂(y_ε, ε), e^{-λ}): one network call."""
 
+    network_calls = 1
+
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
@@ -453,6 +458,8 @@ class NetworkPosterior(Likelihood):
     Raises:
         TypeError: a score that has no posterior over levels.
     """
+
+    network_calls = 1
 
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None

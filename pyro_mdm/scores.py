@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import discrete, likelihoods
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, apply_vector
+from pyro_mdm.diffusions import LinearDiffusion, Marginal, apply_matrix, apply_vector
 
 __all__ = [
     "Denoiser",
@@ -72,11 +72,19 @@ class Score(nn.Module, ABC):
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The decoder p(x | y_ε) that fits this parameterization and costs no network call."""
 
-    def integrand(self, diffusion: LinearDiffusion, x: Tensor, log_snr: Tensor) -> Tensor:
+    def integrand(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        log_snr: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """One draw of the diffusion term's integrand over λ: ½ ‖s_θ - ∇log q(y_s|x)‖²_{g²} / |λ'|.
 
         Args:
             x: data (n, *event_shape);  log_snr: λ (n,).
+            noise: standard normal (n, ≥ K, *event_shape) of which the first makes
+                z = x + e^{-λ/2} noise_0, whatever the diffusion; None to draw it.
 
         Returns:
             (n,), nats per unit of log SNR, for one draw of y_s at each λ. One network call. At
@@ -85,7 +93,10 @@ class Score(nn.Module, ABC):
         s = diffusion.time_at_log_snr(log_snr)
         marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
         a, k = marginal.mean, marginal.readout
-        noise = torch.randn(len(x), a.shape[-1], *x.shape[1:], dtype=x.dtype, device=x.device)
+        if noise is None:
+            noise = torch.randn(len(x), a.shape[-1], *x.shape[1:], dtype=x.dtype, device=x.device)
+        else:
+            noise = rotated(marginal, noise)
         a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))
         y = a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
         theta = self.score(diffusion, y, s)
@@ -231,20 +242,25 @@ class DenoiserScore(Score):
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         return self.x_hat(z, marginal.log_snr)
 
-    def integrand(self, diffusion: LinearDiffusion, x: Tensor, log_snr: Tensor) -> Tensor:
+    def integrand(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        log_snr: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,): the diffusion is not seen at all."""
-        return self._error(x, self._noised(x, log_snr), log_snr, self.x_hat)
+        return self._error(x, self._noised(x, log_snr, noise), log_snr, self.x_hat)
 
-    def baseline_integrand(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`integrand` of the network and of the baseline at the same noise, each (n,)."""
-        z = self._noised(x, log_snr)
-        network = self._error(x, z, log_snr, self.x_hat)
-        return network, self._error(x, z, log_snr, self.baseline_x_hat)
+    def baseline_integrand(self, x: Tensor, log_snr: Tensor, noise: Tensor | None = None) -> Tensor:
+        """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call."""
+        return self._error(x, self._noised(x, log_snr, noise), log_snr, self.baseline_x_hat)
 
     @staticmethod
-    def _noised(x: Tensor, log_snr: Tensor) -> Tensor:
+    def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
-        return x + _spread(torch.exp(-log_snr / 2), x).to(x.dtype) * torch.randn_like(x)
+        epsilon = torch.randn_like(x) if noise is None else noise[:, 0]
+        return x + _spread(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
     @staticmethod
     def _error(
@@ -663,6 +679,26 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
         of_y = (W.mT @ (W @ r)).squeeze(-1)
         x = apply_vector(of_y, y.double()) + apply_vector(r.squeeze(-1), score.double())
         return x.to(y.dtype)
+
+
+def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
+    r"""Standard normal η with L η = (y - a x) such that the first of ``noise`` is that of z.
+
+    z - x = kᵀ L η = e^{-λ/2} uᵀη for a unit vector u; η = H noise for the reflection H that takes
+    the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
+
+    Args:
+        marginal: of times (n,);  noise: standard normal (n, ≥ K, *event_shape).
+    """
+    K = marginal.mean.shape[-1]
+    u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)
+    u = u * (marginal.log_snr / 2).exp().unsqueeze(-1)
+    sign = torch.where(u[:, :1] < 0, -1.0, 1.0).to(u)
+    v = torch.cat([u[:, :1] + sign, u[:, 1:]], 1)
+    reflection = torch.eye(K, dtype=u.dtype, device=u.device) - v[:, :, None] * (
+        v / (1 + u[:, :1].abs())
+    ).unsqueeze(1)
+    return apply_matrix(-sign.unsqueeze(-1) * reflection, noise[:, :K])
 
 
 def full_precision(like: Tensor) -> torch.autocast:

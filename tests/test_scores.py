@@ -21,6 +21,7 @@ from pyro_mdm.diffusions import (
     LearnedDiffusion,
     LinearDiffusion,
     apply_matrix,
+    apply_vector,
 )
 from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, bits_per_dim
 from pyro_mdm.scores import (
@@ -30,6 +31,7 @@ from pyro_mdm.scores import (
     NoisePrediction,
     RawScore,
     Score,
+    rotated,
 )
 from tests.problems import learned, normal, random_linear
 
@@ -579,13 +581,44 @@ def test_every_parameterization_has_the_same_diffusion_term(name: str) -> None:
 
 
 def test_baseline_integrand_shares_the_noise() -> None:
-    x = normal(0, 50, *EVENT)
+    x, noise = normal(0, 50, *EVENT), normal(1, 50, 1, *EVENT)
     lam = torch.linspace(-3, 6, 50, dtype=torch.float64)
-    network, baseline = Denoiser(Zero(), 0.1, 0.8).baseline_integrand(x, lam)
-    torch.testing.assert_close(network, baseline)
-    network, baseline = Denoiser(Wave(), 0.1, 0.8).baseline_integrand(x, lam)
-    assert (network != baseline).all()
-    assert torch.corrcoef(torch.stack([network, baseline]))[0, 1] > 0.5
+    score = Denoiser(Zero(), 0.1, 0.8)
+    baseline = score.baseline_integrand(x, lam, noise)
+    torch.testing.assert_close(score.integrand(VPSDE(), x, lam, noise), baseline)
+    wave = Denoiser(Wave(), 0.1, 0.8)
+    torch.testing.assert_close(wave.baseline_integrand(x, lam, noise), baseline)
+    assert (wave.integrand(VPSDE(), x, lam, noise) != baseline).all()
+
+
+@pytest.mark.parametrize("make", DIFFUSIONS.values(), ids=DIFFUSIONS.keys())
+def test_rotated_noise_is_normal_and_its_first_part_is_that_of_z(make) -> None:
+    diffusion = make()
+    K = diffusion.num_variables
+    marginal = diffusion.marginal(torch.linspace(0.02, diffusion.horizon, 9, dtype=torch.float64))
+    noise = normal(0, 9, K + 1, *EVENT)
+    eta = rotated(marginal, noise)
+    assert eta.shape == (9, K, *EVENT)
+    torch.testing.assert_close(eta.square().sum(1), noise[:, :K].square().sum(1))
+    epsilon = apply_vector(marginal.readout, apply_matrix(marginal.scale_tril, eta))
+    epsilon = epsilon * (marginal.log_snr / 2).exp()[:, None, None]
+    torch.testing.assert_close(epsilon, noise[:, 0], rtol=1e-6, atol=1e-6)
+
+
+def test_integrands_of_one_denoiser_agree_draw_by_draw_however_it_is_written() -> None:
+    """The same noise gives the same z under each diffusion, and a score its denoiser's error."""
+    x, noise = normal(0, 20, *EVENT), normal(1, 20, 3, *EVENT)
+    lam = torch.linspace(-3, 6, 20, dtype=torch.float64)
+    denoiser = Denoiser(Wave(), 0.1, 0.8)
+    expected = denoiser.integrand(VPSDE(), x, lam, noise)
+    for diffusion in (VPSDE(), CLD(), ALDA()):
+
+        class Seen(RawScore):
+            def score(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+                return denoiser.score(diffusion, y, s)
+
+        found = Seen(Wave()).integrand(diffusion, x, lam, noise)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def every_score(diffusion: LinearDiffusion) -> list[Score]:
