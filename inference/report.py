@@ -1,17 +1,76 @@
-"""What a training run tells people, during and at the end of it."""
+"""What a training run tells people, during and at the end of it.
+
+Numbers are written at every measurement. Figures cost more: of a diffusion that is learned and of
+the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, of
+one that is fixed at the start; the rest at the end alone.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from inference import evaluate, sample
 from inference.checkpoints import write_atomically
-from inference.loading import Programs
+from inference.loading import Programs, seed_from
 from inference.runs import Run
-from pyro_mdm import tensorboard
+from pyro_mdm import bits_per_dim, tensorboard
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.figures import snapshot
 
-__all__ = ["at_end", "at_step"]
+__all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training"]
+
+METRICS = {
+    "bits_per_dim/test": "test bits/dim",
+    "standard_error/bits_per_dim/test": "± standard error",
+    "reconstruction/test": "reconstruction",
+    "prior_kl/test": "prior KL",
+    "diffusion/test": "diffusion",
+    "objective/seconds": "seconds of training",
+}
+"""Columns of the table of runs: title by tag."""
+
+SAMPLER_STEPS = (16, 64)
+"""Of the picture that compares samplers: with few steps they differ."""
+
+RANKED, REPEATS, DRAWS = 8, 16, 8
+"""How many best and worst test images, and how often each is measured with how many draws."""
+
+
+def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
+    """The run's settings and its diffusion before the first step."""
+    problem = programs.problem
+    parts = ["train", *(["validation"] if len(problem.validation) else [])]
+    # the error of the reconstruction of dequantized data is not known
+    unknown = [] if problem.dequantized_levels is None else ["reconstruction"]
+    terms = [term for term in tensorboard.TERMS if term not in unknown]
+    tensorboard.write_layout(writer, parts, terms)
+    tensorboard.write_settings(writer, settings(run, programs), METRICS)
+    _log_diffusion(run, writer, programs, 0)
+    draw_training(run, writer, programs, 0)
+
+
+def settings(run: Run, programs: Programs) -> dict[str, str | float]:
+    """The settings that tell runs apart, as they came out: the columns of the table of runs."""
+    config, (problem, model, _) = run.config, programs
+    diffusion = model.diffusion
+    names = {name: str(config[name]).rpartition("/")[2] for name in ("model", "guide")}
+    numbers = "seed steps batch_size learning_rate diffusion_learning_rate"
+    return {
+        **names,
+        "score": problem.scores[0] if config["score"] == "default" else config["score"],
+        "num_variables": diffusion.num_variables,
+        **{name: config[name] for name in numbers.split()},
+        "rank of D": int(torch.linalg.matrix_rank(diffusion.D.detach())),
+        "learn_beta": str(config["learn_beta"]),
+        "max_log_snr": diffusion.max_log_snr,
+        "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
+        "protocol": config["protocol"] or "default",
+    }
 
 
 def at_step(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
@@ -20,12 +79,14 @@ def at_step(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> N
     for part, data in (("train", problem.train[:256]), ("validation", problem.validation[:256])):
         if len(data):
             bound = evaluate.measure(programs, data, draws=2, seed=run.config["seed"])
-            run.log(step, part, bound.columns)
-            tensorboard.write_bound(writer, part, bound.terms, step)
-            tensorboard.write_diffusion_term(writer, part, *bound.by_log_snr, step)
-    tensorboard.write_diffusion(writer, model.diffusion, step)
+            _log_bound(run, writer, part, bound, step)
+    _log_diffusion(run, writer, programs, step)
     few = sample.draw(model, 16, steps=32, seed=run.config["seed"])
     tensorboard.write_samples(writer, sample.picture(problem, few), step)
+    measurements = sum(r["part"] == "train" for r in run.history())
+    power_of_two = measurements & (measurements - 1) == 0
+    if power_of_two and step < run.config["steps"]:  # at_end draws those of the last step
+        draw_training(run, writer, programs, step)
 
 
 def at_end(run: Run, writer: SummaryWriter, programs: Programs) -> evaluate.Bound:
@@ -36,14 +97,101 @@ def at_end(run: Run, writer: SummaryWriter, programs: Programs) -> evaluate.Boun
         for name in ("steps", "draws", "num_samples", "sampler", "sampler_steps", "seed")
     )
     bound = evaluate.measure(programs, problem.test, draws=draws, seed=seed, progress=True)
-    run.log(steps, "test", bound.columns)
-    tensorboard.write_bound(writer, "test", bound.terms, steps)
-    tensorboard.write_diffusion_term(writer, "test", *bound.by_log_snr, steps)
-    x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
-    tensorboard.write_noising(writer, model.diffusion, x, steps, seed=seed)
+    _log_bound(run, writer, "test", bound, steps)
     samples = sample.draw(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
     picture = sample.picture(problem, samples)
     tensorboard.write_samples(writer, picture, steps)
     write_atomically(run.folder / "samples.png", sample.png(picture))
+    draw_training(run, writer, programs, steps)
+    draw_end(run, writer, programs)
+    tensorboard.write_finished(writer)
     writer.close()
     return bound
+
+
+def _log_bound(
+    run: Run, writer: SummaryWriter, part: str, bound: evaluate.Bound, step: int
+) -> None:
+    run.log(step, part, bound.columns)
+    edges, values, errors = bound.by_log_snr
+    by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
+    record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
+    run.record(step, part, record | {"num_data": bound.num_data})
+    tensorboard.write_bound(writer, part, bound.terms, step)
+
+
+def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    run.record(step, "diffusion", snapshot(programs.model.diffusion))
+    tensorboard.write_diffusion(writer, programs.model.diffusion, step)
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """The figures of training so far, from the run's history."""
+    history: dict[str, list[dict[str, Any]]] = {}
+    for record in run.history():
+        history.setdefault(record["part"], []).append(record)
+    bounds = {part: rs for part, rs in history.items() if part in ("train", "validation")}
+    if bounds:
+        tensorboard.write_bound_history(writer, bounds, step)
+    for part, records in history.items():
+        if part != "diffusion" and (last := records[-1])["step"] == step:
+            by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
+            tensorboard.write_diffusion_term(writer, part, last["log_snr_edges"], *by_log_snr, step)
+    diffusion = programs.model.diffusion
+    if step == 0 or any(True for _ in diffusion.parameters()):  # a fixed one is drawn once
+        tensorboard.write_curves(writer, diffusion, step)
+        # a run of an older version, finished when it was resumed, has no record of its diffusion
+        snapshots = history.get("diffusion") or [{"step": step, **snapshot(diffusion)}]
+        tensorboard.write_diffusion_history(writer, snapshots, diffusion, step)
+
+
+def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
+    """Noised data, samples by sampler, and the best and the worst test images."""
+    problem, model, _ = programs
+    step, seed = run.config["steps"], run.config["seed"]
+    x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
+    tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
+
+    pictures = {}
+    for number in sorted({min(n, run.config["sampler_steps"]) for n in SAMPLER_STEPS}):
+        for sampler in sample.SAMPLERS:
+            drawn = sample.draw(model, 16, sampler=sampler, steps=number, seed=seed)
+            pictures[f"{sampler}, {number} steps"] = sample.picture(problem, drawn)
+    columns = len(sample.SAMPLERS)
+    tensorboard.write_pictures(writer, "samples_by_sampler", pictures, columns, step)
+
+    if problem.to_images(x[:1]) is not None:
+        images, bits, errors = _best_and_worst(programs, seed)
+        tensorboard.write_ranked_images(writer, images, bits, errors, step)
+
+
+def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, bits/dim and Monte Carlo errors of the best and the worst test images.
+
+    They are chosen with one draw of noise and measured with others, so that what was lucky or
+    unlucky in the choice does not count.
+    """
+    problem = programs.problem
+    order = _bits(programs, problem.test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
+    k = min(RANKED, len(order) // 2)
+    data = problem.test[torch.cat([order[:k], order[-k:]])]
+    repeated = data.repeat(REPEATS, *[1] * (data.dim() - 1))
+    bits = _bits(programs, repeated, draws=DRAWS, seed=seed_from(seed, "measurement"))
+    bits = bits.reshape(REPEATS, len(data))
+    images = problem.to_images(problem.to_model_space(data))
+    if images is None:
+        raise ValueError(f"{problem.name} are no images, so there are none to show")
+    return images, bits.mean(0), bits.std(0) / math.sqrt(REPEATS)
+
+
+def _bits(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Tensor:
+    """The bound of each datum in bits/dim, (n,)."""
+    problem, model, guide = programs
+    x, log_det = problem.transform(data, torch.Generator().manual_seed(seed))
+    x = x.to(model.diffusion.start_time.device)
+    estimate = log_likelihood(model, guide, x, draws=draws, seed=seed)
+    d, levels = estimate.num_dims, problem.dequantized_levels
+    return bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)

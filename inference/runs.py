@@ -3,6 +3,8 @@
     config.yaml       every setting, in the form that ``inference.train --config`` reads
     environment.json  versions, git commit and the machine
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
+    history.jsonl     what its figures are drawn from, one JSON object in a line: the bound of a
+                      part of the data by term and by log SNR, or the diffusion at that step
     checkpoints/      see :mod:`inference.checkpoints`
     tensorboard/      events for ``tensorboard --logdir``
     results.json      the test bound with its terms;  samples.png  what the model generates
@@ -46,6 +48,7 @@ CONTENT = (
     "config.yaml",
     "environment.json",
     "metrics.csv",
+    "history.jsonl",
     "results.json",
     "samples.png",
     "checkpoints",
@@ -155,8 +158,36 @@ class Run:
         with open(self.folder / "metrics.csv", "a", newline="") as file:
             file.write(row.getvalue())
 
+    def record(self, step: int, part: str, values: Mapping[str, Any]) -> None:
+        """Append a line to history.jsonl; numbers that are not finite become null."""
+        line = json.dumps(_finite({"step": step, "part": part, **values}), ensure_ascii=False)
+        with open(self.folder / "history.jsonl", "a") as file:
+            file.write(line + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """What :meth:`record` wrote, in order: ``step``, ``part`` and the values of each.
+
+        Empty for a run that has none. A line that was torn when the run was killed is left out.
+        """
+        path = self.folder / "history.jsonl"
+        records = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict) and {"step", "part"} <= record.keys():
+                records.append(record)
+        return records
+
     def rewind(self, step: int) -> None:
-        """Drop what a run resumed at ``step`` writes again: later, test and torn rows."""
+        """Drop what a run resumed at ``step`` writes again: later, test and torn rows.
+
+        Of metrics.csv and of history.jsonl.
+        """
+        kept = [r for r in self.history() if r["step"] <= step and r["part"] != "test"]
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomically(self.folder / "history.jsonl", lines.encode())
         with open(self.folder / "metrics.csv", newline="") as file:
             text = file.read()
         whole = text[: text.rfind("\n") + 1]

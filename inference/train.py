@@ -155,8 +155,7 @@ def _fit(run: Run, *, resumed: bool) -> evaluate.Bound:
     folder = str(run.folder / "tensorboard")
     writer = SummaryWriter(folder, purge_step=first + 1 if resumed else None)
     if not resumed:
-        tensorboard.write_layout(writer)
-        tensorboard.write_diffusion(writer, model.diffusion, 0)
+        report.at_start(run, writer, averaged)
     bar = trange(first, steps, initial=first, total=steps, desc="training", unit="step")
     for step in bar:
         # one batch; data, noise and learning rates depend on the seed and the step alone
@@ -192,9 +191,11 @@ def _fit(run: Run, *, resumed: bool) -> evaluate.Bound:
             mean, error = recipe.mean_and_error(*window)
             window = [0.0, 0.0, 0.0]
             bar.set_postfix_str(f"{mean:.3f} ± {error:.3f} bits/dim")
-            row = {"bits_per_dim": mean, "bits_per_dim_standard_error": error}
-            row |= {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm}
-            run.log(done, "objective", row | {"seconds": time.monotonic() - began})
+            row = {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm}
+            row |= {"seconds": time.monotonic() - began}
+            objective_row = {"bits_per_dim": mean, "bits_per_dim_standard_error": error}
+            run.log(done, "objective", objective_row | row)
+            tensorboard.write_mean(writer, "objective/bits_per_dim", mean, error, done)
             for name, value in row.items():
                 writer.add_scalar(f"objective/{name}", value, done)
         if done % settings["measure_every"] == 0 or done == steps:

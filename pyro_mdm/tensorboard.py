@@ -1,13 +1,13 @@
 r"""What a run writes for people to look at.
 
-Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing;
-the ``*_figure`` functions make the figures alone. All bounds are in bits/dim.
+Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
+All bounds are in bits/dim.
 
-    bits_per_dim, reconstruction, prior_kl, diffusion    each for train, validation and test, their
-        standard errors, and margin charts of value ± standard error under "Custom scalars"
-    diffusion term against log SNR                       where along the path the bits are spent
-    entries and eigenvalues of Q and D, curves a(s), Σ(s), log SNR(s)
-    samples, and noised data for every variable
+    scalars         the bound and its terms for train, validation and test, with standard errors;
+                    entries and eigenvalues of Q and D
+    custom scalars  the same bounds, value ± standard error
+    images          figures of :mod:`pyro_mdm.figures` and :mod:`pyro_mdm.pictures`
+    hparams         a row for each run: its settings and its test bound
 """
 
 from __future__ import annotations
@@ -17,55 +17,132 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
+from pyro_mdm import figures, pictures
+from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.pictures import image_grid
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 __all__ = [
-    "curves_figure",
-    "diffusion_term_figure",
+    "TERMS",
     "image_grid",
-    "noising_figure",
     "write_bound",
+    "write_bound_history",
+    "write_curves",
     "write_diffusion",
+    "write_diffusion_history",
     "write_diffusion_term",
+    "write_finished",
     "write_layout",
+    "write_mean",
     "write_noising",
+    "write_pictures",
+    "write_ranked_images",
     "write_samples",
+    "write_settings",
 ]
 
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 PARTS = ("train", "validation", "test")
-DPI = 110
 
 Terms = Mapping[str, tuple[float, float]]
+Record = Mapping[str, Any]
+
+
+# -- the table of runs -----------------------------------------------------------------------------
+
+
+def write_settings(
+    writer: SummaryWriter, settings: Mapping[str, str | float], metrics: Mapping[str, str]
+) -> None:
+    """Start this run's row of the hparams table.
+
+    The row belongs to the run itself (``SummaryWriter.add_hparams`` would add a run of its own).
+    The table takes its columns from one of its runs, so give every run the same names in the same
+    order.
+
+    Args:
+        settings: text or number by name.
+        metrics: title by tag of the scalar whose last value is shown.
+    """
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    columns = []
+    for i, (title, value) in enumerate(settings.items()):
+        name = f"{i:02d} {title}"  # the table sorts by name, and shows the first five at first
+        if isinstance(value, str):
+            start.hparams[name].string_value, kind = value, api_pb2.DATA_TYPE_STRING
+        else:
+            start.hparams[name].number_value, kind = value, api_pb2.DATA_TYPE_FLOAT64
+        columns.append(api_pb2.HParamInfo(name=name, display_name=title, type=kind))
+    shown = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
+        for tag, title in metrics.items()
+    ]
+    experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=shown)
+    _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
+    _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
+
+
+def write_finished(writer: SummaryWriter) -> None:
+    """End this run's row of the hparams table: it is done."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
+    plugin = SummaryMetadata.PluginData(
+        plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
+    )
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+    writer._get_file_writer().add_summary(Summary(value=[value]))
 
 
 # -- the bound -------------------------------------------------------------------------------------
 
 
-def write_layout(writer: SummaryWriter, parts: Sequence[str] = PARTS) -> None:
-    """Lay out the margin charts of :func:`write_bound`; call once per run."""
-    charts = {
-        term: {
-            f"{term} {part}": [
-                "Margin",
-                [f"{term}/{part}", f"interval/{term}/{part}/low", f"interval/{term}/{part}/high"],
-            ]
-            for part in parts
+def write_layout(
+    writer: SummaryWriter, parts: Sequence[str] = PARTS, terms: Sequence[str] = TERMS
+) -> None:
+    """Lay out the margin charts of ``objective/bits_per_dim`` and of :func:`write_bound`.
+
+    Call once per run, with those parts of the data and those terms whose errors will be written.
+    """
+    charts = {term: [f"{term}/{part}" for part in parts] for term in terms}
+    charts = {"objective": ["objective/bits_per_dim"], **charts}
+    layout = {
+        f"{title} (bits/dim ± 1 s.e.)": {
+            tag: ["Margin", [tag, f"interval/{tag}/low", f"interval/{tag}/high"]] for tag in tags
         }
-        for term in TERMS
+        for title, tags in charts.items()
     }
-    writer.add_custom_scalars({f"{t} (bits/dim ± 1 s.e.)": charts[t] for t in TERMS})
+    writer.add_custom_scalars(layout)
+
+
+def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step: int) -> None:
+    """Write a mean, its standard error, and the ends of value ± error for the margin charts.
+
+    An error that is not finite is left out.
+    """
+    writer.add_scalar(tag, value, step)
+    if math.isfinite(error):
+        writer.add_scalar(f"standard_error/{tag}", error, step)
+        writer.add_scalar(f"interval/{tag}/low", value - error, step)
+        writer.add_scalar(f"interval/{tag}/high", value + error, step)
 
 
 def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> None:
-    """Write the bound of one part of the data, term by term.
+    """Write the bound of one part of the data, term by term, each as :func:`write_mean` does.
 
     Args:
         part: ``"train"``, ``"validation"`` or ``"test"``.
@@ -79,54 +156,35 @@ def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> No
     if unknown := sorted(set(terms) - set(TERMS)):
         raise ValueError(f"unknown terms {unknown}, expected some of {list(TERMS)}")
     for term, (value, error) in terms.items():
-        writer.add_scalar(f"{term}/{part}", value, step)
-        if math.isfinite(error):
-            writer.add_scalar(f"standard_error/{term}/{part}", error, step)
-            writer.add_scalar(f"interval/{term}/{part}/low", value - error, step)
-            writer.add_scalar(f"interval/{term}/{part}/high", value + error, step)
+        write_mean(writer, f"{term}/{part}", value, error, step)
 
 
 def write_diffusion_term(
     writer: SummaryWriter, part: str, edges: Any, mean: Any, standard_error: Any, step: int
 ) -> None:
-    """Write :func:`diffusion_term_figure` as ``diffusion_term_by_log_snr/<part>``."""
-    figure = diffusion_term_figure(edges, mean, standard_error)
+    """Write the density of the diffusion term as ``diffusion_term_by_log_snr/<part>``.
+
+    See :func:`~pyro_mdm.figures.diffusion_term_figure`.
+    """
+    figure = figures.diffusion_term_figure(edges, mean, standard_error)
     writer.add_figure(f"diffusion_term_by_log_snr/{part}", figure, step)
 
 
-def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
-    """The density of the diffusion term over log SNR: its integral is the diffusion term.
+def write_bound_history(
+    writer: SummaryWriter, bounds: Mapping[str, Sequence[Record]], step: int
+) -> None:
+    """Write ``training/terms`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        edges: (n + 1,) increasing bounds of the intervals of log SNR.
-        mean: (n,) the diffusion term per interval, in bits/dim; NaN where nothing was drawn.
-        standard_error: (n,) likewise.
-
-    Raises:
-        ValueError: shapes that do not fit together.
+        bounds: the records of each part, see :mod:`pyro_mdm.figures`; the last part is the one
+            whose terms are shown. Nothing is written before its second record.
+        step: training steps so far.
     """
-    edges, mean, error = (
-        torch.as_tensor(t, dtype=torch.float64).detach().cpu()
-        for t in (edges, mean, standard_error)
-    )
-    n = len(edges) - 1
-    if mean.shape != (n,) or error.shape != (n,):
-        raise ValueError(
-            f"{n + 1} edges, {tuple(mean.shape)} means and {tuple(error.shape)} standard errors, "
-            f"expected ({n},) of both: one for each interval"
-        )
-    width = edges.diff()
-    center = (edges[1:] + edges[:-1]) / 2
-    figure = _figure(7.0, 4.0)
-    axes = figure.add_subplot()
-    axes.stairs((mean / width).numpy(), edges.numpy(), color="C0", fill=True, alpha=0.25)
-    x, y, bars = (v.numpy() for v in (center, mean / width, error / width))
-    axes.errorbar(x, y, bars, fmt="o", ms=3, capsize=3, color="C0")
-    axes.axhline(0.0, color="0.6", lw=0.8)
-    axes.set_xlabel("log SNR λ   (noise ← → data)")
-    axes.set_ylabel("diffusion term (bits/dim per unit of λ)")
-    axes.set_title(f"diffusion term by noise level, ± 1 s.e.; total {mean.nansum():.3f} bits/dim")
-    return figure
+    shown = list(bounds.values())[-1]
+    if len(shown) > 1:
+        writer.add_figure("training/terms", figures.terms_figure(bounds), step)
+        heat_map = figures.diffusion_term_history_figure(shown)
+        writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
 
 
 # -- the diffusion ---------------------------------------------------------------------------------
@@ -134,7 +192,7 @@ def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
 
 @torch.no_grad()
 def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
-    """Write Q and D, entry by entry and as eigenvalues, both ends of log SNR, and the curves.
+    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars.
 
     Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown.
     """
@@ -151,43 +209,32 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
     writer.add_scalar("diffusion_ends/start_time", start, step)
     writer.add_scalar("diffusion_ends/terminal_log_snr", end, step)
-    writer.add_figure("curves", curves_figure(diffusion), step)
 
 
-@torch.no_grad()
-def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
-    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
-    K, T, start = diffusion.num_variables, diffusion.horizon, diffusion.start_time
-    times = torch.linspace(float(start), T, points, dtype=torch.float64)
-    marginal = diffusion.marginal(times.to(start.device))
-    s = times.numpy()
-    a, Sigma, log_snr = (
-        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
-    )
-    figure = _figure(12.0, 3.8)
-    left, middle, right = figure.subplots(1, 3)
-    for i in range(K):
-        left.plot(s, a[:, i], label=_variable(i))
-        for j in range(i, K):
-            style = "-" if i == j else "--"
-            label = f"var {_variable(i)}" if i == j else f"cov {_variable(i)}, {_variable(j)}"
-            middle.plot(s, Sigma[:, i, j], style, label=label)
-    left.set_title("a(s): mean of each variable per unit of x")
-    middle.set_title("Σ(s): covariance given x")
-    right.plot(s, log_snr, color="k")
-    right.axhline(0.0, color="0.7", lw=0.8)
-    right.set_title(f"log SNR(s): {log_snr[0]:.1f} at ε = {start:.2g} to {log_snr[-1]:.1f} at T")
-    for axes, label in ((left, "a(s)"), (middle, "Σ(s)"), (right, "log SNR")):
-        axes.set_xlabel("noising time s   (0 data, T noise)")
-        axes.set_ylabel(label)
-        axes.set_xlim(0.0, T)
-    for axes in (left, middle):
-        axes.legend(fontsize=8, ncols=1 if K < 4 else 2)
-    return figure
+def write_curves(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
+    """Write :func:`~pyro_mdm.figures.curves_figure` as ``curves``."""
+    writer.add_figure("curves", figures.curves_figure(diffusion), step)
 
 
-def _variable(i: int) -> str:
-    return "x" if i == 0 else f"v{i}"
+def write_diffusion_history(
+    writer: SummaryWriter, snapshots: Sequence[Record], diffusion: LinearDiffusion, step: int
+) -> None:
+    """Write the eigenvalues of the drift over training, with those of the presets, and the clock.
+
+    As ``training/eigenvalues`` (where K > 1: one variable has one real eigenvalue) and
+    ``training/clock``.
+
+    Args:
+        snapshots: records of the diffusion, see :func:`pyro_mdm.figures.snapshot`.
+        diffusion: as it is now; the presets are scaled to its log SNR at T.
+        step: training steps so far.
+    """
+    if diffusion.num_variables > 1:
+        presets = figures.preset_eigenvalues(diffusion)
+        writer.add_figure(
+            "training/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step
+        )
+    writer.add_figure("training/clock", figures.clock_figure(snapshots), step)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -198,111 +245,23 @@ def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
     writer.add_image("samples", picture, step)
 
 
-def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
-    """Images in a grid, enlarged by a whole factor so that small ones can be seen.
+def write_pictures(
+    writer: SummaryWriter, tag: str, by_title: Mapping[str, Tensor], columns: int, step: int
+) -> None:
+    """Write :func:`~pyro_mdm.pictures.pictures_figure` as ``tag``."""
+    writer.add_figure(tag, pictures.pictures_figure(by_title, columns), step)
 
-    Args:
-        images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
-        columns: images per row; None: about as many as rows.
-        side: the grid is enlarged while it stays within this many pixels a side.
 
-    Returns:
-        uint8 (3, height, width).
-
-    Raises:
-        ValueError: another shape, or no image.
-    """
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise ValueError(
-            f"images has shape {tuple(images.shape)}, expected (n, C, H, W), n ≥ 1, C = 1 or 3"
-        )
-    n, _, height, width = images.shape
-    columns = min(n, columns or math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / columns)
-    factor = max(1, side // (max(rows * height, columns * width)))
-    pixels = images.detach().cpu()
-    if pixels.dtype != torch.uint8:
-        pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1)
-    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    gap, height, width = 2, height * factor, width * factor
-    grid = torch.full(
-        (3, rows * (height + gap) + gap, columns * (width + gap) + gap), 96, dtype=torch.uint8
-    )
-    for i in range(n):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        grid[:, top : top + height, left : left + width] = pixels[i]
-    return grid
+def write_ranked_images(
+    writer: SummaryWriter, images: Tensor, bits: Tensor, errors: Tensor, step: int
+) -> None:
+    """Write :func:`~pyro_mdm.pictures.ranked_images_figure` as ``best_and_worst_test_images``."""
+    figure = pictures.ranked_images_figure(images, bits, errors)
+    writer.add_figure("best_and_worst_test_images", figure, step)
 
 
 def write_noising(
     writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write :func:`noising_figure` as ``noising``."""
-    writer.add_figure("noising", noising_figure(diffusion, x, seed=seed), step)
-
-
-@torch.no_grad()
-def noising_figure(
-    diffusion: LinearDiffusion, x: Tensor, *, columns: int = 9, seed: int = 0
-) -> Figure:
-    r"""Noised data: a row for each variable, columns from data to noise at equal steps of log SNR.
-
-    Each column is a draw of ``y_s | x``, all with the same ε. Images are drawn in grey or colour
-    with the range of each variable over the row; vectors as a scatter of their first two
-    coordinates (against ε where there is one).
-
-    Args:
-        x: (n, C, H, W), of which the first is drawn, or (n, features), of which all are.
-
-    Raises:
-        ValueError: x of another shape.
-    """
-    if x.dim() not in (2, 4):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected images (n, C, H, W) or vectors (n, features)"
-        )
-    K, image = diffusion.num_variables, x.dim() == 4
-    x = x[:1] if image else x[:512]
-    device = diffusion.start_time.device
-    ends = (diffusion.max_log_snr, float(diffusion.terminal_log_snr))
-    log_snr = torch.linspace(*ends, columns, dtype=torch.float64, device=device)
-    s = diffusion.time_at_log_snr(log_snr)
-    marginal = diffusion.marginal(s)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    y = torch.stack(
-        [
-            m.reshape(K, *[1] * (x.dim() - 1)).cpu() * x.detach().cpu().double()[:, None]
-            + apply_matrix(L.cpu(), noise)
-            for m, L in zip(marginal.mean, marginal.scale_tril, strict=True)
-        ]
-    )  # (columns, n, K, *event)
-    figure = _figure(1.35 * columns + 0.6, 1.45 * K + 0.7)
-    grid = figure.subplots(K, columns, squeeze=False)
-    for i in range(K):
-        reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))
-        for column, axes in enumerate(grid[i]):
-            if image:
-                pixels = ((y[column, 0, i] / reach + 1) / 2).clamp(0, 1).movedim(0, -1)
-                axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0)
-            else:
-                points = y[column, :, i]
-                other = points[:, 1] if points.shape[1] > 1 else noise[:, 0, 0]
-                axes.plot(points[:, 0].numpy(), other.numpy(), ".", ms=2, alpha=0.5)
-                axes.set_xlim(-reach, reach)
-                axes.set_ylim(-reach, reach)
-                axes.set_aspect("equal")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if i == 0:
-                axes.set_title(f"s = {s[column]:.3g}\nλ = {log_snr[column]:.1f}", fontsize=8)
-            if column == 0:
-                axes.set_ylabel(f"{_variable(i)}  (±{reach:.2g})", fontsize=9)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure((width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # drawn off screen, whatever backend the process has
-    return figure
+    """Write :func:`~pyro_mdm.pictures.noising_figure` as ``noising``."""
+    writer.add_figure("noising", pictures.noising_figure(diffusion, x, seed=seed), step)

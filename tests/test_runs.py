@@ -292,3 +292,41 @@ def test_metrics_are_a_table_and_rewind_to_a_checkpoint(tmp_path: Path) -> None:
     assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
     with pytest.raises(ValueError, match="unknown columns"):
         run.log(1, "train", {"loss": 1.0})
+
+
+def test_the_history_keeps_every_digit_and_rewinds_to_a_checkpoint(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    for step in (10, 20, 30):
+        run.record(step, "train", {"terms": {"λ": [1 / step, float("nan")]}})
+    run.record(20, "test", {})
+    assert [r["step"] for r in run.history()] == [10, 20, 30, 20]
+    first = {"step": 10, "part": "train", "terms": {"λ": [1 / 10, None]}}
+    assert run.history()[0] == first
+    with open(run.folder / "history.jsonl", "a") as file:
+        file.write('{"step": 40, "part": "train", "ter')  # killed in the middle of a line
+    assert [r["step"] for r in run.history()] == [10, 20, 30, 20]
+    run.rewind(20)
+    assert [r["step"] for r in run.history()] == [10, 20]
+    assert run.history()[0] == first
+    run.record(25, "train", {})  # what follows a torn line is whole again
+    assert [r["step"] for r in run.history()] == [10, 20, 25]
+    Run.create(run.folder, {}, overwrite=True)
+    assert run.history() == []
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "3", '{"step": 5}', "\x00\x00", ""])
+def test_a_damaged_line_of_the_history_is_left_out(tmp_path: Path, line: str) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.record(1, "train", {})
+    with open(run.folder / "history.jsonl", "a") as file:
+        file.write(line + "\n")
+    run.record(2, "train", {})
+    assert [r["step"] for r in run.history()] == [1, 2]
+
+
+def test_a_run_without_a_history_has_an_empty_one_and_rewinds(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    assert run.history() == []
+    run.rewind(5)
+    run.record(6, "train", {})
+    assert [r["step"] for r in run.history()] == [6]

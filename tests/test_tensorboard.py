@@ -1,4 +1,4 @@
-"""What a run writes for people: the right numbers under the right names, and figures with axes."""
+"""What a run writes for people: the right numbers under the right names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm import tensorboard as tb
+from pyro_mdm.figures import snapshot
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -32,7 +33,7 @@ def test_the_bound_is_written_with_its_terms_and_errors(tmp_path: Path) -> None:
         "diffusion": (1.0, 0.05),
     }
     with SummaryWriter(str(tmp_path)) as writer:
-        tb.write_layout(writer)
+        tb.write_layout(writer, ["validation"], ["bits_per_dim"])
         tb.write_bound(writer, "validation", terms, 7)
         with pytest.raises(ValueError, match=r"unknown terms \['loss'\]"):
             tb.write_bound(writer, "train", {"loss": (1.0, 0.1)}, 7)
@@ -46,7 +47,9 @@ def test_the_bound_is_written_with_its_terms_and_errors(tmp_path: Path) -> None:
         assert last(events, f"interval/{term}/validation/low") == pytest.approx(value - error)
         assert last(events, f"interval/{term}/validation/high") == pytest.approx(value + error)
     assert events.Scalars("bits_per_dim/validation")[0].step == 7
-    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    (layout,) = events.Tensors("custom_scalars__config__")
+    text = layout.tensor_proto.string_val[0].decode(errors="replace")
+    assert "interval/bits_per_dim/validation/low" in text and "diffusion" not in text
 
 
 @pytest.mark.parametrize("build", [VPSDE, CLD, MALDA, ALDA, lambda: LearnedDiffusion(4, rank=2)])
@@ -55,6 +58,8 @@ def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any) -> 
     K, Q, D = diffusion.num_variables, diffusion.Q.detach(), diffusion.D.detach()
     with SummaryWriter(str(tmp_path)) as writer:
         tb.write_diffusion(writer, diffusion, 1)
+        tb.write_curves(writer, diffusion, 1)
+        tb.write_diffusion_history(writer, [{"step": 1, **snapshot(diffusion)}], diffusion, 1)
         tb.write_noising(writer, diffusion, torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), 1)
     events = read(tmp_path)
     for i in range(K):
@@ -67,72 +72,65 @@ def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any) -> 
     square = sum(last(events, f"Q_eigenvalues/frequency_{i}") ** 2 for i in range(K))
     assert trace == pytest.approx(D.trace().item(), abs=1e-5)
     assert square == pytest.approx(Q.square().sum().item(), abs=1e-5)
-    assert {"curves", "noising"} <= set(events.Tags()["images"])
+    images = {"curves", "noising", "training/clock"}
+    images |= {"training/eigenvalues"} if K > 1 else set()  # one variable has nothing to show
+    assert set(events.Tags()["images"]) == images
 
 
-def labels(figure: Figure) -> list[tuple[str, str]]:
-    return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+def bound(step: int) -> dict[str, Any]:
+    terms = dict.fromkeys(tb.TERMS, (1.0, 0.1))
+    by_log_snr = {"diffusion_by_log_snr": [0.5], "diffusion_by_log_snr_error": [0.1]}
+    return {"step": step, "terms": terms, "log_snr_edges": [-1.0, 1.0], **by_log_snr}
 
 
-def test_the_curves_are_those_of_the_diffusion() -> None:
-    diffusion = CLD()
-    figure = tb.curves_figure(diffusion, points=50)
-    mean, covariance, log_snr = figure.axes
-    assert all(x.startswith("noising time s") and y for x, y in labels(figure))
-    assert len(mean.lines) == 2 and len(covariance.lines) == 3
-    s = torch.as_tensor(mean.lines[1].get_xdata())
-    assert s[0] == diffusion.start_time and s[-1] == diffusion.horizon
-    exact = diffusion.marginal(s)
-    assert torch.equal(torch.as_tensor(mean.lines[1].get_ydata()), exact.mean[:, 1])
-    assert torch.equal(torch.as_tensor(covariance.lines[1].get_ydata()), exact.covariance[:, 0, 1])
-    assert torch.equal(torch.as_tensor(log_snr.lines[0].get_ydata()), exact.log_snr)
+def test_the_bound_over_training_waits_for_a_second_measurement(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        tb.write_bound_history(writer, {"train": [bound(5)]}, 5)
+        tb.write_bound_history(writer, {"train": [bound(5), bound(9)]}, 9)
+    events = read(tmp_path)
+    for tag in ("training/terms", "training/diffusion_term_by_log_snr"):
+        assert [image.step for image in events.Images(tag)] == [9]
 
 
-def test_the_diffusion_term_is_a_density_over_log_snr() -> None:
-    edges = torch.tensor([-4.0, -2.0, 2.0, 13.0])
-    figure = tb.diffusion_term_figure(edges, [0.5, 0.4, 0.1], [0.05, math.nan, 0.01])
-    (axes,) = figure.axes
-    assert "log SNR" in axes.get_xlabel() and "bits/dim per unit" in axes.get_ylabel()
-    stairs: Any = axes.patches[0]
-    heights, drawn, _ = stairs.get_data()
-    assert torch.as_tensor(heights).tolist() == pytest.approx([0.25, 0.1, 0.1 / 11])
-    assert (heights * (drawn[1:] - drawn[:-1])).sum() == pytest.approx(1.0)
-    assert "1.000 bits/dim" in axes.get_title()
-    with pytest.raises(ValueError, match=r"4 edges, \(2,\) means"):
-        tb.diffusion_term_figure(edges, [0.5, 0.4], [0.1, 0.1, 0.1])
+# -- the table of runs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 3, 8, 8), (30, 2), (30, 1)])
-def test_noised_data_has_a_row_for_each_variable(shape: tuple[int, ...]) -> None:
-    diffusion = MALDA()
-    figure = tb.noising_figure(diffusion, torch.rand(shape) * 2 - 1, columns=4)
-    assert len(figure.axes) == 3 * 4
-    assert figure.axes[0].get_title().endswith("λ = 13.0")
-    assert [figure.axes[4 * i].get_ylabel().split()[0] for i in range(3)] == ["x", "v1", "v2"]
-    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\)"):
-        tb.noising_figure(diffusion, torch.rand(3, 4, 5))
+def table_of_runs(folder: Path) -> Any:
+    """The session groups that TensorBoard's own hparams page shows."""
+    from tensorboard import context
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import backend_context, list_session_groups
+
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    provider = data_provider.MultiplexerDataProvider(runs, str(folder))
+    backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    metric = api_pb2.ColParams(metric=api_pb2.MetricName(tag="bits_per_dim/test"))
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=10,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS],
+        col_params=[metric],
+        include_metrics=True,
+    )
+    request_context = context.RequestContext()
+    return list_session_groups.Handler(request_context, backend, "", request).run().session_groups
 
 
-def test_the_first_column_shows_the_data_itself() -> None:
-    x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-    figure = tb.noising_figure(VPSDE(max_log_snr=13.0), x)
-    reach = float(figure.axes[0].get_ylabel().split("±")[1].rstrip(")"))
-    shown = torch.as_tensor(figure.axes[0].images[0].get_array())
-    assert torch.allclose((shown * 2 - 1) * reach, x[0, 0].double(), atol=0.03 * reach)
-
-
-def test_images_keep_their_place_and_value_in_the_grid() -> None:
-    images = torch.zeros(5, 1, 2, 2)
-    images[4, 0, 1, 0] = 1.0
-    grid = tb.image_grid(images, columns=3, side=60)
-    factor = 60 // 6
-    cell = 2 * factor + 2
-    assert grid.shape == (3, 2 * cell + 2, 3 * cell + 2) and grid.dtype == torch.uint8
-    bright = (grid[0] == 255).nonzero()
-    assert len(bright) == factor**2
-    assert bright[0].tolist() == [
-        2 + cell + factor,
-        2 + cell,
-    ]  # second row, second column, pixel (1, 0)
-    with pytest.raises(ValueError, match=r"\(5, 2, 2, 2\)"):
-        tb.image_grid(images.expand(5, 2, 2, 2))
+def test_each_run_is_one_row_of_the_table_with_its_last_bound(tmp_path: Path) -> None:
+    for name, bits, done in (("one", 1.5, True), ("two", 2.5, False)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            settings = {"guide": name, "steps": 300}
+            tb.write_settings(writer, settings, {"bits_per_dim/test": "test bits/dim"})
+            tb.write_bound(writer, "test", {"bits_per_dim": (9.0, 0.1)}, 1)
+            tb.write_bound(writer, "test", {"bits_per_dim": (bits, 0.1)}, 2)
+            if done:
+                tb.write_finished(writer)
+    assert not [p for p in tmp_path.glob("*/*") if p.is_dir()]  # no run within a run
+    rows = {group.hparams["00 guide"].string_value: group for group in table_of_runs(tmp_path)}
+    assert set(rows) == {"one", "two"}
+    for name, bits, status in (("one", 1.5, "SUCCESS"), ("two", 2.5, "UNKNOWN")):
+        (session,) = rows[name].sessions
+        assert session.name == name
+        assert rows[name].hparams["01 steps"].number_value == 300
+        assert session.metric_values[0].value == bits
+        assert api_pb2.Status.Name(session.status) == f"STATUS_{status}"

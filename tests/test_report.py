@@ -1,0 +1,220 @@
+"""What people see of a run, from a run: every page, the same after a resume, at little cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from inference import report
+from inference.loading import load_trained
+from inference.runs import Run
+from inference.train import train
+
+PROBLEM = """
+import torch
+from models.base import ImageProblem, Problem
+from pyro_mdm.networks import MLP
+
+
+class Points(Problem):
+    name = "points"
+    event_shape = (2,)
+    max_log_snr = 9.0
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3])
+
+    def network(self, inputs, outputs):
+        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+
+
+class Convolution(torch.nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, x, log_snr):
+        return 0.1 * self.layer(x)
+
+
+class Images(ImageProblem):
+    name = "images"
+    event_shape = (1, 4, 4)
+    num_levels = 4
+    form = "logits"
+    max_log_snr = 9.0
+
+    def load(self):
+        # a dark half and, for a third of the images, a bright one that is noisy
+        generator = torch.Generator().manual_seed(0)
+        images = torch.zeros(240, 1, 4, 4, dtype=torch.uint8)
+        noisy = torch.randint(0, 4, (80, 1, 4, 2), generator=generator)
+        images[::3, :, :, 2:] = noisy.to(torch.uint8)
+        return images
+
+    def network(self, inputs, outputs):
+        return Convolution(inputs, outputs)
+"""
+
+OPTIONS: dict[str, Any] = {
+    "draws": 2,
+    "batch_size": 16,
+    "num_samples": 4,
+    "sampler_steps": 4,
+    "log_every": 2,
+    "measure_every": 2,
+    "checkpoint_every": 4,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("problem") / "problems.py"
+    path.write_text(PROBLEM)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, problems: str) -> Path:
+    """A finished run of a learned diffusion on images; tests only read it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(f"{problems}:Images", "learned", steps=6, run=folder, **OPTIONS)
+    return folder
+
+
+def read(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+
+
+def steps(events: EventAccumulator, tag: str) -> list[int]:
+    return [image.step for image in events.Images(tag)]
+
+
+def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
+    events = read(trained)
+    images = set(events.Tags()["images"])
+    assert images >= {"best_and_worst_test_images", "samples_by_sampler", "noising", "samples"}
+    # measured at 2, 4, 6 and drawn at the start, the 1st, 2nd, 4th, … of these and the end
+    for tag in ("curves", "training/eigenvalues", "training/clock"):
+        assert steps(events, tag) == [0, 2, 4, 6]
+    for tag in ("training/terms", "training/diffusion_term_by_log_snr"):
+        assert steps(events, tag) == [4, 6]
+    for part in ("train", "validation"):
+        assert steps(events, f"diffusion_term_by_log_snr/{part}") == [2, 4, 6]
+        assert [e.step for e in events.Scalars(f"bits_per_dim/{part}")] == [2, 4, 6]
+    assert steps(events, "diffusion_term_by_log_snr/test") == [6]
+    low, high = (
+        events.Scalars(f"interval/objective/bits_per_dim/{end}") for end in ("low", "high")
+    )
+    assert [e.step for e in low] == [e.step for e in high] == [2, 4, 6]
+
+
+def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
+    tmp_path: Path, problems: str
+) -> None:
+    run = tmp_path / "run"
+    train(f"{problems}:Points", "cld", steps=4, run=run, **OPTIONS)
+    events = read(run)
+    for tag in ("curves", "training/eigenvalues", "training/clock"):
+        assert steps(events, tag) == [0]
+    assert "samples_by_sampler" in events.Tags()["images"]
+    assert "best_and_worst_test_images" not in events.Tags()["images"]
+
+
+def test_the_history_holds_what_was_measured(trained: Path) -> None:
+    history = Run.open(trained).history()
+    count = Counter(record["part"] for record in history)
+    assert count == {"diffusion": 4, "train": 3, "validation": 3, "test": 1}
+    _, programs, _ = load_trained(trained)
+    last = [record for record in history if record["part"] == "diffusion"][-1]
+    assert last["step"] == 6
+    assert torch.equal(torch.tensor(last["Q"], dtype=torch.float64), programs.model.diffusion.Q)
+    results = json.loads((trained / "results.json").read_text())
+    test = history[-1]
+    assert test["terms"]["bits_per_dim"] == [*results["bits_per_dim"].values()]
+    assert test["diffusion_by_log_snr"] == results["diffusion_by_log_snr"]
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_figures_after_a_resume_hold_what_came_before_it(
+    tmp_path: Path, problems: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    log = Run.log
+
+    def stopping(self: Run, step: int, part: str, values: Any) -> None:
+        log(self, step, part, values)
+        if (step, part) == (6, "validation"):  # two steps past the checkpoint
+            raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "log", stopping)
+        train(f"{problems}:Images", "learned", steps=6, run=run, **OPTIONS)
+    with open(run / "history.jsonl", "a") as file:
+        file.write('{"step": 6, "part": "diff')  # killed in the middle of a line
+    train(resume=run)
+    assert Run.open(run).history() == Run.open(trained).history()
+    # the pictures that the two runs end with are the same, pixel for pixel
+    resumed, whole = read(run), read(trained)
+    for tag in whole.Tags()["images"]:
+        one, other = (events.Images(tag)[-1].encoded_image_string for events in (resumed, whole))
+        assert one == other, tag
+
+
+def test_a_run_from_before_there_was_a_history_resumes(
+    tmp_path: Path, problems: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "at_end", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(f"{problems}:Points", "learned", steps=4, run=run, **OPTIONS)
+    (run / "history.jsonl").unlink()
+    train(resume=run)
+    assert [record["part"] for record in Run.open(run).history()] == ["test"]
+    assert steps(read(run), "training/eigenvalues")[-1] == 4
+
+
+def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, problems: str) -> None:
+    run, programs, _ = load_trained(trained)
+    settings = report.settings(run, programs)
+    assert list(settings)[:5] == ["model", "guide", "score", "num_variables", "seed"]
+    assert settings["model"] == "problems.py:Images" and settings["guide"] == "learned"
+    assert settings["score"] == "discrete" and settings["num_variables"] == 2
+    assert settings["rank of D"] == 2 and settings["min_log_snr"] == -10.0
+    tags = read(trained).Tags()["scalars"]
+    assert set(report.METRICS) <= set(tags)  # or the column would be empty
+
+
+def test_the_best_and_the_worst_images_are_told_apart(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = {}
+
+    def keep(writer: Any, images: Any, bits: Any, errors: Any, step: int) -> None:
+        drawn.update(images=images, bits=bits, errors=errors)
+
+    monkeypatch.setattr(report.tensorboard, "write_ranked_images", keep)
+    run, programs, _ = load_trained(trained)
+    with SummaryWriter(str(tmp_path)) as writer:
+        report.draw_end(run, writer, programs)
+    bits, errors = drawn["bits"], drawn["errors"]
+    noisy = drawn["images"].flatten(1).amax(1) > 0
+    assert len(bits) == 16 and bool((errors > 0).all())
+    best = bits.argsort()[:8]
+    assert not bool(noisy[best].any())  # all dark: the ones that are easy
+    assert bool(noisy[bits.argsort()[8:]].all())
+    mean = json.loads((trained / "results.json").read_text())["bits_per_dim"]["value"]
+    assert bits.min() < mean < bits.max()
