@@ -1,0 +1,505 @@
+r"""What to know of a diffusion before training with it: a table and a figure, without a network.
+
+    python -m inference.inspect --guide cld
+    python -m inference.inspect --guide vpsde,cld,malda,alda --model mnist5k
+    python -m inference.inspect --guide run:runs/digits-learned-0-0
+
+Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s) = ∫_0^s β:
+
+- *prior KL* at s: mean of KL(q(y_s | x) ‖ N(0, Σ_∞)) over test data. It is I(x; y_s), which the
+  diffusion term would cost if the path went on, plus the *mismatch* KL(q(y_s) ‖ N(0, Σ_∞)), which
+  is lost. Both vanish with a longer clock; only the mismatch is gained by the bound. I is taken for
+  Gaussian data of the same covariance C, ½ log det(1 + SNR C): right to the second order in SNR.
+- *relaxation time*: 1 / min |Re μ| over the eigenvalues μ of A_0, in units of the clock, and the s
+  at which b(s) equals it: there the slowest mode has decayed to e⁻¹.
+- *mixing time*: the first s at which the prior KL falls to 0.001 bits/dim.
+- *damping* is that of the slowest mode: underdamped if μ is complex, critical if two modes meet in
+  one (a double eigenvalue with a single eigenvector), else overdamped. Its *quality* is
+  |μ| / (2 |Re μ|) for a complex pair and √(μ_1 μ_2) / |μ_1 + μ_2| for the two slowest real modes:
+  ½ at critical damping, less above it, more below it.
+- *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
+- *amplification* is the growth of rounding errors in the factors of Σ: 1 keeps 15.7 digits.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference.checkpoints import write_atomically
+from inference.cli import command_line
+from inference.loading import LEARNED_MIN_LOG_SNR, build_diffusion, build_problem, load_trained
+from inference.sample import check_out
+from pyro_mdm import LinearDiffusion, kernels
+from pyro_mdm.diffusions import MAX_AMPLIFICATION, apply_matrix
+from pyro_mdm.laws import prior_kl
+
+__all__ = ["Inspection", "figure", "inspect", "look", "prior_kl_curve", "table"]
+
+CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
+MIXED = 1e-3  # bits/dim
+FORMING = 5.0  # images form between log SNR -5 and 5
+POINTS = 65  # of [ε, T], equally spaced in log SNR
+STEPS = 256  # of the ancestral sampler, as inference.sample uses it
+EPSILON_32 = 2.0**-23
+EPSILON_64 = 2.0**-52
+DPI = 110
+
+T = TypeVar("T")
+
+
+@dataclass
+class Inspection:
+    """What :func:`look` finds; None where float64 cannot hold it, with the reason in ``errors``."""
+
+    name: str
+    num_variables: int
+    rank: int  # of D
+    clock: float | None = None  # b(T)
+    start_time: float | None = None  # ε
+    start_log_snr: float | None = None  # λ(ε)
+    cut_log_snr: float | None = None  # λ(0.001 T)
+    terminal_log_snr: float | None = None  # λ(T)
+    prior_kl: tuple[float, float] | None = None  # mean, standard error over data; bits/dim
+    mismatch: float | None = None  # KL(q(y_T) ‖ π), bits/dim
+    eigenvalues: list[complex] = field(default_factory=list)  # of A_0, slowest first
+    damping: str = ""
+    quality: float | None = None
+    relaxation: float | None = None  # in units of the clock
+    relaxation_time: float | None = None  # s; inf if not by T
+    mixing_time: float | None = None  # s; inf if not by T
+    condition: dict[str, tuple[float, float]] | None = None  # raw, correlation
+    amplification: float | None = None
+    step_amplification: float | None = None  # of the transitions between 256 steps
+    forming: float | None = None  # share of [0, T] with log SNR in [-5, 5]
+    errors: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
+    """Inspect a diffusion on data x (n, *event_shape), n ≥ 2, in model space.
+
+    Nothing is raised for a diffusion whose kernels float64 cannot hold, or that never reaches its
+    start: what could be computed is there, and ``errors`` says what could not.
+    """
+    x = x.double()
+    end, d = diffusion.horizon, x[0].numel()
+    found = Inspection(
+        name, diffusion.num_variables, int(torch.linalg.matrix_rank(diffusion.D, hermitian=True))
+    )
+
+    def attempt(compute: Callable[[], T]) -> T | None:
+        try:
+            return compute()
+        except (kernels.KernelPrecisionError, ValueError) as error:
+            if str(error) not in found.errors:
+                found.errors.append(str(error))
+            return None
+
+    mu = torch.linalg.eigvals(diffusion.unit_drift)
+    mu = mu[torch.argsort(-mu.real, stable=True)]
+    found.eigenvalues = [complex(value) for value in mu.tolist()]
+    found.damping, found.quality = _damping(diffusion.unit_drift)
+    found.relaxation = 1 / -found.eigenvalues[0].real
+
+    found.clock = attempt(lambda: diffusion.clock(end).item())
+    found.start_log_snr = diffusion.max_log_snr
+    found.start_time = attempt(lambda: diffusion.start_time.item())
+    found.cut_log_snr = attempt(lambda: diffusion.log_snr(CUT * end).item())
+    found.terminal_log_snr = attempt(lambda: diffusion.log_snr(end).item())
+    if found.clock is not None:
+        tau = found.relaxation
+        found.relaxation_time = _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, end)
+
+    def prior() -> tuple[float, float]:
+        bits = prior_kl(diffusion, x, x.dim() - 1) / (d * math.log(2))
+        return bits.mean().item(), bits.std().item() / math.sqrt(len(x))
+
+    if found.start_time is None:
+        _advise(found, diffusion, x)
+        return found
+    start = found.start_time
+    found.prior_kl = attempt(prior)
+    if found.prior_kl is not None and found.terminal_log_snr is not None:
+        found.mismatch = found.prior_kl[0] - _information(x, found.terminal_log_snr)
+    found.mixing_time = attempt(
+        lambda: _first(lambda s: prior_kl_curve(diffusion, x, s).item() <= MIXED, start, end)
+    )
+    found.condition = attempt(lambda: _conditions(diffusion))
+    found.amplification = attempt(lambda: _amplification(diffusion))
+    found.step_amplification = attempt(lambda: _step_amplification(diffusion))
+    found.forming = attempt(lambda: _forming(diffusion))
+    _advise(found, diffusion, x)
+    return found
+
+
+def prior_kl_curve(diffusion: LinearDiffusion, x: Tensor, s: float | Tensor) -> Tensor:
+    """Mean KL(q(y_s | x) ‖ N(0, Σ_π)) over x (n, *event_shape) in bits/dim, like s in (0, T]."""
+    marginal, prior = diffusion.marginal(s), diffusion.prior_covariance
+    inverse = torch.linalg.inv(prior)
+    trace = (inverse @ marginal.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
+    log_det = torch.logdet(prior) - marginal.log_det
+    a = marginal.mean
+    quadratic = torch.einsum("...i,ij,...j->...", a, inverse, a) * x.double().square().mean()
+    return 0.5 * (trace - diffusion.num_variables + log_det + quadratic) / math.log(2)
+
+
+def _information(x: Tensor, log_snr: float) -> float:
+    """I(x; z) in bits/dim for Gaussian data of the covariance of x (n, *event_shape)."""
+    flat = x.flatten(1) - x.flatten(1).mean(0)
+    values = torch.linalg.svdvals(flat).square() / len(x)
+    return 0.5 * (math.exp(log_snr) * values).log1p().sum().item() / flat.shape[1] / math.log(2)
+
+
+def _damping(A: Tensor) -> tuple[str, float | None]:
+    """The regime of the slowest mode and its quality, see the module's docstring."""
+    mu, vectors = torch.linalg.eig(A)
+    slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the one that turns most
+    first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
+    order = torch.argsort(-mu.real, stable=True)
+    order = torch.cat([first[None], order[order != first]])
+    mu, vectors = mu[order], vectors[:, order]
+    # a double eigenvalue splits by √rounding, a triple one by its cube root
+    near = (mu - mu[0]).abs() < 1e-4 * mu[0].abs()
+    if int(near.sum()) > 1:
+        angles = torch.linalg.svdvals(vectors[:, near])
+        if (angles[-1] / angles[0]).item() < 1e-3:
+            return "critical", 0.5
+    if abs(mu[0].imag.item()) > 1e-8 * abs(mu[0].item()):
+        return "underdamped", (mu[0].abs() / (2 * mu[0].real.abs())).item()
+    real = mu.real[mu.imag.abs() <= 1e-8 * mu.abs()]
+    if len(real) < 2:
+        return "overdamped", None
+    return "overdamped", ((real[0] * real[1]).sqrt() / (real[0] + real[1]).abs()).item()
+
+
+def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The first time in [low, high] at which a condition that stays true holds; inf if never."""
+    if low > 0 and holds(low):
+        return low
+    if not holds(high):
+        return math.inf
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
+    """Condition numbers of Σ, raw and as a correlation: at ε, half way in λ, T, and the largest.
+
+    From its root: the singular values of L keep digits that eigenvalues of Σ lose.
+    """
+    marginal = diffusion.marginal(diffusion.log_snr_grid(POINTS))
+    L = marginal.scale_tril
+    rows = marginal.covariance.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-1)
+    both = torch.stack([torch.linalg.cond(L).square(), torch.linalg.cond(L / rows).square()], -1)
+    at = {"ε": both[0], "mid": both[POINTS // 2], "T": both[-1], "worst": both.amax(0)}
+    return {where: (raw.item(), scaled.item()) for where, (raw, scaled) in at.items()}
+
+
+def _amplification(diffusion: LinearDiffusion) -> float:
+    _, _, factor = diffusion._factor(diffusion.clock(diffusion.log_snr_grid(POINTS)))
+    return factor.amplification.max().item()
+
+
+def _step_amplification(diffusion: LinearDiffusion) -> float:
+    s = diffusion.log_snr_grid(STEPS + 1)
+    tau = diffusion.clock(s).diff()
+    A, GG = diffusion.unit_drift, diffusion.unit_noise
+    growth = kernels.transition_factor(A, GG, tau, diffusion._basis())[3]
+    diffusion._check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
+    return growth.max().item()
+
+
+def _forming(diffusion: LinearDiffusion) -> float:
+    last = diffusion.terminal_log_snr.item()
+    ends = torch.tensor([max(FORMING, last), max(-FORMING, last)], dtype=torch.float64)
+    s = diffusion.time_at_log_snr(ends)
+    return (s[1] - s[0]).item() / diffusion.horizon
+
+
+def _advise(found: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
+    """What is wrong, if anything, and what to do about it."""
+    say = found.advice.append
+    if found.mismatch is not None and found.mismatch > MIXED:
+        say(
+            f"the prior's mismatch costs {found.mismatch:.2g} bits/dim: raise β, or set "
+            f"--min_log_snr {LEARNED_MIN_LOG_SNR:g} (now {found.terminal_log_snr:.3g})"
+        )
+    resolved = -2 * math.log(EPSILON_32) - x.square().mean().log().item()
+    if diffusion.max_log_snr > resolved:
+        say(
+            f"single precision resolves these data's noise to log SNR {resolved:.0f}, but ε is at "
+            f"{diffusion.max_log_snr:.3g}: lower --max_log_snr, or use a double-precision network"
+        )
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Inspection]) -> str:
+    """One column for each inspection, aligned, units in the first; then errors and advice."""
+
+    def number(value: float | None, digits: int = 4) -> str:
+        if value is None:
+            return "–"
+        return "not by T" if math.isinf(value) else f"{value:.{digits}g}"
+
+    def pair(value: tuple[float, float] | None) -> str:
+        return "–" if value is None else f"{value[0]:.3g} ± {value[1]:.1g}"
+
+    def share(f: Inspection) -> str:
+        if f.mismatch is None or f.prior_kl is None:
+            return "–"
+        return f"{f.mismatch:.3g} ({f.mismatch / f.prior_kl[0]:.0%})"
+
+    def growth(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}, {-math.log10(value * EPSILON_64):.1f}"
+
+    def condition(f: Inspection, where: str) -> str:
+        return "–" if f.condition is None else ", ".join(f"{c:.3g}" for c in f.condition[where])
+
+    def quality(f: Inspection) -> str:
+        return f.damping + ("" if f.quality is None else f", {f.quality:.3g}")
+
+    rows: list[tuple[str, Callable[[Inspection], str]]] = [
+        ("variables K, rank of D", lambda f: f"{f.num_variables}, {f.rank}"),
+        ("clock b(T)", lambda f: number(f.clock)),
+        ("start time ε", lambda f: number(f.start_time)),
+        ("log SNR at ε", lambda f: number(f.start_log_snr)),
+        (f"log SNR at s = {CUT} T", lambda f: number(f.cut_log_snr)),
+        ("log SNR at T", lambda f: number(f.terminal_log_snr)),
+        (f"share of [0, T] at |log SNR| < {FORMING:g}", lambda f: number(f.forming, 3)),
+        ("prior KL, bits/dim", lambda f: pair(f.prior_kl)),
+        ("  mismatch, a longer clock gains it", share),
+        (f"mixing time, s: prior KL ≤ {MIXED}", lambda f: number(f.mixing_time)),
+        ("relaxation time, s: b(s) = next row", lambda f: number(f.relaxation_time)),
+        ("  1/min|Re μ|, units of the clock", lambda f: number(f.relaxation)),
+        ("eigenvalues μ of A_0 (unit clock)", lambda f: ", ".join(_complex(f.eigenvalues))),
+        ("damping of the slowest, quality", quality),
+        ("cond Σ, raw and as correlations, at ε", lambda f: condition(f, "ε")),
+        ("  half way in log SNR", lambda f: condition(f, "mid")),
+        ("  at T", lambda f: condition(f, "T")),
+        ("  at the worst s", lambda f: condition(f, "worst")),
+        ("rounding grows by, digits left", lambda f: growth(f.amplification)),
+        (f"  in steps of {STEPS} (ancestral)", lambda f: growth(f.step_amplification)),
+    ]
+    cells = [["", *(f.name for f in found)]]
+    cells += [[label, *(cell(f) for f in found)] for label, cell in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(found) + 1)]
+    lines = []
+    for first, *others in cells:
+        columns = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *columns]))
+    lines.append(f"digits of 15.7; growth above {MAX_AMPLIFICATION:.0e} is refused")
+    for f in found:
+        lines += [f"{f.name}: {error}" for error in f.errors]
+        lines += [f"{f.name}: {text}" for text in f.advice]
+    return "\n".join(lines)
+
+
+def _complex(values: Sequence[complex]) -> list[str]:
+    """Real ones as they are, conjugate pairs once, as -0.5±1i; multiples as -1 (×2)."""
+    texts: list[str] = []
+    for value in values:
+        scale = 1e-6 * abs(value)
+        if abs(value.imag) <= max(scale, 1e-4 * abs(value) * any(_close(value, values))):
+            texts.append(f"{value.real:.3g}")
+        elif value.imag > 0:
+            texts.append(f"{value.real:.3g}±{value.imag:.3g}i")
+    unique = list(dict.fromkeys(texts))
+    return [t if texts.count(t) == 1 else f"{t} (×{texts.count(t)})" for t in unique]
+
+
+def _close(value: complex, values: Sequence[complex]) -> list[bool]:
+    return [0 < abs(value - other) < 1e-4 * abs(value) for other in values]
+
+
+# -- the figure ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor) -> Figure:
+    """Everything to look at, for diffusions whose kernels float64 holds.
+
+    On top, all of them: log SNR(s), prior KL(s) with the relaxation times, and the eigenvalues of
+    A_0. Below, one row each: a(s), Σ(s), and noised data for every variable, at equal steps of log
+    SNR from ε to T.
+
+    Args:
+        names: of the diffusions, for titles.
+        x: data in model space: images (n, C, H, W) with C = 1 or 3, of which the first is drawn,
+            or vectors (n, features), drawn as points.
+    """
+    heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
+    result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(result)
+    parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_overview(parts[0], names, diffusions, x)
+    for part, name, diffusion in zip(parts[1:], names, diffusions, strict=True):
+        left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
+        part.suptitle(f"{name}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left")
+        _draw_moments(left, diffusion)
+        _draw_noising(right, diffusion, x)
+    return result
+
+
+def _draw_overview(
+    part: Any, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
+) -> None:
+    snr, kl, plane = part.subplots(1, 3)
+    for i, (name, diffusion) in enumerate(zip(names, diffusions, strict=True)):
+        color, end = f"C{i}", diffusion.horizon
+        start = diffusion.start_time.item()
+        s = torch.linspace(start, end, 200, dtype=torch.float64)
+        snr.plot(s, diffusion.log_snr(s), color=color, label=name)
+        kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=name)
+        mu = torch.linalg.eigvals(diffusion.unit_drift)
+        tau = (1 / -mu.real.max()).item()
+        relaxed = _first(lambda s, d=diffusion, t=tau: d.clock(s).item() >= t, 0.0, end)  # type: ignore[misc]
+        if start < relaxed < math.inf:
+            kl.axvline(relaxed, color=color, ls=":", lw=1)
+        plane.plot(mu.real, mu.imag, "o", color=color, ms=9 - i % 4 * 2, mew=1.5, mfc="none")
+    snr.axhspan(-FORMING, FORMING, color="0.93", zorder=0)
+    snr.set_title("log SNR (grey: where images form)")
+    snr.legend(fontsize=8)
+    kl.set_yscale("log")
+    kl.axhline(MIXED, color="0.5", lw=0.8)
+    kl.set_title("prior KL if the path ended at s (dots: relaxation)")
+    plane.axhline(0, color="k", lw=0.8)
+    plane.axvline(0, color="0.7", lw=0.8, ls="--")
+    plane.set_title("eigenvalues of A_0; pairs meet on the line")
+    plane.set_xlabel("Re μ   (decay per unit of the clock)")
+    plane.set_ylabel("Im μ   (turning)")
+    plane.margins(0.15)
+    for axes, label in ((snr, "log SNR"), (kl, "bits/dim")):
+        axes.set_xlabel("noising time s")
+        axes.set_ylabel(label)
+
+
+def _draw_moments(part: Any, diffusion: LinearDiffusion) -> None:
+    left, right = part.subplots(1, 2)
+    start, K = diffusion.start_time.item(), diffusion.num_variables
+    s = torch.linspace(start, diffusion.horizon, 200, dtype=torch.float64)
+    marginal = diffusion.marginal(s)
+    for i in range(K):
+        left.plot(s, marginal.mean[:, i], label=_variable(i))
+        for j in range(i, K):
+            name = _variable(i) if i == j else f"{_variable(i)},{_variable(j)}"
+            style = "-" if i == j else "--"
+            right.plot(s, marginal.covariance[:, i, j], style, label=name, lw=1.2)
+    for axes, title in ((left, "a(s)"), (right, "Σ(s)")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("s", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7, ncols=1 if K < 3 else 2)
+
+
+def _draw_noising(part: Any, diffusion: LinearDiffusion, x: Tensor, columns: int = 9) -> None:
+    """y_s | x for every variable (rows), the same noise in every column."""
+    image, K = x.dim() == 4, diffusion.num_variables
+    x = (x[:1] if image else x[:512]).double()
+    s = diffusion.log_snr_grid(columns)
+    marginal = diffusion.marginal(s)
+    noise = torch.randn(
+        len(x), K, *x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    grid = part.subplots(K, columns, squeeze=False)
+    for j in range(columns):
+        a = marginal.mean[j].reshape(K, *[1] * (x.dim() - 1))
+        y = a * x[:, None] + apply_matrix(marginal.scale_tril[j], noise)
+        for i, axes in enumerate(grid[:, j]):
+            reach = 2.5 * max(1.0, diffusion.stationary_covariance[i, i].sqrt().item())
+            if image:
+                pixels = (y[0, i] / reach + 1).div(2).clamp(0, 1).movedim(0, -1).squeeze(-1)
+                axes.imshow(pixels.numpy(), cmap="gray", vmin=0.0, vmax=1.0)
+            else:
+                other = y[:, i, 1] if x.shape[1] > 1 else noise[:, 0, 0]
+                axes.plot(y[:, i, 0], other, ".", ms=1.5, alpha=0.5)
+                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            axes.set(xticks=[], yticks=[])
+        grid[0, j].set_title(f"s = {s[j]:.3g}\nλ = {marginal.log_snr[j]:.1f}", fontsize=8)
+    for i in range(K):
+        grid[i, 0].set_ylabel(_variable(i), fontsize=9)
+
+
+def _variable(i: int) -> str:
+    return "x" if i == 0 else f"v{i}"
+
+
+# -- the program -----------------------------------------------------------------------------------
+
+
+def inspect(
+    guide: str = "learned",
+    model: str = "digits",
+    protocol: Literal["discrete", "dequantized"] | None = None,
+    num_variables: int | None = None,
+    rank: int | None = None,
+    learn_beta: bool = False,
+    max_log_snr: float | None = None,
+    min_log_snr: float | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Print what to know of diffusions before training with them, and draw it.
+
+    Args:
+        guide: vpsde, cld, malda, alda, learned (before its first step), module:Name, file.py:Name,
+            or run:FOLDER for the diffusion a run ended with; several with commas between them.
+        model: data set for the prior KL and the noised images: toy, digits, mnist5k, module:Name or
+            file.py:Name.
+        protocol: images only: levels in [-1, 1], or dequantized as in the paper.
+        num_variables: K of learned, 2 by default.
+        rank: rank of D of learned, K by default.
+        learn_beta: the clock of learned is learned too.
+        max_log_snr: log SNR at the start time; by default the data set's.
+        min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned, else
+            clocks are left as they are.
+        out: a .png for the figure; by default inspect-<model>-<guides>.png here.
+        overwrite: replace ``out`` if it exists.
+    """
+    names = [name.strip() for name in guide.split(",")]
+    slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
+    out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
+    check_out(out, (".png",), overwrite=overwrite)
+    problem = build_problem(model, protocol=protocol)
+    x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
+    start = problem.max_log_snr if max_log_snr is None else max_log_snr
+
+    found, drawn = [], {}
+    for name in names:
+        options: dict[str, Any] = {"max_log_snr": start, "min_log_snr": min_log_snr}
+        if name == "learned":
+            options |= {"num_variables": num_variables, "rank": rank, "learn_beta": learn_beta}
+            options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
+        if name.startswith("run:"):
+            diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
+        else:
+            diffusion = build_diffusion(name, **options)
+        found.append(look(name, diffusion, x))
+        if not found[-1].errors:
+            drawn[name] = diffusion
+    print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
+    print(table(found))
+    if drawn:
+        buffer = io.BytesIO()
+        figure(list(drawn), list(drawn.values()), x).savefig(buffer, format="png")
+        write_atomically(out, buffer.getvalue())
+        print(out)
+
+
+if __name__ == "__main__":
+    command_line(inspect)
