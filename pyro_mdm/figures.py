@@ -5,7 +5,8 @@ figures of training take what was recorded at its measurements, earliest first, 
 JSON can hold (:func:`snapshot` makes those of the diffusion):
 
     bounds      step; terms, name → (value, standard error); log_snr_edges, (n + 1,);
-                diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim
+                diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
+                error being what other noise would change (Monte Carlo)
     snapshots   step; and the fields of :func:`snapshot`
 """
 
@@ -110,7 +111,7 @@ def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
     Args:
         edges: (n + 1,) increasing bounds of the intervals of log SNR.
         mean: (n,) the diffusion term per interval, in bits/dim; NaN where nothing was drawn.
-        standard_error: (n,) likewise.
+        standard_error: (n,) likewise, what other noise would change (Monte Carlo).
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -136,12 +137,14 @@ def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
     axes.set_xlabel("log SNR λ   (noise ← → data)")
     axes.set_ylabel("diffusion term (bits/dim per unit of λ)")
     total = _with_error(float(mean.nansum()), float(error.square().nansum().sqrt()))
-    axes.set_title(f"diffusion term by noise level ± 1 s.e.; in all {total}")
+    axes.set_title(
+        f"diffusion term by noise level ± 1 Monte Carlo s.e.; in all {total}", fontsize=10
+    )
     return figure
 
 
 def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
-    """The density of the diffusion term over log SNR and training step, and its standard error.
+    """The density of the diffusion term over log SNR and step, and its Monte Carlo error.
 
     Two heat maps, in bits/dim per unit of log SNR; the integral of a column is the diffusion term
     at that step. Grey: nothing was drawn there. Of many records, about 100 are shown.
@@ -158,7 +161,7 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
     for axes, name, title in zip(
         panels,
         ("diffusion_by_log_snr", "diffusion_by_log_snr_error"),
-        ("diffusion term by noise level over training", "its standard error"),
+        ("diffusion term by noise level over training", "its Monte Carlo standard error"),
         strict=True,
     ):
         edges = [np.array(record["log_snr_edges"], dtype=float) for record in bounds]

@@ -87,7 +87,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory, problems: str) -> Path:
     """A finished run of a learned diffusion on images; tests only read it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(f"{problems}:Images", "learned", steps=6, run=folder, **OPTIONS)
+    train(f"{problems}:Images", "learned", steps=8, run=folder, **OPTIONS)
     return folder
 
 
@@ -103,19 +103,19 @@ def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     events = read(trained)
     images = set(events.Tags()["images"])
     assert images >= {"best_and_worst_test_images", "samples_by_sampler", "noising", "samples"}
-    # measured at 2, 4, 6 and drawn at the start, the 1st, 2nd, 4th, … of these and the end
+    # measured at 2, 4, 6, 8; drawn at the start, the 1st and 2nd measurement, not the 3rd, the end
     for tag in ("curves", "training/eigenvalues", "training/clock"):
-        assert steps(events, tag) == [0, 2, 4, 6]
+        assert steps(events, tag) == [0, 2, 4, 8]
     for tag in ("training/terms", "training/diffusion_term_by_log_snr"):
-        assert steps(events, tag) == [4, 6]
+        assert steps(events, tag) == [4, 8]
     for part in ("train", "validation"):
-        assert steps(events, f"diffusion_term_by_log_snr/{part}") == [2, 4, 6]
-        assert [e.step for e in events.Scalars(f"bits_per_dim/{part}")] == [2, 4, 6]
-    assert steps(events, "diffusion_term_by_log_snr/test") == [6]
+        assert steps(events, f"diffusion_term_by_log_snr/{part}") == [2, 4, 8]
+        assert [e.step for e in events.Scalars(f"bits_per_dim/{part}")] == [2, 4, 6, 8]
+    assert steps(events, "diffusion_term_by_log_snr/test") == [8]
     low, high = (
         events.Scalars(f"interval/objective/bits_per_dim/{end}") for end in ("low", "high")
     )
-    assert [e.step for e in low] == [e.step for e in high] == [2, 4, 6]
+    assert [e.step for e in low] == [e.step for e in high] == [2, 4, 6, 8]
 
 
 def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
@@ -133,10 +133,10 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
 def test_the_history_holds_what_was_measured(trained: Path) -> None:
     history = Run.open(trained).history()
     count = Counter(record["part"] for record in history)
-    assert count == {"diffusion": 4, "train": 3, "validation": 3, "test": 1}
+    assert count == {"diffusion": 5, "train": 4, "validation": 4, "test": 1}
     _, programs, _ = load_trained(trained)
     last = [record for record in history if record["part"] == "diffusion"][-1]
-    assert last["step"] == 6
+    assert last["step"] == 8
     assert torch.equal(torch.tensor(last["Q"], dtype=torch.float64), programs.model.diffusion.Q)
     results = json.loads((trained / "results.json").read_text())
     test = history[-1]
@@ -161,7 +161,7 @@ def test_figures_after_a_resume_hold_what_came_before_it(
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Run, "log", stopping)
-        train(f"{problems}:Images", "learned", steps=6, run=run, **OPTIONS)
+        train(f"{problems}:Images", "learned", steps=8, run=run, **OPTIONS)
     with open(run / "history.jsonl", "a") as file:
         file.write('{"step": 6, "part": "diff')  # killed in the middle of a line
     train(resume=run)
