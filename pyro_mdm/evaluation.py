@@ -268,13 +268,8 @@ class _Comparison:
         n, most = len(self.x), draws * len(self.x)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
-        if half_width is None:
-            while len(self.reconstruction) < max(2, min(draws, 4)):
-                self._reconstruct()
-        else:
-            self._reconstruct()
-            self._reconstruct()
         wanted = None if half_width is None else half_width * self.unit / Z95
+        self._reconstruct_enough(targets, draws, wanted)
         reached = False
         with _bar(most * len(self.models), progress) as bar:
             while (left := most - self.integrals.num_draws) > 0:
@@ -290,8 +285,6 @@ class _Comparison:
                     if not missing:
                         reached = True
                         break
-                    if any(self._reconstruction_error(t) > wanted / 2 for t in missing):
-                        self._reconstruct()
                 self.integrals.allocate(missing)
         estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
         differences = self._differences(pairs)
@@ -349,6 +342,20 @@ class _Comparison:
                 found[m, part] = law.log_prob(x).double().cpu()
                 self.calls += getattr(model.likelihood, "network_calls", 0) * len(part)
         self.reconstruction.append(found)
+
+    def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
+        """So often that this error is at most a third of the one wanted."""
+        costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
+        least, most = max(2, min(draws, 4)), max(2, draws) if costs else 64
+        if wanted is not None:
+            least = 2
+        while len(self.reconstruction) < most:
+            done = len(self.reconstruction) >= least
+            if done and (
+                wanted is None or max(map(self._reconstruction_error, targets)) <= wanted / 3
+            ):
+                break
+            self._reconstruct()
 
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)

@@ -18,7 +18,7 @@ is a network call. Four things make it cheap, and none of them makes it biased:
   difference.
 
 Coefficients and densities for a datum come from the data of other folds alone (cross-fitting):
-given these the estimate is unbiased, and the spread of what is left over its draws is its variance.
+given these the estimate is unbiased, and what is left has a variance that its neighbours in λ tell.
 
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.
@@ -147,23 +147,18 @@ class StratifiedIntegrals:
         share = torch.bincount(self._fold_of, minlength=FOLDS).double() / n
         calls = torch.bincount(fold, minlength=FOLDS).double()
         weight = (share / calls.clamp_min(1))[fold]
-        value = left / pooled
-        correction = float((weight * value).sum())
-        variance = 0.0
-        for f in range(FOLDS):
-            v = value[fold == f]
-            variance += float(share[f]) ** 2 * (float(v.var()) / len(v) if len(v) > 1 else math.inf)
+        value = weight * left / pooled
         number = torch.bincount(self._datum, minlength=n).double()
         mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
         square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
         per_datum = known.sum(1) + mine / number.clamp_min(1)
         cell = self._cell(self._log_snr)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
-        density.index_add_(0, cell, weight * value)
-        spread.index_add_(0, cell, (weight * value).square())
+        density.index_add_(0, cell, value)
+        spread.index_add_(0, cell, value.square())
         return Integral(
-            mean=float(known.sum(1).mean()) + correction,
-            error=math.sqrt(variance),
+            mean=float(known.sum(1).mean() + value.sum()),
+            error=self._error_of_sum(value),
             per_datum=per_datum,
             per_datum_error=square.sqrt() / number,  # NaN for 0 / 0
             density=(known.mean(0) + density) / self.width,
@@ -248,6 +243,24 @@ class StratifiedIntegrals:
         if not total > 0:
             return uniform
         return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
+
+    def _error_of_sum(self, value: Tensor) -> float:
+        """Standard error of Σ value, from draws next to each other in their round and fold.
+
+        Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
+        while the spread of all would count what varies smoothly with λ, which cancels in the sum.
+        """
+        group = self._round * FOLDS + self._fold_of[self._datum]
+        order = torch.argsort(self._log_snr)
+        order = order[torch.argsort(group[order], stable=True)]
+        group, value = group[order], value[order]
+        size = torch.bincount(group).double()
+        if bool((size == 1).any()):
+            return math.inf if len(size) == FOLDS else float(value.square().sum().sqrt())
+        same = group[1:] == group[:-1]
+        square = 0.5 * value.diff().square()[same]
+        at = group[1:][same]
+        return math.sqrt(float((square * size[at] / (size[at] - 1)).sum()))
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""
