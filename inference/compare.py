@@ -197,8 +197,7 @@ def _baseline(entries: Sequence[Entry]) -> DenoiserScore | None:
     problem = entries[0].programs.problem
     device = entries[0].programs.model.diffusion.start_time.device
     name = "discrete" if "discrete" in problem.scores else "denoiser"
-    with torch.random.fork_rng(devices=[]):  # the weights that it draws are not used
-        score = problem.score_function(name, 1).to(device)
+    score = problem.score_function(name, 1).to(device)  # its network, untrained, is not used
     return score if isinstance(score, DenoiserScore) else None
 
 
@@ -535,7 +534,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: RUN … are as many words as there are, the rest as the signature says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] if words[:1] == ["--debug"] else []
-    parser = ArgumentParser(prog="python -m inference.compare", description=__doc__)
+    parser = ArgumentParser(
+        prog="python -m inference.compare",
+        description=(compare.__doc__ or "").partition("Args:")[0],
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="Path to a configuration file.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_function_arguments(compare, as_group=False, skip={"runs"})
