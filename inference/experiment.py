@@ -85,7 +85,7 @@ BRIEF: Options = {"measure_every": 100, "num_samples": 16, "sampler_steps": 64, 
 TABLES = {
     "digits": Table(("discrete", "denoiser", "noise"), {"model": "digits", "steps": 400, **BRIEF}),
     "mnist5k": Table(
-        ("discrete", "denoiser", "noise"), {"model": "mnist5k", "steps": 200, **BRIEF}
+        ("discrete", "denoiser", "noise"), {"model": "mnist5k", "steps": 100, **BRIEF}
     ),
     "paper": Table(
         ("noise",),
