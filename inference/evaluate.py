@@ -9,7 +9,6 @@ The last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from torch import Tensor
 from inference.cli import command_line
 from inference.loading import Programs, Reused, open_run
 from pyro_mdm import bits_per_dim
-from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.evaluation import Difference, Estimate, compare, log_likelihood
 
-__all__ = ["Bound", "evaluate", "measure"]
+__all__ = ["Bound", "against_own", "evaluate", "measure"]
 
 
 @dataclass(frozen=True)
@@ -85,20 +84,21 @@ def measure(
     progress: bool = False,
 ) -> Bound:
     """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim."""
-    options = {"draws": draws, "batch_size": batch_size, "seed": seed}
-    return _measure(programs, data, options, progress)[0]
-
-
-def _measure(
-    programs: Programs, data: Tensor, options: Mapping[str, Any], progress: bool
-) -> tuple[Bound, Tensor]:
-    """The bound, averaged and of each datum (n,), in bits/dim."""
     problem, model, guide = programs
-    device = model.diffusion.start_time.device
-    x, log_det = problem.transform(data, torch.Generator().manual_seed(options["seed"]))
-    x = x.to(device)
+    x, log_det = _in_model_space(programs, data, seed)
+    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
     estimate = log_likelihood(model, guide, x, progress=progress, **options)
-    d, levels = estimate.num_dims, problem.dequantized_levels
+    return _bound(estimate, log_det, problem.dequantized_levels)
+
+
+def _in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """x on the model's device, and the log-determinants."""
+    x, log_det = programs.problem.transform(data, torch.Generator().manual_seed(seed))
+    return x.to(programs.model.diffusion.start_time.device), log_det
+
+
+def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
+    d = estimate.num_dims
     bits = bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
     unit = d * math.log(2)
     value, error = float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
@@ -106,18 +106,40 @@ def _measure(
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
     width = estimate.log_snr_edges.diff() / unit
-    bound = Bound(
+    return Bound(
         bits_per_dim=(value, error),
         reconstruction=(value - prior_kl[0] - diffusion[0], part_error),
         prior_kl=prior_kl,
         diffusion=diffusion,
-        num_data=len(x),
+        num_data=estimate.num_data,
         monte_carlo_error=estimate.monte_carlo_error / unit,
         log_snr_edges=estimate.log_snr_edges.tolist(),
         diffusion_by_log_snr=(estimate.density * width).tolist(),
         diffusion_by_log_snr_error=(estimate.density_error * width).tolist(),
     )
-    return bound, bits
+
+
+def against_own(
+    reused: Reused,
+    data: Tensor,
+    *,
+    draws: int,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[Bound, Bound, Difference]:
+    """The bound of a reused denoiser under its own diffusion and the other, and other - own.
+
+    Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
+    ranges of log SNR overlap, the diffusion terms differ by rounding.
+    """
+    x, log_det = _in_model_space(reused.own, data, seed)
+    pairs = {"new": reused.programs[1:], "own": reused.own[1:]}
+    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    found = compare(pairs, x, progress=progress, **options)
+    levels = reused.own.problem.dequantized_levels
+    own, new = (_bound(found.estimates[name], log_det, levels) for name in ("own", "new"))
+    return own, new, found.differences[0]
 
 
 def evaluate(
@@ -158,25 +180,25 @@ def evaluate(
     print(
         f"{folder}: step {checkpoint.step}, {len(data)} test data, {draws} draws of noise for each"
     )
-    options = {"draws": draws, "batch_size": batch_size, "seed": seed}
-    bound, bits = _measure(programs, data, options, progress=True)
-    if reused is not None:
-        own, own_bits = _measure(reused.own, data, options, progress=True)
+    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    if reused is None:
+        bound = measure(programs, data, progress=True, **options)
+    else:
+        own, bound, difference = against_own(reused, data, progress=True, **options)
         print(*reused.notes, sep="\n")
-        print(_compared(reused, own, bound, bits - own_bits))
+        print(_compared(reused, own, bound, difference))
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
 
 
-def _compared(reused: Reused, own: Bound, new: Bound, difference: Tensor) -> str:
-    """The bound by term under both diffusions, and the paired difference."""
-    n = len(difference)
-    lines = [f"{'':16}{f'own ({_name(reused.own)})':>28}{f'new ({_name(reused.programs)})':>28}"]
-    for term, pair in own.terms.items():
-        cells = (f"{value:.5f} ± {error:.5f}" for value, error in (pair, new.terms[term]))
+def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:
+    """The bound by term under both diffusions, and what differs at the same draws."""
+    heads = (f"own ({_name(reused.own)})", f"new ({_name(reused.programs)})", "new - own, paired")
+    lines = [f"{'':16}" + "".join(f"{head:>28}" for head in heads)]
+    for term in own.terms:
+        row = (own.terms[term], new.terms[term], getattr(difference, term))
+        cells = (f"{value:.5f} ± {error:.5f}" for value, error in row)
         lines.append(f"{term:16}" + "".join(f"{cell:>28}" for cell in cells))
-    mean, error = float(difference.mean()), float(difference.std() / math.sqrt(n))
-    lines.append(f"new - own {mean:+.5f} ± {error:.5f} bits/dim, paired over the {n} data")
     return "\n".join(lines)
 
 

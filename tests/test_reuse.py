@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inference.checkpoints import Checkpoint
-from inference.evaluate import Bound, measure
+from inference.evaluate import Bound, against_own, measure
 from inference.loading import Programs, load_trained, open_run, reuse
 from inference.runs import Run, RunError
 from inference.sample import draw
@@ -95,26 +95,44 @@ def run_program(name: str, *arguments: object) -> None:
 # -- the bound -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guide", ["cld", "learned", "{own}:Damped"])
+@pytest.mark.parametrize("guide", ["vpsde", "cld", "malda", "alda", "learned", "{own}:Damped"])
 def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding(
     run: Path, own: str, guide: str
 ) -> None:
     result = reuse(run, guide.format(own=own), min_log_snr=-10.0)
-    assert result.programs.model.diffusion.num_variables == 2  # as the run's: the same draws
     assert not torch.equal(result.programs.model.diffusion.Q, result.own.model.diffusion.Q)
-    before, after = bound(result.own), bound(result.programs)
+    data = result.own.problem.test
+    before, after, difference = against_own(result, data, draws=4, seed=3)
     assert after.diffusion == pytest.approx(before.diffusion, rel=1e-5)
     assert after.log_snr_edges == pytest.approx(before.log_snr_edges)
-    assert after.reconstruction[0] == pytest.approx(before.reconstruction[0], abs=0.1)
-    # the prior KL alone knows the diffusion: KL(N(a x, Σ) ‖ N(0, I)) per datum
+    assert abs(difference.diffusion[0]) < 1e-5 * before.diffusion[0]
+    prior = after.prior_kl[0] - before.prior_kl[0]
+    assert difference.prior_kl[0] == pytest.approx(prior, abs=1e-9)
+    whole = after.bits_per_dim[0] - before.bits_per_dim[0]
+    assert difference.bits_per_dim[0] == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_shorter_path_has_the_rest_of_the_diffusion_term_in_its_prior_kl(run: Path) -> None:
+    result = reuse(run, "cld", min_log_snr=-2.0)
+    own, _, difference = against_own(result, result.own.problem.test, draws=64, seed=3)
+    cells = zip(own.log_snr_edges[1:], own.diffusion_by_log_snr, strict=True)
+    lost = sum(value for high, value in cells if high < -2 + 1e-6)
+    assert -difference.diffusion[0] == pytest.approx(lost, rel=0.1)
+    assert difference.prior_kl[0] > 0.9 * lost  # and the mismatch of the prior on top
+
+
+@pytest.mark.parametrize("guide", ["vpsde", "cld", "alda"])
+def test_the_prior_kl_is_that_of_the_other_diffusion(run: Path, guide: str) -> None:
+    programs = reuse(run, guide, min_log_snr=-1.0).programs
     with torch.no_grad():
-        end = result.programs.model.diffusion.terminal
-    x = result.programs.problem.test.double()
+        end, K = programs.model.diffusion.terminal, programs.model.diffusion.num_variables
+    x = programs.problem.test.double()  # KL(N(a x, Σ) ‖ N(0, I)) of each datum
     kl = 0.5 * (
-        2 * (end.covariance.diagonal().sum() - end.covariance.logdet() - 2)
+        2 * (end.covariance.diagonal().sum() - end.covariance.logdet() - K)
         + end.mean.square().sum() * x.square().sum(1)
     )
-    assert after.prior_kl[0] == pytest.approx(float(kl.mean()) / (2 * math.log(2)), rel=1e-3)
+    bits = float(kl.mean()) / (2 * math.log(2))
+    assert bound(programs).prior_kl[0] == pytest.approx(bits, rel=1e-5)
 
 
 @pytest.mark.parametrize("guide", ["vpsde", "alda", "malda"])
@@ -124,7 +142,7 @@ def test_with_other_numbers_of_variables_the_bound_agrees_within_its_error(
     result = reuse(run, guide, min_log_snr=-10.0)
     before, after = bound(result.own, draws=64), bound(result.programs, draws=64)
     error = math.hypot(before.monte_carlo_error, after.monte_carlo_error)
-    assert error < 0.01 * before.diffusion[0]  # it would see a factor, a sign, a missing end
+    assert error < 0.02 * before.diffusion[0]  # it would see a factor, a sign, a missing end
     assert abs(after.diffusion[0] - before.diffusion[0]) < 4 * error
 
 
@@ -258,16 +276,17 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
     run_program("evaluate", "--reuse", run, "--guide", "cld", "--draws", 4, "--seed", 3)
     lines = capsys.readouterr().out.splitlines()
     result = reuse(run, "cld")
-    before, after = bound(result.own), bound(result.programs)
+    data = result.own.problem.test
+    before, after, difference = against_own(result, data, draws=4, seed=3)
     assert lines[-1] == str(after)
     table = {line.split()[0]: line for line in lines if " ± " in line}
-    for term, (value, error) in after.terms.items():
-        assert table[term].endswith(f"{value:.5f} ± {error:.5f}")
-        assert f"{before.terms[term][0]:.5f} ± {before.terms[term][1]:.5f}" in table[term]
-    difference = after.bits_per_dim[0] - before.bits_per_dim[0]
-    assert f"new - own {difference:+.5f} ± " in table["new"]
+    for term in after.terms:
+        pairs = (before.terms[term], after.terms[term], getattr(difference, term))
+        cells = [f"{value:.5f} ± {error:.5f}" for value, error in pairs]
+        assert [*map(str.strip, table[term].removeprefix(term).split("  ")[1:])][-1] == cells[-1]
+        assert all(cell in table[term] for cell in cells)
     run_program("evaluate", run, "--draws", 4, "--seed", 3)  # and the plain form as before
-    assert capsys.readouterr().out.splitlines()[-1] == str(before)
+    assert capsys.readouterr().out.splitlines()[-1] == str(bound(result.own))
     with pytest.raises(SystemExit, match="error: neither a run nor --reuse"):
         run_program("evaluate", "--draws", 4)
     with pytest.raises(SystemExit, match="error: there is no option --dras"):
