@@ -59,13 +59,14 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     config, (problem, model, _) = run.config, programs
     diffusion = model.diffusion
     names = {name: str(config[name]).rpartition("/")[2] for name in ("model", "guide")}
-    numbers = "seed steps batch_size learning_rate diffusion_learning_rate"
+    numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
         "score": problem.scores[0] if config["score"] == "default" else config["score"],
-        "num_variables": diffusion.num_variables,
+        "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
+        "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
-        "rank of D": int(torch.linalg.matrix_rank(diffusion.D.detach())),
+        "rank of D": str(int(torch.linalg.matrix_rank(diffusion.D.detach()))),
         "learn_beta": str(config["learn_beta"]),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
@@ -155,17 +156,17 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
     tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
 
-    pictures = {}
+    images = problem.to_images(x[:1]) is not None
+    n, pictures = 16 if images else 256, {}
     for number in sorted({min(n, run.config["sampler_steps"]) for n in SAMPLER_STEPS}):
         for sampler in sample.SAMPLERS:
-            drawn = sample.draw(model, 16, sampler=sampler, steps=number, seed=seed)
+            drawn = sample.draw(model, n, sampler=sampler, steps=number, seed=seed)
             pictures[f"{sampler}, {number} steps"] = sample.picture(problem, drawn)
     columns = len(sample.SAMPLERS)
     tensorboard.write_pictures(writer, "samples_by_sampler", pictures, columns, step)
 
-    if problem.to_images(x[:1]) is not None:
-        images, bits, errors = _best_and_worst(programs, seed)
-        tensorboard.write_ranked_images(writer, images, bits, errors, step)
+    if images:
+        tensorboard.write_ranked_images(writer, *_best_and_worst(programs, seed), step)
 
 
 def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -302,7 +302,8 @@ def eigenvalues_figure(
         panels[1].set_ylim(upper[:, 1].min() - margin, upper[:, 1].max() + margin)
         panels[1].set_title("over training, those with Im μ ≥ 0")
     handles, labels = plane.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    columns = len(panels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 

@@ -192,8 +192,8 @@ def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, prob
     settings = report.settings(run, programs)
     assert list(settings)[:5] == ["model", "guide", "score", "num_variables", "seed"]
     assert settings["model"] == "problems.py:Images" and settings["guide"] == "learned"
-    assert settings["score"] == "discrete" and settings["num_variables"] == 2
-    assert settings["rank of D"] == 2 and settings["min_log_snr"] == -10.0
+    assert settings["score"] == "discrete" and settings["num_variables"] == "2"
+    assert settings["rank of D"] == "2" and settings["min_log_snr"] == -10.0
     tags = read(trained).Tags()["scalars"]
     assert set(report.METRICS) <= set(tags)  # or the column would be empty
 
