@@ -150,6 +150,9 @@ def test_the_files_hold_the_numbers_of_the_library(
             d.bits_per_dim
         )
         assert (row.low_95_bits_per_dim, row.high_95_bits_per_dim) == pytest.approx(d.interval)
+        assert row.monte_carlo_half_width_95_bits_per_dim == pytest.approx(
+            Z95 * d.monte_carlo_error
+        )
         assert row.resolved == d.resolved and row.p_value == pytest.approx(d.p_value)
         first, second = bounds.loc[row.first], bounds.loc[row.second]
         assert row.difference_bits_per_dim == pytest.approx(
@@ -166,7 +169,14 @@ def test_the_files_hold_the_numbers_of_the_library(
     for name in names:
         value = f"{bounds.loc[name].bits_per_dim:.4f} ± "
         assert any(line.startswith(name) and value in line for line in text.splitlines())
-    assert "no" in text and "yes" in text
+    lines = {frozenset(line.split()[:3:2]): line for line in text.splitlines() if " - " in line}
+    assert len(lines) == 6
+    for d in expected.differences:
+        line = lines[frozenset((d.first, d.second))]
+        assert line.endswith("yes" if d.resolved else "no")
+        assert f" {abs(d.bits_per_dim[0]):.4f}" in line.replace("+", "")  # worse less better
+        better = min((d.first, d.second), key=lambda name: bounds.loc[name].bits_per_dim)
+        assert f"- {better} " in line
     assert f"network calls: {found.network_calls:,} in all" in text
     assert max(map(len, text.splitlines()[:-1])) <= 120  # the last names the folder
 
