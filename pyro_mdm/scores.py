@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ Form = Literal["tilt", "logits"]
 
 # a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
 VARIANCE_FLOOR = 0.5
+
+# memory for what baseline_kl of a discrete denoiser has found
+KL_TABLES_BYTES = 256 * 2**20
 
 
 class Score(nn.Module, ABC):
@@ -458,6 +461,7 @@ class DiscreteDenoiser(DenoiserScore):
         log_prior = discrete.check_log_prior(log_prior, n)
         super().__init__(network, tuple(log_prior.shape[:-1]))
         self.form: Form = form
+        self._kl_tables: dict[float, Tensor] = {}
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp() @ values
@@ -523,7 +527,7 @@ class DiscreteDenoiser(DenoiserScore):
 
         Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
 
-        Data with the same λ share the work: one call per λ is the fast way.
+        Data with the same λ share the work, and later calls with that λ find it done.
         """
         batch_dim, lam = self._values("x", x, log_snr)
         if torch.is_grad_enabled() and lam.requires_grad:
@@ -534,10 +538,31 @@ class DiscreteDenoiser(DenoiserScore):
         prior = self.log_prior.flatten(0, -2)
         lam = lam.detach().expand(x.shape[:batch_dim]).reshape(-1)
         total = torch.empty(len(index), dtype=torch.float64, device=x.device)
+        dims = torch.arange(index.shape[1], device=x.device)
         for value in torch.unique(lam).tolist():
             same = lam == value
-            total[same] = discrete.mixture_kl(prior, self.levels, index[same], value).sum(-1)
+            table = self._kl_table(value)
+            found = table[dims, index[same]]
+            if bool(found.isnan().any()):
+                found = discrete.mixture_kl(prior, self.levels, index[same], value)
+                table[dims, index[same]] = found
+            total[same] = found.sum(-1)
         return total.reshape(x.shape[:batch_dim])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kl_tables.clear()  # they are of the prior that is replaced
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _kl_table(self, log_snr: float) -> Tensor:
+        """(d, n) divergence of each dimension at each level, NaN where nobody asked yet."""
+        tables = self._kl_tables
+        table = tables.pop(log_snr, None)
+        if table is None or table.device != self.log_prior.device:
+            table = torch.full_like(self.log_prior.flatten(0, -2), math.nan)
+        tables[log_snr] = table  # the latest last
+        while sum(t.nbytes for t in tables.values()) > KL_TABLES_BYTES and len(tables) > 1:
+            del tables[next(iter(tables))]
+        return table
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The baseline's posterior, :class:`~pyro_mdm.likelihoods.DiscretizedGaussian` with π."""

@@ -405,6 +405,22 @@ def test_baseline_kl_runs_from_nothing_to_the_code_length() -> None:
     torch.testing.assert_close(score.baseline_kl(x, 14.0), -score.baseline_log_prob(x))
 
 
+def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeypatch) -> None:
+    score, other = discrete_score("17", "logits"), discrete_score("17", "logits")
+    other.log_prior.copy_((3 * other.log_prior).log_softmax(-1))
+    x = score.levels[torch.randint(17, (6, *EVENT))]
+    first, second = score.baseline_kl(x, 2.0), other.baseline_kl(x, 2.0)
+    assert (first != second).all()
+    part = score.baseline_kl(x[:3].flip(0), 2.0)
+    torch.testing.assert_close(part, first[:3].flip(0))
+    score.load_state_dict(other.state_dict())
+    torch.testing.assert_close(score.baseline_kl(x, 2.0), second)
+    monkeypatch.setattr("pyro_mdm.scores.KL_TABLES_BYTES", 1)
+    for log_snr in (1.0, 2.0, 3.0):
+        score.baseline_kl(x, log_snr)
+    assert list(score._kl_tables) == [3.0]
+
+
 def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
     score = discrete_score("17", "tilt", Zero(2))
     x = score.levels[torch.randint(17, (4, *EVENT), generator=torch.Generator().manual_seed(1))]
