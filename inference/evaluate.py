@@ -197,7 +197,7 @@ def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) ->
     lines = [f"{'':16}" + "".join(f"{head:>28}" for head in heads)]
     for term in own.terms:
         row = (own.terms[term], new.terms[term], getattr(difference, term))
-        cells = (f"{value:.5f} ± {error:.5f}" for value, error in row)
+        cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0
         lines.append(f"{term:16}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 

@@ -282,7 +282,7 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
     table = {line.split()[0]: line for line in lines if " ± " in line}
     for term in after.terms:
         pairs = (before.terms[term], after.terms[term], getattr(difference, term))
-        cells = [f"{value:.5f} ± {error:.5f}" for value, error in pairs]
+        cells = [f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in pairs]
         assert [*map(str.strip, table[term].removeprefix(term).split("  ")[1:])][-1] == cells[-1]
         assert all(cell in table[term] for cell in cells)
     run_program("evaluate", run, "--draws", 4, "--seed", 3)  # and the plain form as before
