@@ -2,6 +2,7 @@
 
     python -m inference.experiment digits --workers 2
     python -m inference.experiment mnist5k --workers 2
+    python -m inference.experiment ends --workers 2
     python -m inference.experiment paper --workers 2
 
 Trains every (guide, score, seed) of a table in a run folder of its own,
@@ -46,6 +47,13 @@ PUBLISHED: dict[str, Options] = {
     for name in (*(f"{guide}_at_time" for guide in GUIDES), "cld", "malda", "alda")
 }
 
+# the same diffusions with one log SNR at time T
+MATCHED: dict[str, Options] = {
+    name: options | {"min_log_snr": -10.0}
+    for name, options in GUIDES.items()
+    if options["guide"] != "learned"
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -87,6 +95,7 @@ TABLES = {
     "mnist5k": Table(
         ("discrete", "denoiser", "noise"), {"model": "mnist5k", "steps": 100, **BRIEF}
     ),
+    "ends": Table(("discrete",), {"model": "digits", "steps": 400, **BRIEF}, MATCHED),
     "paper": Table(
         ("noise",),
         {"model": "digits", "protocol": "dequantized", "steps": 400, **BRIEF},
@@ -96,7 +105,7 @@ TABLES = {
 
 
 def experiment(
-    table: Literal["digits", "mnist5k", "paper"],
+    table: Literal["digits", "mnist5k", "ends", "paper"],
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,
