@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from inference.runs import Run, RunError
 from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation import Z95
+from tests.test_programs import run_program
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 
@@ -458,27 +457,21 @@ def test_the_figure_shows_the_numbers_it_is_given() -> None:
 # -- the command line ------------------------------------------------------------------------------
 
 
-def run_program(*arguments: object) -> None:
-    """Run the program's ``__main__`` in this process."""
-    path = Path(__file__).parent.parent / "inference" / "compare.py"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [path.name, *map(str, arguments)])
-        runpy.run_path(str(path), run_name="__main__")
-
-
 def test_the_command_line_takes_any_number_of_runs(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (runs["cld"], runs["learned"], "--half_width", "null", "--draws", 2)
-    run_program(*words, "--out", tmp_path / "a")
+    run_program("compare", *words, "--out", tmp_path / "a")
     first = capsys.readouterr().out
-    run_program("--out", tmp_path / "b", "--half_width", "null", "--draws", 2, *words[:2])
+    run_program(
+        "compare", "--out", tmp_path / "b", "--half_width", "null", "--draws", 2, *words[:2]
+    )
     assert capsys.readouterr().out.replace("/b:", "/a:") == first
     for name in FILES[:3]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with pytest.raises(SystemExit, match=r"error: .*already holds bounds\.csv"):
-        run_program(*words, "--out", tmp_path / "a")
-    run_program(*words, "--out", tmp_path / "a", "--overwrite", "true")
+        run_program("compare", *words, "--out", tmp_path / "a")
+    run_program("compare", *words, "--out", tmp_path / "a", "--overwrite", "true")
 
 
 def test_mistakes_on_the_command_line_end_with_their_message(
