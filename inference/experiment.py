@@ -6,8 +6,9 @@
     python -m inference.experiment paper --workers 2
 
 Trains every (guide, score, seed) of a table in a run folder of its own,
-``runs/<table>/<score>-<guide>-<seed>``. A run that is finished is kept and one that was interrupted
-goes on, so the command can be stopped and given again.
+``runs/<table>/<score>-<guide>-<seed>``, then compares them (:mod:`inference.experiment_summary`):
+``summary.md``, ``summary.csv`` and pictures in ``runs/<table>``. A run that is finished is kept and
+one that was interrupted goes on, so the command can be stopped and given again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from inference.cli import command_line
+from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
@@ -88,7 +90,13 @@ class Table:
 
 
 # few measurements and pictures during training: the comparison at the end is what counts
-BRIEF: Options = {"measure_every": 100, "num_samples": 16, "sampler_steps": 64, "draws": 8}
+BRIEF: Options = {
+    "measure_every": 100,
+    "num_samples": 16,
+    "sampler_steps": 64,
+    "draws": 8,
+    "figures": False,
+}
 
 TABLES = {
     "digits": Table(("discrete", "denoiser", "noise"), {"model": "digits", "steps": 400, **BRIEF}),
@@ -109,15 +117,19 @@ def experiment(
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,
+    half_width: float = 0.01,
+    draws: int = 64,
     root: Path = RUNS,
 ) -> None:
-    """Train the runs of a table.
+    """Train the runs of a table and compare them.
 
     Args:
         table: which.
         workers: runs trained at a time, each with one thread.
         steps: of each training, instead of the table's.
         seeds: how many, instead of the table's.
+        half_width: of the comparisons, bits/dim, as of inference.compare.
+        draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
     """
     chosen = TABLES[table]
@@ -126,6 +138,15 @@ def experiment(
     if seeds is not None:
         chosen = Table(chosen.scores, chosen.options, chosen.guides, seeds)
     train_all(list(chosen.cells()), root / table, workers)
+    rows = summarize(
+        root / table,
+        chosen.scores,
+        list(chosen.guides),
+        range(chosen.seeds),
+        half_width=half_width,
+        draws=draws,
+    )
+    print(markdown(rows))
 
 
 def train_all(cells: list[Cell], folder: Path, workers: int) -> None:

@@ -51,7 +51,8 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     tensorboard.write_layout(writer, parts, terms)
     tensorboard.write_settings(writer, settings(run, programs), METRICS)
     _log_diffusion(run, writer, programs, 0)
-    draw_training(run, writer, programs, 0)
+    if _draws(run):
+        draw_training(run, writer, programs, 0)
 
 
 def settings(run: Run, programs: Programs) -> dict[str, str | float]:
@@ -86,7 +87,9 @@ def at_step(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> N
     tensorboard.write_samples(writer, sample.picture(problem, few), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
-    if power_of_two and step < run.config["steps"]:  # at_end draws those of the last step
+    if (
+        _draws(run) and power_of_two and step < run.config["steps"]
+    ):  # at_end draws those of the last step
         draw_training(run, writer, programs, step)
 
 
@@ -103,11 +106,16 @@ def at_end(run: Run, writer: SummaryWriter, programs: Programs) -> evaluate.Boun
     picture = sample.picture(problem, samples)
     tensorboard.write_samples(writer, picture, steps)
     write_atomically(run.folder / "samples.png", sample.png(picture))
-    draw_training(run, writer, programs, steps)
-    draw_end(run, writer, programs)
+    if _draws(run):
+        draw_training(run, writer, programs, steps)
+        draw_end(run, writer, programs)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
+
+
+def _draws(run: Run) -> bool:
+    return bool(run.config.get("figures", True))  # a run of an older version has no such setting
 
 
 def _log_bound(

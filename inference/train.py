@@ -62,6 +62,7 @@ def train(
     num_samples: int = 64,
     sampler: Literal["splitting", "euler", "ancestral"] = "splitting",
     sampler_steps: int = 256,
+    figures: bool = True,
     accelerator: str = "auto",
     precision: str = "32-true",
     run: Path | None = None,
@@ -99,6 +100,8 @@ def train(
         num_samples: data generated at the end.
         sampler: that generates them.
         sampler_steps: its steps, each one network call.
+        figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
+            samples.
         accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
         precision: of the network, as lightning.fabric names it; kernels are always float64.
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.

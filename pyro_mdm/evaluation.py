@@ -26,7 +26,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores import DenoiserScore, rotated
-from pyro_mdm.strata import Integral, StratifiedIntegrals
+from pyro_mdm.strata import Integral, StratifiedIntegrals, Target
 
 __all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
 
@@ -34,7 +34,6 @@ Z95 = 1.959964  # of a normal distribution, two-sided
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 Pair = tuple[DiffusionModel, DiffusionGuide]
-Target = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class _Comparison:
         if control_variate and baseline is None:
             baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
         self.baseline = baseline if control_variate else None
-        self.calls = 0
+        self.calls = [0] * len(self.models)
 
         lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
         highs = torch.tensor([m.diffusion.max_log_snr for m in self.models], dtype=torch.float64)
@@ -274,13 +273,14 @@ class _Comparison:
         with _bar(most * len(self.models), progress) as bar:
             while (left := most - self.integrals.num_draws) > 0:
                 size = self._round_size(targets, wanted)
-                before = self.calls
+                before = sum(self.calls)
                 self._round(min(size, left, n))
-                bar.update(self.calls - before)
+                bar.update(sum(self.calls) - before)
                 missing = targets
                 if wanted is not None:
-                    missing = [t for t in targets if self._error(t) > wanted]
-                    width = Z95 * max(self._error(t) for t in targets) / self.unit
+                    errors = self._errors(targets)
+                    missing = [t for t, e in zip(targets, errors, strict=True) if e > wanted]
+                    width = Z95 * max(errors) / self.unit
                     bar.set_postfix_str(f"± {width:.4f} of {half_width:g} bits/dim")
                     if not missing:
                         reached = True
@@ -288,7 +288,7 @@ class _Comparison:
                 self.integrals.allocate(missing)
         estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
         differences = self._differences(pairs)
-        return Comparison(estimates, differences, self.calls, half_width, reached)
+        return Comparison(estimates, differences, sum(self.calls), half_width, reached)
 
     # -- draws -------------------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class _Comparison:
             return n - done % n if done % n else (n + 1) // 2 if done == 0 else n
         if done == 0:
             return min(n, FIRST_ROUND)
-        need = max(self._error(t) ** 2 for t in targets) / wanted**2
+        need = max(self._errors(targets)) ** 2 / wanted**2
         return max(SMALLEST_ROUND, min(n, math.ceil(1.05 * done * need) - done))
 
     def _round(self, size: int) -> None:
@@ -323,7 +323,7 @@ class _Comparison:
                     model.diffusion, x[here], log_snr[here].clamp(*ends), noise[here]
                 )
                 values[m, part[inside]] = h.double().cpu()
-                self.calls += int(inside.sum())
+                self.calls[m] += int(inside.sum())
             if self.baseline is not None:
                 h0 = self.baseline.baseline_integrand(x, log_snr, noise)
                 baseline[part] = h0.double().cpu()
@@ -340,7 +340,7 @@ class _Comparison:
                 y = _state(diffusion.start, x, noise)
                 law = model.likelihood(diffusion, model.score_function, y)
                 found[m, part] = law.log_prob(x).double().cpu()
-                self.calls += getattr(model.likelihood, "network_calls", 0) * len(part)
+                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
         self.reconstruction.append(found)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
@@ -404,11 +404,10 @@ class _Comparison:
         terms = self._reconstruction_of(target)
         return math.sqrt(float(terms.var(0).mean()) / terms.numel())
 
-    def _error(self, target: Target) -> float:
-        """Monte Carlo error in nats."""
-        return math.hypot(
-            self.integrals.integral(*target).error, self._reconstruction_error(target)
-        )
+    def _errors(self, targets: list[Target]) -> list[float]:
+        """Monte Carlo errors in nats."""
+        parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
+        return [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
 
     def _terms(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Integral]:
         """Reconstruction, prior KL and diffusion of each datum, and the integral."""
@@ -425,18 +424,23 @@ class _Comparison:
         mine = self.covers[m].nonzero().squeeze(1)
         first, last = int(mine[0]), int(mine[-1]) + 1
         noise = self._reconstruction_of((m, None)).var(0) / len(self.reconstruction)
+        per_datum_error = (integral.per_datum_error.square() + noise).sqrt()
+        monte_carlo_error = self._errors([(m, None)])[0]
         return Estimate(
             mean=float(per_datum.mean()),
-            standard_error=_standard_error(per_datum),
-            monte_carlo_error=self._error((m, None)),
+            standard_error=_population_error(per_datum, per_datum_error, monte_carlo_error),
+            monte_carlo_error=monte_carlo_error,
             reconstruction=_mean_and_error(reconstruction),
             prior_kl=_mean_and_error(kl),
-            diffusion=_mean_and_error(diffusion),
+            diffusion=(
+                float(diffusion.mean()),
+                _population_error(diffusion, integral.per_datum_error, integral.error),
+            ),
             num_data=len(self.x),
             num_dims=self.num_dims,
-            network_calls=self.calls // len(self.models),
+            network_calls=self.calls[m],
             per_datum=per_datum,
-            per_datum_error=(integral.per_datum_error.square() + noise).sqrt(),
+            per_datum_error=per_datum_error,
             log_snr_edges=self.edges[first : last + 1],
             density=integral.density[first:last],
             density_error=integral.density_error[first:last],
@@ -445,19 +449,25 @@ class _Comparison:
     def _differences(self, pairs: list[tuple[int, int]]) -> tuple[Difference, ...]:
         found: list[dict[str, Any]] = []
         for pair in pairs:
-            reconstruction, kl, diffusion, _ = self._terms(pair)
+            reconstruction, kl, diffusion, integral = self._terms(pair)
+            total = diffusion + kl - reconstruction
+            noise = self._reconstruction_of(pair).var(0) / len(self.reconstruction)
+            total_error = (integral.per_datum_error.square() + noise).sqrt()
+            monte_carlo_error = self._errors([pair])[0]
+            bits = _population_error(total, total_error, monte_carlo_error)
+            of_diffusion = _population_error(diffusion, integral.per_datum_error, integral.error)
             terms = {
-                "bits_per_dim": diffusion + kl - reconstruction,
-                "reconstruction": -reconstruction,
-                "prior_kl": kl,
-                "diffusion": diffusion,
+                "bits_per_dim": (float(total.mean()), bits),
+                "reconstruction": _mean_and_error(-reconstruction),
+                "prior_kl": _mean_and_error(kl),
+                "diffusion": (float(diffusion.mean()), of_diffusion),
             }
             found.append(
-                {name: _mean_and_error(term / self.unit) for name, term in terms.items()}
+                {name: (v / self.unit, e / self.unit) for name, (v, e) in terms.items()}
                 | {
                     "first": self.names[pair[0]],
                     "second": self.names[pair[1]],
-                    "monte_carlo_error": self._error(pair) / self.unit,
+                    "monte_carlo_error": monte_carlo_error / self.unit,
                 }
             )
         resolved = _holm([_p_value(*d["bits_per_dim"]) for d in found])
@@ -494,7 +504,7 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
     ends = torch.cat([lows, highs]).unique()
     apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
     edges = torch.cat([even[apart], ends]).sort().values
-    keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-9])
+    keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-6])
     return edges[keep]
 
 
@@ -523,6 +533,21 @@ def _p_value(mean: float, error: float) -> float:
     if not error > 0:
         return 1.0 if mean == 0 else 0.0
     return math.erfc(abs(mean) / error / math.sqrt(2))
+
+
+def _population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
+    """Standard error over data of their mean, noise included.
+
+    Of data that were drawn; those that were not have a prediction, whose spread is not theirs.
+
+    Args:
+        per_datum: (n,) estimates;  noise: (n,) their errors, NaN where a datum was not drawn.
+        monte_carlo_error: of the mean.
+    """
+    drawn, n = noise.isfinite(), len(per_datum)
+    spread = float(per_datum[drawn].var())
+    between = max(spread - float(noise[drawn].square().mean()), 0.0)
+    return math.sqrt(max(spread / n, monte_carlo_error**2 + between / n))
 
 
 def _standard_error(values: Tensor) -> float:

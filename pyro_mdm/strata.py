@@ -17,8 +17,9 @@ is a network call. Four things make it cheap, and none of them makes it biased:
 - *Pairing.* All integrands are evaluated at the same draws; a difference has the variance of a
   difference.
 
-Coefficients and densities for a datum come from the data of other folds alone (cross-fitting):
-given these the estimate is unbiased, and what is left has a variance that its neighbours in λ tell.
+Coefficients and densities for a datum come from data of other folds (cross-fitting): given these
+the estimate is unbiased, and what is left has a variance that its neighbours in λ tell. (From the
+third round on a density has seen a little of its own fold, through the others' coefficients.)
 
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.
@@ -26,7 +27,7 @@ Techniques", 1977, chapter 7), with coefficients that vary with λ.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,9 @@ __all__ = ["Draws", "Integral", "StratifiedIntegrals"]
 FOLDS = 4
 UNIFORM_SHARE = 0.1
 SMALL = 0.05  # part of the baseline's largest density below which data are not told apart
+
+
+Target = tuple[int, int | None]  # an integrand, or two for their difference
 
 
 class Draws(NamedTuple):
@@ -142,12 +146,8 @@ class StratifiedIntegrals:
         left, known = self._left[first], self._predicted[first]
         if second is not None:
             left, known = left - self._left[second], known - self._predicted[second]
-        pooled, own = self._pooled_density(), self._own_density()
-        fold, n = self._fold_of[self._datum], self.num_data
-        share = torch.bincount(self._fold_of, minlength=FOLDS).double() / n
-        calls = torch.bincount(fold, minlength=FOLDS).double()
-        weight = (share / calls.clamp_min(1))[fold]
-        value = weight * left / pooled
+        n, own = self.num_data, self._own_density()
+        value = self._weight() * left
         number = torch.bincount(self._datum, minlength=n).double()
         mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
         square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
@@ -158,33 +158,28 @@ class StratifiedIntegrals:
         spread.index_add_(0, cell, value.square())
         return Integral(
             mean=float(known.sum(1).mean() + value.sum()),
-            error=self._error_of_sum(value),
+            error=float(self._error_of_sum(value)),
             per_datum=per_datum,
             per_datum_error=square.sqrt() / number,  # NaN for 0 / 0
             density=(known.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
         )
 
-    def allocate(self, targets: list[tuple[int, int | None]]) -> None:
-        """Set the densities of the next round to what serves ``targets`` best, evenly.
+    def errors(self, targets: Sequence[Target]) -> Tensor:
+        """(len(targets),) the error of :meth:`integral` for each target."""
+        return self._error_of_sum(self._weight() * self._left_of(targets))
 
-        A target is an integrand, or a pair for their difference.
-        """
+    def allocate(self, targets: Sequence[Target]) -> None:
+        """Set the densities of the next round to what serves ``targets`` best, evenly."""
         if not self.adapt or not targets:
             return
-        importance = torch.zeros(self.num_draws, dtype=torch.float64)
-        for first, second in targets:
-            left = self._left[first] - (0 if second is None else self._left[second])
-            importance += left.square() / max(self.integral(first, second).error ** 2, 1e-300)
+        need = self.errors(targets).square().clamp_min(1e-300)
+        importance = (self._left_of(targets).square() / need[:, None]).sum(0)
         fold = self._fold_of[self._datum]
         for f in range(FOLDS):
             kernel = self._kernel(self._log_snr[fold != f])
             variance = kernel @ importance[fold != f] / kernel.sum(1).clamp_min(1e-12)
             self._next[f] = self._with_floor(variance.sqrt())
-
-    def effective_error(self, target: tuple[int, int | None], calls: int) -> float:
-        """The error that ``target`` would have after ``calls`` more draws like those so far."""
-        return self.integral(*target).error * math.sqrt(self.num_draws / (self.num_draws + calls))
 
     # -- the parts ---------------------------------------------------------------------------------
 
@@ -244,8 +239,21 @@ class StratifiedIntegrals:
             return uniform
         return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
 
-    def _error_of_sum(self, value: Tensor) -> float:
-        """Standard error of Σ value, from draws next to each other in their round and fold.
+    def _left_of(self, targets: Sequence[Target]) -> Tensor:
+        """(len(targets), N) what is left of each draw."""
+        return torch.stack(
+            [self._left[a] if b is None else self._left[a] - self._left[b] for a, b in targets]
+        )
+
+    def _weight(self) -> Tensor:
+        """(N,) of each draw in the mean over data of the integral: folds count by their data."""
+        fold = self._fold_of[self._datum]
+        share = torch.bincount(self._fold_of, minlength=FOLDS).double() / self.num_data
+        calls = torch.bincount(fold, minlength=FOLDS).double()
+        return (share / calls.clamp_min(1))[fold] / self._pooled_density()
+
+    def _error_of_sum(self, value: Tensor) -> Tensor:
+        """Standard error of Σ value (…, N), from draws next to each other in their round and fold.
 
         Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
         while the spread of all would count what varies smoothly with λ, which cancels in the sum.
@@ -253,14 +261,13 @@ class StratifiedIntegrals:
         group = self._round * FOLDS + self._fold_of[self._datum]
         order = torch.argsort(self._log_snr)
         order = order[torch.argsort(group[order], stable=True)]
-        group, value = group[order], value[order]
-        size = torch.bincount(group).double()
-        if bool((size == 1).any()):
-            return math.inf if len(size) == FOLDS else float(value.square().sum().sqrt())
+        group, value = group[order], value[..., order]
+        size = torch.bincount(group).double()[group]
         same = group[1:] == group[:-1]
-        square = 0.5 * value.diff().square()[same]
-        at = group[1:][same]
-        return math.sqrt(float((square * size[at] / (size[at] - 1)).sum()))
+        square = 0.5 * value.diff().square() * same
+        alone = value.square() * (size == 1)  # without a neighbour: all of it
+        scaled = square * (size / (size - 1).clamp_min(1))[1:]
+        return (scaled.sum(-1) + alone.sum(-1)).sqrt()
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""

@@ -24,14 +24,14 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe
+from inference import recipe, report
 from inference.checkpoints import ArchitectureError, CheckpointError, latest_checkpoint
 from inference.evaluate import evaluate, measure
 from inference.loading import NameNotFoundError, build_diffusion, load_trained
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
-from pyro_mdm import CLD, LinearDiffusion, tensorboard
+from pyro_mdm import CLD, LinearDiffusion
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -77,8 +77,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of the time of so short a run; ``trained`` has them."""
-    for name in ("write_diffusion", "write_diffusion_term", "write_noising"):
-        monkeypatch.setattr(tensorboard, name, lambda *arguments, **options: None)
+    for name in ("draw_training", "draw_end"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
 
 
 @pytest.fixture
@@ -129,12 +129,22 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 # -- the command lines -----------------------------------------------------------------------------
 
 
-def test_every_program_is_run_here() -> None:
-    text = Path(__file__).read_text()
-    assert {p.stem for p in PROGRAMS} >= {"train", "evaluate", "sample"}
+def test_every_program_is_run_in_a_test() -> None:
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert {p.stem for p in PROGRAMS} >= {"train", "evaluate", "sample", "compare", "inspect"}
     for program in PROGRAMS:
-        call = rf'run_program\(\s*"{program.stem}"'
-        assert re.search(call, text), f"no test runs {program}"
+        called = rf'run_program\(\s*"{program.stem}"|"inference\.{program.stem}"'
+        assert re.search(called, text), f"no test runs {program}"
+
+
+def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
+    out = tmp_path / "inspect.png"
+    run_program("inspect", "--guide", "cld", "--model", tiny, "--out", out)
+    assert out.is_file()
+    with pytest.raises(SystemExit, match="nowhere"):
+        run_program("compare", tmp_path / "nowhere", "--out", tmp_path / "comparison")
+    with pytest.raises(SystemExit, match="0"):
+        run_program("experiment", "--help")
 
 
 def test_the_main_job_and_what_reads_it(
@@ -199,7 +209,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     found = {p.name for p in trained.iterdir()}
     assert found == {
         *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
-        *("checkpoints", "tensorboard"),
+        *("checkpoints", "history.jsonl", "tensorboard"),
     }
     results = json.loads((trained / "results.json").read_text())
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]

@@ -3,21 +3,22 @@
     python tests/benchmarks/estimators.py runs/mnist5k-learned-0-0
 
 The network is that of a run with a denoiser, put under each diffusion with log SNR from -10 to the
-run's largest. For every diffusion and estimator of the diffusion term it prints the network calls
-per image after which the 95% interval of the mean over 500 images, as far as noise goes, is ± 0.01
-bits/dim: n (1.96 s / 0.01)² / 500, s being the standard deviation that n calls per image leave in
-the mean of one image. It is found from the variance of single draws for the estimators that draw
-every time by itself (1-3), and from repetitions of the whole estimate for the others:
+run's largest. For every estimator of the diffusion term it prints the network calls per image after
+which the 95% interval of the mean over 500 images, as far as noise goes, is ± 0.01 bits/dim:
+n (1.96 s / 0.01)² / 500, s being the standard deviation of one image's bits/dim after n calls. It
+is found from the variance of single draws where every draw stands by itself (1-3), and from
+repetitions of the whole estimate for the others:
 
     1  one uniform time per image
     2  a time with density ∝ β(s) / (1 - e^{-b(s)}), right for VPSDE (the paper's choice)
     3  a uniform log SNR
     4  uniform log SNRs of low discrepancy
     5  as 4, as a likelihood ratio to the histogram model, with coefficients by log SNR
-    6  as 5, with an adaptive density and stopped when ± 0.01 is reached
+    6  as 5, with an adaptive density, stopped when ± 0.01 is reached
 
-with the coverage of the intervals of 6 over its repetitions. 4-6 do not see the diffusion but
-through its ends; they are repeated with other noise.
+with the calls that 6 made and the coverage of its intervals over the repetitions. The integrand
+over log SNR does not see the diffusion (tests/test_scores.py: draw by draw), so 3-6 are the same
+for all.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def repeated(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--calls", type=int, default=20_000, help="single draws for 1-3")
+    parser.add_argument("--calls", type=int, default=20_000, help="single draws for each of 1-3")
     parser.add_argument("--repeats", type=int, default=40, help="estimates for 4-6")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -114,7 +115,6 @@ def main() -> None:
         f"{problem.name}, {len(x)} test images, log SNR {MIN_LOG_SNR:g} to {ends['max_log_snr']:g}"
     )
     print(f"{platform.machine()}, torch {torch.__version__}; calls per image for ± {HALF_WIDTH}:")
-    print(f"{'':8s} {'1':>9s} {'2':>9s} {'3':>7s} {'4':>7s} {'5':>7s} {'6':>7s}  6: made, covered")
     # the same calls per image as a half-width over IMAGES images has
     wanted = HALF_WIDTH * math.sqrt(IMAGES / len(x))
     with torch.no_grad():
@@ -122,23 +122,24 @@ def main() -> None:
             model = DiffusionModel(
                 diffusion, trained.score_function, trained.likelihood, trained.event_shape
             ).eval()
-            uniform = by_time(model, x, torch.ones_like, options.calls)
 
             def published(s: Tensor, diffusion: LinearDiffusion = diffusion) -> Tensor:
                 return diffusion.rate(s) / -torch.expm1(-diffusion.clock(s))
 
-            vpsde = by_time(model, x, published, options.calls)
-            log_snr = by_log_snr(model, x, options.calls)
-            plain = repeated(model, x, options.repeats, draws=1, control_variate=False, adapt=False)
-            ratio = repeated(model, x, options.repeats, draws=1, adapt=False)
-            adaptive = repeated(model, x, options.repeats, half_width=wanted, draws=200)
-            numbers = [needed(v) for v in (uniform, vpsde, log_snr)]
-            print(
-                f"{name:8s} {numbers[0]:9.1f} {numbers[1]:9.1f} {numbers[2]:7.2f} "
-                f"{plain[0]:7.2f} {ratio[0]:7.2f} {adaptive[0]:7.2f}  {adaptive[1]:.2f}, "
-                f"{100 * adaptive[2]:.0f}%",
-                flush=True,
-            )
+            uniform = needed(by_time(model, x, torch.ones_like, options.calls))
+            vpsde = needed(by_time(model, x, published, options.calls))
+            print(f"{name:8s} 1: {uniform:9.1f}   2: {vpsde:9.1f}", flush=True)
+        print(f"any      3: {needed(by_log_snr(trained, x, options.calls)):9.2f}", flush=True)
+        repeats = options.repeats
+        plain = repeated(trained, x, repeats, draws=1, control_variate=False, adapt=False)
+        print(f"         4: {plain[0]:9.2f}", flush=True)
+        print(
+            f"         5: {repeated(trained, x, repeats, draws=1, adapt=False)[0]:9.2f}", flush=True
+        )
+        need, made, covered = repeated(trained, x, repeats, half_width=wanted, draws=200)
+        print(
+            f"         6: {need:9.2f}   made {made:.2f}, covered {100 * covered:.0f}%", flush=True
+        )
 
 
 if __name__ == "__main__":

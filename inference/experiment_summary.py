@@ -1,0 +1,250 @@
+"""What the runs of an experiment say together: tables over seeds, and how learned diffusions moved.
+
+The runs of one score and seed are compared in pairs by :mod:`inference.compare`, whose files stay
+in ``comparisons/<score>-<seed>``. Over seeds there is then, for every score and guide, the mean of
+the bounds with its standard error, and the mean difference to the first guide of the same seed with
+a 95% interval of Student's t: what training again with other seeds would give. A guide is told from
+the first one where that interval excludes 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from inference import compare
+from inference.checkpoints import write_atomically
+
+__all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
+
+Row = dict[str, Any]
+TERMS = ("bits_per_dim", "reconstruction_bits_per_dim", "prior_kl_bits_per_dim")
+
+
+def summarize(
+    folder: Path,
+    scores: Sequence[str],
+    guides: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    half_width: float,
+    draws: int,
+) -> list[Row]:
+    """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write what they say.
+
+    Writes summary.csv, summary.md, summary.png and, where diffusions were learned, movement.png. A
+    comparison that is there already is not made again.
+
+    Args:
+        half_width: of each comparison, bits/dim;  draws: the most network calls per datum and run.
+    """
+    for score in scores:
+        for seed in seeds:
+            out = folder / "comparisons" / f"{score}-{seed}"
+            if not (out / "comparison.png").exists():
+                runs = [folder / f"{score}-{guide}-{seed}" for guide in guides]
+                compare.compare(
+                    runs, half_width=half_width, draws=draws, out=out, seed=0, overwrite=True
+                )
+    rows = summary_rows(folder, scores, guides, seeds)
+    write_atomically(folder / "summary.csv", _csv(rows))
+    write_atomically(folder / "summary.md", markdown(rows).encode())
+    write_atomically(folder / "summary.png", compare.png(summary_figure(rows)))
+    learned = [guide for guide in guides if "learned" in guide and not guide.startswith("learned1")]
+    if learned:
+        figure = movement_figure(folder, scores, learned, seeds)
+        write_atomically(folder / "movement.png", compare.png(figure))
+    return rows
+
+
+def summary_rows(
+    folder: Path, scores: Sequence[str], guides: Sequence[str], seeds: Sequence[int]
+) -> list[Row]:
+    """A row for each score and guide; numbers in bits/dim, ± standard errors.
+
+    ``difference`` is to the first guide, paired by seed and noise; ``difference_images`` its
+    standard error over the test images for one seed, noise included (the mean over seeds).
+    """
+    rows = []
+    for score in scores:
+        read = [_comparison(folder / "comparisons" / f"{score}-{seed}") for seed in seeds]
+        for guide in guides:
+            names = [f"{score}-{guide}-{seed}" for seed in seeds]
+            bounds = [b[name] for (b, _), name in zip(read, names, strict=True)]
+            row: Row = {"score": score, "guide": guide, "seeds": len(seeds)}
+            row |= {end: statistics.fmean(b[end] for b in bounds) for end in ENDS}
+            for term in TERMS:
+                row[term] = statistics.fmean(b[term] for b in bounds)
+            row["standard_error"] = _error([b["bits_per_dim"] for b in bounds])
+            row["standard_error_images"] = statistics.fmean(
+                b["standard_error_bits_per_dim"] for b in bounds
+            )
+            firsts = [f"{score}-{guides[0]}-{seed}" for seed in seeds]
+            pairs = [_pair(d, a, b) for (_, d), a, b in zip(read, names, firsts, strict=True)]
+            values = [value for value, _ in pairs]
+            row["difference"] = statistics.fmean(values)
+            row["difference_standard_error"] = _error(values)
+            row["difference_images"] = statistics.fmean(error for _, error in pairs)
+            reach = _reach(len(seeds)) * row["difference_standard_error"]
+            row["difference_low_95"] = row["difference"] - reach
+            row["difference_high_95"] = row["difference"] + reach
+            row["values"] = " ".join(f"{b['bits_per_dim']:.4f}" for b in bounds)
+            rows.append(row)
+    return rows
+
+
+ENDS = ("log_snr_min", "log_snr_max")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table for people."""
+    lines = [
+        "| score | guide | log SNR | test bits/dim ± s.e. over seeds | prior KL | "
+        f"less {rows[0]['guide']} (95% interval) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        difference = "0"
+        if row["guide"] != rows[0]["guide"]:
+            low, high = row["difference_low_95"], row["difference_high_95"]
+            difference = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            if low > 0 or high < 0:
+                difference = f"**{difference}**"
+        lines.append(
+            f"| {row['score']} | {row['guide']} | {row['log_snr_min']:.1f} to "
+            f"{row['log_snr_max']:.1f} | {row['bits_per_dim']:.3f} ± {row['standard_error']:.3f} | "
+            f"{row['prior_kl_bits_per_dim']:.4f} | {difference} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def summary_figure(rows: Sequence[Row]) -> Figure:
+    """For each score: bits/dim of every seed with mean ± s.e., and differences to the first guide.
+
+    Filled where the 95% interval of the difference excludes 0.
+    """
+    scores = list(dict.fromkeys(row["score"] for row in rows))
+    guides = list(dict.fromkeys(row["guide"] for row in rows))
+    figure = Figure((4.2 * len(scores) + 0.8, 7.0), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(scores), squeeze=False, sharex=True)
+    for column, score in enumerate(scores):
+        upper, lower = panels[:, column]
+        for i, guide in enumerate(guides):
+            row = next(r for r in rows if (r["score"], r["guide"]) == (score, guide))
+            values = [float(v) for v in row["values"].split()]
+            upper.plot([i] * len(values), values, "o", color="0.6", ms=3)
+            upper.errorbar(
+                i, row["bits_per_dim"], row["standard_error"], fmt="_", ms=14, capsize=4, color="C0"
+            )
+            if i:
+                low, high = row["difference_low_95"], row["difference_high_95"]
+                told = low > 0 or high < 0
+                bars = [[row["difference"] - low], [high - row["difference"]]]
+                style = {"color": "C3" if told else "0.4", "mfc": "C3" if told else "white"}
+                lower.errorbar(i, row["difference"], bars, fmt="o", capsize=4, **style)
+        lower.axhline(0.0, color="0.7", lw=0.8, zorder=0)
+        lower.set_xticks(range(len(guides)), guides, rotation=45, ha="right")
+        upper.set_title(f"{score}: test bits/dim", fontsize=10)
+        lower.set_title(f"less {guides[0]}, 95% over seeds", fontsize=10)
+    panels[0, 0].set_ylabel("bits/dim (dots: seeds; bar: mean ± s.e.)")
+    panels[1, 0].set_ylabel("difference (bits/dim)")
+    return figure
+
+
+def movement_figure(
+    folder: Path, scores: Sequence[str], guides: Sequence[str], seeds: Sequence[int]
+) -> Figure:
+    """Entries of the learned Q and D over training, a line for each seed."""
+    figure = Figure((4.2 * len(scores) + 0.8, 3.2 * len(guides)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(guides), len(scores), squeeze=False, sharex=True)
+    for column, score in enumerate(scores):
+        for line, guide in enumerate(guides):
+            axes = panels[line, column]
+            colors: dict[str, str] = {}
+            for seed in seeds:
+                run = folder / f"{score}-{guide}-{seed}"
+                for name, (steps, values) in _entries(run / "tensorboard").items():
+                    label = None if name in colors else name
+                    color = colors.setdefault(name, f"C{len(colors) % 10}")
+                    style = "-" if name.startswith("Q") else "--"
+                    axes.plot(steps, values, style, color=color, lw=1.2, alpha=0.8, label=label)
+            axes.axhline(0.0, color="0.8", lw=0.8, zorder=0)
+            axes.set_title(f"{score}, {guide}", fontsize=10)
+            axes.legend(fontsize=7, ncols=3, loc="best")
+    for axes in panels[-1]:
+        axes.set_xlabel("training step")
+    figure.supylabel("entries of Q (solid) and D (dashed)", fontsize=10)
+    return figure
+
+
+def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Entries of Q and D by step, as a run wrote them for TensorBoard."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        matrix, slash, entry = tag.partition("/entry_")
+        if slash and matrix in ("Q", "D"):
+            scalars = events.Scalars(tag)
+            found[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
+    return found
+
+
+def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
+    """bounds.csv by run, and differences.csv."""
+
+    def read(name: str) -> list[Row]:
+        with open(out / name, newline="") as file:
+            return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+    return {row["run"]: row for row in read("bounds.csv")}, read("differences.csv")
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, float]:
+    """Difference of ``first`` less ``second`` in bits/dim, and its standard error over images."""
+    if first == second:
+        return 0.0, 0.0
+    for row in differences:
+        error = row["standard_error_bits_per_dim"]
+        if (row["first"], row["second"]) == (first, second):
+            return row["difference_bits_per_dim"], error
+        if (row["first"], row["second"]) == (second, first):
+            return -row["difference_bits_per_dim"], error
+    raise LookupError(f"no difference of {first} and {second}")
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean; NaN for one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _reach(n: int) -> float:
+    """Standard errors that a 95% interval of Student's t reaches to either side."""
+    return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,190 @@
+"""The tables of the README: runs that are kept, resumed and refused, and what they say together."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from inference import experiment
+from inference.compare_figure import png
+from inference.experiment import TABLES, Cell, Table, train_all
+from inference.experiment_summary import markdown, movement_figure, summary_figure, summary_rows
+from inference.loading import build_diffusion
+from inference.runs import RunError
+from tests.test_programs import TINY
+
+BRIEF = {
+    "steps": 4,
+    "batch_size": 8,
+    "measure_every": 2,
+    "checkpoint_every": 2,
+    "draws": 2,
+    "num_samples": 4,
+    "sampler_steps": 2,
+    "figures": False,
+    "accelerator": "cpu",
+}
+
+
+def test_a_table_is_trained_compared_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    options = {"model": f"{tmp_path / 'tiny.py'}:Tiny", **BRIEF}
+    guides = {"cld": {"guide": "cld"}, "learned2": {"guide": "learned", "num_variables": 2}}
+    monkeypatch.setitem(TABLES, "ends", Table(("denoiser",), options, guides, seeds=2))
+    experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
+    folder = tmp_path / "ends"
+    printed = capsys.readouterr().out
+    assert "| denoiser | cld | -" in printed and "| denoiser | learned2 | -10.0" in printed
+    assert (folder / "summary.md").read_text() in printed
+    for name in ("summary.png", "movement.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    with open(folder / "summary.csv", newline="") as file:
+        rows = {row["guide"]: row for row in csv.DictReader(file)}
+    bounds = []
+    for seed in range(2):
+        with open(folder / "comparisons" / f"denoiser-{seed}" / "bounds.csv", newline="") as file:
+            bounds.append({r["run"]: float(r["bits_per_dim"]) for r in csv.DictReader(file)})
+    change = [b[f"denoiser-learned2-{i}"] - b[f"denoiser-cld-{i}"] for i, b in enumerate(bounds)]
+    assert float(rows["learned2"]["difference"]) == pytest.approx(sum(change) / 2, abs=1e-9)
+    assert rows["cld"]["difference"] == "0.0"
+
+    # given again, nothing is trained or compared: all is as it was
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*") if path.is_file()}
+    assert len(kept) > 20
+    monkeypatch.setattr(experiment, "_train", lambda *_: pytest.fail("trained again"))
+    experiment.experiment("ends", draws=4, half_width=0.5, root=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    # an interrupted one is resumed, by its own settings
+    started: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        experiment.subprocess, "run", lambda words, **_: started.append(words) or Done()
+    )
+    (folder / "denoiser-cld-1" / "results.json").unlink()
+    cells = list(Table(("denoiser",), options, guides, seeds=2).cells())
+    train_all(cells, folder, workers=1)
+    assert [words[2:] for words in started] == [
+        ["inference.train", "--resume", str(folder / "denoiser-cld-1")]
+    ]
+
+    # other settings are not mixed with what is there
+    with pytest.raises(RunError, match=r"denoiser-cld-0 has other settings \(steps\)"):
+        train_all([Cell("cld", "denoiser", 0, {**options, "steps": 5})], folder, workers=1)
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    cell = Cell("nowhere", "denoiser", 0, {"model": "toy", "guide": "nowhere"})
+    with pytest.raises(RunError, match=r"denoiser-nowhere-0 failed: .*unknown guide 'nowhere'"):
+        train_all([cell], tmp_path, workers=1)
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def made_up(folder: Path, values: dict[str, list[float]]) -> None:
+    """Comparisons in which guide g of seed i has values[g][i] bits/dim."""
+    guides = list(values)
+    for seed in range(len(values[guides[0]])):
+        out = folder / "comparisons" / f"s-{seed}"
+        write(
+            out / "bounds.csv",
+            [
+                {
+                    "run": f"s-{g}-{seed}",
+                    "bits_per_dim": values[g][seed],
+                    "standard_error_bits_per_dim": 0.1,
+                    "reconstruction_bits_per_dim": 0.01,
+                    "prior_kl_bits_per_dim": 0.02,
+                    "log_snr_min": -10.0,
+                    "log_snr_max": 9.0,
+                }
+                for g in guides
+            ],
+        )
+        write(
+            out / "differences.csv",
+            [
+                {
+                    "first": f"s-{a}-{seed}",
+                    "second": f"s-{b}-{seed}",
+                    "difference_bits_per_dim": values[a][seed] - values[b][seed],
+                    "standard_error_bits_per_dim": 0.03,
+                }
+                for i, a in enumerate(guides)
+                for b in guides[i + 1 :]
+            ],
+        )
+
+
+def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None:
+    made_up(tmp_path, {"a": [1.0, 1.2, 1.1], "b": [1.31, 1.50, 1.42], "c": [1.0, 1.3, 0.9]})
+    rows = summary_rows(tmp_path, ["s"], ["a", "b", "c"], range(3))
+    a, b, c = rows
+    assert a["bits_per_dim"] == pytest.approx(1.1)
+    assert a["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert (a["difference"], a["difference_standard_error"]) == (0.0, 0.0)
+    assert b["difference"] == pytest.approx(0.31)
+    assert b["difference_standard_error"] == pytest.approx(0.01 / math.sqrt(3))
+    # t of 2 degrees of freedom, 97.5%: 4.30265
+    assert b["difference_high_95"] == pytest.approx(0.31 + 4.30265 * 0.01 / math.sqrt(3), abs=1e-5)
+    assert b["difference_images"] == pytest.approx(0.03)
+    assert c["difference_low_95"] < 0 < c["difference_high_95"]
+    text = markdown(rows)
+    assert (
+        "| s | b | -10.0 to 9.0 | 1.410 ± 0.055 | 0.0200 | **+0.310 (+0.285 to +0.335)** |" in text
+    )
+    assert "**" not in text.splitlines()[-1]
+    assert png(summary_figure(rows)).startswith(b"\x89PNG")
+
+
+def test_one_seed_has_no_error(tmp_path: Path) -> None:
+    made_up(tmp_path, {"a": [1.0], "b": [1.31]})
+    rows = summary_rows(tmp_path, ["s"], ["a", "b"], range(1))
+    assert math.isnan(rows[1]["standard_error"]) and math.isnan(rows[1]["difference_low_95"])
+    assert "**" not in markdown(rows)
+
+
+def test_movement_is_read_from_what_the_runs_wrote(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for seed in range(2):
+        with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
+            for step in (0, 5):
+                writer.add_scalar("Q/entry_01", -1.0 - step, step)
+                writer.add_scalar("D/entry_00", 0.5, step)
+                writer.add_scalar("D_eigenvalues/0", 7.0, step)
+    figure = movement_figure(tmp_path, ["s"], ["learned2"], range(2))
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    drawn = [list(line.get_ydata()) for line in lines]
+    assert drawn.count([-1.0, -6.0]) == 2
+    assert [7.0, 7.0] not in drawn
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_every_guide_of_a_table_is_one(table: str) -> None:
+    cells = list(TABLES[table].cells())
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        options = {k: v for k, v in cell.options.items() if k in ("num_variables", "min_log_snr")}
+        diffusion = build_diffusion(cell.options["guide"], max_log_snr=9.0, **options)
+        if cell.guide.endswith("_at_time"):
+            assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-6)
+        else:
+            assert diffusion.max_log_snr == 9.0
+        if table == "ends":
+            assert diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
