@@ -457,7 +457,7 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequenc
 
 def compare(
     runs: Sequence[Path],
-    half_width: float | None = 0.005,
+    half_width: float | None = 0.01,
     draws: int = 64,
     part: Literal["test", "validation"] = "test",
     out: Path = Path("comparison"),
