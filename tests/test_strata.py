@@ -112,6 +112,14 @@ def test_parts_add_up() -> None:
     assert bool((first.per_datum_error > 0).all())
 
 
+def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
+    found = torch.stack([play(seed, (64, 64)).integral(0).per_datum for seed in range(120)])
+    truth = KNOWN.sum(1) + 0.1 * (1 - DIFFICULTY) * (HIGH - LOW)
+    z = (found.mean(0) - truth) / (found.std(0) / math.sqrt(120))
+    assert float(z.abs().max()) < 5
+    assert float(z.square().mean()) < 1.8  # 64 data: beyond 1.8 once in 10⁴
+
+
 def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None:
     game = play(4, (40,))
     found = game.integral(0)
