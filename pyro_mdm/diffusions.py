@@ -630,7 +630,8 @@ def apply_matrix(matrix: Tensor, y: Tensor) -> Tensor:
     One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape).
     """
     batch = matrix.shape[:-2] or y.shape[:1]
-    return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
+    with full_precision(y):
+        return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
 
 
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
@@ -641,7 +642,13 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     batch = vector.shape[:-1] or y.shape[:1]
     flat = y.reshape(*batch, vector.shape[-1], -1)
     event = y.shape[len(batch) + 1 :]
-    return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+    with full_precision(y):
+        return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Autocast switched off on the device of ``like``: algebra outside the network is exact."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _square(name: str, value: Matrix) -> Tensor:

@@ -132,6 +132,7 @@ def log_likelihood(
     baseline: DenoiserScore | None = None,
     bins: int = 20,
     progress: bool = False,
+    distributed: bool = False,
 ) -> Estimate:
     """Estimate the evidence lower bound of each datum and its mean.
 
@@ -150,8 +151,12 @@ def log_likelihood(
         bins: cells of log SNR, for coefficients, the density of draws and the estimate's own
             density.
         progress: show a progress bar.
+        distributed: share the network calls among the processes of torch.distributed's default
+            group, all of which must call this alike; every one gets the same estimate, that of a
+            single process bit for bit on one kind of device.
 
     Raises:
+        RuntimeError: ``distributed`` without a process group.
         ValueError: an unknown method, fewer than 8 data or 1 draw, a half-width that is not
             positive, or programs over different diffusions.
     """
@@ -168,6 +173,7 @@ def log_likelihood(
         baseline=baseline,
         bins=bins,
         progress=progress,
+        distributed=distributed,
     )
     return found.estimates["model"]
 
@@ -185,12 +191,14 @@ def compare(
     bins: int = 20,
     adapt: bool = True,
     progress: bool = False,
+    distributed: bool = False,
 ) -> Comparison:
     """Estimate the bounds of several models on the same data at the same draws.
 
     Args:
         programs: (model, guide) by name; scores and diffusions may be of any kind.
-        x, batch_size, seed, control_variate, bins, progress: as for :func:`log_likelihood`.
+        x, batch_size, seed, control_variate, bins, progress, distributed: as for
+            :func:`log_likelihood`.
         draws: network evaluations per datum and model for the diffusion term; the most, with
             ``half_width``.
         half_width: stop as soon as the 95% intervals of every bound and every difference in
@@ -199,20 +207,54 @@ def compare(
         adapt: whether the density of log SNRs follows what was found.
 
     Raises:
-        ValueError: as :func:`log_likelihood`, and no model, or models of different event shapes.
+        RuntimeError, ValueError: as :func:`log_likelihood`, and no model, or models of different
+            event shapes.
     """
     _check(programs, x, draws, half_width)
+    share = _Share.of_group(x.device) if distributed else _Share(x.device)
     models = [model for model, _ in programs.values()]
     training = [model.training for model in models]
     for model in models:
         model.eval()
     try:
         with torch.no_grad():
-            run = _Comparison(programs, x, batch_size, seed, control_variate, baseline, bins, adapt)
+            run = _Comparison(
+                programs, x, batch_size, seed, control_variate, baseline, bins, adapt, share
+            )
             return run.until(draws, half_width, progress)
     finally:
         for model, was in zip(models, training, strict=True):
             model.train(was)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which parts of the work this process does, and the sum over all processes."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_group(cls, device: torch.device) -> _Share:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise RuntimeError(
+                "distributed=True, but this process belongs to no group; start the program with "
+                "torchrun, or call torch.distributed.init_process_group"
+            )
+        return cls(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def has(self, part: int) -> bool:
+        """Whether part number ``part`` is done here."""
+        return part % self.size == self.rank
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Σ over processes of a CPU tensor; exact where all others have zeros."""
+        if self.size == 1:
+            return values
+        moved = values.to(self.device)  # a group may reduce on its own kind of device alone
+        torch.distributed.all_reduce(moved)
+        return moved.cpu()
 
 
 class _Comparison:
@@ -228,7 +270,9 @@ class _Comparison:
         baseline: DenoiserScore | None,
         bins: int,
         adapt: bool,
+        share: _Share,
     ) -> None:
+        self.share = share
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
         self.x, self.batch_size = x, batch_size
@@ -309,10 +353,14 @@ class _Comparison:
         cell = (torch.bucketize(draws.log_snr, self.edges, right=True) - 1).clamp(
             0, len(self.edges) - 2
         )
-        for part in torch.arange(size).split(self.batch_size):
+        for i, part in enumerate(torch.arange(size).split(self.batch_size)):
+            noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
+            for m in range(len(self.models)):
+                self.calls[m] += int(self.covers[m, cell[part]].sum())
+            if not self.share.has(i):
+                continue
             x = self.x[draws.datum[part].to(self.x.device)]
-            log_snr = draws.log_snr[part].to(x.device)
-            noise = self._noise(len(part))
+            log_snr, noise = draws.log_snr[part].to(x.device), noise.to(x.device)
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
                 here = inside.to(x.device)
@@ -323,25 +371,31 @@ class _Comparison:
                     model.diffusion, x[here], log_snr[here].clamp(*ends), noise[here]
                 )
                 values[m, part[inside]] = h.double().cpu()
-                self.calls[m] += int(inside.sum())
             if self.baseline is not None:
                 h0 = self.baseline.baseline_integrand(x, log_snr, noise)
                 baseline[part] = h0.double().cpu()
+        values = self.share.sum(values)
+        if self.baseline is not None:
+            baseline = self.share.sum(baseline)
         self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
     def _reconstruct(self) -> None:
         """One draw of log p(x | y_ε) for every datum and model."""
-        found = torch.empty(len(self.models), len(self.x), dtype=torch.float64)
-        for part in torch.arange(len(self.x)).split(self.batch_size):
-            x = self.x[part.to(self.x.device)]
+        found = torch.zeros(len(self.models), len(self.x), dtype=torch.float64)
+        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
             noise = self._noise(len(part))
+            for m, model in enumerate(self.models):
+                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
+            if not self.share.has(i):
+                continue
+            x = self.x[part.to(self.x.device)]
+            noise = noise.to(x.device)
             for m, model in enumerate(self.models):
                 diffusion = model.diffusion
                 y = _state(diffusion.start, x, noise)
                 law = model.likelihood(diffusion, model.score_function, y)
                 found[m, part] = law.log_prob(x).double().cpu()
-                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
-        self.reconstruction.append(found)
+        self.reconstruction.append(self.share.sum(found))
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
         """So often that this error is at most a third of the one wanted."""
@@ -360,18 +414,21 @@ class _Comparison:
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
         shape = (n, K, *self.x.shape[1:])
-        return torch.randn(shape, generator=self.generator, dtype=self.x.dtype).to(self.x.device)
+        return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
-        values = []
-        for x in self.x.split(self.batch_size):
+        known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
+        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
+            if not self.share.has(i):
+                continue
+            x = self.x[part.to(self.x.device)]
             ends = [
                 self._baseline_kl(x, edge).double().cpu().unsqueeze(1)
                 for edge in self.edges.to(x.device)
             ]
-            values.append(torch.cat(ends, 1).diff(dim=1))
-        return torch.cat(values)
+            known[part] = torch.cat(ends, 1).diff(dim=1)
+        return self.share.sum(known)
 
     def _baseline_kl(self, x: Tensor, log_snr: Tensor) -> Tensor:
         assert self.baseline is not None
@@ -385,9 +442,13 @@ class _Comparison:
         log_snr = self.edges[0] + (self.edges[-1] - self.edges[0]) * (
             (torch.randperm(few, generator=self.generator) + 0.5) / few
         )
-        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), self._noise(few))
+        noise = self._noise(few).to(x.device)
+        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise)
+        if self.share.rank:  # one process's rounding is everybody's
+            h0 = torch.zeros_like(h0)
+        h0 = self.share.sum(h0.double().cpu())
         cell = (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(width) - 1)
-        rest = h0.double().cpu() - (known / width)[torch.arange(few), cell]
+        rest = h0 - (known / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
         number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
         return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()

@@ -23,7 +23,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
+from pyro_mdm import draws
+from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, full_precision
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
 
@@ -35,7 +36,6 @@ __all__ = [
     "GenerativePath",
     "NoisingPath",
     "PathKL",
-    "low_discrepancy",
     "path_kl",
     "prior_kl",
 ]
@@ -55,7 +55,8 @@ class PathKL(NamedTuple):
 def _apply(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
     """(K, K) on the variables of y (*lead, K, *event), in y's dtype."""
     flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
-    return (matrix.to(y.dtype) @ flat).reshape(y.shape)
+    with full_precision(y):
+        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
 
 
 def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
@@ -188,7 +189,7 @@ class NoisingPath(_PathLaw):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
-        noise = torch.randn(shape, dtype=self.x.dtype, device=self.x.device)
+        noise = draws.normal(shape, self.x.dtype, self.x.device)
         states: list[Tensor] = []
         for i, e in enumerate(self._states(noise)):
             if i == 0:
@@ -276,13 +277,13 @@ class GenerativePath(_GenerativeLaw):
         y0 = state.reshape(-1, *self.event_shape[1:])
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
-        u = low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
+        u = draws.low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
         s = start + (diffusion.horizon - start) * u.square()
         weight = 2 * (diffusion.horizon - start) * u
         M, F, F_inverse, m = diffusion.noise_last_root(s, start)
         # pairs differ in the noise that G adds last, given the rest of y_s: of s_θ · g² ∇ log q
         # only its dependence on that noise counts, and all else cancels
-        noise = torch.randn_like(y0)
+        noise = draws.normal(y0.shape, y0.dtype, y0.device)
         flipped = torch.cat([noise[:, :-m], -noise[:, -m:]], 1)
         both = apply_matrix(M, y0).repeat(2, *(1,) * (y0.dim() - 1))
         both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
@@ -420,12 +421,6 @@ class BoundScore:
 # -- divergences -----------------------------------------------------------------------------------
 
 
-def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
-    """(n,) float64 in [0, 1): one random offset and n equal steps, (u + i / n) mod 1."""
-    offset = torch.rand((), dtype=torch.float64, device=device)
-    return (offset + torch.arange(n, dtype=torch.float64, device=device) / n) % 1.0
-
-
 def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats."""
     end, prior = diffusion.terminal, diffusion.prior_covariance
@@ -481,16 +476,16 @@ def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
     x = noising.x.reshape(-1, *noising.x_shape)
     low = diffusion.terminal_log_snr
     width = diffusion.max_log_snr - low.detach()
-    log_snr = low.detach() + width * low_discrepancy(len(x), x.device)
-    moving = low.requires_grad
-    if moving:
-        extra = max(1, len(x) // 16)
-        chosen = torch.randperm(len(x), device=x.device)[:extra]
-        both = torch.cat([x, x[chosen]])
-        at = torch.cat([log_snr, low.detach().expand(extra)])
-        values, boundary = generative.score.integrand(diffusion, both, at).split([len(x), extra])
+    log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
+    if low.requires_grad:
+        with draws.subset(len(x), 16, x.device) as (chosen, weight):
+            both = torch.cat([x, x[chosen]])
+            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
+            found = generative.score.integrand(diffusion, both, at)
+        values, boundary = found.split([len(x), len(chosen)])
         change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
-        diffusion_term = width.to(x.dtype) * values - change * boundary.mean().detach()
+        each = boundary.sum().detach() * (weight / len(x))
+        diffusion_term = width.to(x.dtype) * values - change * each
     else:
         diffusion_term = width.to(x.dtype) * generative.score.integrand(diffusion, x, log_snr)
     shape = noising.batch_shape
@@ -519,7 +514,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
     shape = (n, *noising.event_shape[1:])
     terms = []
     for i in range(N):
-        noise = torch.randn(shape, dtype=x.dtype, device=x.device)
+        noise = draws.normal(shape, x.dtype, x.device)
         y = _outer(marginal.mean[i], x, noising.x_dim)
         y = y + _apply(marginal.scale_tril[i], noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)

@@ -26,7 +26,7 @@ from torch.distributions.transforms import (
     Transform,
 )
 
-from pyro_mdm import discrete
+from pyro_mdm import discrete, draws
 from pyro_mdm.diffusions import LinearDiffusion
 
 __all__ = [
@@ -539,7 +539,10 @@ class LogitDequantization:
                 f"k holds {bad}, expected whole numbers 0 … {self.num_levels - 1}, such as uint8 "
                 "pixels"
             )
-        u = torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
+        if generator is None:
+            u = draws.uniform(k.shape, torch.float64, k.device)
+        else:
+            u = torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
         w = (k.double() + u) / self.num_levels
         x = self.transform(w)
         log_det = self.transform.log_abs_det_jacobian(w, x).flatten(1).sum(-1)

@@ -27,8 +27,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import discrete, likelihoods
-from pyro_mdm.diffusions import LinearDiffusion, Marginal, apply_matrix, apply_vector
+from pyro_mdm import discrete, draws, likelihoods
+from pyro_mdm.diffusions import (
+    LinearDiffusion,
+    Marginal,
+    apply_matrix,
+    apply_vector,
+    full_precision,
+)
 
 __all__ = [
     "Denoiser",
@@ -57,6 +63,8 @@ class Score(nn.Module, ABC):
 
     network: nn.Module
     event_shape: tuple[int, ...] | None  # None: any
+    autocast_dtype: torch.dtype | None = None
+    """Mixed precision: the network, and nothing else, runs under autocast to this type."""
 
     def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -97,7 +105,7 @@ class Score(nn.Module, ABC):
         marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
         a, k = marginal.mean, marginal.readout
         if noise is None:
-            noise = torch.randn(len(x), a.shape[-1], *x.shape[1:], dtype=x.dtype, device=x.device)
+            noise = draws.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
         a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))
@@ -178,7 +186,11 @@ class Score(nn.Module, ABC):
             )
         flat = inputs.reshape(-1, *event)
         lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
-        out = self.network(flat, lam)
+        if self.autocast_dtype is None:
+            out = self.network(flat, lam)
+        else:
+            with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
+                out = self.network(flat, lam)
         expected = (flat.shape[0], factor * event[0], *event[1:])
         if not isinstance(out, Tensor) or out.shape != expected:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -262,7 +274,7 @@ class DenoiserScore(Score):
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
-        epsilon = torch.randn_like(x) if noise is None else noise[:, 0]
+        epsilon = draws.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
         return x + _spread(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
     @staticmethod
@@ -724,11 +736,6 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
         v / (1 + u[:, :1].abs())
     ).unsqueeze(1)
     return apply_matrix(-sign.unsqueeze(-1) * reflection, noise[:, :K])
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """Autocast switched off on the device of ``like``: algebra outside the network is exact."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def _joint_call(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:

@@ -1,0 +1,135 @@
+r"""Random numbers of a batch that is computed in pieces: every piece has the rows of the whole.
+
+A batch of N data may be spread over processes and over micro-batches, S pieces in all, of which
+piece r holds the data r, r + S, r + 2S, …. Within :func:`piece` every draw for n = N/S rows is made
+for all N, by a generator that every piece seeds alike, and the piece keeps its own rows. So the sum
+of the pieces is the whole batch's loss with the whole batch's noise, and log SNRs are spread with
+low discrepancy over all of it, each piece having a stratum in every S-th part of the range.
+
+Drawing numbers that others use costs little beside a network call. Outside of :func:`piece` the
+draws are torch's own, from the global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["low_discrepancy", "normal", "piece", "subset", "uniform"]
+
+
+@dataclass
+class _Piece:
+    """Which rows of the batch are computed here, and the generators that all pieces seed alike."""
+
+    index: int
+    count: int
+    seed: int
+    generators: dict[torch.device, torch.Generator]
+    rows: tuple[Tensor, int] | None = None  # instead: these rows, of so many
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
+
+
+_current: _Piece | None = None
+
+
+@contextmanager
+def piece(index: int, count: int, seed: int) -> Iterator[None]:
+    """Within it, draws are those of piece ``index`` of a batch in ``count`` equal pieces.
+
+    Args:
+        index: r, 0 ≤ r < count.
+        count: S; the data of the pieces are r, r + S, r + 2S, … of the batch.
+        seed: of the batch: the same for all its pieces, another one for each batch.
+
+    Raises:
+        ValueError: an index outside [0, count).
+    """
+    global _current
+    if not 0 <= index < count:
+        raise ValueError(f"piece {index} of {count}, expected an index from 0 to {count - 1}")
+    outer, _current = _current, _Piece(index, count, seed, {})
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Standard normal numbers; the first axis of ``shape`` is the data of this piece."""
+    if _current is None:
+        return torch.randn(tuple(shape), dtype=dtype, device=device)
+    whole, rows, generator = _whole(_current, shape, device)
+    return torch.randn(whole, dtype=dtype, device=device, generator=generator)[rows]
+
+
+def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Uniform numbers in [0, 1); the first axis of ``shape`` is the data of this piece."""
+    if _current is None:
+        return torch.rand(tuple(shape), dtype=dtype, device=device)
+    whole, rows, generator = _whole(_current, shape, device)
+    return torch.rand(whole, dtype=dtype, device=device, generator=generator)[rows]
+
+
+def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
+    """(n,) float64 in [0, 1): one random offset and N equal steps, (u + i / N) mod 1.
+
+    N is n, or the size of the whole batch of which these are the n rows of a piece.
+    """
+    device = torch.device("cpu") if device is None else device
+    count, rows, generator = 1, slice(None), None
+    if _current is not None:
+        count, rows = _current.count, slice(_current.index, None, _current.count)
+        generator = _current.generator(device)
+    offset = torch.rand((), dtype=torch.float64, device=device, generator=generator)
+    steps = torch.arange(n * count, dtype=torch.float64, device=device)[rows] / (n * count)
+    return (offset + steps) % 1.0
+
+
+@contextmanager
+def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, float]]:
+    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen.
+
+    Yields:
+        which of the n data of this piece are chosen, (m,) int64 (m varies from piece to piece); and
+        the weight with which a sum over them, summed over the pieces, estimates the sum over all
+        data of the batch.
+    """
+    global _current
+    outer = _current
+    count, index = (1, 0) if outer is None else (outer.count, outer.index)
+    generator = None if outer is None else outer.generator(device)
+    total = n * count
+    size = max(1, total // part)
+    chosen = torch.randperm(total, device=device, generator=generator)[:size]
+    mine = (chosen % count == index).nonzero().squeeze(1)
+    if outer is not None:
+        own = torch.arange(index, total, count, device=device)
+        rows = torch.cat([own, total + mine])
+        _current = _Piece(index, count, outer.seed, outer.generators, (rows, total + size))
+    try:
+        yield chosen[mine] // count, total / size
+    finally:
+        _current = outer
+
+
+def _whole(
+    current: _Piece, shape: Sequence[int], device: torch.device | str
+) -> tuple[tuple[int, ...], Tensor | slice, torch.Generator]:
+    """The whole batch's shape, the rows of it that are ours, and the generator."""
+    generator = current.generator(torch.device(device))
+    if current.rows is not None:
+        rows, total = current.rows
+        if shape[0] != len(rows):
+            raise ValueError(f"{shape[0]} rows are drawn, expected {len(rows)} of a subset")
+        return (total, *shape[1:]), rows, generator
+    whole = (shape[0] * current.count, *shape[1:])
+    return whole, slice(current.index, None, current.count), generator
