@@ -9,6 +9,7 @@ readme = here / "README.md"
 
 programs = [
     "PyYAML>=6.0",
+    "filelock>=3.12",
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "matplotlib>=3.7",

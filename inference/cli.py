@@ -11,6 +11,7 @@ from jsonargparse import auto_cli
 from inference.checkpoints import ArchitectureError, CheckpointError
 from inference.loading import NameNotFoundError
 from inference.runs import RunError
+from models import DataError
 from pyro_mdm.kernels import KernelPrecisionError
 
 __all__ = ["command_line"]
@@ -18,6 +19,7 @@ __all__ = ["command_line"]
 MISTAKES = (
     ArchitectureError,
     CheckpointError,
+    DataError,
     FloatingPointError,
     KernelPrecisionError,
     NameNotFoundError,

@@ -6,11 +6,38 @@ Read one, copy it, change it; ``--model file.py:Name`` runs your copy. See model
 from __future__ import annotations
 
 from models.base import ImageProblem, Problem
+from models.cifar10 import CIFAR10
 from models.digits import Digits
+from models.files import DataError
+from models.imagenet32 import ImageNet32New, ImageNet32Old
+from models.images import Images
+from models.mnist import MNIST
 from models.mnist5k import Mnist5k
 from models.toy import Toy
 
-__all__ = ["MODELS", "Digits", "ImageProblem", "Mnist5k", "Problem", "Toy"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "MODELS",
+    "DataError",
+    "Digits",
+    "ImageNet32New",
+    "ImageNet32Old",
+    "ImageProblem",
+    "Images",
+    "Mnist5k",
+    "Problem",
+    "Toy",
+]
 
-MODELS: dict[str, type[Problem]] = {"toy": Toy, "digits": Digits, "mnist5k": Mnist5k}
+MODELS: dict[str, type[Problem]] = {
+    "toy": Toy,
+    "digits": Digits,
+    "mnist5k": Mnist5k,
+    "mnist": MNIST,
+    "cifar10": CIFAR10,
+    "imagenet32_old": ImageNet32Old,
+    "imagenet32_new": ImageNet32New,
+    "images": Images,
+}
 """The names that programs know; any other is given as ``module:Name`` or ``file.py:Name``."""

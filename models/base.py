@@ -1,17 +1,21 @@
 """What the data sets share: how they are split, stored, and turned into a generative program.
 
 ``Problem`` is what a program needs to know of a data set; ``ImageProblem`` adds what images with
-discrete levels have in common. Your own data set is a subclass with a network: see digits.py.
+discrete levels have in common, and ``FileImages`` what those read from files with official parts
+have. Your own data set is a subclass: see digits.py. No data set changes its images at random.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.files import spread
 from pyro_mdm import (
     Denoiser,
     DiffusionModel,
@@ -28,16 +32,41 @@ from pyro_mdm.likelihoods import (
     LogitDequantization,
     Tweedie,
 )
+from pyro_mdm.networks import UNet
 from pyro_mdm.scores import Score
 
-__all__ = ["ImageProblem", "Problem"]
+__all__ = ["FIT_SIZE", "PAPER", "SMALL", "FileImages", "ImageProblem", "Problem"]
+
+FIT_SIZE = 50_000
+"""The most data that a baseline is fitted to; spread evenly over the training part."""
+
+ROUGH_SIZE = 64
+"""Data for baselines that a checkpoint replaces."""
+
+FIT_VALUES = FIT_SIZE * 3 * 32 * 32
+"""The most numbers that a baseline is fitted to, which counts for images larger than 3×32×32."""
+
+FIT_CHUNK = 2**24
+"""Numbers made continuous at a time, which takes many times their memory."""
+
+SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
+"""A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
+
+PAPER: dict[str, Any] = {
+    "base": 128,
+    "multipliers": (1, 2, 2, 2),
+    "blocks": 2,
+    "attention": (1,),
+    "dropout": 0.1,
+}
+"""The U-Net of the paper's scale, 35.5 million parameters for 3×32×32; see :class:`UNet`."""
 
 
 class Problem(ABC):
     """A data set and the generative program for it.
 
-    Subclasses set the class attributes and define :meth:`load`, :meth:`network` and, where data are
-    not stored in model space, :meth:`transform`.
+    Subclasses set the class attributes and define :meth:`load` (or :meth:`split`, where the parts
+    are official), :meth:`network` and, where data are not stored in model space, :meth:`transform`.
 
     Every 10th datum, those of index 0, 10, 20, …, is test. With ``holdout`` those of index 8, 18,
     28, …, otherwise trained on, are kept for validation: choose settings there, never on test.
@@ -62,17 +91,24 @@ class Problem(ABC):
     batch_size: int = 128
     learning_rate: float = 1e-3
 
+    _rough = False
+
     def __init__(self, *, holdout: bool = False) -> None:
+        self.train, self.validation, self.test = self.split(holdout)
+
+    def load(self) -> Tensor:
+        """All data, (n, *event_shape), in a fixed order."""
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither load, all data in a fixed order, nor split; "
+            "see models/digits.py"
+        )
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Train, validation (empty without ``holdout``) and test, by index unless overridden."""
         data = self.load()
         index = torch.arange(len(data))
         test, validation = index % 10 == 0, (index % 10 == 8) & holdout
-        self.train = data[~(test | validation)]
-        self.validation = data[validation]
-        self.test = data[test]
-
-    @abstractmethod
-    def load(self) -> Tensor:
-        """All data, (n, *event_shape), in a fixed order."""
+        return data[~(test | validation)], data[validation], data[test]
 
     @abstractmethod
     def network(self, inputs: int, outputs: int) -> nn.Module:
@@ -99,12 +135,15 @@ class Problem(ABC):
         """Model-space x as uint8 images (n, C, H, W) to look at; None where x are no images."""
         return None
 
-    def build(self, diffusion: LinearDiffusion, *, score: str = "default") -> DiffusionModel:
+    def build(
+        self, diffusion: LinearDiffusion, *, score: str = "default", fitted: bool = True
+    ) -> DiffusionModel:
         """The generative program over ``diffusion`` with a new network, fitted baseline included.
 
         Args:
             diffusion: made with this problem's ``max_log_snr``.
             score: one of ``scores``, or "default" for the first.
+            fitted: False where a checkpoint brings the baseline: then it is of a few data alone.
 
         Raises:
             ValueError: a score that these data do not have.
@@ -115,15 +154,39 @@ class Problem(ABC):
                 f"score is {score!r}, expected 'default' ({self.scores[0]}) or one of "
                 f"{', '.join(self.scores)} for {self.name}"
             )
-        function = self.score_function(name, diffusion.num_variables)
+        self._rough = not fitted
+        try:
+            function = self.score_function(name, diffusion.num_variables)
+        finally:
+            self._rough = False
         return DiffusionModel(diffusion, function, self.likelihood(name), self.event_shape)
+
+    def fit_x(self) -> Tensor:
+        """The x that baselines are fitted to: all of the training part, or as much as is enough.
+
+        That is :data:`FIT_SIZE` data, or fewer if they have more than :data:`FIT_VALUES` numbers,
+        spread evenly, so that large data are never float32 all at once.
+        """
+        size = math.prod(self.event_shape)
+        most = ROUGH_SIZE if self._rough else FIT_SIZE
+        count = min(most, max(1, FIT_VALUES // size))
+        data = self.train
+        if len(data) > count:
+            data = data[spread(len(data), count)]
+        parts = data.split(max(1, FIT_CHUNK // size))
+        if len(parts) == 1:
+            return self.to_model_space(data)
+        x = torch.empty(len(data), *self.event_shape)
+        for target, part in zip(x.split(len(parts[0])), parts, strict=True):
+            target.copy_(self.to_model_space(part))
+        return x
 
     def score_function(self, name: str, num_variables: int) -> Score:
         """The score called ``name``; ``noise`` and ``score`` see all variables as channels."""
         channels = self.event_shape[0]
         if name == "denoiser":
             network = self.network(channels, channels)
-            return Denoiser.fit(network, self.to_model_space(self.train))
+            return Denoiser.fit(network, self.fit_x())
         network = self.network(num_variables * channels, num_variables * channels)
         return NoisePrediction(network) if name == "noise" else RawScore(network)
 
@@ -143,23 +206,39 @@ class ImageProblem(Problem):
       use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with the Tweedie decoder; bits per
       dimension need ``transform``'s log-determinant and ``dequantized_levels``.
 
+    Subclasses name their U-Nets in ``networks``, or define :meth:`network` themselves.
+
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
         holdout: see :class:`Problem`.
+        network: a name in ``networks``; None: the first.
+
+    Raises:
+        ValueError: an unknown protocol or network.
     """
 
     num_levels: int = 256
     form: Literal["tilt", "logits"] = "tilt"
     """What a discrete denoiser's network gives a pixel: two tilts, or a logit for each level."""
 
+    networks: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Options of :class:`UNet` by name; the first is the default."""
+
+    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4}
+    """Default learning rates of networks for which ``learning_rate`` is too high."""
+
     def __init__(
         self,
         *,
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
+        network: str | None = None,
     ) -> None:
         if protocol not in ("discrete", "dequantized"):
             raise ValueError(f"protocol is {protocol!r}, expected 'discrete' or 'dequantized'")
+        self.network_name = self._choose(network)
+        if self.network_name in self.learning_rates:
+            self.learning_rate = self.learning_rates[self.network_name]
         super().__init__(holdout=holdout)
         self.levels = torch.linspace(-1.0, 1.0, self.num_levels, dtype=torch.float64)
         self.dequantization: LogitDequantization | None = None
@@ -168,6 +247,30 @@ class ImageProblem(Problem):
         else:
             self.dequantization = LogitDequantization(self.num_levels)
             self.max_log_snr = 9.0  # of VPSDE at the paper's ε = 1e-3
+
+    def _choose(self, network: str | None) -> str | None:
+        """The name of the network; None where a subclass makes its own."""
+        if type(self).network is not ImageProblem.network or not self.networks:
+            if network is not None:
+                raise ValueError(
+                    f"--network is {network!r}, but {self.name} has one network, its own"
+                )
+            return None
+        if network is not None and network not in self.networks:
+            raise ValueError(
+                f"--network is {network!r}, expected one of {', '.join(self.networks)} for "
+                f"{self.name}"
+            )
+        return next(iter(self.networks)) if network is None else network
+
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        """A new U-Net, the one of ``networks`` that was asked for."""
+        if self.network_name is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} names no U-Net in networks and has no method network; "
+                "see models/digits.py"
+            )
+        return UNet(inputs, outputs, **self.networks[self.network_name])
 
     @property
     def dequantized_levels(self) -> int | None:
@@ -193,7 +296,7 @@ class ImageProblem(Problem):
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
         return DiscreteDenoiser.fit(
             self.network(channels, outputs),
-            self.to_model_space(self.train),
+            self.fit_x(),
             self.num_levels,
             form=self.form,
         )
@@ -202,3 +305,40 @@ class ImageProblem(Problem):
         if self.dequantization is not None:
             return Tweedie()
         return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
+
+
+class FileImages(ImageProblem):
+    """Images read from files below a folder, with official training and test parts.
+
+    Test is the official test set, whatever ``holdout``. With ``holdout`` the last ``held_out`` of
+    the official training set are kept for validation.
+
+    Args:
+        data: the folder; None: ``data`` in the working directory.
+        protocol, holdout, network: see :class:`ImageProblem`.
+
+    Raises:
+        DataError: a file is missing or damaged; says what to run.
+    """
+
+    held_out: int = 5_000
+
+    def __init__(
+        self,
+        *,
+        data: Path | str | None = None,
+        protocol: Literal["discrete", "dequantized"] = "discrete",
+        holdout: bool = False,
+        network: str | None = None,
+    ) -> None:
+        self.root = Path("data" if data is None else data).expanduser()
+        super().__init__(protocol=protocol, holdout=holdout, network=network)
+
+    @abstractmethod
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The official training and test sets, uint8 (n, C, H, W)."""
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        train, test = self.parts()
+        end = len(train) - (self.held_out if holdout else 0)
+        return train[:end], train[end:], test

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import ImageProblem
-from pyro_mdm.networks import UNet
 
 __all__ = ["Digits"]
 
@@ -25,9 +26,7 @@ class Digits(ImageProblem):
     form = "logits"
     max_log_snr = 9.0
     learning_rate = 2e-3
+    networks: ClassVar = {"small": {"base": 32, "multipliers": (1, 2, 2), "lean": True}}
 
     def load(self) -> Tensor:
         return torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
-
-    def network(self, inputs: int, outputs: int) -> nn.Module:
-        return UNet(inputs, outputs, base=32, multipliers=(1, 2, 2), lean=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.base import ImageProblem
-from pyro_mdm.networks import UNet
+from models.base import SMALL, ImageProblem
 
 __all__ = ["Mnist5k"]
 
@@ -23,6 +24,7 @@ class Mnist5k(ImageProblem):
     max_log_snr = 13.0
     steps = 1000
     learning_rate = 2e-3
+    networks: ClassVar = {"small": SMALL}
 
     def load(self) -> Tensor:
         try:
@@ -36,6 +38,3 @@ class Mnist5k(ImageProblem):
         # numpy's loadtxt takes a tenth of the time.
         table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
         return torch.from_numpy(table[:, :-1].copy()).view(-1, 1, 28, 28)
-
-    def network(self, inputs: int, outputs: int) -> nn.Module:
-        return UNet(inputs, outputs, base=32, multipliers=(1, 2, 3), lean=True, patch=2)

@@ -80,8 +80,13 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
     """
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()
-    index = torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)
-    off = ~((value - levels[index]).abs() <= 1e-3 * levels.diff().min())
+    gaps = levels.diff()
+    if bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0]):  # even ones need no search
+        nearest = ((value - levels[0]) / gaps[0]).nan_to_num_().round_()
+        index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
+    else:
+        index = torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)
+    off = ~((value - levels[index]).abs() <= 1e-3 * gaps.min())
     if bool(off.any()):
         bad = value[off][0].item()
         raise ValueError(

@@ -533,17 +533,18 @@ class LogitDequantization:
         dtype: torch.dtype = torch.float32,
     ) -> Dequantized:
         """x and log|det| for level numbers k (N, *event_shape); fresh noise at each call."""
-        if not bool(((k >= 0) & (k < self.num_levels) & (k == k.round())).all()):
-            bad = k[~((k >= 0) & (k < self.num_levels) & (k == k.round()))][0].item()
+        codes = k.double()  # compared as uint8, 256 levels would be none
+        off = ~((codes >= 0) & (codes < self.num_levels) & (codes == codes.round()))
+        if bool(off.any()):
             raise ValueError(
-                f"k holds {bad}, expected whole numbers 0 … {self.num_levels - 1}, such as uint8 "
-                "pixels"
+                f"k holds {k[off][0].item()}, expected whole numbers 0 … {self.num_levels - 1}, "
+                "such as uint8 pixels"
             )
         if generator is None:
             u = draws.uniform(k.shape, torch.float64, k.device)
         else:
             u = torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
-        w = (k.double() + u) / self.num_levels
+        w = (codes + u) / self.num_levels
         x = self.transform(w)
         log_det = self.transform.log_abs_det_jacobian(w, x).flatten(1).sum(-1)
         return Dequantized(x.to(dtype), log_det.to(dtype))

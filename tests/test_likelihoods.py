@@ -384,3 +384,10 @@ def test_bad_input_is_named(what: str) -> None:
 def test_network_posterior_needs_levels() -> None:
     with pytest.raises(TypeError, match="got Denoiser; use DiscreteDenoiser"):
         NetworkPosterior()(CLD(), Denoiser(Zero()), Y)
+
+
+def test_dequantization_takes_bytes_of_256_levels() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
+    x, log_det = LogitDequantization(256)(codes)
+    assert torch.equal(LogitDequantization(256).levels(x), codes.long())
+    assert bool(log_det.isfinite().all())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy
+from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
+from models.files import spread
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim
 from pyro_mdm.networks import UNet
 
 SIZES = {"toy": 10_000, "digits": 1_797, "mnist5k": 5_000}
+EMBEDDED = {name: MODELS[name] for name in SIZES}
+"""Those that need no files; tests/test_datasets.py is about the others."""
 
 
 class Stripes(ImageProblem):
@@ -36,10 +40,10 @@ class Stripes(ImageProblem):
 
 @pytest.fixture(scope="module")
 def problems() -> dict[str, Problem]:
-    return {name: known() for name, known in MODELS.items()} | {"stripes": Stripes()}
+    return {name: known() for name, known in EMBEDDED.items()} | {"stripes": Stripes()}
 
 
-every_problem = pytest.mark.parametrize("name", [*MODELS, "stripes"])
+every_problem = pytest.mark.parametrize("name", [*EMBEDDED, "stripes"])
 
 
 @every_problem
@@ -50,7 +54,7 @@ def test_names_and_defaults(name, problems):
     assert min(problem.steps, problem.batch_size, problem.learning_rate) > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_splits(name, problems):
     data, problem = problems[name].load(), problems[name]
     assert len(data) == SIZES[name]
@@ -58,7 +62,7 @@ def test_splits(name, problems):
     assert len(problem.validation) == 0
     assert torch.equal(problem.train, data[torch.arange(len(data)) % 10 != 0])
 
-    held = MODELS[name](holdout=True)
+    held = EMBEDDED[name](holdout=True)
     assert torch.equal(held.test, problem.test)  # the test part never changes
     assert torch.equal(held.validation, data[8::10])
     assert len(held.train) + len(held.validation) == len(problem.train)
@@ -160,7 +164,7 @@ def test_every_score_of_a_small_problem_trains(protocol):
             assert bool(outlet.weight.grad.any()), (make, score)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_defaults_build_and_give_a_bound(name, problems):
     torch.manual_seed(0)
     problem = problems[name]
@@ -188,3 +192,118 @@ def test_unknown_score(problems):
         problems["digits"].build(CLD(max_log_snr=9.0), score="epsilon")
     with pytest.raises(ValueError, match=r"score is 'discrete'.*denoiser, noise, score for toy"):
         problems["toy"].build(CLD(max_log_snr=9.0), score="discrete")
+
+
+# -- parts and networks that a subclass chooses ----------------------------------------------------
+
+
+class Named(ImageProblem):
+    """A data set with U-Nets by name and official parts."""
+
+    name = "named"
+    event_shape = (1, 4, 4)
+    num_levels = 4
+    form = "logits"
+    max_log_snr = 7.0
+    networks: ClassVar = {
+        "tiny": {"base": 4, "multipliers": (1,)},
+        "paper": {"base": 8, "multipliers": (1, 2)},
+    }
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        codes = torch.arange(16).view(1, 1, 4, 4).add(torch.arange(60).view(60, 1, 1, 1)) % 4
+        codes = codes.to(torch.uint8)
+        end = 40 if holdout else 50
+        return codes[:end], codes[end:50], codes[50:]
+
+
+def test_every_name_is_the_names_of_its_class():
+    assert {name: known.name for name, known in MODELS.items()} == {name: name for name in MODELS}
+
+
+def test_a_data_set_may_have_its_own_parts():
+    assert [len(part) for part in (Named().train, Named().validation, Named().test)] == [50, 0, 10]
+    held = Named(holdout=True)
+    assert [len(part) for part in (held.train, held.validation, held.test)] == [40, 10, 10]
+    with pytest.raises(NotImplementedError, match=r"Nothing defines neither load.*nor split"):
+        type("Nothing", (Toy,), {"load": Problem.load})()
+
+
+def test_the_first_network_is_the_default_and_any_other_is_asked_for():
+    default, tiny, paper = Named(), Named(network="tiny"), Named(network="paper")
+    for problem, width in ((default, 4), (tiny, 4), (paper, 8)):
+        network = problem.network(2, 3)
+        assert isinstance(network, UNet)
+        assert network.inlet.out_channels == width
+        assert network(torch.zeros(5, 2, 4, 4), torch.zeros(5)).shape == (5, 3, 4, 4)
+    assert (default.network_name, paper.network_name) == ("tiny", "paper")
+    assert (default.learning_rate, paper.learning_rate) == (Problem.learning_rate, 2e-4)
+    with pytest.raises(ValueError, match="--network is 'huge', expected one of tiny, paper for na"):
+        Named(network="huge")
+
+
+def test_a_network_of_ones_own_has_no_name():
+    assert Stripes().network_name is None
+    with pytest.raises(ValueError, match="--network is 'small', but stripes has one network"):
+        Stripes(network="small")
+    other = type("Other", (Digits,), {"network": Stripes.network})
+    assert isinstance(other().network(1, 17), UNet)
+    with pytest.raises(ValueError, match="digits has one network, its own"):
+        other(network="small")
+    nothing = type("Nothing", (Stripes,), {"network": ImageProblem.network})()
+    with pytest.raises(NotImplementedError, match="names no U-Net"):
+        nothing.network(1, 1)
+
+
+def test_the_papers_network_has_its_stated_size():
+    class Colour(Named):
+        networks: ClassVar = {"small": base.SMALL, "paper": base.PAPER}
+
+    def size(name: str) -> int:
+        return sum(p.numel() for p in Colour(network=name).network(3, 3).parameters())
+
+    assert size("paper") == pytest.approx(35.5e6, rel=2e-3)
+    assert size("small") == pytest.approx(1.3e6, rel=0.05)
+
+
+def test_spread_is_even_and_increasing():
+    for n, count in ((10, 10), (11, 10), (1_281_167, 10_000), (7, 3), (5, 1)):
+        index = spread(n, count)
+        gaps = index.diff()
+        assert len(index) == count
+        assert int(index[0]) >= 0 and int(index[-1]) < n
+        assert count == 1 or (int(gaps.min()) >= n // count and int(gaps.max()) <= n // count + 1)
+        assert abs((n - 1 - int(index[-1])) - int(index[0])) <= 1  # neither end is preferred
+
+
+@pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
+def test_baselines_are_fitted_to_all_data_or_evenly_spread_ones(protocol, monkeypatch):
+    problem = Stripes(protocol=protocol)
+    torch.manual_seed(5)
+    whole = problem.to_model_space(problem.train)
+    torch.manual_seed(5)
+    assert torch.equal(problem.fit_x(), whole)
+
+    for limit in ({"FIT_SIZE": 7}, {"FIT_VALUES": 7 * 48 + 1}):
+        with monkeypatch.context() as patch:
+            for key, value in limit.items():
+                patch.setattr(base, key, value)
+            torch.manual_seed(5)
+            some = problem.to_model_space(problem.train[spread(45, 7)])
+            torch.manual_seed(5)
+            assert torch.equal(problem.fit_x(), some)
+
+    monkeypatch.setattr(base, "FIT_CHUNK", 48 * 10)  # ten images at a time, and five at last
+    chunked = problem.fit_x()
+    assert chunked.dtype == torch.float32
+    codes = problem.to_images(chunked)
+    assert torch.equal(codes, problem.to_images(whole))
+
+
+def test_the_fit_sees_no_more_than_it_should(monkeypatch):
+    monkeypatch.setattr(base, "FIT_SIZE", 2)
+    problem = Named()
+    problem.train = problem.train.clone()
+    problem.train[spread(50, 2)] = 3
+    model = problem.build(VPSDE(max_log_snr=7.0))
+    assert model.score_function.data_mean.min() > 0.5  # of the two, which are all white

@@ -869,3 +869,16 @@ def test_log_snr_outside_the_trained_range_is_an_error() -> None:
         score.denoise(
             VPSDE(max_log_snr=12.0), torch.zeros(4, 1, *EVENT), VPSDE(max_log_snr=12.0).start_time
         )
+
+
+def test_even_levels_are_found_as_uneven_ones_are() -> None:
+    values = torch.linspace(-1.0, 1.0, 7, dtype=torch.float64)
+    k = torch.randint(7, (50, 3))
+    x = values[k].float()
+    bent = torch.cat([values[:-1], values[-1:] + 0.5])  # a search
+    assert torch.equal(discrete.level_index(x, values), k)
+    assert torch.equal(discrete.level_index(bent[k].float(), bent), k)
+    for bad in (0.1, 5.0, -5.0, float("nan"), float("inf")):
+        for levels in (values, bent):
+            with pytest.raises(ValueError, match="off the levels"):
+                discrete.level_index(torch.tensor([0.0, bad]), levels)

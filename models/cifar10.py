@@ -1,0 +1,60 @@
+"""CIFAR-10: 60,000 photographs of 32×32 pixels in colour, as torchvision stores them.
+
+Krizhevsky 2009, *Learning multiple layers of features from tiny images*.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.base import PAPER, SMALL, FileImages
+from models.files import DataError, Published, python_command, unpickle_arrays
+
+__all__ = ["CIFAR10"]
+
+
+class CIFAR10(FileImages):
+    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+
+    50,000 images are trained on (45,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
+    Read from ``<data>/cifar-10-batches-py``, the folder inside the published archive. Its files
+    are pickles, and are read without calling anything that they name.
+
+    Raises:
+        DataError: a file is missing, its MD5 is not that of the published one, or it holds
+            something else than images.
+    """
+
+    name = "cifar10"
+    event_shape = (3, 32, 32)
+    max_log_snr = 13.0
+    steps = 20_000
+    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        from torchvision.datasets import CIFAR10 as official
+
+        return self._read(official, official.train_list), self._read(official, official.test_list)
+
+    def _read(self, official: Any, files: list[list[str]]) -> Tensor:
+        # torchvision's own class would unpickle the files; this only fetches them
+        fetch = python_command(
+            "from torchvision.datasets.utils import download_and_extract_archive as fetch; "
+            f"fetch({official.url!r}, {str(self.root)!r}, md5={official.tgz_md5!r})"
+        )
+        batches = []
+        for name, md5 in files:
+            path = self.root / official.base_folder / name
+            Published(name, md5).check(path, str(path), fetch)
+            arrays = unpickle_arrays(path)
+            images = arrays.get("data")
+            if images is None or images.shape[1:] != (3 * 32 * 32,):
+                found = {key: array.shape for key, array in arrays.items()}
+                raise DataError(f"{path}: found arrays {found}, expected 'data' of (n, 3072)")
+            batches.append(images)
+        # a row is 1,024 values of red, then green, then blue, each row by row of the image
+        return torch.from_numpy(np.concatenate(batches)).view(-1, 3, 32, 32)

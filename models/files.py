@@ -1,0 +1,328 @@
+"""Files of data sets: what was published is what is read, and nothing that is read runs code.
+
+A published file is known by its checksum (:class:`Published`). Pickles, which some data sets are
+distributed as, are read by :func:`unpickle_arrays`, which calls nothing that they name. Images that
+take long to decode are decoded once and memory-mapped from then on (:func:`cached`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+__all__ = ["DataError", "Published", "cached", "python_command", "spread", "unpickle_arrays"]
+
+CHUNK = 2**22  # bytes read at a time
+LARGE = 2**28  # bytes from which reading a file shows its progress
+
+Images = NDArray[np.uint8]
+
+
+class DataError(RuntimeError):
+    """Files of a data set are missing, damaged, or hold something else than expected."""
+
+
+# -- published files -------------------------------------------------------------------------------
+
+
+class Published(NamedTuple):
+    """A file as its publisher distributed it."""
+
+    name: str
+    digest: str
+    algorithm: str = "MD5"
+    size: int | None = None  # bytes, where known
+
+    def check(self, source: Path | bytes, place: str, fetch: str) -> None:
+        """Compare a file, or its content, with what was published.
+
+        Args:
+            source: where the file is, or its bytes.
+            place: what the file is called in messages.
+            fetch: what to run or do to get it.
+
+        Raises:
+            DataError: it is missing, or its checksum is another.
+        """
+        if isinstance(source, Path) and not source.is_file():
+            raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
+        found = checksum(source, self.algorithm)
+        if found != self.digest:
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            raise DataError(
+                f"{place} is damaged or another file: found {size:,} bytes with {self.algorithm} "
+                f"{found}, expected {self}. Delete it and fetch it again: {fetch}"
+            )
+
+    def __str__(self) -> str:
+        size = "" if self.size is None else f"{self.size:,} bytes with "
+        return f"{size}{self.algorithm} {self.digest}"
+
+    def description(self) -> dict[str, str]:
+        """For the record of what a cache was made from."""
+        return {"file": self.name, self.algorithm: self.digest}
+
+
+def checksum(source: Path | bytes, algorithm: str) -> str:
+    """Hexadecimal digest of a file or of bytes; ``algorithm`` as in "MD5" or "SHA-256"."""
+    name = algorithm.lower().replace("-", "")
+    digest = hashlib.new(name, usedforsecurity=False)
+    if isinstance(source, bytes):
+        digest.update(source)
+        return digest.hexdigest()
+    size = source.stat().st_size
+    with open(source, "rb") as file, _progress(size, f"{algorithm} of {source.name}", "B") as bar:
+        while part := file.read(CHUNK):
+            digest.update(part)
+            bar.update(len(part))
+    return digest.hexdigest()
+
+
+def _progress(total: int, what: str, unit: str) -> tqdm[Any]:
+    quick = unit == "B" and total < LARGE
+    return tqdm(
+        total=total, desc=what, unit=unit, unit_scale=True, leave=False, disable=quick or None
+    )
+
+
+def python_command(program: str) -> str:
+    """The shell command that runs ``program`` by python -c."""
+    plain = not set('"$`\\!') & set(program)
+    return f'python -c "{program}"' if plain else f"python -c {shlex.quote(program)}"
+
+
+# -- pickles ---------------------------------------------------------------------------------------
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: its name."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and fields, which single bytes have not."""
+
+
+class _Array:
+    """Stands in for numpy.ndarray: what its pickled state says."""
+
+    state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> Images:
+        _, shape, dtype, is_fortran, data = self.state
+        if dtype.name not in ("u1", "|u1"):
+            raise ValueError(f"an array of dtype {dtype.name!r}, expected bytes ('u1')")
+        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote str
+        order: Literal["F", "C"] = "F" if is_fortran else "C"
+        return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape), order=order)
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes as {encoding!r}, expected latin1")
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows plain values and arrays of bytes. Nothing that a pickle names is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(
+                f"it wants to call {module}.{name}, which an array of bytes does not need"
+            )
+        return _STAND_INS[module, name]
+
+
+def unpickle_arrays(path: Path) -> dict[str, Images]:
+    """The arrays of bytes in a pickled dict, by key; other values are left out.
+
+    No function or class that the pickle names is called or even looked up: names that an array of
+    bytes needs are answered by stand-ins that keep shape and data, any other is an error.
+
+    Raises:
+        DataError: the pickle names anything else, is damaged, or is no dict.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = _Unpickler(file, encoding="latin1").load()
+        return {
+            key.decode("latin1") if isinstance(key, bytes) else key: value.array()
+            for key, value in values.items()
+            if isinstance(value, _Array)
+        }
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataError(
+            f"{path} is not read: {error} ({type(error).__name__}). Expected a pickled dict of "
+            "plain values and arrays of bytes; do not load it by other means, and fetch it again "
+            "from where it was published"
+        ) from error
+
+
+# -- arrays on disk --------------------------------------------------------------------------------
+
+
+def spread(n: int, count: int) -> Tensor:
+    """``count`` different indices spread evenly over range(n), increasing, int64."""
+    return (2 * torch.arange(count) + 1) * n // (2 * count)
+
+
+def cached(
+    path: Path,
+    about: Mapping[str, Any],
+    shape: tuple[int, ...],
+    make: Callable[[list[dict[str, Any]]], Iterable[Images]],
+) -> Tensor:
+    """Images from ``path`` (.npy), which is made on the first call, by one process of several.
+
+    A JSON file beside it tells what it was made from, and its SHA-256. A file that is cut short,
+    was changed, or is about something else is made again. What is written to the tensor stays in
+    memory.
+
+    Args:
+        path: ends in ``.npy``.
+        about: what the images are, as JSON has it; a file about anything else does not count.
+        shape: (n, C, H, W).
+        make: gives the images in batches (m, C, H, W), and appends what they come from to the list
+            it is called with.
+
+    Returns:
+        uint8 (n, C, H, W), memory-mapped.
+
+    Raises:
+        DataError: the folder cannot be written to, or ``make`` gives another number of images.
+    """
+    wanted = {**about, "shape": list(shape)}
+    found = _read(path, wanted)
+    if isinstance(found, Tensor):
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            found = _read(path, wanted)  # another process may have made it meanwhile
+            if isinstance(found, str):
+                if path.exists():
+                    tqdm.write(f"{path} {found}; it is made again", file=sys.stderr)
+                _write(path, wanted, shape, make)
+                found = _read(path, wanted)
+    except OSError as error:
+        raise DataError(
+            f"{path}, where decoded images are kept, cannot be made: {error}. It needs "
+            f"{math.prod(shape):,} free bytes in a folder that may be written to"
+        ) from error
+    if isinstance(found, str):
+        raise DataError(f"{path} {found}, although it was just written; is the disk sound?")
+    return found
+
+
+def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:
+    """The images, or why they are not to be had from ``path``."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        if record["about"] != wanted:
+            return f"is about {record['about']}, expected {dict(wanted)}"
+        status = path.stat()
+        if status.st_size != record["bytes"]:
+            return f"has {status.st_size:,} bytes, expected {record['bytes']:,}"
+        if status.st_mtime_ns != record["mtime_ns"]:  # a copy, or someone changed it
+            if checksum(path, "SHA-256") != record["sha256"]:
+                return f"differs from what was written (SHA-256 {record['sha256']})"
+            with contextlib.suppress(OSError):
+                os.utime(path, ns=(status.st_atime_ns, record["mtime_ns"]))
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"cannot be used ({error})"
+    return torch.from_numpy(array)
+
+
+def _write(
+    path: Path,
+    wanted: Mapping[str, Any],
+    shape: tuple[int, ...],
+    make: Callable[[list[dict[str, Any]]], Iterable[Images]],
+) -> None:
+    temporary, record = path.with_name(f".{path.name}.tmp"), path.with_suffix(".json")
+    sources: list[dict[str, Any]] = []
+    digest, count = hashlib.sha256(), 0
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    try:
+        with open(temporary, "wb") as file, _progress(shape[0], path.stem, "image") as bar:
+
+            def put(data: bytes | memoryview) -> None:
+                file.write(data)
+                digest.update(data)
+
+            put(header.getvalue())
+            for batch in make(sources):
+                if batch.dtype != np.uint8 or batch.shape[1:] != shape[1:]:
+                    raise DataError(
+                        f"{path.stem}: found images {batch.dtype} {batch.shape[1:]}, expected "
+                        f"uint8 {shape[1:]}"
+                    )
+                put(np.ascontiguousarray(batch).data)
+                count += len(batch)
+                bar.update(len(batch))
+            if count != shape[0]:
+                raise DataError(f"{path.stem}: found {count:,} images, expected {shape[0]:,}")
+            file.flush()
+            os.fsync(file.fileno())
+        record.unlink(missing_ok=True)  # first what makes the old one valid
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    status = path.stat()
+    body = {
+        "about": dict(wanted),
+        "made_from": sources,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": digest.hexdigest(),
+    }
+    _write_text(record, json.dumps(body, indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

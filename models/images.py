@@ -1,0 +1,333 @@
+"""Images of your own: a folder of PNG, JPEG, WebP or BMP files, or arrays in an .npz file."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from models.base import PAPER, SMALL, ImageProblem
+from models.files import DataError
+
+__all__ = ["Images"]
+
+FEWEST = 20
+
+SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+)
+
+PARTS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+"""Names of subfolders and arrays that are parts of the data."""
+
+GREY = frozenset(["1", "L", "LA", "La"])
+COLOUR = frozenset(["P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
+TRANSPARENT = frozenset(["LA", "La", "PA", "RGBA", "RGBa"])
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Images(ImageProblem):
+    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+
+    ``data`` is a folder or an .npz file. In a folder, images are searched for at any depth and
+    taken in the order of their paths; hidden files and files with other suffixes are passed over.
+    Images are turned upright as their EXIF data say, transparent ones are laid on white, and only
+    the first frame of an animation counts. All have one channel if all files are of a grey kind
+    (palettes are colours), else three.
+    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3.
+
+    Subfolders, or arrays, named ``train``, ``validation`` (or ``val``, ``valid``) and ``test`` are
+    the parts. Where there is no ``test``, every 10th of the training images, 0, 10, 20, …, is;
+    where there is no ``validation``, ``holdout`` keeps 8, 18, 28, …. Without ``holdout`` a
+    ``validation`` is trained on.
+
+    Args:
+        data: the folder or .npz file.
+        image_size: cut the middle square out of each image and scale it to this many pixels a side
+            (Lanczos, antialiased).
+        protocol, holdout, network: see :class:`ImageProblem`.
+
+    Raises:
+        ValueError: no ``data``; an image size that is not positive; images whose size does not suit
+            the network.
+        DataError: fewer than 20 images, images of different sizes (without ``image_size``), or
+            something that cannot be read.
+    """
+
+    name = "images"
+    max_log_snr = 13.0
+    steps = 10_000
+    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+
+    def __init__(
+        self,
+        *,
+        data: Path | str | None = None,
+        image_size: int | None = None,
+        protocol: Literal["discrete", "dequantized"] = "discrete",
+        holdout: bool = False,
+        network: str | None = None,
+    ) -> None:
+        if data is None:
+            raise ValueError(
+                "--model images needs --data PATH, a folder of images (PNG, JPEG, WebP, BMP, …) or "
+                "an .npz file with arrays of uint8"
+            )
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
+        self.root, self.image_size = Path(data).expanduser(), image_size
+        super().__init__(protocol=protocol, holdout=holdout, network=network)
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if self.root.is_dir():
+            parts = _from_folder(self.root, self.image_size)
+        elif self.root.is_file() and self.root.suffix == ".npz":
+            parts = _from_npz(self.root, self.image_size)
+        else:
+            what = "is neither a folder nor an .npz file" if self.root.exists() else "is not there"
+            raise DataError(
+                f"--data {self.root} {what}; expected a folder of images or an .npz file with "
+                "arrays of uint8"
+            )
+        if (count := sum(map(len, parts.values()))) < FEWEST:
+            what = f" ({', '.join(sorted(SUFFIXES))})" if self.root.is_dir() else ""
+            raise DataError(f"{self.root} has {count} images{what}, expected at least {FEWEST}")
+        if empty := [part for part, images in parts.items() if len(images) == 0]:
+            raise DataError(f"{self.root} has no images for {', '.join(empty)}")
+        train = parts["train"]
+        self.event_shape = tuple(train.shape[1:])
+        self._check_size()
+
+        index = torch.arange(len(train))
+        chosen = torch.zeros(len(train), dtype=torch.bool)
+        if "test" in parts:
+            test = parts["test"]
+        else:
+            test = train[index % 10 == 0]
+            chosen |= index % 10 == 0
+        validation = train[:0]
+        if holdout and "validation" in parts:
+            validation = parts["validation"]
+        elif holdout:
+            validation = train[index % 10 == 8]
+            chosen |= index % 10 == 8
+        elif "validation" in parts:
+            return torch.cat([train[~chosen], parts["validation"]]), validation, test
+        return (train[~chosen] if bool(chosen.any()) else train), validation, test
+
+    def _check_size(self) -> None:
+        if self.network_name is None:
+            return
+        options = self.networks[self.network_name]
+        patch, levels = options.get("patch", 1), len(options["multipliers"])
+        height, width = self.event_shape[1:]
+        smallest = patch * 2 ** (levels - 1)
+        if height % patch or width % patch or min(height, width) < smallest:
+            fitting = max(smallest, min(height, width) // patch * patch)
+            raise ValueError(
+                f"images of {height}×{width} pixels do not suit --network {self.network_name}, "
+                f"which needs sides of at least {smallest} that are multiples of {patch}; use "
+                f"--image_size {fitting}, or another of {', '.join(self.networks)}"
+            )
+
+
+# -- what both kinds of files need -----------------------------------------------------------------
+
+
+def _scaled(image: Image.Image, size: int | None) -> Image.Image:
+    """The middle square, ``size`` pixels a side."""
+    if size is None or image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize(
+        (size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+    )
+
+
+def _other_size(first: str, shape: Sequence[int], name: str, other: Sequence[int]) -> DataError:
+    (h, w), (other_h, other_w) = shape, other
+    return DataError(
+        f"images have different sizes: {first} is {h}×{w} (height × width) and {name} "
+        f"{other_h}×{other_w}. --image_size N (such as {min(h, w, other_h, other_w)}) cuts out the "
+        "middle square of each and scales it to N×N"
+    )
+
+
+def _named_parts(names: Iterable[str], place: Path) -> dict[str, str]:
+    """The parts among names of subfolders or arrays, as part: name."""
+    parts: dict[str, str] = {}
+    for name in names:
+        if name in PARTS:
+            if (part := PARTS[name]) in parts:
+                raise DataError(f"{place} has both {parts[part]} and {name}; keep one of them")
+            parts[part] = name
+    return parts
+
+
+def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> Iterable[U]:
+    """function(item) for each item, in order, with a progress bar."""
+    pool = ThreadPoolExecutor()
+    try:
+        results = pool.map(function, items)
+        yield from tqdm(results, what, len(items), unit="image", leave=False, disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def _from_folder(root: Path, image_size: int | None) -> dict[str, Tensor]:
+    files = _files(root)
+    tops = [path.relative_to(root).parts[0] for path in files]
+    named = _named_parts(sorted(set(tops)), root)
+    if "train" in named:
+        for path, top in zip(files, tops, strict=True):
+            if top not in named.values():
+                raise DataError(
+                    f"{root} has the parts {', '.join(named.values())}, but {path} is in none of "
+                    "them; move it to one, or rename the folders if they are no parts"
+                )
+    elif named:
+        raise DataError(
+            f"{root} has {' and '.join(named.values())} but no train; call the folder of training "
+            f"images {root / 'train'}, or rename the folders if they are no parts of the data"
+        )
+    images = torch.from_numpy(_decode(files, image_size))
+    if not named:
+        return {"train": images}
+    start = {part: tops.index(top) for part, top in named.items()}  # sorted: a part is in one piece
+    return {part: images[start[part] :][: tops.count(top)] for part, top in named.items()}
+
+
+def _files(root: Path) -> list[Path]:
+    """Image files at any depth, in the order of their paths below ``root``."""
+    found, seen = [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()  # a link to a folder above it
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [
+            Path(folder) / name
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
+    """(n, C, H, W), with one channel if all files are grey."""
+    result: Pixels = np.empty((0, 1, 1, 1), np.uint8)
+    decoded = _in_threads(lambda path: _pixels(path, image_size), files, "decoding")
+    for i, (path, image) in enumerate(zip(files, decoded, strict=True)):
+        if i == 0:
+            result = np.empty((len(files), *image.shape), np.uint8)
+        if image.shape[1:] != result.shape[2:]:
+            raise _other_size(str(files[0]), result.shape[2:], str(path), image.shape[1:])
+        if len(image) > result.shape[1]:
+            result = np.repeat(result, 3, axis=1)
+        result[i] = image
+    return result
+
+
+def _pixels(path: Path, image_size: int | None) -> Pixels:
+    """(1, H, W) of a grey file, (3, H, W) of any other."""
+    try:
+        with Image.open(path) as image:
+            grey = image.mode in GREY
+            if not grey and image.mode not in COLOUR:
+                raise DataError(
+                    f"{path} has pixels of mode {image.mode!r}, expected 8 bits per channel; save "
+                    "it as 8-bit grey or RGB"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in TRANSPARENT or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright)
+            values = np.asarray(_scaled(upright.convert("L" if grey else "RGB"), image_size))
+    except DataError:
+        raise
+    except Exception as error:  # a damaged image can raise anything
+        raise DataError(f"{path} is no image that can be read: {error}") from error
+    return values[None] if grey else values.transpose(2, 0, 1)
+
+
+# -- arrays ----------------------------------------------------------------------------------------
+
+
+def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = list(file.files)
+            named = _named_parts(names, path)
+            if "train" not in named:
+                if len(names) != 1:
+                    raise DataError(
+                        f"{path} has arrays {', '.join(names) or '(none)'}; expected train and, if "
+                        "there are, validation and test, or a single one"
+                    )
+                named = {"train": names[0]}
+            arrays = {part: _planes(file[name], path, name) for part, name in named.items()}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as arrays of numbers: {error}") from error
+    channels = {name: array.shape[1] for name, array in arrays.items()}
+    if len(set(channels.values())) > 1:
+        raise DataError(f"{path} has arrays of different channels: {channels}")
+    arrays = {part: _resize(array, image_size) for part, array in arrays.items()}
+    train = arrays["train"].shape[2:]
+    for part, array in arrays.items():
+        if array.shape[2:] != train:
+            raise _other_size(f"train in {path}", train, f"{part} in {path}", array.shape[2:])
+    return {part: torch.from_numpy(array) for part, array in arrays.items()}
+
+
+def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:
+    """Contiguous (n, C, H, W) from any of the accepted layouts."""
+    expected = "expected uint8 (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3"
+    found = f"{path}: found {name} {array.dtype} {array.shape}"
+    if array.dtype != np.uint8:
+        raise DataError(f"{found}, {expected}; values are 0 … 255")
+    if array.ndim == 3:
+        return array[:, None]
+    first, last = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (1, -1))
+    if first == last:
+        why = "; it could be both of the last two" if first else ""
+        raise DataError(f"{found}, {expected}{why}")
+    return array if first else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+
+
+def _resize(images: Pixels, size: int | None) -> Pixels:
+    if size is None or images.shape[2:] == (size, size):
+        return images
+
+    def scaled(image: Pixels) -> Pixels:
+        return np.stack([np.asarray(_scaled(Image.fromarray(plane), size)) for plane in image])
+
+    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    for target, values in zip(result, _in_threads(scaled, list(images), "scaling"), strict=True):
+        target[:] = values
+    return result

@@ -1,0 +1,57 @@
+"""MNIST: 70,000 handwritten digits of 28×28 pixels, 256 grey levels, as torchvision stores them.
+
+LeCun, Bottou, Bengio & Haffner 1998, *Gradient-based learning applied to document recognition*.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from models.base import PAPER, SMALL, FileImages
+from models.files import DataError, Published, python_command
+
+__all__ = ["MNIST"]
+
+TRAIN = Published("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", size=47_040_016)
+TEST = Published("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", size=7_840_016)
+
+
+class MNIST(FileImages):
+    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+
+    60,000 images are trained on (55,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
+    Read from ``<data>/MNIST/raw``, where ``torchvision.datasets.MNIST(data, download=True)`` puts
+    them.
+
+    Raises:
+        DataError: a file is missing or its MD5 is not that of the published one.
+    """
+
+    name = "mnist"
+    event_shape = (1, 28, 28)
+    max_log_snr = 13.0
+    steps = 10_000
+    learning_rate = 2e-3
+    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        folder = self.root / "MNIST" / "raw"
+        return self._read(folder, TRAIN), self._read(folder, TEST)
+
+    def _read(self, folder: Path, published: Published) -> Tensor:
+        from torchvision.datasets.mnist import read_image_file
+
+        path = folder / published.name
+        fetch = python_command(
+            f"from torchvision.datasets import MNIST; MNIST({str(self.root)!r}, download=True)"
+        )
+        published.check(path, str(path), fetch)
+        images = read_image_file(str(path))
+        if images.shape[1:] != self.event_shape[1:]:
+            raise DataError(
+                f"{path}: found images of {tuple(images.shape[1:])} pixels, expected (28, 28)"
+            )
+        return images.unsqueeze(1)

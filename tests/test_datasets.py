@@ -1,0 +1,1006 @@
+"""Data sets read from files: each from small files of the very same formats, written here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import struct
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+
+from models import CIFAR10, MNIST, DataError, ImageNet32New, ImageNet32Old, Images, imagenet32
+from models import mnist as mnist_module
+from models.base import FileImages, ImageProblem
+from models.files import Published, cached, python_command, spread, unpickle_arrays
+from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
+
+Array = NDArray[Any]
+
+
+def pixels(n: int, *shape: int, seed: int = 0) -> Array:
+    """Images of which no two rows, columns or channels are alike."""
+    return np.random.default_rng([seed, n, *shape]).integers(256, size=(n, *shape), dtype=np.uint8)
+
+
+def same(tensor: torch.Tensor, array: Array) -> bool:
+    return tensor.dtype == torch.uint8 and np.array_equal(tensor.numpy(), array)
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+# -- writers of the formats ------------------------------------------------------------------------
+
+
+def write_idx(path: Path, images: Array) -> None:
+    """Big-endian: two zero bytes, type 8 (unsigned byte), number of sizes, sizes, values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape) + images.tobytes())
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Protocol 2 as Python 2 wrote it: text and bytes are its str, NumPy is that of its day."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_python2_str(self, value: str | bytes) -> None:
+        raw = value.encode("latin1") if isinstance(value, str) else value
+        short = len(raw) < 256
+        self.write(b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw)))
+        self.write(raw)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_python2_str
+
+    def save_global(self, value: Any, name: str | None = None) -> None:
+        module = value.__module__.replace("numpy._core", "numpy.core")
+        self.write(f"c{module}\n{name or value.__name__}\n".encode())
+        self.memoize(value)
+
+
+def python2_pickle(value: Any) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue()
+
+
+def cifar_batch(images: Array, number: int) -> dict[str, Any]:
+    rows = np.stack([np.concatenate([plane.ravel() for plane in image]) for image in images])
+    names = [f"photo_s_{i:06}.png" for i in range(len(images))]
+    label = f"training batch {number} of 5"
+    return {"batch_label": label, "labels": [3] * len(images), "data": rows, "filenames": names}
+
+
+def png(image: Array) -> bytes:
+    """(C, H, W) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, folder: str, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        entry = tarfile.TarInfo(folder)
+        entry.type = tarfile.DIRTYPE
+        tar.addfile(entry)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def npz(images: Array) -> bytes:
+    file = io.BytesIO()
+    rows = images.reshape(len(images), 3, -1).reshape(len(images), 3072)
+    np.savez(file, data=rows, labels=np.arange(len(images)), mean=rows.mean(0))
+    return file.getvalue()
+
+
+# -- the data sets, small --------------------------------------------------------------------------
+
+
+@dataclass
+class Small:
+    """A data set of few images: the class, where its files are, and what must be read from them."""
+
+    kind: type[FileImages]
+    root: Path
+    train: Array
+    test: Array
+    held_out: list[int]
+    file: Path  # a file of the training part
+    algorithm: str  # of its checksum
+    get: str  # in messages: how to get the file
+    check_again: Callable[[], None]  # make the checksums those of the files as they are now
+
+    def load(self, **options: Any) -> FileImages:
+        return self.kind(data=self.root, **options)
+
+
+def small_mnist(root: Path, patch: pytest.MonkeyPatch) -> Small:
+    train, test = pixels(30, 1, 28, 28), pixels(7, 1, 28, 28)
+    folder = root / "MNIST" / "raw"
+    write_idx(folder / "train-images-idx3-ubyte", train[:, 0])
+    write_idx(folder / "t10k-images-idx3-ubyte", test[:, 0])
+
+    def check_again() -> None:
+        for constant in ("TRAIN", "TEST"):
+            name = getattr(mnist_module, constant).name
+            path = folder / name
+            published = Published(name, md5(path.read_bytes()), size=path.stat().st_size)
+            patch.setattr(mnist_module, constant, published)
+
+    check_again()
+    patch.setattr(MNIST, "held_out", 4)
+    file = folder / "train-images-idx3-ubyte"
+    get = f"python -c \"from torchvision.datasets import MNIST; MNIST('{root}', download=True)\""
+    return Small(MNIST, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
+
+
+def small_cifar10(root: Path, patch: pytest.MonkeyPatch) -> Small:
+    train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    names = [f"data_batch_{k}" for k in range(1, 6)]
+    for k, name in enumerate(names):
+        batch = cifar_batch(train[6 * k : 6 * k + 6], k + 1)
+        (folder / name).write_bytes(python2_pickle(batch))
+    (folder / "test_batch").write_bytes(python2_pickle(cifar_batch(test, 1)))
+
+    def check_again() -> None:
+        def listed(names: list[str]) -> list[list[str]]:
+            return [[name, md5((folder / name).read_bytes())] for name in names]
+
+        patch.setattr(torchvision.datasets.CIFAR10, "train_list", listed(names))
+        patch.setattr(torchvision.datasets.CIFAR10, "test_list", listed(["test_batch"]))
+
+    check_again()
+    patch.setattr(CIFAR10, "held_out", 4)
+    get = (
+        'python -c "from torchvision.datasets.utils import download_and_extract_archive as fetch; '
+        f"fetch('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', '{root}', "
+        "md5='c58f30108f718f92721af3b95e74349a')\""
+    )
+    file = folder / "data_batch_3"
+    return Small(CIFAR10, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
+
+
+def small_old(root: Path, patch: pytest.MonkeyPatch, *, extracted: bool = False) -> Small:
+    train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
+    folder = root / "imagenet32"
+    for part, images in (("train", train), ("valid", test)):
+        files = {f"{i:07}.png": png(image) for i, image in enumerate(images)}
+        shuffled = {name: files[name] for name in sorted(files, key=lambda n: md5(n.encode()))}
+        if extracted:
+            (folder / f"{part}_32x32").mkdir(parents=True)
+            for name, content in shuffled.items():
+                (folder / f"{part}_32x32" / name).write_bytes(content)
+        else:
+            write_tar(folder / f"{part}_32x32.tar", f"{part}_32x32", shuffled)
+
+    def check_again() -> None:
+        for part, published in imagenet32.OLD.items():
+            raw = (folder / published.name).read_bytes()
+            digest = hashlib.sha256(raw).hexdigest()
+            known = Published(published.name, digest, "SHA-256", len(raw))
+            patch.setitem(imagenet32.OLD, part, known)
+
+    if not extracted:
+        check_again()
+    patch.setattr(ImageNet32Old, "sizes", {"train": 30, "test": 7})
+    patch.setattr(ImageNet32Old, "held_out", 4)
+    file = folder / ("train_32x32/0000011.png" if extracted else "train_32x32.tar")
+    get = (
+        "https://academictorrents.com/details/bf62f5051ef878b9c357e6221e879629a9b4b172 and put "
+        f"train_32x32.tar into {folder}"
+    )
+    held = spread(30, 4).tolist()
+    return Small(ImageNet32Old, root, train, test, held, file, "SHA-256", get, check_again)
+
+
+def small_new(root: Path, patch: pytest.MonkeyPatch, *, layout: str = "zip") -> Small:
+    train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
+    folder = root / "imagenet32"
+    folder.mkdir(parents=True)
+    files = {"val_data.npz": npz(test)}
+    for k in range(10):
+        files[f"train_data_batch_{k + 1}.npz"] = npz(train[3 * k : 3 * k + 3])
+    for part in ("train", "val"):
+        chosen = {name: content for name, content in files.items() if name.startswith(part)}
+        archive = folder / f"Imagenet32_{part}_npz.zip"
+        if layout == "zip":
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+                for name, content in chosen.items():
+                    opened.writestr(name, content)
+        else:
+            place = folder if layout == "files" else archive.with_suffix("")
+            place.mkdir(exist_ok=True)
+            for name, content in chosen.items():
+                (place / name).write_bytes(content)
+    for part, all_published in imagenet32.NEW.items():
+        known = [Published(p.name, md5(files[p.name])) for p in all_published]
+        patch.setitem(imagenet32.NEW, part, known)
+    patch.setattr(ImageNet32New, "sizes", {"train": 30, "test": 7})
+    patch.setattr(ImageNet32New, "held_out", 4)
+    names = {
+        "zip": "Imagenet32_train_npz.zip",
+        "files": "train_data_batch_4.npz",
+        "folder": "Imagenet32_train_npz/train_data_batch_4.npz",
+    }
+    get = (
+        f"curl -fL --create-dirs -o '{folder}/Imagenet32_train_npz.zip' "
+        "https://image-net.org/data/downsample/Imagenet32_train_npz.zip"
+    )
+    held = spread(30, 4).tolist()
+    file = folder / names[layout]
+    return Small(ImageNet32New, root, train, test, held, file, "MD5", get, lambda: None)
+
+
+SOURCES: dict[str, Callable[[Path, pytest.MonkeyPatch], Small]] = {
+    "mnist": small_mnist,
+    "cifar10": small_cifar10,
+    "old": small_old,
+    "old, extracted": lambda root, patch: small_old(root, patch, extracted=True),
+    "new": small_new,
+    "new, extracted": lambda root, patch: small_new(root, patch, layout="files"),
+    "new, in a folder": lambda root, patch: small_new(root, patch, layout="folder"),
+}
+CHECKED = [name for name in SOURCES if name != "old, extracted"]  # those with checksums
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Small]:
+    return lambda name: SOURCES[name](tmp_path / "my data", monkeypatch)
+
+
+# -- values and parts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_values_arrive_pixel_by_pixel_in_the_right_parts(name, make):
+    small = make(name)
+    whole, held = small.load(), small.load(holdout=True)
+    n, kept = len(small.train), len(small.held_out)
+    rest = [i for i in range(n) if i not in small.held_out]
+
+    # ImageNet's held-out images come last; the others' are last anyway
+    assert same(whole.train, small.train[rest + small.held_out])
+    assert whole.validation.shape == (0, *whole.event_shape)
+    assert same(held.train, small.train[rest])
+    assert same(held.validation, small.train[small.held_out])
+    assert len(held.train) == n - kept and len(held.validation) == kept
+    for problem in (whole, held):
+        assert same(problem.test, small.test)
+        assert problem.event_shape == problem.train.shape[1:]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_single_bright_pixel_is_where_it_was(name, make, monkeypatch):
+    """Rows and columns, red and blue: told apart without any image library."""
+    small = make(name)
+    x = small.load().train[0]
+    first = next(i for i in range(30) if i not in small.held_out)
+    if name.startswith("old"):  # PNG files are written and read by Pillow: ask it for the pixels
+        image = Image.fromarray(small.train[first].transpose(1, 2, 0))
+        assert image.getpixel((5, 2)) == tuple(x[:, 2, 5].tolist())  # (column, row), (R, G, B)
+        return
+    side = x.shape[-1]
+    flat = torch.from_numpy(small.train[first]).flatten()
+    for channel in range(len(x)):
+        for row, column in ((0, 1), (1, 0), (2, 5), (side - 1, 3)):
+            assert x[channel, row, column] == flat[channel * side**2 + row * side + column]
+
+
+def test_the_pickles_are_those_of_python_2():
+    raw = python2_pickle(cifar_batch(pixels(2, 3, 32, 32), 1))
+    assert raw.startswith(b"\x80\x02}q\x00(U\x0bbatch_labelq\x01U\x15training batch 1 of 5")
+    assert b"cnumpy.core.multiarray\n_reconstruct\n" in raw and b"cnumpy\nndarray\n" in raw
+    assert b"T" + struct.pack("<i", 6144) in raw  # the pixels: BINSTRING, which only Python 2 wrote
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "old", "new"])
+def test_the_small_network_gives_a_bound(name, make):
+    problem = make(name).load(holdout=True, network="small")
+    diffusion = VPSDE(max_log_snr=problem.max_log_snr)
+    model = problem.build(diffusion)
+    assert model.event_shape == problem.event_shape
+    x = problem.to_model_space(problem.train[:4])
+    loss = MDM_ELBO()(model, DiffusionGuide(diffusion))(x)
+    assert bool(loss.isfinite())
+    loss.backward()
+    outlet = model.score_function.network.outlet[-1]
+    assert bool(outlet.weight.grad.any())
+
+
+def test_options_of_the_base_class_reach_it(make):
+    small = make("mnist")
+    problem = small.load(protocol="dequantized", network="paper")
+    assert problem.dequantized_levels == 256
+    assert problem.learning_rate == 2e-4
+    assert torch.equal(problem.to_images(problem.to_model_space(problem.test)), problem.test)
+    with pytest.raises(ValueError, match="--network is 'large', expected one of small, paper"):
+        small.load(network="large")
+
+
+def test_the_default_folder_is_data(make, monkeypatch):
+    small = make("mnist")
+    (small.root.parent / "elsewhere").mkdir()
+    shutil.copytree(small.root, small.root.parent / "elsewhere" / "data")
+    monkeypatch.chdir(small.root.parent / "elsewhere")
+    assert same(MNIST().test, small.test)
+    assert same(MNIST(data=str(small.root)).test, small.test)
+
+
+# -- missing and damaged files ---------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_missing_file_is_named_with_what_to_run(name, make):
+    small = make(name)
+    small.file.unlink()
+    with pytest.raises(DataError) as caught:
+        small.load()
+    assert small.file.name in str(caught.value) and small.get in str(caught.value)
+    shutil.rmtree(small.root)
+    with pytest.raises(DataError) as caught:
+        small.load()
+    assert small.get in str(caught.value)
+    assert not small.root.exists()  # looking for it leaves nothing behind
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_damaged_file_is_named_with_both_checksums(name, damage, make):
+    small = make(name)
+    before = small.file.read_bytes()
+    damage(small.file)
+    after = small.file.read_bytes()
+    with pytest.raises(DataError, match=r"(?s)is damaged.*found.*expected.*Delete it") as caught:
+        small.load()
+    message = str(caught.value)
+    assert str(small.file) in message and small.get in message
+    if small.file.suffix != ".zip":  # inside an archive it is the members that have checksums
+        name = small.algorithm.lower().replace("-", "")
+        for content in (before, after):
+            assert f"{small.algorithm} {hashlib.new(name, content).hexdigest()}" in message
+        assert f"{len(after):,} bytes" in message
+
+
+def test_a_wrong_file_inside_a_whole_zip_is_named(make):
+    small = make("new")
+    with zipfile.ZipFile(small.file) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    other = npz(pixels(3, 3, 32, 32, seed=1))
+    with zipfile.ZipFile(small.file, "w") as archive:
+        for name, content in (files | {"train_data_batch_2.npz": other}).items():
+            archive.writestr(f"some/folder/{name}", content)
+    right = md5(files["train_data_batch_2.npz"])
+    pattern = rf"train_data_batch_2\.npz in .*found .*MD5 {md5(other)}.*expected MD5 {right}"
+    with pytest.raises(DataError, match=pattern):
+        small.load()
+    with zipfile.ZipFile(small.file, "w") as archive:
+        archive.writestr("train_data_batch_1", b"pickle")
+    with pytest.raises(
+        DataError, match=r"holds train_data_batch_1, expected train_data_batch_1\.n"
+    ):
+        small.load()
+
+
+@pytest.mark.parametrize("count", [29, 31])
+@pytest.mark.parametrize("name", ["old", "old, extracted", "new"])
+def test_another_number_of_images_is_refused(name, count, make, monkeypatch):
+    small = make(name)
+    monkeypatch.setattr(small.kind, "sizes", {"train": count, "test": 7})
+    with pytest.raises(DataError, match=rf"30.*expected .*\b{count}\b|found 30 .*expected {count}"):
+        small.load()
+    assert not list((small.root / "imagenet32").glob("*.npy"))
+    assert not list((small.root / "imagenet32").glob(".*"))  # nor anything half done
+
+
+def test_an_extracted_file_that_is_no_such_image(make):
+    small = make("old, extracted")
+    truncate(small.file)
+    with pytest.raises(DataError, match=r"0000011.png is no image that can be read"):
+        small.load()
+    small.file.write_bytes(png(pixels(1, 3, 31, 32)[0]))
+    with pytest.raises(DataError, match=r"0000011.png has 31×32 pixels, not 32×32"):
+        small.load()
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called():
+    for root in ("data", "my data", "it's", 'a "b"', "$HOME/`x`", "C:\\data"):
+        program = f"print({root!r})"
+        words = shlex.split(python_command(program))
+        assert words == ["python", "-c", program]
+    assert python_command("MNIST('data')") == "python -c \"MNIST('data')\""
+
+
+def test_the_published_checksums_are_those_of_the_publishers():
+    assert mnist_module.TRAIN == (
+        "train-images-idx3-ubyte",
+        "6bbc9ace898e44ae57da46a324031adb",
+        "MD5",
+        16 + 60_000 * 28 * 28,
+    )
+    assert mnist_module.TEST.size == 16 + 10_000 * 28 * 28
+    everything = [*imagenet32.OLD.values(), *imagenet32.NEW["train"], *imagenet32.NEW["test"]]
+    assert len({published.digest for published in everything}) == 13
+    for published in everything:
+        length = {"MD5": 32, "SHA-256": 64}[published.algorithm]
+        assert re.fullmatch(f"[0-9a-f]{{{length}}}", published.digest)
+    assert (MNIST.held_out, CIFAR10.held_out, ImageNet32Old.held_out) == (5_000, 5_000, 10_000)
+    assert ImageNet32Old.sizes == {"train": 1_281_149, "test": 49_999}
+    assert ImageNet32New.sizes == {"train": 1_281_167, "test": 50_000}
+
+
+# -- nothing that is read runs code ----------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_malicious_pickle_with_the_right_checksum_is_refused(tmp_path, make):
+    mark = tmp_path / "owned"
+    small = make("cifar10")
+    batch = cifar_batch(pixels(6, 3, 32, 32), 3)
+    for bomb in (batch | {"data": Bomb(mark)}, batch | {"labels": [Bomb(mark)]}, Bomb(mark)):
+        raw = pickle.dumps(bomb, protocol=2)
+        pickle.loads(raw)
+        assert mark.is_dir()  # it does work
+        mark.rmdir()
+        small.file.write_bytes(raw)
+        small.check_again()
+        with pytest.raises(
+            DataError, match=r"data_batch_3 is not read: it wants to call .*\.mkdir"
+        ):
+            small.load()
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"cos\nsystem\n(S'echo'\ntR.", r"os\.system"),
+        (b"(S'echo'\nios\nsystem\n.", r"os\.system"),
+        (b"\x80\x02cbuiltins\neval\n(U\x011tR.", r"builtins\.eval"),
+        (b"\x80\x02c__builtin__\neval\n(U\x011tR.", r"builtins\.eval|__builtin__\.eval"),
+        (b"\x80\x02ccopyreg\n_reconstructor\n.", r"copyreg\._reconstructor"),
+        (b"\x80\x02cnumpy\nload\n(U\x01xtR.", r"numpy\.load"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x07ndarray.\x93.", r"not read"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.tofile.x\x93.", r"numpy\.ndarray\.tofile"),
+        (b"\x80\x02c_codecs\nencode\n(U\x01xU\x04zlibtR.", r"encodes as 'zlib', expected latin1"),
+        (b"\x80\x02cnumpy\ndtype\n(U\x02u1tR.", r"not read"),
+        (b"\x80\x02\x82\x01.", r"not read"),
+        (b"\x80\x02U\x01xQ.", r"persistent"),
+        (b"", r"not read"),
+        (b"\x80\x02}q\x00(U", r"not read"),
+    ],
+)
+def test_no_name_in_a_pickle_is_looked_up(program, message, tmp_path):
+    path = tmp_path / "batch"
+    path.write_bytes(program)
+    with pytest.raises(DataError, match=message):
+        unpickle_arrays(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_of_newer_pythons_are_read_too(order, protocol, tmp_path):
+    rows = np.asarray(pixels(5, 12), order=order)
+    path = tmp_path / "batch"
+    path.write_bytes(pickle.dumps({b"data": rows, "labels": [1, 2]}, protocol=protocol))
+    if protocol == 5:
+        with pytest.raises(DataError, match=r"_frombuffer"):  # not needed, so not known
+            unpickle_arrays(path)
+    else:
+        arrays = unpickle_arrays(path)
+        assert arrays.keys() == {"data"} and np.array_equal(arrays["data"], rows)
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    path = tmp_path / "batch"
+    objects = np.array([None, "x"], dtype=object)
+    path.write_bytes(python2_pickle({"data": objects}))
+    with pytest.raises(DataError, match=r"dtype 'O8', expected bytes"):
+        unpickle_arrays(path)
+    path.write_bytes(python2_pickle({"data": np.arange(3.0)}))
+    with pytest.raises(DataError, match=r"dtype 'f8', expected bytes"):
+        unpickle_arrays(path)
+
+
+def test_a_cifar_batch_without_images(make):
+    small = make("cifar10")
+    small.file.write_bytes(python2_pickle({"data": pixels(6, 12), "labels": [1]}))
+    small.check_again()
+    with pytest.raises(DataError, match=r"data_batch_3: found arrays .*\(6, 12\).*of \(n, 3072\)"):
+        small.load()
+
+
+def test_a_malicious_npz_is_refused(tmp_path, make, monkeypatch):
+    mark = tmp_path / "owned"
+    file = io.BytesIO()
+    np.savez(file, data=np.array([Bomb(mark)], dtype=object))
+    np.load(io.BytesIO(file.getvalue()), allow_pickle=True)["data"]
+    assert mark.is_dir()  # it does work
+    mark.rmdir()
+
+    small = make("new, extracted")
+    small.file.write_bytes(file.getvalue())
+    published = imagenet32.NEW["train"]
+    published[3] = Published(small.file.name, md5(file.getvalue()))
+    with pytest.raises(DataError, match=r"train_data_batch_4\.npz has no array 'data'.*allow_pi"):
+        small.load()
+
+    path = tmp_path / "own.npz"
+    path.write_bytes(file.getvalue())
+    with pytest.raises(DataError, match=r"own\.npz cannot be read.*allow_pickle=False"):
+        Images(data=path)
+    assert not mark.exists()
+
+
+def test_a_malicious_cache_is_refused(tmp_path, make):
+    mark = tmp_path / "owned"
+    small = make("old")
+    small.load()
+    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
+    np.save(cache, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    np.load(cache, allow_pickle=True)
+    assert mark.is_dir()
+    mark.rmdir()
+    record = json.loads(cache.with_suffix(".json").read_text())
+    raw, status = cache.read_bytes(), cache.stat()
+    record |= {"bytes": len(raw), "mtime_ns": status.st_mtime_ns}
+    cache.with_suffix(".json").write_text(
+        json.dumps(record | {"sha256": hashlib.sha256(raw).hexdigest()})
+    )
+    assert same(small.load().test, small.test)
+    assert not mark.exists()
+
+
+# -- ImageNet's decoded files ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["old", "old, extracted", "new", "new, in a folder"])
+def test_the_second_time_the_decoded_file_is_enough(name, make):
+    small = make(name)
+    first = small.load(holdout=True)
+    folder = small.root / "imagenet32"
+    decoded = {f"{small.kind.name}-{part}" for part in ("train", "test")}
+    for path in folder.iterdir():
+        if path.stem not in decoded:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    second = small.load(holdout=True)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(first, part), getattr(second, part))
+    assert times == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+
+    record = json.loads((folder / f"{small.kind.name}-train.json").read_text())
+    raw = (folder / f"{small.kind.name}-train.npy").read_bytes()
+    assert record["sha256"] == hashlib.sha256(raw).hexdigest() and record["bytes"] == len(raw)
+    assert record["about"]["images"] == small.kind.name
+    assert len(record["made_from"]) == (10 if name.startswith("new") else 1)
+    if sys.platform == "linux":  # the images are in no memory but the file's
+        assert f"{small.kind.name}-train.npy" in Path("/proc/self/maps").read_text()
+
+
+def test_writing_to_the_images_leaves_the_file_alone(make):
+    small = make("new")
+    problem = small.load()
+    cache = small.root / "imagenet32" / "imagenet32_new-train.npy"
+    before = cache.read_bytes()
+    problem.train[:] = 7
+    del problem
+    assert cache.read_bytes() == before
+
+
+def flip_json(path: Path) -> None:
+    path.with_suffix(".json").write_text("{")
+
+
+def of_another(path: Path) -> None:
+    record = json.loads(path.with_suffix(".json").read_text())
+    record["about"]["images"] = "imagenet32_new"
+    path.with_suffix(".json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, flip_json, of_another])
+def test_a_damaged_decoded_file_is_made_again(damage, make, capsys):
+    small = make("old")
+    kept = small.load().train.clone()
+    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
+    damage(cache)
+    assert torch.equal(small.load().train, kept)
+    told = "imagenet32_old-train.npy" in capsys.readouterr().err
+    assert told == (damage is not Path.unlink)
+
+    damage(cache)
+    small.file.unlink()
+    with pytest.raises(DataError, match=r"train_32x32\.tar"):
+        small.load()
+
+
+def test_a_copy_of_a_decoded_file_is_believed_after_a_look(make, monkeypatch):
+    small = make("old")
+    kept = small.load().train.clone()
+    small.file.unlink()
+    cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
+    os.utime(cache, ns=(1, 1))
+    assert torch.equal(small.load().train, kept)
+    assert cache.stat().st_mtime_ns != 1  # so that the next look is a short one
+
+
+@pytest.mark.parametrize("name", ["old", "new"])
+def test_the_two_versions_are_told_apart(name, make):
+    small = make(name)
+    other: type[FileImages] = ImageNet32New if name == "old" else ImageNet32Old
+    for _ in range(2):  # by the published files, then by the decoded ones alone
+        with pytest.raises(DataError) as caught:
+            other(data=small.root)
+        message = str(caught.value)
+        for word in (other.name, "not comparable", f"--model {small.kind.name}", small.file.stem):
+            assert word in message
+        small.load()
+        small.file.unlink()
+        small.file = small.root / "imagenet32" / f"{small.kind.name}-train.npy"
+
+
+def test_each_version_keeps_its_own_files(tmp_path, monkeypatch):
+    old = small_old(tmp_path, monkeypatch)
+    for path in (tmp_path / "imagenet32").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "imagenet32").rmdir()
+    new = small_new(tmp_path, monkeypatch)
+    for path in tmp_path.glob("*.tar"):
+        path.rename(tmp_path / "imagenet32" / path.name)
+    new.train[:] = new.train  # both hold the same pixels here; the names keep them apart
+    assert same(old.load().test, old.test) and same(new.load().test, new.test)
+    stems = {path.stem for path in (tmp_path / "imagenet32").glob("*.npy")}
+    assert stems == {
+        f"imagenet32_{version}-{part}" for version in ("old", "new") for part in ("train", "test")
+    }
+
+
+def test_of_several_processes_one_decodes(tmp_path):
+    calls, results = [], []
+
+    def slow(sources: list[dict[str, Any]]) -> list[Array]:
+        calls.append(1)
+        time.sleep(0.2)
+        sources.append({"file": "nothing"})
+        return [pixels(2, 1, 2, 2), pixels(1, 1, 2, 2)]
+
+    def load() -> None:
+        path = tmp_path / "sub" / "images.npy"
+        results.append(cached(path, {"images": "few"}, (3, 1, 2, 2), slow))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = np.concatenate([pixels(2, 1, 2, 2), pixels(1, 1, 2, 2)])
+    assert len(calls) == 1 and len(results) == 4
+    assert all(same(result, expected) for result in results)
+
+
+def test_where_decoded_files_cannot_be_kept(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"images\.npy, where decoded images are kept, cannot be"):
+        cached(tmp_path / "file" / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(1, 1, 2, 2)])
+    with pytest.raises(DataError, match=r"found images uint8 \(1, 3, 2\), expected uint8 \(1, 2,"):
+        cached(tmp_path / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(1, 1, 3, 2)])
+    with pytest.raises(DataError, match=r"images: found 2 images, expected 1"):
+        cached(tmp_path / "images.npy", {}, (1, 1, 2, 2), lambda _: [pixels(2, 1, 2, 2)])
+
+
+# -- images of one's own ---------------------------------------------------------------------------
+
+
+def write_images(folder: Path, images: Array, suffix: str = ".png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        mode = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        Image.fromarray(mode).save(folder / f"{i:03}{suffix}", lossless=True)
+
+
+def by_index(images: Array, holdout: bool) -> tuple[Array, Array, Array]:
+    index = np.arange(len(images)) % 10
+    validation = (index == 8) & holdout
+    return images[(index != 0) & ~validation], images[validation], images[index == 0]
+
+
+def check_parts(problem: ImageProblem, train: Array, validation: Array, test: Array) -> None:
+    assert same(problem.train, train) and same(problem.test, test)
+    assert same(problem.validation, validation)
+    assert problem.event_shape == train.shape[1:] and problem.num_levels == 256
+
+
+@pytest.mark.parametrize("holdout", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "suffix"),
+    [(1, ".png"), (1, ".bmp"), (3, ".png"), (3, ".PNG"), (3, ".bmp"), (3, ".webp"), (3, ".tiff")],
+)
+def test_a_folder_of_images(channels, suffix, holdout, tmp_path):
+    images = pixels(23, channels, 8, 10)
+    write_images(tmp_path / "a", images[:12], suffix)
+    write_images(tmp_path / "b" / "deep", images[12:], suffix)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "._000.png").write_bytes(b"no image either")
+    check_parts(Images(data=tmp_path, holdout=holdout), *by_index(images, holdout))
+
+
+def test_jpegs_and_grey_among_colour(tmp_path):
+    ramp = np.linspace(0, 255, 16, dtype=np.uint8)
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = ramp  # brighter to the right
+    for i in range(30):
+        Image.fromarray(red).save(tmp_path / f"{i:02}.jpg", quality=95, subsampling=0)
+    Image.fromarray(np.tile(ramp[:, None], (1, 16))).save(tmp_path / "00.png")  # sorts second
+    problem = Images(data=str(tmp_path))
+    assert problem.event_shape == (3, 16, 16)
+    grey, red_one = problem.train[0].int(), problem.train[1].int()
+    assert same(problem.train[0], np.tile(ramp[None, :, None], (3, 1, 16)))
+    assert (grey[:, 15] > grey[:, 0]).all()
+    assert red_one[0, :, 15].min() > 240 and red_one[0, :, 0].max() < 15
+    assert red_one[2].max() < 40  # blue is not red
+
+
+def test_transparent_turned_and_palette_images(tmp_path):
+    colours = pixels(1, 3, 8, 8)[0].transpose(1, 2, 0)
+    alpha = np.full((8, 8, 1), 255, np.uint8)
+    alpha[0, 1] = 0
+    for i in range(20):
+        Image.fromarray(colours).save(tmp_path / f"{i:02}.png")
+    Image.fromarray(np.concatenate([colours, alpha], -1)).save(tmp_path / "01.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    Image.fromarray(np.rot90(colours).copy()).save(tmp_path / "02.png", exif=exif)
+    palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
+    palette.putpalette([v for i in range(64) for v in (i, 2 * i, 3 * i)])
+    palette.save(tmp_path / "03.png")
+    train = Images(data=tmp_path).train  # without the first
+    on_white = colours.copy()
+    on_white[0, 1] = 255
+    assert same(train[0], on_white.transpose(2, 0, 1))
+    assert same(train[1], colours.transpose(2, 0, 1))
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert same(train[2], np.stack([values, 2 * values, 3 * values]))
+
+
+def test_grey_with_transparency_stays_grey(tmp_path):
+    values = pixels(20, 8, 8)
+    for i, image in enumerate(values):
+        alpha = np.full_like(image, 255)
+        alpha[3, 4] = 0
+        both = np.stack([image, alpha], -1)
+        Image.fromarray(both, "LA").save(tmp_path / f"{i:02}.png")
+    values[:, 3, 4] = 255
+    problem = Images(data=tmp_path)
+    assert problem.event_shape == (1, 8, 8)
+    assert same(problem.test, values[::10, None])
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", None])
+@pytest.mark.parametrize("test", ["test", None])
+def test_parts_by_name(kind, validation, test, tmp_path):
+    parts = {"train": pixels(30, 3, 8, 8)}
+    if validation is not None:
+        parts[validation] = pixels(7, 3, 8, 8, seed=1)
+    if test is not None:
+        parts[test] = pixels(5, 3, 8, 8, seed=2)
+    path = tmp_path / ("parts.npz" if kind == "npz" else "parts")
+    if kind == "npz":
+        np.savez(path, labels=np.arange(3), **parts)
+    else:
+        for name, images in parts.items():
+            write_images(path / name / "class", images)
+    train = parts["train"]
+    index = np.arange(30) % 10
+    tested = train[index == 0] if test is None else parts["test"]
+    rest = index != 0 if test is None else np.ones(30, bool)
+
+    held = Images(data=path, holdout=True)
+    if validation is None:
+        check_parts(held, train[rest & (index != 8)], train[index == 8], tested)
+    else:
+        check_parts(held, train[rest], parts[validation], tested)
+    whole = Images(data=path)
+    everything = train[rest]
+    if validation is not None:
+        everything = np.concatenate([everything, parts[validation]])
+    check_parts(whole, everything, train[:0], tested)
+
+
+@pytest.mark.parametrize("layout", ["nhw", "nhwc", "nchw", "nhw1", "n1hw"])
+def test_every_layout_of_arrays(layout, tmp_path):
+    channels = 3 if layout in ("nhwc", "nchw") else 1
+    images = pixels(25, channels, 8, 10)
+    array = {"nhw": images[:, 0], "nhwc": images.transpose(0, 2, 3, 1), "nchw": images}.get(layout)
+    if array is None:
+        array = images if layout == "n1hw" else images.transpose(0, 2, 3, 1)
+    np.savez_compressed(tmp_path / "own.npz", whatever=array)
+    problem = Images(data=tmp_path / "own.npz", holdout=True)
+    check_parts(problem, *by_index(images, True))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((30, 8, 8))}, r"found x float64 \(30, 8, 8\), expected uint8 .*0 … 255"),
+        ({"x": np.zeros((30, 64), np.uint8)}, r"found x uint8 \(30, 64\), expected"),
+        ({"x": np.zeros((30, 4, 8, 8), np.uint8)}, r"found x uint8 \(30, 4, 8, 8\), expected"),
+        ({"x": np.zeros((30, 3, 8, 3), np.uint8)}, r"could be both"),
+        ({"x": np.zeros((19, 8, 8), np.uint8)}, r"has 19 images, expected at least 20"),
+        ({"a": np.zeros(2), "b": np.zeros(2)}, r"has arrays a, b; expected train"),
+        ({}, r"has arrays \(none\); expected train"),
+        (
+            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((9, 8, 8, 3), np.uint8)},
+            r"different channels: \{'train': 1, 'test': 3\}",
+        ),
+        (
+            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((9, 8, 9), np.uint8)},
+            r"(?s)train in .*own.npz is 8×8.*test in .* 8×9.*--image_size N",
+        ),
+        (
+            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((0, 8, 8), np.uint8)},
+            r"has no images for test",
+        ),
+        (
+            {
+                "train": np.zeros((30, 8, 8), np.uint8),
+                "val": np.zeros((9, 8, 8), np.uint8),
+                "valid": np.zeros((9, 8, 8), np.uint8),
+            },
+            r"has both val and valid",
+        ),
+    ],
+)
+def test_arrays_that_are_no_images(arrays, message, tmp_path):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        Images(data=tmp_path / "own.npz")
+
+
+def test_an_npz_that_is_cut_short(tmp_path):
+    path = tmp_path / "own.npz"
+    for save, damage in ((np.savez, truncate), (np.savez_compressed, flip)):
+        save(path, x=pixels(30, 8, 8))
+        damage(path)
+        with pytest.raises(DataError, match=r"own\.npz cannot be read"):
+            Images(data=path)
+
+
+def test_images_of_different_sizes(tmp_path):
+    write_images(tmp_path / "a", pixels(15, 3, 8, 12))
+    write_images(tmp_path / "b", pixels(15, 3, 20, 16))
+    pattern = r"(?s)a/000\.png is 8×12 .height × width. and .*b/000\.png 20×16.*--image_size N"
+    with pytest.raises(DataError, match=pattern):
+        Images(data=tmp_path)
+    problem = Images(data=tmp_path, image_size=8)
+    assert problem.event_shape == (3, 8, 8)
+    # 8×12 is only cut: columns 2 to 9, every row
+    assert same(problem.train[0], pixels(15, 3, 8, 12)[1, :, :, 2:10])
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_images_are_cut_square_and_scaled_with_antialiasing(kind, tmp_path):
+    height, width = 32, 48
+    row, column = np.mgrid[:height, :width]
+    checker = ((row + column) % 2 * 255).astype(np.uint8)  # grey, from afar
+    checker[:, : width // 2] //= 2  # darker on the left
+    images = np.repeat(checker[None, None], 20, 0)
+    if kind == "folder":
+        write_images(tmp_path / "own", images)
+        problem = Images(data=tmp_path / "own", image_size=8)
+    else:
+        np.savez(tmp_path / "own.npz", images[:, 0])
+        problem = Images(data=tmp_path / "own.npz", image_size=8)
+    assert problem.event_shape == (1, 8, 8)
+    x = problem.test[0, 0].int()
+    inside = x[1:-1, 1:3], x[1:-1, 5:7]
+    assert (inside[0] - 64).abs().max() <= 4 and (inside[1] - 128).abs().max() <= 4
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match=r"needs --data PATH"):
+        Images()
+    with pytest.raises(ValueError, match=r"--image_size is 0"):
+        Images(data=tmp_path, image_size=0)
+    with pytest.raises(DataError, match=r"--data .*nowhere is not there; expected a folder"):
+        Images(data=tmp_path / "nowhere")
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(DataError, match=r"file\.txt is neither a folder nor an \.npz file"):
+        Images(data=tmp_path / "file.txt")
+    write_images(tmp_path / "few", pixels(19, 3, 8, 8))
+    with pytest.raises(DataError, match=r"few has 19 images .*\.png.*, expected at least 20"):
+        Images(data=tmp_path / "few")
+
+    write_images(tmp_path / "parts" / "train", pixels(30, 3, 8, 8))
+    write_images(tmp_path / "parts" / "other", pixels(2, 3, 8, 8))
+    with pytest.raises(DataError, match=r"has the parts train, but .*other/000\.png is in none"):
+        Images(data=tmp_path / "parts")
+    write_images(tmp_path / "tested" / "test", pixels(30, 3, 8, 8))
+    with pytest.raises(DataError, match=r"has test but no train"):
+        Images(data=tmp_path / "tested")
+
+    write_images(tmp_path / "broken", pixels(30, 3, 8, 8))
+    (tmp_path / "broken" / "007.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"007\.png is no image that can be read"):
+        Images(data=tmp_path / "broken")
+    write_images(tmp_path / "broken", pixels(30, 3, 8, 8))
+    truncate(tmp_path / "broken" / "007.png")
+    with pytest.raises(DataError, match=r"007\.png is no image that can be read"):
+        Images(data=tmp_path / "broken")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "broken" / "007.png")
+    with pytest.raises(DataError, match=r"007\.png has pixels of mode 'I;16', expected 8 bits"):
+        Images(data=tmp_path / "broken")
+
+
+def test_sizes_that_do_not_suit_the_network(tmp_path):
+    np.savez(tmp_path / "odd.npz", pixels(20, 9, 11))
+    pattern = r"images of 9×11 pixels do not suit --network small, .*multiples of 2; use --image_si"
+    with pytest.raises(ValueError, match=pattern + "ze 8"):
+        Images(data=tmp_path / "odd.npz")
+    assert Images(data=tmp_path / "odd.npz", image_size=8).event_shape == (1, 8, 8)
+    assert Images(data=tmp_path / "odd.npz", network="paper").event_shape == (1, 9, 11)
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
+    images = pixels(20, 3, 8, 8)
+    write_images(tmp_path / "elsewhere", images)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "own")
+    check_parts(Images(data=tmp_path / "own"), *by_index(images, False))
+
+
+def test_own_images_give_a_bound(tmp_path):
+    np.savez(tmp_path / "own.npz", pixels(20, 8, 10, 3))
+    problem = Images(data=tmp_path / "own.npz")
+    diffusion = VPSDE(max_log_snr=problem.max_log_snr)
+    model = problem.build(diffusion)
+    x = problem.to_model_space(problem.test)
+    assert x.shape == (2, 3, 8, 10)
+    assert bool(MDM_ELBO()(model, DiffusionGuide(diffusion))(x).isfinite())
+    assert torch.equal(problem.to_images(x), problem.test)
