@@ -1,40 +1,81 @@
 """Checkpoints that survive being killed, cut short or damaged, and that cannot run code.
 
 One checkpoint is two files of a folder, ``step-00000100.safetensors`` with every tensor and
-``step-00000100.json`` with everything else and the checksum of the first. Each is written to a
-temporary file beside it, flushed to the disk and renamed; the JSON comes last and is what makes the
-pair a checkpoint, so a half-written one is never the newest valid one. Nothing is unpickled, ever.
+``step-00000100.json`` with everything else and the checksum of the first. Both are written to
+temporary files beside them and flushed to the disk before either is renamed; the JSON comes last
+and is what makes the pair a checkpoint, so a half-written one is never the newest valid one, and a
+full disk is noticed while nothing has changed. Tensors are written one after the other and hashed
+on the way, without a copy of the whole. Nothing is unpickled, ever.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
+import re
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 __all__ = [
     "ArchitectureError",
     "Checkpoint",
     "CheckpointError",
+    "RunError",
+    "StorageError",
+    "explain_full_disk",
     "latest_checkpoint",
     "load_checkpoint",
     "load_module",
     "load_optimizer",
     "optimizer_tensors",
+    "raw_bytes",
+    "remove_leftovers",
     "save_checkpoint",
+    "temporary",
     "write_atomically",
 ]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CHUNK = 1 << 24
+"""Bytes read, written and hashed at a time."""
+
+FORMATS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls a dtype."""
+
+NAME = re.compile(r"step-\d{8,}")
+LEFTOVER = re.compile(r"\.step-\d{8,}\.(json|safetensors)\.tmp")
+
+
+class RunError(RuntimeError):
+    """A run folder is in the way, missing, or not what it should be."""
+
+
+class StorageError(RunError):
+    """A file could not be written for want of space; what was there before is whole."""
 
 
 class CheckpointError(RuntimeError):
@@ -59,18 +100,59 @@ class Checkpoint:
         return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file holding ``data``: all of it or, whatever happens, none of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+# -- files -----------------------------------------------------------------------------------------
+
+
+def temporary(path: Path) -> Path:
+    """Where ``path`` is written before it is renamed."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
+    """Turn the errors of a full disk, quota or file size limit into a :class:`StorageError`."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        try:
+            free = f"{shutil.disk_usage(path.parent).free:,}"
+        except OSError:
+            free = "an unknown number of"
+        raise StorageError(
+            f"{path} could not be written: {error.strerror} ({needed:,} bytes needed, {free} "
+            "free). What was written before, earlier checkpoints too, is whole; free some space "
+            "or raise the limit, then continue a training with --resume"
+        ) from error
+
+
+@contextlib.contextmanager
+def _all_or_nothing(path: Path, needed: int) -> Iterator[None]:
+    """Whatever happens in between, no temporary file of ``path`` is left."""
+    with explain_full_disk(path, needed):
+        try:
+            yield
+        except BaseException:
+            temporary(path).unlink(missing_ok=True)
+            raise
+
+
+def _write_temporary(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write ``path``'s temporary file, down to the disk; SHA-256 of its content."""
+    digest = hashlib.sha256()
+    with open(temporary(path), "wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _rename_temporary(path: Path) -> None:
+    """Make the temporary file ``path``."""
+    os.replace(temporary(path), path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # the new name, too, must be on the disk
@@ -78,27 +160,103 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by a file holding ``data``: all of it or, whatever happens, none of it.
+
+    Raises:
+        StorageError: there is no space for it.
+    """
+    with _all_or_nothing(path, len(data)):
+        _write_temporary(path, [data])
+        _rename_temporary(path)
+
+
+def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of ``tensor``, row-major, in pieces.
+
+    A contiguous tensor on the CPU, memory-mapped or not, is never copied; others are copied piece
+    by piece.
+    """
+    tensor = tensor.detach()
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor
+    length = max(1, CHUNK * len(flat) // max(1, flat.numel() * flat.element_size()))
+    for piece in flat.split(length):
+        own = piece.resolve_conj().resolve_neg().cpu().contiguous()
+        line = own.as_strided((own.numel(),), (1,))  # a view(-1) may have stride 0
+        yield memoryview(line.view(torch.uint8).numpy())
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write ``checkpoint``, drop all but the newest ``keep`` of ``folder``; the JSON's path."""
+    """Write ``checkpoint``, drop all but the newest ``keep`` up to it; the JSON's path.
+
+    Raises:
+        StorageError: there is no space for it; earlier checkpoints are as they were.
+    """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1: the newest checkpoint stays")
-    folder.mkdir(parents=True, exist_ok=True)
     description = folder / f"step-{checkpoint.step:08d}.json"
-    # own, contiguous copies: safetensors refuses tensors that share storage
-    copies = {k: t.detach().cpu().clone().contiguous() for k, t in checkpoint.tensors.items()}
-    data = tensors_to_bytes(copies)
-    body = {
-        "step": checkpoint.step,
-        "tensors_sha256": hashlib.sha256(data).hexdigest(),
-        "state": checkpoint.state,
-    }
-    text = json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1)
-    write_atomically(description.with_suffix(".safetensors"), data)
-    write_atomically(description, text.encode())
-    for old in _descriptions(folder)[keep:]:
+    file = description.with_suffix(".safetensors")
+    header, order = _header(checkpoint.tensors)
+    tensors = [checkpoint.tensors[name] for name in order]
+    size = len(header) + sum(t.numel() * t.element_size() for t in tensors)
+    with _all_or_nothing(file, size):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        pieces = (piece for tensor in tensors for piece in raw_bytes(tensor))
+        body = {
+            "step": checkpoint.step,
+            "tensors_sha256": _write_temporary(file, itertools.chain([header], pieces)),
+            "state": checkpoint.state,
+        }
+        text = json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1).encode()
+        with _all_or_nothing(description, len(text)):
+            _write_temporary(description, [text])  # both on the disk before either has its name
+            _rename_temporary(file)
+            _rename_temporary(description)
+    for old in [d for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]:
         old.unlink()  # first what makes it a checkpoint
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return description
+
+
+def _header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
+    """What a safetensors file begins with, and the order of the tensors that follow.
+
+    safetensors' own writer wants all tensors in memory at once, contiguous and unshared.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FORMATS:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
+            raise TypeError(f"tensor {name!r} is {tensor.dtype}, expected one of {known}")
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
+    entries, end = {}, 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": FORMATS[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left of a checkpoint in ``folder``, and nothing else.
+
+    That is temporary files, and tensors that no JSON file describes.
+    """
+    for path in list(folder.glob(".step-*.tmp")):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for path in list(folder.glob("step-*.safetensors")):
+        if NAME.fullmatch(path.stem) and not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
 
 
 def load_checkpoint(description: Path) -> Checkpoint:
@@ -114,18 +272,29 @@ def load_checkpoint(description: Path) -> Checkpoint:
         if _digest(body) != outer["sha256"]:
             raise CheckpointError(f"{file} is damaged: its checksum does not match its content")
         file = description.with_suffix(".safetensors")
-        data = file.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
+        size, found = _hash(file)
         if found != body["tensors_sha256"]:
             raise CheckpointError(
-                f"{file} is damaged: its {len(data):,} bytes have SHA-256 {found[:12]}…, "
+                f"{file} is damaged: its {size:,} bytes have SHA-256 {found[:12]}…, "
                 f"expected {body['tensors_sha256'][:12]}…"
             )
-        return Checkpoint(int(body["step"]), tensors_from_bytes(data), body["state"])
+        # own memory: load_file maps the file, and what happens to that later must not matter
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        return Checkpoint(int(body["step"]), tensors, body["state"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file."""
+    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return size, digest.hexdigest()
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint:
@@ -149,7 +318,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
 
 def _descriptions(folder: Path) -> list[Path]:
     """The JSON files of ``folder``'s checkpoints, newest first."""
-    return sorted(folder.glob("step-*.json"), key=lambda path: path.stem, reverse=True)
+    found = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(description: Path) -> int:
+    return int(description.stem.removeprefix("step-"))
 
 
 def _digest(body: Any) -> str:

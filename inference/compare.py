@@ -32,6 +32,7 @@ from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.compare_figure import comparison_figure, png
 from inference.loading import Programs, load_trained
+from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
@@ -464,6 +465,7 @@ def compare(
     batch_size: int = 256,
     seed: int = 0,
     overwrite: bool = False,
+    accelerator: str = "auto",
 ) -> Comparison:
     """Compare the bounds of runs, with their averaged weights, on the same data and noise.
 
@@ -480,6 +482,7 @@ def compare(
         batch_size: data per network call.
         seed: of the noise.
         overwrite: replace a comparison in ``out``.
+        accelerator: cpu, cuda, … or auto.
 
     Raises:
         RunError: no such run, one given twice, runs of different data, no such part of the data, or
@@ -487,12 +490,15 @@ def compare(
         ValueError: as :func:`pyro_mdm.evaluation.compare`.
     """
     _check_out(out, overwrite)
+    device = start(accelerator).device
     entries = open_runs(runs)
+    for entry in entries:
+        entry.programs.model.to(device)
     x, log_det, levels = _shared_data(entries, part, seed)
     problem = entries[0].programs.problem
     comparison = evaluation.compare(
         {e.name: (e.programs.model, e.programs.guide) for e in entries},
-        x.to(entries[0].programs.model.diffusion.start_time.device),
+        x.to(device),
         draws=draws,
         half_width=half_width,
         batch_size=batch_size,

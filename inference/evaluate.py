@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inference.cli import command_line
 from inference.loading import Programs, Reused, open_run
+from inference.processes import Precision, autocast_dtype, start
 from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation import Difference, Estimate, compare, log_likelihood
 
@@ -80,13 +81,19 @@ def measure(
     *,
     draws: int,
     batch_size: int = 256,
+    half_width: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    distributed: bool = False,
 ) -> Bound:
-    """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim."""
+    """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim.
+
+    ``distributed``: shared among processes, see :func:`pyro_mdm.evaluation.log_likelihood`.
+    """
     problem, model, guide = programs
     x, log_det = _in_model_space(programs, data, seed)
-    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+    options |= {"batch_size": batch_size, "distributed": distributed}
     estimate = log_likelihood(model, guide, x, progress=progress, **options)
     return _bound(estimate, log_det, problem.dequantized_levels)
 
@@ -125,8 +132,10 @@ def against_own(
     *,
     draws: int,
     batch_size: int = 256,
+    half_width: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    distributed: bool = False,
 ) -> tuple[Bound, Bound, Difference]:
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
@@ -135,7 +144,8 @@ def against_own(
     """
     x, log_det = _in_model_space(reused.own, data, seed)
     pairs = {"new": reused.programs[1:], "own": reused.own[1:]}
-    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+    options |= {"batch_size": batch_size, "distributed": distributed}
     found = compare(pairs, x, progress=progress, **options)
     levels = reused.own.problem.dequantized_levels
     own, new = (_bound(found.estimates[name], log_det, levels) for name in ("own", "new"))
@@ -153,6 +163,9 @@ def evaluate(
     min_log_snr: float | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
+    half_width: float | None = None,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
 ) -> None:
     """Print the test bound of a run, with its averaged weights.
 
@@ -172,21 +185,33 @@ def evaluate(
             guide's own clock, scaled if it would leave the range the network was trained on.
         num_variables: with --reuse --guide learned: K.
         rank: with --reuse --guide learned: rank of D.
+        half_width: stop as soon as the 95% interval, as far as noise goes, is ± this many bits/dim;
+            draws are then the most there will be.
+        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
+        precision: of the network.
     """
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
+    fabric = start(accelerator, precision)
     folder, programs, checkpoint, reused = open_run(run, reuse, guide, **ends, **shape)
-    data = programs.problem.test
-    print(
-        f"{folder}: step {checkpoint.step}, {len(data)} test data, {draws} draws of noise for each"
-    )
-    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+    for one in [programs, *([reused.own] if reused is not None else [])]:
+        one.model.to(fabric.device)
+        one.model.score_function.autocast_dtype = autocast_dtype(precision)
+    data, lead = programs.problem.test, fabric.is_global_zero
+    if lead:
+        number = f"{'' if half_width is None else 'at most '}{draws} draws of noise for each"
+        print(f"{folder}: step {checkpoint.step}, {len(data)} test data, {number}")
+    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+    options |= {"batch_size": batch_size, "progress": lead, "distributed": fabric.world_size > 1}
     if reused is None:
-        bound = measure(programs, data, progress=True, **options)
+        bound = measure(programs, data, **options)
     else:
-        own, bound, difference = against_own(reused, data, progress=True, **options)
-        print(*reused.notes, sep="\n")
-        print(_compared(reused, own, bound, difference))
+        own, bound, difference = against_own(reused, data, **options)
+        if lead:
+            print(*reused.notes, sep="\n")
+            print(_compared(reused, own, bound, difference))
+    if not lead:
+        return
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
 

@@ -446,6 +446,8 @@ def inspect(
     guide: str = "learned",
     model: str = "digits",
     protocol: Literal["discrete", "dequantized"] | None = None,
+    data: Path | None = None,
+    image_size: int | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
@@ -459,9 +461,9 @@ def inspect(
     Args:
         guide: vpsde, cld, malda, alda, learned (before its first step), module:Name, file.py:Name,
             or run:FOLDER for the diffusion a run ended with; several with commas between them.
-        model: data set for the prior KL and the noised images: toy, digits, mnist5k, module:Name or
-            file.py:Name.
+        model: data set for the prior KL and the noised images, as for inference.train.
         protocol: images only: levels in [-1, 1], or dequantized as in the paper.
+        data, image_size: as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
         learn_beta: the clock of learned is learned too.
@@ -475,7 +477,7 @@ def inspect(
     slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    problem = build_problem(model, protocol=protocol)
+    problem = build_problem(model, protocol=protocol, data=data, image_size=image_size)
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     start = problem.max_log_snr if max_log_snr is None else max_log_snr
 

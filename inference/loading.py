@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
-from inference.runs import Run, RunError
+from inference.runs import LATER, Run, RunError
 from models import MODELS, Problem
 from pyro_mdm import (
     ALDA,
@@ -60,6 +60,14 @@ GUIDES: dict[str, Any] = {
     "alda": ALDA,
     "learned": LearnedDiffusion,
 }
+
+OPTIONS = {
+    "protocol": "images",
+    "network": "images",
+    "data": "data sets that are read from files",
+    "image_size": "images of your own",
+}
+"""Which data sets have which option."""
 
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
@@ -212,15 +220,29 @@ def _describe(value: Any) -> str:
     return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
 
 
-def build_problem(name: str, *, holdout: bool = False, protocol: str | None = None) -> Problem:
-    """The data set that ``name`` stands for; ``protocol`` is for images, see :mod:`models.base`."""
+def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Problem:
+    """The data set that ``name`` stands for.
+
+    Args:
+        name: see :func:`find`.
+        holdout: keep a validation part out of the training data.
+        options: ``protocol`` and ``network`` (images, see :mod:`models.base`), ``data`` (data sets
+            read from files), ``image_size`` (your own images); None for those that are not given.
+
+    Raises:
+        NameNotFoundError: see :func:`find`.
+        TypeError: what is named is no data set.
+        ValueError: an option that this data set does not have.
+    """
     found = find("model", name, MODELS)
-    options: dict[str, Any] = {"holdout": holdout}
-    if protocol is not None:
-        if "protocol" not in inspect.signature(found).parameters:
-            raise ValueError(f"--protocol {protocol} is for images; --model {name} has none")
-        options["protocol"] = protocol
-    problem = found(**options) if inspect.isclass(found) and issubclass(found, Problem) else found
+    given = {key: value for key, value in options.items() if value is not None}
+    is_class = inspect.isclass(found) and issubclass(found, Problem)
+    if is_class:
+        accepted = _accepted(found, given)
+        for key, value in given.items():
+            if key not in accepted:
+                raise ValueError(f"--{key} {value} is for {OPTIONS[key]}; --model {name} has none")
+    problem = found(holdout=holdout, **given) if is_class else found
     if not isinstance(problem, Problem):
         raise TypeError(
             f"{name} is {_describe(problem)}, expected a subclass of models.base.Problem: "
@@ -246,11 +268,13 @@ class Programs(NamedTuple):
     guide: DiffusionGuide
 
 
-def build(settings: Mapping[str, Any]) -> Programs:
-    """The untrained programs that settings describe: the same settings, the same programs."""
-    problem = build_problem(
-        settings["model"], holdout=settings["holdout"], protocol=settings["protocol"]
-    )
+def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
+    """The untrained programs that settings describe: the same settings, the same programs.
+
+    ``fitted``: as in :meth:`models.base.Problem.build`.
+    """
+    options = {name: settings.get(name) for name in OPTIONS}
+    problem = build_problem(settings["model"], holdout=settings["holdout"], **options)
     min_log_snr = settings["min_log_snr"]
     if settings["guide"] == "learned" and min_log_snr is None:
         score = problem.scores[0] if settings["score"] == "default" else settings["score"]
@@ -265,7 +289,7 @@ def build(settings: Mapping[str, Any]) -> Programs:
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
     )
-    model = problem.build(diffusion, score=settings["score"])
+    model = problem.build(diffusion, score=settings["score"], fitted=fitted)
     return Programs(problem, model, DiffusionGuide(diffusion))
 
 
@@ -279,7 +303,7 @@ def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: 
     try:
         load_module(model, checkpoint.part(part), where)
     except ArchitectureError as error:
-        then = checkpoint.state["config"]
+        then = LATER | checkpoint.state["config"]
         changed = [
             f"{key}: {then.get(key)!r} in the checkpoint, {value!r} in config.yaml"
             for key, value in run.config.items()
@@ -299,7 +323,7 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
             checkpoint, or that is another architecture's.
     """
     run = Run.open(folder)
-    programs = build(run.config)
+    programs = build(run.config, fitted=False)
     checkpoint = run.latest()
     load_weights(programs.model, checkpoint, "ema", run)
     programs.model.eval()

@@ -44,10 +44,11 @@ def adam(
     )
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, over a tenth of the steps at most, times a cosine that falls to zero."""
+def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:
+    """Linear warm-up, over a tenth of the steps at most, times a cosine to zero or a constant."""
     warmup = max(1, min(warmup, steps // 10))
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    factor = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
+    return min(1.0, (step + 1) / warmup) * factor
 
 
 def averaging(decay: float) -> Callable[..., None]:

@@ -8,6 +8,8 @@ one that is fixed at the start; the rest at the end alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +20,11 @@ from inference import evaluate, sample
 from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
 from inference.runs import Run
-from pyro_mdm import bits_per_dim, tensorboard
+from pyro_mdm import DiffusionModel, bits_per_dim, tensorboard
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.figures import snapshot
 
-__all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training"]
+__all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training", "objective"]
 
 METRICS = {
     "bits_per_dim/test": "test bits/dim",
@@ -34,6 +36,9 @@ METRICS = {
 }
 """Columns of the table of runs: title by tag."""
 
+UNAVERAGED = "validation_unaveraged"
+"""The name of validation data under the weights as they are, for tables and tags."""
+
 SAMPLER_STEPS = (16, 64)
 """Of the picture that compares samplers: with few steps they differ."""
 
@@ -44,7 +49,7 @@ RANKED, REPEATS, DRAWS = 8, 16, 8
 def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
     problem = programs.problem
-    parts = ["train", *(["validation"] if len(problem.validation) else [])]
+    parts = ["train", *(["validation", UNAVERAGED] if len(problem.validation) else [])]
     # the error of the reconstruction of dequantized data is not known
     unknown = [] if problem.dequantized_levels is None else ["reconstruction"]
     terms = [term for term in tensorboard.TERMS if term not in unknown]
@@ -75,13 +80,46 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     }
 
 
-def at_step(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """The bound on some training and validation data, and the diffusion as it is now."""
+def objective(
+    run: Run, writer: SummaryWriter, mean: float, error: float, row: dict[str, float], step: int
+) -> None:
+    """The training objective since its last entry, in bits/dim, and what goes with it."""
+    errors = {"bits_per_dim_standard_error": error}
+    run.log(step, "objective", {"bits_per_dim": mean} | errors | row)
+    tensorboard.write_mean(writer, "objective/bits_per_dim", mean, error, step)
+    for name, value in row.items():
+        writer.add_scalar(f"objective/{name}", value, step)
+
+
+def at_step(
+    run: Run,
+    writer: SummaryWriter | None,
+    programs: Programs,
+    current: DiffusionModel,
+    step: int,
+    *,
+    distributed: bool = False,
+) -> None:
+    """The bound on some training and validation data, and the diffusion as it is now.
+
+    Of the averaged weights, ``programs``; on validation data of those of ``current`` too, to see
+    what averaging gives. All processes call this; the one that has the writer writes.
+    """
     problem, model, _ = programs
+    options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
     for part, data in (("train", problem.train[:256]), ("validation", problem.validation[:256])):
         if len(data):
-            bound = evaluate.measure(programs, data, draws=2, seed=run.config["seed"])
-            _log_bound(run, writer, part, bound, step)
+            bound = evaluate.measure(programs, data, **options)
+            if writer is not None:
+                _log_bound(run, writer, part, bound, step)
+    if len(problem.validation):
+        with _parameters_of(current, model):
+            bound = evaluate.measure(programs, problem.validation[:256], **options)
+        if writer is not None:
+            run.log(step, UNAVERAGED, bound.columns)
+            tensorboard.write_bound(writer, UNAVERAGED, bound.terms, step)
+    if writer is None:
+        return
     _log_diffusion(run, writer, programs, step)
     few = sample.draw(model, 16, steps=32, seed=run.config["seed"])
     tensorboard.write_samples(writer, sample.picture(problem, few), step)
@@ -93,14 +131,34 @@ def at_step(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> N
         draw_training(run, writer, programs, step)
 
 
-def at_end(run: Run, writer: SummaryWriter, programs: Programs) -> evaluate.Bound:
-    """The test bound, once, and the pictures."""
+@contextmanager
+@torch.no_grad()
+def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[None]:
+    """Within it ``model``, which is neither compiled nor of mixed precision, has those."""
+    own = [parameter.detach().clone() for parameter in model.parameters()]
+    try:
+        for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
+            parameter.copy_(value)
+        yield
+    finally:
+        for parameter, before in zip(model.parameters(), own, strict=True):
+            parameter.copy_(before)
+
+
+def at_end(
+    run: Run, writer: SummaryWriter | None, programs: Programs, *, distributed: bool = False
+) -> evaluate.Bound:
+    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`."""
     problem, model, _ = programs
     steps, draws, n, sampler, sampler_steps, seed = (
         run.config[name]
         for name in ("steps", "draws", "num_samples", "sampler", "sampler_steps", "seed")
     )
-    bound = evaluate.measure(programs, problem.test, draws=draws, seed=seed, progress=True)
+    options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
+    progress = writer is not None
+    bound = evaluate.measure(programs, problem.test, progress=progress, **options)
+    if writer is None:
+        return bound
     _log_bound(run, writer, "test", bound, steps)
     samples = sample.draw(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
     picture = sample.picture(problem, samples)

@@ -1,40 +1,73 @@
 """The run folder: one training run on the disk, explaining itself.
 
     config.yaml       every setting, in the form that ``inference.train --config`` reads
-    environment.json  versions, git commit and the machine
+    environment.json  every package's version, the machine, the git commit and what differs from it
+    changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
+    data.json         shape, type and SHA-256 of each part of the data set
+    sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
     history.jsonl     what its figures are drawn from, one JSON object in a line: the bound of a
                       part of the data by term and by log SNR, or the diffusion at that step
     checkpoints/      see :mod:`inference.checkpoints`
     tensorboard/      events for ``tensorboard --logdir``
     results.json      the test bound with its terms;  samples.png  what the model generates
+    .lock             held by the one process that may write here, which .writer.json names
 
-Nothing of an existing folder is overwritten unless asked.
+Nothing of an existing folder is overwritten unless asked, and no two processes write into one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from filelock import FileLock, Timeout
+from torch import Tensor
 
-from inference.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, write_atomically
+from inference.checkpoints import (
+    Checkpoint,
+    RunError,
+    StorageError,
+    explain_full_disk,
+    latest_checkpoint,
+    raw_bytes,
+    remove_leftovers,
+    save_checkpoint,
+    temporary,
+    write_atomically,
+)
 
-__all__ = ["RUNS", "Run", "RunError", "default_folder"]
+__all__ = [
+    "LATER",
+    "RUNS",
+    "Run",
+    "RunError",
+    "StorageError",
+    "create_default",
+    "default_folder",
+    "fingerprint",
+]
 
 RUNS = Path("runs")
+SOURCE = Path(__file__).parent
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 COLUMNS = (
     "step",
@@ -47,6 +80,9 @@ COLUMNS = (
 CONTENT = (
     "config.yaml",
     "environment.json",
+    "changes.patch",
+    "data.json",
+    "sessions.jsonl",
     "metrics.csv",
     "history.jsonl",
     "results.json",
@@ -54,10 +90,22 @@ CONTENT = (
     "checkpoints",
     "tensorboard",
 )
+LOCK, WRITER = ".lock", ".writer.json"
 
+LATER: dict[str, Any] = {
+    "figures": True,
+    "data": None,
+    "image_size": None,
+    "network": None,
+    "flip": False,
+    "decay": "cosine",
+    "compile": None,
+    "channels_last": False,
+}
+"""Settings younger than some run folders: what inference.train did before it had them."""
 
-class RunError(RuntimeError):
-    """A run folder is in the way, missing, or not what it should be."""
+CHANGES_LIMIT = 1 << 20
+"""Bytes of changes.patch; more is not kept."""
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -69,8 +117,37 @@ def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path
     return root / f"{stem}-{k}"
 
 
+def create_default(
+    model: str, guide: str, seed: int, config: Mapping[str, Any], root: Path = RUNS
+) -> Run:
+    """Start a run in a :func:`default_folder`; processes that ask at one instant get their own."""
+    root.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = default_folder(model, guide, seed, root)
+        try:
+            folder.mkdir()  # of several processes, one succeeds
+        except FileExistsError:
+            continue
+        return Run.create(folder, config)
+
+
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-").lower()
+
+
+def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Shape, dtype and SHA-256 of the bytes of each part of a data set; copies none of them."""
+    prints = {}
+    for name, tensor in parts.items():
+        digest = hashlib.sha256()
+        for piece in raw_bytes(tensor):
+            digest.update(piece)
+        prints[name] = {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "sha256": digest.hexdigest(),
+        }
+    return prints
 
 
 class Settings(dict[str, Any]):
@@ -83,12 +160,65 @@ class Settings(dict[str, Any]):
         )
 
 
-class Run:
-    """An open run folder: its settings, its table, its checkpoints. See the module's docstring."""
+class _WriteLock:
+    """The right to write into a run folder.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    It ends when it is released or collected, or with its process, however that ends: the system
+    then drops the lock. The file ``.lock`` stays and means nothing by itself.
+
+    Raises:
+        RunError: another run object holds it, in this process or another.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._writer, self._pid = folder / WRITER, os.getpid()
+        self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)
+        try:
+            with explain_full_disk(folder / LOCK, 0):
+                self._lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{folder} is being written by {_read_writer(self._writer)}; wait until it ends or "
+                "stop it, or give another --run"
+            ) from None
+        me = {"pid": self._pid, "host": platform.node(), "since": _now(), "command": sys.argv}
+        try:
+            write_atomically(self._writer, json.dumps(me, indent=1).encode())
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def release(self) -> None:
+        if self._lock.is_locked and self._pid == os.getpid():  # not in a fork of the process
+            with contextlib.suppress(OSError):
+                self._writer.unlink(missing_ok=True)
+            self._lock.release()
+
+
+def _read_writer(path: Path) -> str:
+    """Who holds the lock, as far as it can be told."""
+    try:
+        writer = json.loads(path.read_bytes())
+        mine = (writer["pid"], writer["host"]) == (os.getpid(), platform.node())
+        who = "this process" if mine else f"process {writer['pid']} on {writer['host']}"
+        return f"{who} since {writer['since']} ({' '.join(writer['command'])})"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process"
+
+
+class Run:
+    """An open run folder: its settings, its table, its checkpoints. See the module's docstring.
+
+    :meth:`create` and :meth:`resume` open it for writing, alone, until :meth:`close` or the end of
+    a ``with`` block; :meth:`open` for reading.
+    """
+
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], lock: _WriteLock | None = None
+    ) -> None:
         self.folder = folder
         self.config = Settings(config)
+        self._lock = lock
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
@@ -98,54 +228,158 @@ class Run:
         and no others.
 
         Raises:
-            RunError: the folder holds a run and ``overwrite`` is not given, or something else.
+            RunError: the folder holds a run and ``overwrite`` is not given, or something else, or
+                is being written.
         """
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if found and "config.yaml" not in found:
-            raise RunError(
-                f"{folder} is not a run folder and holds {', '.join(found[:5])}; it is left as it "
-                "is, give another --run"
-            )
-        if found and not overwrite:
-            raise RunError(
-                f"{folder} already holds a run; continue it with --resume {folder}, replace it "
-                "with --overwrite, or give another --run"
-            )
-        for name in CONTENT:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, config)
-        write_atomically(
-            folder / "config.yaml", yaml.safe_dump(dict(run.config), sort_keys=False).encode()
-        )
-        run.write_json("environment.json", _environment())
-        run._write_rows([])
+        lock = _WriteLock(folder)
+        try:
+            if "config.yaml" in _check_ours(folder) and not overwrite:
+                raise RunError(
+                    f"{folder} already holds a run; continue it with --resume {folder}, replace it "
+                    "with --overwrite, or give another --run"
+                )
+            _remove_temporary_files(folder)
+            for name in CONTENT[1:]:  # config.yaml is replaced: until then this is the old run
+                path = folder / name
+                linked = path.is_symlink() or not path.is_dir()
+                path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
+            run = cls(folder, config, lock)
+            write_atomically(
+                folder / "config.yaml", yaml.safe_dump(dict(run.config), sort_keys=False).encode()
+            )
+            run._write_rows([])
+            run._write_environment()
+        except BaseException:
+            lock.release()
+            raise
         return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open an existing run.
+        """Open an existing run for reading, also while another process writes it.
 
         Raises:
             RunError: there is none, or its config.yaml cannot be read.
         """
-        path = folder / "config.yaml"
-        if not path.is_file():
-            near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
-            known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
-            raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
+        return cls(folder, _read_settings(folder))
+
+    @classmethod
+    def resume(cls, folder: Path) -> Run:
+        """Open an existing run for writing, and remove the temporary files of a killed process.
+
+        Raises:
+            RunError: there is none, its config.yaml cannot be read, or it is being written.
+        """
+        _read_settings(folder)  # nothing is touched in what is no run folder
+        lock = _WriteLock(folder)
         try:
-            config = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise RunError(f"{path} cannot be read as YAML: {error}") from error
-        if not isinstance(config, dict):
-            raise RunError(
-                f"{path} holds {type(config).__name__}, expected settings as name: value"
+            _remove_temporary_files(folder)
+            return cls(folder, _read_settings(folder), lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let others write into the folder. A run opened for reading has nothing to close."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # -- what the numbers depend on ----------------------------------------------------------------
+
+    def begin_session(self, step: int, **facts: Any) -> None:
+        """Append to sessions.jsonl that training starts or goes on at ``step``, and with what.
+
+        Warns if PyTorch or the code is not what the run was started with.
+        """
+        session = {
+            "started": _now(),
+            "step": step,
+            "command": sys.argv,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "git_commit": _git_commit(),
+            "torch": torch.__version__,
+        }
+        line = json.dumps(_finite(session | facts), ensure_ascii=False)
+        _append(self.folder / "sessions.jsonl", line + "\n")
+        first = self._first_versions()
+        changed = [
+            f"{what} {first[key]}, now {session[key]}"
+            for key, what in {"torch": "PyTorch", "git_commit": "git commit"}.items()
+            if first.get(key) and session[key] and first[key] != session[key]
+        ]
+        if changed:
+            warnings.warn(
+                f"{self.folder} was started with {' and with '.join(changed)}; what it goes on to "
+                "need not be, bit for bit, what it would have become",
+                stacklevel=2,
             )
-        return cls(folder, config)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """What :meth:`begin_session` wrote, in order; empty for a run that has none."""
+        return _read_lines(self.folder / "sessions.jsonl", {"started", "step"})
+
+    def _first_versions(self) -> dict[str, Any]:
+        """PyTorch and git commit when the run was created; nothing if that cannot be read."""
+        try:
+            environment = json.loads((self.folder / "environment.json").read_bytes())
+            torch_version = environment["packages"]["torch"]
+            return {"torch": torch_version, "git_commit": environment["git_commit"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def check_data(self, fingerprint: Mapping[str, Any]) -> None:
+        """Hold the data set to the one that the run was started on: see :func:`fingerprint`.
+
+        The first time, it is written to data.json, unless the run is open for reading only.
+
+        Raises:
+            RunError: a part differs, is new or is missing.
+        """
+        path = self.folder / "data.json"
+        found = json.loads(json.dumps(_finite(dict(fingerprint))))
+        if not path.exists():
+            if self._lock is not None:
+                self.write_json("data.json", found)
+            return
+        try:
+            started = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged ({error}), so that the data set cannot be compared with the "
+                "one the run was started on; if you know it to be the same, remove that file"
+            ) from error
+        differences = [
+            f"{name}: {_print(started.get(name))} when it was started, {_print(found.get(name))} "
+            "now"
+            for name in [*started, *(name for name in found if name not in started)]
+            if started.get(name) != found.get(name)
+        ]
+        if differences:
+            lines = "\n  ".join(differences)
+            raise RunError(
+                f"the data set is not the one that {self.folder} was started on; these parts "
+                f"differ:\n  {lines}\nRestore the data, or start a new run"
+            )
+
+    def _write_environment(self) -> None:
+        """environment.json and changes.patch."""
+        diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
+        patch = None
+        if diff and len(diff) > CHANGES_LIMIT:
+            patch = f"{len(diff):,} bytes, more than the {CHANGES_LIMIT:,} that are kept"
+        elif diff:
+            patch = "changes.patch"
+            write_atomically(self.folder / patch, diff)
+        self.write_json("environment.json", _environment() | {"git_changes_patch": patch})
 
     # -- metrics -----------------------------------------------------------------------------------
 
@@ -155,30 +389,19 @@ class Run:
             raise ValueError(f"unknown columns {sorted(unknown)}, expected some of {COLUMNS}")
         row = io.StringIO()
         csv.DictWriter(row, COLUMNS).writerow({"step": step, "part": part, **values})
-        with open(self.folder / "metrics.csv", "a", newline="") as file:
-            file.write(row.getvalue())
+        _append(self.folder / "metrics.csv", row.getvalue())
 
     def record(self, step: int, part: str, values: Mapping[str, Any]) -> None:
         """Append a line to history.jsonl; numbers that are not finite become null."""
         line = json.dumps(_finite({"step": step, "part": part, **values}), ensure_ascii=False)
-        with open(self.folder / "history.jsonl", "a") as file:
-            file.write(line + "\n")
+        _append(self.folder / "history.jsonl", line + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """What :meth:`record` wrote, in order: ``step``, ``part`` and the values of each.
 
         Empty for a run that has none. A line that was torn when the run was killed is left out.
         """
-        path = self.folder / "history.jsonl"
-        records = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and {"step", "part"} <= record.keys():
-                records.append(record)
-        return records
+        return _read_lines(self.folder / "history.jsonl", {"step", "part"})
 
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at ``step`` writes again: later, test and torn rows.
@@ -187,16 +410,16 @@ class Run:
         """
         kept = [r for r in self.history() if r["step"] <= step and r["part"] != "test"]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        write_atomically(self.folder / "history.jsonl", lines.encode())
-        with open(self.folder / "metrics.csv", newline="") as file:
-            text = file.read()
-        whole = text[: text.rfind("\n") + 1]
-        rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+        write_atomically(self.folder / "history.jsonl", _encode(lines))
+        path = self.folder / "metrics.csv"
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1].replace("\0", "")
+        rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if _is_row(row)]
         self._write_rows([r for r in rows if int(r["step"]) <= step and r["part"] != "test"])
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS)
+        writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
@@ -204,8 +427,18 @@ class Run:
     # -- checkpoints and results -------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
-        """Write a checkpoint and keep the newest ``keep``."""
+        """Write a checkpoint and keep the newest ``keep``.
+
+        The rows that go with it are on the disk before it is.
+        """
+        for name in ("metrics.csv", "history.jsonl"):
+            _flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever written, whole or not."""
+        return any((self.folder / "checkpoints").glob("step-*.json"))
 
     def latest(self) -> Checkpoint:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""
@@ -214,7 +447,7 @@ class Run:
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` as readable JSON; numbers that are not finite become null."""
         text = json.dumps(_finite(content), indent=1, ensure_ascii=False)
-        write_atomically(self.folder / name, text.encode() + b"\n")
+        write_atomically(self.folder / name, _encode(text + "\n"))
 
 
 def _finite(content: Any) -> Any:
@@ -225,31 +458,194 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its settings."""
+def _encode(text: str) -> bytes:
+    """UTF-8; what it cannot hold, as in a file name that is no text, is escaped as JSON does."""
+    return text.encode(errors="backslashreplace")
 
-    def git(*arguments: str) -> str | None:
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _print(part: Any) -> str:
+    """A part of a data set, in a message."""
+    if not isinstance(part, dict) or "sha256" not in part:
+        return "absent" if part is None else str(part)
+    rest = " ".join(f"{value}" for name, value in part.items() if name != "sha256")
+    return f"SHA-256 {str(part['sha256'])[:12]}… {rest}".rstrip()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _check_ours(folder: Path) -> set[str]:
+    """The names in ``folder`` but for the lock's; it is new, empty or a run's.
+
+    Raises:
+        RunError: it is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    found -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
+    if found and "config.yaml" not in found:
+        raise RunError(
+            f"{folder} is not a run folder and holds {', '.join(sorted(found)[:5])}; it is left as "
+            "it is, give another --run"
+        )
+    return found
+
+
+def _temporary_files(folder: Path) -> list[Path]:
+    return [temporary(folder / name) for name in (*CONTENT, WRITER)]
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files that a killed process left, and nothing else."""
+    for path in _temporary_files(folder):
+        path.unlink(missing_ok=True)
+    remove_leftovers(folder / "checkpoints")
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
+        known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
+        raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
+    try:
+        config = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise RunError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
+    return LATER | config
+
+
+def _append(path: Path, line: str) -> None:
+    """Append a line, whole; one that was torn before is ended first.
+
+    Raises:
+        StorageError: there is no space for it; the file is as it was.
+    """
+    data = _encode(line)
+    with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end > 0:
+            file.seek(end - 1)
+            data = data if file.read(1) == b"\n" else b"\n" + data
         try:
-            done = subprocess.run(
-                ["git", *arguments],
-                cwd=Path(__file__).parent,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
-    packages = ("torch", "pyro-ppl", "lightning-fabric", "numpy", "safetensors")
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    changes = git("status", "--porcelain")
+
+def _flush(path: Path) -> None:
+    """Have what was appended to ``path`` on the disk."""
+    if path.exists():
+        with explain_full_disk(path, 0), open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _read_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """The JSON objects with ``keys``, one of them the step, in the lines of a file."""
+    records = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and keys <= record.keys() and isinstance(record["step"], int):
+            records.append(record)
+    return records
+
+
+def _is_row(row: Mapping[str | None, Any]) -> bool:
+    """Whether a row of metrics.csv is neither torn nor damaged."""
+    if None in row or None in row.values() or not {"step", "part"} <= row.keys():
+        return False
+    return re.fullmatch(r"\d{1,18}", row["step"]) is not None
+
+
+# -- the code and the machine ----------------------------------------------------------------------
+
+
+def _git(*arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=SOURCE,
+            capture_output=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _git_commit() -> str | None:
+    commit = _git("rev-parse", "HEAD")
+    return None if commit is None else commit.decode().strip()
+
+
+def _environment() -> dict[str, Any]:
+    """What the numbers of a run may depend on besides its settings and its data."""
+    changes = _git("status", "--porcelain")
+    lines = None if changes is None else changes.decode(errors="replace").splitlines()
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: installed.get(name) for name in packages},
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changes": None if changes is None else changes.splitlines(),
+        "machine": _machine(),
+        "packages": _packages(),
+        "git_commit": _git_commit(),
+        "git_changes": lines,
     }
+
+
+def _packages() -> dict[str, str]:
+    """The version of every installed distribution; of two with one name, the one imported."""
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name is not None:
+            versions.setdefault(name, distribution.version)
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory(),
+        "threads": torch.get_num_threads(),
+        "accelerators": _accelerators(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _accelerators() -> list[str]:
+    try:
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except RuntimeError as error:  # a driver that does not work is no reason not to use the CPU
+        return [f"cannot be read: {error}"]

@@ -23,6 +23,7 @@ from torch import Tensor
 from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.loading import open_run, seed_from
+from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from pyro_mdm import DiffusionModel
@@ -127,6 +128,7 @@ def sample(
     min_log_snr: float | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
+    accelerator: str = "auto",
 ) -> None:
     """Generate data with a run's averaged weights.
 
@@ -151,6 +153,7 @@ def sample(
             guide's own clock, scaled if it would leave the range the network was trained on.
         num_variables: with --reuse --guide learned: K.
         rank: with --reuse --guide learned: rank of D.
+        accelerator: cpu, cuda, … or auto.
     """
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
@@ -162,7 +165,7 @@ def sample(
     if reused is not None:
         print(*reused.notes, sep="\n")
     x = draw(
-        programs.model,
+        programs.model.to(start(accelerator).device),
         num_samples,
         sampler=sampler,
         steps=steps,

@@ -14,22 +14,37 @@ from __future__ import annotations
 
 import inspect
 import math
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import trange
 
 from inference import evaluate, loading, recipe, report
+from inference.batches import Batches
 from inference.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
 from inference.cli import command_line
-from inference.runs import Run, RunError, default_folder
-from pyro_mdm import MDM_ELBO, DiffusionGuide, tensorboard
+from inference.processes import (
+    LossScale,
+    Precision,
+    Stopped,
+    autocast_dtype,
+    catch_signals,
+    loss_scale,
+    start,
+)
+from inference.runs import Run, RunError, create_default, fingerprint
+from models import ImageProblem, Problem
+from pyro_mdm import MDM_ELBO, DiffusionGuide, draws
 
 __all__ = ["train"]
 
@@ -39,7 +54,11 @@ def train(
     guide: str = "learned",
     score: str = "default",
     protocol: Literal["discrete", "dequantized"] | None = None,
+    data: Path | None = None,
+    image_size: int | None = None,
+    network: str | None = None,
     holdout: bool = True,
+    flip: bool = False,
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
@@ -52,6 +71,7 @@ def train(
     diffusion_learning_rate: float = 1e-2,
     weight_decay: float = 0.0,
     warmup: int = 100,
+    decay: Literal["cosine", "constant"] = "cosine",
     clip: float = 1.0,
     ema_decay: float = 0.995,
     seed: int = 0,
@@ -64,7 +84,9 @@ def train(
     sampler_steps: int = 256,
     figures: bool = True,
     accelerator: str = "auto",
-    precision: str = "32-true",
+    precision: Precision = "32-true",
+    compile: str | None = None,
+    channels_last: bool = False,
     run: Path | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
@@ -72,11 +94,17 @@ def train(
     """Fit a model and its guide, and report the test bound.
 
     Args:
-        model: data set and network: toy, digits, mnist5k, module:Name or file.py:Name.
+        model: data set: toy, digits, mnist5k, mnist, cifar10, imagenet32_old, imagenet32_new,
+            images, module:Name or file.py:Name.
         guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
         score: parameterization of the score; "default" for the data set's own.
         protocol: images only: a likelihood over the levels, or dequantized as in the paper.
-        holdout: keep a tenth of the training data for validation; settings are chosen there.
+        data: where data sets that are read from files are, "data" by default; for --model images
+            your folder of images or .npz file.
+        image_size: of --model images: cut to squares and resized to this side.
+        network: of images: small, paper, … see the data set's file; by default its first.
+        holdout: keep a part of the training data for validation; settings are chosen there.
+        flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
@@ -84,12 +112,13 @@ def train(
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
             learned guide with a denoiser, else the clock is left as it is.
         steps: training steps; by default the data set's.
-        batch_size: data per step; by default the data set's.
-        micro_batches: pieces that a batch is computed in, to save memory.
+        batch_size: data per step, of all processes together; by default the data set's.
+        micro_batches: pieces that each process computes its part of a batch in, to save memory.
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest.
         weight_decay: of the network, decoupled. The diffusion has none.
-        warmup: steps of linear warm-up, at most a tenth of all; a cosine falls to zero.
+        warmup: steps of linear warm-up, at most a tenth of all.
+        decay: after it: a cosine that falls to zero, or a constant rate.
         clip: largest norm of the gradient of the loss in nats per dimension.
         ema_decay: of the averaged weights, which are the ones evaluated and sampled.
         seed: of everything random.
@@ -103,7 +132,9 @@ def train(
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
         accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
-        precision: of the network, as lightning.fabric names it; kernels are always float64.
+        precision: of the network; data, noise and bound stay float32 and kernels float64.
+        compile: backend of torch.compile for the network, such as inductor.
+        channels_last: lay the network's weights out with channels last; faster on recent GPUs.
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
         resume: continue the run in this folder, with its own settings.
         overwrite: replace a run that is in the way.
@@ -111,116 +142,220 @@ def train(
     settings = dict(locals())
     if resume is not None:
         _check_alone(settings)
-        return _fit(Run.open(resume), resumed=True)
+        config = Run.open(resume).config
+        fabric = start(config["accelerator"], config["precision"])
+        with closing(_open(fabric, lambda: Run.resume(resume))) as continued:
+            programs = loading.build(config, fitted=not continued.has_checkpoint)
+            _check(config, programs.problem, fabric.world_size)
+            return _fit(fabric, continued, programs, resumed=True)
 
     for name in ("run", "resume", "overwrite"):
         del settings[name]
     settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
-    problem = loading.build(settings).problem  # mistakes show before a folder is made
+    settings["data"] = None if data is None else str(data)
+    programs = loading.build(settings)  # mistakes show before a folder is made
+    if (root := getattr(programs.problem, "root", None)) is not None:
+        settings["data"] = str(Path(root).resolve())  # found again from any folder
     for name in ("steps", "batch_size", "learning_rate"):
         if settings[name] is None:
-            settings[name] = getattr(problem, name)
-    _check_positive(settings)
-    path = run if run is not None else default_folder(model, guide, seed)
-    return _fit(Run.create(path, settings, overwrite=overwrite), resumed=False)
+            settings[name] = getattr(programs.problem, name)
+    fabric = start(accelerator, precision)
+    _check(settings, programs.problem, fabric.world_size)
+
+    def create() -> Run:
+        if run is None:
+            return create_default(model, guide, seed, settings)
+        return Run.create(run, settings, overwrite=overwrite)
+
+    with closing(_open(fabric, create)) as created:
+        return _fit(fabric, created, programs, resumed=False)
 
 
-def _fit(run: Run, *, resumed: bool) -> evaluate.Bound:
-    settings = run.config
+def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool) -> evaluate.Bound:
+    settings, lead, world = run.config, fabric.is_global_zero, fabric.world_size
     seed, steps, batch_size = (settings[name] for name in ("seed", "steps", "batch_size"))
-    fabric = Fabric(accelerator=settings["accelerator"], devices=1, precision=settings["precision"])
 
     # the programs, the objective, its optimizer, and the averaged weights that are evaluated
-    programs = loading.build(settings)
     problem, model, guide = programs
     model.to(fabric.device)
-    objective = MDM_ELBO()(model, guide)
-    names, optimizer = recipe.adam(model, settings)
-    highest = [group["lr"] for group in optimizer.param_groups]
-    ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings["ema_decay"]))
-    averaged_model: Any = ema.module
-    averaged = loading.Programs(problem, averaged_model, DiffusionGuide(averaged_model.diffusion))
+    network: Any = model.score_function.network
+    if settings["channels_last"]:
+        network.to(memory_format=torch.channels_last)
+    trainee = Trainee.of(programs, settings, loss_scale(fabric))
+    averaged = trainee.averaged
+    model.score_function.autocast_dtype = autocast_dtype(settings["precision"])
+    if settings["compile"] is not None:
+        network.compile(backend=settings["compile"])
 
     first, spent, window = 0, 0.0, [0.0, 0.0, 0.0]  # window: number, sum, sum of squares of bits
-    if resumed:
+    if lead:
+        parts = {name: getattr(problem, name) for name in ("train", "validation", "test")}
+        run.check_data(fingerprint(parts))
+    if run.has_checkpoint:
         checkpoint = run.latest()
-        loading.load_weights(model, checkpoint, "model", run)
-        loading.load_weights(averaged.model, checkpoint, "ema", run)
-        load_optimizer(optimizer, checkpoint.part("optimizer"), names)
+        trainee.load(checkpoint, run)
         first, spent, window = (checkpoint.state[k] for k in ("step", "seconds", "window"))
-        ema.n_averaged.fill_(first)
-        run.rewind(first)
-    train_data, num_dims = problem.train.to(fabric.device), math.prod(problem.event_shape)
-    loss_of, stepper = fabric.setup(objective, optimizer)
+    if lead:
+        if resumed:
+            run.rewind(first)
+        run.begin_session(first, processes=world, device=str(fabric.device))
+
+    # a batch is in equal pieces, micro-batches of each process; their noise is the batch's
+    micro_batches, num_dims = settings["micro_batches"], math.prod(problem.event_shape)
+    count = world * micro_batches
+    mine = range(fabric.global_rank * micro_batches, (fabric.global_rank + 1) * micro_batches)
+    pieces, flip = (mine, count), settings["flip"]
+    batches = Batches(problem.train, batch_size, seed, fabric.device, pieces=pieces, flip=flip)
+    loss_of, stepper = fabric.setup(MDM_ELBO()(model, guide), trainee.optimizer)
     began = time.monotonic() - spent
 
-    print(f"{run.folder}: {settings['model']} under {settings['guide']}, step {first} of {steps}")
-    folder = str(run.folder / "tensorboard")
-    writer = SummaryWriter(folder, purge_step=first + 1 if resumed else None)
-    if not resumed:
-        report.at_start(run, writer, averaged)
-    bar = trange(first, steps, initial=first, total=steps, desc="training", unit="step")
-    for step in bar:
-        # one batch; data, noise and learning rates depend on the seed and the step alone
-        chosen = recipe.indices(step, batch_size, len(train_data), seed)
-        batch = train_data[chosen.to(fabric.device)]
-        for group, rate in zip(optimizer.param_groups, highest, strict=True):
-            group["lr"] = rate * recipe.schedule(step, steps, settings["warmup"])
+    writer = None
+    if lead:
+        shared = f", {world} processes" if world > 1 else ""
+        where = f"{settings['model']} under {settings['guide']}, step {first} of {steps}{shared}"
+        print(f"{run.folder}: {where}", flush=True)
+        folder = str(run.folder / "tensorboard")
+        writer = SummaryWriter(folder, purge_step=first + 1 if resumed else None)
+        if first == 0:
+            report.at_start(run, writer, averaged)
+    with ExitStack() as stack:
+        stack.callback(batches.close)
+        if writer is not None:
+            stack.callback(writer.flush)
+        caught = stack.enter_context(catch_signals())
+        bar = trange(
+            first, steps, initial=first, total=steps, desc="training", unit="step", disable=not lead
+        )
+        for step in bar:
+            # data, noise and learning rates are functions of the seed and the step alone
+            for group, rate in zip(trainee.optimizer.param_groups, trainee.rates, strict=True):
+                factor = recipe.schedule(step, steps, settings["warmup"], settings["decay"])
+                group["lr"] = rate * factor
+            noise_seed = loading.seed_from(seed, "noise", step, 0)
 
-        # gradients of the negative bound in nats per dimension
-        optimizer.zero_grad(set_to_none=True)
-        nats = torch.zeros((), device=fabric.device)
-        for i, part in enumerate(batch.chunk(settings["micro_batches"])):
-            torch.manual_seed(loading.seed_from(seed, "noise", step, i))
-            x, log_det = problem.transform(part)
-            loss = loss_of(x) / (len(batch) * num_dims)
-            fabric.backward(loss)
-            nats += loss.detach() - log_det.sum() / (len(batch) * num_dims)
-        clip = {"max_norm": settings["clip"], "error_if_nonfinite": False}
-        norm = float(torch.as_tensor(fabric.clip_gradients(loss_of, stepper, **clip)))
-        bits = float(nats) / math.log(2) + math.log2(problem.dequantized_levels or 1)
-        if not (math.isfinite(bits) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step}: the loss is {bits} bits/dim and the norm of its gradient {norm}; "
-                "the last checkpoint is good. Lower --learning_rate or --diffusion_learning_rate"
-            )
-        stepper.step()
-        ema.update_parameters(model)
+            # gradients of the negative bound in nats per dimension
+            trainee.optimizer.zero_grad(set_to_none=True)
+            nats = torch.zeros((), device=fabric.device)
+            for r, part in zip(mine, batches(step), strict=True):
+                torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
+                last = r == mine[-1]
+                with fabric.no_backward_sync(loss_of, enabled=not last):
+                    with draws.piece(r, count, noise_seed):
+                        x, log_det = problem.transform(part)
+                        loss = loss_of(x) / (batch_size * num_dims)
+                    fabric.backward(loss * world)  # processes are averaged, and their sum is meant
+                nats += loss.detach() - log_det.sum() / (batch_size * num_dims)
+            clip = {"max_norm": settings["clip"], "error_if_nonfinite": False}
+            norm = float(torch.as_tensor(fabric.clip_gradients(loss_of, stepper, **clip)))
+            total, stop = _sum(fabric, nats, caught.number)
+            bits = total / math.log(2) + math.log2(problem.dequantized_levels or 1)
+            skipped = math.isfinite(bits) and not math.isfinite(norm) and trainee.scale.may_skip
+            if not (math.isfinite(bits) and (math.isfinite(norm) or skipped)):
+                raise FloatingPointError(
+                    f"step {step}: the loss is {bits} bits/dim and the norm of its gradient "
+                    f"{norm}; the last checkpoint is good. Lower --learning_rate or "
+                    "--diffusion_learning_rate"
+                )
+            stepper.step()  # a loss scale that was too large skips it and falls
+            if not skipped:
+                trainee.ema.update_parameters(model)
 
-        # what people and later steps need to know
-        done = step + 1
-        window = [window[0] + 1, window[1] + bits, window[2] + bits**2]
-        if done % settings["log_every"] == 0 or done == steps:
-            mean, error = recipe.mean_and_error(*window)
-            window = [0.0, 0.0, 0.0]
-            bar.set_postfix_str(f"{mean:.3f} ± {error:.3f} bits/dim")
-            row = {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm}
-            row |= {"seconds": time.monotonic() - began}
-            objective_row = {"bits_per_dim": mean, "bits_per_dim_standard_error": error}
-            run.log(done, "objective", objective_row | row)
-            tensorboard.write_mean(writer, "objective/bits_per_dim", mean, error, done)
-            for name, value in row.items():
-                writer.add_scalar(f"objective/{name}", value, done)
-        if done % settings["measure_every"] == 0 or done == steps:
-            report.at_step(run, writer, averaged, done)
-        if done % settings["checkpoint_every"] == 0 or done == steps:
-            if done == steps:
-                recipe.close_range(model, averaged.model)
-            named = {
-                "model": model.state_dict(),
-                "ema": averaged.model.state_dict(),
-                "optimizer": optimizer_tensors(optimizer, names),
-            }
-            tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
-            state = {"step": done, "seconds": time.monotonic() - began, "window": window}
-            run.save(Checkpoint(done, tensors, state | {"config": settings}))
+            # what people and later steps need to know
+            done = step + 1
+            window = [window[0] + 1, window[1] + bits, window[2] + bits**2]
+            if done % settings["log_every"] == 0 or done == steps:
+                mean, error = recipe.mean_and_error(*window)
+                window = [0.0, 0.0, 0.0]
+                bar.set_postfix_str(f"{mean:.3f} ± {error:.3f} bits/dim")
+                if writer is not None:
+                    row = {"learning_rate": trainee.optimizer.param_groups[0]["lr"]}
+                    row |= {"gradient_norm": norm, "seconds": time.monotonic() - began}
+                    report.objective(run, writer, mean, error, row, done)
+            if done % settings["measure_every"] == 0 or done == steps:
+                report.at_step(run, writer, averaged, model, done, distributed=world > 1)
+            if done % settings["checkpoint_every"] == 0 or done == steps or stop:
+                if done == steps:
+                    recipe.close_range(model, averaged.model)
+                if lead:
+                    state = {"step": done, "seconds": time.monotonic() - began, "window": window}
+                    run.save(trainee.checkpoint(done, state | {"config": dict(settings)}))
+            if stop:
+                if lead:
+                    bar.close()
+                    print(
+                        f"stopped by a signal at step {done} and saved; go on with "
+                        f"python -m inference.train --resume {run.folder}",
+                        flush=True,
+                    )
+                raise Stopped(stop)
 
-    bound = report.at_end(run, writer, averaged)
-    seconds = time.monotonic() - began
-    run.write_json("results.json", bound.as_json() | {"steps": steps, "seconds": seconds})
-    print(f"{seconds:.0f} s; tensorboard --logdir {folder}; {run.folder / 'samples.png'}")
-    print(bound)
+    bound = report.at_end(run, writer, averaged, distributed=world > 1)
+    if lead:
+        seconds = time.monotonic() - began
+        run.write_json("results.json", bound.as_json() | {"steps": steps, "seconds": seconds})
+        print(f"{seconds:.0f} s; tensorboard --logdir {folder}; {run.folder / 'samples.png'}")
+        print(bound)
     return bound
+
+
+@dataclass
+class Trainee:
+    """What training changes, which is what a checkpoint holds."""
+
+    programs: loading.Programs
+    averaged: loading.Programs
+    ema: AveragedModel
+    names: list[str]  # of the parameters, in the optimizer's order
+    optimizer: torch.optim.Optimizer
+    rates: list[float]  # the highest learning rate of each group
+    scale: LossScale
+
+    @classmethod
+    def of(
+        cls, programs: loading.Programs, settings: Mapping[str, Any], scale: LossScale
+    ) -> Trainee:
+        """The programs with a new optimizer and averages that start where they are."""
+        problem, model, _ = programs
+        names, optimizer = recipe.adam(model, settings)
+        ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings["ema_decay"]))
+        averaged: Any = ema.module
+        rates = [group["lr"] for group in optimizer.param_groups]
+        others = loading.Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
+        return cls(programs, others, ema, names, optimizer, rates, scale)
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> Checkpoint:
+        """Everything as it is now, and ``state``."""
+        named = {
+            "model": self.programs.model.state_dict(),
+            "ema": self.averaged.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.names),
+        }
+        tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
+        averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
+        return Checkpoint(step, tensors, state | averages)
+
+    def load(self, checkpoint: Checkpoint, run: Run) -> None:
+        """Go back to a checkpoint."""
+        loading.load_weights(self.programs.model, checkpoint, "model", run)
+        loading.load_weights(self.averaged.model, checkpoint, "ema", run)
+        load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
+        self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
+        self.scale.load(checkpoint.state.get("loss_scale", {}))
+
+
+def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
+    """The loss of all processes, and the signal that any of them was stopped by, or 0."""
+    both = torch.stack([nats.double(), nats.new_tensor(signal_number, dtype=torch.float64)])
+    summed: Any = fabric.all_reduce(both, reduce_op="sum")
+    total, signals = summed.tolist()
+    return total, (signal_number or int(signal.SIGTERM)) if signals else 0
+
+
+def _open(fabric: Fabric, make: Callable[[], Run]) -> Run:
+    """The run that the first process makes or resumes, on the others to read."""
+    run = make() if fabric.is_global_zero else None
+    folder = fabric.broadcast(str(run.folder) if run is not None else "")
+    return run if run is not None else Run.open(Path(folder))
 
 
 def _check_alone(given: Mapping[str, Any]) -> None:
@@ -234,11 +369,19 @@ def _check_alone(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_positive(settings: Mapping[str, Any]) -> None:
+def _check(settings: Mapping[str, Any], problem: Problem, processes: int) -> None:
     names = "steps batch_size micro_batches learning_rate log_every measure_every checkpoint_every"
     for name in f"{names} draws num_samples sampler_steps clip".split():
         if not settings[name] > 0:
             raise ValueError(f"--{name} is {settings[name]}, expected a positive number")
+    pieces = processes * settings["micro_batches"]
+    if settings["batch_size"] % pieces:
+        raise ValueError(
+            f"--batch_size {settings['batch_size']} is shared by {processes} processes with "
+            f"{settings['micro_batches']} micro-batches each; expected a multiple of {pieces}"
+        )
+    if settings["flip"] and not isinstance(problem, ImageProblem):
+        raise ValueError(f"--flip mirrors images; --model {settings['model']} has none")
 
 
 if __name__ == "__main__":

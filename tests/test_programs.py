@@ -207,16 +207,17 @@ def test_mistakes_on_the_command_line_end_with_their_message_alone(trained: Path
 
 def test_a_run_folder_has_everything(trained: Path) -> None:
     found = {p.name for p in trained.iterdir()}
-    assert found == {
+    assert found - {"changes.patch"} == {  # which is there if the checkout has changes
         *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
-        *("checkpoints", "history.jsonl", "tensorboard"),
+        *("checkpoints", "history.jsonl", "tensorboard", "sessions.jsonl", "data.json", ".lock"),
     }
     results = json.loads((trained / "results.json").read_text())
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
     assert results["bits_per_dim"]["value"] == pytest.approx(sum(parts))
     table = pd.read_csv(trained / "metrics.csv")
     steps = {part: rows.step.tolist() for part, rows in table.groupby("part")}
-    assert steps == {"objective": [2, 4, 6], "train": [3, 6], "validation": [3, 6], "test": [6]}
+    measured = {part: [3, 6] for part in ("train", "validation", "validation_unaveraged")}
+    assert steps == {"objective": [2, 4, 6], "test": [6], **measured}
     test = table[table.part == "test"].iloc[0]
     assert test.bits_per_dim == results["bits_per_dim"]["value"]
     assert test.bits_per_dim_standard_error == results["bits_per_dim"]["standard_error"]
@@ -350,7 +351,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert all(torch.equal(t, mended.tensors[k]) for k, t in whole.tensors.items())
 
 
-def test_resume_takes_no_other_settings_and_needs_a_checkpoint(
+def test_resume_takes_no_other_settings_and_no_checkpoint_means_from_the_start(
     tmp_path: Path, trained: Path, options: dict[str, Any]
 ) -> None:
     with pytest.raises(RunError, match=r"leave out --steps, --seed, or start a new run"):
@@ -361,9 +362,11 @@ def test_resume_takes_no_other_settings_and_needs_a_checkpoint(
         stop_after(2, patch)
         train(**options, run=tmp_path / "young")
     with pytest.raises(CheckpointError, match="no checkpoint was written"):
-        train(resume=tmp_path / "young")
-    with pytest.raises(CheckpointError, match="no checkpoint was written"):
         evaluate(tmp_path / "young")
+    # training starts again: what it wrote before is what it writes now
+    young = train(resume=tmp_path / "young")
+    assert young == train(**options, run=tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "young")
 
 
 def test_a_checkpoint_of_another_architecture_is_explained(

@@ -178,7 +178,7 @@ def test_a_run_from_before_there_was_a_history_resumes(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(report, "at_end", lambda *arguments: 1 / 0)
+        patch.setattr(report, "at_end", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(f"{problems}:Points", "learned", steps=4, run=run, **OPTIONS)
     (run / "history.jsonl").unlink()

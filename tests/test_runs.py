@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from inference import checkpoints as ck
-from inference.runs import Run, RunError, default_folder
+from inference import runs
+from inference.runs import LATER, Run, RunError, create_default, default_folder, fingerprint
 
 
 def checkpoint(step: int) -> ck.Checkpoint:
@@ -50,6 +58,72 @@ def test_tensors_that_share_storage_are_saved(tmp_path: Path) -> None:
     tensors = {"a": base[:3], "b": base[:3], "c": base.reshape(2, 3).T, "d": base[:1].expand(4)}
     loaded = ck.load_checkpoint(ck.save_checkpoint(tmp_path, ck.Checkpoint(1, tensors)))
     assert all(torch.equal(loaded.tensors[k], tensors[k]) for k in tensors)
+
+
+def test_every_kind_of_tensor_is_saved_as_safetensors_itself_would(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(7, 5, generator=generator)
+    tensors = {f"{i}/{dtype}": values.to(dtype) for i, dtype in enumerate(ck.FORMATS)}
+    tensors |= {"β": torch.tensor(1.5), "none": torch.zeros(0, 3)}
+    tensors["parameter"] = nn.Parameter(values.T[1:])
+    file = ck.save_checkpoint(tmp_path, ck.Checkpoint(1, tensors)).with_suffix(".safetensors")
+    plain = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+    library = safetensors.torch.load(safetensors.torch.save(plain))
+    for found in (ck.latest_checkpoint(tmp_path).tensors, safetensors.torch.load_file(file)):
+        assert found.keys() == tensors.keys()
+        for name, tensor in library.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    with pytest.raises(TypeError, match=r"tensor 'a' is torch\.complex64, expected one of float64"):
+        ck.save_checkpoint(tmp_path, ck.Checkpoint(2, {"a": torch.zeros(1, dtype=torch.cfloat)}))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 12, 64, 1 << 24])
+def test_bytes_are_those_of_the_tensor_and_not_copied(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(ck, "CHUNK", chunk)
+    values = torch.randn(6, 5, 4)
+    for tensor in (values, values[2:4], values.bool(), values[0, 0, 0], values[:0]):
+        pieces = list(ck.raw_bytes(tensor))
+        assert b"".join(pieces) == tensor.numpy().tobytes()
+        starts = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces if len(piece)]
+        sizes = [len(piece) for piece in pieces]
+        at = tensor.data_ptr()
+        assert starts == [at + sum(sizes[:i]) for i in range(len(starts))]
+        assert max(sizes) <= max(chunk, tensor.element_size())
+    conjugate = torch.complex(values, values).conj()
+    for tensor in (values.mT, values[:, 1:3], values[0, 0, :1].expand(3), values[..., ::2]):
+        assert b"".join(ck.raw_bytes(tensor)) == tensor.numpy().tobytes()
+    for tensor in (conjugate, conjugate.imag):
+        assert (
+            b"".join(ck.raw_bytes(tensor)) == tensor.resolve_conj().resolve_neg().numpy().tobytes()
+        )
+
+
+def test_a_loaded_checkpoint_does_not_depend_on_its_file(tmp_path: Path) -> None:
+    file = ck.save_checkpoint(tmp_path, checkpoint(1)).with_suffix(".safetensors")
+    loaded = ck.latest_checkpoint(tmp_path)
+    file.write_bytes(b"\xff" * file.stat().st_size)  # in place
+    file.write_bytes(b"")
+    assert torch.equal(loaded.tensors["model/w"], checkpoint(1).tensors["model/w"])
+
+
+def test_the_checkpoint_just_written_stays_though_later_ones_are_damaged(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        ck.save_checkpoint(tmp_path, checkpoint(step))
+    _flip(newest(tmp_path, ".safetensors"))
+    ck.save_checkpoint(tmp_path, checkpoint(5), keep=1)  # resumed at 4, ended early
+    with pytest.warns(UserWarning, match=r"step-00000006.*damaged.*going back"):
+        assert ck.latest_checkpoint(tmp_path).step == 5
+    ck.save_checkpoint(tmp_path, checkpoint(6), keep=1)
+    assert len(list(tmp_path.iterdir())) == 2 and ck.latest_checkpoint(tmp_path).step == 6
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        ck.save_checkpoint(tmp_path, checkpoint(step))
+    assert ck.latest_checkpoint(tmp_path).step == 100_000_000
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
@@ -233,21 +307,80 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert first.name == "digits-my_guide-3-0"
     Run.create(first, {})
     assert default_folder("digits", "c.py:My_Guide", 3, tmp_path).name == "digits-my_guide-3-1"
+    run = create_default("digits", "c.py:My_Guide", 3, {"seed": 3}, tmp_path)
+    assert run.folder.name == "digits-my_guide-3-1" and Run.open(run.folder).config["seed"] == 3
+    run = create_default("toy", "cld", 0, {}, tmp_path / "new" / "root")
+    assert run.folder == tmp_path / "new" / "root" / "toy-cld-0-0"
 
 
-def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
+def test_an_existing_run_is_refused_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     run = Run.create(folder, {"seed": 1})
     run.log(3, "train", {"bits_per_dim": 2.0})
     run.save(checkpoint(3))
     (folder / "notes.txt").write_text("mine")
+    run.record(3, "train", {})
+    run.begin_session(0)
+    run.check_data({"train": {"sha256": "a"}})
+    run.write_json("results.json", {})
+    for name in ("samples.png", "changes.patch"):
+        (folder / name).write_text("old")
+    (folder / "tensorboard").symlink_to(tmp_path)  # is unlinked, not emptied
+    run.close()
     with pytest.raises(RunError, match=r"already holds a run; continue it with --resume"):
         Run.create(folder, {"seed": 2})
     assert run.latest().step == 3 and len(pd.read_csv(folder / "metrics.csv")) == 1
-    Run.create(folder, {"seed": 2}, overwrite=True)
-    assert Run.open(folder).config == {"seed": 2}
-    assert not list(folder.glob("checkpoints/*"))
+    assert set(runs.CONTENT) <= {p.name for p in folder.iterdir()}
+    monkeypatch.setattr(runs, "_git", lambda *arguments: None)
+    with Run.create(folder, {"seed": 2}, overwrite=True):
+        assert Run.open(folder).config == LATER | {"seed": 2}
     assert (folder / "notes.txt").read_text() == "mine"  # not a run's file
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.yaml", "environment.json", "metrics.csv", "notes.txt", ".lock")
+    }
+
+
+def test_a_run_that_was_half_replaced_is_still_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with Run.create(folder, {"seed": 1}) as run:
+        run.save(checkpoint(1))
+    (folder / "notes.txt").write_text("mine")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        Run.create(folder, {"seed": 2}, overwrite=True)
+    assert Run.open(folder).config["seed"] == 1
+    Run.create(folder, {"seed": 3}, overwrite=True)
+    assert Run.open(folder).config["seed"] == 3
+
+
+def test_the_rows_are_on_the_disk_before_the_checkpoint_that_they_go_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.log(1, "train", {})
+    run.record(1, "train", {})
+    flushed: list[int] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    description = run.save(checkpoint(1))
+    files = [run.folder / name for name in ("metrics.csv", "history.jsonl")]
+    files += [description.with_suffix(".safetensors"), description]
+    order = [flushed.index(path.stat().st_ino) for path in files]
+    assert order == sorted(order)
+    assert flushed.count(description.parent.stat().st_ino) == 2  # each name, too
 
 
 def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
@@ -268,14 +401,267 @@ def test_opening_what_is_not_a_run_names_the_runs_beside_it(tmp_path: Path) -> N
         Run.open(tmp_path / "cld")
 
 
+def test_settings_that_older_runs_lack_are_what_was_done_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LATER["figures"] is True
+    monkeypatch.setattr(runs, "LATER", {"colour": "grey", "size": 3})
+    Run.create(tmp_path / "old", {"size": 4, "seed": 0}).close()
+    with Run.resume(tmp_path / "old") as resumed:
+        for run in (resumed, Run.open(tmp_path / "old")):
+            assert run.config == {"colour": "grey", "size": 4, "seed": 0}
+    with pytest.raises(RunError, match=r"lacks the setting 'shape'; another version"):
+        run.config["shape"]
+    assert "colour" not in (tmp_path / "old" / "config.yaml").read_text()
+
+
 def test_the_folder_explains_itself(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {"model": "toy", "steps": 5, "ema": 0.9, "rank": None})
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config
     environment = json.loads((run.folder / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    packages = environment["packages"]
+    assert packages["torch"] == torch.__version__ and packages["numpy"] == np.__version__
+    assert {"pyro-ppl", "filelock", "pytest"} <= packages.keys()
+    assert list(packages) == sorted(packages, key=str.lower)
+    machine = environment["machine"]
+    assert machine["cores"] == os.cpu_count() and machine["threads"] == torch.get_num_threads()
+    assert machine["cpu"] and machine["host"] and machine["memory_bytes"] > 1 << 28
+    assert len(machine["accelerators"]) == torch.cuda.device_count()
     run.write_json("results.json", {"mean": 1.5, "bad": float("nan"), "list": [float("inf")]})
     results = json.loads((run.folder / "results.json").read_text())
     assert results == {"mean": 1.5, "bad": None, "list": [None]}
+    run.write_json("results.json", {"file": "caf\udce9.py"})  # a file name that is no UTF-8
+    assert json.loads((run.folder / "results.json").read_bytes()) == {"file": "caf\udce9.py"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkout that the code is taken to be run from, with one commit."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "code.py").write_text("a = 1\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(runs, "SOURCE", folder)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "color.ui=always")
+    command = ["git", *who, *arguments]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_changes_of_the_code_are_kept(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def environment(name: str) -> dict[str, Any]:
+        Run.create(tmp_path / name, {}).close()
+        found: dict[str, Any] = json.loads((tmp_path / name / "environment.json").read_text())
+        return found
+
+    clean = environment("clean")
+    assert clean["git_commit"] == git(repository, "rev-parse", "HEAD")
+    assert clean["git_changes"] == [] and clean["git_changes_patch"] is None
+    assert not (tmp_path / "clean" / "changes.patch").exists()
+
+    (repository / "code.py").write_text("a = 2\n")
+    git(repository, "config", "color.ui", "always")
+    changed = environment("changed")
+    assert changed["git_changes"] == [" M code.py"]
+    assert changed["git_changes_patch"] == "changes.patch"
+    git(repository, "checkout", "-q", "code.py")
+    git(repository, "apply", str(tmp_path / "changed" / "changes.patch"))
+    assert (repository / "code.py").read_text() == "a = 2\n"
+
+    monkeypatch.setattr(runs, "CHANGES_LIMIT", 99)
+    large = environment("large")
+    assert "bytes, more than the 99 that are kept" in large["git_changes_patch"]
+    assert not (tmp_path / "large" / "changes.patch").exists()
+
+    monkeypatch.setattr(runs, "SOURCE", tmp_path)  # no checkout
+    bare = environment("bare")
+    assert bare["git_commit"] is bare["git_changes"] is bare["git_changes_patch"] is None
+
+
+def test_every_start_and_resumption_is_recorded(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.create(tmp_path / "run", {}) as run:
+        assert run.sessions() == []
+        run.begin_session(0, device="cpu")
+    with Run.resume(run.folder) as run:
+        run.begin_session(20, device="cuda:0", loss=float("nan"))
+    first, second = run.sessions()
+    assert (first["step"], first["device"]) == (0, "cpu")
+    assert (second["step"], second["device"], second["loss"]) == (20, "cuda:0", None)
+    assert first["torch"] == torch.__version__ and first["pid"] == os.getpid()
+    assert first["command"] == sys.argv and first["host"]
+    assert first["git_commit"] == git(repository, "rev-parse", "HEAD")
+    assert pd.Timestamp(first["started"]).tzinfo is not None
+
+    git(repository, "commit", "-q", "--allow-empty", "-m", "second")
+    with pytest.warns(UserWarning, match=rf"git commit {first['git_commit']}, now .*bit for bit"):
+        run.begin_session(40)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    with pytest.warns(UserWarning, match=r"with PyTorch .*, now 9\.9\.9 and with git commit"):
+        run.begin_session(60)
+    monkeypatch.setattr(runs, "SOURCE", tmp_path)  # unknown is not different
+    with pytest.warns(UserWarning, match=r"now 9\.9\.9; what it goes on to"):
+        run.begin_session(80)
+    (run.folder / "environment.json").write_text("{")
+    run.begin_session(100)
+    assert [s["step"] for s in run.sessions()] == [0, 20, 40, 60, 80, 100]
+
+
+# -- the data set ----------------------------------------------------------------------------------
+
+
+def test_fingerprints_are_of_the_bytes(tmp_path: Path) -> None:
+    data = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    data.numpy().tofile(tmp_path / "data")
+    mapped = torch.from_file(str(tmp_path / "data"), size=24, dtype=torch.uint8).reshape(2, 3, 4)
+    expected = {
+        "shape": [2, 3, 4],
+        "dtype": "uint8",
+        "sha256": hashlib.sha256(bytes(range(24))).hexdigest(),
+    }
+    for same in (data, mapped, data.mT.contiguous().mT, nn.Parameter(data, requires_grad=False)):
+        assert fingerprint({"train": same}) == {"train": expected}
+    labels = torch.tensor([1.0, 2.0])
+    assert fingerprint({"a": labels})["a"]["sha256"] != fingerprint({"a": -labels})["a"]["sha256"]
+    halves = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert fingerprint({"a": halves})["a"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"train": torch.ones(4), "test": torch.zeros(2)}, r"train: SHA-256 {a}… .* SHA-256 {b}…"),
+        ({"train": torch.zeros(2, 2), "test": torch.zeros(2)}, r"train: .* \[4\] .* \[2, 2\]"),
+        ({"train": torch.zeros(4)}, r"test: SHA-256 .* when it was started, absent now"),
+        (
+            {"train": torch.zeros(4), "test": torch.zeros(2), "more": torch.zeros(1)},
+            r"more: absent when it was started, SHA-256 ",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_the_data_it_was_started_on_alone(
+    tmp_path: Path, now: dict[str, Tensor], message: str
+) -> None:
+    then = fingerprint({"train": torch.zeros(4), "test": torch.zeros(2)})
+    with Run.create(tmp_path / "run", {}) as run:
+        Run.open(run.folder).check_data(then)
+        assert not (run.folder / "data.json").exists()  # readers write nothing
+        run.check_data(then)
+        run.check_data(then)
+    resumed = Run.open(run.folder)
+    resumed.check_data(dict(reversed(then.items())))
+    hashes = {"a": then["train"]["sha256"][:12], "b": fingerprint(now)["train"]["sha256"][:12]}
+    for key, value in hashes.items():
+        message = message.replace(f"{{{key}}}", value)
+    with pytest.raises(RunError, match=r"(?s)" + message + ".*Restore the data"):
+        resumed.check_data(fingerprint(now))
+    assert json.loads((run.folder / "data.json").read_text()) == then
+    (run.folder / "data.json").write_text("[3")
+    with pytest.raises(RunError, match=r"data\.json is damaged"):
+        resumed.check_data(then)
+
+
+# -- one writer ------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_one_writer_in_one_process_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = Run.create(folder, {"seed": 1})
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    refused = r"is being written by this process since 20.*stop it, or give another --run"
+    for attempt in (
+        lambda: Run.create(folder, {}, overwrite=True),
+        lambda: Run.create(folder, {}),
+        lambda: Run.resume(folder),
+    ):
+        with pytest.raises(RunError, match=refused):
+            attempt()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert Run.open(folder).config["seed"] == 1  # readers need no lock
+    run.close()
+    run.close()
+    with Run.resume(folder), pytest.raises(RunError, match=refused):
+        Run.resume(folder)
+    with pytest.raises(RuntimeError, match="stop"), Run.resume(folder):
+        raise RuntimeError("stop")
+    run = Run.resume(folder)
+    del run  # never closed
+    gc.collect()
+    with pytest.raises(RunError, match="already holds a run"):
+        Run.create(folder, {})
+    Run.create(folder, {}, overwrite=True)
+
+
+def test_a_run_that_cannot_be_opened_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"no config\.yaml"):
+        Run.resume(tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir())
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(runs, "_environment", lambda: 1 / 0)
+        Run.create(folder, {})
+    Run.create(folder, {}, overwrite=True).close()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(runs, "remove_leftovers", lambda folder: 1 / 0)
+        Run.resume(folder)
+    Run.resume(folder)
+
+
+@pytest.mark.parametrize("writer", [b"", b"[]", b"\xff\xfe", b'{"pid": 3}', b"{" * 99, None])
+def test_whatever_the_note_on_the_writer_says_the_refusal_is_explained(
+    tmp_path: Path, writer: bytes | None
+) -> None:
+    run = Run.create(tmp_path / "run", {})
+    note = run.folder / runs.WRITER
+    note.unlink() if writer is None else note.write_bytes(writer)
+    with pytest.raises(RunError, match="is being written by another process; wait"):
+        Run.resume(run.folder)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", {}) as run:
+        run.save(checkpoint(1))
+    folder = run.folder
+    left = [folder / f".{name}.tmp" for name in ("metrics.csv", "samples.png", runs.WRITER)]
+    left += [folder / "checkpoints" / f".step-00000002.{e}.tmp" for e in ("json", "safetensors")]
+    left += [folder / "checkpoints" / "step-00000002.safetensors"]  # killed before its JSON
+    mine = [folder / name for name in (".notes.tmp", ".metrics.csv.swp", "a.tmp", "step-1.json")]
+    mine += [folder / "checkpoints" / name for name in (".step-2.tmp", "best.safetensors")]
+    mine += [folder / "checkpoints" / name for name in ("step-best.safetensors", ".step-a.tmp")]
+    for path in (*left, *mine):
+        path.write_text("x")
+    with Run.resume(folder):
+        pass
+    assert all(path.exists() for path in mine) and not any(path.exists() for path in left)
+    for path in left:
+        path.write_text("x")
+    Run.open(folder)  # a reader removes nothing
+    assert all(path.exists() for path in left)
+    run.save(checkpoint(2))
+    assert run.latest().step == 2 and all(path.exists() for path in (*left[:3], *mine))
+    assert not any(path.exists() for path in left[3:5])
+
+
+def test_a_folder_that_a_killed_start_left_is_used(tmp_path: Path) -> None:
+    for name in (".lock", ".writer.json", "..writer.json.tmp", ".config.yaml.tmp"):
+        (tmp_path / name).write_text("x")
+    Run.create(tmp_path, {"seed": 2})
+    assert Run.open(tmp_path).config["seed"] == 2
+
+
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def test_metrics_are_a_table_and_rewind_to_a_checkpoint(tmp_path: Path) -> None:
@@ -310,18 +696,48 @@ def test_the_history_keeps_every_digit_and_rewinds_to_a_checkpoint(tmp_path: Pat
     assert run.history()[0] == first
     run.record(25, "train", {})  # what follows a torn line is whole again
     assert [r["step"] for r in run.history()] == [10, 20, 25]
-    Run.create(run.folder, {}, overwrite=True)
-    assert run.history() == []
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", "3", '{"step": 5}', "\x00\x00", ""])
-def test_a_damaged_line_of_the_history_is_left_out(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [b"[1, 2]", b"3", b'{"step": 5}', b'{"step": "a", "part": "train"}', b"\0\0", b"", b"\xff\xce"],
+)
+def test_a_damaged_line_of_the_history_is_left_out(tmp_path: Path, line: bytes) -> None:
     run = Run.create(tmp_path / "run", {})
-    run.record(1, "train", {})
-    with open(run.folder / "history.jsonl", "a") as file:
-        file.write(line + "\n")
-    run.record(2, "train", {})
-    assert [r["step"] for r in run.history()] == [1, 2]
+    run.record(1, "train", {"text": "λ\u2028μ"})  # a line separator within a line
+    for end in (b"\n", b""):
+        with open(run.folder / "history.jsonl", "ab") as file:
+            file.write(line + end)
+        run.record(2, "train", {})
+    assert [r["step"] for r in run.history()] == [1, 2, 2]
+    assert run.history()[0]["text"] == "λ\u2028μ"
+
+
+@pytest.mark.parametrize(
+    "line", [b"20", b"x,train" + b"," * 11, b"\0" * 99, b"\xff" + b"," * 12, b""]
+)
+def test_a_damaged_row_of_the_table_is_dropped(tmp_path: Path, line: bytes) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.log(10, "train", {"bits_per_dim": 0.1})
+    with open(run.folder / "metrics.csv", "ab") as file:
+        file.write(line + b"\n")
+    run.log(20, "train", {"bits_per_dim": 0.3})
+    run.rewind(20)
+    table = pd.read_csv(run.folder / "metrics.csv")
+    assert table.step.tolist() == [10, 20] and table.bits_per_dim.tolist() == [0.1, 0.3]
+    (run.folder / "metrics.csv").unlink()
+    run.rewind(20)
+    assert tuple(pd.read_csv(run.folder / "metrics.csv").columns) == runs.COLUMNS
+
+
+def test_a_table_with_other_columns_is_brought_to_these(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    older = "step,part,loss,bits_per_dim\r\n10,train,9.0,0.5\r\n"
+    (run.folder / "metrics.csv").write_text(older)
+    run.rewind(10)
+    run.log(20, "train", {"bits_per_dim": 0.25, "seconds": 3.0})
+    table = pd.read_csv(run.folder / "metrics.csv")
+    assert tuple(table.columns) == runs.COLUMNS and table.bits_per_dim.tolist() == [0.5, 0.25]
 
 
 def test_a_run_without_a_history_has_an_empty_one_and_rewinds(tmp_path: Path) -> None:

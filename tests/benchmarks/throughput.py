@@ -1,0 +1,288 @@
+"""Samples per second and memory of training; run by hand.
+
+    python tests/benchmarks/throughput.py [--network small|paper] [--batch 32] [--repeat 9]
+    python tests/benchmarks/throughput.py --network paper --batch 8 --repeat 5
+
+For CIFAR-sized images of random codes, the discrete denoiser and CLD:
+
+* a training step (batch, transform, bound, gradients, clipping, Adam, averaging) against the
+  network's forward and backward pass alone, and what gathering the batch takes,
+* the same step under bf16, with channels last and compiled, against float32,
+* samples per second of two processes of one thread each, by torchrun and DDP, against one process
+  of one thread with half of the batch (efficiency 1: neither process slows the other),
+* peak memory, each of its own process.
+
+Times are taken in turns within one process (or of processes in turns), with medians and quartiles
+of the ratios turn by turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from inference.batches import Batches
+from inference.loading import Programs
+from inference.processes import autocast_dtype, loss_scale, start
+from inference.train import Trainee
+from models.base import ImageProblem
+from models.cifar10 import CIFAR10
+from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, draws
+
+SETTINGS = {
+    "learning_rate": 2e-4,
+    "diffusion_learning_rate": 1e-2,
+    "weight_decay": 0.0,
+    "ema_decay": 0.9999,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bf16": {"precision": "bf16-mixed"},
+    "channels last": {"channels_last": True},
+    "compiled": {"compile": "inductor"},
+}
+
+
+class Codes(ImageProblem):
+    """5,000 random images of CIFAR-10's shape, with its networks."""
+
+    name = "codes"
+    event_shape = (3, 32, 32)
+    max_log_snr = 13.0
+    networks = CIFAR10.networks
+
+    def load(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(256, (5_000, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+class Job:
+    """One way of training, step by step."""
+
+    def __init__(
+        self,
+        network: str,
+        batch: int,
+        fabric: Fabric,
+        *,
+        precision: str = "32-true",
+        channels_last: bool = False,
+        compile: str | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        problem = Codes(network=network)
+        diffusion = CLD(max_log_snr=problem.max_log_snr)
+        model = problem.build(diffusion).to(fabric.device)
+        self.problem, self.model, self.fabric, self.batch = problem, model, fabric, batch
+        self.network = model.score_function.network
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        guide = DiffusionGuide(diffusion)
+        self.trainee = Trainee.of(Programs(problem, model, guide), SETTINGS, loss_scale(fabric))
+        model.score_function.autocast_dtype = autocast_dtype(precision)
+        if compile is not None:
+            self.network.compile(backend=compile)
+        self.loss_of, self.stepper = fabric.setup(MDM_ELBO()(model, guide), self.trainee.optimizer)
+        count, rank = fabric.world_size, fabric.global_rank
+        self.count, self.rank = count, rank
+        pieces = (range(rank, rank + 1), count)
+        self.batches = Batches(problem.train, batch, 0, fabric.device, pieces=pieces)
+        self.number = 0
+
+    def step(self) -> None:
+        (part,) = self.batches(self.number)
+        self.trainee.optimizer.zero_grad(set_to_none=True)
+        with draws.piece(self.rank, self.count, self.number):
+            x, _ = self.problem.transform(part)
+            loss = self.loss_of(x) / (self.batch * x[0].numel())
+        self.fabric.backward(loss * self.count)
+        float(torch.as_tensor(self.fabric.clip_gradients(self.loss_of, self.stepper, max_norm=1.0)))
+        self.stepper.step()
+        self.trainee.ema.update_parameters(self.model)
+        self.number += 1
+
+    def network_alone(self) -> None:
+        x = torch.randn(self.batch, 3, 32, 32, device=self.fabric.device)
+        lam = torch.linspace(-10, 13, self.batch, device=self.fabric.device)
+        self.network(x, lam).square().sum().backward()
+
+    def gather(self) -> None:
+        self.batches.gather(self.number)
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def in_turns(
+    works: dict[str, Callable[[], None]], repeat: int, device: torch.device
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeat + 2):
+        for name, work in works.items():
+            found = timed(work, device)
+            if turn >= 2:
+                times[name].append(found)
+    return times
+
+
+def show(times: dict[str, list[float]], base: str, batch: int) -> None:
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(
+            [a / b for a, b in zip(values, times[base], strict=True)], n=4
+        )
+        median = statistics.median(values)
+        print(
+            f"  {name:26s} {median:9.1f} ms {1e3 * batch / median:9.1f} images/s   "
+            f"{middle:.4f} of {base} ({low:.4f} to {high:.4f})"
+        )
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of the accelerator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def child(options: argparse.Namespace) -> None:
+    """Steps of one variant in this process: mean seconds per step, and peak memory."""
+    variant = VARIANTS[options.child]
+    fabric = start(options.accelerator, variant.get("precision", "32-true"))
+    before = peak_memory(fabric.device)
+    job = Job(options.network, options.batch, fabric, **variant)
+    job.step()
+    began = time.perf_counter()
+    for _ in range(options.repeat):
+        job.step()
+    seconds = (time.perf_counter() - began) / options.repeat
+    job.batches.close()
+    if fabric.is_global_zero:
+        found = {"seconds": seconds, "before": before, "peak": peak_memory(fabric.device)}
+        print(json.dumps(found))
+
+
+def run_child(
+    options: argparse.Namespace, variant: str, *, batch: int, processes: int, threads: int | None
+) -> dict[str, float]:
+    words = [f"--nproc_per_node={processes}", "--standalone"]
+    launcher = ["-m", "torch.distributed.run", *words] if processes > 1 else []
+    script = [str(Path(__file__).resolve()), f"--child={variant}", f"--network={options.network}"]
+    script += [f"--batch={batch}", f"--repeat={options.repeat}"]
+    script += [f"--accelerator={options.accelerator}"]
+    environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    done = subprocess.run(
+        [sys.executable, *launcher, *script],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def loader(batch: int, repeat: int) -> None:
+    """Gathering from memory and from a memory-mapped file, and a batch's flips."""
+    data = Codes().train
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/codes.npy", data.numpy())
+        mapped = torch.from_numpy(np.load(f"{folder}/codes.npy", mmap_mode="c"))
+        works = {}
+        for name, source, flip in (
+            ("gather", data, False),
+            ("gather, memory-mapped", mapped, False),
+            ("gather and mirror", data, True),
+        ):
+            batches = Batches(source, batch, 0, device, flip=flip)
+            works[name] = lambda b=batches: b.gather(1)
+        times = in_turns(works, 5 * repeat, device)
+    for name, values in times.items():
+        print(f"  {name:26s} {statistics.median(values):9.3f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=("small", "paper"), default="small")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--only", help="parts to run, of: step,variants,loader,processes,memory")
+    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options)
+        return
+    parts = (options.only or "step,variants,loader,processes,memory").split(",")
+    fabric = start(options.accelerator)
+    device, batch, repeat = fabric.device, options.batch, options.repeat
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if "step" in parts or "variants" in parts:
+        job = Job(options.network, batch, fabric)
+        size = sum(p.numel() for p in job.network.parameters())
+        print(f"{options.network}: {size:,} parameters, batch {batch}")
+    if "step" in parts:
+        works = {"network alone": job.network_alone, "training step": job.step}
+        show(in_turns(works | {"gather": job.gather}, repeat, device), "network alone", batch)
+    if "variants" in parts:
+        steps = {"float32": job.step}
+        for variant, given in VARIANTS.items():
+            if given:
+                steps[variant] = Job(options.network, batch, fabric, **given).step
+        show(in_turns(steps, repeat, device), "float32", batch)
+    if "loader" in parts:
+        loader(batch, repeat)
+    if "processes" in parts:
+        alone, pair, threads = [], [], []
+        for _ in range(3):
+            half = batch // 2
+            alone.append(run_child(options, "float32", batch=half, processes=1, threads=1))
+            pair.append(run_child(options, "float32", batch=batch, processes=2, threads=1))
+            threads.append(run_child(options, "float32", batch=batch, processes=1, threads=2))
+        for title, found, size in (
+            ("1 process, 1 thread", alone, half),
+            ("2 processes, 1 thread each", pair, batch),
+            ("1 process, 2 threads", threads, batch),
+        ):
+            speed = [size / f["seconds"] for f in found]
+            print(f"  {title:26s} {statistics.median(speed):9.1f} images/s")
+        ratio = [a["seconds"] / b["seconds"] for a, b in zip(alone, pair, strict=True)]
+        print(
+            f"  efficiency of 2 processes: {statistics.median(ratio):.3f} "
+            f"({min(ratio):.3f} to {max(ratio):.3f})"
+        )
+    if "memory" in parts:
+        for variant in VARIANTS:
+            found = run_child(options, variant, batch=batch, processes=1, threads=None)
+            print(
+                f"  {variant:26s} peak {found['peak']:9.0f} MiB, "
+                f"{found['before']:.0f} of it before anything was built"
+            )
+
+
+if __name__ == "__main__":
+    main()

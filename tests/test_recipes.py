@@ -1,0 +1,84 @@
+"""The recipes beside the data sets: what they say, and that they run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from inference.cli import command_line
+from inference.loading import build_diffusion
+from inference.runs import Run
+from inference.train import train
+from models import MODELS, ImageProblem
+from models.cifar10 import CIFAR10
+from pyro_mdm.networks import UNet
+
+RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def settings(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What inference.train makes of a recipe."""
+    with pytest.raises(SystemExit, match="0"):
+        command_line(train, ["--config", str(path), "--print_config"])
+    found: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return found
+
+
+def test_every_data_set_of_the_paper_has_its_recipe_and_ours() -> None:
+    names = {"mnist", "cifar10", "imagenet32"}
+    assert {path.stem for path in RECIPES} == names | {f"{name}_paper" for name in names}
+
+
+@every_recipe
+def test_a_recipe_is_read_and_names_what_there_is(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, found = yaml.safe_load(path.read_text()), settings(path, capsys)
+    assert {name: found[name] for name in given} == given  # no name is unknown or changed
+    problem = MODELS[found["model"]]
+    assert issubclass(problem, ImageProblem)
+    network = problem.networks[found["network"]]
+    channels = 1 if path.stem.startswith("mnist") else 3
+    with torch.device("meta"):
+        size = sum(p.numel() for p in UNet(2 * channels, **network).parameters())
+    assert size == pytest.approx(35.5e6 if found["network"] == "paper" else 1.2e6, rel=0.05)
+    assert found["flip"] == (path.stem == "cifar10")  # and a comment there says what it means
+    diffusion = build_diffusion(found["guide"], max_log_snr=9.0)
+    if path.stem.endswith("_paper"):
+        rates = diffusion.rate(torch.tensor([0.0, 1.0]))
+        assert rates.tolist() == pytest.approx([0.1, 10.0])
+        assert diffusion.start_time.item() == pytest.approx(1e-3)
+        assert (found["protocol"], found["score"]) == ("dequantized", "noise")
+        assert (found["batch_size"], found["learning_rate"]) == (128, 2e-4)
+        assert found["network"] == "paper" and found["decay"] == "constant"
+    else:
+        assert found["score"] == "discrete" and found["protocol"] is None
+        assert found["guide"] == "learned" and found["holdout"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_paper"])
+def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a few random images, with the small network and for two steps."""
+
+    def few(self: CIFAR10, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.randint(3, (32, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return codes[:16], codes[16 : 16 + 8 * holdout], codes[24:]
+
+    monkeypatch.setattr(CIFAR10, "split", few)
+    (path,) = [p for p in RECIPES if p.stem == name]
+    short = {"steps": 2, "batch_size": 4, "num_samples": 2, "sampler_steps": 2, "draws": 1}
+    words = ["--config", str(path), *(f"--{name}={value}" for name, value in short.items())]
+    words += ["--network=small", "--accelerator=cpu", "--figures=false"]
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    command_line(train, [*words, f"--run={tmp_path / 'run'}"])
+    run = Run.open(tmp_path / "run")
+    assert (run.folder / "results.json").is_file()
+    assert run.config["protocol"] == ("dequantized" if "paper" in name else None)

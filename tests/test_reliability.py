@@ -1,0 +1,731 @@
+"""Trouble, made: processes killed at every point, full disks, two writers, and malicious files."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import platform
+import re
+import shutil
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from inference import checkpoints as ck
+from inference import runs
+from inference.runs import Run, RunError, StorageError, create_default
+
+resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
+ROOT = Path(__file__).parent.parent
+
+
+def checkpoint(step: int) -> ck.Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    tensors = {
+        "model/w": torch.randn(9, 7, generator=generator),
+        "model/Q": torch.randn(2, 2, generator=generator, dtype=torch.float64),
+        "optimizer/w/step": torch.tensor(float(step)),
+    }
+    return ck.Checkpoint(step, tensors, {"sum": 0.1 + step, "note": "λ" * 50})
+
+
+def assert_same(one: ck.Checkpoint, other: ck.Checkpoint) -> None:
+    assert one.step == other.step and one.state == other.state
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor.dtype == other.tensors[name].dtype
+        assert torch.equal(tensor, other.tensors[name])
+
+
+def latest_without_a_warning(folder: Path) -> ck.Checkpoint:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return ck.latest_checkpoint(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def start(work: Callable[[], object]) -> int:
+    """Do ``work`` in another process; its number."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork while threads run; this child takes no lock of theirs
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def end(pid: int) -> int:
+    """Wait for a process: its exit code, or less than zero the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextlib.contextmanager
+def running(work: Callable[[], object]) -> Iterator[int]:
+    """A process that has done ``work`` and lives until it is killed, at the latest here."""
+    reader, writer = os.pipe()
+
+    def work_and_wait() -> None:
+        kept = work()
+        os.write(writer, b"1")
+        while kept is not None:
+            signal.pause()
+
+    pid = start(work_and_wait)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"1"
+        yield pid
+    finally:
+        os.close(reader)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+# -- killed ----------------------------------------------------------------------------------------
+
+
+class KilledAt:
+    """SIGKILL before the ``operation``-th thing that a process does to files, or in its middle."""
+
+    def __init__(self, operation: int) -> None:
+        self.left = operation
+
+    def tick(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self.tick()
+            result = function(*arguments, **options)
+            self.tick()
+            return result
+
+        return watched
+
+    def open(self, path: Path, mode: str = "r", **options: Any) -> Any:
+        self.tick()
+        file = builtins.open(path, mode, **options)  # noqa: SIM115
+        self.tick()
+        return WatchedFile(file, self) if "w" in mode else file
+
+    def install(self) -> None:
+        """For the rest of this process."""
+        for name in ("open", "close", "fsync", "replace"):
+            setattr(os, name, self.watch(getattr(os, name)))
+        for name in ("unlink", "mkdir"):
+            setattr(Path, name, self.watch(getattr(Path, name)))
+        vars(ck)["open"] = self.open
+
+
+class WatchedFile:
+    """A file that is written in halves, each of which reaches the system."""
+
+    def __init__(self, file: Any, killed: KilledAt) -> None:
+        self.file, self.killed = file, killed
+
+    def write(self, data: bytes) -> None:
+        for half in (data[: len(data) // 2], data[len(data) // 2 :]):
+            self.killed.tick()
+            self.file.write(half)
+            self.file.flush()
+        self.killed.tick()
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return int(self.file.fileno())
+
+    def __enter__(self) -> WatchedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.killed.tick()
+
+
+@pytest.mark.parametrize("before", [(), (1, 2), (2, 3)], ids=str)
+def test_killed_at_any_point_of_a_save_the_old_or_the_new_checkpoint_is_whole(
+    tmp_path: Path, before: tuple[int, ...]
+) -> None:
+    """Of no checkpoint, of two older ones, and of the same step saved again."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for step in before:
+        ck.save_checkpoint(base, checkpoint(step))
+    found = []
+    for operation in range(200):
+        folder = tmp_path / str(operation)
+        shutil.copytree(base, folder)
+
+        def save(folder: Path = folder, operation: int = operation) -> None:
+            KilledAt(operation).install()
+            ck.save_checkpoint(folder, checkpoint(3))
+
+        code = end(start(save))
+        assert code in (0, -signal.SIGKILL)
+        try:
+            latest = latest_without_a_warning(folder)
+        except ck.CheckpointError as error:
+            assert not before and "no checkpoint was written" in str(error)
+            found.append(0)
+        else:
+            assert_same(latest, checkpoint(latest.step))
+            found.append(latest.step)
+        for description in folder.glob("step-*.json"):
+            ck.load_checkpoint(description)  # what calls itself a checkpoint is one
+
+        ck.save_checkpoint(folder, checkpoint(4))  # and all goes on as if nothing had happened
+        assert_same(latest_without_a_warning(folder), checkpoint(4))
+        kept = [s for s in (found[-1], 4) if s] if found[-1] != 2 else [2, 4]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            f"step-{s:08d}.{e}" for s in kept for e in ("json", "safetensors")
+        ]
+        shutil.rmtree(folder)
+        if code == 0:
+            break
+    else:
+        raise AssertionError("every process was killed")
+    # all of what a save does to files: 2 files of 4 and of 1 piece, their names, and the old pair
+    assert len(found) > 40
+    assert found == sorted(found) and set(found) == {max(before, default=0), 3}
+
+
+# Killed, stopped and interrupted in training: tests of inference.train itself belong here.
+
+
+# -- damaged ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, bytes]:
+    """A folder of two checkpoints, and what the tensors' file of the newer holds."""
+    ck.save_checkpoint(tmp_path, checkpoint(1))
+    file = ck.save_checkpoint(tmp_path, checkpoint(2)).with_suffix(".safetensors")
+    return file, file.read_bytes()
+
+
+def assert_passed_over(file: Path) -> None:
+    with pytest.warns(UserWarning, match=r"step-00000002\.safetensors is damaged.*going back"):
+        assert_same(ck.latest_checkpoint(file.parent), checkpoint(1))
+
+
+def test_tensors_cut_short_or_too_long_are_passed_over(two: tuple[Path, bytes]) -> None:
+    file, data = two
+    header = 8 + int.from_bytes(data[:8], "little")
+    lengths = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) // 2, len(data) - 1}
+    for length in sorted(lengths):
+        file.write_bytes(data[:length])
+        assert_passed_over(file)
+    for longer in (data + b"\0", data + data, b" " + data):
+        file.write_bytes(longer)
+        assert_passed_over(file)
+    file.write_bytes(data)
+    assert_same(latest_without_a_warning(file.parent), checkpoint(2))
+
+
+def test_any_flipped_bit_of_the_tensors_is_noticed(two: tuple[Path, bytes]) -> None:
+    file, data = two
+    header = 8 + int.from_bytes(data[:8], "little")
+    for position in (*range(8), *range(8, header, 7), *range(header, len(data), 11)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        file.write_bytes(bytes(flipped))
+        assert_passed_over(file)
+    for begin in (0, header, len(data) - 64):  # a sector that was never written
+        file.write_bytes(data[:begin] + bytes(64) + data[begin + 64 :])
+        assert_passed_over(file)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "history.jsonl", "sessions.jsonl"])
+def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -> None:
+    def write(run: Run, step: int) -> None:
+        run.log(step, "train", {"bits_per_dim": 1 / step})
+        run.record(step, "train", {"λ": 1 / step, "text": "μ"})
+        run.begin_session(step, note="ν")
+
+    def steps(run: Run) -> tuple[list[int], list[int], list[int]]:
+        table = pd.read_csv(run.folder / "metrics.csv")
+        assert table.bits_per_dim.tolist() == [1 / step for step in table.step]
+        return (
+            table.step.tolist(),
+            [r["step"] for r in run.history()],
+            [s["step"] for s in run.sessions()],
+        )
+
+    with pytest.MonkeyPatch.context() as patch, Run.create(tmp_path / "run", {}) as run:
+        patch.setattr(runs, "_git", lambda *arguments: None)
+        file = run.folder / name
+        for step in (10, 20):
+            write(run, step)
+        size, whole = file.stat().st_size, content(run.folder)
+        write(run, 30)
+        data = file.read_bytes()
+        torn = set(range(size, len(data) - 1, (len(data) - size) // 20))
+        torn |= {i for i in range(size, len(data)) if data[i] & 0xC0 == 0x80}  # within a "λ"
+        for length in sorted(torn):
+            for path, held in whole.items():
+                (run.folder / path).write_bytes(held)
+            file.write_bytes(data[:length])
+            run.rewind(20)
+            assert steps(run) == ([10, 20], [10, 20], [10, 20])
+            write(run, 30)
+            assert steps(run) == ([10, 20, 30], [10, 20, 30], [10, 20, 30])
+
+
+# -- full disks ------------------------------------------------------------------------------------
+
+
+def limited(size: int, work: Callable[[], object]) -> None:
+    """In another process, do ``work`` while files cannot grow beyond ``size`` bytes."""
+
+    def fail() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails with EFBIG
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            work()
+        except StorageError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            assert re.search(
+                r"/\S+ could not be written: File too large \([\d,]+ bytes needed, [\d,]+ free\)\. "
+                "What was written before, earlier checkpoints too, is whole; free some space",
+                str(error),
+            )
+            assert isinstance(error, RunError)  # which the command lines explain
+        else:
+            raise AssertionError(f"{size} bytes were enough")
+
+    assert end(start(fail)) == 0
+
+
+@pytest.mark.parametrize("part", ["tensors", "description"])
+def test_a_full_disk_leaves_the_earlier_checkpoints_whole(tmp_path: Path, part: str) -> None:
+    new = checkpoint(3)
+    if part == "description":
+        new.state["large"] = "x" * 5000
+    trial = ck.save_checkpoint(tmp_path / "trial", new)
+    tensors = trial.with_suffix(".safetensors").stat().st_size
+    description = trial.stat().st_size
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        ck.save_checkpoint(folder, checkpoint(step))
+    before = content(folder)
+    if part == "tensors":
+        sizes = [0, 1, 8, tensors // 2, tensors - 1]
+    else:
+        sizes = [tensors, (tensors + description) // 2, description - 1]
+    for size in sizes:
+        limited(size, lambda: ck.save_checkpoint(folder, new))
+        assert content(folder) == before  # no temporary file either
+        assert_same(latest_without_a_warning(folder), checkpoint(2))
+    ck.save_checkpoint(folder, new)  # when there is space again
+    assert_same(latest_without_a_warning(folder), new)
+
+
+def test_what_is_appended_on_a_full_disk_is_there_or_not(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", {}) as run:
+        for step in (10, 20):
+            run.log(step, "train", {"bits_per_dim": 0.5})
+            run.record(step, "train", {"λ": "μ" * 99})
+            run.begin_session(step)
+        run.save(checkpoint(20))
+        before = content(run.folder)
+        appends: dict[str, Callable[[], object]] = {
+            "metrics.csv": lambda: run.log(30, "train", {"bits_per_dim": 0.25}),
+            "history.jsonl": lambda: run.record(30, "train", {"λ": "μ" * 99}),
+            "sessions.jsonl": lambda: run.begin_session(30),
+        }
+        for name, append in appends.items():
+            for room in (0, 1, 15):
+                limited(len(before[name]) + room, append)
+                assert content(run.folder) == before
+        limited(9, lambda: run.write_json("results.json", {"bits_per_dim": 1.25}))
+        assert content(run.folder) == before
+    with Run.resume(run.folder) as run:
+        run.rewind(20)
+        assert_same(run.latest(), checkpoint(20))
+        assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_device_without_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"could not be written: No space left on device \([\d,]+ bytes needed, [\d,]+ free\)"
+    path = tmp_path / "results.json"
+    for data in (b"new", bytes(1 << 20)):  # within a buffer and past it
+        path.write_bytes(b"old")
+        ck.temporary(path).symlink_to("/dev/full")
+        with pytest.raises(StorageError, match=rf"results\.json {message}"):
+            ck.write_atomically(path, data)
+        assert content(tmp_path) == {"results.json": b"old"}
+        assert not ck.temporary(path).is_symlink()
+    path.unlink()
+
+    with Run.create(tmp_path / "run", {}) as run:
+        run.save(checkpoint(1))
+        folder = run.folder / "checkpoints"
+        before = content(folder)
+        for name in ("step-00000002.safetensors", "step-00000002.json"):
+
+            def fill(folder: Path, name: str = name) -> None:
+                ck.temporary(folder / name).symlink_to("/dev/full")
+
+            monkeypatch.setattr(ck, "remove_leftovers", fill)
+            with pytest.raises(StorageError, match=re.escape(name)):
+                run.save(checkpoint(2))
+            assert content(folder) == before
+            assert len(list(folder.iterdir())) == 2
+        monkeypatch.undo()
+        (run.folder / "history.jsonl").symlink_to("/dev/full")
+        with pytest.raises(StorageError, match=rf"history\.jsonl {message}"):
+            run.record(3, "train", {})
+
+
+def test_errors_that_are_no_full_disk_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        ck.write_atomically(tmp_path / "nowhere" / "file", b"")
+    for number, kind in {
+        errno.EIO: OSError,
+        errno.EACCES: PermissionError,
+        errno.ENOSPC: StorageError,
+        errno.EDQUOT: StorageError,
+    }.items():
+
+        def fail(*arguments: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch, pytest.raises(kind) as caught:
+            patch.setattr(os, "fsync", fail)
+            ck.write_atomically(tmp_path / "file", b"data")
+        assert isinstance(caught.value, StorageError) == (kind is StorageError)
+        assert not list(tmp_path.iterdir())
+
+
+# -- two processes on one folder -------------------------------------------------------------------
+
+
+def test_a_second_process_is_told_who_writes_and_a_killed_one_is_no_obstacle(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+
+    def write() -> Run:
+        run = Run.create(folder, {"seed": 7})
+        run.save(checkpoint(1))
+        return run
+
+    with running(write) as pid:
+        before = content(folder)
+        refused = rf"is being written by process {pid} on {re.escape(platform.node())} since 20"
+        for attempt in (
+            lambda: Run.resume(folder),
+            lambda: Run.create(folder, {}),
+            lambda: Run.create(folder, {}, overwrite=True),
+        ):
+            with pytest.raises(RunError, match=refused + r".*; wait until it ends or stop it"):
+                attempt()
+        assert content(folder) == before
+        reader = Run.open(folder)  # evaluate, sample and compare need not wait
+        assert reader.config["seed"] == 7
+        assert_same(reader.latest(), checkpoint(1))
+
+        os.kill(pid, signal.SIGKILL)
+        assert end(pid) == -signal.SIGKILL
+        assert (folder / ".lock").exists() and (folder / ".writer.json").exists()
+        with Run.resume(folder) as run:
+            assert json.loads((folder / ".writer.json").read_text())["pid"] == os.getpid()
+            assert_same(run.latest(), checkpoint(1))
+        assert not (folder / ".writer.json").exists()
+
+    with (
+        running(lambda: Run.resume(folder)) as pid,
+        pytest.raises(RunError, match=f"process {pid}"),
+    ):
+        Run.resume(folder)
+    Run.create(folder, {}, overwrite=True)
+
+
+def test_a_fork_of_the_writer_neither_keeps_the_folder_nor_gives_it_away(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    assert end(start(run.close)) == 0
+    with pytest.raises(RunError, match="is being written by this process"):
+        Run.resume(run.folder)
+    with running(lambda: run):  # as a data loader's worker that outlives it
+        run.close()
+        Run.resume(run.folder).close()
+
+
+def race(number: int, meet_at: str, work: Callable[[int], None]) -> None:
+    """Do ``work(i)`` in ``number`` processes; all must end well.
+
+    They wait for each other when the function ``meet_at`` of :mod:`inference.runs` has first told
+    them what it saw.
+    """
+    barrier = multiprocessing.get_context("fork").Barrier(number)
+    look = getattr(runs, meet_at)
+
+    def work_together(i: int) -> None:
+        waited = False
+
+        def look_and_wait(*arguments: Any) -> Any:
+            nonlocal waited
+            seen = look(*arguments)
+            if not waited:
+                waited = True
+                barrier.wait(60)
+            return seen
+
+        setattr(runs, meet_at, look_and_wait)
+        work(i)
+
+    pids = [start(lambda i=i: work_together(i)) for i in range(number)]
+    assert [end(pid) for pid in pids] == [0] * number
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are made as fast as can be."""
+    monkeypatch.setattr(runs, "_environment", dict)
+    monkeypatch.setattr(runs, "_git", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_processes_that_ask_for_a_folder_together_get_one_each(tmp_path: Path) -> None:
+    number, each = 6, 3
+
+    def create(i: int) -> None:
+        for j in range(each):
+            create_default("toy", "cld", 0, {"who": [i, j]}, tmp_path / "runs").close()
+
+    race(number, "default_folder", create)
+    folders = sorted((tmp_path / "runs").iterdir(), key=lambda p: int(p.name.rpartition("-")[2]))
+    assert [p.name for p in folders] == [f"toy-cld-0-{k}" for k in range(number * each)]
+    owners = sorted(Run.open(folder).config["who"] for folder in folders)
+    assert owners == [[i, j] for i in range(number) for j in range(each)]
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    number = 6
+
+    def create(i: int) -> None:
+        try:
+            Run.create(folder, {"who": i}).close()
+        except RunError as error:
+            assert re.search("is being written by|already holds a run", str(error))
+        else:
+            (tmp_path / f"{i}.won").touch()
+
+    race(number, "_check_ours", create)
+    (won,) = tmp_path.glob("*.won")
+    assert Run.open(folder).config["who"] == int(won.stem)
+
+
+# -- malicious files -------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
+    mark = tmp_path / "owned"
+    torch.save(Bomb(mark), tmp_path / "bomb.pt")
+    bombs = [pickle.dumps(Bomb(mark)), (tmp_path / "bomb.pt").read_bytes()]
+    bombs += [f"!!python/object/apply:os.mkdir ['{mark}']".encode()]
+    loads: list[Callable[[], object]] = [
+        lambda: pickle.loads(bombs[0]),
+        lambda: torch.load(tmp_path / "bomb.pt", weights_only=False),
+        lambda: yaml.unsafe_load(bombs[2]),
+    ]
+    for load in loads:
+        load()
+        assert mark.is_dir()  # they do work
+        mark.rmdir()
+
+    for i, bomb in enumerate(bombs):
+        with Run.create(tmp_path / str(i), {"seed": 0}) as run:
+            for step in (1, 2):
+                run.save(checkpoint(step))
+        folder = run.folder
+        names = "environment.json data.json sessions.jsonl metrics.csv history.jsonl results.json"
+        for name in (*names.split(), "changes.patch", ".lock", ".writer.json"):
+            (folder / name).write_bytes(bomb)
+        for name in (
+            "a.pt",
+            "a.pkl",
+            "step-00000003.pt",
+            "step-00000003.pkl",
+            "step-00000009.json",
+        ):
+            (folder / "checkpoints" / name).write_bytes(bomb)
+        (folder / "checkpoints" / "step-00000002.safetensors").write_bytes(bomb)
+        with Run.resume(folder) as run:
+            with pytest.raises(RunError, match="is being written by this process"):
+                Run.resume(folder)
+            with pytest.warns(UserWarning, match="damaged"):
+                assert run.latest().step == 1
+            with pytest.raises(RunError, match=r"data\.json is damaged"):
+                run.check_data({})
+            run.begin_session(1)
+            run.rewind(1)
+            assert run.history() == [] and len(run.sessions()) == 1
+        for path in (folder / "checkpoints").iterdir():
+            path.write_bytes(bomb)
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(ck.CheckpointError):
+            Run.open(folder).latest()
+        (folder / ".writer.json").write_bytes(bomb)
+        (folder / "config.yaml").write_bytes(bomb)
+        for read in (Run.open, Run.resume):
+            with pytest.raises(RunError, match=r"config\.yaml cannot be read as YAML"):
+                read(folder)
+    assert not mark.exists()
+
+
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE = {"pandas.read_pickle", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"}
+RESTRICTED = "models/files.py"
+"""Reads one format of pickled arrays by an Unpickler that finds no other class."""
+
+
+def unpickles(source: str, *, restricted: bool = False) -> list[str]:
+    """What in a module's source may run code that a file holds.
+
+    With ``restricted`` it may define subclasses of pickle.Unpickler that say what they find, and
+    catch their errors.
+    """
+    tree = ast.parse(source)
+    names: dict[str, str] = {}  # as used in the module: as it is called
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.name if alias.asname else alias.name.partition(".")[0]
+                names[alias.asname or name] = name
+                if alias.name.partition(".")[0] in UNPICKLERS - (
+                    {"pickle"} if restricted else set()
+                ):
+                    found.append(f"{node.lineno}: import {alias.name}")
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+            if node.module.partition(".")[0] in UNPICKLERS:
+                found.append(f"{node.lineno}: from {node.module} import")
+
+    def full_name(node: ast.AST) -> str:
+        if isinstance(node, ast.Name):
+            return names.get(node.id, node.id)
+        if isinstance(node, ast.Attribute):
+            return f"{full_name(node.value)}.{node.attr}"
+        return ""
+
+    allowed: set[ast.AST] = set()  # uses of a suspicious name that are harmless
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            name = full_name(node.func)
+            safe_torch = name == "torch.load" and given.get("weights_only") is True
+            safe_numpy = name == "numpy.load" and given.get("allow_pickle", False) is False
+            if safe_torch or (safe_numpy and len(node.args) < 3 and None not in given):
+                allowed.add(node.func)
+        elif restricted and isinstance(node, ast.ClassDef):
+            if any(isinstance(f, ast.FunctionDef) and f.name == "find_class" for f in node.body):
+                allowed |= {b for b in node.bases if full_name(b) == "pickle.Unpickler"}
+        elif restricted and full_name(node) in ("pickle", "pickle.UnpicklingError"):
+            allowed.add(node)
+    for node in ast.walk(tree):
+        name = full_name(node)
+        suspicious = name in UNSAFE | {"torch.load", "numpy.load"} or name.startswith("pickle.")
+        if node not in allowed and (suspicious or name.endswith(".read_pickle")):
+            found.append(f"{getattr(node, 'lineno', 0)}: {name}")
+    return found
+
+
+def test_the_code_unpickles_nothing() -> None:
+    files = [
+        p for d in ("pyro_mdm", "models", "inference") for p in sorted((ROOT / d).rglob("*.py"))
+    ]
+    assert len(files) > 20
+    for file in files:
+        name = file.relative_to(ROOT).as_posix()
+        assert unpickles(file.read_text(), restricted=name == RESTRICTED) == [], name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import joblib.numpy_pickle",
+        "from pickle import loads",
+        "from torch import load\nload('a')",
+        "import torch\ntorch.load('a')",
+        "import torch\ntorch.load('a', weights_only=False)",
+        "import torch\ntorch.load('a', weights_only=flag)",
+        "import torch\nread = torch.load",
+        "import numpy as np\nnp.load('a', allow_pickle=True)",
+        "import numpy as np\nnp.load('a', None, True)",
+        "import numpy as np\nnp.load('a', **options)",
+        "from numpy import load as read\nread('a', allow_pickle=flag)",
+        "import yaml\nyaml.load(text, Loader)",
+        "import pandas as pd\npd.read_pickle('a')",
+    ],
+)
+def test_what_unpickles_is_found(source: str) -> None:
+    assert unpickles(source)
+
+
+def test_what_does_not_unpickle_is_not_found_and_one_file_may_restrict_it() -> None:
+    harmless = "import torch, yaml, json\nimport numpy as np\ntorch.load('a', weights_only=True)\n"
+    harmless += "np.load('a')\nnp.load('a', allow_pickle=False)\nyaml.safe_load(a)\njson.load(a)\n"
+    assert unpickles(harmless) == []
+    good = (
+        "import pickle\nclass Arrays(pickle.Unpickler):\n    def find_class(self, module, name):\n"
+        "        raise pickle.UnpicklingError\nArrays(file).load()\n"
+    )
+    assert unpickles(good) and unpickles(good, restricted=True) == []
+    for more in (
+        "pickle.loads(a)",
+        "pickle.Unpickler(a).load()",
+        "class A(pickle.Unpickler): pass",
+    ):
+        assert unpickles(good + more, restricted=True), more
+    assert unpickles(good + "from pickle import load", restricted=True)

@@ -1,0 +1,525 @@
+"""Training in trouble and in company: killed, stopped, out of numbers, in several processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from inference import report
+from inference.batches import Batches
+from inference.checkpoints import latest_checkpoint
+from inference.evaluate import evaluate
+from inference.loading import load_trained
+from inference.processes import Stopped, catch_signals
+from inference.recipe import indices
+from inference.runs import Run, RunError
+from inference.train import train
+from pyro_mdm.networks import UNet
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+TINY = """
+import torch
+from models.base import ImageProblem, Problem
+from pyro_mdm.networks import MLP, UNet
+
+
+class Tiny(Problem):
+    name = "tiny"
+    event_shape = (2,)
+    max_log_snr = 9.0
+    steps = 6
+    batch_size = 16
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
+
+    def network(self, inputs, outputs):
+        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+
+
+class Squares(ImageProblem):
+    name = "squares"
+    event_shape = (1, 4, 4)
+    num_levels = 5
+    form = "logits"
+    max_log_snr = 7.0
+    steps = 6
+    batch_size = 16
+    networks = {
+        "tiny": {"base": 8, "multipliers": (1, 2), "dropout": 0.1},
+        "plain": {"base": 8, "multipliers": (1, 2)},
+    }
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(5, (200, 1, 4, 4), generator=generator, dtype=torch.uint8)
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("problem") / "tiny.py"
+    path.write_text(TINY)
+    return f"{path}:Tiny"
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_training", "draw_end"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
+
+
+@pytest.fixture
+def options(tiny: str) -> dict[str, Any]:
+    return {
+        "model": tiny,
+        "guide": "cld",
+        "draws": 2,
+        "num_samples": 4,
+        "sampler_steps": 4,
+        "log_every": 1,
+        "measure_every": 4,
+        "checkpoint_every": 2,
+        "accelerator": "cpu",
+        "figures": False,
+    }
+
+
+def command(
+    module: str, *words: object, processes: int = 1, options: dict[str, Any] | None = None
+) -> list[str]:
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        module = f"-- {module}"  # else torchrun takes --run for its own
+    given = [
+        f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in (options or {}).items()
+    ]
+    return [sys.executable, *launcher, "-m", *module.split(), *map(str, words), *given]
+
+
+def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def finish(words: list[str]) -> str:
+    process = launch(words)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def objective(run: Path) -> pd.DataFrame:
+    """The sequence of losses, one row for each step."""
+    table = pd.read_csv(run / "metrics.csv")
+    columns = ["step", "bits_per_dim", "gradient_norm", "learning_rate"]
+    return table[table.part == "objective"][columns].reset_index(drop=True)
+
+
+def assert_same(one: Path, other: Path, *, rtol: float = 0.0) -> None:
+    """The same losses, weights and results: bit for bit, or to rounding."""
+    exact = {"check_exact": True} if rtol == 0 else {"rtol": rtol}
+    pd.testing.assert_frame_equal(objective(one), objective(other), **exact)
+    first, second = (latest_checkpoint(p / "checkpoints") for p in (one, other))
+    assert first.step == second.step and first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        if rtol == 0:
+            assert torch.equal(tensor, second.tensors[name]), name
+        elif tensor.is_floating_point():
+            atol = rtol * max(1e-3, tensor.abs().max().item())
+            torch.testing.assert_close(tensor, second.tensors[name], rtol=rtol, atol=atol, msg=name)
+    results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
+    values = [r["bits_per_dim"]["value"] for r in results]
+    assert values[0] == (values[1] if rtol == 0 else pytest.approx(values[1], rel=rtol))
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """End training once the objective of ``step`` is logged and before its checkpoint."""
+    log = Run.log
+
+    def stopping(self: Run, at: int, part: str, values: Any) -> None:
+        log(self, at, part, values)
+        if at == step and part == "objective":
+            raise Killed
+
+    patch.setattr(Run, "log", stopping)
+
+
+# -- in pieces and in several processes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["denoiser", "noise"])
+def test_micro_batches_change_nothing_but_rounding(
+    tmp_path: Path, options: dict[str, Any], score: str
+) -> None:
+    options |= {"score": score, "guide": "learned"}
+    train(**options, run=tmp_path / "whole")
+    train(**options, micro_batches=4, run=tmp_path / "pieces")
+    assert_same(tmp_path / "whole", tmp_path / "pieces", rtol=2e-3)
+    first, second = (objective(tmp_path / run) for run in ("whole", "pieces"))
+    pd.testing.assert_frame_equal(first[:2], second[:2], rtol=1e-5)  # before rounding grows
+
+
+def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Of the program with most to share: a learned diffusion whose log SNR at T moves."""
+    options |= {"score": "noise", "guide": "learned"}
+    train(**options, run=tmp_path / "one")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(3, patch)
+        train(**options, run=tmp_path / "two")
+    assert latest_checkpoint(tmp_path / "two" / "checkpoints").step == 2
+    out = finish(command("inference.train", "--resume", tmp_path / "two", processes=2))
+    assert "step 2 of 6, 2 processes" in out and out.count("bits/dim") == 1  # one of them speaks
+    assert_same(tmp_path / "one", tmp_path / "two", rtol=2e-3)
+    first, second = (objective(tmp_path / run) for run in ("one", "two"))
+    pd.testing.assert_frame_equal(first[:4], second[:4], rtol=1e-4)
+    sessions = (tmp_path / "two" / "sessions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["processes"] for line in sessions] == [1, 2]
+    # the same evaluation, shared: the last lines agree to the last digit shown
+    words = [tmp_path / "two", "--draws=4", "--batch_size=4", "--accelerator=cpu"]
+    shared = finish(command("inference.evaluate", *words, processes=2)).splitlines()
+    alone = finish(command("inference.evaluate", *words)).splitlines()
+    assert shared == alone
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"--batch_size 16 .* 3 micro-batches .* multiple of 3"):
+        train(**options, micro_batches=3, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- what a batch holds ----------------------------------------------------------------------------
+
+
+def test_batches_are_those_of_the_step_whatever_was_asked_before() -> None:
+    data = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1)
+    batches = Batches(data, 8, 3, CPU)
+    for step in (0, 1, 2, 7, 3, 4):
+        (found,) = batches(step)
+        assert torch.equal(found, data[indices(step, 8, 40, 3)])
+    batches.close()
+    halves = [Batches(data, 8, 3, CPU, pieces=(range(r, r + 1), 2)) for r in range(2)]
+    parts = [half(5)[0] for half in halves]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), data[indices(5, 8, 40, 3)])
+    for half in halves:
+        half.close()
+
+
+def test_flips_mirror_half_of_the_images_and_pieces_agree_on_which() -> None:
+    data = torch.arange(3, dtype=torch.uint8).expand(400, 1, 2, 3).contiguous()
+    batches = Batches(data, 400, 3, CPU, flip=True)
+    (found,) = batches(0)
+    mirrored = (found == data.flip(-1)).flatten(1).all(1)
+    assert bool(((found == data).flatten(1).all(1) | mirrored).all())
+    assert 160 < int(mirrored.sum()) < 240  # 200 ± 10
+    (again,) = batches.gather(0)
+    assert torch.equal(again, found)
+    assert not torch.equal(batches.gather(1)[0], found)
+    piece = Batches(data, 400, 3, CPU, pieces=(range(1, 2), 4), flip=True)
+    assert torch.equal(piece(0)[0], found[1::4])
+    for one in (batches, piece):
+        one.close()
+
+
+def test_flips_are_for_images_and_for_training_alone(
+    tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="--flip mirrors images"):
+        train(**options, flip=True, run=tmp_path / "run")
+    seen: list[Tensor] = []
+    log = evaluate.__globals__["log_likelihood"]
+
+    def spy(model: Any, guide: Any, x: Tensor, **more: Any) -> Any:
+        seen.append(x)
+        return log(model, guide, x, **more)
+
+    monkeypatch.setitem(evaluate.__globals__, "log_likelihood", spy)
+    options["model"] = tiny.replace(":Tiny", ":Squares")
+    train(**options, flip=True, run=tmp_path / "run")
+    problem = load_trained(tmp_path / "run")[1].problem
+    assert torch.equal(seen[-1], problem.to_model_space(problem.test))
+
+
+# -- precision, compilation, memory format ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_is_the_network_s_alone_and_resumes(
+    tmp_path: Path, tiny: str, options: dict[str, Any], precision: str
+) -> None:
+    """Levels stay levels: a discrete likelihood would refuse rounded data."""
+    options |= {"model": tiny.replace(":Tiny", ":Squares"), "precision": precision}
+    whole = train(**options, run=tmp_path / "whole")
+    assert math.isfinite(whole.bits_per_dim[0])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(3, patch)
+        train(**options, run=tmp_path / "stopped")
+    train(resume=tmp_path / "stopped")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    state = latest_checkpoint(tmp_path / "whole" / "checkpoints").state
+    assert bool(state["loss_scale"]) == (precision == "16-mixed")
+    plain = train(**options | {"precision": "32-true"}, run=tmp_path / "plain")
+    assert whole.bits_per_dim[0] != plain.bits_per_dim[0]
+    assert whole.bits_per_dim[0] == pytest.approx(plain.bits_per_dim[0], abs=0.02)
+
+
+def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
+    tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options |= {"model": tiny.replace(":Tiny", ":Squares"), "precision": "16-mixed"}
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: scaler(device, init_scale=2.0**40))
+    train(**options, run=tmp_path / "run")
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint.state["loss_scale"]["scale"] < 2.0**40
+    assert checkpoint.state["averages"] < 6  # some steps were skipped
+    assert all(bool(t.isfinite().all()) for t in checkpoint.part("model").values())
+
+
+def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    train(**options, run=tmp_path / "plain")
+    train(**options, compile="aot_eager", run=tmp_path / "compiled")
+    assert_same(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3)
+
+
+def test_channels_last_reach_the_network_and_are_gone_from_checkpoints(
+    tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options |= {"model": tiny.replace(":Tiny", ":Squares"), "network": "plain"}
+    train(**options, run=tmp_path / "plain")
+    seen, forward = [], UNet.forward
+
+    def spy(network: UNet, *arguments: Tensor) -> Tensor:
+        weight = network.down[0].first.weight
+        seen.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return forward(network, *arguments)
+
+    monkeypatch.setattr(UNet, "forward", spy)
+    train(**options, channels_last=True, run=tmp_path / "last")
+    assert seen and all(seen)
+    first, second = (objective(tmp_path / run)[:3] for run in ("plain", "last"))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-3)  # before rounding grows
+    assert all(t.is_contiguous() for t in load_trained(tmp_path / "last")[2].tensors.values())
+
+
+def test_the_average_is_measured_beside_the_weights_as_they_are(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    train(**options | {"learning_rate": 0.05}, run=tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "metrics.csv").set_index(["part", "step"])
+    average = table.loc["validation"].bits_per_dim
+    current = table.loc["validation_unaveraged"].bits_per_dim
+    assert average.index.tolist() == current.index.tolist() == [4, 6]
+    assert (average != current).all()
+
+
+def test_a_constant_rate_after_warm_up(tmp_path: Path, options: dict[str, Any]) -> None:
+    options |= {"steps": 20, "checkpoint_every": 20, "measure_every": 20}
+    train(**options, decay="constant", warmup=2, learning_rate=1e-3, run=tmp_path / "run")
+    rates = objective(tmp_path / "run").learning_rate.tolist()
+    assert rates == pytest.approx([5e-4] + [1e-3] * 19)
+
+
+# -- killed, stopped -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_options(tiny: str) -> dict[str, Any]:
+    """Some seconds of steps, with a checkpoint after every third."""
+    return {
+        "model": tiny,
+        "guide": "learned",
+        "steps": 300,
+        "draws": 1,
+        "num_samples": 1,
+        "sampler_steps": 1,
+        "log_every": 1,
+        "measure_every": 300,
+        "checkpoint_every": 3,
+        "accelerator": "cpu",
+        "figures": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_options: dict[str, Any]) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(**long_options, run=run)
+    return run
+
+
+def wait_for(run: Path, process: subprocess.Popen[str], number: int) -> None:
+    """Until the run has written ``number`` more checkpoints."""
+    seen: set[str] = {p.name for p in run.glob("checkpoints/*.json")}
+    fresh: set[str] = set()
+    while len(fresh) < number:
+        assert process.poll() is None, process.communicate()[1]
+        fresh |= {p.name for p in run.glob("checkpoints/*.json")} - seen
+        time.sleep(0.002)
+
+
+def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
+    tmp_path: Path, long_options: dict[str, Any], uninterrupted: Path
+) -> None:
+    """SIGKILL at random moments, most of which fall into the writing of a checkpoint or a row."""
+    run, kills = tmp_path / "run", 0
+    moments = random.Random(0)
+    words = command("inference.train", options=long_options | {"run": run})
+    while kills < 3:
+        process = launch(words)
+        wait_for(run, process, 4)
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert not (run / "results.json").exists()
+        words = command("inference.train", "--resume", run)
+    finish(words)
+    assert_same(uninterrupted, run)
+    assert len((run / "sessions.jsonl").read_text().splitlines()) == 4
+    assert not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_exits(
+    tmp_path: Path, long_options: dict[str, Any], uninterrupted: Path, number: int
+) -> None:
+    run = tmp_path / "run"
+    options = long_options | {"run": run, "checkpoint_every": 200}
+    process = launch(command("inference.train", options=options))
+    while not (run / "metrics.csv").exists() or len(objective(run)) < 20:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    step = int(re.findall(r"stopped by a signal at step (\d+) and saved", out)[0])
+    assert step < 200 and latest_checkpoint(run / "checkpoints").step == step
+    assert objective(run).step.tolist() == list(range(1, step + 1))  # nothing is lost
+    if number == signal.SIGTERM:
+        finish(command("inference.train", "--resume", run))
+        pd.testing.assert_frame_equal(objective(run), objective(uninterrupted), check_exact=True)
+
+
+def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    options = long_options | {"run": run, "checkpoint_every": 200, "steps": 4000}
+    words = command("inference.train", processes=2, options=options)
+    process = launch(words, start_new_session=True)
+    try:
+        while not (run / "metrics.csv").exists() or len(objective(run)) < 5:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)  # to the launcher, which tells its processes
+        out, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    step = int(re.findall(r"stopped by a signal at step (\d+) and saved", out)[0])
+    assert latest_checkpoint(run / "checkpoints").step == step
+
+
+def test_signals_are_caught_within_the_block_and_nowhere_else() -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    with catch_signals() as caught:
+        assert caught.number == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert {n: signal.getsignal(n) for n in before} == before
+    assert Stopped(signal.SIGTERM).code == 143
+
+
+# -- refused ---------------------------------------------------------------------------------------
+
+
+def test_other_data_than_the_run_was_started_on_are_refused(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(TINY)
+    options["model"] = f"{path}:Tiny"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(3, patch)
+        train(**options, run=tmp_path / "run")
+    path.write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
+    with pytest.raises(RuntimeError, match="train"):
+        train(resume=tmp_path / "run")
+    path.write_text(TINY)
+    train(resume=tmp_path / "run")
+
+
+def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    process = launch(command("inference.train", options=long_options | {"run": run}))
+    try:
+        wait_for(run, process, 1)
+        with pytest.raises(RunError, match=str(process.pid)):
+            train(resume=run)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert latest_checkpoint(run / "checkpoints").step > 0
+
+
+def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
+    tmp_path: Path, long_options: dict[str, Any]
+) -> None:
+    """No file may grow beyond what the checkpoint needs: its writing fails as on a full disk."""
+    import resource
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(8, patch)
+        train(**long_options, run=run)
+    before = latest_checkpoint(run / "checkpoints")
+    process = launch(command("inference.train", "--resume", run), preexec_fn=limited)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err and "free" in err
+    after = latest_checkpoint(run / "checkpoints")
+    assert after.step >= before.step and not list(run.rglob("*.tmp"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["steps"] == long_options["steps"]
