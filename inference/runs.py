@@ -28,12 +28,10 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from inference import environment
 from inference.checkpoints import (
     Checkpoint,
     RunError,
@@ -67,7 +66,6 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
-SOURCE = Path(__file__).parent
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 COLUMNS = (
     "step",
@@ -305,7 +303,7 @@ class Run:
             "command": sys.argv,
             "host": platform.node(),
             "pid": os.getpid(),
-            "git_commit": _git_commit(),
+            "git_commit": environment.git_commit(),
             "torch": torch.__version__,
         }
         line = json.dumps(_finite(session | facts), ensure_ascii=False)
@@ -330,9 +328,8 @@ class Run:
     def _first_versions(self) -> dict[str, Any]:
         """PyTorch and git commit when the run was created; nothing if that cannot be read."""
         try:
-            environment = json.loads((self.folder / "environment.json").read_bytes())
-            torch_version = environment["packages"]["torch"]
-            return {"torch": torch_version, "git_commit": environment["git_commit"]}
+            first = json.loads((self.folder / "environment.json").read_bytes())
+            return {"torch": first["packages"]["torch"], "git_commit": first["git_commit"]}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -372,14 +369,15 @@ class Run:
 
     def _write_environment(self) -> None:
         """environment.json and changes.patch."""
-        diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
+        diff = environment.code_changes()
         patch = None
         if diff and len(diff) > CHANGES_LIMIT:
             patch = f"{len(diff):,} bytes, more than the {CHANGES_LIMIT:,} that are kept"
         elif diff:
             patch = "changes.patch"
             write_atomically(self.folder / patch, diff)
-        self.write_json("environment.json", _environment() | {"git_changes_patch": patch})
+        facts = environment.describe() | {"git_changes_patch": patch}
+        self.write_json("environment.json", facts)
 
     # -- metrics -----------------------------------------------------------------------------------
 
@@ -568,84 +566,3 @@ def _is_row(row: Mapping[str | None, Any]) -> bool:
     if None in row or None in row.values() or not {"step", "part"} <= row.keys():
         return False
     return re.fullmatch(r"\d{1,18}", row["step"]) is not None
-
-
-# -- the code and the machine ----------------------------------------------------------------------
-
-
-def _git(*arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            cwd=SOURCE,
-            capture_output=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
-
-
-def _git_commit() -> str | None:
-    commit = _git("rev-parse", "HEAD")
-    return None if commit is None else commit.decode().strip()
-
-
-def _environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on besides its settings and its data."""
-    changes = _git("status", "--porcelain")
-    lines = None if changes is None else changes.decode(errors="replace").splitlines()
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": _machine(),
-        "packages": _packages(),
-        "git_commit": _git_commit(),
-        "git_changes": lines,
-    }
-
-
-def _packages() -> dict[str, str]:
-    """The version of every installed distribution; of two with one name, the one imported."""
-    versions: dict[str, str] = {}
-    for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name is not None:
-            versions.setdefault(name, distribution.version)
-    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "host": platform.node(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory(),
-        "threads": torch.get_num_threads(),
-        "accelerators": _accelerators(),
-        "cuda": torch.version.cuda,
-    }
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _accelerators() -> list[str]:
-    try:
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    except RuntimeError as error:  # a driver that does not work is no reason not to use the CPU
-        return [f"cannot be read: {error}"]

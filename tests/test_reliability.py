@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from inference import checkpoints as ck
-from inference import runs
+from inference import environment, runs
 from inference.runs import Run, RunError, StorageError, create_default
 
 resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
@@ -285,7 +285,7 @@ def test_a_line_torn_anywhere_costs_that_line_alone(tmp_path: Path, name: str) -
         )
 
     with pytest.MonkeyPatch.context() as patch, Run.create(tmp_path / "run", {}) as run:
-        patch.setattr(runs, "_git", lambda *arguments: None)
+        patch.setattr(environment, "_git", lambda *arguments: None)
         file = run.folder / name
         for step in (10, 20):
             write(run, step)
@@ -517,8 +517,8 @@ def race(number: int, meet_at: str, work: Callable[[int], None]) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are made as fast as can be."""
-    monkeypatch.setattr(runs, "_environment", dict)
-    monkeypatch.setattr(runs, "_git", lambda *arguments: None)
+    monkeypatch.setattr(environment, "describe", dict)
+    monkeypatch.setattr(environment, "_git", lambda *arguments: None)
 
 
 @pytest.mark.usefixtures("quick")

@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 from inference import checkpoints as ck
-from inference import runs
+from inference import environment, runs
 from inference.runs import LATER, Run, RunError, create_default, default_folder, fingerprint
 
 
@@ -333,7 +333,7 @@ def test_an_existing_run_is_refused_unless_asked(
         Run.create(folder, {"seed": 2})
     assert run.latest().step == 3 and len(pd.read_csv(folder / "metrics.csv")) == 1
     assert set(runs.CONTENT) <= {p.name for p in folder.iterdir()}
-    monkeypatch.setattr(runs, "_git", lambda *arguments: None)
+    monkeypatch.setattr(environment, "_git", lambda *arguments: None)
     with Run.create(folder, {"seed": 2}, overwrite=True):
         assert Run.open(folder).config == LATER | {"seed": 2}
     assert (folder / "notes.txt").read_text() == "mine"  # not a run's file
@@ -610,7 +610,7 @@ def test_a_run_that_cannot_be_opened_is_not_locked(
     assert not list((tmp_path / "empty").iterdir())
     folder = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(runs, "_environment", lambda: 1 / 0)
+        patch.setattr(environment, "describe", lambda: 1 / 0)
         Run.create(folder, {})
     Run.create(folder, {}, overwrite=True).close()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

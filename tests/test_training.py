@@ -363,7 +363,7 @@ def long_options(tiny: str) -> dict[str, Any]:
     """Some seconds of steps, with a checkpoint after every third."""
     return {
         "model": tiny,
-        "guide": "learned",
+        "guide": "cld",
         "steps": 300,
         "draws": 1,
         "num_samples": 1,

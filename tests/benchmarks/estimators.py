@@ -1,6 +1,6 @@
 """Network calls per image that a bound to ± 0.01 bits/dim takes, by estimator; run by hand.
 
-    python tests/benchmarks/estimators.py runs/mnist5k-learned-0-0
+    python -m tests.benchmarks.estimators runs/mnist5k-learned-0-0
 
 The network is that of a run with a denoiser, put under each diffusion with log SNR from -10 to the
 run's largest. For every estimator of the diffusion term it prints the network calls per image after

@@ -1,7 +1,7 @@
 """Samples per second and memory of training; run by hand.
 
-    python tests/benchmarks/throughput.py [--network small|paper] [--batch 32] [--repeat 9]
-    python tests/benchmarks/throughput.py --network paper --batch 8 --repeat 5
+    python -m tests.benchmarks.throughput [--network small|paper] [--batch 32] [--repeat 9]
+    python -m tests.benchmarks.throughput --network paper --batch 8 --repeat 5
 
 For CIFAR-sized images of random codes, the discrete denoiser and CLD:
 
@@ -22,7 +22,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -162,7 +162,10 @@ def peak_memory(device: torch.device) -> float:
     """MiB: of the accelerator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")  # getrusage would count the parent's memory
+    if not status.exists():
+        return float("nan")
+    return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) / 2**10
 
 
 def child(options: argparse.Namespace) -> None:
@@ -187,7 +190,8 @@ def run_child(
 ) -> dict[str, float]:
     words = [f"--nproc_per_node={processes}", "--standalone"]
     launcher = ["-m", "torch.distributed.run", *words] if processes > 1 else []
-    script = [str(Path(__file__).resolve()), f"--child={variant}", f"--network={options.network}"]
+    script = ["-m", "tests.benchmarks.throughput", f"--child={variant}"]
+    script += [f"--network={options.network}"]
     script += [f"--batch={batch}", f"--repeat={options.repeat}"]
     script += [f"--accelerator={options.accelerator}"]
     environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
