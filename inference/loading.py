@@ -22,7 +22,7 @@ import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.runs import LATER, Run, RunError
-from models import MODELS, Problem
+from models import MODELS, DataError, Problem
 from pyro_mdm import (
     ALDA,
     CLD,
@@ -51,6 +51,7 @@ __all__ = [
     "open_run",
     "reuse",
     "seed_from",
+    "source_files",
 ]
 
 GUIDES: dict[str, Any] = {
@@ -119,6 +120,12 @@ def absolute_name(name: str) -> str:
     """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
     place, _, attribute = name.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
+def source_files(settings: Mapping[str, Any]) -> list[Path]:
+    """The files of the user's own that settings name, as ``file.py:Name``."""
+    places = [str(settings[kind]).rpartition(":")[0] for kind in ("model", "guide")]
+    return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
 
 
 def _load_file(kind: str, path: Path) -> ModuleType:
@@ -323,7 +330,13 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
             checkpoint, or that is another architecture's.
     """
     run = Run.open(folder)
-    programs = build(run.config, fitted=False)
+    try:
+        programs = build(run.config, fitted=False)
+    except DataError as error:
+        where = f"{run.folder / 'config.yaml'} says where the run's data are"
+        raise DataError(
+            f"{error}\n{where} (data: …); change it there if they have moved"
+        ) from error
     checkpoint = run.latest()
     load_weights(programs.model, checkpoint, "ema", run)
     programs.model.eval()

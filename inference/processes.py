@@ -53,19 +53,28 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
             f"--precision is {precision!r}, expected one of {', '.join(DTYPES)}; kernels are "
             "always float64"
         )
+    accelerator = _device_type(accelerator)
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {world}, but this process was not started by torchrun; use torchrun "
+            "--nproc_per_node N -m inference.train, or unset WORLD_SIZE"
+        )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     strategy: Any = "auto" if world == 1 else DDPStrategy(timeout=TIMEOUT, **_constant_buffers())
     plugins: Any = None
     if precision == "16-mixed":
-        plugins = _LossScaling("16-mixed", _device_type(accelerator))
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=local,
-        num_nodes=world // local,
-        strategy=strategy,
-        plugins=plugins,
-    )
+        plugins = _LossScaling("16-mixed", accelerator)
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=local,
+            num_nodes=world // local,
+            strategy=strategy,
+            plugins=plugins,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"--accelerator {accelerator} with {local} processes: {error}") from error
     fabric.launch()
     return fabric
 
@@ -83,9 +92,10 @@ def _constant_buffers() -> dict[str, Any]:
 
 
 def _device_type(accelerator: str) -> str:
-    if accelerator in ("auto", "gpu"):
+    """What "auto" stands for: kernels are float64, which not every accelerator has."""
+    if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return accelerator
+    return "cuda" if accelerator == "gpu" else accelerator
 
 
 class _LossScaling(MixedPrecision):
@@ -117,9 +127,14 @@ class LossScale:
             self.scaler.load_state_dict(state)
 
     @property
-    def may_skip(self) -> bool:
-        """Whether gradients that overflow are the scale's fault: then it falls, and no step is."""
-        return self.scaler is not None and self.scaler.get_scale() > SMALLEST_SCALE
+    def value(self) -> float:
+        """The factor; it falls where a step was left out because gradients overflowed."""
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    @property
+    def may_fall(self) -> bool:
+        """Whether gradients that overflow can be the scale's fault."""
+        return self.scaler is not None and self.value > SMALLEST_SCALE
 
 
 def loss_scale(fabric: Fabric) -> LossScale:

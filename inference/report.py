@@ -20,6 +20,7 @@ from inference import evaluate, sample
 from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
 from inference.runs import Run
+from models.files import spread
 from pyro_mdm import DiffusionModel, bits_per_dim, tensorboard
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.figures import snapshot
@@ -107,14 +108,15 @@ def at_step(
     """
     problem, model, _ = programs
     options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
-    for part, data in (("train", problem.train[:256]), ("validation", problem.validation[:256])):
+    parts = {name: _some(getattr(problem, name)) for name in ("train", "validation")}
+    for part, data in parts.items():
         if len(data):
             bound = evaluate.measure(programs, data, **options)
             if writer is not None:
                 _log_bound(run, writer, part, bound, step)
     if len(problem.validation):
         with _parameters_of(current, model):
-            bound = evaluate.measure(programs, problem.validation[:256], **options)
+            bound = evaluate.measure(programs, parts["validation"], **options)
         if writer is not None:
             run.log(step, UNAVERAGED, bound.columns)
             tensorboard.write_bound(writer, UNAVERAGED, bound.terms, step)
@@ -129,6 +131,11 @@ def at_step(
         _draws(run) and power_of_two and step < run.config["steps"]
     ):  # at_end draws those of the last step
         draw_training(run, writer, programs, step)
+
+
+def _some(data: Tensor, most: int = 256) -> Tensor:
+    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
+    return data if len(data) <= most else data[spread(len(data), most)]
 
 
 @contextmanager

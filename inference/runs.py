@@ -3,6 +3,7 @@
     config.yaml       every setting, in the form that ``inference.train --config`` reads
     environment.json  every package's version, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
+    sources/          copies of files named by ``--model`` or ``--guide file.py:Name``
     data.json         shape, type and SHA-256 of each part of the data set
     sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
@@ -30,7 +31,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ CONTENT = (
     "config.yaml",
     "environment.json",
     "changes.patch",
+    "sources",
     "data.json",
     "sessions.jsonl",
     "metrics.csv",
@@ -284,6 +286,11 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._lock is not None
+
     def __enter__(self) -> Run:
         return self
 
@@ -367,6 +374,20 @@ class Run:
                 f"differ:\n  {lines}\nRestore the data, or start a new run"
             )
 
+    def keep_sources(self, paths: Iterable[Path]) -> None:
+        """Keep a copy of code of the user's own in sources/; later, warn if it has changed."""
+        for path in paths:
+            kept, now = self.folder / "sources" / path.name, path.read_bytes()
+            if not kept.exists():
+                kept.parent.mkdir(exist_ok=True)
+                write_atomically(kept, now)
+            elif kept.read_bytes() != now:
+                warnings.warn(
+                    f"{path} is not what {self.folder} was started with, which is kept as {kept}; "
+                    "the run goes on with the new one",
+                    stacklevel=2,
+                )
+
     def _write_environment(self) -> None:
         """environment.json and changes.patch."""
         diff = environment.code_changes()
@@ -401,19 +422,25 @@ class Run:
         """
         return _read_lines(self.folder / "history.jsonl", {"step", "part"})
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, measured: bool = True) -> None:
         """Drop what a run resumed at ``step`` writes again: later, test and torn rows.
 
-        Of metrics.csv and of history.jsonl.
+        Of metrics.csv and of history.jsonl. Measurements of that step go too, if it is not
+        ``measured`` as far as the checkpoint knows: they are made again.
         """
-        kept = [r for r in self.history() if r["step"] <= step and r["part"] != "test"]
+
+        def keeps(at: int, part: str) -> bool:
+            before = at < step or (at == step and (measured or step == 0 or part == "objective"))
+            return before and part != "test"
+
+        kept = [r for r in self.history() if keeps(r["step"], r["part"])]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomically(self.folder / "history.jsonl", _encode(lines))
         path = self.folder / "metrics.csv"
         text = path.read_bytes().decode(errors="replace") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1].replace("\0", "")
         rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if _is_row(row)]
-        self._write_rows([r for r in rows if int(r["step"]) <= step and r["part"] != "test"])
+        self._write_rows([r for r in rows if keeps(int(r["step"]), r["part"])])
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         table = io.StringIO()

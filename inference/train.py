@@ -12,12 +12,14 @@ weights, on one kind of machine bit for bit.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import platform
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +33,12 @@ from tqdm.auto import trange
 
 from inference import evaluate, loading, recipe, report
 from inference.batches import Batches
-from inference.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
+from inference.checkpoints import (
+    Checkpoint,
+    explain_full_disk,
+    load_optimizer,
+    optimizer_tensors,
+)
 from inference.cli import command_line
 from inference.processes import (
     LossScale,
@@ -43,10 +50,14 @@ from inference.processes import (
     start,
 )
 from inference.runs import Run, RunError, create_default, fingerprint
-from models import ImageProblem, Problem
+from models import ImageProblem, Images, Problem
+from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, draws
 
 __all__ = ["train"]
+
+FEWEST = 8
+"""Data of a part, below which its bound has no error bar."""
 
 
 def train(
@@ -144,7 +155,7 @@ def train(
         _check_alone(settings)
         config = Run.open(resume).config
         fabric = start(config["accelerator"], config["precision"])
-        with closing(_open(fabric, lambda: Run.resume(resume))) as continued:
+        with _open(fabric, lambda: Run.resume(resume)) as continued:
             programs = loading.build(config, fitted=not continued.has_checkpoint)
             _check(config, programs.problem, fabric.world_size)
             return _fit(fabric, continued, programs, resumed=True)
@@ -154,8 +165,8 @@ def train(
     settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
-    if (root := getattr(programs.problem, "root", None)) is not None:
-        settings["data"] = str(Path(root).resolve())  # found again from any folder
+    if isinstance(programs.problem, FileImages | Images):
+        settings["data"] = str(programs.problem.root.resolve())  # found again from any folder
     for name in ("steps", "batch_size", "learning_rate"):
         if settings[name] is None:
             settings[name] = getattr(programs.problem, name)
@@ -167,7 +178,7 @@ def train(
             return create_default(model, guide, seed, settings)
         return Run.create(run, settings, overwrite=overwrite)
 
-    with closing(_open(fabric, create)) as created:
+    with _open(fabric, create) as created:
         return _fit(fabric, created, programs, resumed=False)
 
 
@@ -187,17 +198,21 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
     if settings["compile"] is not None:
         network.compile(backend=settings["compile"])
 
+    # where to begin: all processes at the same step, with the same data
     first, spent, window = 0, 0.0, [0.0, 0.0, 0.0]  # window: number, sum, sum of squares of bits
-    if lead:
-        parts = {name: getattr(problem, name) for name in ("train", "validation", "test")}
-        run.check_data(fingerprint(parts))
+    unmeasured = False
     if run.has_checkpoint:
         checkpoint = run.latest()
         trainee.load(checkpoint, run)
         first, spent, window = (checkpoint.state[k] for k in ("step", "seconds", "window"))
+        unmeasured = checkpoint.state.get("unmeasured", False)
+    parts = {name: getattr(problem, name) for name in ("train", "validation", "test")}
+    _check_alike(fabric, run, (first, fingerprint(parts)))
     if lead:
+        run.check_data(fingerprint(parts))
+        run.keep_sources(loading.source_files(settings))
         if resumed:
-            run.rewind(first)
+            run.rewind(first, measured=not unmeasured)
         run.begin_session(first, processes=world, device=str(fabric.device))
 
     # a batch is in equal pieces, micro-batches of each process; their noise is the batch's
@@ -218,10 +233,13 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
         writer = SummaryWriter(folder, purge_step=first + 1 if resumed else None)
         if first == 0:
             report.at_start(run, writer, averaged)
+    measure = functools.partial(report.at_step, run, writer, averaged, model, distributed=world > 1)
+    if unmeasured:
+        measure(first)
     with ExitStack() as stack:
         stack.callback(batches.close)
         if writer is not None:
-            stack.callback(writer.flush)
+            stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
         bar = trange(
             first, steps, initial=first, total=steps, desc="training", unit="step", disable=not lead
@@ -249,15 +267,16 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             norm = float(torch.as_tensor(fabric.clip_gradients(loss_of, stepper, **clip)))
             total, stop = _sum(fabric, nats, caught.number)
             bits = total / math.log(2) + math.log2(problem.dequantized_levels or 1)
-            skipped = math.isfinite(bits) and not math.isfinite(norm) and trainee.scale.may_skip
-            if not (math.isfinite(bits) and (math.isfinite(norm) or skipped)):
+            scale = trainee.scale.value
+            overflow = not math.isfinite(norm) and trainee.scale.may_fall
+            if not (math.isfinite(bits) and (math.isfinite(norm) or overflow)):
                 raise FloatingPointError(
                     f"step {step}: the loss is {bits} bits/dim and the norm of its gradient "
                     f"{norm}; the last checkpoint is good. Lower --learning_rate or "
                     "--diffusion_learning_rate"
                 )
-            stepper.step()  # a loss scale that was too large skips it and falls
-            if not skipped:
+            stepper.step()
+            if trainee.scale.value >= scale:  # else it was too large and the step was left out
                 trainee.ema.update_parameters(model)
 
             # what people and later steps need to know
@@ -271,23 +290,24 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
                     row = {"learning_rate": trainee.optimizer.param_groups[0]["lr"]}
                     row |= {"gradient_norm": norm, "seconds": time.monotonic() - began}
                     report.objective(run, writer, mean, error, row, done)
-            if done % settings["measure_every"] == 0 or done == steps:
-                report.at_step(run, writer, averaged, model, done, distributed=world > 1)
+            # saved first, so that a process that ends while it measures has lost nothing
+            due = done % settings["measure_every"] == 0 or done == steps
             if done % settings["checkpoint_every"] == 0 or done == steps or stop:
                 if done == steps:
                     recipe.close_range(model, averaged.model)
                 if lead:
                     state = {"step": done, "seconds": time.monotonic() - began, "window": window}
-                    run.save(trainee.checkpoint(done, state | {"config": dict(settings)}))
+                    state |= {"unmeasured": due, "config": dict(settings)}
+                    run.save(trainee.checkpoint(done, state))
             if stop:
-                if lead:
-                    bar.close()
-                    print(
-                        f"stopped by a signal at step {done} and saved; go on with "
-                        f"python -m inference.train --resume {run.folder}",
-                        flush=True,
-                    )
+                bar.close()
+                _say_stopped(run, done)
                 raise Stopped(stop)
+            if due:
+                measure(done)
+        if caught.number:  # in the last measurement; everything is saved
+            _say_stopped(run, steps)
+            raise Stopped(caught.number)
 
     bound = report.at_end(run, writer, averaged, distributed=world > 1)
     if lead:
@@ -343,6 +363,29 @@ class Trainee:
         self.scale.load(checkpoint.state.get("loss_scale", {}))
 
 
+def _flush(writer: SummaryWriter) -> None:
+    """Also while an error is on its way, which another one must not hide."""
+    with suppress(OSError):
+        writer.flush()
+
+
+def _say_stopped(run: Run, step: int) -> None:
+    if run.is_writable:
+        resume = f"python -m inference.train --resume {run.folder}"
+        print(f"stopped by a signal at step {step} and saved; go on with {resume}", flush=True)
+
+
+def _check_alike(fabric: Fabric, run: Run, mine: Any) -> None:
+    """Whether all processes begin at the step and with the data that the first one has."""
+    theirs = fabric.broadcast(mine)
+    if mine != theirs:
+        raise RunError(
+            f"process {fabric.global_rank} on {platform.node()} would begin {run.folder} at step "
+            f"{mine[0]} with data {mine[1]}, the first process at step {theirs[0]} with data "
+            f"{theirs[1]}; all must see the same files"
+        )
+
+
 def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
     """The loss of all processes, and the signal that any of them was stopped by, or 0."""
     both = torch.stack([nats.double(), nats.new_tensor(signal_number, dtype=torch.float64)])
@@ -351,11 +394,18 @@ def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
     return total, (signal_number or int(signal.SIGTERM)) if signals else 0
 
 
-def _open(fabric: Fabric, make: Callable[[], Run]) -> Run:
-    """The run that the first process makes or resumes, on the others to read."""
+@contextmanager
+def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
+    """The run that the first process makes or resumes, on the others to read.
+
+    Raises:
+        StorageError: the disk is full.
+    """
     run = make() if fabric.is_global_zero else None
     folder = fabric.broadcast(str(run.folder) if run is not None else "")
-    return run if run is not None else Run.open(Path(folder))
+    run = run if run is not None else Run.open(Path(folder))
+    with run, explain_full_disk(run.folder / "tensorboard", 0):
+        yield run
 
 
 def _check_alone(given: Mapping[str, Any]) -> None:
@@ -380,6 +430,16 @@ def _check(settings: Mapping[str, Any], problem: Problem, processes: int) -> Non
             f"--batch_size {settings['batch_size']} is shared by {processes} processes with "
             f"{settings['micro_batches']} micro-batches each; expected a multiple of {pieces}"
         )
+    for name in ("train", "validation", "test"):
+        n = len(getattr(problem, name))
+        if n < FEWEST and (n or name != "validation"):
+            raise ValueError(
+                f"{settings['model']} has {n} {name} data, expected at least {FEWEST} to measure a "
+                "bound on; give more"
+            )
+    backend = settings["compile"]
+    if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
+        raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
     if settings["flip"] and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings['model']} has none")
 

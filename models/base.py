@@ -143,7 +143,8 @@ class Problem(ABC):
         Args:
             diffusion: made with this problem's ``max_log_snr``.
             score: one of ``scores``, or "default" for the first.
-            fitted: False where a checkpoint brings the baseline: then it is of a few data alone.
+            fitted: False where a checkpoint brings what is fitted, which must be buffers of the
+                score or the likelihood: then it is of a few data alone.
 
         Raises:
             ValueError: a score that these data do not have.

@@ -26,7 +26,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores import DenoiserScore, rotated
-from pyro_mdm.strata import Integral, StratifiedIntegrals, Target
+from pyro_mdm.strata import Draws, Integral, StratifiedIntegrals, Target
 
 __all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
 
@@ -152,8 +152,8 @@ def log_likelihood(
             density.
         progress: show a progress bar.
         distributed: share the network calls among the processes of torch.distributed's default
-            group, all of which must call this alike; every one gets the same estimate, that of a
-            single process bit for bit on one kind of device.
+            group, all of which must call this alike; every one gets the same estimate, which is a
+            single process's to rounding.
 
     Raises:
         RuntimeError: ``distributed`` without a process group.
@@ -247,6 +247,14 @@ class _Share:
     def has(self, part: int) -> bool:
         """Whether part number ``part`` is done here."""
         return part % self.size == self.rank
+
+    def first(self, values: Tensor) -> Tensor:
+        """The first process's values of a CPU tensor, for decisions that all must take alike."""
+        return (
+            values
+            if self.size == 1
+            else self.sum(values if self.rank == 0 else torch.zeros_like(values))
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """Σ over processes of a CPU tensor; exact where all others have zeros."""
@@ -347,7 +355,7 @@ class _Comparison:
         return max(SMALLEST_ROUND, min(n, math.ceil(1.05 * done * need) - done))
 
     def _round(self, size: int) -> None:
-        draws = self.integrals.draw(size)
+        draws = Draws(*map(self.share.first, self.integrals.draw(size)))
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
         cell = (torch.bucketize(draws.log_snr, self.edges, right=True) - 1).clamp(
@@ -444,9 +452,7 @@ class _Comparison:
         )
         noise = self._noise(few).to(x.device)
         h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise)
-        if self.share.rank:  # one process's rounding is everybody's
-            h0 = torch.zeros_like(h0)
-        h0 = self.share.sum(h0.double().cpu())
+        h0 = self.share.first(h0.double().cpu())
         cell = (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(width) - 1)
         rest = h0 - (known / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
@@ -463,12 +469,14 @@ class _Comparison:
 
     def _reconstruction_error(self, target: Target) -> float:
         terms = self._reconstruction_of(target)
-        return math.sqrt(float(terms.var(0).mean()) / terms.numel())
+        return math.sqrt(float(self.share.first(terms.var(0).mean())) / terms.numel())
 
     def _errors(self, targets: list[Target]) -> list[float]:
         """Monte Carlo errors in nats."""
         parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
-        return [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
+        errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
+        found: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
+        return found
 
     def _terms(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Integral]:
         """Reconstruction, prior KL and diffusion of each datum, and the integral."""

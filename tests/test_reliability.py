@@ -222,7 +222,7 @@ def test_killed_at_any_point_of_a_save_the_old_or_the_new_checkpoint_is_whole(
     assert found == sorted(found) and set(found) == {max(before, default=0), 3}
 
 
-# Killed, stopped and interrupted in training: tests of inference.train itself belong here.
+# Killed and stopped in training: see test_training.py.
 
 
 # -- damaged ---------------------------------------------------------------------------------------

@@ -328,6 +328,7 @@ def test_an_existing_run_is_refused_unless_asked(
     for name in ("samples.png", "changes.patch"):
         (folder / name).write_text("old")
     (folder / "tensorboard").symlink_to(tmp_path)  # is unlinked, not emptied
+    run.keep_sources([Path(__file__)])
     run.close()
     with pytest.raises(RunError, match=r"already holds a run; continue it with --resume"):
         Run.create(folder, {"seed": 2})
@@ -457,19 +458,19 @@ def git(folder: Path, *arguments: str) -> str:
 def test_changes_of_the_code_are_kept(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def environment(name: str) -> dict[str, Any]:
+    def described(name: str) -> dict[str, Any]:
         Run.create(tmp_path / name, {}).close()
         found: dict[str, Any] = json.loads((tmp_path / name / "environment.json").read_text())
         return found
 
-    clean = environment("clean")
+    clean = described("clean")
     assert clean["git_commit"] == git(repository, "rev-parse", "HEAD")
     assert clean["git_changes"] == [] and clean["git_changes_patch"] is None
     assert not (tmp_path / "clean" / "changes.patch").exists()
 
     (repository / "code.py").write_text("a = 2\n")
     git(repository, "config", "color.ui", "always")
-    changed = environment("changed")
+    changed = described("changed")
     assert changed["git_changes"] == [" M code.py"]
     assert changed["git_changes_patch"] == "changes.patch"
     git(repository, "checkout", "-q", "code.py")
@@ -477,12 +478,12 @@ def test_changes_of_the_code_are_kept(
     assert (repository / "code.py").read_text() == "a = 2\n"
 
     monkeypatch.setattr(runs, "CHANGES_LIMIT", 99)
-    large = environment("large")
+    large = described("large")
     assert "bytes, more than the 99 that are kept" in large["git_changes_patch"]
     assert not (tmp_path / "large" / "changes.patch").exists()
 
     monkeypatch.setattr(environment, "SOURCE", tmp_path)  # no checkout
-    bare = environment("bare")
+    bare = described("bare")
     assert bare["git_commit"] is bare["git_changes"] is bare["git_changes_patch"] is None
 
 
@@ -678,6 +679,36 @@ def test_metrics_are_a_table_and_rewind_to_a_checkpoint(tmp_path: Path) -> None:
     assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
     with pytest.raises(ValueError, match="unknown columns"):
         run.log(1, "train", {"loss": 1.0})
+
+
+def test_measurements_that_a_checkpoint_does_not_know_of_are_made_again(tmp_path: Path) -> None:
+    for measured in (True, False):
+        run = Run.create(tmp_path / str(measured), {})
+        for step in (0, 10, 20):
+            run.record(step, "diffusion", {})
+        for step in (10, 20):
+            run.log(step, "objective", {})
+            run.log(step, "train", {})
+        run.rewind(20, measured=measured)
+        table = pd.read_csv(run.folder / "metrics.csv")
+        last = table[table.step == 20].part.tolist()
+        assert last == (["objective", "train"] if measured else ["objective"])
+        assert len(table[table.step == 10]) == 2
+        assert [r["step"] for r in run.history()] == ([0, 10, 20] if measured else [0, 10])
+        run.rewind(0, measured=measured)  # what is before the first step is not measured again
+        assert [r["step"] for r in run.history()] == [0]
+        run.close()
+
+
+def test_code_of_one_s_own_is_kept_and_changes_are_noticed(tmp_path: Path) -> None:
+    run, mine = Run.create(tmp_path / "run", {}), tmp_path / "mine.py"
+    mine.write_text("a = 1\n")
+    run.keep_sources([mine])
+    run.keep_sources([mine])
+    mine.write_text("a = 2\n")
+    with pytest.warns(UserWarning, match=r"mine\.py is not what .*run was started with"):
+        run.keep_sources([mine])
+    assert (run.folder / "sources" / "mine.py").read_text() == "a = 1\n"
 
 
 def test_the_history_keeps_every_digit_and_rewinds_to_a_checkpoint(tmp_path: Path) -> None:

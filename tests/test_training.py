@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -29,7 +30,10 @@ from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
 from inference.runs import Run, RunError
 from inference.train import train
-from pyro_mdm.networks import UNet
+from models import DataError
+from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.networks import MLP, UNet
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -195,7 +199,7 @@ def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """Of the program with most to share: a learned diffusion whose log SNR at T moves."""
-    options |= {"score": "noise", "guide": "learned"}
+    options |= {"score": "noise", "guide": "learned", "micro_batches": 2}
     train(**options, run=tmp_path / "one")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         stop_after(3, patch)
@@ -213,6 +217,62 @@ def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     shared = finish(command("inference.evaluate", *words, processes=2)).splitlines()
     alone = finish(command("inference.evaluate", *words)).splitlines()
     assert shared == alone
+
+
+SHARED = """
+import sys
+import torch
+from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, DiscreteDenoiser, NoisePrediction
+from pyro_mdm.evaluation import compare
+from pyro_mdm.networks import MLP
+
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+levels = torch.linspace(-1, 1, 5)
+x = levels[torch.randint(5, (101, 3))]
+cld, vpsde = CLD(max_log_snr=6.0), VPSDE(max_log_snr=5.0)
+scores = DiscreteDenoiser.fit(MLP(3, 8, 1, 15), x, 5), NoisePrediction(MLP(3, 8, 1))
+models = [DiffusionModel(d, s, event_shape=(3,)) for d, s in zip((cld, vpsde), scores)]
+pairs = {str(i): (m, DiffusionGuide(m.diffusion)) for i, m in enumerate(models)}
+for options in ({"draws": 3}, {"draws": 40, "half_width": 0.4}):
+    options |= {"batch_size": 16}
+    seen = []
+    for score in scores:
+        score.network.register_forward_hook(lambda m, a, out: seen.append(len(out)))
+    alone = compare(pairs, x, **options)
+    calls_alone, number = sum(seen), len(seen)
+    shared = compare(pairs, x, **options, distributed=True)
+    calls = sum(seen[number:])
+    assert 0.3 * calls_alone < calls < 0.7 * calls_alone, (calls, calls_alone)
+    assert alone.network_calls == shared.network_calls and alone.reached == shared.reached
+    for name, a in alone.estimates.items():
+        b = shared.estimates[name]
+        assert a.network_calls == b.network_calls
+        for field in ("per_datum", "per_datum_error", "density", "density_error"):
+            torch.testing.assert_close(
+                getattr(a, field), getattr(b, field), rtol=1e-9, atol=1e-9, equal_nan=True
+            )
+        assert abs(a.mean - b.mean) < 1e-10 and abs(a.standard_error - b.standard_error) < 1e-10
+    a, b = alone.differences[0], shared.differences[0]
+    assert abs(a.bits_per_dim[0] - b.bits_per_dim[0]) < 1e-10 and a.resolved == b.resolved
+print("same")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_shared_evaluation_is_that_of_one_process_at_half_the_calls(tmp_path: Path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    out = finish([sys.executable, *words, str(tmp_path / "shared.py")])
+    assert out.count("same") == 2
+    with pytest.raises(RuntimeError, match="distributed=True, but this process belongs to no"):
+        log_likelihood(*pair_of_programs(), torch.zeros(8, 2), distributed=True)
+
+
+def pair_of_programs() -> tuple[DiffusionModel, DiffusionGuide]:
+    diffusion = CLD(max_log_snr=6.0)
+    model = DiffusionModel(diffusion, Denoiser(MLP(2, 8, 1)), event_shape=(2,))
+    return model, DiffusionGuide(diffusion)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -363,13 +423,13 @@ def long_options(tiny: str) -> dict[str, Any]:
     """Some seconds of steps, with a checkpoint after every third."""
     return {
         "model": tiny,
-        "guide": "cld",
-        "steps": 300,
+        "guide": "learned",
+        "steps": 150,
         "draws": 1,
         "num_samples": 1,
         "sampler_steps": 1,
         "log_every": 1,
-        "measure_every": 300,
+        "measure_every": 150,
         "checkpoint_every": 3,
         "accelerator": "cpu",
         "figures": False,
@@ -454,6 +514,48 @@ def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any
     assert latest_checkpoint(run / "checkpoints").step == step
 
 
+def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was not measured is measured when the run goes on, once."""
+    whole = train(**options, run=tmp_path / "whole")
+    measure = report.at_step
+
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        if arguments[4] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        measure(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(report, "at_step", interrupted)
+        train(**options, run=tmp_path / "run")
+    assert stopped.value.code == 143 and not (tmp_path / "run" / "results.json").exists()
+    assert train(resume=tmp_path / "run") == whole
+    assert_same(tmp_path / "whole", tmp_path / "run")
+    tables = [pd.read_csv(tmp_path / run / "metrics.csv") for run in ("whole", "run")]
+    pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
+
+
+def test_killed_while_it_measures_nothing_is_lost(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(**options, run=tmp_path / "whole")
+    log = Run.log
+
+    def killed(self: Run, at: int, part: str, values: Any) -> None:
+        log(self, at, part, values)
+        if at == 4 and part == "train":  # validation is never reached
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "log", killed)
+        train(**options, run=tmp_path / "run")
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 4
+    train(resume=tmp_path / "run")
+    tables = [pd.read_csv(tmp_path / run / "metrics.csv") for run in ("whole", "run")]
+    pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
+
+
 def test_signals_are_caught_within_the_block_and_nowhere_else() -> None:
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     with catch_signals() as caught:
@@ -468,6 +570,79 @@ def test_signals_are_caught_within_the_block_and_nowhere_else() -> None:
 
 
 # -- refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"compile": "inducto"}, "--compile is 'inducto', expected one of .*inductor"),
+        ({"accelerator": "warp"}, "invalid accelerator name.*'warp'.*Available names"),
+        ({"precision": "8-true"}, "--precision is '8-true', expected one of 32-true"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_folder_is_made(
+    tmp_path: Path, options: dict[str, Any], wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(**options | wrong, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_too_small_to_measure_is_refused_before_training(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "few.py"
+    path.write_text(TINY.replace("randn(200, 2", "randn(60, 2"))
+    with pytest.raises(ValueError, match="has 6 validation data, expected at least 8"):
+        train(**options | {"model": f"{path}:Tiny"}, run=tmp_path / "run")
+    with pytest.raises(ValueError, match="has 6 test data, expected at least 8"):
+        train(**options | {"model": f"{path}:Tiny", "holdout": False}, run=tmp_path / "run")
+
+
+def test_processes_without_their_launcher_are_refused(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, but .* not started by torchrun"):
+        train(**options)
+
+
+def test_a_data_set_of_one_s_own_may_have_any_attribute_and_its_file_is_kept(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(TINY.replace('name = "tiny"', 'name, root = "tiny", "elsewhere"'))
+    train(**options | {"model": f"{path}:Tiny", "steps": 2}, run=tmp_path / "run")
+    assert load_trained(tmp_path / "run")[1].problem.root == "elsewhere"
+    assert (tmp_path / "run" / "sources" / "mine.py").read_text() == path.read_text()
+
+
+def test_a_full_disk_under_tensorboard_is_explained_too(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        with open("/dev/full", "w") as file:
+            file.write("event")
+
+    monkeypatch.setattr(report, "objective", full)
+    with pytest.raises(RunError, match=r"tensorboard could not be written: No space left"):
+        train(**options, run=tmp_path / "run")
+    Run.resume(tmp_path / "run").close()  # the lock is free again
+
+
+def test_moved_data_are_looked_for_where_the_run_says(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.zeros((100, 8, 8), np.uint8))
+    options |= {"model": "images", "data": tmp_path / "mine.npz", "score": "noise", "steps": 1}
+    train(**options | {"batch_size": 4}, run=tmp_path / "run")
+    (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
+    with pytest.raises(DataError, match=r"(?s)mine\.npz.*config\.yaml says where"):
+        load_trained(tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["data"] = str(tmp_path / "moved.npz")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    train(resume=tmp_path / "run")
 
 
 def test_other_data_than_the_run_was_started_on_are_refused(

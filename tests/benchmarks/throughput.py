@@ -280,6 +280,7 @@ def main() -> None:
             f"({min(ratio):.3f} to {max(ratio):.3f})"
         )
     if "memory" in parts:
+        options.repeat = 1
         for variant in VARIANTS:
             found = run_child(options, variant, batch=batch, processes=1, threads=None)
             print(
