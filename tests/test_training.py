@@ -29,7 +29,7 @@ from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
 from inference.runs import Run, RunError
-from inference.train import train
+from inference.train import _check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation import log_likelihood
@@ -659,6 +659,23 @@ def test_other_data_than_the_run_was_started_on_are_refused(
         train(resume=tmp_path / "run")
     path.write_text(TINY)
     train(resume=tmp_path / "run")
+
+
+def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
+    """On several machines one may see an older checkpoint, or other data."""
+
+    class Second:
+        global_rank = 1
+
+        def broadcast(self, mine: Any) -> Any:
+            return 40, {"train": "a"}
+
+    fabric: Any = Second()
+    with Run.create(tmp_path / "run", {}) as run:
+        _check_alike(fabric, run, (40, {"train": "a"}))
+        for mine in ((20, {"train": "a"}), (40, {"train": "b"})):
+            with pytest.raises(RunError, match=r"process 1 .* at step .* the same files"):
+                _check_alike(fabric, run, mine)
 
 
 def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict[str, Any]) -> None:
