@@ -62,7 +62,7 @@ class Tiny(Problem):
 class Squares(ImageProblem):
     name = "squares"
     event_shape = (1, 4, 4)
-    num_levels = 5
+    num_levels = 37  # not multiples of a power of two: half precision would move them
     form = "logits"
     max_log_snr = 7.0
     steps = 6
@@ -74,7 +74,7 @@ class Squares(ImageProblem):
 
     def load(self):
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(5, (200, 1, 4, 4), generator=generator, dtype=torch.uint8)
+        return torch.randint(37, (200, 1, 4, 4), generator=generator, dtype=torch.uint8)
 """
 
 
@@ -367,6 +367,15 @@ def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
     assert checkpoint.state["loss_scale"]["scale"] < 2.0**40
     assert checkpoint.state["averages"] < 6  # some steps were skipped
     assert all(bool(t.isfinite().all()) for t in checkpoint.part("model").values())
+    # the scale is part of what a run resumes
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(5, patch)
+        train(**options, run=tmp_path / "stopped")
+    train(resume=tmp_path / "stopped")
+    assert_same(tmp_path / "run", tmp_path / "stopped")
+    again = latest_checkpoint(tmp_path / "stopped" / "checkpoints")
+    assert again.state["loss_scale"] == checkpoint.state["loss_scale"]
+    assert again.state["averages"] == checkpoint.state["averages"]
 
 
 def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
