@@ -210,6 +210,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert found - {"changes.patch"} == {  # which is there if the checkout has changes
         *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
         *("checkpoints", "history.jsonl", "tensorboard", "sessions.jsonl", "data.json", ".lock"),
+        "sources",
     }
     results = json.loads((trained / "results.json").read_text())
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
