@@ -1,4 +1,4 @@
-"""Batches of stored data on the device: gathered ahead of time, a whole batch at once.
+"""Batches of stored data on the device, a whole batch at once; for an accelerator ahead of time.
 
 Data are uint8 (or small vectors), and what a network sees is made of them on the device. Which data
 a batch holds is a function of the step alone (:func:`inference.recipe.indices`).
@@ -21,7 +21,7 @@ ON_DEVICE = 2 * 2**30
 
 
 class Batches:
-    """This process's part of each batch, by step; the next one is gathered while one is used.
+    """This process's part of each batch, by step.
 
     Args:
         data: (n, *event_shape) as stored; may be memory-mapped.
@@ -49,6 +49,8 @@ class Batches:
         self.data = data
         self.batch_size, self.seed, self.flip = batch_size, seed, flip
         self.wanted, self.count = pieces
+        # on a CPU a second thread would have workers of its own, which slow the network's
+        self._ahead = device.type != "cpu"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[int, Future[list[Tensor]]] | None = None
 
@@ -58,7 +60,8 @@ class Batches:
             parts = self._next[1].result()
         else:
             parts = self.gather(step)
-        self._next = (step + 1, self._pool.submit(self.gather, step + 1))
+        if self._ahead:
+            self._next = (step + 1, self._pool.submit(self.gather, step + 1))
         return [part.to(self.device, non_blocking=True) for part in parts]
 
     def gather(self, step: int) -> list[Tensor]:
