@@ -284,9 +284,11 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path, options: dict[s
 # -- what a batch holds ----------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_step_whatever_was_asked_before() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_are_those_of_the_step_whatever_was_asked_before(ahead: bool) -> None:
     data = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1)
     batches = Batches(data, 8, 3, CPU)
+    batches._ahead = ahead  # as for an accelerator
     for step in (0, 1, 2, 7, 3, 4):
         (found,) = batches(step)
         assert torch.equal(found, data[indices(step, 8, 40, 3)])
