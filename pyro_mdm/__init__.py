@@ -18,7 +18,16 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath
 from pyro_mdm.likelihoods import bits_per_dim
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.scores import Denoiser, DiscreteDenoiser, NoisePrediction, RawScore
+from pyro_mdm.nonlinear import LearnedDrift, NonlinearDiffusion, Simulated
+from pyro_mdm.scores import (
+    Denoiser,
+    DiscreteDenoiser,
+    NoisePrediction,
+    RawScore,
+    ResidualScore,
+)
+from pyro_mdm.simulated import SimulatedPath
+from pyro_mdm.simulation import Simulation
 
 __all__ = [
     "ALDA",
@@ -35,10 +44,16 @@ __all__ = [
     "GenerativeChain",
     "GenerativePath",
     "LearnedDiffusion",
+    "LearnedDrift",
     "LinearDiffusion",
     "NoisePrediction",
     "NoisingPath",
+    "NonlinearDiffusion",
     "RawScore",
+    "ResidualScore",
+    "Simulated",
+    "SimulatedPath",
+    "Simulation",
     "bits_per_dim",
     "elbo_terms",
 ]

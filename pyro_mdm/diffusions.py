@@ -16,6 +16,7 @@ Diffuse, How to Diffuse, and How to Get Back", ICLR 2023.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 from pyro_mdm import kernels
 from pyro_mdm.clocks import Clock, LearnedBeta, LinearBeta
+from pyro_mdm.priors import GaussianPrior, Prior
+from pyro_mdm.sde import ForwardSDE, ReverseSDE
 
 __all__ = [
     "ALDA",
@@ -85,7 +88,15 @@ class Transition(NamedTuple):
 
 
 class Diffusion(nn.Module, ABC):
-    """A noising diffusion of K variables per data dimension over times [0, T].
+    """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
+
+    It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
+    where the generative process takes its prior. :class:`LinearDiffusion` has a closed form for
+    all that lies between; a :class:`~pyro_mdm.nonlinear.NonlinearDiffusion` is simulated.
+
+    Noise levels count the way from ε to T: ``noise_level(s)`` falls from :attr:`max_log_snr` to
+    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by;
+    log SNR for a linear diffusion, nominal otherwise.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
     precision; moving it to another device moves them.
@@ -93,17 +104,104 @@ class Diffusion(nn.Module, ABC):
 
     num_variables: int
     horizon: float
+    noise_depends_on_state: bool = False
+    """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
     @abstractmethod
-    def drift(self, y: Tensor, s: Tensor) -> Tensor:
+    def drift(self, y: Tensor, s: Times) -> Tensor:
         """f(y, s), like y (*batch, K, *event_shape), for s (*batch) or one time for all."""
 
     @abstractmethod
-    def dispersion(self, s: Tensor) -> Tensor:
-        """G(s), (*s.shape, K, K), with G Gᵀ = g²."""
+    def dispersion(self, y: Tensor, s: Times) -> Tensor:
+        """G(y, s), with G Gᵀ = g², one K×K block for each data dimension, in float64 or y's dtype.
+
+        (*batch, K, K), or (K, K) for one time: shared by all data dimensions, not depending on y;
+        or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
+        """
+
+    @property
+    @abstractmethod
+    def prior(self) -> Prior:
+        """π, the law that the generative process starts from at T."""
+
+    @property
+    @abstractmethod
+    def max_log_snr(self) -> float:
+        """λ at the start time ε."""
+
+    @property
+    @abstractmethod
+    def terminal_log_snr(self) -> Tensor:
+        """The noise level at T, 0-dim."""
+
+    @property
+    @abstractmethod
+    def start_time(self) -> Tensor:
+        """ε, 0-dim."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Marginal:
+        """The law of y_ε given x."""
+
+    @abstractmethod
+    def noise_level(self, s: Times) -> Tensor:
+        """The noise level at s, like s; decreasing."""
+
+    @abstractmethod
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """Minus its derivative in s, like s; positive."""
+
+    @abstractmethod
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """The time of a noise level, like it."""
+
+    @abstractmethod
+    def clock(self, s: Times) -> Tensor:
+        """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
+
+    def noise_level_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in noise level."""
+        if num_times < 2:
+            raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
+        low = self.terminal_log_snr
+        fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
+        s = self.time_at_noise_level(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
+        return torch.cat([s, self._tensor(self.horizon).reshape(1)])
+
+    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
+        """∇·g², like y: 0 where noise does not depend on the state."""
+        return torch.zeros_like(y)
+
+    def forward_sde(self, event_shape: Sequence[int] = ()) -> ForwardSDE:
+        """This diffusion as a torchsde object over states (batch·d, K); see :mod:`pyro_mdm.sde`."""
+        return ForwardSDE(self, event_shape)
+
+    def reverse_sde(
+        self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
+    ) -> ReverseSDE:
+        """The generative SDE in t = T - s as a torchsde object; see :mod:`pyro_mdm.sde`."""
+        return ReverseSDE(self, score, event_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
         return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+
+    def _tensor(self, value: Times) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self._device())
+
+    def _device(self) -> torch.device:
+        tensors = itertools.chain(self.buffers(), self.parameters())
+        return next((t.device for t in tensors), torch.device("cpu"))
+
+    def _time(self, name: str, value: Times) -> Tensor:
+        s = self._tensor(value)
+        if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
+            bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
+            raise ValueError(
+                f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
+                "data at 0 to the noise at T"
+            )
+        return s
 
 
 class LinearDiffusion(Diffusion):
@@ -215,6 +313,11 @@ class LinearDiffusion(Diffusion):
         return self.stationary_covariance
 
     @property
+    def prior(self) -> GaussianPrior:
+        """N(0, Σ_π)."""
+        return GaussianPrior(self.prior_covariance)
+
+    @property
     def unit_drift(self) -> Tensor:
         """A_0 = -(Q + D) Σ_∞^{-1}, the drift matrix per unit of clock time b."""
         return -torch.linalg.solve(self.stationary_covariance, self.Q + self.D, left=False)
@@ -285,11 +388,19 @@ class LinearDiffusion(Diffusion):
         """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
         return self.rate(s)[..., None, None] * self.unit_noise
 
-    def dispersion(self, s: Times) -> Tensor:
-        """The symmetric square root G(s) of g²(s), (*s.shape, K, K)."""
+    @property
+    def unit_dispersion(self) -> Tensor:
+        """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root."""
         values, vectors = torch.linalg.eigh(self.unit_noise)
-        G = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-        return self.rate(s).sqrt()[..., None, None] * G
+        return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+    def dispersion_matrix(self, s: Times) -> Tensor:
+        """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""
+        return self.rate(s).sqrt()[..., None, None] * self.unit_dispersion
+
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
+        """G(s), (*s.shape, K, K), whatever the state."""
+        return self.dispersion_matrix(s)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         """A(s) y, like y (*batch, K, *event_shape)."""
@@ -474,6 +585,18 @@ class LinearDiffusion(Diffusion):
         _, _, factor = self._factor(self.clock(s))
         return self.rate(s) * _decay(factor, self.unit_noise)
 
+    def noise_level(self, s: Times) -> Tensor:
+        """λ(s), log SNR."""
+        return self.log_snr(s)
+
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """-dλ/ds."""
+        return self.log_snr_rate(s)
+
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """As :meth:`time_at_log_snr`."""
+        return self.time_at_log_snr(level)
+
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
 
@@ -493,12 +616,7 @@ class LinearDiffusion(Diffusion):
 
     def log_snr_grid(self, num_times: int) -> Tensor:
         """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
-        if num_times < 2:
-            raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
-        low = self.terminal_log_snr
-        fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
-        s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
-        return torch.cat([s, self._tensor(self.horizon).reshape(1)])
+        return self.noise_level_grid(num_times)
 
     def _clock_root(self, value: Tensor, guess: Tensor | None = None) -> Tensor:
         """The τ with λ(τ) = value: by Newton steps in log τ from a guess, or safeguarded ones."""
@@ -569,37 +687,10 @@ class LinearDiffusion(Diffusion):
         with torch.no_grad():
             return self._cached("table", build)
 
-    # -- torchsde ----------------------------------------------------------------------------------
-
-    def forward_sde(self) -> Any:
-        """This diffusion as a torchsde object over states (batch·d, K); see :mod:`pyro_mdm.sde`."""
-        from pyro_mdm.sde import ForwardSDE
-
-        return ForwardSDE(self)
-
-    def reverse_sde(
-        self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
-    ) -> Any:
-        """The generative SDE in t = T - s as a torchsde object; see :mod:`pyro_mdm.sde`."""
-        from pyro_mdm.sde import ReverseSDE
-
-        return ReverseSDE(self, score, event_shape)
-
     # -- the door ----------------------------------------------------------------------------------
 
-    def _tensor(self, value: Times) -> Tensor:
-        device = self.stationary_covariance.device
-        return torch.as_tensor(value, dtype=torch.float64, device=device)
-
-    def _time(self, name: str, value: Times) -> Tensor:
-        s = self._tensor(value)
-        if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
-            bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
-            raise ValueError(
-                f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
-                "data at 0 to the noise at T"
-            )
-        return s
+    def _device(self) -> torch.device:
+        return self.stationary_covariance.device
 
     def _check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
@@ -867,3 +958,8 @@ class LearnedDiffusion(LinearDiffusion):
     def D(self) -> Tensor:
         """B Bᵀ, (K, K)."""
         return self.B @ self.B.mT
+
+    @property
+    def unit_dispersion(self) -> Tensor:
+        """√2 B and columns of zeros: differentiable where a symmetric root of D is not."""
+        return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))

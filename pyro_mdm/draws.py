@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torchsde
 from torch import Tensor
 
-__all__ = ["low_discrepancy", "normal", "piece", "subset", "uniform"]
+__all__ = ["brownian", "low_discrepancy", "normal", "piece", "subset", "uniform"]
 
 
 @dataclass
@@ -92,6 +94,77 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     offset = torch.rand((), dtype=torch.float64, device=device, generator=generator)
     steps = torch.arange(n * count, dtype=torch.float64, device=device)[rows] / (n * count)
     return (offset + steps) % 1.0
+
+
+def brownian(
+    n: int,
+    num_dims: int,
+    num_variables: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    levy_area_approximation: str = "none",
+) -> torchsde.BaseBrownian:
+    """torchsde's Brownian motion over [0, 1], (n·d, K), for the n data of this piece.
+
+    A function of a seed that is drawn like the other numbers; it can be asked again for the same
+    path with other steps.
+    """
+    if _current is None:
+        seed, total, rows = int(torch.randint(2**31, ())), n, None
+    else:
+        generator = _current.generator(torch.device(device))
+        seed = int(torch.randint(2**31, (), generator=generator, device=device))
+        if _current.rows is not None:
+            chosen, total = _current.rows
+        else:
+            total = n * _current.count
+            chosen = torch.arange(_current.index, total, _current.count, device=device)
+        d = torch.arange(num_dims, device=device)
+        rows = None if total == n else (chosen[:, None] * num_dims + d).flatten()
+    whole = torchsde.BrownianInterval(
+        0.0,
+        1.0,
+        size=(total * num_dims, num_variables),
+        dtype=dtype,
+        device=device,
+        entropy=seed,
+        levy_area_approximation=levy_area_approximation,
+    )
+    return whole if rows is None else _Rows(whole, rows)
+
+
+class _Rows(torchsde.BaseBrownian):
+    """Some rows of a Brownian motion (rows, K)."""
+
+    def __init__(self, whole: torchsde.BaseBrownian, rows: Tensor) -> None:
+        self._whole, self._rows = whole, rows
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:
+        found = self._whole(ta, tb, return_U=return_U, return_A=return_A)
+        if isinstance(found, tuple):
+            return tuple(part[self._rows] for part in found)
+        return found[self._rows]
+
+    def __repr__(self) -> str:
+        return f"{len(self._rows)} rows of {self._whole!r}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._whole.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._whole.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self._rows), self._whole.shape[1])
+
+    @property
+    def levy_area_approximation(self) -> str:
+        return self._whole.levy_area_approximation
 
 
 @contextmanager

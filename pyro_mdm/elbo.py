@@ -24,7 +24,15 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_mdm.diffusions import shared_ends
-from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath, chain_kl, path_kl
+from pyro_mdm.laws import (
+    GenerativeChain,
+    GenerativePath,
+    NoisingPath,
+    PathKL,
+    chain_kl,
+    path_kl,
+)
+from pyro_mdm.simulated import SimulatedPath, arrival, simulated_kl
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
 
@@ -126,6 +134,8 @@ def _divergence(guide_site: Any, model_site: Any) -> Any:
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, NoisingPath) and isinstance(p, GenerativePath):
         return path_kl(q, p)
+    if isinstance(q, SimulatedPath) and isinstance(p, GenerativePath):
+        return simulated_kl(q, p, guide_site["value"])
     if isinstance(q, NoisingPath) and isinstance(p, GenerativeChain):
         return chain_kl(q, p)
     check_fully_reparametrized(guide_site)
@@ -141,6 +151,10 @@ def elbo_terms(
 ) -> ELBOTerms:
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
 
+    Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.simulated.arrival`, from a path of its own
+    to T, and ``diffusion`` all else of the divergence; where paths arrive at the prior they mean
+    what they mean for a linear diffusion.
+
     Returns:
         :class:`ELBOTerms`, each (batch,), nats, without the scale of a plate.
 
@@ -151,7 +165,11 @@ def elbo_terms(
     path, reconstruction = None, []
     for _, value, site in _contributions(model_trace, guide_trace):
         if isinstance(value, tuple):
-            path = value
+            path = PathKL(*value)
+            noising = guide_trace.nodes[site["name"]]
+            if isinstance(noising["fn"], SimulatedPath):
+                prior = arrival(noising["fn"], noising["value"])
+                path = PathKL(prior, path.prior + path.diffusion - prior, path.log_snr)
         elif site["is_observed"]:
             reconstruction.append(value)
         else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 from torch import Tensor
 
-from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
 from pyro_mdm.model import Registered, data_plate, grid_times
+from pyro_mdm.simulated import SimulatedPath
+from pyro_mdm.simulation import Simulation
 
 __all__ = ["DiffusionGuide"]
 
@@ -15,17 +19,34 @@ __all__ = ["DiffusionGuide"]
 class DiffusionGuide(Registered):
     """``path ~ q(path | x)`` under ``plate("data")``.
 
+    The law of the path is in closed form for a linear diffusion
+    (:class:`~pyro_mdm.laws.NoisingPath`) and simulated for any other
+    (:class:`~pyro_mdm.simulated.SimulatedPath`).
+
     Args:
         diffusion: the noising diffusion, the same object as the model's.
         times: as the model's: None for the state at ε alone, a number N or (N,) times for a grid.
+        simulation: how paths of a nonlinear diffusion are simulated; the diffusion's by default.
 
     Site: ``"path"``, (*batch, N, K, *event_shape).
     """
 
-    def __init__(self, diffusion: LinearDiffusion, times: int | Tensor | None = None) -> None:
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        times: int | Tensor | None = None,
+        *,
+        simulation: Simulation | None = None,
+    ) -> None:
         super().__init__()
+        if simulation is not None and isinstance(diffusion, LinearDiffusion):
+            raise ValueError(
+                f"simulation is given, but {type(diffusion).__name__} is known in closed form; "
+                "leave it out, or simulate with Simulated(diffusion)"
+            )
         self.diffusion = diffusion
         self.times = times
+        self.simulation = simulation
 
     def forward(
         self,
@@ -40,4 +61,10 @@ class DiffusionGuide(Registered):
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         with data_plate(len(x), num_data):
-            return pyro.sample("path", NoisingPath(self.diffusion, x, times))
+            return pyro.sample("path", self._law(x, times))
+
+    def _law(self, x: Tensor, times: Tensor | None) -> NoisingPath | SimulatedPath:
+        if isinstance(self.diffusion, LinearDiffusion):
+            return NoisingPath(self.diffusion, x, times)
+        diffusion: Any = self.diffusion
+        return SimulatedPath(diffusion, x, times, simulation=self.simulation)

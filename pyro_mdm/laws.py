@@ -23,10 +23,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_mdm import draws
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, full_precision
+from pyro_mdm import draws, simulation
+from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix, full_precision
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
+
 
 if TYPE_CHECKING:
     from pyro_mdm.scores import Score
@@ -90,11 +91,11 @@ class _PathLaw(TorchDistribution):
     """Shapes shared by the laws: batch_shape, and event_shape (N, K, *event_shape of x)."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    diffusion: LinearDiffusion
+    diffusion: Any  # a Diffusion; of the kind that the law is for
 
     def __init__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Diffusion,
         batch_shape: torch.Size,
         x_shape: torch.Size,
         num_times: int,
@@ -157,17 +158,7 @@ class NoisingPath(_PathLaw):
         event_dim: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        event_dim = x.dim() - 1 if event_dim is None else event_dim
-        if not 0 <= event_dim <= x.dim():
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
-        if not x.is_floating_point():
-            raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
-        if not bool(x.isfinite().all()):
-            raise ValueError(
-                f"x has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
-                "finite data; check the transform that made it"
-            )
-        cut = x.dim() - event_dim
+        cut = _batch_dim(x, event_dim)
         self.x = x
         self.times = None if times is None else _grid(diffusion, times)
         num_times = 1 if times is None else len(times)
@@ -217,6 +208,21 @@ class NoisingPath(_PathLaw):
         return total
 
 
+def _batch_dim(x: Tensor, event_dim: int | None) -> int:
+    """The number of batch dimensions of data, checked."""
+    event_dim = x.dim() - 1 if event_dim is None else event_dim
+    if not 0 <= event_dim <= x.dim():
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"x has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
+            "finite data; check the transform that made it"
+        )
+    return x.dim() - event_dim
+
+
 class _GenerativeLaw(_PathLaw):
     """What both generative laws share: a score, and no dependence on x."""
 
@@ -228,7 +234,7 @@ class _GenerativeLaw(_PathLaw):
 
 
 class GenerativePath(_GenerativeLaw):
-    """The law of the reverse SDE run from π = N(0, Σ_π) at T to ε, seen at ε.
+    """The law of the reverse SDE run from the prior π at T to ε, seen at ε.
 
     Args:
         diffusion: the noising diffusion that is reversed.
@@ -238,13 +244,14 @@ class GenerativePath(_GenerativeLaw):
 
     ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε), unbiased
     for the denoising score matching bound in log space (one random time per datum, noise in ±
-    pairs; two network evaluations). Its exponential estimates nothing: importance weights need
+    pairs; two network evaluations), or, where the noising diffusion is simulated, for the bound of
+    :mod:`pyro_mdm.simulation`. Its exponential estimates nothing: importance weights need
     :class:`GenerativeChain`.
     """
 
     def __init__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Diffusion,
         score: Score,
         event_shape: Sequence[int],
         *,
@@ -275,6 +282,9 @@ class GenerativePath(_GenerativeLaw):
         (state,) = self._states(value)
         lead = state.shape[: state.dim() - self.x_dim - 1]
         y0 = state.reshape(-1, *self.event_shape[1:])
+        if not isinstance(diffusion, LinearDiffusion):
+            gain = simulation.path_integral(diffusion, self._score_at, y0, diffusion.simulation)
+            return (diffusion.prior.log_prob(y0) - gain.value).reshape(lead)
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
         u = draws.low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
@@ -307,6 +317,9 @@ class GenerativePath(_GenerativeLaw):
         )
         bound = prior + weight.to(y0.dtype) * integrand + divergence.to(y0.dtype)
         return bound.reshape(lead)
+
+    def _score_at(self, y: Tensor, s: Tensor) -> Tensor:
+        return self.score.score(self.diffusion, y, s)
 
 
 class GenerativeChain(_GenerativeLaw):
@@ -403,8 +416,8 @@ class BoundScore:
     the result is cast back.
     """
 
-    def __init__(self, diffusion: LinearDiffusion, score: Score) -> None:
-        self.diffusion = diffusion
+    def __init__(self, diffusion: Diffusion, score: Score) -> None:
+        self.diffusion: Any = diffusion
         self.parameterization = score
         dtypes = [p.dtype for p in score.parameters() if p.is_floating_point()]
         self.dtype = dtypes[0] if dtypes else torch.get_default_dtype()
@@ -539,7 +552,7 @@ def _kl_chain(noising: NoisingPath, generative: GenerativeChain) -> Tensor:
     return kl.prior + kl.diffusion
 
 
-def _shared_diffusion(noising: NoisingPath, generative: _GenerativeLaw) -> LinearDiffusion:
+def _shared_diffusion(noising: Any, generative: _GenerativeLaw) -> Any:
     if noising.diffusion is not generative.diffusion:
         raise ValueError(
             f"the guide runs {noising.diffusion} and the model reverses {generative.diffusion}; "
@@ -559,7 +572,7 @@ def _shared_diffusion(noising: NoisingPath, generative: _GenerativeLaw) -> Linea
     return noising.diffusion
 
 
-def _grid(diffusion: LinearDiffusion, times: Tensor, whole: bool = False) -> Tensor:
+def _grid(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:
     """Times checked at the door: (N,), increasing, and from ε to T if ``whole``."""
     s = torch.as_tensor(times, dtype=torch.float64)
     if s.dim() != 1 or not len(s) or not bool((s.diff() > 0).all()):

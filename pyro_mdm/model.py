@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -12,9 +12,9 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
-from pyro_mdm.samplers import Splitting
+from pyro_mdm.samplers import EulerMaruyama, Splitting
 
 if TYPE_CHECKING:
     from pyro_mdm.likelihoods import Likelihood
@@ -59,7 +59,7 @@ def _owner(parameter: Tensor, name: str) -> str:
 
 
 class DiffusionModel(Registered):
-    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, under ``plate("data")``.
+    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, under ``plate("data")``, for any diffusion.
 
     Args:
         diffusion: the noising diffusion that is reversed; the guide is built over the same object.
@@ -67,7 +67,8 @@ class DiffusionModel(Registered):
         likelihood: p(x | y_ε), the score's own decoder by default.
         event_shape: shape of one datum.
         sampler: simulates the generative SDE when the path is not given,
-            ``Splitting(steps=256)`` by default.
+            ``Splitting(steps=256)`` by default, ``EulerMaruyama(steps=256)`` for a nonlinear
+            diffusion.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
 
@@ -77,7 +78,7 @@ class DiffusionModel(Registered):
 
     def __init__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Diffusion,
         score: Score,
         likelihood: Likelihood | None = None,
         event_shape: Sequence[int] = (),
@@ -88,11 +89,19 @@ class DiffusionModel(Registered):
         super().__init__()
         if any(n < 1 for n in event_shape):
             raise ValueError(f"event_shape is {tuple(event_shape)}, expected positive sizes")
-        self.diffusion = diffusion
+        if times is not None and not isinstance(diffusion, LinearDiffusion):
+            raise ValueError(
+                f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
+                "a chain on a grid; leave out times"
+            )
+        self.diffusion: Any = diffusion
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
         self.event_shape = torch.Size(event_shape)
-        self.sampler = sampler if sampler is not None else Splitting(steps=256)
+        if sampler is None:
+            linear = isinstance(diffusion, LinearDiffusion)
+            sampler = Splitting(steps=256) if linear else EulerMaruyama(steps=256)
+        self.sampler = sampler
         self.times = times
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
@@ -160,6 +169,6 @@ def data_plate(n: int, num_data: int | None) -> pyro.plate:
     return pyro.plate("data", num_data, subsample=torch.arange(n))
 
 
-def grid_times(diffusion: LinearDiffusion, times: int | Tensor) -> Tensor:
-    """A number of times, equally spaced in log SNR, or the times themselves."""
-    return diffusion.log_snr_grid(times) if isinstance(times, int) else times
+def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
+    """A number of times, equally spaced in noise level, or the times themselves."""
+    return diffusion.noise_level_grid(times) if isinstance(times, int) else times

@@ -2,7 +2,9 @@ r"""Integrators of the generative SDE, from the prior at T to y_ε.
 
 In reverse time t = T - s the generative process is
 
-    du = ( g² s_θ(u, s) - A u ) dt + G dB_t,    u_0 ~ N(0, Σ_π),    A = -(Q + D) Σ_∞^{-1}, g² = 2 D.
+    du = ( g² s_θ(u, s) + ∇·g² - f(u, s) ) dt + G dB_t,    u_0 ~ π,
+
+for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π).
 
 Each integrator is one class, called as
 
@@ -28,8 +30,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import kernels
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
+from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
+from pyro_mdm.sde import check_dispersion
 
 __all__ = [
     "Ancestral",
@@ -38,6 +41,7 @@ __all__ = [
     "Splitting",
     "information_grid",
     "log_snr_grid",
+    "simulation_grid",
 ]
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -72,6 +76,28 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     return s.flip(0)
 
 
+@torch.no_grad()
+def simulation_grid(diffusion: Diffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, half by the clock and half by noise level.
+
+    Where nothing is known in closed form: steps that are short both for what noise does late and
+    for the data's scales early.
+    """
+    start, end = diffusion.start_time, diffusion.horizon
+    fraction = torch.linspace(0, 1, 1025).to(start)
+    s = torch.cat([diffusion.noise_level_grid(1025), start + (end - start) * fraction[1:-1]])
+    s = torch.maximum(s.clamp(max=end), start).unique()
+    clock, level = diffusion.clock(s), -diffusion.noise_level(s)
+    parts = [(m - m[0]) / (m[-1] - m[0]) for m in (clock, level)]
+    measure = sum(parts[1:], parts[0]) / 2
+    wanted = torch.linspace(0, 1, steps + 1).to(measure)
+    i = torch.searchsorted(measure, wanted).clamp(1, len(s) - 1)
+    weight = ((wanted - measure[i - 1]) / (measure[i] - measure[i - 1])).clamp(0, 1)
+    grid = torch.lerp(s[i - 1], s[i], weight)
+    grid[0], grid[-1] = start, end
+    return grid.flip(0)
+
+
 class Sampler(ABC):
     """An integrator of the generative SDE.
 
@@ -102,10 +128,17 @@ class Sampler(ABC):
     ) -> Tensor:
         """The state after step i, like y (batch, K, *event_shape), in float64."""
 
+    def _check(self, diffusion: Diffusion) -> None:
+        if not isinstance(diffusion, LinearDiffusion):
+            raise TypeError(
+                f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
+                f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
+            )
+
     @torch.no_grad()
     def __call__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Diffusion,
         score: Score,
         shape: Sequence[int],
         generator: torch.Generator | None = None,
@@ -130,15 +163,17 @@ class Sampler(ABC):
                 f"variables of {type(diffusion).__name__}"
             )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
-        device = diffusion.stationary_covariance.device
+        device = diffusion.start_time.device
+        self._check(diffusion)
 
         def noise() -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
 
         ask = _Questions(diffusion, score, dtype)
-        times = self.times(diffusion)
-        plan = self.plan(diffusion, times)
-        y = apply_matrix(torch.linalg.cholesky(diffusion.prior_covariance), noise())
+        fitting: Any = diffusion  # of the kind that this sampler is for
+        times = self.times(fitting)
+        plan = self.plan(fitting, times)
+        y = diffusion.prior.sample(tuple(shape), generator).to(device)
         for i in _progress(self.steps, type(self).__name__) if progress else range(self.steps):
             y = self.step(plan, i, y, ask, noise)
         return y.to(dtype)
@@ -151,7 +186,7 @@ class Sampler(ABC):
 class _Questions:
     """The score and the denoiser, asked in their own precision and answering in float64."""
 
-    def __init__(self, diffusion: LinearDiffusion, score: Score, dtype: torch.dtype) -> None:
+    def __init__(self, diffusion: Any, score: Score, dtype: torch.dtype) -> None:
         self.diffusion, self._score, self.dtype = diffusion, score, dtype
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
@@ -187,28 +222,56 @@ class _EulerPlan(NamedTuple):
 
 
 class EulerMaruyama(Sampler):
-    """``u' = u + h (g² s_θ - A u) + √h G ξ``, weak order 1. One score call a step.
+    """``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, weak order 1. One score call a step.
 
-    On :func:`information_grid`, as is :class:`Splitting`.
+    For any diffusion: on :func:`information_grid` for a linear one, as is :class:`Splitting`, and
+    on :func:`simulation_grid` for any other.
     """
 
-    def times(self, diffusion: LinearDiffusion) -> Tensor:
-        return information_grid(diffusion, self.steps)
+    def _check(self, diffusion: Diffusion) -> None:
+        pass
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _EulerPlan:
+    def times(self, diffusion: Diffusion) -> Tensor:
+        if isinstance(diffusion, LinearDiffusion):
+            return information_grid(diffusion, self.steps)
+        return simulation_grid(diffusion, self.steps)
+
+    def plan(self, diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
+        if not isinstance(diffusion, LinearDiffusion):
+            return times
         s, h = times[:-1], (times[:-1] - times[1:])[:, None, None]
         A = diffusion.drift_matrix(s)
         eye = torch.eye(diffusion.num_variables).to(A)
-        root = h.sqrt() * diffusion.dispersion(s)
+        root = h.sqrt() * diffusion.dispersion_matrix(s)
         return _EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)
 
     def step(
-        self, plan: _EulerPlan, i: int, y: Tensor, ask: _Questions, noise: Callable[[], Tensor]
+        self,
+        plan: _EulerPlan | Tensor,
+        i: int,
+        y: Tensor,
+        ask: _Questions,
+        noise: Callable[[], Tensor],
     ) -> Tensor:
+        if isinstance(plan, Tensor):
+            return self._general(plan, i, y, ask, noise())
         drifted = apply_matrix(plan.keep[i], y) + apply_matrix(
             plan.pull[i], ask.score(y, plan.s[i])
         )
         return drifted + apply_matrix(plan.root[i], noise())
+
+    @staticmethod
+    def _general(times: Tensor, i: int, y: Tensor, ask: _Questions, noise: Tensor) -> Tensor:
+        diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
+        G = check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
+
+        def rows(v: Tensor) -> Tensor:
+            return v.flatten(2).mT if v.dim() > 2 else v.unsqueeze(1)
+
+        white = G.mT @ rows(ask.score(y, s[0])).unsqueeze(-1)
+        moved = (G @ (h * white + h.sqrt() * rows(noise).unsqueeze(-1))).squeeze(-1)
+        drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)
+        return y - h * drift.double() + moved.mT.reshape(y.shape)
 
 
 class _SplittingPlan(NamedTuple):

@@ -4,9 +4,9 @@ torchsde integrates two-dimensional states forward in time. So data dimensions a
 batch, a state (batch, K, *event_shape) becoming (batch·d, K) with a K×K dispersion, and the
 generative SDE runs in t = T - s,
 
-    du = ( g²(T-t) s_θ(u, T-t) - A(T-t) u ) dt + G(T-t) dB_t,    g² = G Gᵀ
+    du = ( g² s_θ(u, T-t) + ∇·g² - f(u, T-t) ) dt + G(u, T-t) dB_t,    g² = G Gᵀ
 
-(Singhal, Goldstein & Ranganath, ICLR 2023, equation 3).
+(Singhal, Goldstein & Ranganath, ICLR 2023, equation 3, where ∇·g² = 0 and f = A u; Anderson 1982).
 
 Example:
     >>> import torch, torchsde
@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions import LinearDiffusion
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions import Diffusion
 
-__all__ = ["ForwardSDE", "ReverseSDE", "fold", "unfold"]
+__all__ = ["ForwardSDE", "ReverseSDE", "check_dispersion", "fold", "unfold"]
 
 
 def fold(y: Tensor) -> Tensor:
@@ -49,23 +51,46 @@ def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
     return states.reshape(-1, *event_shape, states.shape[-1]).movedim(-1, 1)
 
 
-class _LinearSDE(nn.Module):
-    """What both directions share: additive Itô noise, one K×K dispersion for all states."""
+def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
+    """G(y, s) as (batch, d or 1, K, K), if it has the shape that its diffusion declares.
 
-    noise_type = "additive"
+    Raises:
+        ValueError: another shape.
+    """
+    n, K, event = len(y), diffusion.num_variables, y.shape[2:]
+    if diffusion.noise_depends_on_state:
+        if G.shape == (n, *event, K, K):
+            return G.reshape(n, -1, K, K)
+        expected = f"({', '.join(map(str, (n, *event, K, K)))}), a K×K block per data dimension"
+    else:
+        if G.shape in ((K, K), (n, K, K)):
+            return G.expand(n, K, K).unsqueeze(1)
+        expected = f"({n}, {K}, {K}) or ({K}, {K}), one block for all data dimensions"
+    raise ValueError(
+        f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "
+        f"{expected}, as noise_depends_on_state is {diffusion.noise_depends_on_state}"
+    )
+
+
+class _DiffusionSDE(nn.Module):
+    """What both directions share: Itô noise, K×K dispersions."""
+
     sde_type = "ito"
 
-    def __init__(self, diffusion: LinearDiffusion) -> None:
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.diffusion = diffusion
+        self.event_shape = torch.Size(event_shape)
+        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
 
-    def _check(self, states: Tensor) -> None:
+    def _state(self, states: Tensor) -> Tensor:
         K = self.diffusion.num_variables
         if states.dim() != 2 or states.shape[1] != K:
             raise ValueError(
                 f"states have shape {tuple(states.shape)}, expected (batch·d, K) with the K = {K} "
                 f"variables of {type(self.diffusion).__name__}; use pyro_mdm.sde.fold"
             )
+        return unfold(states, self.event_shape)
 
     def _time(self, s: Tensor) -> Tensor:
         """s in float64, put back into [0, T] where the rounding of t moved it out."""
@@ -74,36 +99,43 @@ class _LinearSDE(nn.Module):
         s = s.double()
         return torch.where((s > -slack) & (s < T + slack), s.clamp(0.0, T), s)
 
-    def _dispersion(self, s: Tensor, states: Tensor) -> Tensor:
-        self._check(states)
-        G = self.diffusion.dispersion(self._time(s)).to(states.dtype)
-        return G.expand(states.shape[0], *G.shape)
+    def _drift(self, y: Tensor, s: Tensor) -> Tensor:
+        return self.diffusion.drift(y, s.expand(len(y)))
+
+    def _dispersion(self, states: Tensor, s: Tensor) -> Tensor:
+        y, s = self._state(states), self._time(s)
+        G = check_dispersion(self.diffusion, self.diffusion.dispersion(y, s.expand(len(y))), y)
+        G = G.to(states.dtype)
+        return G.expand(-1, y[0, 0].numel(), -1, -1).reshape(len(states), *G.shape[2:])
 
 
-class ForwardSDE(_LinearSDE):
-    """dy = A(s) y ds + G(s) dB_s over states (batch·d, K), with torchsde's time s itself.
+class ForwardSDE(_DiffusionSDE):
+    """dy = f(y, s) ds + G(y, s) dB_s over states (batch·d, K), with torchsde's time s itself.
 
     Args:
         diffusion: the noising diffusion.
+        event_shape: shape of a datum, for a drift that couples data dimensions.
 
     Raises:
         ValueError: states of another shape, a time outside [0, T].
     """
 
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int] = ()) -> None:
+        super().__init__(diffusion, event_shape)
+
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """A(t) y, like y (batch·d, K)."""
-        self._check(y)
-        return y @ self.diffusion.drift_matrix(self._time(t)).to(y.dtype).mT
+        """f(y, t), like y (batch·d, K)."""
+        return fold(self._drift(self._state(y), self._time(t)).to(y.dtype))
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """G(t), (batch·d, K, K)."""
-        return self._dispersion(t, y)
+        """G(y, t), (batch·d, K, K)."""
+        return self._dispersion(y, t)
 
 
-class ReverseSDE(_LinearSDE):
+class ReverseSDE(_DiffusionSDE):
     """The generative SDE over states (batch·d, K), with torchsde's time t = T - s.
 
-    Integrate from t = 0, where the state is drawn from N(0, Σ_π), to T - ε.
+    Integrate from t = 0, where the state is drawn from the prior, to T - ε.
 
     Args:
         diffusion: the noising diffusion that is reversed.
@@ -116,28 +148,27 @@ class ReverseSDE(_LinearSDE):
 
     def __init__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Diffusion,
         score: Callable[[Tensor, Tensor], Tensor],
         event_shape: Sequence[int],
     ) -> None:
-        super().__init__(diffusion)
+        super().__init__(diffusion, event_shape)
         self.score = score
-        self.event_shape = torch.Size(event_shape)
 
     def f(self, t: Tensor, u: Tensor) -> Tensor:
-        """g² s_θ(u, T - t) - A u, like u (batch·d, K)."""
-        self._check(u)
+        """g² s_θ(u, T - t) + ∇·g² - f(u, T - t), like u (batch·d, K)."""
+        y = self._state(u)
         s = self._time(self.diffusion.horizon - t)
-        y = unfold(u, self.event_shape)
         score = self.score(y, s.expand(len(y)))
         if score.shape != y.shape:
             raise ValueError(
                 f"the score has shape {tuple(score.shape)}, expected y's {tuple(y.shape)}"
             )
-        A = self.diffusion.drift_matrix(s).to(u.dtype)
-        g2 = self.diffusion.noise_covariance(s).to(u.dtype)
-        return fold(score.to(u.dtype)) @ g2 - u @ A.mT
+        G = self._dispersion(u, s)
+        white = G.mT @ fold(score.to(u.dtype)).unsqueeze(-1)
+        drift = self._drift(y, s) - self.diffusion.noise_divergence(y, s.expand(len(y)))
+        return (G @ white).squeeze(-1) - fold(drift.to(u.dtype))
 
     def g(self, t: Tensor, u: Tensor) -> Tensor:
-        """G(T - t), (batch·d, K, K)."""
-        return self._dispersion(self.diffusion.horizon - t, u)
+        """G(u, T - t), (batch·d, K, K)."""
+        return self._dispersion(u, self.diffusion.horizon - t)

@@ -102,7 +102,7 @@ def test_moments_satisfy_their_differential_equations(make):
         m = [diffusion.marginal(s + i * h) for i in (-2, -1, 1, 2)]
         here = diffusion.marginal(s)
         A, g2 = diffusion.drift_matrix(s), diffusion.noise_covariance(s)
-        G = diffusion.dispersion(torch.tensor(s, dtype=torch.float64))
+        G = diffusion.dispersion_matrix(torch.tensor(s, dtype=torch.float64))
         rate = diffusion.log_snr_rate(s)
 
     def slope(field: str) -> Tensor:

@@ -1,0 +1,423 @@
+r"""Noising diffusions without a closed form: write the drift, and paths are simulated.
+
+    dy = f(y, s) ds + G(y, s) dB_s        from ε to T
+
+The law of y_ε given x is Gaussian and exact, so that decoders and the model's ends are as for linear
+diffusions; all else is known by simulation (:mod:`pyro_mdm.simulation`).
+
+Example:
+    >>> class Cubic(NonlinearDiffusion):
+    ...     "Over-damped motion in the potential y⁴/4, whose law at rest is exp(-y⁴/4)."
+    ...     stationary_prior = True
+    ...     def __init__(self):
+    ...         super().__init__(1, horizon=3.0, prior=QuadraturePrior([lambda y: y**4 / 4]))
+    ...     def drift(self, y, s):
+    ...         return -(y**3)
+    ...     def dispersion(self, y, s):
+    ...         return 2**0.5 * torch.eye(1, dtype=torch.float64)
+    >>> Cubic().start_time
+    tensor(0., dtype=torch.float64)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.clocks import Clock, ConstantBeta
+from pyro_mdm.diffusions import (
+    Diffusion,
+    LinearDiffusion,
+    Marginal,
+    Times,
+    _variance,
+    full_precision,
+)
+from pyro_mdm.priors import GaussianPrior, Prior, QuadraturePrior
+from pyro_mdm.sde import check_dispersion
+from pyro_mdm.simulation import Simulation, _point, divergence, noise_root
+
+__all__ = ["LearnedDrift", "NonlinearDiffusion", "QuadraturePrior", "Simulated"]
+
+CHECKED_DERIVATIVES = 64
+"""The most K·d for which a prior that is declared stationary is checked."""
+
+MISMATCH = 1e-4
+"""Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
+
+
+class NonlinearDiffusion(Diffusion, ABC):
+    """Any Itô diffusion. Subclasses define :meth:`drift` and :meth:`dispersion`, rates included.
+
+    At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
+    ``v_0 ~ N(0, Σ_v)``. Noise levels are nominal, a logarithm of the clock's time from
+    ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
+    network is told of the time, never what the bound is.
+
+    Args:
+        num_variables: K.
+        beta: a clock β that says where in [0, T] things happen, :class:`ConstantBeta` (1) by
+            default. ``self.rate(s)`` is there for drifts to use.
+        horizon: T.
+        initial_variance: Σ_v at s = 0: a number or K-1.
+        max_log_snr: λ at the start, where the decoder takes over.
+        min_log_snr: the nominal noise level at T.
+        prior: π, N(0, I) by default.
+        simulation: how paths are simulated.
+
+    Attributes:
+        stationary_prior: whether π is stationary at every s. Declare it where it is known: then
+            (1) of :mod:`pyro_mdm.simulation` has no term c, and it is checked. The bound is right
+            either way.
+
+    Raises:
+        ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,
+            a prior of another K. On first use: a drift or dispersion of another shape than
+            declared, a prior declared stationary that is not.
+    """
+
+    stationary_prior: bool = False
+    initial_covariance: Tensor
+
+    def __init__(
+        self,
+        num_variables: int,
+        *,
+        beta: Clock | None = None,
+        horizon: float = 1.0,
+        initial_variance: float | Sequence[float] = 0.01,
+        max_log_snr: float = 13.0,
+        min_log_snr: float = -10.0,
+        prior: Prior | None = None,
+        simulation: Simulation | None = None,
+    ) -> None:
+        super().__init__()
+        K = num_variables
+        if K < 1:
+            raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
+        if not horizon > 0:
+            raise ValueError(f"horizon is {horizon}, expected a positive end time T")
+        if not min_log_snr < max_log_snr:
+            raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
+        if prior is not None and prior.num_variables != K:
+            raise ValueError(f"the prior is of K = {prior.num_variables} variables, expected {K}")
+        self.num_variables, self.horizon = K, float(horizon)
+        self._max_log_snr, self._min_log_snr = float(max_log_snr), float(min_log_snr)
+        self.beta = beta if beta is not None else ConstantBeta(1.0)
+        self._prior = prior
+        self.simulation = simulation if simulation is not None else Simulation()
+        initial = torch.zeros(K, K, dtype=torch.float64)
+        initial[1:, 1:] = _variance("initial_variance", initial_variance, K - 1)
+        initial[0, 0] = math.exp(-max_log_snr)
+        self.register_buffer("initial_covariance", initial)
+        self._checked: set[torch.Size] = set()
+
+    # -- ends and levels ---------------------------------------------------------------------------
+
+    @property
+    def prior(self) -> Prior:
+        """π: N(0, I) if none was given."""
+        if self._prior is None:
+            return GaussianPrior(torch.eye(self.num_variables).to(self.initial_covariance))
+        return self._prior
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ of the state at ε."""
+        return self._max_log_snr
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        """The nominal noise level at T, 0-dim."""
+        return self._tensor(self._min_log_snr)
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε = 0."""
+        return self._tensor(0.0)
+
+    @property
+    def start(self) -> Marginal:
+        """y_ε given x: N((x, 0), diag(e^{-λ}, Σ_v))."""
+        a = torch.zeros(self.num_variables).to(self.initial_covariance)
+        a[0] = 1.0
+        Sigma = self.initial_covariance
+        log_snr = self._tensor(self.max_log_snr)
+        return Marginal(a, Sigma, torch.linalg.cholesky(Sigma), a, log_snr, torch.logdet(Sigma))
+
+    def clock(self, s: Times) -> Tensor:
+        """b(s) = ∫_0^s β, like s."""
+        return self.beta.integral(self._time("s", s))
+
+    def rate(self, s: Times) -> Tensor:
+        """β(s), like s, float64."""
+        return self.beta.rate(self._time("s", s))
+
+    def noise_level(self, s: Times) -> Tensor:
+        """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
+        done = (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
+        return self._max_log_snr - self._width * (done / self._unit).log1p()
+
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """Minus its derivative in s, like s."""
+        done = (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
+        return self._width * self.rate(s) / (self._unit + done)
+
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """The time of a nominal level, like it."""
+        fraction = (self._max_log_snr - self._tensor(level)) / self._width
+        tau = self.clock(self.start_time) + self._unit * fraction.expm1()
+        return self._from_clock(tau).clamp(max=self.horizon)
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.beta.inverse(tau)
+
+    @property
+    def _unit(self) -> float:
+        return math.exp(-self._max_log_snr / 2)
+
+    @property
+    def _width(self) -> Tensor:
+        """Levels per unit of log1p(clock / unit)."""
+        whole = self.clock(self.horizon) - self.clock(self.start_time)
+        return (self._max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
+
+    # -- what the bound needs ----------------------------------------------------------------------
+
+    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
+        """∇·g², like y: Σ_j ∂_j g²_ij within each data dimension, by automatic differentiation."""
+        if not self.noise_depends_on_state:
+            return torch.zeros_like(y)
+        with torch.enable_grad():
+            point = _point(y)
+            G = noise_root(self, point, self._tensor(s))
+            found = matrix_divergence(G @ G.mT, point)
+        return found if torch.is_grad_enabled() else found.detach()
+
+    def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
+        """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
+        if self.stationary_prior:
+            return None
+        return self._prior_current(y, s)
+
+    def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+        G = noise_root(self, y, s)
+        score = self.prior.score(y)
+        rows = score.reshape(*y.shape[:2], -1).mT.unsqueeze(-1)
+        pulled = (G @ (G.mT @ rows)).squeeze(-1).mT.reshape(y.shape)
+        drift = self.drift(y, s).to(y.dtype)
+        return drift - 0.5 * (pulled + self.noise_divergence(y, s))
+
+    def check(self, event_shape: Sequence[int]) -> None:
+        """What the diffusion declares, tried on a few states from the prior; once per shape.
+
+        Raises:
+            ValueError: see the class.
+        """
+        event_shape = torch.Size(event_shape)
+        if event_shape in self._checked:
+            return
+        name, K = type(self).__name__, self.num_variables
+        device = self._device()
+        generator = torch.Generator(device).manual_seed(0)
+        n = 16
+        with torch.no_grad(), full_precision(self.initial_covariance):
+            y = self.prior.sample((n, K, *event_shape), generator)
+            unit = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+            s = self.start_time + (self.horizon - self.start_time) * unit
+            y = y.to(self._own_dtype())
+            f = self.drift(y, s)
+            if f.shape != y.shape:
+                raise ValueError(
+                    f"the drift of {name} has shape {tuple(f.shape)}, expected y's {tuple(y.shape)}"
+                )
+            G = check_dispersion(self, self.dispersion(y, s), y)
+            for what, value in (("drift", f), ("dispersion", G)):
+                if not bool(value.isfinite().all()):
+                    raise ValueError(
+                        f"the {what} of {name} is not finite at states drawn from its prior; "
+                        f"e.g. {value[~value.isfinite()][0].item()}"
+                    )
+        if self.stationary_prior and K * math.prod(event_shape) <= CHECKED_DERIVATIVES:
+            self._check_prior(y, s)
+        self._checked.add(event_shape)
+
+    def _own_dtype(self) -> torch.dtype:
+        """float64, or the precision of a network in the drift, to which modules may be cast."""
+        return torch.float64
+
+    def _check_prior(self, y: Tensor, s: Tensor) -> None:
+        with torch.enable_grad():
+            point = y.detach().requires_grad_()
+            F = self._prior_current(point, s)
+            exact = Simulation(probes="exact")
+            parts = (divergence(F, point, None, exact).value, (F * self.prior.score(point)))
+            first, second = parts[0].detach(), parts[1].flatten(1).sum(1).detach()
+        scale = float(first.square().mean().sqrt() + second.square().mean().sqrt())
+        if not bool(((first + second).abs() <= MISMATCH * scale + 1e-8).all()):
+            worst = int((first + second).abs().argmax())
+            raise ValueError(
+                f"{type(self).__name__} declares stationary_prior, but its prior is not the "
+                f"stationary law: ∇·(F π)/π is {float((first + second)[worst]):.3g} at "
+                f"s = {float(s[worst]):.3g}, expected 0 (its parts are of the size {scale:.3g}). "
+                "Give the stationary law as prior, correct the drift (state-dependent Q and D need "
+                "Γ, see HamiltonianDiffusion), or set stationary_prior = False: the bound then "
+                "counts the mismatch"
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._checked.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
+
+
+def matrix_divergence(matrix: Tensor, y: Tensor) -> Tensor:
+    """Σ_j ∂_j m_ij like y (n, K, *event_shape), for blocks m (n, d, K, K) computed from y.
+
+    The block of a data dimension must depend on that dimension's variables alone.
+    """
+    n, K = y.shape[:2]
+    rows = []
+    for i in range(K):
+        total = torch.zeros(n, matrix.shape[1], dtype=y.dtype, device=y.device)
+        for j in range(K):
+            entry = matrix[:, :, i, j]
+            if not entry.requires_grad:
+                continue
+            (grad,) = torch.autograd.grad(
+                entry.sum(), y, create_graph=True, retain_graph=True, allow_unused=True
+            )
+            if grad is not None:
+                total = total + grad[:, j].reshape(n, -1)
+        rows.append(total)
+    return torch.stack(rows, 1).reshape(y.shape)
+
+
+class _FromLinear(NonlinearDiffusion, ABC):
+    """Starts as a linear diffusion has it at ε, with its noise, prior and clock."""
+
+    def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
+        super().__init__(
+            linear.num_variables,
+            beta=linear.beta,
+            horizon=linear.horizon,
+            max_log_snr=linear.max_log_snr,
+            min_log_snr=min(linear.terminal_log_snr.item(), linear.max_log_snr - 1e-6),
+            simulation=simulation,
+        )
+        self.linear = linear
+
+    @property
+    def prior(self) -> GaussianPrior:
+        """N(0, Σ_π) of the linear diffusion."""
+        return self.linear.prior
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε of the linear diffusion, held fixed in gradients."""
+        return self.linear.start_time.detach()
+
+    @property
+    def start(self) -> Marginal:
+        """Its law at ε."""
+        return self.linear.marginal(self.start_time)
+
+    def clock(self, s: Times) -> Tensor:
+        """That of the linear diffusion."""
+        return self.linear.clock(s)
+
+    def rate(self, s: Times) -> Tensor:
+        """That of the linear diffusion."""
+        return self.linear.rate(s)
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.linear._from_clock(tau)
+
+    def dispersion(self, y: Tensor, s: Times) -> Tensor:
+        """G(s) of the linear diffusion."""
+        return self.linear.dispersion_matrix(s)
+
+
+class Simulated(_FromLinear):
+    """A linear diffusion by its drift and dispersion alone: what is known in closed form, simulated.
+
+    The yardstick of simulation: its bound differs from the closed form by the step size and noise.
+
+    Args:
+        linear: the diffusion.
+        simulation: how paths are simulated.
+    """
+
+    stationary_prior = True
+
+    def __init__(self, linear: LinearDiffusion, simulation: Simulation | None = None) -> None:
+        super().__init__(linear, simulation)
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y, like y."""
+        return self.linear.drift(y, s)
+
+
+class LearnedDrift(_FromLinear):
+    r"""A linear diffusion and a small network: ``dy = (A y + β u(y, λ)) ds + G dB``.
+
+    u = c tanh(F / c) is within ± c, so that paths cannot run away; at F = 0, where networks of this
+    library begin, the diffusion is the linear one. The prior stays that of the linear diffusion,
+    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.simulation`).
+
+    Args:
+        linear: any linear diffusion, a learned one too.
+        network: F, called with the K variables as channels, (n, K·C, *spatial), and the noise level
+            (n,); returns the shape of its input.
+        limit: c, per unit of the clock and variable.
+        simulation: how paths are simulated.
+
+    Raises:
+        ValueError: a limit that is not positive, a network output of another shape.
+    """
+
+    def __init__(
+        self,
+        linear: LinearDiffusion,
+        network: nn.Module,
+        *,
+        limit: float = 4.0,
+        simulation: Simulation | None = None,
+    ) -> None:
+        super().__init__(linear, simulation)
+        if not limit > 0:
+            raise ValueError(f"limit is {limit}, expected a positive bound of the added drift")
+        self.network = network
+        self.limit = float(limit)
+
+    def added(self, y: Tensor, s: Times) -> Tensor:
+        """β u, like y (batch, K, *event_shape), for s (batch,)."""
+        s = self._tensor(s).expand(len(y))
+        dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
+        with torch.no_grad():
+            level = self.noise_level(s)
+        inputs = y.flatten(1, 2) if y.dim() > 2 else y
+        out = self.network(inputs.to(dtype), level.to(dtype))
+        if out.shape != inputs.shape:
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(out.shape)} for inputs "
+                f"{tuple(inputs.shape)}, expected the same shape"
+            )
+        u = self.limit * torch.tanh(out / self.limit)
+        rate = self.rate(s).to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
+        return rate * u.to(y.dtype).reshape(y.shape)
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y + β(s) u(y, λ(s)), like y."""
+        return self.linear.drift(y, s) + self.added(y, s)
+
+    def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+        """β u: the linear diffusion's own part leaves the prior as it is."""
+        return self.added(y, s)

@@ -1,0 +1,487 @@
+r"""Simulated noising paths, and the bound that needs nothing but them.
+
+A diffusion ``dy = f ds + G dB`` without a closed form is simulated from y_ε by torchsde. Girsanov's
+theorem and integration by parts give, with ℓ = log π, g² = G Gᵀ and r = s_θ - ∇ℓ,
+
+    log p_θ(y_ε) ≥ log π(y_ε) - ∫_ε^T E[ ½ ‖r‖²_{g²} + ∇ℓ · g² r + ∇·(g² r) - c ] ds          (1)
+
+    c = ∇·F + F · ∇ℓ,    F = f - ½ (g² ∇ℓ + ∇·g²)
+
+at states y_s of the path from y_ε. It is the implicit (ISM) bound E[ log π(y_T) + ∫ -½ ‖s_θ‖² -
+∇·(g² s_θ - f) - ½ ∇·∇·g² ds ] with log π(y_T) written as log π(y_ε) plus an integral (Itô), so that
+no path need reach T. F is the velocity of probability at π: c = ∇·(F π)/π vanishes if π is
+stationary. A model at rest (r = 0) then has exactly log π(y_ε): what is estimated is what it gains.
+
+The divergence is
+
+- ISM: ∇·(g² r) = (∇·g²)·r + tr(Gᵀ J G), J the Jacobian of r; the trace exactly, or by Hutchinson's
+  probes ξᵀ Gᵀ J G ξ, which see the range of G alone;
+- local denoising score matching: if the last increment is an Euler-Maruyama step, y_s is Gaussian
+  given the state y_r before it, and E ∇·(g² r)(y_s) = E[ ⟨G_r⁺ g² r(y_s), ξ⟩ ] / √δ for its noise ξ,
+  exactly for the simulated path. ξ is used with both signs: a central difference, of finite
+  variance for any δ, that needs no derivative of the network.
+
+Sources: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and appendices (ISM, DSM); the same
+authors, "What's the score? Automated Denoising Score Matching for Nonlinear Diffusions", ICML 2024
+(local increments; they linearize the drift within one); Hutchinson 1990.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torchsde
+from torch import Tensor, nn
+
+from pyro_mdm import draws
+from pyro_mdm.diffusions import Diffusion, full_precision
+from pyro_mdm.sde import check_dispersion, fold, unfold
+
+if TYPE_CHECKING:
+    from pyro_mdm.nonlinear import NonlinearDiffusion
+
+__all__ = [
+    "PathIntegral",
+    "Simulation",
+    "SimulationError",
+    "advance",
+    "divergence",
+    "noise_root",
+    "path_integral",
+    "simulate",
+]
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+
+EXACT = 8
+"""The most derivatives for which a divergence is exact by default."""
+
+LIMIT = 1e6
+"""A state beyond this has exploded."""
+
+
+class SimulationError(ArithmeticError):
+    """A simulated path left the range of numbers that mean anything."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How paths are simulated and the bound is estimated on them.
+
+    Args:
+        step_size: the largest step, in units of s. A path to s takes as many steps as one to T,
+            each in proportion shorter. It biases the bound, of first order in the step for
+            ``euler``; measure that with :func:`pyro_mdm.evaluation.step_size_bias`.
+        method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
+            on the state, and the default there) or ``euler`` (the default otherwise).
+        backpropagation: ``direct`` through every step, or ``adjoint``: memory of one step, gradients
+            to the accuracy of the step.
+        objective: ``ism`` or ``local_dsm``, see the module's text. The last step of ``local_dsm`` is
+            always Euler-Maruyama's.
+        probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
+            and else 1.
+        probe_law: ``rademacher`` (±1) or ``gaussian``.
+
+    Raises:
+        ValueError: a step size that is not positive, an unknown name, fewer than 1 probe.
+    """
+
+    step_size: float = 0.01
+    method: Literal["euler", "srk"] | None = None
+    backpropagation: Literal["direct", "adjoint"] = "direct"
+    objective: Literal["ism", "local_dsm"] = "ism"
+    probes: int | Literal["exact"] | None = None
+    probe_law: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        if not (self.step_size > 0 and math.isfinite(self.step_size)):
+            raise ValueError(f"step_size is {self.step_size}, expected a positive step in s")
+        known = {
+            "method": (None, "euler", "srk"),
+            "backpropagation": ("direct", "adjoint"),
+            "objective": ("ism", "local_dsm"),
+            "probe_law": ("rademacher", "gaussian"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, values))}"
+                )
+        if self.probes not in (None, "exact") and not (
+            isinstance(self.probes, int) and self.probes >= 1
+        ):
+            raise ValueError(f"probes is {self.probes!r}, expected 'exact' or a number ≥ 1")
+
+    def steps(self, diffusion: Diffusion) -> int:
+        """The number of steps of a path."""
+        width = diffusion.horizon - float(diffusion.start_time)
+        return max(1, math.ceil(width / self.step_size - 1e-9))
+
+    def solver(self, diffusion: Diffusion) -> str:
+        """The method that is used for a diffusion.
+
+        Raises:
+            ValueError: ``srk`` for noise that depends on the state.
+        """
+        if not diffusion.noise_depends_on_state:
+            return self.method or "srk"
+        if self.method == "srk":
+            raise ValueError(
+                f"method is 'srk', but the noise of {type(diffusion).__name__} depends on the "
+                "state; use method='euler'"
+            )
+        return "euler"
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+
+class _TimedSDE(nn.Module):
+    """dy in u ∈ [0, 1] for s = begin + (end - begin) u, each datum with its own end.
+
+    States are (n·d, K), data dimensions folded into the batch.
+    """
+
+    sde_type = "ito"
+
+    def __init__(
+        self,
+        diffusion: NonlinearDiffusion,
+        begin: Tensor,
+        end: Tensor,
+        event_shape: torch.Size,
+        step: float,
+    ) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+        self.begin, self.span = begin, end - begin
+        self.event_shape, self.step = event_shape, step
+
+    def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = unfold(states, self.event_shape)
+        u = torch.as_tensor(u, dtype=torch.float64, device=self.span.device).clamp(0.0, 1.0)
+        s = (self.begin + self.span * u).clamp(max=self.diffusion.horizon)
+        span = self.span.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
+        return y, s, span
+
+    def f(self, u: Tensor, states: Tensor) -> Tensor:
+        """The drift times ds/du, like states."""
+        y, s, span = self._at(u, states)
+        self._check(y, s)
+        drift = self.diffusion.drift(y, s)
+        if drift.shape != y.shape:
+            raise ValueError(
+                f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
+                f"expected y's {tuple(y.shape)}"
+            )
+        return fold(drift.to(y.dtype) * span)
+
+    def g(self, u: Tensor, states: Tensor) -> Tensor:
+        """The dispersion times √(ds/du), (n·d, K, K)."""
+        y, s, _ = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * self.span.sqrt().to(y.dtype)[:, None, None, None]
+        return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
+
+    def _check(self, y: Tensor, s: Tensor) -> None:
+        size = y.detach().abs().flatten(1).amax(1)
+        wrong = ~(size < LIMIT)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            s = s.expand(len(y))
+            raise SimulationError(
+                f"a path of {type(self.diffusion).__name__} exploded: a state of "
+                f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of "
+                f"{self.step:.3g} ({int(wrong.sum())} of {len(y)} paths). Try a smaller step_size, "
+                "a drift that pulls back from afar and grows at most linearly (or is limited, "
+                "f/(1 + h‖f‖)), or a slower clock"
+            )
+
+
+def advance(
+    diffusion: NonlinearDiffusion,
+    y: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    steps: int,
+    simulation: Simulation,
+    brownian: Any = None,
+    until: float = 1.0,
+) -> Tensor:
+    """States (n, K, *event_shape) at ``end`` of paths that are at y at ``begin``.
+
+    Args:
+        begin, end: times (n,) or 0-dim, detached.
+        steps: from begin to end.
+        brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
+        until: the part of the way from begin to end, in whole steps, that is gone.
+    """
+    if steps < 1:
+        return y
+    event_shape = y.shape[2:]
+    begin, end = (t.detach().expand(len(y)) for t in (begin, end))
+    step = float((end - begin).max()) / steps
+    sde = _TimedSDE(diffusion, begin, end, event_shape, step)
+    method = simulation.solver(diffusion)
+    if brownian is None:
+        area = "space-time" if method == "srk" else "none"
+        d = event_shape.numel()
+        brownian = draws.brownian(len(y), d, y.shape[1], y.dtype, y.device, area)
+    states = fold(y)
+    ts = torch.tensor([0.0, until], dtype=torch.float64, device=y.device)
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": 1.0 / steps}
+    learned = [p for p in diffusion.parameters() if p.requires_grad]
+    graph = torch.is_grad_enabled() and (bool(learned) or states.requires_grad)
+    with full_precision(y):
+        if graph and simulation.backpropagation == "adjoint":
+            ends = torchsde.sdeint_adjoint(
+                sde, states, ts, adjoint_params=tuple(learned), **options
+            )
+        else:
+            ends = torchsde.sdeint(sde, states, ts, **options)
+    after = unfold(ends[-1], event_shape)
+    sde._check(after, begin + (end - begin) * until)
+    return after
+
+
+def simulate(
+    diffusion: NonlinearDiffusion, y: Tensor, times: Tensor, simulation: Simulation
+) -> Tensor:
+    """A path at common times: (n, N, K, *event_shape) for y (n, K, *event_shape) at times[0].
+
+    Args:
+        times: (N,) increasing, in [ε, T].
+    """
+    states = [y]
+    for begin, end in itertools.pairwise(times):
+        steps = max(1, math.ceil(float(end - begin) / simulation.step_size - 1e-9))
+        states.append(advance(diffusion, states[-1], begin, end, steps, simulation))
+    return torch.stack(states, 1)
+
+
+# -- the integrand ---------------------------------------------------------------------------------
+
+
+def noise_root(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)
+
+
+def _rows(y: Tensor) -> Tensor:
+    """(n, K, *event_shape) -> (n, d, K)."""
+    return y.reshape(*y.shape[:2], -1).mT
+
+
+def _transposed(G: Tensor, r: Tensor) -> Tensor:
+    """Gᵀ r, (n, d, K)."""
+    return (G.mT @ r.unsqueeze(-1)).squeeze(-1)
+
+
+def _applied(G: Tensor, xi: Tensor) -> Tensor:
+    """G ξ, (n, d, K)."""
+    return (G @ xi.unsqueeze(-1)).squeeze(-1)
+
+
+def _point(y: Tensor) -> Tensor:
+    """A node for y of its own: derivatives with respect to it do not see y's other uses."""
+    return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+
+
+class _Trace(NamedTuple):
+    value: Tensor  # (n,)
+    variance: Tensor  # (n,) of the value, by its probes; 0 if exact, NaN for a single probe
+
+
+def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulation) -> _Trace:
+    r"""tr(Gᵀ J G) for the Jacobian J of a field (n, K, *event_shape) at y, or tr J for G = None.
+
+    Args:
+        field: computed from y, which requires gradients.
+        G: (n, d or 1, K, K), held fixed.
+    """
+    n, K = y.shape[:2]
+    d = y[0, 0].numel()
+    rows = _rows(field)
+    if not field.requires_grad:
+        return _Trace(y.new_zeros(n), y.new_zeros(n))
+    # The graph is needed if anything else carries gradients; the caller detaches if not.
+    along = rows if G is None else _transposed(G, rows)
+    used = list(range(K))
+    if G is not None:
+        used = G.detach().abs().amax((0, 1, 2)).nonzero().squeeze(1).tolist()
+    probes = simulation.probes
+    if probes is None:
+        probes = "exact" if d * len(used) <= EXACT else 1
+    if probes == "exact":
+        total = y.new_zeros(n)
+        for j in range(d):
+            for k in used:
+                grad = _gradient(along[:, j, k].sum(), y)[:, j]
+                total = total + (grad[:, k] if G is None else (grad * _column(G, j, k)).sum(-1))
+        return _Trace(total, y.new_zeros(n))
+    estimates = []
+    for _ in range(probes):
+        xi = _probe((n, d, K), simulation.probe_law, y)
+        grad = _gradient((along * xi).sum(), y)
+        estimates.append((grad * (xi if G is None else _applied(G, xi))).flatten(1).sum(1))
+    values = torch.stack(estimates)
+    variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
+    return _Trace(values.mean(0), variance)
+
+
+def _column(G: Tensor, j: int, k: int) -> Tensor:
+    return G[:, j if G.shape[1] > 1 else 0, :, k]
+
+
+def _gradient(value: Tensor, y: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(value, y, create_graph=True, allow_unused=True)
+    return _rows(torch.zeros_like(y) if grad is None else grad)
+
+
+def _probe(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
+    if law == "gaussian":
+        return draws.normal(shape, like.dtype, like.device)
+    return 2.0 * (draws.uniform(shape, like.dtype, like.device) < 0.5).to(like.dtype) - 1.0
+
+
+class PathIntegral(NamedTuple):
+    """One estimate of the integral in (1) for each datum, (n,)."""
+
+    value: Tensor  # nats
+    level: Tensor  # the noise level at which it was estimated
+    density: Tensor  # the integrand per unit of noise level, nats
+    probe_variance: Tensor  # of the value, by Hutchinson's probes; 0 if exact, NaN for one probe
+
+
+def path_integral(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    y: Tensor,
+    simulation: Simulation,
+    *,
+    fraction: Tensor | None = None,
+    brownian: Any = None,
+    noise: Tensor | None = None,
+) -> PathIntegral:
+    """The integral of (1) at one random time per datum, from states y (n, K, *event_shape) at ε.
+
+    Args:
+        score: ``score(y, s) -> like y`` for times (n,).
+        fraction: (n,) in [0, 1), where between the noise levels at T and ε; by default of low
+            discrepancy. Times and their density are held fixed in gradients.
+        brownian, noise: of the path and of the last increment of local DSM, (n, d, K); by default
+            drawn.
+    """
+    n, steps = len(y), simulation.steps(diffusion)
+    with torch.no_grad():
+        low, high = diffusion.terminal_log_snr, diffusion.max_log_snr
+        start = diffusion.start_time
+        u = draws.low_discrepancy(n, y.device) if fraction is None else fraction
+        level = low + (high - low) * u
+        s = diffusion.time_at_noise_level(level).clamp(max=diffusion.horizon)
+        s = torch.maximum(s, start)
+        weight = (high - low) / diffusion.noise_level_rate(s)
+    inside = torch.is_grad_enabled()
+    if simulation.objective == "ism":
+        state = advance(diffusion, y, start, s, steps, simulation, brownian)
+        value, variance = _implicit(diffusion, score, state, s, simulation)
+    else:
+        until = (steps - 1) / steps
+        before = advance(
+            diffusion, y, start, s, steps if steps > 1 else 0, simulation, brownian, until
+        )
+        r = start + (s - start) * until
+        value, variance = _local(diffusion, score, before, r, s, simulation, noise)
+    if not inside:
+        value = value.detach()
+    weight = weight.to(value.dtype)
+    return PathIntegral(weight * value, level, weight * value / (high - low), weight**2 * variance)
+
+
+def _implicit(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    y: Tensor,
+    s: Tensor,
+    simulation: Simulation,
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        G = noise_root(diffusion, y, s)
+        point = _point(y)
+        residual = _residual(diffusion, score, point, s)
+        trace = divergence(residual, point, G, simulation)
+        value = _products(diffusion, point, residual, G) + trace.value
+        value = value + _spurious(diffusion, y, s, residual)
+        current = _current(diffusion, y, s, simulation)
+        return value - current.value, trace.variance + current.variance
+
+
+def _local(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    before: Tensor,
+    r: Tensor,
+    s: Tensor,
+    simulation: Simulation,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    n, K = before.shape[:2]
+    d = before[0, 0].numel()
+    delta = (s - r).to(before.dtype).reshape(-1, *(1,) * (before.dim() - 1))
+    root = delta.sqrt().reshape(-1, 1, 1)
+    # noise that does not depend on the state is taken at the end of the step, where g² r is
+    depends = diffusion.noise_depends_on_state
+    G = noise_root(diffusion, before, r if depends else s)
+    xi = draws.normal((n, d, K), before.dtype, before.device) if noise is None else noise
+    centre = before + delta * diffusion.drift(before, r).to(before.dtype)
+    kick = (root * _applied(G, xi)).mT.reshape(before.shape)
+    both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
+    residual = _residual(diffusion, score, both, times)
+    here = noise_root(diffusion, both, times)
+    pushed = _transposed(here, _rows(residual))  # G⁺ g² r, which is Gᵀ r if G is the same
+    if depends:
+        pushed = _applied(torch.linalg.pinv(torch.cat([G, G])) @ here, pushed)
+    plus, minus = pushed.split(n)
+    trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
+    products = _products(diffusion, both, residual, here).reshape(2, n).mean(0)
+    current = _current(diffusion, both, times, simulation)
+    c, variance = (t.expand(2 * n).reshape(2, n).mean(0) for t in current)
+    return products + trace - c, variance / 2
+
+
+def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s: Tensor) -> Tensor:
+    found = score(y, s)
+    if found.shape != y.shape:
+        raise ValueError(f"the score has shape {tuple(found.shape)}, expected y's {tuple(y.shape)}")
+    return found.to(y.dtype) - diffusion.prior.score(y)
+
+
+def _products(diffusion: NonlinearDiffusion, y: Tensor, residual: Tensor, G: Tensor) -> Tensor:
+    """½ ‖r‖²_{g²} + ∇ℓ · g² r, (n,)."""
+    white = _transposed(G, _rows(residual))
+    rest = _transposed(G, _rows(diffusion.prior.score(y)))
+    return ((0.5 * white + rest) * white).flatten(1).sum(1)
+
+
+def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Tensor) -> Tensor:
+    """(∇·g²) · r, (n,)."""
+    if not diffusion.noise_depends_on_state:
+        return residual.new_zeros(len(y))
+    return (diffusion.noise_divergence(y, s) * residual).flatten(1).sum(1)
+
+
+def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> _Trace:
+    """c = ∇·F + F·∇ℓ, (n,); numbers 0 if π is stationary."""
+    with torch.enable_grad():
+        point = _point(y)
+        F = diffusion.prior_current(point, s)
+        if F is None:
+            return _Trace(y.new_zeros(()), y.new_zeros(()))
+        found = divergence(F, point, None, simulation)
+        along = (F * diffusion.prior.score(point)).flatten(1).sum(1)
+        return _Trace(found.value + along, found.variance)
