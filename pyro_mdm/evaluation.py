@@ -4,7 +4,8 @@ The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_md
 likelihood ratio to a baseline with an exact denoiser, at log SNRs spread evenly over a density that
 adapts. The prior's divergence is exact, and the decoder's term costs no network call unless the
 decoder is a network. Models that are compared see the same data, log SNRs and noise: state noise is
-drawn such that its first part is that of z, whatever the diffusion.
+drawn such that its first part is that of z, whatever the diffusion. Models whose diffusion is
+simulated are evaluated as :mod:`pyro_mdm.path_evaluation` describes.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
 and what more network calls make small; the standard error is over the data and includes it.
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions import Marginal
+from pyro_mdm.diffusions import LinearDiffusion, Marginal
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
@@ -58,6 +59,7 @@ class Estimate:
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
     density_error: Tensor  # (bins,) its Monte Carlo error
+    probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
 
     @property
     def bits_per_dim(self) -> float:
@@ -137,7 +139,7 @@ def log_likelihood(
     """Estimate the evidence lower bound of each datum and its mean.
 
     Args:
-        model, guide: over one diffusion.
+        model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape).
         method: "elbo", the continuous-time bound.
         draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
@@ -213,6 +215,27 @@ def compare(
     _check(programs, x, draws, half_width)
     share = _Share.of_group(x.device) if distributed else _Share(x.device)
     models = [model for model, _ in programs.values()]
+    linear = {
+        name: pair
+        for name, pair in programs.items()
+        if isinstance(pair[0].diffusion, LinearDiffusion)
+    }
+    if len(linear) < len(programs):
+        options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+        options |= {"bins": bins, "progress": progress}
+        known: dict[str, Estimate] = {}
+        for name, (model, guide) in linear.items():
+            known[name] = log_likelihood(
+                model,
+                guide,
+                x,
+                batch_size=batch_size,
+                control_variate=control_variate,
+                baseline=baseline,
+                distributed=distributed,
+                **options,
+            )
+        return _compare_paths(programs, x, known, share, options)
     training = [model.training for model in models]
     for model in models:
         model.eval()
@@ -222,6 +245,27 @@ def compare(
                 programs, x, batch_size, seed, control_variate, baseline, bins, adapt, share
             )
             return run.until(draws, half_width, progress)
+    finally:
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
+
+
+def _compare_paths(
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    linear: Mapping[str, Estimate],
+    share: _Share,
+    options: Mapping[str, Any],
+) -> Comparison:
+    from pyro_mdm.path_evaluation import compare_paths
+
+    models = [model for model, _ in programs.values()]
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            return compare_paths(programs, x, linear, share=share, **options)
     finally:
         for model, was in zip(models, training, strict=True):
             model.train(was)

@@ -61,9 +61,10 @@ class DiffusionGuide(Registered):
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         with data_plate(len(x), num_data):
-            return pyro.sample("path", self._law(x, times))
+            return pyro.sample("path", self.law(x, times))
 
-    def _law(self, x: Tensor, times: Tensor | None) -> NoisingPath | SimulatedPath:
+    def law(self, x: Tensor, times: Tensor | None = None) -> NoisingPath | SimulatedPath:
+        """The law of the path given x (batch, *event_shape)."""
         if isinstance(self.diffusion, LinearDiffusion):
             return NoisingPath(self.diffusion, x, times)
         diffusion: Any = self.diffusion

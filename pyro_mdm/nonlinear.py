@@ -160,19 +160,51 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def noise_level(self, s: Times) -> Tensor:
         """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
-        done = (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
-        return self._max_log_snr - self._width * (done / self._unit).log1p()
+        return self._max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def noise_level_rate(self, s: Times) -> Tensor:
         """Minus its derivative in s, like s."""
-        done = (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
-        return self._width * self.rate(s) / (self._unit + done)
+        return self._width * self.rate(s) / (self._unit + self._done(s))
 
     def time_at_noise_level(self, level: Times) -> Tensor:
         """The time of a nominal level, like it."""
         fraction = (self._max_log_snr - self._tensor(level)) / self._width
         tau = self.clock(self.start_time) + self._unit * fraction.expm1()
         return self._from_clock(tau).clamp(max=self.horizon)
+
+    def progress(self, s: Times) -> Tensor:
+        """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
+
+        Steps of it are short both for what noise does late and for the data's scales early.
+        """
+        done, whole = self._done(s), self._done(self.horizon)
+        level = (done / self._unit).log1p() / (whole / self._unit).log1p()
+        return (done / whole + level) / 2
+
+    def progress_rate(self, s: Times) -> Tensor:
+        """Its derivative in s, like s."""
+        done, whole = self._done(s), self._done(self.horizon)
+        level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
+        return self.rate(s) * (1 / whole + level) / 2
+
+    @torch.no_grad()
+    def time_at_progress(self, progress: Times) -> Tensor:
+        """Its inverse, like progress."""
+        wanted = self._tensor(progress)
+        whole = self._done(self.horizon) / self._unit
+        end = whole.log1p()
+        x = end.expand(wanted.shape)  # log1p(done / unit): Newton's method from above is monotone
+        for _ in range(60):
+            error = (x.expm1() / whole + x / end) / 2 - wanted
+            step = error / ((x.exp() / whole + 1 / end) / 2)
+            x = (x - step).clamp_min(0.0)
+            if not bool((step.abs() > 1e-12 * end).any()):
+                break
+        tau = self.clock(self.start_time) + self._unit * x.expm1()
+        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
+
+    def _done(self, s: Times) -> Tensor:
+        return (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
 
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau)
@@ -184,7 +216,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     @property
     def _width(self) -> Tensor:
         """Levels per unit of log1p(clock / unit)."""
-        whole = self.clock(self.horizon) - self.clock(self.start_time)
+        whole = self._done(self.horizon)
         return (self._max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
     # -- what the bound needs ----------------------------------------------------------------------
@@ -312,6 +344,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
             min_log_snr=min(linear.terminal_log_snr.item(), linear.max_log_snr - 1e-6),
             simulation=simulation,
         )
+        del self.beta  # the clock is the linear diffusion's
         self.linear = linear
 
     @property

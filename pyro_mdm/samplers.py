@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from pyro_mdm import kernels
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
 from pyro_mdm.sde import check_dispersion
+
+if TYPE_CHECKING:
+    from pyro_mdm.nonlinear import NonlinearDiffusion
 
 __all__ = [
     "Ancestral",
@@ -76,26 +79,10 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     return s.flip(0)
 
 
-@torch.no_grad()
-def simulation_grid(diffusion: Diffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, half by the clock and half by noise level.
-
-    Where nothing is known in closed form: steps that are short both for what noise does late and
-    for the data's scales early.
-    """
-    start, end = diffusion.start_time, diffusion.horizon
-    fraction = torch.linspace(0, 1, 1025).to(start)
-    s = torch.cat([diffusion.noise_level_grid(1025), start + (end - start) * fraction[1:-1]])
-    s = torch.maximum(s.clamp(max=end), start).unique()
-    clock, level = diffusion.clock(s), -diffusion.noise_level(s)
-    parts = [(m - m[0]) / (m[-1] - m[0]) for m in (clock, level)]
-    measure = sum(parts[1:], parts[0]) / 2
-    wanted = torch.linspace(0, 1, steps + 1).to(measure)
-    i = torch.searchsorted(measure, wanted).clamp(1, len(s) - 1)
-    weight = ((wanted - measure[i - 1]) / (measure[i] - measure[i - 1])).clamp(0, 1)
-    grid = torch.lerp(s[i - 1], s[i], weight)
-    grid[0], grid[-1] = start, end
-    return grid.flip(0)
+def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, even in the diffusion's ``progress``."""
+    fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
+    return diffusion.time_at_progress(fraction).flip(0)
 
 
 class Sampler(ABC):
@@ -234,7 +221,8 @@ class EulerMaruyama(Sampler):
     def times(self, diffusion: Diffusion) -> Tensor:
         if isinstance(diffusion, LinearDiffusion):
             return information_grid(diffusion, self.steps)
-        return simulation_grid(diffusion, self.steps)
+        nonlinear: Any = diffusion
+        return simulation_grid(nonlinear, self.steps)
 
     def plan(self, diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
         if not isinstance(diffusion, LinearDiffusion):

@@ -837,11 +837,11 @@ def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> 
     chosen = torch.arange(num_paths) * len(train_x) // num_paths
     x = train_x[chosen].to(s.device).double()
     path = SimulatedPath(diffusion, x.repeat(len(s), *[1] * (x.dim() - 1)))
-    settings, start = path.simulation, diffusion.start_time
-    y = path.rsample().squeeze(1)
-    ends = s.clamp_min(start).repeat_interleave(num_paths)
-    y = advance(diffusion, y, start, ends, settings.steps(diffusion), settings)
-    return y.reshape(len(s), num_paths, *y.shape[1:])
+    start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
+    knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
+    settings = path.simulation
+    y = advance(diffusion, path.rsample().squeeze(1), knots, settings.steps(), settings)
+    return y.reshape(len(s), num_paths, *y.shape[2:])
 
 
 def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:

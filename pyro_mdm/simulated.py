@@ -118,7 +118,7 @@ class SimulatedPath(_PathLaw):
 def simulated_kl(
     noising: SimulatedPath, generative: GenerativePath, path: Tensor | None = None
 ) -> PathKL:
-    """The divergence of the path laws of a nonlinear diffusion, one path to a random time per datum.
+    """The divergence of the path laws of a nonlinear diffusion, from one path per datum.
 
     Args:
         path: the state at ε, (*batch, 1, K, *event_shape), from ``noising``; None to draw it. With
@@ -140,26 +140,28 @@ def simulated_kl(
     found = path_integral(diffusion, generative._score_at, flat, noising.simulation)
     shape = noising.batch_shape
     rest = noising.log_prob(y) - diffusion.prior.log_prob(flat).reshape(shape)
-    return PathKL(rest, found.value.reshape(shape), found.level.reshape(shape))
+    return PathKL(rest, found.value.reshape(shape), found.level[0].reshape(shape))
 
 
 @torch.no_grad()
-def arrival(noising: SimulatedPath, path: Tensor) -> Tensor:
+def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
     """-log π(y_T) - H(π) at the end of one path per datum, (*batch), nats: 0 on average at π.
 
     How far the prior's code is from the shortest for the states that arrive there: their
-    cross-entropy with the prior in excess of its entropy.
+    cross-entropy with the prior in excess of its entropy. It may be negative.
 
     Args:
         path: the state at ε, (*batch, 1, K, *event_shape).
+        end: the states at T, (n, K, *event_shape); None to simulate them.
     """
     diffusion, settings = noising.diffusion, noising.simulation
-    y = path.reshape(-1, *noising.event_shape[1:])
-    end = diffusion._tensor(diffusion.horizon)
-    steps = settings.steps(diffusion)
-    y = advance(diffusion, y, diffusion.start_time, end, steps, settings)
-    entropy = diffusion.prior.entropy(noising.num_dims).to(y)
-    return (-diffusion.prior.log_prob(y) - entropy).reshape(noising.batch_shape)
+    if end is None:
+        y = path.reshape(-1, *noising.event_shape[1:])
+        whole = torch.linspace(0, 1, settings.points + 1)
+        knots, steps = diffusion.time_at_progress(whole), settings.steps() // settings.points
+        end = advance(diffusion, y, knots, steps, settings)[-1]
+    entropy = diffusion.prior.entropy(noising.num_dims).to(end)
+    return (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
 
 
 @register_kl(SimulatedPath, GenerativePath)

@@ -16,10 +16,10 @@ The divergence is
 
 - ISM: ∇·(g² r) = (∇·g²)·r + tr(Gᵀ J G), J the Jacobian of r; the trace exactly, or by Hutchinson's
   probes ξᵀ Gᵀ J G ξ, which see the range of G alone;
-- local denoising score matching: if the last increment is an Euler-Maruyama step, y_s is Gaussian
-  given the state y_r before it, and E ∇·(g² r)(y_s) = E[ ⟨G_r⁺ g² r(y_s), ξ⟩ ] / √δ for its noise ξ,
-  exactly for the simulated path. ξ is used with both signs: a central difference, of finite
-  variance for any δ, that needs no derivative of the network.
+- local denoising score matching: over an Euler-Maruyama increment y_s = y_r + f δ + √δ G ξ, by
+  Stein's identity, E tr(Gᵀ J G)(y_s) = E ⟨Gᵀ r(y_s), ξ⟩ / √δ; exactly for the simulated state if
+  noise does not depend on it, else to first order in δ, one step. ξ is used with both signs: a
+  central difference, of finite variance for any δ, that needs no derivative of the network.
 
 Sources: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and appendices (ISM, DSM); the same
 authors, "What's the score? Automated Denoising Score Matching for Nonlinear Diffusions", ICML 2024
@@ -74,15 +74,17 @@ class Simulation:
     """How paths are simulated and the bound is estimated on them.
 
     Args:
-        step_size: the largest step, in units of s. A path to s takes as many steps as one to T,
-            each in proportion shorter. It biases the bound, of first order in the step for
-            ``euler``; measure that with :func:`pyro_mdm.evaluation.step_size_bias`.
+        step_size: the largest step, as a part of the way from ε to T
+            (:meth:`~pyro_mdm.nonlinear.NonlinearDiffusion.progress`). It biases the bound, of first
+            order in the step for ``euler``; measure that with
+            :func:`pyro_mdm.path_evaluation.step_size_bias`.
+        points: how often the integrand is evaluated along a path, at times that are drawn.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
         backpropagation: ``direct`` through every step, or ``adjoint``: memory of one step, gradients
             to the accuracy of the step.
-        objective: ``ism`` or ``local_dsm``, see the module's text. The last step of ``local_dsm`` is
-            always Euler-Maruyama's.
+        objective: ``ism`` or ``local_dsm``, see the module's text.
+        increment: of ``local_dsm``, as a part of a step: what it is biased by, of first order.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
             and else 1.
         probe_law: ``rademacher`` (±1) or ``gaussian``.
@@ -91,16 +93,24 @@ class Simulation:
         ValueError: a step size that is not positive, an unknown name, fewer than 1 probe.
     """
 
-    step_size: float = 0.01
+    step_size: float = 0.02
+    points: int = 4
     method: Literal["euler", "srk"] | None = None
     backpropagation: Literal["direct", "adjoint"] = "direct"
     objective: Literal["ism", "local_dsm"] = "ism"
+    increment: float = 0.05
     probes: int | Literal["exact"] | None = None
     probe_law: Literal["rademacher", "gaussian"] = "rademacher"
 
     def __post_init__(self) -> None:
         if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ValueError(f"step_size is {self.step_size}, expected a positive step in s")
+            raise ValueError(
+                f"step_size is {self.step_size}, expected a positive part of the way from ε to T"
+            )
+        if not 0 < self.increment < 1:
+            raise ValueError(f"increment is {self.increment}, expected a part of a step, in (0, 1)")
+        if not (isinstance(self.points, int) and self.points >= 1):
+            raise ValueError(f"points is {self.points!r}, expected a number ≥ 1")
         known = {
             "method": (None, "euler", "srk"),
             "backpropagation": ("direct", "adjoint"),
@@ -117,10 +127,9 @@ class Simulation:
         ):
             raise ValueError(f"probes is {self.probes!r}, expected 'exact' or a number ≥ 1")
 
-    def steps(self, diffusion: Diffusion) -> int:
-        """The number of steps of a path."""
-        width = diffusion.horizon - float(diffusion.start_time)
-        return max(1, math.ceil(width / self.step_size - 1e-9))
+    def steps(self, diffusion: Diffusion | None = None) -> int:
+        """The number of steps of a path, a multiple of its points."""
+        return self.points * max(1, math.ceil(1 / (self.points * self.step_size) - 1e-9))
 
     def solver(self, diffusion: Diffusion) -> str:
         """The method that is used for a diffusion.
@@ -142,9 +151,12 @@ class Simulation:
 
 
 class _TimedSDE(nn.Module):
-    """dy in u ∈ [0, 1] for s = begin + (end - begin) u, each datum with its own end.
+    """dy in u ∈ [0, 1], s running linearly between knots, each datum with its own.
 
     States are (n·d, K), data dimensions folded into the batch.
+
+    Args:
+        knots: (M + 1, n) increasing times; s is knots[i] at u = i / M.
     """
 
     sde_type = "ito"
@@ -152,52 +164,53 @@ class _TimedSDE(nn.Module):
     def __init__(
         self,
         diffusion: NonlinearDiffusion,
-        begin: Tensor,
-        end: Tensor,
+        knots: Tensor,
         event_shape: torch.Size,
-        step: float,
+        steps: int,
     ) -> None:
         super().__init__()
         self.diffusion = diffusion
         self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
-        self.begin, self.span = begin, end - begin
-        self.event_shape, self.step = event_shape, step
+        self.knots, self.event_shape, self.steps = knots, event_shape, steps
 
     def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y = unfold(states, self.event_shape)
-        u = torch.as_tensor(u, dtype=torch.float64, device=self.span.device).clamp(0.0, 1.0)
-        s = (self.begin + self.span * u).clamp(max=self.diffusion.horizon)
-        span = self.span.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
-        return y, s, span
+        """y, s (n,) and ds/du (n,) at u; a knot belongs to what comes after it."""
+        y, M = unfold(states, self.event_shape), len(self.knots) - 1
+        way = min(max(float(u), 0.0), 1.0) * M
+        i = min(int(way + 1e-6), M - 1)
+        span = self.knots[i + 1] - self.knots[i]
+        s = (self.knots[i] + span * min(max(way - i, 0.0), 1.0)).clamp(max=self.diffusion.horizon)
+        return y, s, span * M
 
     def f(self, u: Tensor, states: Tensor) -> Tensor:
         """The drift times ds/du, like states."""
         y, s, span = self._at(u, states)
-        self._check(y, s)
+        self.check(y, s)
         drift = self.diffusion.drift(y, s)
         if drift.shape != y.shape:
             raise ValueError(
                 f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
                 f"expected y's {tuple(y.shape)}"
             )
-        return fold(drift.to(y.dtype) * span)
+        return fold(drift.to(y.dtype) * span.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
 
     def g(self, u: Tensor, states: Tensor) -> Tensor:
         """The dispersion times √(ds/du), (n·d, K, K)."""
-        y, s, _ = self._at(u, states)
-        G = noise_root(self.diffusion, y, s) * self.span.sqrt().to(y.dtype)[:, None, None, None]
+        y, s, span = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * span.sqrt().to(y.dtype)[:, None, None, None]
         return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
 
-    def _check(self, y: Tensor, s: Tensor) -> None:
+    def check(self, y: Tensor, s: Tensor) -> None:
+        """Raise SimulationError if a state of y at times s (n,) has exploded."""
         size = y.detach().abs().flatten(1).amax(1)
         wrong = ~(size < LIMIT)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
-            s = s.expand(len(y))
+            step = float(self.knots.diff(dim=0).amax()) / self.steps
             raise SimulationError(
                 f"a path of {type(self.diffusion).__name__} exploded: a state of "
-                f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of "
-                f"{self.step:.3g} ({int(wrong.sum())} of {len(y)} paths). Try a smaller step_size, "
+                f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of up to "
+                f"{step:.3g} in s ({int(wrong.sum())} of {len(y)} paths). Try a smaller step_size, "
                 "a drift that pulls back from afar and grows at most linearly (or is limited, "
                 "f/(1 + h‖f‖)), or a slower clock"
             )
@@ -206,47 +219,43 @@ class _TimedSDE(nn.Module):
 def advance(
     diffusion: NonlinearDiffusion,
     y: Tensor,
-    begin: Tensor,
-    end: Tensor,
+    knots: Tensor,
     steps: int,
     simulation: Simulation,
     brownian: Any = None,
-    until: float = 1.0,
 ) -> Tensor:
-    """States (n, K, *event_shape) at ``end`` of paths that are at y at ``begin``.
+    """States (M, n, K, *event_shape) at knots[1:] of paths that are at y at knots[0].
 
     Args:
-        begin, end: times (n,) or 0-dim, detached.
-        steps: from begin to end.
+        y: (n, K, *event_shape).
+        knots: (M + 1,) or (M + 1, n) increasing times; no gradient reaches them.
+        steps: between two knots.
         brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
-        until: the part of the way from begin to end, in whole steps, that is gone.
     """
-    if steps < 1:
-        return y
     event_shape = y.shape[2:]
-    begin, end = (t.detach().expand(len(y)) for t in (begin, end))
-    step = float((end - begin).max()) / steps
-    sde = _TimedSDE(diffusion, begin, end, event_shape, step)
+    knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
+    sde = _TimedSDE(diffusion, knots, event_shape, steps)
+    M = len(knots) - 1
     method = simulation.solver(diffusion)
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
         brownian = draws.brownian(len(y), d, y.shape[1], y.dtype, y.device, area)
     states = fold(y)
-    ts = torch.tensor([0.0, until], dtype=torch.float64, device=y.device)
-    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": 1.0 / steps}
+    ts = torch.arange(M + 1, dtype=torch.float64, device=y.device) / M
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": 1.0 / (M * steps)}
     learned = [p for p in diffusion.parameters() if p.requires_grad]
     graph = torch.is_grad_enabled() and (bool(learned) or states.requires_grad)
     with full_precision(y):
         if graph and simulation.backpropagation == "adjoint":
-            ends = torchsde.sdeint_adjoint(
+            found = torchsde.sdeint_adjoint(
                 sde, states, ts, adjoint_params=tuple(learned), **options
             )
         else:
-            ends = torchsde.sdeint(sde, states, ts, **options)
-    after = unfold(ends[-1], event_shape)
-    sde._check(after, begin + (end - begin) * until)
-    return after
+            found = torchsde.sdeint(sde, states, ts, **options)
+    found = torch.stack([unfold(f, event_shape) for f in found[1:]])
+    sde.check(found[-1], knots[-1])
+    return found
 
 
 def simulate(
@@ -257,11 +266,12 @@ def simulate(
     Args:
         times: (N,) increasing, in [ε, T].
     """
-    states = [y]
-    for begin, end in itertools.pairwise(times):
-        steps = max(1, math.ceil(float(end - begin) / simulation.step_size - 1e-9))
-        states.append(advance(diffusion, states[-1], begin, end, steps, simulation))
-    return torch.stack(states, 1)
+    if len(times) == 1:
+        return y.unsqueeze(1)
+    gap = float(diffusion.progress(times).diff().max())
+    steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
+    found = advance(diffusion, y, times, steps, simulation)
+    return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
 
 
 # -- the integrand ---------------------------------------------------------------------------------
@@ -350,12 +360,13 @@ def _probe(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
 
 
 class PathIntegral(NamedTuple):
-    """One estimate of the integral in (1) for each datum, (n,)."""
+    """One estimate of the integral in (1) for each datum; P points on each path."""
 
-    value: Tensor  # nats
-    level: Tensor  # the noise level at which it was estimated
-    density: Tensor  # the integrand per unit of noise level, nats
-    probe_variance: Tensor  # of the value, by Hutchinson's probes; 0 if exact, NaN for one probe
+    value: Tensor  # (n,), nats
+    level: Tensor  # (P, n) the noise levels where the integrand was evaluated
+    density: Tensor  # (P, n) the integrand per unit of noise level, nats
+    probe_variance: Tensor  # (n,) of the value, by Hutchinson's probes; 0 if exact, NaN for one
+    end: Tensor | None  # (n, K, *event_shape) the state at T, if asked for
 
 
 def path_integral(
@@ -367,40 +378,48 @@ def path_integral(
     fraction: Tensor | None = None,
     brownian: Any = None,
     noise: Tensor | None = None,
+    to_end: bool = False,
 ) -> PathIntegral:
-    """The integral of (1) at one random time per datum, from states y (n, K, *event_shape) at ε.
+    """The integral of (1) from one path per datum, which starts at y (n, K, *event_shape) at ε.
+
+    The way from ε to T (``progress``) is cut into P equal strata, ``points`` of the simulation; the
+    path is looked at once in each, at the same part of it.
 
     Args:
         score: ``score(y, s) -> like y`` for times (n,).
-        fraction: (n,) in [0, 1), where between the noise levels at T and ε; by default of low
-            discrepancy. Times and their density are held fixed in gradients.
-        brownian, noise: of the path and of the last increment of local DSM, (n, d, K); by default
-            drawn.
+        fraction: (n,) in [0, 1): which part; by default of low discrepancy. Times are held fixed in
+            gradients.
+        brownian, noise: of the path, over [0, 1], (n·d, K), and of the increments of local DSM,
+            (n·P, d, K); by default drawn.
+        to_end: go on to T.
     """
-    n, steps = len(y), simulation.steps(diffusion)
+    n, P, steps = len(y), simulation.points, simulation.steps(diffusion) // simulation.points
     with torch.no_grad():
-        low, high = diffusion.terminal_log_snr, diffusion.max_log_snr
-        start = diffusion.start_time
+        start, end = diffusion.start_time, diffusion._tensor(diffusion.horizon)
         u = draws.low_discrepancy(n, y.device) if fraction is None else fraction
-        level = low + (high - low) * u
-        s = diffusion.time_at_noise_level(level).clamp(max=diffusion.horizon)
-        s = torch.maximum(s, start)
-        weight = (high - low) / diffusion.noise_level_rate(s)
+        strata = torch.arange(P, dtype=torch.float64, device=y.device)[:, None]
+        s = diffusion.time_at_progress((strata + u) / P)  # (P, n)
+        knots = torch.cat([start.expand(1, n), s])
+        local = simulation.objective == "local_dsm"
+        r = s - simulation.increment * knots.diff(dim=0) / steps if local else s
+        knots = torch.cat([knots[:1], r, *([end.expand(1, n)] if to_end else [])])
+        weight = 1 / diffusion.progress_rate(s)
+        level, level_rate = diffusion.noise_level(s), diffusion.noise_level_rate(s)
     inside = torch.is_grad_enabled()
-    if simulation.objective == "ism":
-        state = advance(diffusion, y, start, s, steps, simulation, brownian)
-        value, variance = _implicit(diffusion, score, state, s, simulation)
+    states = advance(diffusion, y, knots, steps, simulation, brownian)
+    points, times = states[:P].flatten(0, 1), s.flatten()
+    if local:
+        value, variance = _local(diffusion, score, points, r.flatten(), times, simulation, noise)
     else:
-        until = (steps - 1) / steps
-        before = advance(
-            diffusion, y, start, s, steps if steps > 1 else 0, simulation, brownian, until
-        )
-        r = start + (s - start) * until
-        value, variance = _local(diffusion, score, before, r, s, simulation, noise)
+        value, variance = _implicit(diffusion, score, points, times, simulation)
     if not inside:
         value = value.detach()
-    weight = weight.to(value.dtype)
-    return PathIntegral(weight * value, level, weight * value / (high - low), weight**2 * variance)
+    value, weight = value.reshape(P, n), weight.to(value.dtype)
+    variance = (weight**2 * variance.reshape(P, n)).sum(0) / P**2
+    density = value.detach() / level_rate.to(value.dtype)
+    return PathIntegral(
+        (weight * value).mean(0), level, density, variance, states[-1] if to_end else None
+    )
 
 
 def _implicit(
@@ -442,16 +461,14 @@ def _local(
     kick = (root * _applied(G, xi)).mT.reshape(before.shape)
     both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
     residual = _residual(diffusion, score, both, times)
-    here = noise_root(diffusion, both, times)
-    pushed = _transposed(here, _rows(residual))  # G⁺ g² r, which is Gᵀ r if G is the same
-    if depends:
-        pushed = _applied(torch.linalg.pinv(torch.cat([G, G])) @ here, pushed)
-    plus, minus = pushed.split(n)
+    plus, minus = _transposed(torch.cat([G, G]), _rows(residual)).split(n)
     trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
-    products = _products(diffusion, both, residual, here).reshape(2, n).mean(0)
+    here = noise_root(diffusion, both, times) if depends else torch.cat([G, G])
+    products = _products(diffusion, both, residual, here)
+    products = products + _spurious(diffusion, both, times, residual)
     current = _current(diffusion, both, times, simulation)
     c, variance = (t.expand(2 * n).reshape(2, n).mean(0) for t in current)
-    return products + trace - c, variance / 2
+    return products.reshape(2, n).mean(0) + trace - c, variance / 2
 
 
 def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s: Tensor) -> Tensor:

@@ -1,0 +1,454 @@
+"""Priors: densities, scores, samples and entropies of laws that are known in closed form."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical as Choice
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
+
+from pyro_mdm import priors
+from pyro_mdm.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
+from tests.problems import generator, normal
+
+SE = 4.5  # standard errors allowed: about 1e-5 of false alarms per number compared
+KS = 2.5  # of √n sup |F_n - F|: Kolmogorov's law exceeds it with probability 7e-6
+
+COVARIANCE = torch.tensor([[1.5, 0.4, 0.0], [0.4, 0.8, -0.3], [0.0, -0.3, 0.6]]).double()
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def logistic(y: Tensor) -> Tensor:
+    """Of normalizer 1 and entropy 2."""
+    return y + 2 * nn.functional.softplus(-y)
+
+
+def student(y: Tensor) -> Tensor:
+    return 2 * (1 + y**2 / 3).log()
+
+
+QUARTIC = math.log(2 * math.gamma(1.25)) + 0.25 * math.log(4)
+
+# energy, its log normalizer, entropy, distribution function
+LAWS = {
+    "normal": (
+        lambda y: y**2 / 2,
+        0.5 * math.log(2 * math.pi),
+        0.5 * math.log(2 * math.pi * math.e),
+        Normal(number(0.0), number(1.0)).cdf,
+    ),
+    "narrow, off centre": (
+        lambda y: (y - 3) ** 2 / 2e-4 + 7,
+        0.5 * math.log(2 * math.pi * 1e-4) - 7,
+        0.5 * math.log(2 * math.pi * math.e * 1e-4),
+        Normal(number(3.0), number(0.01)).cdf,
+    ),
+    "laplace": (
+        torch.abs,
+        math.log(2),
+        1 + math.log(2),
+        Laplace(number(0.0), number(1.0)).cdf,
+    ),
+    "logistic": (logistic, 0.0, 2.0, torch.sigmoid),
+    "quartic": (
+        lambda y: y**4 / 4,
+        QUARTIC,
+        QUARTIC + 0.25,
+        lambda y: 0.5 + 0.5 * y.sign() * torch.special.gammainc(number(0.25), y**4 / 4),
+    ),
+    "student": (
+        student,
+        math.lgamma(1.5) + 0.5 * math.log(3 * math.pi) - math.lgamma(2.0),
+        StudentT(number(3.0)).entropy().item(),
+        lambda y: (
+            0.5 + ((y / 3**0.5) / (1 + y**2 / 3) + (y / 3**0.5).atan()) / math.pi  # 3 degrees
+        ),
+    ),
+    "cauchy": (
+        lambda y: (1 + y**2).log(),
+        math.log(math.pi),
+        math.log(4 * math.pi),
+        lambda y: 0.5 + y.atan() / math.pi,
+    ),
+    "gumbel": (
+        lambda y: y + (-y).exp(),
+        0.0,
+        1 + 0.5772156649015329,
+        lambda y: (-(-y).exp()).exp(),
+    ),
+}
+every_law = pytest.mark.parametrize("name", LAWS)
+
+
+def assert_ks(samples: Tensor, cdf: Tensor) -> None:
+    """√n sup |F_n - F| of a flat sample, whose cdf is F at it."""
+    n = len(samples)
+    order = samples.argsort()
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    F = cdf[order]
+    distance = torch.maximum((F - steps[:-1]).abs(), (F - steps[1:]).abs()).max()
+    assert distance * n**0.5 < KS
+
+
+def covariance_errors(samples: Tensor, covariance: Tensor) -> Tensor:
+    """In standard errors, for centred Gaussian samples (n, K)."""
+    variance = covariance.diagonal()
+    sd = ((variance[:, None] * variance + covariance**2) / len(samples)).sqrt()
+    return (samples.mT @ samples / len(samples) - covariance).abs() / sd
+
+
+# -- every prior -----------------------------------------------------------------------------------
+
+
+def independent(one: Distribution) -> DistributionPrior:
+    return DistributionPrior(Independent(one, 1))
+
+
+def mixture() -> DistributionPrior:
+    """Its entropy, and a mean of float64, are not known to PyTorch."""
+    each = MultivariateNormal(normal(0, 2, 3), torch.stack([COVARIANCE, 0.5 * COVARIANCE]))
+    return DistributionPrior(MixtureSameFamily(Choice(torch.tensor([0.3, 0.7])), each))
+
+
+PRIORS = {
+    "gaussian": lambda: GaussianPrior(COVARIANCE),
+    "student": lambda: independent(StudentT(torch.tensor([3.0, 5.0]).double())),
+    "multivariate": lambda: DistributionPrior(MultivariateNormal(normal(1, 3), COVARIANCE)),
+    "mixture": mixture,
+    "float32": lambda: independent(Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))),
+    "quadrature": lambda: QuadraturePrior([LAWS[k][0] for k in ("logistic", "student", "quartic")]),
+}
+every_prior = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+
+
+@every_prior
+@pytest.mark.parametrize("event_shape", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_and_independent_dimensions(make, event_shape, dtype):
+    prior: Prior = make()
+    K = prior.num_variables
+    y = prior.sample((5, K, *event_shape), generator(0))
+    assert y.shape == (5, K, *event_shape) and y.dtype == torch.float64
+    y = y.to(dtype)
+    log_prob, score = prior.log_prob(y), prior.score(y)
+    assert log_prob.shape == (5,) and score.shape == y.shape
+    assert log_prob.dtype == score.dtype == dtype
+    columns = y.reshape(5, K, -1).unbind(-1)
+    apart = torch.stack([prior.log_prob(column) for column in columns]).sum(0)
+    torch.testing.assert_close(log_prob, apart)
+    scores = torch.stack([prior.score(column) for column in columns], -1)
+    torch.testing.assert_close(score, scores.reshape(y.shape))
+    torch.testing.assert_close(prior.entropy(4), 4 * prior.entropy())
+
+
+@every_prior
+def test_the_score_is_the_gradient_of_the_density(make):
+    prior: Prior = make()
+    y = prior.sample((6, prior.num_variables, 2), generator(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(prior.log_prob(y).sum(), y)
+    score = prior.score(y)
+    torch.testing.assert_close(score, gradient)
+    assert score.requires_grad
+    h = 1e-3 if make is PRIORS["float32"] else 1e-5
+    direction = normal(2, *y.shape)
+    with torch.no_grad():
+        assert not prior.score(y).requires_grad
+        up, down = (prior.log_prob(y + sign * h * direction) for sign in (1, -1))
+        slope = (score * direction).flatten(1).sum(1)
+    tolerance = 1e-2 if make is PRIORS["float32"] else 1e-6
+    torch.testing.assert_close((up - down) / (2 * h), slope, rtol=tolerance, atol=tolerance)
+    # and its own derivative, which the bound needs
+    (curved,) = torch.autograd.grad((score * direction).sum(), y)
+    with torch.no_grad():
+        up, down = (prior.score(y + sign * h * direction) for sign in (1, -1))
+    torch.testing.assert_close((up - down) / (2 * h), curved, rtol=tolerance, atol=tolerance)
+
+
+@every_prior
+def test_entropy_is_minus_the_mean_log_density(make):
+    prior: Prior = make()
+    values = prior.log_prob(prior.sample((20000, prior.num_variables), generator(3)))
+    error = values.std() / len(values) ** 0.5
+    slack = 0.01 if make is mixture else 0.0  # Monte Carlo itself, of 65536 samples
+    assert (values.mean() + prior.entropy()).abs() < SE * error + slack
+
+
+@every_prior
+def test_samples_repeat_and_leave_the_global_generator_alone(make):
+    prior: Prior = make()
+    shape = (4, prior.num_variables, 2)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = make().sample(shape, generator(5))
+    prior.entropy()
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(prior.sample(shape, generator(5)), first)
+    g = generator(5)
+    prior.sample(shape, g)
+    assert not torch.equal(prior.sample(shape, g), first)
+    torch.manual_seed(1)
+    unseeded = prior.sample(shape)
+    assert not torch.equal(prior.sample(shape), unseeded)
+    torch.manual_seed(1)
+    assert torch.equal(prior.sample(shape), unseeded)
+
+
+@every_prior
+def test_wrong_shapes_are_named(make):
+    prior: Prior = make()
+    K = prior.num_variables
+    for call in (prior.log_prob, prior.score):
+        with pytest.raises(ValueError, match=rf"shape \(4, {K + 1}\), expected .* K = {K}"):
+            call(torch.zeros(4, K + 1).double())
+        with pytest.raises(ValueError, match=r"shape \(3,\), expected \(batch, K"):
+            call(torch.zeros(3).double())
+
+
+def test_no_data_at_all():
+    y = torch.zeros(0, 3, 2).double()
+    for name in ("gaussian", "quadrature"):
+        prior = PRIORS[name]()
+        assert prior.log_prob(y).shape == (0,) and prior.score(y).shape == y.shape
+
+
+# -- Gaussian --------------------------------------------------------------------------------------
+
+
+def test_gaussian_against_pytorch():
+    prior, reference = GaussianPrior(COVARIANCE), MultivariateNormal(torch.zeros(3), COVARIANCE)
+    y = normal(0, 5, 3, 4)
+    torch.testing.assert_close(prior.log_prob(y), reference.log_prob(y.mT).sum(1))
+    torch.testing.assert_close(prior.entropy(7), 7 * reference.entropy())
+
+
+def test_gaussian_samples():
+    """To the digit: samplers begin with them."""
+    y = GaussianPrior(COVARIANCE).sample((20000, 3, 2), generator(1))
+    noise = torch.randn(20000, 3, 2, generator=generator(1), dtype=torch.float64)
+    assert torch.equal(y, torch.linalg.cholesky(COVARIANCE) @ noise)
+    assert covariance_errors(y.mT.reshape(-1, 3), COVARIANCE).max() < SE
+
+
+def test_gaussian_scores_are_exact_under_autocast():
+    prior, y = GaussianPrior(COVARIANCE), normal(0, 5, 3, 4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prior.score(y)
+    assert torch.equal(found, prior.score(y))
+
+
+def test_gaussian_is_differentiable_in_its_covariance():
+    S = COVARIANCE.clone().requires_grad_()
+    y = normal(0, 5, 3)
+    assert torch.autograd.gradcheck(lambda S: GaussianPrior(S).log_prob(y), S)
+    assert torch.autograd.gradcheck(lambda S: GaussianPrior(S).entropy(), S)
+
+
+def test_gaussian_covariance_is_square():
+    with pytest.raises(ValueError, match=r"covariance has shape \(3,\), expected \(K, K\)"):
+        GaussianPrior(torch.ones(3))
+
+
+# -- distributions ---------------------------------------------------------------------------------
+
+
+def test_distribution_is_the_gaussian_where_it_is_one():
+    a = DistributionPrior(MultivariateNormal(torch.zeros(3).double(), COVARIANCE))
+    b = GaussianPrior(COVARIANCE)
+    y = normal(0, 5, 3, 4)
+    torch.testing.assert_close(a.log_prob(y), b.log_prob(y))
+    torch.testing.assert_close(a.score(y), b.score(y))
+    torch.testing.assert_close(a.entropy(2), b.entropy(2))
+    samples = a.sample((20000, 3, 2), generator(2))
+    assert covariance_errors(samples.mT.reshape(-1, 3), COVARIANCE).max() < SE
+
+
+def test_distribution_samples_have_their_variables_in_place():
+    scale = torch.tensor([0.1, 1.0, 10.0]).double()
+    y = independent(Normal(torch.zeros(3).double(), scale)).sample((10000, 3, 2), generator(0))
+    for k in range(3):
+        column = y[:, k].flatten()
+        assert_ks(column, Normal(0.0, scale[k]).cdf(column))
+    assert (y[:, 0, 0] * y[:, 0, 1]).mean().abs() < SE * 0.01 / 100  # dimensions are independent
+
+
+def test_entropy_that_pytorch_does_not_know():
+    class Shy(Normal):
+        def entropy(self) -> Tensor:
+            raise NotImplementedError
+
+    shy = independent(Shy(torch.zeros(2).double(), torch.tensor([0.5, 3.0]).double()))
+    known = independent(Normal(torch.zeros(2).double(), torch.tensor([0.5, 3.0]).double()))
+    error = (2 * 0.5 / shy.num_samples) ** 0.5  # log π has variance ½ for each variable
+    assert (shy.entropy() - known.entropy()).abs() < SE * error
+
+
+def test_distribution_samples_carry_gradients():
+    scale = torch.tensor([0.5, 3.0]).double().requires_grad_()
+    prior = independent(Normal(torch.zeros(2).double(), scale))
+    y = prior.sample((3, 2), generator(0))
+    (gradient,) = torch.autograd.grad(y.sum(), scale)
+    torch.testing.assert_close(gradient, (y / scale).sum(0).detach())
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Normal(0.0, 1.0),
+        Normal(torch.zeros(2), 1.0),
+        Independent(Normal(torch.zeros(2, 3), 1.0), 1),
+        Independent(Normal(torch.zeros(2, 3), 1.0), 2),
+    ],
+)
+def test_distributions_of_another_shape_are_refused(distribution):
+    with pytest.raises(ValueError, match=r"expected \(\) and \(K,\).*Independent"):
+        DistributionPrior(distribution)
+
+
+# -- quadrature ------------------------------------------------------------------------------------
+
+
+@every_law
+def test_normalizer_and_entropy(name):
+    H, log_Z, entropy, _ = LAWS[name]
+    prior = QuadraturePrior([H, H])
+    y = torch.linspace(-2, 4, 30).double().reshape(5, 2, 3)
+    expected = -H(y).flatten(1).sum(1) - 6 * log_Z
+    torch.testing.assert_close(prior.log_prob(y), expected, rtol=1e-9, atol=1e-9)
+    assert float(prior.entropy(3)) == pytest.approx(6 * entropy, rel=1e-9)
+
+
+@every_law
+def test_samples_follow_the_law(name):
+    H, _, _, cdf = LAWS[name]
+    y = QuadraturePrior([lambda v: v**2 / 2, H]).sample((10000, 2, 2), generator(0))
+    assert_ks(y[:, 1].flatten(), cdf(y[:, 1].flatten()))
+    assert_ks(y[:, 0].flatten(), LAWS["normal"][3](y[:, 0].flatten()))
+    ranks = y.flatten(2).argsort(0).argsort(0).double() / 10000 - 0.5  # variances 1/12
+    for a, b in ((ranks[:, 0, 0], ranks[:, 1, 0]), (ranks[:, 1, 0], ranks[:, 1, 1])):
+        assert (12 * a * b).mean().abs() < SE / 100
+
+
+@every_law
+def test_samples_are_quantiles(name):
+    """Of uniform numbers, far more closely than a sample could tell."""
+    H, _, _, cdf = LAWS[name]
+    u = torch.rand(10000, 3, generator=generator(0), dtype=torch.float64)
+    y = QuadraturePrior([H]).sample((10000, 1, 3), generator(0))
+    torch.testing.assert_close(cdf(y[:, 0]), u, rtol=0, atol=1e-4)
+
+
+def test_sample_moments():
+    """E y² and E y⁴ = 1 of the quartic law, within their own standard errors."""
+    y = QuadraturePrior([LAWS["quartic"][0]]).sample((40000, 1), generator(1))
+    second = 2 * math.gamma(0.75) / math.gamma(0.25)
+    assert (y.square().mean() - second).abs() < SE * ((1 - second**2) / 40000) ** 0.5
+    assert (y**4 - 1).mean().abs() < SE * (4 / 40000) ** 0.5  # y⁴/4 is Γ(¼)
+    assert y.mean().abs() < SE * (second / 40000) ** 0.5
+
+
+class Stiff(nn.Module):
+    """exp(a) y²/2 + b y⁴, a float64 module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.a.exp() * y**2 / 2 + self.b * y**4
+
+
+def test_everything_is_differentiable_in_the_energy():
+    H = Stiff()
+    prior = QuadraturePrior([lambda y: y**2 / 2, H])
+    y = normal(0, 4, 2, 3)
+    weights = normal(1, 4, 2, 3)
+
+    def values() -> dict[str, Tensor]:
+        return {
+            "log_prob": prior.log_prob(y).sum(),
+            "score": (prior.score(y) * weights).sum(),
+            "entropy": prior.entropy(3),
+            "sample": (prior.sample((4, 2, 3), generator(7)) * weights).sum(),
+        }
+
+    h = 1e-5
+    for parameter in (H.a, H.b):
+        slopes = {}
+        with torch.no_grad():
+            parameter += h
+            up = values()
+            parameter -= 2 * h
+            down = values()
+            parameter += h
+        for name, value in values().items():
+            (gradient,) = torch.autograd.grad(value, parameter)
+            slopes[name] = (up[name] - down[name]).item() / (2 * h)
+            assert gradient.item() == pytest.approx(slopes[name], rel=1e-5), name
+        assert all(abs(slope) > 1e-3 for slope in slopes.values())
+
+
+def test_the_normalizer_has_its_part_in_gradients():
+    """E ∂ log π = 0 over the law: without ∂ log Z the mean would be -E ∂H."""
+    H = Stiff()
+    prior = QuadraturePrior([H])
+    with torch.no_grad():
+        y = prior.sample((20000, 1), generator(0))
+        each = H.a.exp() * y**2 / 2
+    (gradient,) = torch.autograd.grad(prior.log_prob(y).mean(), H.a)
+    assert gradient.abs() < SE * each.std() / len(y) ** 0.5
+    assert each.mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (lambda y: -(y**2), r"energy of variable 1 hardly grows up to \|y\| = 1e\+18"),
+        (lambda y: y, r"hardly grows.*add a confining term"),
+        (lambda y: 0 * y, r"hardly grows"),
+        (lambda y: 0.5 * (1 + y**2).log(), r"hardly grows"),  # ∫ exp(-H) diverges, barely
+        (lambda y: y - y.clamp_min(0).log(), r"variable 1 is inf at .*, expected a finite"),
+        (lambda y: y**2 + torch.where(y > 1, math.inf, 0.0), r"variable 1 is inf at 1"),
+        (torch.sqrt, r"variable 1 is nan at .*, expected a finite"),
+        (lambda y: math.nan * y, r"is nan at"),
+        (lambda y: y**2 + 9 * (1e5 * y).cos(), r"varies too quickly: its normalizer changes by"),
+        (lambda y: (y**2).sum(), r"variable 1 returned shape \(\) .*, expected the same"),
+    ],
+)
+def test_energies_of_no_law_are_refused(energy, message):
+    prior = QuadraturePrior([lambda y: y**2 / 2, energy])
+    for call in (
+        lambda: prior.log_prob(torch.ones(1, 2).double()),
+        lambda: prior.sample((3, 2), generator(0)),
+        prior.entropy,
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_energies_may_overflow_where_there_is_no_mass():
+    prior = QuadraturePrior([torch.cosh])
+    log_Z = -prior.log_prob(torch.zeros(1, 1).double()) - 1
+    bessel = 0.42102443824070834  # K_0(1): ∫ exp(-cosh) = 2 K_0(1)
+    assert log_Z.item() == pytest.approx(math.log(2 * bessel), rel=1e-12)
+
+
+def test_examples_in_docstrings():
+    found = doctest.testmod(priors)
+    assert found.attempted > 3 and not found.failed
