@@ -13,6 +13,7 @@ from inference.loading import NameNotFoundError
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.kernels import KernelPrecisionError
+from pyro_mdm.simulation import SimulationError
 
 __all__ = ["command_line"]
 
@@ -24,6 +25,7 @@ MISTAKES = (
     KernelPrecisionError,
     NameNotFoundError,
     RunError,
+    SimulationError,
     TypeError,
     ValueError,
 )

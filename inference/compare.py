@@ -36,7 +36,7 @@ from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
-from pyro_mdm import bits_per_dim, evaluation
+from pyro_mdm import LinearDiffusion, bits_per_dim, evaluation
 from pyro_mdm.evaluation import Z95, Comparison, Difference
 from pyro_mdm.scores import DenoiserScore
 
@@ -78,9 +78,14 @@ class Entry(NamedTuple):
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
-        """λ(T) and λ(ε)."""
+        """λ(T), which is nominal for a simulated diffusion, and λ(ε)."""
         diffusion = self.programs.model.diffusion
         return diffusion.terminal_log_snr.item(), diffusion.max_log_snr
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the diffusion has no closed form."""
+        return not isinstance(self.programs.model.diffusion, LinearDiffusion)
 
 
 class Tables(NamedTuple):
@@ -137,7 +142,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
     for name, folder in zip(short_names(folders), folders, strict=True):
         run, programs, checkpoint = load_trained(folder)
         config = run.config
-        score = programs.problem.scores[0] if config["score"] == "default" else config["score"]
+        score = programs.problem.score_name(config["score"], programs.model.diffusion)
         guide = str(config["guide"]).rpartition(":")[2]
         entries.append(
             Entry(name, folder, programs, guide, score, config["protocol"], checkpoint.step)
@@ -192,13 +197,17 @@ def _data(entry: Entry, part: str) -> str:
 
 
 def _baseline(entries: Sequence[Entry]) -> DenoiserScore | None:
-    """A denoiser for its baseline where no run has one; None where the runs provide it."""
-    if any(isinstance(e.programs.model.score_function, DenoiserScore) for e in entries):
+    """A denoiser for its baseline where no run has one; None where the runs provide it.
+
+    It is for diffusions with a closed form, if there are any.
+    """
+    linear = [e.programs for e in entries if not e.simulated]
+    if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
         return None
-    problem = entries[0].programs.problem
-    device = entries[0].programs.model.diffusion.start_time.device
+    problem, diffusion = linear[0].problem, linear[0].model.diffusion
     name = "discrete" if "discrete" in problem.scores else "denoiser"
-    score = problem.score_function(name, 1).to(device)  # its network, untrained, is not used
+    score = problem.score_function(name, diffusion)  # its network, untrained, is not used
+    score = score.to(diffusion.start_time.device)
     return score if isinstance(score, DenoiserScore) else None
 
 
@@ -239,6 +248,7 @@ def tables(
                 "guide": entry.guide,
                 "num_variables": entry.programs.model.diffusion.num_variables,
                 "score": entry.score,
+                "simulated": entry.simulated,
                 "training_steps": entry.training_steps,
                 "log_snr_min": low,
                 "log_snr_max": high,
@@ -422,12 +432,21 @@ def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
             if many > 1
             else "95% interval: over the data, paired. resolved: not 0, at the 5% level."
         )
+    simulated = [row["run"] for row in found.bounds if row["simulated"]]
+    if simulated:
+        notes.append(
+            f"simulated: {', '.join(simulated)}. The step of the simulation is an error that no ± "
+            "holds (see\npyro_mdm.path_evaluation.step_size_bias), log SNR is a nominal noise "
+            "level but for that at ε, and only sums of\nprior KL and diffusion term compare with "
+            "those of others."
+        )
     for side, what in (
         ("max", "where the decoder takes over, log SNR at ε,"),
         ("min", "what is left to the prior, log SNR at T,"),
     ):
-        values = [row[f"log_snr_{side}"] for row in found.bounds]
-        if max(values) - min(values) > RANGE_TOLERANCE:
+        known = [row for row in found.bounds if side == "max" or not row["simulated"]]
+        values = [row[f"log_snr_{side}"] for row in known]
+        if values and max(values) - min(values) > RANGE_TOLERANCE:
             notes.append(
                 f"warning: {what} is {min(values):.4g} to {max(values):.4g}: differences include "
                 "that truncation, not\nthe diffusion and the network alone. To exclude it train "

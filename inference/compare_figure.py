@@ -35,7 +35,9 @@ def comparison_figure(
     """
     names = [row["run"] for row in bounds]
     colors = _colors(names)
-    few = 1 < len(names) <= FEW
+    # noise levels of simulated diffusions are nominal: sums over them do not compare up to the end
+    simulated = any(row["simulated"] for row in bounds)
+    few = 1 < len(names) <= FEW and not simulated
     height = 1.4 + 0.32 * max(len(names), 4)
     figure = Figure((13.0, height + 4.2), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -54,6 +56,8 @@ def comparison_figure(
     else:
         density = bottom.subplots()
     _diffusion_term(density, names, by_log_snr, colors)
+    if simulated:
+        density.set_xlabel("log SNR λ, nominal where simulated   (noise ← → data)")
     if len(names) > FEW:
         bottom.legend(loc="outside right upper", fontsize=7)
     else:

@@ -40,7 +40,7 @@ from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.loading import LEARNED_MIN_LOG_SNR, build_diffusion, build_problem, load_trained
 from inference.sample import check_out
-from pyro_mdm import LinearDiffusion, kernels
+from pyro_mdm import Diffusion, LinearDiffusion, kernels
 from pyro_mdm.diffusions import MAX_AMPLIFICATION, apply_matrix
 from pyro_mdm.laws import prior_kl
 
@@ -487,10 +487,17 @@ def inspect(
         if name == "learned":
             options |= {"num_variables": num_variables, "rank": rank, "learn_beta": learn_beta}
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
+        diffusion: Diffusion
         if name.startswith("run:"):
             diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
         else:
-            diffusion = build_diffusion(name, **options)
+            diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
+        if not isinstance(diffusion, LinearDiffusion):
+            raise ValueError(
+                f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
+                "closed form, which only a LinearDiffusion has. See its paths and its drift: "
+                "pyro_mdm.figures.paths_figure and field_figure, or TensorBoard of a run"
+            )
         found.append(look(name, diffusion, x))
         if not found[-1].errors:
             drawn[name] = diffusion

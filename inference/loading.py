@@ -7,13 +7,14 @@ something in a file of your own. Trained denoisers can be put over another diffu
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -28,16 +29,19 @@ from pyro_mdm import (
     CLD,
     MALDA,
     VPSDE,
+    Diffusion,
     DiffusionGuide,
     DiffusionModel,
     LearnedDiffusion,
     LinearDiffusion,
+    NonlinearDiffusion,
 )
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.scores import DenoiserScore
 
 __all__ = [
     "GUIDES",
+    "SIMULATION",
     "NameNotFoundError",
     "Programs",
     "Reused",
@@ -69,6 +73,17 @@ OPTIONS = {
     "image_size": "images of your own",
 }
 """Which data sets have which option."""
+
+SIMULATION = {
+    "step_size": "step_size",
+    "points": "points",
+    "solver": "method",
+    "objective": "objective",
+    "probes": "probes",
+    "probe_law": "probe_law",
+    "backpropagation": "backpropagation",
+}
+"""Settings of how a nonlinear guide is simulated, and what :class:`Simulation` calls them."""
 
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
@@ -168,21 +183,28 @@ def build_diffusion(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
-) -> LinearDiffusion:
+    event_shape: Sequence[int] | None = None,
+    simulation: Mapping[str, Any] | None = None,
+) -> LinearDiffusion | NonlinearDiffusion:
     """The diffusion that ``name`` stands for.
 
     Args:
         name: see :func:`find`. A class or function is called, with ``max_log_snr`` (and
-            ``min_log_snr`` if given) where it takes that; a diffusion is used as it is.
+            ``min_log_snr`` and ``event_shape`` if given) where it takes that; a diffusion is copied
+            as it is.
         max_log_snr: λ at ε, where the decoder takes over.
-        min_log_snr: λ at T, to which the clock is scaled.
+        min_log_snr: λ at T, to which the clock is scaled; nominal for a nonlinear diffusion.
         num_variables, rank, learn_beta: for ``learned`` only: K (2), the rank of D (K) and whether
             the clock is learned too.
+        event_shape: of a datum, for a guide with a network.
+        simulation: settings by name, see :data:`SIMULATION`, that replace those of a nonlinear
+            diffusion; None for those that do not.
 
     Raises:
         NameNotFoundError: see :func:`find`.
         TypeError: what is named is not a diffusion and does not return one.
-        ValueError: an option of ``learned`` for another guide.
+        ValueError: an option of ``learned`` for another guide, of simulation for a linear one, or
+            one that makes no sense.
     """
     found = find("guide", name, GUIDES)
     diffusion: Any
@@ -198,19 +220,49 @@ def build_diffusion(
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"
             )
-        diffusion = found if isinstance(found, LinearDiffusion) else _call(name, found, options)
-    if not isinstance(diffusion, LinearDiffusion):
+        if event_shape is not None and _takes(found, "event_shape"):
+            options["event_shape"] = tuple(event_shape)
+        ready = isinstance(found, Diffusion)
+        diffusion = copy.deepcopy(found) if ready else _call(name, found, options)
+    if not isinstance(diffusion, LinearDiffusion | NonlinearDiffusion):
         what = f"{name} is" if diffusion is found else f"{name} returns"
         raise TypeError(
-            f"{what} {_describe(diffusion)}, expected a LinearDiffusion: a subclass, a function "
-            "that returns one, or one itself (see inference/guides)"
+            f"{what} {_describe(diffusion)}, expected a LinearDiffusion or a NonlinearDiffusion: a "
+            "subclass, a function that returns one, or one itself (see inference/guides)"
         )
+    _set_simulation(name, diffusion, simulation or {})
     return diffusion
+
+
+def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]) -> None:
+    given = {key: value for key, value in settings.items() if value is not None}
+    if not isinstance(diffusion, NonlinearDiffusion):
+        if given:
+            raise ValueError(
+                f"{', '.join(f'--{key}' for key in given)} is for nonlinear diffusions, which are "
+                f"simulated; {name} is known in closed form. Leave it out, or wrap the diffusion "
+                "in pyro_mdm.Simulated"
+            )
+        return
+    try:
+        changes = {SIMULATION[key]: value for key, value in given.items()}
+        diffusion.simulation = dataclasses.replace(diffusion.simulation, **changes)
+        diffusion.simulation.solver(diffusion)
+    except ValueError as error:
+        if given:
+            options = ", ".join(f"--{key} {value}" for key, value in given.items())
+            raise ValueError(f"{options}: {error}") from error
+        raise
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Whether ``function`` has a keyword of that name of its own."""
+    return callable(function) and name in inspect.signature(function).parameters
 
 
 def _call(name: str, found: Any, options: Mapping[str, Any]) -> Any:
     is_class = inspect.isclass(found)
-    if not callable(found) or (is_class and not issubclass(found, LinearDiffusion)):
+    if not callable(found) or (is_class and not issubclass(found, Diffusion)):
         return found
     taken = _accepted(found, options)
     try:
@@ -285,7 +337,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     min_log_snr = settings["min_log_snr"]
     if settings["guide"] == "learned" and min_log_snr is None:
         score = problem.scores[0] if settings["score"] == "default" else settings["score"]
-        min_log_snr = None if score in ("noise", "score") else LEARNED_MIN_LOG_SNR
+        raw = score in ("noise", "score", "residual")
+        min_log_snr = None if raw else LEARNED_MIN_LOG_SNR
     max_log_snr = settings["max_log_snr"]
     torch.manual_seed(seed_from(settings["seed"], "initial weights"))
     diffusion = build_diffusion(
@@ -295,6 +348,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         num_variables=settings["num_variables"],
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
+        event_shape=problem.event_shape,
+        simulation={name: settings.get(name) for name in SIMULATION},
     )
     model = problem.build(diffusion, score=settings["score"], fitted=fitted)
     return Programs(problem, model, DiffusionGuide(diffusion))
@@ -389,6 +444,12 @@ def reuse(
     """
     run, own, checkpoint = load_trained(folder)
     score, source = own.model.score_function, own.model.diffusion
+    if not isinstance(source, LinearDiffusion):
+        raise RunError(
+            f"{folder} was trained under {_title(source)}, and its score is for that alone: only a "
+            "denoiser serves other diffusions, and it is for those with a closed form. "
+            f"Train for the other one: python -m inference.train --guide {guide}"
+        )
     if not isinstance(score, DenoiserScore):
         raise RunError(
             f"{folder} was trained with --score {run.config['score']}: its network saw the raw "
@@ -405,12 +466,16 @@ def reuse(
     if guide.startswith("run:"):
         if num_variables is not None or rank is not None:
             raise ValueError(f"--num_variables and --rank are for --guide learned, not {guide}")
-        diffusion = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
+        trained_under = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
+        diffusion = _with_closed_form(guide, trained_under)
         diffusion.max_log_snr = source.max_log_snr if max_log_snr is None else max_log_snr
     else:
         wanted = source.max_log_snr if max_log_snr is None else max_log_snr
         options: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-        diffusion = copy.deepcopy(build_diffusion(guide, max_log_snr=wanted, **options))
+        options["event_shape"] = own.problem.event_shape
+        diffusion = copy.deepcopy(
+            _with_closed_form(guide, build_diffusion(guide, max_log_snr=wanted, **options))
+        )
         if max_log_snr is not None:
             diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own
         if guide == "learned":
@@ -436,7 +501,17 @@ def _programs(problem: Problem, model: DiffusionModel) -> Programs:
     return Programs(problem, model, DiffusionGuide(model.diffusion))
 
 
-def _title(diffusion: LinearDiffusion) -> str:
+def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
+    if isinstance(diffusion, LinearDiffusion):
+        return diffusion
+    raise RunError(
+        f"{guide} is {_title(diffusion)}, which is known by simulation alone. A denoiser reads "
+        "z = aᵀ Σ^{-1} y / SNR, of the closed-form law of y_s given x; train a score for it "
+        f"instead: python -m inference.train --guide {guide}"
+    )
+
+
+def _title(diffusion: Diffusion) -> str:
     return f"{type(diffusion).__name__} (K = {diffusion.num_variables})"
 
 

@@ -2,7 +2,8 @@
 
 Numbers are written at every measurement. Figures cost more: of a diffusion that is learned and of
 the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, of
-one that is fixed at the start; the rest at the end alone.
+one that is fixed at the start; the rest at the end alone. Of a diffusion without a closed form
+there are simulated paths and the drift.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
 from inference.runs import Run
 from models.files import spread
-from pyro_mdm import DiffusionModel, bits_per_dim, tensorboard
+from pyro_mdm import (
+    Diffusion,
+    DiffusionModel,
+    LinearDiffusion,
+    NonlinearDiffusion,
+    bits_per_dim,
+    tensorboard,
+)
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.figures import snapshot
 
@@ -69,16 +77,31 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
-        "score": problem.scores[0] if config["score"] == "default" else config["score"],
+        "score": problem.score_name(config["score"], diffusion),
         "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
         "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
-        "rank of D": str(int(torch.linalg.matrix_rank(diffusion.D.detach()))),
+        "rank of D": _rank(diffusion),
+        "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",
     }
+
+
+def _rank(diffusion: Diffusion) -> str:
+    if not isinstance(diffusion, LinearDiffusion):
+        return "–"  # runs of one table have the same columns
+    return str(int(torch.linalg.matrix_rank(diffusion.D.detach())))
+
+
+def _simulation(diffusion: Diffusion) -> str:
+    """How paths are simulated and the bound is estimated; every run has an entry."""
+    if not isinstance(diffusion, NonlinearDiffusion):
+        return "closed form"
+    settings = diffusion.simulation
+    return f"{settings.solver(diffusion)}, steps of {settings.step_size:g}, {settings.objective}"
 
 
 def objective(
@@ -123,14 +146,35 @@ def at_step(
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = sample.draw(model, 16, steps=32, seed=run.config["seed"])
-    tensorboard.write_samples(writer, sample.picture(problem, few), step)
+    few = _samples(model, 16, steps=32, seed=run.config["seed"])
+    if few is not None:
+        tensorboard.write_samples(writer, sample.picture(problem, few), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     if (
         _draws(run) and power_of_two and step < run.config["steps"]
     ):  # at_end draws those of the last step
         draw_training(run, writer, programs, step)
+
+
+def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
+    """Data that the model generates, or None, with a word, if they are not finite.
+
+    The reverse drift of a nonlinear diffusion may grow faster than a young score holds it, or than
+    a few steps can follow: that spoils a picture, and no run.
+    """
+    try:
+        x = sample.draw(model, n, **options)
+    except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
+        if isinstance(model.diffusion, LinearDiffusion):
+            raise
+        reason = str(error)
+    else:
+        if isinstance(model.diffusion, LinearDiffusion) or bool(x.isfinite().all()):
+            return x
+        reason = "they are not finite"
+    print(f"no samples in {options['steps']} steps: {reason}", flush=True)
+    return None
 
 
 def _some(data: Tensor, most: int = 256) -> Tensor:
@@ -167,10 +211,11 @@ def at_end(
     if writer is None:
         return bound
     _log_bound(run, writer, "test", bound, steps)
-    samples = sample.draw(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
-    picture = sample.picture(problem, samples)
-    tensorboard.write_samples(writer, picture, steps)
-    write_atomically(run.folder / "samples.png", sample.png(picture))
+    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
+    if samples is not None:
+        picture = sample.picture(problem, samples)
+        tensorboard.write_samples(writer, picture, steps)
+        write_atomically(run.folder / "samples.png", sample.png(picture))
     if _draws(run):
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)
@@ -195,8 +240,19 @@ def _log_bound(
 
 
 def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    run.record(step, "diffusion", snapshot(programs.model.diffusion))
-    tensorboard.write_diffusion(writer, programs.model.diffusion, step)
+    diffusion = programs.model.diffusion
+    run.record(step, "diffusion", snapshot(diffusion))
+    if isinstance(diffusion, LinearDiffusion):
+        tensorboard.write_diffusion(writer, diffusion, step)
+    else:
+        seed = run.config["seed"]
+        tensorboard.write_simulated(writer, diffusion, _data(run, programs, 256), step, seed=seed)
+
+
+def _data(run: Run, programs: Programs, most: int) -> Tensor:
+    """Some training data in model space."""
+    generator = torch.Generator().manual_seed(run.config["seed"])
+    return programs.problem.to_model_space(_some(programs.problem.train, most), generator)
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -216,7 +272,11 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
             tensorboard.write_diffusion_term(writer, part, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or any(True for _ in diffusion.parameters()):  # a fixed one is drawn once
-        tensorboard.write_curves(writer, diffusion, step)
+        if isinstance(diffusion, LinearDiffusion):
+            tensorboard.write_curves(writer, diffusion, step)
+        else:
+            seed = run.config["seed"]
+            tensorboard.write_paths(writer, diffusion, _data(run, programs, 256), step, seed=seed)
         # a run of an older version, finished when it was resumed, has no record of its diffusion
         snapshots = history.get("diffusion") or [{"step": step, **snapshot(diffusion)}]
         tensorboard.write_diffusion_history(writer, snapshots, diffusion, step)
@@ -227,16 +287,20 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     problem, model, _ = programs
     step, seed = run.config["steps"], run.config["seed"]
     x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
-    tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
+    if isinstance(model.diffusion, LinearDiffusion):
+        tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
+    samplers = sample.samplers_for(model.diffusion)
     for number in sorted({min(n, run.config["sampler_steps"]) for n in SAMPLER_STEPS}):
-        for sampler in sample.SAMPLERS:
-            drawn = sample.draw(model, n, sampler=sampler, steps=number, seed=seed)
-            pictures[f"{sampler}, {number} steps"] = sample.picture(problem, drawn)
-    columns = len(sample.SAMPLERS)
-    tensorboard.write_pictures(writer, "samples_by_sampler", pictures, columns, step)
+        for sampler in samplers:
+            drawn = _samples(model, n, sampler=sampler, steps=number, seed=seed)
+            if drawn is not None:
+                pictures[f"{sampler}, {number} steps"] = sample.picture(problem, drawn)
+    if pictures:
+        columns = max(2, len(samplers))
+        tensorboard.write_pictures(writer, "samples_by_sampler", pictures, columns, step)
 
     if images:
         tensorboard.write_ranked_images(writer, *_best_and_worst(programs, seed), step)

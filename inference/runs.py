@@ -101,6 +101,13 @@ LATER: dict[str, Any] = {
     "decay": "cosine",
     "compile": None,
     "channels_last": False,
+    "step_size": None,
+    "points": None,
+    "solver": None,
+    "objective": None,
+    "probes": None,
+    "probe_law": None,
+    "backpropagation": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -26,20 +27,63 @@ from inference.loading import open_run, seed_from
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
-from pyro_mdm import DiffusionModel
-from pyro_mdm.samplers import Ancestral, EulerMaruyama, Splitting
+from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion
+from pyro_mdm.samplers import Ancestral, EulerMaruyama, Sampler, Splitting
 from pyro_mdm.tensorboard import image_grid
 
-__all__ = ["SAMPLERS", "check_out", "draw", "picture", "png", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "check_out",
+    "default_sampler",
+    "draw",
+    "make_sampler",
+    "picture",
+    "png",
+    "sample",
+    "samplers_for",
+]
 
-SAMPLERS = {"splitting": Splitting, "euler": EulerMaruyama, "ancestral": Ancestral}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "splitting": Splitting,
+    "euler": EulerMaruyama,
+    "ancestral": Ancestral,
+}
+
+
+def default_sampler(diffusion: Diffusion) -> str:
+    """``splitting`` for a linear diffusion, and ``euler`` for one without a closed form."""
+    return "splitting" if isinstance(diffusion, LinearDiffusion) else "euler"
+
+
+def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Sampler:
+    """The sampler called ``name``, by default :func:`default_sampler`, for a diffusion.
+
+    Raises:
+        TypeError: it needs closed forms that the diffusion does not have.
+    """
+    sampler = SAMPLERS[default_sampler(diffusion) if name is None else name](steps)
+    try:
+        sampler._check(diffusion)
+    except TypeError as error:
+        raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
+    return sampler
+
+
+def samplers_for(diffusion: Diffusion) -> list[str]:
+    """The names of those samplers that serve a diffusion."""
+    names = []
+    for name in SAMPLERS:
+        with suppress(TypeError):
+            make_sampler(name, 1, diffusion)
+            names.append(name)
+    return names
 
 
 def draw(
     model: DiffusionModel,
     num_samples: int,
     *,
-    sampler: str = "splitting",
+    sampler: str | None = None,
     steps: int = 256,
     batch_size: int = 256,
     seed: int = 0,
@@ -47,6 +91,10 @@ def draw(
     """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
 
     The same seed gives the same data; the random state of the caller stays as it is.
+
+    Raises:
+        TypeError: a sampler that needs closed forms which the diffusion does not have.
+        ValueError: numbers below 1, or states that are not finite: too few steps.
     """
     if num_samples < 1 or steps < 1 or batch_size < 1:
         raise ValueError(
@@ -55,7 +103,7 @@ def draw(
         )
     device = model.diffusion.start_time.device
     usual, training = model.sampler, model.training
-    model.sampler = SAMPLERS[sampler](steps)
+    model.sampler = make_sampler(sampler, steps, model.diffusion)
     model.eval()
     parts = []
     try:
@@ -116,7 +164,7 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
 def sample(
     run: Path | None = None,
     num_samples: int = 64,
-    sampler: Literal["splitting", "euler", "ancestral"] = "splitting",
+    sampler: Literal["splitting", "euler", "ancestral"] | None = None,
     steps: int = 256,
     out: Path | None = None,
     batch_size: int = 256,
@@ -138,7 +186,8 @@ def sample(
     Args:
         run: the run folder.
         num_samples: how many.
-        sampler: symmetric splitting, Euler-Maruyama, or the exact Gaussian posteriors of a chain.
+        sampler: symmetric splitting (the default), Euler-Maruyama (for any diffusion, and the
+            default of one without a closed form), or the exact Gaussian posteriors of a chain.
         steps: of the sampler, each one network call.
         out: a .png for a picture or a .npy for the data in model space; by default a picture in the
             run folder, named after the guide if reused, the sampler, steps and seed.
@@ -160,7 +209,8 @@ def sample(
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
     if out is None:
         name = "" if guide is None else re.sub(r"\W+", "-", guide.rpartition(":")[2]) + "-"
-        out = folder / f"samples-{name}{sampler}-{steps}-{seed}.png"
+        chosen = sampler or default_sampler(programs.model.diffusion)
+        out = folder / f"samples-{name}{chosen}-{steps}-{seed}.png"
     check_out(out, (".png", ".npy"), overwrite=overwrite)
     if reused is not None:
         print(*reused.notes, sep="\n")

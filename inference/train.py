@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import trange
 
-from inference import evaluate, loading, recipe, report
+from inference import evaluate, loading, recipe, report, sample
 from inference.batches import Batches
 from inference.checkpoints import (
     Checkpoint,
@@ -50,9 +50,10 @@ from inference.processes import (
     start,
 )
 from inference.runs import Run, RunError, create_default, fingerprint
-from models import ImageProblem, Images, Problem
+from models import ImageProblem, Images
 from models.base import FileImages
-from pyro_mdm import MDM_ELBO, DiffusionGuide, draws
+from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, draws
+from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
 
@@ -75,6 +76,13 @@ def train(
     learn_beta: bool = False,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
+    step_size: float | None = None,
+    points: int | None = None,
+    solver: Literal["euler", "srk"] | None = None,
+    objective: Literal["ism", "local_dsm"] | None = None,
+    probes: Literal["exact"] | int | None = None,
+    probe_law: Literal["rademacher", "gaussian"] | None = None,
+    backpropagation: Literal["direct", "adjoint"] | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     micro_batches: int = 1,
@@ -91,7 +99,7 @@ def train(
     checkpoint_every: int = 250,
     draws: int = 32,
     num_samples: int = 64,
-    sampler: Literal["splitting", "euler", "ancestral"] = "splitting",
+    sampler: Literal["splitting", "euler", "ancestral"] | None = None,
     sampler_steps: int = 256,
     figures: bool = True,
     accelerator: str = "auto",
@@ -108,7 +116,8 @@ def train(
         model: data set: toy, digits, mnist5k, mnist, cifar10, imagenet32_old, imagenet32_new,
             images, module:Name or file.py:Name.
         guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
-        score: parameterization of the score; "default" for the data set's own.
+        score: parameterization of the score; "default" for the data set's own, or residual for a
+            guide without a closed form.
         protocol: images only: a likelihood over the levels, or dequantized as in the paper.
         data: where data sets that are read from files are, "data" by default; for --model images
             your folder of images or .npz file.
@@ -122,6 +131,15 @@ def train(
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
             learned guide with a denoiser, else the clock is left as it is.
+        step_size: of simulated paths, as a part of the way from data to noise. This and the next
+            six are for a nonlinear guide and override its own Simulation, which explains them.
+        points: how often the bound is estimated along each path.
+        solver: of simulated paths: srk, or euler.
+        objective: how the divergence of the score is estimated: ism, or local_dsm, which needs no
+            derivative of the network.
+        probes: of Hutchinson's estimator, a number, or exact.
+        probe_law: of the probes.
+        backpropagation: through every step of a path, or by its adjoint, to save memory.
         steps: training steps; by default the data set's.
         batch_size: data per step, of all processes together; by default the data set's.
         micro_batches: pieces that each process computes its part of a batch in, to save memory.
@@ -138,7 +156,7 @@ def train(
         checkpoint_every: steps between checkpoints.
         draws: network evaluations per test datum at the end.
         num_samples: data generated at the end.
-        sampler: that generates them.
+        sampler: that generates them; by default splitting, or euler for a nonlinear guide.
         sampler_steps: its steps, each one network call.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
@@ -157,7 +175,7 @@ def train(
         fabric = start(config["accelerator"], config["precision"])
         with _open(fabric, lambda: Run.resume(resume)) as continued:
             programs = loading.build(config, fitted=not continued.has_checkpoint)
-            _check(config, programs.problem, fabric.world_size)
+            _check(config, programs, fabric.world_size)
             return _fit(fabric, continued, programs, resumed=True)
 
     for name in ("run", "resume", "overwrite"):
@@ -171,7 +189,7 @@ def train(
         if settings[name] is None:
             settings[name] = getattr(programs.problem, name)
     fabric = start(accelerator, precision)
-    _check(settings, programs.problem, fabric.world_size)
+    _check(settings, programs, fabric.world_size)
 
     def create() -> Run:
         if run is None:
@@ -257,7 +275,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             for r, part in zip(mine, batches(step), strict=True):
                 torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
                 last = r == mine[-1]
-                with fabric.no_backward_sync(loss_of, enabled=not last):
+                with _naming(step), fabric.no_backward_sync(loss_of, enabled=not last):
                     with draws.piece(r, count, noise_seed):
                         x, log_det = problem.transform(part)
                         loss = loss_of(x) / (batch_size * num_dims)
@@ -375,6 +393,18 @@ def _say_stopped(run: Run, step: int) -> None:
         print(f"stopped by a signal at step {step} and saved; go on with {resume}", flush=True)
 
 
+@contextmanager
+def _naming(step: int) -> Iterator[None]:
+    """Says at which step a path exploded, and what is left."""
+    try:
+        yield
+    except SimulationError as error:
+        raise SimulationError(
+            f"step {step}: {error}. If the drift was trained into this, lower "
+            "--diffusion_learning_rate; a checkpoint before this step is good"
+        ) from error
+
+
 def _check_alike(fabric: Fabric, run: Run, mine: Any) -> None:
     """Whether all processes begin at the step and with the data that the first one has."""
     theirs = fabric.broadcast(mine)
@@ -419,7 +449,8 @@ def _check_alone(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check(settings: Mapping[str, Any], problem: Problem, processes: int) -> None:
+def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: int) -> None:
+    problem, diffusion = programs.problem, programs.model.diffusion
     names = "steps batch_size micro_batches learning_rate log_every measure_every checkpoint_every"
     for name in f"{names} draws num_samples sampler_steps clip".split():
         if not settings[name] > 0:
@@ -440,6 +471,14 @@ def _check(settings: Mapping[str, Any], problem: Problem, processes: int) -> Non
     backend = settings["compile"]
     if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
         raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
+    if isinstance(diffusion, NonlinearDiffusion):
+        twice = diffusion.simulation.objective == "ism"
+        if backend not in (None, "eager") and twice:
+            raise ValueError(
+                f"--compile {backend} makes a network that is differentiated once, and --objective "
+                "ism does so twice; use --objective local_dsm, or leave out --compile"
+            )
+    sample.make_sampler(settings["sampler"], settings["sampler_steps"], diffusion)
     if settings["flip"] and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings['model']} has none")
 

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from models.files import spread
 from pyro_mdm import (
     Denoiser,
+    Diffusion,
     DiffusionModel,
     DiscreteDenoiser,
     LinearDiffusion,
     NoisePrediction,
     RawScore,
+    ResidualScore,
 )
 from pyro_mdm.likelihoods import (
     Dequantized,
@@ -48,6 +50,12 @@ FIT_VALUES = FIT_SIZE * 3 * 32 * 32
 
 FIT_CHUNK = 2**24
 """Numbers made continuous at a time, which takes many times their memory."""
+
+FIT_LEVELS = 33
+"""Noise levels that a residual score is fitted at."""
+
+FIT_PATHS, FIT_STATES = 512, 2**25
+"""The most paths to each of them, and the most numbers in the states of all, at least 64 paths."""
 
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
 """A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
@@ -81,8 +89,12 @@ class Problem(ABC):
 
     name: str
     event_shape: tuple[int, ...]
-    scores: tuple[str, ...] = ("denoiser", "noise", "score")
-    """The parameterizations that can be asked for; the first is the default."""
+    scores: tuple[str, ...] = ("denoiser", "noise", "score", "residual")
+    """The parameterizations that can be asked for; the first is the default.
+
+    For a diffusion without a closed form the default is ``residual``, and ``score`` is the other
+    one that can be used.
+    """
 
     max_log_snr: float
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
@@ -135,32 +147,48 @@ class Problem(ABC):
         """Model-space x as uint8 images (n, C, H, W) to look at; None where x are no images."""
         return None
 
+    def score_name(self, score: str, diffusion: Diffusion) -> str:
+        """What ``score`` is for ``diffusion``: "default" is the first, or ``residual``."""
+        if score != "default":
+            return score
+        return self.scores[0] if isinstance(diffusion, LinearDiffusion) else "residual"
+
     def build(
-        self, diffusion: LinearDiffusion, *, score: str = "default", fitted: bool = True
+        self, diffusion: Diffusion, *, score: str = "default", fitted: bool = True
     ) -> DiffusionModel:
         """The generative program over ``diffusion`` with a new network, fitted baseline included.
 
         Args:
             diffusion: made with this problem's ``max_log_snr``.
-            score: one of ``scores``, or "default" for the first.
+            score: one of ``scores``, or "default": the first for a linear diffusion, else
+                ``residual``.
             fitted: False where a checkpoint brings what is fitted, which must be buffers of the
                 score or the likelihood: then it is of a few data alone.
 
         Raises:
-            ValueError: a score that these data do not have.
+            ValueError: a score that these data do not have, or that is made of closed forms which
+                the diffusion does not have.
+            SimulationError: a path exploded, of those that ``residual`` is fitted to.
         """
-        name = self.scores[0] if score == "default" else score
+        name = self.score_name(score, diffusion)
         if name not in self.scores:
+            default = self.score_name("default", diffusion)
             raise ValueError(
-                f"score is {score!r}, expected 'default' ({self.scores[0]}) or one of "
+                f"score is {score!r}, expected 'default' ({default}) or one of "
                 f"{', '.join(self.scores)} for {self.name}"
             )
         self._rough = not fitted
         try:
-            function = self.score_function(name, diffusion.num_variables)
+            function = self.score_function(name, diffusion)
         finally:
             self._rough = False
-        return DiffusionModel(diffusion, function, self.likelihood(name), self.event_shape)
+        if not (function.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
+            raise ValueError(
+                f"score is {score!r}, which is made of the closed-form law of y_s given x, and "
+                f"{type(diffusion).__name__} has none; use residual (its default) or score"
+            )
+        likelihood = self.likelihood(name, diffusion)
+        return DiffusionModel(diffusion, function, likelihood, self.event_shape)
 
     def fit_x(self) -> Tensor:
         """The x that baselines are fitted to: all of the training part, or as much as is enough.
@@ -182,16 +210,29 @@ class Problem(ABC):
             target.copy_(self.to_model_space(part))
         return x
 
-    def score_function(self, name: str, num_variables: int) -> Score:
-        """The score called ``name``; ``noise`` and ``score`` see all variables as channels."""
+    def score_function(self, name: str, diffusion: Diffusion) -> Score:
+        """The score called ``name``; all but ``denoiser`` see all K variables as channels."""
         channels = self.event_shape[0]
         if name == "denoiser":
             network = self.network(channels, channels)
             return Denoiser.fit(network, self.fit_x())
-        network = self.network(num_variables * channels, num_variables * channels)
+        channels *= diffusion.num_variables
+        network = self.network(channels, channels)
+        if name == "residual":
+            paths = self._num_paths(diffusion)
+            return ResidualScore.fit(
+                network, diffusion, self.fit_x(), num_levels=FIT_LEVELS, num_paths=paths
+            )
         return NoisePrediction(network) if name == "noise" else RawScore(network)
 
-    def likelihood(self, name: str) -> Likelihood | None:
+    def _num_paths(self, diffusion: Diffusion) -> int:
+        """To each noise level: enough for a covariance of K variables, few enough for memory."""
+        if self._rough:
+            return 8 * diffusion.num_variables
+        numbers = FIT_LEVELS * diffusion.num_variables * math.prod(self.event_shape)
+        return min(FIT_PATHS, max(64, FIT_STATES // numbers))
+
+    def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for the score called ``name``; None for the score's own."""
         return None if name == "denoiser" else Gaussian()
 
@@ -204,8 +245,9 @@ class ImageProblem(Problem):
     - ``discrete``: x = linspace(-1, 1, num_levels)[k], a likelihood over the levels, no noise
       added; bits per dimension are -(log p)/(d ln 2).
     - ``dequantized``, the paper's: x = logit((k + u)/num_levels), u uniform and drawn anew at each
-      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with the Tweedie decoder; bits per
-      dimension need ``transform``'s log-determinant and ``dequantized_levels``.
+      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with the Tweedie decoder (the
+      Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
+      need ``transform``'s log-determinant and ``dequantized_levels``.
 
     Subclasses name their U-Nets in ``networks``, or define :meth:`network` themselves.
 
@@ -290,9 +332,9 @@ class ImageProblem(Problem):
             codes = (x.clamp(-1.0, 1.0) + 1.0) / 2.0 * (self.num_levels - 1)
         return (codes * (255.0 / (self.num_levels - 1))).round().to(torch.uint8)
 
-    def score_function(self, name: str, num_variables: int) -> Score:
+    def score_function(self, name: str, diffusion: Diffusion) -> Score:
         if name != "discrete":
-            return super().score_function(name, num_variables)
+            return super().score_function(name, diffusion)
         channels = self.event_shape[0]
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
         return DiscreteDenoiser.fit(
@@ -302,9 +344,9 @@ class ImageProblem(Problem):
             form=self.form,
         )
 
-    def likelihood(self, name: str) -> Likelihood | None:
+    def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is not None:
-            return Tweedie()
+            return Tweedie() if isinstance(diffusion, LinearDiffusion) else Gaussian()
         return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
 
 

@@ -15,6 +15,7 @@ from pyro_mdm.diffusions import (
 )
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath
 from pyro_mdm.likelihoods import bits_per_dim
 from pyro_mdm.model import DiffusionModel
@@ -43,6 +44,7 @@ __all__ = [
     "ELBOTerms",
     "GenerativeChain",
     "GenerativePath",
+    "HamiltonianDiffusion",
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",

@@ -391,8 +391,13 @@ class LinearDiffusion(Diffusion):
     @property
     def unit_dispersion(self) -> Tensor:
         """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root."""
-        values, vectors = torch.linalg.eigh(self.unit_noise)
-        return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+        def root() -> Tensor:
+            values, vectors = torch.linalg.eigh(self.unit_noise)
+            return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+        found: Tensor = self._cached("unit_dispersion", root)
+        return found
 
     def dispersion_matrix(self, s: Times) -> Tensor:
         """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""

@@ -8,6 +8,9 @@ JSON can hold (:func:`snapshot` makes those of the diffusion):
                 diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
                 error being what other noise would change (Monte Carlo)
     snapshots   step; and the fields of :func:`snapshot`
+
+Of a diffusion without a closed form there are simulated paths (:func:`paths_figure`) and the field
+of its drift (:func:`field_figure`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from pyro_mdm import draws
 from pyro_mdm.diffusions import ALDA, CLD, MALDA, VPSDE, LinearDiffusion
+from pyro_mdm.samplers import simulation_grid
 
 __all__ = [
     "clock_figure",
@@ -32,7 +39,9 @@ __all__ = [
     "diffusion_term_figure",
     "diffusion_term_history_figure",
     "eigenvalues_figure",
+    "field_figure",
     "new_figure",
+    "paths_figure",
     "preset_eigenvalues",
     "snapshot",
     "terms_figure",
@@ -41,6 +50,7 @@ __all__ = [
 
 DPI = 110
 COLUMNS = 100  # of a heat map, at most
+PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
 
 Record = Mapping[str, Any]
@@ -203,18 +213,24 @@ def _sides(steps: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def snapshot(diffusion: LinearDiffusion, points: int = 65) -> dict[str, Any]:
+def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     """What the figures of training need to know of a diffusion as it is now, as lists of numbers.
 
-    ``Q`` and ``D``, (K, K); ``eigenvalues`` of b(T) A_0, K pairs (real, imaginary); ``times`` s,
-    0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε; ``terminal_log_snr`` λ(T).
+    ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
+    ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
+    b(T) A_0, K pairs (real, imaginary), too.
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
+    matrices = {}
+    if isinstance(diffusion, LinearDiffusion):
+        matrices = {
+            "Q": diffusion.Q.tolist(),
+            "D": diffusion.D.tolist(),
+            "eigenvalues": _eigenvalues(diffusion),
+        }
     return {
-        "Q": diffusion.Q.tolist(),
-        "D": diffusion.D.tolist(),
-        "eigenvalues": _eigenvalues(diffusion),
+        **matrices,
         "times": s.tolist(),
         "rate": diffusion.rate(on_device).tolist(),
         "clock": diffusion.clock(on_device).tolist(),
@@ -374,6 +390,148 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
         axes.set_xlim(0.0, T)
     for axes in (left, middle):
         axes.legend(fontsize=8, ncols=1 if K < 4 else 2)
+    return figure
+
+
+@torch.no_grad()
+def paths_figure(
+    diffusion: Any, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
+) -> Figure:
+    """Simulated noising paths from data: each variable over time, and for points of the plane x.
+
+    One line is one datum; of many data dimensions the one is drawn that varies most. Dashed lines
+    at T are the 5, 50 and 95% quantiles of the prior, which paths should arrive at.
+
+    Args:
+        diffusion: a :class:`~pyro_mdm.nonlinear.NonlinearDiffusion`.
+        x: data, (n, *event_shape), in model space, evenly chosen if they are more than ``most``.
+        points: times, from ε to T, between which lines are straight.
+        seed: of the noise; the caller's random state stays as it is.
+
+    Raises:
+        ValueError: fewer than 2 data.
+        SimulationError: a path exploded.
+    """
+    from pyro_mdm.simulated import SimulatedPath
+
+    if len(x) < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n ≥ 2")
+    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    dimension = int(x.flatten(1).var(0).argmax())
+    chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
+    x = x[chosen.to(x.device)].to(device)
+    s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64, device=device)
+    with draws.piece(0, 1, seed):
+        y = SimulatedPath(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
+    generator = torch.Generator(device).manual_seed(seed)
+    prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator).squeeze(-1)
+    at = torch.tensor([0.05, 0.5, 0.95], dtype=prior.dtype, device=prior.device)
+    quantiles = prior.quantile(at, dim=0).cpu().numpy()
+    times, lines = s.cpu().numpy(), y.flatten(3).cpu().numpy()
+
+    plane = x.shape[1:] == (2,)
+    columns = min(K, 3) + plane
+    rows = math.ceil((K + plane) / columns)
+    figure = new_figure(3.9 * columns, 3.6 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for k, axes in enumerate(grid[:K]):
+        axes.plot(times, lines[:, :, k, dimension].T, lw=0.7, alpha=0.65)
+        for quantile in quantiles[:, k]:
+            axes.plot([0.86 * T, T], [quantile] * 2, "k--", lw=1.2)
+        axes.set_xlim(0.0, T)
+        axes.set_xlabel("noising time s   (0 data, T noise)")
+        axes.set_ylabel(variable_name(k))
+        of = f", data dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
+        axes.set_title(f"{variable_name(k)} of {len(x)} data{of}", fontsize=10)
+    grid[0].plot([], [], "k--", lw=1.2, label="5, 50, 95% of the prior")
+    grid[0].legend(fontsize=8, loc="upper left")
+    if plane:
+        axes = grid[K]
+        axes.plot(*lines[:, :, 0].transpose(2, 1, 0), lw=0.6, alpha=0.5)
+        for i, (style, label) in enumerate((("ko", "at ε"), ("C3s", "at T"))):
+            axes.plot(*lines[:, -i, 0].T, style, ms=3, label=label, zorder=3)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("x_0")
+        axes.set_ylabel("x_1")
+        axes.set_title("x in the plane", fontsize=10)
+        axes.legend(fontsize=8, loc="upper left")
+    for axes in grid[K + plane :]:
+        axes.axis("off")
+    return figure
+
+
+@torch.no_grad()
+def field_figure(
+    diffusion: Any,
+    x: Tensor | None = None,
+    *,
+    times: Sequence[float] | None = None,
+    reach: float | None = None,
+    arrows: int = 17,
+) -> Figure:
+    """The drift f(y, s) over the plane of x, auxiliary variables at 0, at a few times.
+
+    A column for each time and a row for each variable whose drift is not 0 there: for one that is
+    driven by a velocity it is the velocity's row that shows the force. Arrows have the direction of
+    the drift, colours its size.
+
+    Args:
+        diffusion: any diffusion whose data are points of the plane.
+        x: data (n, 2) in model space, drawn as dots.
+        times: in [ε, T]; by default ε, T, and one half way by clock and noise level.
+        reach: the plane is drawn to ± this; by default as far as the prior and x go.
+        arrows: in a row.
+
+    Raises:
+        ValueError: x of another shape, times outside [ε, T].
+    """
+    if x is not None and (x.dim() != 2 or x.shape[1] != 2):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, 2): points of the plane")
+    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    start = float(diffusion.start_time)
+    if times is None:
+        times = simulation_grid(diffusion, 2).flip(0).tolist()
+    if len(times) == 0 or not all(start <= time <= T for time in times):
+        raise ValueError(f"times are {list(times)}, expected some in [ε, T] = [{start:.3g}, {T:g}]")
+    if reach is None:
+        generator = torch.Generator(device).manual_seed(0)
+        prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator)[:, 0]
+        reach = float(prior.abs().quantile(0.99))
+        reach = max(reach, 1.05 * float(x.abs().max()) if x is not None else 0.0)
+    side = torch.linspace(-reach, reach, arrows, device=device)
+    points = torch.cartesian_prod(side, side)
+    y = torch.zeros(len(points), K, 2, device=device)
+    y[:, 0] = points
+    s = torch.tensor(times, dtype=torch.float64, device=device)
+    f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
+    size = f.norm(dim=-1)  # (times, points, K)
+    shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
+    level = diffusion.noise_level(s).tolist()
+
+    figure = new_figure(3.6 * len(times) + 0.4, 3.3 * len(shown) + 0.8)
+    grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)
+    places, data = points.cpu().numpy(), None if x is None else x.detach().cpu().numpy()
+    for (j, row), k in zip(enumerate(grid), shown, strict=True):
+        for i, axes in enumerate(row):
+            if data is not None:
+                axes.plot(*data.T, ".", color="0.75", ms=2, zorder=0)
+            length = size[i, :, k].numpy()
+            unit = f[i, :, k].numpy() / np.maximum(length, 1e-12)[:, None]
+            drawn = axes.quiver(
+                *places.T, *unit.T, length, cmap="viridis", pivot="mid", scale=1.2 * arrows
+            )
+            drawn.set_clim(0.0, max(float(length.max()), 1e-9))
+            figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=MaxNLocator(4))
+            axes.set_aspect("equal")
+            axes.set_xlim(-1.05 * reach, 1.05 * reach)
+            axes.set_ylim(-1.05 * reach, 1.05 * reach)
+            if j == 0:
+                axes.set_title(f"s = {times[i]:.3g}   (noise level {level[i]:.1f})", fontsize=10)
+            if j == len(shown) - 1:
+                axes.set_xlabel("x_0")
+        row[0].set_ylabel(f"drift of {variable_name(k)}\nx_1")
+    at_rest = "; auxiliary variables at 0" if K > 1 else ""
+    figure.suptitle(f"drift per unit of s over the plane of x{at_rest}", fontsize=11)
     return figure
 
 

@@ -28,7 +28,6 @@ from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix, full_p
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
 
-
 if TYPE_CHECKING:
     from pyro_mdm.scores import Score
 

@@ -2,8 +2,8 @@ r"""Noising diffusions without a closed form: write the drift, and paths are sim
 
     dy = f(y, s) ds + G(y, s) dB_s        from ε to T
 
-The law of y_ε given x is Gaussian and exact, so that decoders and the model's ends are as for linear
-diffusions; all else is known by simulation (:mod:`pyro_mdm.simulation`).
+The law of y_ε given x is Gaussian and exact, so that decoders and the model's ends are as for
+linear diffusions; all else is known by simulation (:mod:`pyro_mdm.simulation`).
 
 Example:
     >>> class Cubic(NonlinearDiffusion):
@@ -229,7 +229,8 @@ class NonlinearDiffusion(Diffusion, ABC):
             point = _point(y)
             G = noise_root(self, point, self._tensor(s))
             found = matrix_divergence(G @ G.mT, point)
-        return found if torch.is_grad_enabled() else found.detach()
+        learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
+        return found if torch.is_grad_enabled() and learned else found.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
         """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
@@ -379,7 +380,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
 
 class Simulated(_FromLinear):
-    """A linear diffusion by its drift and dispersion alone: what is known in closed form, simulated.
+    """A linear diffusion by its drift and dispersion alone, simulated as if it had no closed form.
 
     The yardstick of simulation: its bound differs from the closed form by the step size and noise.
 

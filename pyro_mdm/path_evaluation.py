@@ -31,7 +31,6 @@ from pyro_mdm.evaluation import (
     _bar,
     _holm,
     _mean_and_error,
-    _p_value,
     _population_error,
     _Share,
 )

@@ -716,12 +716,12 @@ class RawScore(Score):
 class ResidualScore(Score):
     r"""The score of a Gaussian fit of y_s, and what a network adds to it, for any diffusion.
 
-        s_θ(y, s) = -C^{-1} (y - m) + L^{-T} F(L^{-1} (y - m), λ(s)),    C = L Lᵀ
+        s_θ(y, s) = Wᵀ ( F(W (y - m), λ(s)) - W (y - m) ),    W = L^{-1},    C = L Lᵀ
 
     m and C are the mean and covariance (K×K per data dimension) of noised data at the time, fitted
-    once by :meth:`fit` on a grid of noise levels and interpolated linearly: network inputs and
-    outputs have unit variance, and at F = 0 the model is that of Gaussian data. They are a choice
-    of coordinates, and need not stay exact while a diffusion is learned.
+    once by :meth:`fit` on a grid of noise levels, m and W being interpolated linearly: network
+    inputs and outputs have unit variance, and at F = 0 the model is that of Gaussian data. They are
+    a choice of coordinates, and need not stay exact while a diffusion is learned.
 
     Args:
         network: F, called with the K variables as channels, (n, K·C, *spatial), and λ; returns the
@@ -737,7 +737,7 @@ class ResidualScore(Score):
     serves_nonlinear = True
     levels: Tensor
     mean: Tensor
-    covariance: Tensor
+    whitener: Tensor
 
     def __init__(
         self, network: nn.Module, levels: Tensor, mean: Tensor, covariance: Tensor
@@ -752,7 +752,10 @@ class ResidualScore(Score):
             )
         for name, value in (("levels", levels), ("mean", mean), ("covariance", covariance)):
             _check_finite(name, value)
-            self.register_buffer(name, value.detach().double().clone())
+        self.register_buffer("levels", levels.detach().double().clone())
+        self.register_buffer("mean", mean.detach().double().clone())
+        root = torch.linalg.cholesky(covariance.detach().double())
+        self.register_buffer("whitener", _inverse(root).contiguous())
 
     @classmethod
     def fit(
@@ -798,27 +801,24 @@ class ResidualScore(Score):
         """s_θ, like y."""
         s = self._state(diffusion, y, s)
         batch_dim = s.dim() or 1
-        level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
-        m, L = self._moments(level)
+        level = diffusion.noise_level(s).detach().expand(y.shape[:batch_dim])
+        m, W = (t.to(y.dtype) for t in self._coordinates(level))
         with full_precision(y):
-            rest = (y.double() - m).movedim(batch_dim, -1).unsqueeze(-1)
-            white = torch.linalg.solve_triangular(L, rest, upper=False)
-            inputs = white.squeeze(-1).movedim(-1, batch_dim).to(y.dtype)
-        out = _joint_call(self, inputs, level, batch_dim)
+            rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
+            white = (W @ rest).squeeze(-1).movedim(-1, batch_dim)
+        out = _joint_call(self, white, level, batch_dim)
         with full_precision(y):
-            target = out.double().movedim(batch_dim, -1).unsqueeze(-1) - white
-            found = torch.linalg.solve_triangular(L.mT, target, upper=True)
-            return found.squeeze(-1).movedim(-1, batch_dim).to(y.dtype)
+            target = (out - white).movedim(batch_dim, -1).unsqueeze(-1)
+            return (W.mT @ target).squeeze(-1).movedim(-1, batch_dim)
 
-    def _moments(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """m like a state and L (*batch, *event_shape, K, K) at noise levels (*batch)."""
-        level = level.detach()
+    def _coordinates(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """m like a state and W (*batch, *event_shape, K, K) at noise levels (*batch)."""
         i = torch.searchsorted(self.levels, level.contiguous()).clamp(1, len(self.levels) - 1)
         low, high = self.levels[i - 1], self.levels[i]
         w = ((level - low) / (high - low)).clamp(0, 1)
         m = torch.lerp(self.mean[i - 1], self.mean[i], _spread(w, self.mean[i]))
-        C = torch.lerp(self.covariance[i - 1], self.covariance[i], _spread(w, self.covariance[i]))
-        return m, torch.linalg.cholesky(C)
+        W = torch.lerp(self.whitener[i - 1], self.whitener[i], _spread(w, self.whitener[i]))
+        return m, W
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """x̂ by the projection on g² s_θ, (*batch, *event_shape); linear diffusions only."""

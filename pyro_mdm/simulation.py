@@ -28,7 +28,6 @@ authors, "What's the score? Automated Denoising Score Matching for Nonlinear Dif
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,8 +80,8 @@ class Simulation:
         points: how often the integrand is evaluated along a path, at times that are drawn.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
-        backpropagation: ``direct`` through every step, or ``adjoint``: memory of one step, gradients
-            to the accuracy of the step.
+        backpropagation: ``direct`` through every step, or ``adjoint``: memory of one step, and
+            gradients to the accuracy of the step.
         objective: ``ism`` or ``local_dsm``, see the module's text.
         increment: of ``local_dsm``, as a part of a step: what it is biased by, of first order.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
@@ -119,9 +118,8 @@ class Simulation:
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, values))}"
-                )
+                text = ", ".join(map(str, values))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {text}")
         if self.probes not in (None, "exact") and not (
             isinstance(self.probes, int) and self.probes >= 1
         ):
@@ -151,12 +149,13 @@ class Simulation:
 
 
 class _TimedSDE(nn.Module):
-    """dy in u ∈ [0, 1], s running linearly between knots, each datum with its own.
+    """dy in u ∈ [low, high], s running linearly from begin to end, each datum with its own.
 
     States are (n·d, K), data dimensions folded into the batch.
 
     Args:
-        knots: (M + 1, n) increasing times; s is knots[i] at u = i / M.
+        begin, end: times (n,).
+        steps: of the integrator, for messages.
     """
 
     sde_type = "ito"
@@ -164,27 +163,29 @@ class _TimedSDE(nn.Module):
     def __init__(
         self,
         diffusion: NonlinearDiffusion,
-        knots: Tensor,
+        begin: Tensor,
+        end: Tensor,
+        interval: tuple[float, float],
         event_shape: torch.Size,
         steps: int,
     ) -> None:
         super().__init__()
         self.diffusion = diffusion
         self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
-        self.knots, self.event_shape, self.steps = knots, event_shape, steps
+        self.begin, self.low = begin, interval[0]
+        self.speed = (end - begin) / (interval[1] - interval[0])  # ds/du
+        self.end, self.event_shape, self.steps = end, event_shape, steps
 
     def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """y, s (n,) and ds/du (n,) at u; a knot belongs to what comes after it."""
-        y, M = unfold(states, self.event_shape), len(self.knots) - 1
-        way = min(max(float(u), 0.0), 1.0) * M
-        i = min(int(way + 1e-6), M - 1)
-        span = self.knots[i + 1] - self.knots[i]
-        s = (self.knots[i] + span * min(max(way - i, 0.0), 1.0)).clamp(max=self.diffusion.horizon)
-        return y, s, span * M
+        """y, s (n,) and ds/du (n,) at u."""
+        y = unfold(states, self.event_shape)
+        s = self.begin + self.speed * (float(u) - self.low)
+        s = torch.minimum(torch.maximum(s, self.begin), self.end)  # rounding of u
+        return y, s, self.speed
 
     def f(self, u: Tensor, states: Tensor) -> Tensor:
         """The drift times ds/du, like states."""
-        y, s, span = self._at(u, states)
+        y, s, speed = self._at(u, states)
         self.check(y, s)
         drift = self.diffusion.drift(y, s)
         if drift.shape != y.shape:
@@ -192,12 +193,12 @@ class _TimedSDE(nn.Module):
                 f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
                 f"expected y's {tuple(y.shape)}"
             )
-        return fold(drift.to(y.dtype) * span.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
+        return fold(drift.to(y.dtype) * speed.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
 
     def g(self, u: Tensor, states: Tensor) -> Tensor:
         """The dispersion times √(ds/du), (n·d, K, K)."""
-        y, s, span = self._at(u, states)
-        G = noise_root(self.diffusion, y, s) * span.sqrt().to(y.dtype)[:, None, None, None]
+        y, s, speed = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y.dtype)[:, None, None, None]
         return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
 
     def check(self, y: Tensor, s: Tensor) -> None:
@@ -206,7 +207,7 @@ class _TimedSDE(nn.Module):
         wrong = ~(size < LIMIT)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
-            step = float(self.knots.diff(dim=0).amax()) / self.steps
+            step = float((self.end - self.begin).max()) / self.steps
             raise SimulationError(
                 f"a path of {type(self.diffusion).__name__} exploded: a state of "
                 f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of up to "
@@ -234,28 +235,30 @@ def advance(
     """
     event_shape = y.shape[2:]
     knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
-    sde = _TimedSDE(diffusion, knots, event_shape, steps)
     M = len(knots) - 1
     method = simulation.solver(diffusion)
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
         brownian = draws.brownian(len(y), d, y.shape[1], y.dtype, y.device, area)
-    states = fold(y)
-    ts = torch.arange(M + 1, dtype=torch.float64, device=y.device) / M
-    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": 1.0 / (M * steps)}
-    learned = [p for p in diffusion.parameters() if p.requires_grad]
-    graph = torch.is_grad_enabled() and (bool(learned) or states.requires_grad)
-    with full_precision(y):
-        if graph and simulation.backpropagation == "adjoint":
-            found = torchsde.sdeint_adjoint(
-                sde, states, ts, adjoint_params=tuple(learned), **options
-            )
-        else:
-            found = torchsde.sdeint(sde, states, ts, **options)
-    found = torch.stack([unfold(f, event_shape) for f in found[1:]])
-    sde.check(found[-1], knots[-1])
-    return found
+    # a step must end at every knot, and not a rounding error before it
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
+    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
+    found, states = [], fold(y)
+    for i in range(M):
+        interval = (i / M, (i + 1) / M)
+        sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
+        ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
+        graph = torch.is_grad_enabled() and (bool(learned) or states.requires_grad)
+        with full_precision(y):
+            if graph and simulation.backpropagation == "adjoint":
+                ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
+            else:
+                ends = torchsde.sdeint(sde, states, ts, **options)
+        states = ends[-1]
+        found.append(unfold(states, event_shape))
+        sde.check(found[-1], knots[i + 1])
+    return torch.stack(found)
 
 
 def simulate(

@@ -4,7 +4,8 @@ Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes 
 All bounds are in bits/dim.
 
     scalars         the bound and its terms for train, validation and test, with standard errors;
-                    entries and eigenvalues of Q and D
+                    entries and eigenvalues of Q and D; of a diffusion without a closed form the
+                    size of its learned drift
     custom scalars  the same bounds, value ± standard error
     images          figures of :mod:`pyro_mdm.figures` and :mod:`pyro_mdm.pictures`
     hparams         a row for each run: its settings and its test bound
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import figures, pictures
-from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.pictures import image_grid
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ __all__ = [
     "write_mean",
     "write_noising",
     "write_pictures",
+    "write_paths",
     "write_ranked_images",
     "write_samples",
     "write_settings",
+    "write_simulated",
 ]
 
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
@@ -206,9 +209,50 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"D_eigenvalues/{i}", value.item(), step)
+    _write_ends(writer, diffusion, step)
+
+
+def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
     start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
     writer.add_scalar("diffusion_ends/start_time", start, step)
     writer.add_scalar("diffusion_ends/terminal_log_snr", end, step)
+
+
+@torch.no_grad()
+def write_simulated(
+    writer: SummaryWriter, diffusion: Any, x: Tensor, step: int, *, seed: int = 0
+) -> None:
+    """Write what is known of a diffusion without a closed form, as scalars.
+
+    Both its ends, its parameters that are single numbers, and, if it has a learned drift ``added``
+    to another one, the root mean square of that per dimension and variable, at data at ε
+    (``learned_drift/rms_at_data``) and at draws of the prior at T (``…/rms_at_prior``).
+
+    Args:
+        x: data, (n, *event_shape), in model space.
+        seed: of the states; the caller's random state stays as it is.
+    """
+    _write_ends(writer, diffusion, step)
+    for name, parameter in diffusion.named_parameters():
+        if parameter.numel() == 1:
+            writer.add_scalar(f"diffusion_parameters/{name}", parameter.item(), step)
+    added = getattr(diffusion, "added", None)
+    if added is None:
+        return
+    start, device = diffusion.start, diffusion.start_time.device
+    x = x.to(device)
+    shape = (len(x), diffusion.num_variables, *x.shape[1:])
+    generator = torch.Generator(device).manual_seed(seed)
+    noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+    spread = (start.scale_tril @ noise.flatten(2)).reshape(shape)
+    data = start.mean.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1) + spread
+    states = {
+        "data": (data, diffusion.start_time),
+        "prior": (diffusion.prior.sample(shape, generator), diffusion._tensor(diffusion.horizon)),
+    }
+    for name, (y, s) in states.items():
+        rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()
+        writer.add_scalar(f"learned_drift/rms_at_{name}", rms.item(), step)
 
 
 def write_curves(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
@@ -216,20 +260,35 @@ def write_curves(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -
     writer.add_figure("curves", figures.curves_figure(diffusion), step)
 
 
+def write_paths(
+    writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
+) -> None:
+    """Write :func:`~pyro_mdm.figures.paths_figure` as ``paths``.
+
+    And, of points of the plane, :func:`~pyro_mdm.figures.field_figure` as ``drift_field``.
+
+    Args:
+        x: data, (n, *event_shape), in model space.
+    """
+    writer.add_figure("paths", figures.paths_figure(diffusion, x, seed=seed), step)
+    if x.shape[1:] == (2,):
+        writer.add_figure("drift_field", figures.field_figure(diffusion, x), step)
+
+
 def write_diffusion_history(
-    writer: SummaryWriter, snapshots: Sequence[Record], diffusion: LinearDiffusion, step: int
+    writer: SummaryWriter, snapshots: Sequence[Record], diffusion: Diffusion, step: int
 ) -> None:
     """Write the eigenvalues of the drift over training, with those of the presets, and the clock.
 
-    As ``training/eigenvalues`` (where K > 1: one variable has one real eigenvalue) and
-    ``training/clock``.
+    As ``training/eigenvalues`` (of a linear diffusion with K > 1: one variable has one real
+    eigenvalue) and ``training/clock``.
 
     Args:
         snapshots: records of the diffusion, see :func:`pyro_mdm.figures.snapshot`.
         diffusion: as it is now; the presets are scaled to its log SNR at T.
         step: training steps so far.
     """
-    if diffusion.num_variables > 1:
+    if isinstance(diffusion, LinearDiffusion) and diffusion.num_variables > 1:
         presets = figures.preset_eigenvalues(diffusion)
         writer.add_figure(
             "training/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step

@@ -409,6 +409,7 @@ def test_the_figure_shows_the_numbers_it_is_given() -> None:
             "low_95_bits_per_dim": value - 0.2,
             "high_95_bits_per_dim": value + 0.3,
             "monte_carlo_half_width_95_bits_per_dim": 0.1,
+            "simulated": False,
         }
 
     def difference(first: str, second: str, value: float, resolved: bool) -> dict[str, Any]:

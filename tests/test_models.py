@@ -190,7 +190,8 @@ def test_default_networks_have_their_stated_sizes(problems):
 def test_unknown_score(problems):
     with pytest.raises(ValueError, match=r"score is 'epsilon'.*discrete, denoiser, noise, score"):
         problems["digits"].build(CLD(max_log_snr=9.0), score="epsilon")
-    with pytest.raises(ValueError, match=r"score is 'discrete'.*denoiser, noise, score for toy"):
+    known = "denoiser, noise, score, residual for toy"
+    with pytest.raises(ValueError, match=rf"score is 'discrete'.*{known}"):
         problems["toy"].build(CLD(max_log_snr=9.0), score="discrete")
 
 

@@ -1,0 +1,40 @@
+"""A learned nonlinear drift beside the linear diffusion it begins as, on points of the plane.
+
+    python -m inference.train --model toy --guide inference.guides.learned_drift:learned
+    python -m inference.train --model toy --guide inference.guides.learned_drift:linear
+    python -m inference.compare runs/toy-learned-0-0 runs/toy-linear-0-0 --out comparison
+
+``learned`` is critically-damped Langevin diffusion with a small network in its drift, trained with
+the score; ``linear`` is the same without the network. Both are simulated and scored alike, so that
+a budget of steps means the same for both. ``closed`` is the linear one in closed form, to see what
+simulation costs.
+
+This is the whole of it: a function that returns a diffusion is a guide. A drift of your own, in
+formulas, is a subclass of :class:`pyro_mdm.NonlinearDiffusion`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_mdm import CLD, LearnedDrift, LinearDiffusion, Simulated, Simulation
+from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.networks import MLP
+
+SIMULATION = Simulation(step_size=1 / 32, points=4, objective="local_dsm")
+
+
+def closed(**options: Any) -> LinearDiffusion:
+    """CLD at a constant rate, at rest by T: options are those of ``CLD``."""
+    return CLD(beta=ConstantBeta(5.0), **options)
+
+
+def linear(max_log_snr: float) -> Simulated:
+    """The same, simulated."""
+    return Simulated(closed(max_log_snr=max_log_snr), SIMULATION)
+
+
+def learned(max_log_snr: float) -> LearnedDrift:
+    """The same with a network of 4 inputs, x and v in the plane, added to its drift."""
+    network = MLP(features=4, hidden=32, depth=1)
+    return LearnedDrift(closed(max_log_snr=max_log_snr), network, simulation=SIMULATION)

@@ -1,0 +1,516 @@
+"""The programs with a diffusion that is known by its drift and dispersion alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from inference import recipe, report
+from inference.checkpoints import latest_checkpoint
+from inference.evaluate import evaluate
+from inference.inspect import inspect
+from inference.loading import build_diffusion, build_problem, load_trained
+from inference.runs import Run, RunError
+from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
+from inference.train import train
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    DiffusionGuide,
+    LearnedDrift,
+    NonlinearDiffusion,
+    RawScore,
+    ResidualScore,
+    Simulated,
+    Simulation,
+    draws,
+    figures,
+)
+from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
+from pyro_mdm.networks import MLP
+from pyro_mdm.simulation import SimulationError
+from tests.test_programs import Stopped as Killed
+from tests.test_programs import assert_same_run, last_line, run_program, stop_after
+from tests.test_training import objective
+
+MINE = """
+import torch
+from models.base import ImageProblem, Problem
+from pyro_mdm import CLD, LearnedDrift, NonlinearDiffusion, Simulated, Simulation
+from pyro_mdm.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.nonlinear import QuadraturePrior
+
+COARSE = Simulation(step_size=0.25)
+
+
+class Points(Problem):
+    name = "points"
+    event_shape = (2,)
+    max_log_snr = 6.0
+    batch_size = 16
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(120, 2, generator=generator) * torch.tensor([0.8, 0.3])
+
+    def network(self, inputs, outputs):
+        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+
+
+class Squares(ImageProblem):
+    name = "squares"
+    event_shape = (1, 4, 4)
+    num_levels = 8
+    max_log_snr = 6.0
+    networks = {"tiny": {"base": 8, "multipliers": (1, 2)}}
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(8, (120, 1, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+class Pull(NonlinearDiffusion):
+    "Over-damped motion in a potential that is quadratic near 0 and linear far from it."
+    stationary_prior = True
+
+    def __init__(self, max_log_snr=1.0):
+        prior = QuadraturePrior([lambda y: (1 + y**2).sqrt()])
+        super().__init__(1, horizon=3.0, max_log_snr=max_log_snr, prior=prior, simulation=COARSE)
+
+    def drift(self, y, s):
+        return -y / (1 + y**2).sqrt()
+
+    def dispersion(self, y, s):
+        return 2**0.5 * torch.eye(1, dtype=torch.float64)
+
+
+def learned(max_log_snr, event_shape):
+    network = MLP(2 * event_shape[0], 8, 1)
+    return LearnedDrift(CLD(max_log_snr=max_log_snr), network, simulation=COARSE)
+
+
+ready = Simulated(CLD(max_log_snr=6.0), COARSE)
+
+
+def friction(y):
+    v = y[:, 1]
+    return torch.diag_embed(torch.stack([torch.zeros_like(v), 1 + 1 / (1 + v**2)], -1))
+
+
+def relativistic(max_log_snr):
+    return HamiltonianDiffusion(
+        H=[lambda x: x**2 / 2, lambda v: (1 + v**2).sqrt()],
+        Q=[[0.0, -1.0], [1.0, 0.0]],
+        D=friction,
+        max_log_snr=max_log_snr,
+        simulation=COARSE,
+    )
+
+
+class Growing(NonlinearDiffusion):
+    def __init__(self, rate=0.1):
+        super().__init__(1, max_log_snr=6.0, simulation=COARSE)
+        self.rate_root = torch.nn.Parameter(torch.tensor(rate**0.5))
+
+    def drift(self, y, s):
+        return self.rate_root**2 * y
+
+    def dispersion(self, y, s):
+        return torch.eye(1, dtype=torch.float64)
+
+
+def explosive():
+    return Growing(1e9)
+
+
+class Half(NonlinearDiffusion):
+    def __init__(self):
+        super().__init__(1)
+
+    def drift(self, y, s):
+        return -y
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("mine") / "mine.py"
+    path.write_text(MINE)
+    return str(path)
+
+
+@pytest.fixture
+def options(mine: str) -> dict[str, Any]:
+    return {
+        "model": f"{mine}:Points",
+        "guide": f"{mine}:Pull",
+        "steps": 4,
+        "draws": 2,
+        "num_samples": 4,
+        "sampler_steps": 8,
+        "log_every": 1,
+        "measure_every": 4,
+        "checkpoint_every": 2,
+        "accelerator": "cpu",
+        "figures": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, mine: str) -> dict[str, Path]:
+    """A linear run and one of a learned drift, which has figures; tests only read them."""
+    root = tmp_path_factory.mktemp("runs")
+    common: dict[str, Any] = {"draws": 2, "num_samples": 4, "sampler_steps": 8, "steps": 2}
+    common |= {"measure_every": 2, "checkpoint_every": 2, "accelerator": "cpu"}
+    train(f"{mine}:Points", "cld", run=root / "linear", figures=False, **common)
+    train(f"{mine}:Points", f"{mine}:learned", run=root / "learned", log_every=2, **common)
+    return {"linear": root / "linear", "learned": root / "learned"}
+
+
+# -- train, stop, resume, evaluate, sample ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", ["Pull", "learned", "ready", "relativistic"])
+def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
+    tmp_path: Path,
+    mine: str,
+    options: dict[str, Any],
+    guide: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options |= {"guide": f"{mine}:{guide}"}
+    if guide == "learned":
+        options |= {"micro_batches": 2, "objective": "local_dsm"}
+    train(**options, run=tmp_path / "whole")
+    line = last_line(capsys)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(3, patch)
+        train(**options, run=tmp_path / "stopped")
+    assert latest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 2
+    train(resume=tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    table = pd.read_csv(tmp_path / "whole" / "metrics.csv")
+    assert bool(np.isfinite(table[table.part == "objective"].bits_per_dim).all())
+
+    capsys.readouterr()
+    run_program("evaluate", tmp_path / "whole", "--draws", 2, "--accelerator", "cpu")
+    text = capsys.readouterr().out
+    assert text.rstrip().splitlines()[-1] == line  # the same weights, data and noise
+    assert "step of the simulation: 0.25; half of it gives " in text
+    sample(tmp_path / "whole", num_samples=3, steps=8, accelerator="cpu")
+    assert (tmp_path / "whole" / "samples-euler-8-0.png").is_file()
+
+
+def test_parameters_of_network_and_drift_have_moved(runs: dict[str, Path]) -> None:
+    from inference.loading import build
+
+    run, programs, checkpoint = load_trained(runs["learned"])
+    assert isinstance(programs.model.diffusion, LearnedDrift)
+    assert isinstance(programs.model.score_function, ResidualScore)
+    start, end = build(run.config).model, checkpoint.part("model")
+    last = ("outlet.weight", "outlet.bias")  # others begin with gradient 0, behind a layer of 0
+    moved = {n for n, p in start.named_parameters() if not torch.equal(p, end[n])}
+    for part in ("diffusion.network", "score_function.network"):
+        assert {f"{part}.{name}" for name in last} <= moved
+    assert any(name.startswith("diffusion.network.blocks") for name in moved)
+    # what was fitted to simulated paths comes back from the checkpoint, not from a rough fit
+    for name, fitted in start.score_function.named_buffers():
+        assert torch.equal(programs.model.score_function.get_buffer(name), fitted)
+
+
+def test_micro_batches_change_nothing_but_rounding(
+    tmp_path: Path, mine: str, options: dict[str, Any]
+) -> None:
+    options |= {"guide": f"{mine}:learned", "steps": 2}
+    train(**options, run=tmp_path / "whole")
+    train(**options, micro_batches=4, run=tmp_path / "pieces")
+    first, second = (objective(tmp_path / run) for run in ("whole", "pieces"))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
+@pytest.mark.parametrize("backpropagation", ["direct", "adjoint"])
+def test_every_parameter_gets_a_gradient_as_several_processes_need(
+    mine: str, objective: str, backpropagation: str
+) -> None:
+    settings = {"objective": objective, "backpropagation": backpropagation}
+    problem = build_problem(f"{mine}:Points")
+    shape: Any = problem.event_shape
+    diffusion = build_diffusion(
+        f"{mine}:learned", max_log_snr=6.0, event_shape=shape, simulation=settings
+    )
+    model = problem.build(diffusion)
+    MDM_ELBO()(model, DiffusionGuide(diffusion))(problem.train[:8]).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(
+    tmp_path: Path, mine: str, options: dict[str, Any]
+) -> None:
+    options |= {"guide": f"{mine}:ready", "steps": 1}
+    given: dict[str, Any] = {"step_size": 0.5, "solver": "euler", "objective": "local_dsm"}
+    given |= {"probes": 2, "probe_law": "gaussian", "backpropagation": "adjoint"}
+    train(**options, **given, run=tmp_path / "run")
+    run, programs, _ = load_trained(tmp_path / "run")
+    assert {name: run.config[name] for name in given} == given
+    assert programs.model.diffusion.simulation == Simulation(
+        step_size=0.5,
+        method="euler",
+        objective="local_dsm",
+        probes=2,
+        probe_law="gaussian",
+        backpropagation="adjoint",
+    )
+    assert report.settings(run, programs)["simulation"] == "euler, steps of 0.5, local_dsm"
+    own = build_diffusion(f"{mine}:ready", max_log_snr=6.0)
+    assert isinstance(own, Simulated) and own.simulation == Simulation(step_size=0.25)
+
+
+# -- the pages of TensorBoard ----------------------------------------------------------------------
+
+
+def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path]) -> None:
+    events = EventAccumulator(
+        str(runs["learned"] / "tensorboard"), size_guidance={"images": 0}
+    ).Reload()
+    tags = events.Tags()
+    assert {"paths", "drift_field", "training/clock", "samples_by_sampler"} <= set(tags["images"])
+    assert not {"curves", "noising", "training/eigenvalues"} & set(tags["images"])
+    assert [image.step for image in events.Images("paths")] == [0, 2]
+    assert not any(tag.startswith(("Q", "D/", "D_")) for tag in tags["scalars"])
+    for end in ("data", "prior"):
+        sizes = [event.value for event in events.Scalars(f"learned_drift/rms_at_{end}")]
+        assert sizes[0] == 0.0 and sizes[-1] > 0.0  # it begins as the linear diffusion
+    assert set(report.METRICS) <= set(tags["scalars"])
+    run, programs, _ = load_trained(runs["learned"])
+    linear = report.settings(*load_trained(runs["linear"])[:2])
+    settings = report.settings(run, programs)
+    assert list(settings) == list(linear)  # one table, the same columns
+    assert settings["score"] == "residual" and settings["rank of D"] == "–"
+    history = [r for r in Run.open(runs["learned"]).history() if r["part"] == "diffusion"]
+    assert [r["step"] for r in history] == [0, 2]
+    assert {"times", "clock", "start_time"} <= history[0].keys() and "Q" not in history[0]
+
+
+def test_paths_begin_at_the_data_and_keep_the_caller_s_random_state(mine: str) -> None:
+    diffusion = build_diffusion(f"{mine}:relativistic", max_log_snr=9.0)
+    x = torch.tensor([[1.0, 0.1], [-1.0, 0.2], [0.5, 0.0]])
+    state = torch.get_rng_state()
+    figure = figures.paths_figure(diffusion, x, points=9, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    position, velocity, plane = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["x", "v1", "x_1"]
+    assert "data dimension 0" in position.get_title()  # the one that varies most
+    for i in range(3):
+        line = position.lines[i]
+        assert line.get_xdata()[-1] == diffusion.horizon and len(line.get_xdata()) == 9
+        assert line.get_ydata()[0] == pytest.approx(float(x[i, 0]), abs=5 * np.exp(-4.5))
+        assert plane.lines[i].get_ydata()[0] == pytest.approx(float(x[i, 1]), abs=0.06)
+        assert plane.lines[i].get_xdata()[-1] == line.get_ydata()[-1]
+        assert not np.array_equal(velocity.lines[i].get_ydata(), line.get_ydata())
+    quantiles = [line.get_ydata()[0] for line in position.lines[3:6]]
+    assert quantiles == pytest.approx([-1.645, 0.0, 1.645], abs=0.1)  # N(0, 1) for H = x²/2
+    images = figures.paths_figure(diffusion, torch.rand(4, 1, 3, 3), points=3)
+    assert [axes.get_ylabel() for axes in images.axes] == ["x", "v1"]
+    with pytest.raises(ValueError, match="n ≥ 2"):
+        figures.paths_figure(diffusion, x[:1])
+
+
+def test_the_field_is_the_drift_of_the_variable_that_has_one(mine: str) -> None:
+    diffusion = build_diffusion(f"{mine}:Pull", max_log_snr=9.0)
+    figure = figures.field_figure(diffusion, torch.zeros(5, 2), reach=2.0, arrows=3)
+    panels = [axes for axes in figure.axes if axes.collections and axes.get_xlabel() == "x_0"]
+    assert len(panels) == 3 and panels[0].get_ylabel().startswith("drift of x")
+    arrows: Any = panels[1].collections[0]
+    corner = arrows.get_array()[0]
+    assert (arrows.X[0], arrows.Y[0]) == (-2.0, -2.0)
+    assert corner == pytest.approx(2**0.5 * 2 / 5**0.5, rel=1e-5)
+    assert arrows.U[0] == pytest.approx(0.5**0.5, rel=1e-5)  # towards 0
+    second = figures.field_figure(
+        build_diffusion(f"{mine}:relativistic", max_log_snr=9.0), times=[0.5]
+    )
+    assert [a.get_ylabel().split("\n")[0] for a in second.axes if a.get_ylabel()] == ["drift of v1"]
+    with pytest.raises(ValueError, match=r"\(5, 3\), expected \(n, 2\)"):
+        figures.field_figure(diffusion, torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"times are \[9\.0\], expected some in"):
+        figures.field_figure(diffusion, times=[9.0])
+
+
+def test_samples_that_are_not_finite_spoil_a_picture_and_no_run(
+    tmp_path: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> Tensor:
+        raise ValueError("y holds inf")
+
+    monkeypatch.setattr(report.sample, "draw", broken)
+    bound = train(**options, run=tmp_path / "run")
+    assert np.isfinite(bound.bits_per_dim[0])
+    assert "no samples in 8 steps: y holds inf" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "samples.png").exists()
+    with pytest.raises(ValueError, match="y holds inf"):
+        train(**options | {"guide": "cld"}, run=tmp_path / "linear")
+
+
+# -- compared --------------------------------------------------------------------------------------
+
+
+def test_a_linear_and_a_nonlinear_run_are_compared(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison"
+    given = ("--draws", 4, "--half_width", "null", "--out", out, "--accelerator", "cpu")
+    run_program("compare", runs["linear"], runs["learned"], *given)
+    text = capsys.readouterr().out
+    assert "simulated: learned" in text and "NOT reached" not in text
+    assert "what is left to the prior" not in text  # nominal for one of the two
+    bounds = pd.read_csv(out / "bounds.csv").set_index("run")
+    assert bounds.simulated.to_dict() == {"linear": False, "learned": True}
+    assert bounds.score.to_dict() == {"linear": "denoiser", "learned": "residual"}
+    difference = pd.read_csv(out / "differences.csv").iloc[0]
+    values = [bounds.loc[name].bits_per_dim for name in (difference["first"], difference["second"])]
+    assert difference.difference_bits_per_dim == pytest.approx(values[0] - values[1], abs=1e-6)
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"guide": "cld", "step_size": 0.1}, r"--step_size is for nonlinear .* cld is known in cl"),
+        ({"guide": "learned", "probes": 2, "solver": "srk"}, "--solver, --probes is for nonlinear"),
+        ({"step_size": -1.0}, r"--step_size -1.0: step_size is -1.0, expected a positive"),
+        ({"guide": "relativistic", "solver": "srk"}, r"--solver srk: .* depends on the state"),
+        ({"score": "denoiser"}, r"score is 'denoiser', .*Pull has none; use residual"),
+        ({"score": "noise"}, r"score is 'noise', .* use residual .* or score"),
+        ({"score": "magic"}, r"score is 'magic', expected 'default' \(residual\) or one of den"),
+        ({"sampler": "splitting"}, r"--sampler splitting: Splitting needs .*--sampler euler"),
+        ({"compile": "inductor"}, r"--compile inductor .* --objective local_dsm"),
+        ({"guide": "explosive"}, r"a path of Growing exploded: .* Try a smaller step_size"),
+        ({"guide": "Half"}, r"abstract class Half with.* abstract method .?dispersion"),
+        ({"guide": "Points"}, r"expected a LinearDiffusion or a NonlinearDiffusion"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_made(
+    tmp_path: Path, mine: str, options: dict[str, Any], wrong: dict[str, Any], message: str
+) -> None:
+    guide = wrong.get("guide", "Pull")
+    if guide not in ("cld", "learned"):
+        wrong = wrong | {"guide": f"{mine}:{guide}"}
+    with pytest.raises((ValueError, TypeError, SimulationError), match=message):
+        train(**options | wrong, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
+    tmp_path: Path, mine: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    options |= {"guide": f"{mine}:Growing", "steps": 6, "measure_every": 6, "clip": 1e9}
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "schedule", lambda step, *others: 1e5 if step == 2 else 1.0)
+        with pytest.raises(
+            SystemExit, match=r"error: step 3: a path of Growing exploded: .*lower "
+        ):
+            words = [f"--{k}={str(v).lower() if v is False else v}" for k, v in options.items()]
+            run_program("train", *words, f"--run={run}")
+    assert latest_checkpoint(run / "checkpoints").step == 2
+    train(resume=run)
+    scalars = EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"]
+    assert "diffusion_parameters/rate_root" in scalars
+
+
+def test_programs_of_closed_forms_say_so(
+    tmp_path: Path, mine: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for guide in (f"{mine}:learned", f"run:{runs['learned']}"):
+        with pytest.raises(ValueError, match=r"LearnedDrift, .*closed form.*paths_figure"):
+            inspect(guide, f"{mine}:Points")
+        with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*by simulation alone.*train"):
+            evaluate(reuse=runs["linear"], guide=guide)
+    with pytest.raises(
+        RunError, match=r"under LearnedDrift .*score is for that alone.*--guide cld"
+    ):
+        sample(reuse=runs["learned"], guide="cld")
+    with pytest.raises(TypeError, match=r"--sampler ancestral: .* LearnedDrift has none.*euler"):
+        sample(runs["learned"], sampler="ancestral")
+    assert not list(tmp_path.iterdir())
+
+
+# -- scores and decoders of a data set -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
+def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol: str) -> None:
+    problem = build_problem(f"{mine}:Squares", protocol=protocol)
+    decoder = DiscretizedGaussian if protocol == "discrete" else Gaussian
+    x = problem.to_model_space(problem.train[:8], torch.Generator().manual_seed(0))
+    diffusion = build_diffusion(f"{mine}:relativistic", max_log_snr=problem.max_log_snr)
+    for name, kind in (("default", ResidualScore), ("score", RawScore)):
+        model = problem.build(diffusion, score=name)
+        assert isinstance(model.score_function, kind) and isinstance(model.likelihood, decoder)
+        with draws.piece(0, 1, 0):
+            loss = MDM_ELBO()(model, DiffusionGuide(diffusion))(x)
+        loss.backward()
+        assert bool(loss.isfinite())
+        assert bool(model.score_function.network.outlet[-1].weight.grad.any())
+    if protocol == "dequantized":  # a linear diffusion keeps the paper's
+        assert isinstance(problem.build(VPSDE(max_log_snr=6.0)).likelihood, Tweedie)
+
+
+def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(mine: str) -> None:
+    problem = build_problem(f"{mine}:Points")
+    model = problem.build(CLD(max_log_snr=6.0), score="residual")
+    score = model.score_function
+    assert isinstance(score, ResidualScore) and isinstance(score.network, MLP)
+    assert score.network.features == 4  # K·C
+    s = model.diffusion.start_time.reshape(1)
+    y = torch.zeros(1, 2, 2, dtype=torch.float32)
+    y[0, 0] = problem.train.mean(0) + 1.0
+    x_score = model.score(y, s)[0, 0] * (problem.train.var(0, unbiased=False) + np.exp(-6.0))
+    assert x_score.detach().tolist() == pytest.approx(
+        [-1.0, -1.0], rel=0.2
+    )  # v is nearly free of x
+    simulated = Simulated(model.diffusion, Simulation(step_size=0.02))
+    shapes = [buffer.shape for buffer in score.buffers()]
+    for fitted in (True, False):
+        other = problem.build(simulated, fitted=fitted).score_function
+        assert isinstance(other, ResidualScore)
+        assert [buffer.shape for buffer in other.buffers()] == shapes
+
+
+def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:
+    nonlinear = build_diffusion(f"{mine}:Pull", max_log_snr=6.0)
+    assert isinstance(nonlinear, NonlinearDiffusion)
+    assert samplers_for(nonlinear) == ["euler"] and default_sampler(nonlinear) == "euler"
+    assert samplers_for(CLD()) == ["splitting", "euler", "ancestral"]
+    assert default_sampler(CLD()) == "splitting"
+    assert type(make_sampler(None, 3, nonlinear)).__name__ == "EulerMaruyama"
+    model = load_trained(runs["learned"])[1].model
+    x = draw(model, 3, steps=8, seed=1)
+    assert x.shape == (3, 2) and torch.equal(x, draw(model, 3, steps=8, sampler="euler", seed=1))
+
+
+def test_a_run_from_before_there_was_simulation_is_read(runs: dict[str, Path]) -> None:
+    text = (runs["linear"] / "config.yaml").read_text()
+    assert re.search(r"^step_size: null$", text, re.M) and re.search(r"^sampler: null$", text, re.M)
+    assert Run.open(runs["linear"]).config["points"] is None
+    results = json.loads((runs["learned"] / "results.json").read_text())
+    parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
+    assert results["bits_per_dim"]["value"] == pytest.approx(sum(parts))
