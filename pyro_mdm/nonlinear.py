@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +116,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         initial[0, 0] = math.exp(-max_log_snr)
         self.register_buffer("initial_covariance", initial)
         self._checked: set[torch.Size] = set()
+        self._kept_ends: tuple[Tensor, Tensor] | None = None
 
     # -- ends and levels ---------------------------------------------------------------------------
 
@@ -169,7 +170,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     def time_at_noise_level(self, level: Times) -> Tensor:
         """The time of a nominal level, like it."""
         fraction = (self._max_log_snr - self._tensor(level)) / self._width
-        tau = self.clock(self.start_time) + self._unit * fraction.expm1()
+        tau = self._ends()[0] + self._unit * fraction.expm1()
         return self._from_clock(tau).clamp(max=self.horizon)
 
     def progress(self, s: Times) -> Tensor:
@@ -177,13 +178,13 @@ class NonlinearDiffusion(Diffusion, ABC):
 
         Steps of it are short both for what noise does late and for the data's scales early.
         """
-        done, whole = self._done(s), self._done(self.horizon)
+        done, whole = self._done(s), self._ends()[1]
         level = (done / self._unit).log1p() / (whole / self._unit).log1p()
         return (done / whole + level) / 2
 
     def progress_rate(self, s: Times) -> Tensor:
         """Its derivative in s, like s."""
-        done, whole = self._done(s), self._done(self.horizon)
+        done, whole = self._done(s), self._ends()[1]
         level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
         return self.rate(s) * (1 / whole + level) / 2
 
@@ -191,7 +192,8 @@ class NonlinearDiffusion(Diffusion, ABC):
     def time_at_progress(self, progress: Times) -> Tensor:
         """Its inverse, like progress."""
         wanted = self._tensor(progress)
-        whole = self._done(self.horizon) / self._unit
+        start, whole = self._ends()
+        whole = whole / self._unit
         end = whole.log1p()
         x = end.expand(wanted.shape)  # log1p(done / unit): Newton's method from above is monotone
         for _ in range(60):
@@ -200,11 +202,24 @@ class NonlinearDiffusion(Diffusion, ABC):
             x = (x - step).clamp_min(0.0)
             if not bool((step.abs() > 1e-12 * end).any()):
                 break
-        tau = self.clock(self.start_time) + self._unit * x.expm1()
+        tau = start + self._unit * x.expm1()
         return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def _done(self, s: Times) -> Tensor:
-        return (self.clock(s) - self.clock(self.start_time)).clamp_min(0.0)
+        return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The clock at ε, and from there to T; kept if nothing about them is learned."""
+        if self._kept_ends is None or self._kept_ends[0].device != self._device():
+            start = self.clock(self.start_time)
+            ends = start, self.clock(self.horizon) - start
+            if any(True for _ in self._clock_parameters()):
+                return ends
+            self._kept_ends = ends
+        return self._kept_ends
+
+    def _clock_parameters(self) -> Iterator[nn.Parameter]:
+        return self.beta.parameters()
 
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau)
@@ -216,7 +231,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     @property
     def _width(self) -> Tensor:
         """Levels per unit of log1p(clock / unit)."""
-        whole = self._done(self.horizon)
+        whole = self._ends()[1]
         return (self._max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
     # -- what the bound needs ----------------------------------------------------------------------
@@ -373,6 +388,9 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.linear._from_clock(tau)
+
+    def _clock_parameters(self) -> Iterator[nn.Parameter]:
+        return self.linear.parameters()
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
         """G(s) of the linear diffusion."""
