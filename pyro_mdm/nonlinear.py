@@ -54,6 +54,9 @@ MISMATCH = 1e-4
 class NonlinearDiffusion(Diffusion, ABC):
     """Any Itô diffusion. Subclasses define :meth:`drift` and :meth:`dispersion`, rates included.
 
+    They are asked in the precision of the data while training, in float64 by :meth:`check` and by
+    samplers: a network inside must cast its inputs, as :class:`LearnedDrift` does.
+
     At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
     ``v_0 ~ N(0, Σ_v)``. Noise levels are nominal, a logarithm of the clock's time from
     ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
@@ -67,7 +70,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         initial_variance: Σ_v at s = 0: a number or K-1.
         max_log_snr: λ at the start, where the decoder takes over.
         min_log_snr: the nominal noise level at T.
-        prior: π, N(0, I) by default.
+        prior: π, N(0, I) by default. One that depends on parameters of the diffusion belongs into
+            an overridden property ``prior``, so that a copy of the diffusion has its own.
         simulation: how paths are simulated.
 
     Attributes:
@@ -116,7 +120,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         initial[0, 0] = math.exp(-max_log_snr)
         self.register_buffer("initial_covariance", initial)
         self._checked: set[torch.Size] = set()
-        self._kept_ends: tuple[Tensor, Tensor] | None = None
+        self._kept_ends: tuple[Tensor, Tensor, Tensor] | None = None
 
     # -- ends and levels ---------------------------------------------------------------------------
 
@@ -161,7 +165,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def noise_level(self, s: Times) -> Tensor:
         """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
-        return self._max_log_snr - self._width * (self._done(s) / self._unit).log1p()
+        return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def noise_level_rate(self, s: Times) -> Tensor:
         """Minus its derivative in s, like s."""
@@ -169,9 +173,9 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def time_at_noise_level(self, level: Times) -> Tensor:
         """The time of a nominal level, like it."""
-        fraction = (self._max_log_snr - self._tensor(level)) / self._width
+        fraction = (self.max_log_snr - self._tensor(level)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
-        return self._from_clock(tau).clamp(max=self.horizon)
+        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
         """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
@@ -210,13 +214,14 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         """The clock at ε, and from there to T; kept if nothing about them is learned."""
-        if self._kept_ends is None or self._kept_ends[0].device != self._device():
-            start = self.clock(self.start_time)
-            ends = start, self.clock(self.horizon) - start
+        at = self.start_time
+        if self._kept_ends is None or not torch.equal(self._kept_ends[0], at):
+            start = self.clock(at)
+            ends = at, start, self.clock(self.horizon) - start
             if any(True for _ in self._clock_parameters()):
-                return ends
+                return ends[1:]
             self._kept_ends = ends
-        return self._kept_ends
+        return self._kept_ends[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         return self.beta.parameters()
@@ -226,13 +231,13 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def _unit(self) -> float:
-        return math.exp(-self._max_log_snr / 2)
+        return math.exp(-self.max_log_snr / 2)
 
     @property
     def _width(self) -> Tensor:
         """Levels per unit of log1p(clock / unit)."""
         whole = self._ends()[1]
-        return (self._max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
+        return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
     # -- what the bound needs ----------------------------------------------------------------------
 
@@ -278,7 +283,6 @@ class NonlinearDiffusion(Diffusion, ABC):
             y = self.prior.sample((n, K, *event_shape), generator)
             unit = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
             s = self.start_time + (self.horizon - self.start_time) * unit
-            y = y.to(self._own_dtype())
             f = self.drift(y, s)
             if f.shape != y.shape:
                 raise ValueError(
@@ -294,10 +298,6 @@ class NonlinearDiffusion(Diffusion, ABC):
         if self.stationary_prior and K * math.prod(event_shape) <= CHECKED_DERIVATIVES:
             self._check_prior(y, s)
         self._checked.add(event_shape)
-
-    def _own_dtype(self) -> torch.dtype:
-        """float64, or the precision of a network in the drift, to which modules may be cast."""
-        return torch.float64
 
     def _check_prior(self, y: Tensor, s: Tensor) -> None:
         with torch.enable_grad():
@@ -320,6 +320,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._checked.clear()
+        self._kept_ends = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -362,6 +363,11 @@ class _FromLinear(NonlinearDiffusion, ABC):
         )
         del self.beta  # the clock is the linear diffusion's
         self.linear = linear
+
+    @property
+    def max_log_snr(self) -> float:
+        """That of the linear diffusion."""
+        return self.linear.max_log_snr
 
     @property
     def prior(self) -> GaussianPrior:

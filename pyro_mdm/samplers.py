@@ -33,6 +33,7 @@ from pyro_mdm import kernels
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
 from pyro_mdm.sde import check_dispersion
+from pyro_mdm.simulation import LIMIT, SimulationError
 
 if TYPE_CHECKING:
     from pyro_mdm.nonlinear import NonlinearDiffusion
@@ -251,6 +252,13 @@ class EulerMaruyama(Sampler):
     @staticmethod
     def _general(times: Tensor, i: int, y: Tensor, ask: _Questions, noise: Tensor) -> Tensor:
         diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
+        if not bool((y.abs() < LIMIT).all()):
+            raise SimulationError(
+                f"sampling exploded: a state of {y.abs().max().item():.3g} at s = "
+                f"{float(s[0]):.4g}, in step {i + 1} of {len(times) - 1} back from T. Take more "
+                "steps (a drift that pulls back strongly pushes apart in reverse until the score "
+                "is learned), or train on"
+            )
         G = check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
 
         def rows(v: Tensor) -> Tensor:

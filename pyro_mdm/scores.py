@@ -853,6 +853,12 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
     """
+    if not isinstance(diffusion, LinearDiffusion):
+        raise TypeError(
+            f"a score gives back a denoiser by the closed-form law of y_s given x, and "
+            f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "
+            "reads y_ε alone"
+        )
     marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
     with full_precision(y):
         k = marginal.readout.unsqueeze(-1)  # Σ^{-1} a / SNR

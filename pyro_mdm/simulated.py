@@ -69,7 +69,7 @@ class SimulatedPath(_PathLaw):
         self.x = x
         self.simulation = simulation if simulation is not None else diffusion.simulation
         self.times = None if times is None else _grid(diffusion, times)
-        if self.times is not None and float(self.times[0]) < float(diffusion.start_time):
+        if self.times is not None and self.times[0] < diffusion.start_time - 1e-9:
             raise ValueError(
                 f"times start at {float(self.times[0]):.4g}, before the start time "
                 f"{float(diffusion.start_time):.4g}, where y given x is known"

@@ -80,8 +80,9 @@ class Simulation:
         points: how often the integrand is evaluated along a path, at times that are drawn.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
-        backpropagation: ``direct`` through every step, or ``adjoint``: memory of one step, and
-            gradients to the accuracy of the step.
+        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of one
+            step, and gradients that are good for gentle clocks and small steps alone, because the
+            path is simulated anew backwards. Compare before you rely on them.
         objective: ``ism`` or ``local_dsm``, see the module's text.
         increment: of ``local_dsm``, as a part of a step: what it is biased by, of first order.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
@@ -432,7 +433,7 @@ def _implicit(
     s: Tensor,
     simulation: Simulation,
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    with torch.enable_grad(), full_precision(y):
         G = noise_root(diffusion, y, s)
         point = _point(y)
         residual = _residual(diffusion, score, point, s)
@@ -452,26 +453,27 @@ def _local(
     simulation: Simulation,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    n, K = before.shape[:2]
-    d = before[0, 0].numel()
-    delta = (s - r).to(before.dtype).reshape(-1, *(1,) * (before.dim() - 1))
-    root = delta.sqrt().reshape(-1, 1, 1)
-    # noise that does not depend on the state is taken at the end of the step, where g² r is
-    depends = diffusion.noise_depends_on_state
-    G = noise_root(diffusion, before, r if depends else s)
-    xi = draws.normal((n, d, K), before.dtype, before.device) if noise is None else noise
-    centre = before + delta * diffusion.drift(before, r).to(before.dtype)
-    kick = (root * _applied(G, xi)).mT.reshape(before.shape)
-    both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
-    residual = _residual(diffusion, score, both, times)
-    plus, minus = _transposed(torch.cat([G, G]), _rows(residual)).split(n)
-    trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
-    here = noise_root(diffusion, both, times) if depends else torch.cat([G, G])
-    products = _products(diffusion, both, residual, here)
-    products = products + _spurious(diffusion, both, times, residual)
-    current = _current(diffusion, both, times, simulation)
-    c, variance = (t.expand(2 * n).reshape(2, n).mean(0) for t in current)
-    return products.reshape(2, n).mean(0) + trace - c, variance / 2
+    with full_precision(before):
+        n, K = before.shape[:2]
+        d = before[0, 0].numel()
+        delta = (s - r).to(before.dtype).reshape(-1, *(1,) * (before.dim() - 1))
+        root = delta.sqrt().reshape(-1, 1, 1)
+        # noise that does not depend on the state is taken at the end of the step, where g² r is
+        depends = diffusion.noise_depends_on_state
+        G = noise_root(diffusion, before, r if depends else s)
+        xi = draws.normal((n, d, K), before.dtype, before.device) if noise is None else noise
+        centre = before + delta * diffusion.drift(before, r).to(before.dtype)
+        kick = (root * _applied(G, xi)).mT.reshape(before.shape)
+        both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
+        residual = _residual(diffusion, score, both, times)
+        plus, minus = _transposed(torch.cat([G, G]), _rows(residual)).split(n)
+        trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
+        here = noise_root(diffusion, both, times) if depends else torch.cat([G, G])
+        products = _products(diffusion, both, residual, here)
+        products = products + _spurious(diffusion, both, times, residual)
+        current = _current(diffusion, both, times, simulation)
+        c, variance = (t.expand(2 * n).reshape(2, n).mean(0) for t in current)
+        return products.reshape(2, n).mean(0) + trace - c, variance / 2
 
 
 def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s: Tensor) -> Tensor:

@@ -1,0 +1,990 @@
+"""Diffusions without a closed form, in programs: bounds, gradients, pieces, sampling, mistakes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+import torchsde
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    GenerativePath,
+    LearnedDiffusion,
+    LearnedDrift,
+    LinearDiffusion,
+    NoisePrediction,
+    NonlinearDiffusion,
+    RawScore,
+    ResidualScore,
+    Simulated,
+    SimulatedPath,
+    Simulation,
+    draws,
+    elbo_terms,
+)
+from pyro_mdm import simulated as simulated_module
+from pyro_mdm.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.laws import prior_kl
+from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.networks import MLP
+from pyro_mdm.priors import GaussianPrior
+from pyro_mdm.samplers import Ancestral, EulerMaruyama, Splitting, simulation_grid
+from pyro_mdm.sde import fold, unfold
+from pyro_mdm.simulation import advance, path_integral
+from tests.problems import DIFFUSIONS, ExactScore, gaussian, learned, normal
+
+D = 2
+
+
+class Net(nn.Module):
+    """A small smooth network in float64, with nothing that starts at zero."""
+
+    def __init__(self, width: int, seed: int, size: float = 0.5) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(width + 1, 5, dtype=torch.float64)
+        self.outlet = nn.Linear(5, width, dtype=torch.float64)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(size * normal(seed + i, *p.shape))
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return self.outlet(torch.tanh(self.inlet(torch.cat([y, level[:, None].to(y) / 10], 1))))
+
+
+class Skewed(NonlinearDiffusion):
+    """Noise that depends on the state, and a prior that is not stationary; it can learn."""
+
+    noise_depends_on_state = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(2, **{"max_log_snr": 5.0, "min_log_snr": -5.0} | options)
+        self.raw = nn.Parameter(normal(1, 4))
+
+    def drift(self, y: Tensor, s: Any) -> Tensor:
+        a, b, c, _ = self.raw.unbind()
+        x, v = y.unbind(1)
+        return torch.stack([v * (1 + 0.1 * a) - x, -x - 2 * v + b * v.sin() * 0.3 + 0.1 * c], 1)
+
+    def dispersion(self, y: Tensor, s: Any) -> Tensor:
+        x, v = y.unbind(1)
+        late = torch.as_tensor(s, dtype=y.dtype).expand(len(y)).reshape(-1, *[1] * (x.dim() - 1))
+        one = torch.ones_like(x) + late
+        rows = [[one, 0.2 * x.sin()], [0.1 * one * self.raw[3], (1 + 0.3 * v**2).sqrt()]]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def drifting(simulation: Simulation | None = None, limit: float = 4.0) -> LearnedDrift:
+    linear = CLD(max_log_snr=5.0, beta=ConstantBeta(3.0))
+    return LearnedDrift(linear, Net(2 * D, 10), limit=limit, simulation=simulation)
+
+
+def programs(
+    diffusion: NonlinearDiffusion, dims: int = D, **options: Any
+) -> tuple[DiffusionModel, DiffusionGuide]:
+    score = RawScore(Net(diffusion.num_variables * dims, 20))
+    model = DiffusionModel(diffusion, score, Gaussian(0.1, 0.8), (dims,), **options)
+    return model, DiffusionGuide(diffusion)
+
+
+MAKES: dict[str, Callable[..., NonlinearDiffusion]] = {
+    "drift": drifting,
+    "skewed": lambda simulation=None: Skewed(simulation=simulation),
+    "simulated": lambda simulation=None: Simulated(
+        learned(3, 2, 60, max_log_snr=5.0, beta=ConstantBeta(1.0)), simulation
+    ),
+}
+every = pytest.mark.parametrize("name", MAKES)
+
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "exact": {"probes": "exact"},
+    "rademacher": {"probes": 1},
+    "gaussian": {"probes": 2, "probe_law": "gaussian"},
+    "local": {"objective": "local_dsm"},
+    "one_point": {"points": 1, "method": "euler"},
+}
+estimators = pytest.mark.parametrize("estimator", ESTIMATORS)
+
+
+def settings(estimator: str, **options: Any) -> Simulation:
+    return Simulation(**{"step_size": 0.12, "points": 3} | ESTIMATORS[estimator] | options)
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+def timed() -> list[tuple[str, Callable[[], NonlinearDiffusion]]]:
+    found: list[tuple[str, Any]] = [(n, lambda m=m: Simulated(m())) for n, m in DIFFUSIONS]
+    found.append(("plain", lambda: Skewed(horizon=3.0)))
+    found.append(("linear_clock", lambda: Skewed(beta=LinearBeta(0.1, 20.0))))
+    return found
+
+
+@pytest.mark.parametrize("make", [m for _, m in timed()], ids=[n for n, _ in timed()])
+@torch.no_grad()
+def test_levels_and_progress_go_from_one_end_to_the_other(make):
+    diffusion = make()
+    start, T = diffusion.start_time, diffusion.horizon
+    low, high = float(diffusion.terminal_log_snr), diffusion.max_log_snr
+    levels = torch.linspace(low, high, 41, dtype=torch.float64).flip(0)
+    parts = torch.linspace(0, 1, 41, dtype=torch.float64)
+    for values, time_at, value_at, rate_at, sign in (
+        (
+            levels,
+            diffusion.time_at_noise_level,
+            diffusion.noise_level,
+            diffusion.noise_level_rate,
+            -1,
+        ),
+        (parts, diffusion.time_at_progress, diffusion.progress, diffusion.progress_rate, 1),
+    ):
+        s = time_at(values)
+        assert bool((s.diff() > 0).all())
+        assert abs(float(s[0] - start)) < 1e-9 * T and float(s[-1]) == pytest.approx(T, rel=1e-12)
+        torch.testing.assert_close(value_at(s), values, rtol=0, atol=1e-7)
+        inner, h = s[1:-1], 1e-4 * (s[1:-1] - start).clamp_max(T / 100)
+        slope = (value_at((inner + h).clamp_max(T)) - value_at(inner - h)) / (
+            (inner + h).clamp_max(T) - inner + h
+        )
+        torch.testing.assert_close(sign * rate_at(inner), slope, rtol=1e-4, atol=0)
+    half = (diffusion.clock(s) - diffusion.clock(start)) / (
+        diffusion.clock(T) - diffusion.clock(start)
+    )
+    level = (high - diffusion.noise_level(s)) / (high - low)
+    torch.testing.assert_close((half + level) / 2, diffusion.progress(s))
+    grid = simulation_grid(diffusion, 7)
+    assert float(grid[0]) == pytest.approx(T, rel=1e-12)
+    assert float(grid[-1]) == pytest.approx(float(start), abs=1e-9)
+    torch.testing.assert_close(
+        diffusion.progress(grid), parts[:: 40 // 8].new_tensor([1 - i / 7 for i in range(8)])
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [m for _, m in timed()], ids=[n for n, _ in timed()])
+@pytest.mark.parametrize("max_log_snr", [None, 7.7, 3.3])
+def test_a_guide_s_grid_of_times_begins_where_y_given_x_is_known(make, max_log_snr):
+    """By whatever rounding: a number of times is from ε to T."""
+    diffusion = make()
+    if max_log_snr is not None:
+        if not isinstance(diffusion, Simulated):
+            return
+        diffusion.linear.max_log_snr = max_log_snr
+        diffusion = Simulated(diffusion.linear)
+    diffusion.simulation = Simulation(step_size=0.3)
+    path = DiffusionGuide(diffusion, times=4)(normal(2, 3, D))
+    assert path.shape == (3, 4, diffusion.num_variables, D) and bool(path.isfinite().all())
+
+
+def test_the_start_is_the_data_with_a_little_noise():
+    diffusion = Skewed(initial_variance=0.04, max_log_snr=6.0)
+    start = diffusion.start
+    torch.testing.assert_close(start.mean, torch.tensor([1.0, 0.0]).double())
+    torch.testing.assert_close(
+        start.covariance.diagonal(), torch.tensor([math.exp(-6), 0.04]).double()
+    )
+    assert float(start.log_snr) == 6.0
+    linear = learned(3, 2, 60, max_log_snr=4.0)
+    found, expected = Simulated(linear).start, linear.start
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# -- laws of paths ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@every
+def test_the_law_at_the_start_has_its_density(name):
+    diffusion = MAKES[name]()
+    x = normal(3, 5, D)
+    law = SimulatedPath(diffusion, x)
+    path = law.rsample()
+    assert path.shape == (5, 1, diffusion.num_variables, D)
+    start = diffusion.start
+    q = torch.distributions.MultivariateNormal(x.unsqueeze(-1) * start.mean, start.covariance)
+    torch.testing.assert_close(law.log_prob(path), q.log_prob(path.squeeze(1).mT).sum(-1))
+    many = SimulatedPath(diffusion, x[:1].expand(20000, D)).rsample().squeeze(1)
+    white = torch.linalg.solve_triangular(
+        start.scale_tril, many - start.mean[:, None] * x[0], upper=False
+    ).flatten(1)
+    assert float(white.mean(0).abs().max()) < 4.5 / math.sqrt(20000)
+    error = white.mT @ white / 20000 - torch.eye(white.shape[1]).double()
+    assert float(error.abs().max()) < 4.5 * math.sqrt(2 / 20000)
+
+
+@torch.no_grad()
+def test_the_divergence_is_that_of_the_linear_diffusion():
+    """KL of the registered laws for a wrong linear score, y_ε drawn, against Gaussian integrals."""
+    lin, X, n = CLD(max_log_snr=4.0, beta=ConstantBeta(3.0)), 0.8, 12000
+    C = torch.eye(2).double() + 0.7 * normal(12, 2, 2)
+
+    class Wrong(nn.Module):
+        def forward(self, y: Tensor, level: Tensor) -> Tensor:
+            return -(y @ C.mT)
+
+    s = lin.log_snr_grid(4000)
+    marginal, g2 = lin.marginal(s), lin.noise_covariance(s)
+    M = torch.linalg.inv(marginal.covariance) - C
+    mean = -(C @ marginal.mean.unsqueeze(-1)) * X
+    second = mean @ mean.mT + M @ marginal.covariance @ M.mT
+    rate = 0.5 * (g2 @ second).diagonal(dim1=1, dim2=2).sum(-1)
+    x = torch.full((n, 1), X, dtype=torch.float64)
+    truth = float(prior_kl(lin, x[:1], 1) + torch.trapezoid(rate, s))
+    diffusion = Simulated(lin, Simulation(1 / 80, 2, "euler"))
+    coarse = {"simulation": Simulation(1 / 40, 2, "euler")}
+    generative = GenerativePath(diffusion, RawScore(Wrong()), (1,)).expand((n,))
+    values = kl_divergence(SimulatedPath(diffusion, x), generative)
+    bias = values - kl_divergence(SimulatedPath(diffusion, x, **coarse), generative)
+    error = float((values + bias).std() / math.sqrt(n))
+    assert error < 0.06 * truth
+    assert abs(float((values + bias).mean()) - truth) < 3 * error
+    stochastic = generative.log_prob(SimulatedPath(diffusion, x).rsample())
+    entropy = torch.distributions.MultivariateNormal(
+        torch.zeros(2).double(), lin.start.covariance
+    ).entropy()
+    error = float(stochastic.std() / math.sqrt(n))
+    assert abs(float(-stochastic.mean() - entropy) - truth) < 3 * error + abs(float(bias.mean()))
+
+
+def test_expand_keeps_the_divergence_and_samples_have_left_dimensions():
+    diffusion = drifting(Simulation(step_size=0.2))
+    x = normal(4, 6, D)
+    noising = SimulatedPath(diffusion, x).expand((2, 6))
+    generative = GenerativePath(diffusion, RawScore(Net(2 * D, 20)), (D,)).expand((2, 6))
+    assert noising.batch_shape == (2, 6) and noising.event_shape == (1, 2, D)
+    assert noising.rsample().shape == (2, 6, 1, 2, D)
+    assert noising.rsample((4,)).shape == (4, 2, 6, 1, 2, D)
+    assert kl_divergence(noising, generative).shape == (2, 6)
+    assert noising.log_prob(noising.rsample()).shape == (2, 6)
+    assert generative.log_prob(noising.rsample()).shape == (2, 6)
+    times = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    later = SimulatedPath(diffusion, x, times)
+    assert later.rsample((4,)).shape == (4, 6, 2, 2, D)
+    assert later.expand((3, 6)).rsample().shape == (3, 6, 2, 2, D)
+    one = SimulatedPath(diffusion, x[0], event_dim=1)
+    assert one.batch_shape == () and one.rsample().shape == (1, 2, D)
+
+
+@torch.no_grad()
+def test_paths_at_times_are_continued_from_the_start():
+    lin = CLD(max_log_snr=4.0, beta=ConstantBeta(3.0))
+    diffusion = Simulated(lin, Simulation(step_size=0.01))
+    x = torch.full((8000, 1), 0.8, dtype=torch.float64)
+    times = torch.cat([lin.start_time.reshape(1), torch.tensor([0.4, 0.45, 1.0]).double()])
+    path = SimulatedPath(diffusion, x, times).rsample()
+    for i, s in enumerate(times):
+        marginal = lin.marginal(s)
+        rest = (path[:, i, :, 0] - 0.8 * marginal.mean).mT
+        white = torch.linalg.solve_triangular(marginal.scale_tril, rest, upper=False)
+        assert float(white.mean(1).abs().max()) < 4 / math.sqrt(8000)
+        error = white @ white.mT / 8000 - torch.eye(2).double()
+        assert float(error.abs().max()) < 4 * math.sqrt(2 / 8000)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+class FixedTimes(Simulated):
+    """Times that do not move with what is learned, as in gradients they do not."""
+
+    def __init__(self, linear: LearnedDiffusion, simulation: Simulation) -> None:
+        super().__init__(linear, simulation)
+        self.frozen = (copy.deepcopy(linear).requires_grad_(False),)  # in a tuple: no child
+
+    @property
+    def start_time(self) -> Tensor:
+        return self.frozen[0].start_time
+
+    def clock(self, s: Any) -> Tensor:
+        return self.frozen[0].clock(s)
+
+    def rate(self, s: Any) -> Tensor:
+        return self.frozen[0].rate(s)
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.frozen[0]._from_clock(tau)
+
+
+def slope(value: Callable[[], Tensor], p: Tensor, direction: Tensor, h: float = 1e-5) -> float:
+    with torch.no_grad():
+        p += h * direction
+        up = float(value())
+        p -= 2 * h * direction
+        down = float(value())
+        p += h * direction
+    return (up - down) / (2 * h)
+
+
+@estimators
+@pytest.mark.parametrize("name", ["drift", "skewed", "learned"])
+def test_gradients_are_those_of_the_seeded_loss(name, estimator):
+    """To networks, the diffusion, its dispersion and its start, along a direction in each."""
+    simulation = settings(estimator)
+    if name == "learned":
+        linear = LearnedDiffusion(2, 2, learn_beta=True, max_log_snr=5.0)
+        with torch.no_grad():
+            linear.B.add_(0.2 * normal(5, 2, 2))
+            linear.beta.raw.add_(0.3 * normal(6, len(linear.beta.raw)))
+        diffusion: NonlinearDiffusion = FixedTimes(linear, simulation)
+    elif name == "skewed" and simulation.method == "srk":
+        return
+    else:
+        diffusion = MAKES[name](simulation)
+    model, guide = programs(diffusion)
+    x, elbo = normal(7, 6, D), MDM_ELBO()(model, guide)
+
+    def loss() -> Tensor:
+        pyro.set_rng_seed(8)
+        return elbo(x)
+
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss(), list(parameters.values()))
+    sizes = {}
+    for i, ((key, p), gradient) in enumerate(zip(parameters.items(), found, strict=True)):
+        direction = normal(100 + i, *p.shape)
+        expected = slope(loss, p, direction)
+        along = float((gradient * direction).sum())
+        assert along == pytest.approx(expected, rel=1e-5, abs=1e-6), key
+        sizes[key] = float(gradient.abs().max())
+    assert min(sizes.values()) > 1e-6, sizes
+
+
+@pytest.mark.parametrize("name", ["drift", "learned"])
+def test_adjoint_gradients_of_the_loss_come_near_the_direct_ones(name):
+    found = {}
+    for backpropagation in ("direct", "adjoint"):
+        simulation = Simulation(1 / 120, 2, backpropagation=backpropagation, probes="exact")
+        if name == "drift":
+            linear = CLD(max_log_snr=3.0, beta=ConstantBeta(1.0))
+            diffusion: NonlinearDiffusion = LearnedDrift(
+                linear, Net(2 * D, 10), simulation=simulation
+            )
+        else:
+            linear = learned(2, 2, 33, max_log_snr=3.0, beta=ConstantBeta(1.0))
+            diffusion = Simulated(linear, simulation)
+        model, guide = programs(diffusion)
+        pyro.set_rng_seed(9)
+        loss = MDM_ELBO()(model, guide)(normal(7, 32, D))
+        own = [p for p in diffusion.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, own)
+        found[backpropagation] = loss.item(), torch.cat([g.flatten() for g in gradients])
+    assert found["direct"][0] == pytest.approx(found["adjoint"][0], rel=1e-12)
+    direct, adjoint = found["direct"][1], found["adjoint"][1]
+    assert float((direct - adjoint).norm() / direct.norm()) < 0.08
+
+
+# -- reproducible noise, pieces --------------------------------------------------------------------
+
+
+@estimators
+@every
+def test_seeded_losses_repeat_and_differ_by_seed(name, estimator):
+    model, guide = programs(MAKES[name](settings(estimator)))
+    x = normal(7, 4, D)
+    values = []
+    for seed in (1, 1, 2):
+        pyro.set_rng_seed(seed)
+        values.append(MDM_ELBO().loss(model, guide, x))
+    assert values[0] == values[1] != values[2]
+
+
+@estimators
+@every
+def test_loss_and_gradients_of_the_pieces_add_up_to_those_of_the_batch(name, estimator):
+    N, count = 12, 2
+    model, guide = programs(MAKES[name](settings(estimator)))
+    loss_of, x = MDM_ELBO()(model, guide), normal(7, N, D)
+    torch.manual_seed(7)
+    whole = loss_of(x)
+    whole.backward()
+    expected = {key: p.grad.clone() for key, p in model.named_parameters()}
+    model.zero_grad()
+    total = 0.0
+    for r in range(count):
+        with draws.piece(r, count, 7):
+            loss = loss_of(x[r::count])
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(whole.item(), rel=1e-11)
+    for key, p in model.named_parameters():
+        size = float(expected[key].abs().max())
+        torch.testing.assert_close(p.grad, expected[key], rtol=1e-8, atol=1e-10 * size, msg=key)
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ["drift", "skewed", "learned"])
+def test_svi_moves_every_parameter(name, objective):
+    simulation = Simulation(step_size=0.2, points=2)
+    if name == "learned":
+        linear = LearnedDiffusion(2, 2, learn_beta=True, max_log_snr=5.0)
+        diffusion: NonlinearDiffusion = Simulated(linear, simulation)
+    else:
+        diffusion = MAKES[name](simulation)
+    model, guide = programs(diffusion)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=OBJECTIVES[objective]())
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    for _ in range(3):
+        assert math.isfinite(svi.step(normal(7, 16, D)))
+    assert not [key for key, p in model.named_parameters() if torch.equal(p, before[key])]
+    assert len(pyro.get_param_store().keys()) == len(before)
+
+
+@torch.no_grad()
+@every
+def test_objectives_agree_on_the_bound(name):
+    """Trace_ELBO by log_prob, TraceMeanField_ELBO by the registered divergence, and MDM_ELBO."""
+    model, guide = programs(MAKES[name](Simulation(step_size=0.1, points=2)))
+    x = normal(7, 1, D).expand(2000, D)
+    found = {}
+    for key, objective in OBJECTIVES.items():
+        pyro.set_rng_seed(11)
+        values = torch.tensor(
+            [objective().loss(model, guide, part) / len(part) for part in x.chunk(10)]
+        )
+        found[key] = float(values.mean()), float(values.std() / math.sqrt(10))
+    mean, error = found["mdm"]
+    for key in ("mean_field", "trace"):
+        assert abs(found[key][0] - mean) < 4 * math.hypot(error, found[key][1]), found
+    assert error < 0.05 * abs(mean), found
+
+
+def test_mean_field_takes_the_registered_divergence_under_a_plate(monkeypatch):
+    model, guide = programs(drifting(Simulation(step_size=0.5)))
+    called = []
+    original = simulated_module.simulated_kl
+    monkeypatch.setattr(
+        simulated_module,
+        "simulated_kl",
+        lambda q, p, path=None: called.append(type(q)) or original(q, p, path),
+    )
+    monkeypatch.setattr(SimulatedPath, "log_prob", SimulatedPath.log_prob)
+    TraceMeanField_ELBO().loss(model, guide, normal(7, 5, D), num_data=50)
+    assert called == [SimulatedPath]
+
+
+@every
+def test_plates_scale_and_particles_average(name):
+    model, guide = programs(MAKES[name](Simulation(step_size=0.2)))
+    x = normal(7, 20, D)
+    for objective in OBJECTIVES.values():
+        pyro.set_rng_seed(12)
+        plain = objective().loss(model, guide, x)
+        pyro.set_rng_seed(12)
+        scaled = objective().loss(model, guide, x, num_data=200)
+        assert scaled == pytest.approx(10 * plain, rel=1e-9)
+    found = []
+    for vectorize in (False, True):
+        pyro.set_rng_seed(13)
+        elbo = MDM_ELBO(num_particles=20, vectorize_particles=vectorize, max_plate_nesting=1)
+        found.append(elbo.loss(model, guide, x) / len(x))
+    assert abs(found[0] - found[1]) < 0.25 * abs(found[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
+def test_terms_add_up_and_mean_what_they_mean_for_a_linear_diffusion(objective):
+    lin = CLD(max_log_snr=4.0, beta=ConstantBeta(5.0))
+    diffusion = Simulated(lin, Simulation(step_size=0.01, points=2, objective=objective))
+    model, guide = programs(diffusion)
+    x = normal(7, 1, D).expand(4000, D)
+    pyro.set_rng_seed(14)
+    loss = MDM_ELBO().loss(model, guide, x)
+    pyro.set_rng_seed(14)
+    terms = elbo_terms(model, guide, x)
+    for term in (terms.reconstruction, terms.prior_kl, terms.diffusion, terms.log_snr):
+        assert term.shape == (4000,)
+    assert float(-terms.elbo.sum()) == pytest.approx(loss, rel=1e-9)
+    # the cross-entropy with π at T in excess of its entropy: the prior KL where paths arrive
+    end = lin.terminal
+    trace = torch.linalg.solve(lin.prior_covariance, end.covariance).trace()
+    square = end.mean @ torch.linalg.solve(lin.prior_covariance, end.mean)
+    expected = 0.5 * (D * (trace - 2) + square * x[0].square().sum())
+    error = float(terms.prior_kl.std() / math.sqrt(4000))
+    found = float(terms.prior_kl.mean())
+    assert error < 0.03 and abs(found - float(expected)) < 4 * error + 0.01
+    assert abs(found - float(prior_kl(lin, x[:1], 1))) < 4 * error + 0.02
+    exact, linear_guide = programs(diffusion)[0], DiffusionGuide(lin)
+    exact = DiffusionModel(lin, exact.score_function, exact.likelihood, (D,))
+    closed = elbo_terms(exact, linear_guide, x)
+    for a, b in (
+        (terms.diffusion, closed.diffusion),
+        (terms.reconstruction, closed.reconstruction),
+    ):
+        both = float((a.var() / 4000 + b.var() / 4000).sqrt())
+        assert abs(float(a.mean() - b.mean())) < 4 * both + 0.03 * abs(float(b.mean()))
+
+
+def test_the_guide_s_simulation_replaces_the_diffusion_s():
+    diffusion = drifting(Simulation(step_size=0.5))
+    mine = Simulation(step_size=0.25, method="euler")
+    guide = DiffusionGuide(diffusion, simulation=mine)
+    law = poutine.trace(guide).get_trace(normal(7, 3, D)).nodes["path"]["fn"]
+    assert law.simulation is mine
+    other = poutine.trace(DiffusionGuide(diffusion)).get_trace(normal(7, 3, D)).nodes["path"]["fn"]
+    assert other.simulation is diffusion.simulation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_predictive_generates_and_grids_of_times_are_in_the_trace(dtype):
+    torch.manual_seed(1)
+    linear = CLD(max_log_snr=5.0, beta=ConstantBeta(3.0))
+    diffusion = LearnedDrift(linear, MLP(2 * D, hidden=8, depth=1).to(dtype))
+    diffusion.simulation = Simulation(step_size=0.2)
+    score = RawScore(MLP(2 * D, hidden=8, depth=1).to(dtype))
+    model = DiffusionModel(diffusion, score, event_shape=(D,), sampler=EulerMaruyama(20))
+    out = Predictive(model, num_samples=1)(batch_size=7)
+    assert out["x"].shape == (1, 7, D) and out["path"].shape == (1, 7, 1, 2, D)
+    assert bool(out["x"].isfinite().all())
+    assert isinstance(DiffusionModel(diffusion, score, event_shape=(D,)).sampler, EulerMaruyama)
+    x = normal(7, 4, D).to(dtype)
+    trace = poutine.trace(DiffusionGuide(diffusion, times=4)).get_trace(x)
+    assert trace.nodes["path"]["value"].shape == (4, 4, 2, D)
+    assert trace.nodes["path"]["value"].dtype == dtype
+    assert math.isfinite(MDM_ELBO().loss(model, DiffusionGuide(diffusion), x))
+    model.zero_grad()
+    MDM_ELBO()(model, DiffusionGuide(diffusion))(x).backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {dtype}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
+def test_a_user_s_autocast_leaves_matrices_alone(objective):
+    """As for linear diffusions: only what the network itself does may be in low precision."""
+
+    class Guarded(nn.Module):
+        def forward(self, y: Tensor, level: Tensor) -> Tensor:
+            return (1.3 * y).sin() - y
+
+    diffusion = Simulated(
+        CLD(max_log_snr=5.0, beta=ConstantBeta(3.0)), Simulation(0.2, objective=objective)
+    )
+    model = DiffusionModel(diffusion, RawScore(Guarded()), Gaussian(), (D,))
+    x = normal(7, 20, D).float()
+    found = []
+    for enabled in (False, True):
+        pyro.set_rng_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(elbo_terms(model, DiffusionGuide(diffusion), x))
+    for a, b in zip(vars(found[0]).values(), vars(found[1]).values(), strict=True):
+        assert torch.equal(a, b)
+
+
+# -- a learned drift -------------------------------------------------------------------------------
+
+
+def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
+    diffusion = drifting(limit=0.7)
+    linear = diffusion.linear
+    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
+    raw = diffusion.network(y.flatten(1), diffusion.noise_level(s)).reshape(y.shape)
+    expected = linear.rate(s).reshape(5, 1, 1) * 0.7 * torch.tanh(raw / 0.7)
+    added = diffusion.drift(y, s) - linear.drift(y, s)
+    torch.testing.assert_close(added, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(diffusion.prior_current(y, s), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(diffusion.dispersion(y, s), linear.dispersion_matrix(s))
+    one = torch.tensor(0.3).double()
+    together = diffusion.drift(y, one)
+    torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
+
+
+def test_the_current_of_a_learned_drift_is_the_general_one():
+    diffusion = drifting()
+    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
+    general = NonlinearDiffusion._prior_current(diffusion, y, s)
+    still = NonlinearDiffusion._prior_current(Simulated(diffusion.linear), y, s)
+    torch.testing.assert_close(diffusion.prior_current(y, s), general - still)
+
+
+def test_at_a_zero_network_it_is_the_linear_diffusion():
+    linear = CLD(max_log_snr=5.0)
+    diffusion = LearnedDrift(linear, MLP(2 * D, hidden=8, depth=1))
+    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
+    assert torch.equal(diffusion.drift(y, s), linear.drift(y, s))
+    score = RawScore(Net(2 * D, 20))
+    found = []
+    for each in (diffusion, Simulated(linear)):
+        torch.manual_seed(2)
+        of = GenerativePath(each, score, (D,))._score_at
+        found.append(path_integral(each, of, y, Simulation(0.2)))
+    torch.testing.assert_close(found[0].value, found[1].value)
+
+
+def test_saved_copied_and_cast():
+    diffusion, other = drifting(), drifting()
+    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
+    with torch.no_grad():
+        for p in diffusion.network.parameters():
+            p += 0.1
+    other.load_state_dict(diffusion.state_dict())
+    copied = copy.deepcopy(diffusion)
+    for each in (other, copied, copied.float()):
+        assert torch.equal(each.drift(y, s), diffusion.drift(y, s))
+    assert next(copied.network.parameters()).dtype == torch.float64  # as all of a diffusion
+    with torch.no_grad():
+        next(copied.network.parameters()).add_(1.0)
+    assert not torch.equal(copied.drift(y, s), diffusion.drift(y, s))
+    loaded = Simulated(learned(2, 2, 33))
+    loaded.load_state_dict(Simulated(learned(2, 2, 108)).state_dict())
+    torch.testing.assert_close(loaded.drift(y, s), learned(2, 2, 108).drift(y, s))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["loaded", "max_log_snr"])
+def test_times_follow_a_linear_diffusion_that_changes(change):
+    """Nothing of the old ends is kept: the integral is from ε to T."""
+
+    def make(rate: float, level: float = 9.0) -> Simulated:
+        Q, R = [[0.0, -rate], [rate, 0.0]], [[0.0, 0.0], [0.0, 2 * rate]]
+        return Simulated(LinearDiffusion(Q, R, max_log_snr=level))
+
+    parts = torch.linspace(0, 1, 5).double()
+    diffusion = make(1.0)
+    diffusion.time_at_progress(parts)
+    if change == "loaded":
+        other = make(3.0)
+        diffusion.load_state_dict(other.state_dict())
+    else:
+        other = make(1.0, 4.0)
+        diffusion.linear.max_log_snr = 4.0
+    assert float(diffusion.start_time) == pytest.approx(float(other.start_time))
+    s = diffusion.time_at_progress(parts)
+    assert float(s[0]) == pytest.approx(float(other.start_time), rel=1e-6)
+    torch.testing.assert_close(diffusion.progress(s), parts, rtol=0, atol=1e-7)
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vpsde", "cld", "learned_3"])
+def test_euler_maruyama_samples_the_data_of_an_exact_score(name):
+    make = {
+        "vpsde": lambda: VPSDE(max_log_snr=4.0, beta=ConstantBeta(5.0)),
+        "cld": lambda: CLD(max_log_snr=4.0, beta=ConstantBeta(4.0)),
+        "learned_3": lambda: learned(3, 3, 60, max_log_snr=4.0, beta=ConstantBeta(4.0)),
+    }[name]
+    lin, problem, n, K = make(), gaussian(), 5000, make().num_variables
+    with torch.no_grad():
+        start = lin.start
+        a = torch.kron(start.mean, torch.eye(2).double().reshape(4)).reshape(K, 2, 2)
+        mean = torch.einsum("kij,j->ki", a, problem.mean).flatten()
+        spread = torch.einsum("kij,jl,mhl->kimh", a, problem.covariance, a).reshape(2 * K, 2 * K)
+        spread = spread + torch.kron(start.covariance, torch.eye(2).double())
+    generator = torch.Generator().manual_seed(0)
+    score = ExactScore(problem, lin)
+    y = EulerMaruyama(150)(Simulated(lin), score, (n, K, 2), generator)
+    assert y.dtype == torch.float64
+    rest = (y.flatten(1) - mean).mT
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), rest, upper=False)
+    assert float(white.mean(1).abs().max()) < 4 / math.sqrt(n) + 0.05
+    error = white @ white.mT / n - torch.eye(2 * K).double()
+    assert float(error.abs().max()) < 4 * math.sqrt(2 / n) + 0.08
+
+
+class AtRest(NonlinearDiffusion):
+    """K = 2, noise that depends on both variables, and the drift that keeps π: F is a rotation."""
+
+    noise_depends_on_state = True
+    stationary_prior = True
+
+    def __init__(self) -> None:
+        prior = GaussianPrior(torch.tensor([[1.0, 0.4], [0.4, 0.8]], dtype=torch.float64))
+        super().__init__(2, prior=prior, horizon=0.6)
+
+    def dispersion(self, y: Tensor, s: Any) -> Tensor:
+        x, v = y.unbind(1)
+        rows = [[(1 + x**2).sqrt(), 0.3 * v], [0.2 * x, (1 + (x + v) ** 2 / 2).sqrt()]]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+    def drift(self, y: Tensor, s: Any) -> Tensor:
+        """F + ½ (g² ∇ log π + ∇·g²) by hand, F = R ∇ log π for a skew R: ∇·(F π) = 0."""
+        x, v = y.unbind(1)
+        one = torch.ones_like(x)
+        A, B, C, E = (1 + x**2).sqrt(), 0.3 * v, 0.2 * x, (1 + (x + v) ** 2 / 2).sqrt()
+        g2 = [[A**2 + B**2, A * C + B * E], [A * C + B * E, C**2 + E**2]]
+        dA, dE = x / A, (x + v) / (2 * E)
+        cross_x, cross_v = dA * C + A * 0.2 * one + B * dE, 0.3 * E + B * dE
+        div = [2 * x + cross_v, cross_x + (x + v)]
+        score = self.prior.score(y)
+        turn = torch.stack([-0.7 * score[:, 1], 0.7 * score[:, 0]], 1)
+        pull = [
+            row[0] * score[:, 0] + row[1] * score[:, 1] + extra
+            for row, extra in zip(g2, div, strict=True)
+        ]
+        return turn + 0.5 * torch.stack(pull, 1)
+
+
+class Turned(AtRest):
+    """Twice the rotation, which is not the one that F has; it is still stationary."""
+
+    def drift(self, y: Tensor, s: Any) -> Tensor:
+        score = self.prior.score(y)
+        return super().drift(y, s) + torch.stack([-score[:, 1], score[:, 0]], 1)
+
+
+def assert_prior(y: Tensor, prior: GaussianPrior) -> None:
+    """Moments up to the fourth, of independent rows (n, K) of a Gaussian."""
+    n = len(y)
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(prior.covariance), y.mT, upper=False
+    )
+    assert float(white.mean(1).abs().max()) < 4 / math.sqrt(n) + 0.01
+    error = white @ white.mT / n - torch.eye(len(white)).double()
+    assert float(error.abs().max()) < 4 * math.sqrt(2 / n) + 0.03
+    assert float((white**4).mean(1).sub(3).abs().max()) < 4 * math.sqrt(96 / n) + 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [AtRest, Turned])
+def test_samples_of_a_model_at_rest_stay_in_the_prior(make):
+    """Forwards, backwards by the sampler and backwards by torchsde: ∇·g² has its part in each."""
+    diffusion, n, d = make(), 3000, 2
+    diffusion.check((d,))
+    generator = torch.Generator().manual_seed(1)
+
+    def at_rest(y: Tensor, s: Tensor) -> Tensor:
+        return diffusion.prior.score(y)
+
+    y = EulerMaruyama(100)(diffusion, at_rest, (n, 2, d), generator, dtype=torch.float64)
+    assert_prior(fold(y), diffusion.prior)
+    start = diffusion.prior.sample((n, 2, d), generator)
+    torch.manual_seed(2)
+    knots = torch.tensor([0.0, 0.6], dtype=torch.float64)
+    (forward,) = advance(diffusion, start, knots, 100, Simulation())
+    assert_prior(fold(forward), diffusion.prior)
+    for sde in (diffusion.reverse_sde(at_rest, (d,)), diffusion.forward_sde((d,))):
+        assert sde.noise_type == "general"
+        bm = torchsde.BrownianInterval(
+            0.0, 0.6, size=(n * d, 2), dtype=torch.float64, entropy=3, dt=0.006, cache_size=None
+        )
+        ends = torchsde.sdeint(sde, fold(start), knots, bm=bm, method="euler", dt=0.006)[-1]
+        assert_prior(ends, diffusion.prior)
+        assert unfold(ends, (d,)).shape == (n, 2, d)
+
+
+@torch.no_grad()
+def test_a_step_of_the_sampler_is_that_of_the_reverse_sde():
+    diffusion = Skewed()
+    score = Net(2 * D, 20)
+
+    def theta(y: Tensor, s: Tensor) -> Tensor:
+        return score(y.flatten(1), s.to(y)).reshape(y.shape)
+
+    y, xi = normal(7, 5, 2, D), normal(8, 5, 2, D)
+    sampler, times = EulerMaruyama(4), simulation_grid(diffusion, 4)
+
+    class Ask:
+        def __init__(self) -> None:
+            self.diffusion = diffusion
+
+        def score(self, y: Tensor, s: Tensor) -> Tensor:
+            return theta(y, s.expand(len(y)))
+
+    found = sampler.step(sampler.plan(diffusion, times), 1, y, Ask(), lambda: xi)
+    sde, t = diffusion.reverse_sde(theta, (D,)), diffusion.horizon - times[1]
+    h = times[1] - times[2]
+    G = sde.g(t, fold(y))
+    expected = fold(y) + h * sde.f(t, fold(y)) + h.sqrt() * (G @ fold(xi).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found, unfold(expected, (D,)), rtol=1e-9, atol=1e-9)
+    # and that of the definition: g² s_θ + ∇·g² - f
+    s = times[1].expand(5)
+    g2 = diffusion.dispersion(y, s) @ diffusion.dispersion(y, s).mT
+    drift = (g2 @ theta(y, s).movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1)
+    drift = drift + diffusion.noise_divergence(y, s) - diffusion.drift(y, s)
+    torch.testing.assert_close(unfold(sde.f(t, fold(y)), (D,)), drift, rtol=1e-9, atol=1e-9)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+class Plain(NonlinearDiffusion):
+    def __init__(self, depends: bool = False, G: Any = None, f: Any = None, **options: Any) -> None:
+        super().__init__(options.pop("K", 2), **options)
+        self.noise_depends_on_state, self.G, self.fun = depends, G, f
+
+    def drift(self, y: Tensor, s: Any) -> Tensor:
+        return -y if self.fun is None else self.fun(y)
+
+    def dispersion(self, y: Tensor, s: Any) -> Tensor:
+        return torch.eye(2).double() if self.G is None else self.G(y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"K": 0}, r"num_variables is 0, expected at least 1"),
+        ({"horizon": 0.0}, r"horizon is 0\.0, expected a positive end"),
+        ({"min_log_snr": 13.0}, r"min_log_snr 13\.0 must be below max_log_snr 13"),
+        ({"prior": GaussianPrior(torch.eye(3))}, r"the prior is of K = 3 variables, expected 2"),
+        ({"initial_variance": -1.0}, r"initial_variance"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Plain(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"f": lambda y: y[:, :1]}, r"drift of Plain has shape \(16, 1, 3\), expected y's \(16, 2"),
+        ({"G": lambda y: torch.eye(3)}, r"shape \(3, 3\), expected \(16, 2, 2\) or \(2, 2\), one"),
+        (
+            {"G": lambda y: torch.ones(16, 3, 2, 2)},
+            r"one block for all data dimensions, as noise_d",
+        ),
+        (
+            {"G": lambda y: torch.ones(16, 2, 2), "depends": True},
+            r"shape \(16, 2, 2\), expected \(16, 3, 2, 2\), a K×K block per data dimension, as no",
+        ),
+        (
+            {"depends": True},
+            r"shape \(2, 2\), expected \(16, 3, 2, 2\).* noise_depends_on_state is T",
+        ),
+        ({"G": lambda y: math.nan * torch.eye(2)}, r"dispersion of Plain is not finite .* nan"),
+        ({"f": lambda y: y / 0}, r"the drift of Plain is not finite .*inf"),
+    ],
+)
+def test_a_diffusion_that_is_not_what_it_declares_is_named(options, message):
+    diffusion = Plain(**options)
+    with pytest.raises(ValueError, match=message):
+        SimulatedPath(diffusion, normal(7, 4, 3))
+
+
+def test_a_prior_that_is_not_stationary_is_named():
+    right = Plain(G=lambda y: 2**0.5 * torch.eye(2).double())
+    right.stationary_prior = True
+    right.check((3,))
+    for wrong in (
+        Plain(),  # whose law is N(0, ½)
+        Plain(G=lambda y: 2**0.5 * torch.eye(2).double(), f=lambda y: 0.1 - y),
+        drifting(),
+    ):
+        wrong.check((2,))  # not declared: the bound counts it
+        wrong.stationary_prior = True
+        wrong._checked.clear()
+        with pytest.raises(ValueError, match=r"declares stationary_prior, but its prior is not"):
+            wrong.check((2,))
+
+
+def test_a_diffusion_is_checked_once_for_each_shape():
+    calls = []
+    diffusion = Plain(f=lambda y: calls.append(y.shape) or -y)
+    for shape in ((3,), (3,), (2, 2), (3,)):
+        SimulatedPath(diffusion, normal(7, 4, *shape))
+    assert calls == [(16, 2, 3), (16, 2, 2, 2)]
+    state = torch.get_rng_state()
+    Plain().check((3,))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_scores_and_samplers_of_closed_forms_are_refused():
+    diffusion = drifting(Simulation(step_size=0.5))
+    levels = torch.linspace(-1, 1, 5).double()
+    x = levels[torch.randint(5, (20, D))]
+    discrete = DiscreteDenoiser.fit(MLP(D, hidden=4, depth=1, out_features=5 * D), x, levels)
+    scores = (
+        Denoiser(MLP(D), 0.0, 1.0),
+        discrete,
+        NoisePrediction(MLP(2 * D)),
+    )
+    for score in scores:
+        name = type(score).__name__
+        model = DiffusionModel(diffusion, score, Gaussian(), (D,))
+        with pytest.raises(
+            TypeError, match=rf"{name} is made of the closed-form law .*LearnedDrift has none; use"
+        ):
+            MDM_ELBO().loss(model, DiffusionGuide(diffusion), normal(7, 4, D))
+    raw = RawScore(Net(2 * D, 20))
+    for sampler in (Splitting(4), Ancestral(4)):
+        model = DiffusionModel(diffusion, raw, Gaussian(), (D,), sampler=sampler)
+        name = type(sampler).__name__
+        with pytest.raises(TypeError, match=rf"{name} needs .*; use EulerMaruyama\(4\)"):
+            model(batch_size=2)
+
+
+def test_a_denoiser_by_projection_is_for_linear_diffusions():
+    diffusion, y = drifting(), normal(7, 4, 2, D)
+    residual = ResidualScore.fit(Net(2 * D, 20), diffusion, normal(7, 8, D), num_levels=3)
+    for score in (RawScore(Net(2 * D, 20)), residual):
+        with pytest.raises(TypeError, match=r"LearnedDrift"):
+            score.denoise(diffusion, y, 0.5)
+
+
+def test_what_only_a_closed_form_or_only_a_simulation_has_is_refused():
+    diffusion, raw = drifting(Simulation(step_size=0.5)), RawScore(Net(2 * D, 20))
+    with pytest.raises(
+        ValueError, match=r"times is 4, but LearnedDrift has no closed-form kernels"
+    ):
+        DiffusionModel(diffusion, raw, event_shape=(D,), times=4)
+    with pytest.raises(ValueError, match=r"simulation is given, but CLD is known in closed form"):
+        DiffusionGuide(CLD(), simulation=Simulation())
+    x, times = normal(7, 4, D), torch.tensor([0.5, 1.0], dtype=torch.float64)
+    law = SimulatedPath(diffusion, x, times)
+    with pytest.raises(NotImplementedError, match=r"path of LearnedDrift has no density at \[0\.5"):
+        law.log_prob(law.rsample())
+    model = DiffusionModel(diffusion, raw, Gaussian(), (D,))
+    with pytest.raises(
+        ValueError, match=r"guide's path is seen at \[0\.09.*, the model's at ε alone"
+    ):
+        MDM_ELBO().loss(model, DiffusionGuide(diffusion, times=4), x)
+    with pytest.raises(ValueError, match=r"limit is 0\.0, expected a positive"):
+        LearnedDrift(CLD(), Net(2 * D, 20), limit=0.0)
+    narrow = LearnedDrift(CLD(), nn.Sequential())
+    narrow.network.forward = lambda y, level: y[:, :1]
+    with pytest.raises(
+        ValueError, match=r"Sequential returned \(16, 1\) for inputs \(16, 4\), exp"
+    ):
+        narrow.check((D,))
+
+
+def test_programs_over_different_diffusions_are_refused():
+    model, _ = programs(drifting(Simulation(step_size=0.5)))
+    for other in (drifting(), CLD(), model.diffusion.linear):
+        for objective in (MDM_ELBO(), TraceMeanField_ELBO()):
+            with pytest.raises(ValueError, match="mutually singular"):
+                objective.loss(model, DiffusionGuide(other), normal(7, 4, D))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.01, 0.5], r"times start at 0\.01, before the start time"),
+        ([0.5, 0.4], r"expected an increasing vector"),
+        ([0.5, 1.5], r"1\.5 .*\[0, "),
+    ],
+)
+def test_times_that_no_path_has_are_named(times, message):
+    diffusion = Simulated(CLD(max_log_snr=4.0), Simulation(step_size=0.5))
+    assert float(diffusion.start_time) > 0.01
+    with pytest.raises(ValueError, match=message):
+        SimulatedPath(diffusion, normal(7, 4, D), torch.tensor(times).double()).rsample()
+
+
+def test_bad_data_is_named():
+    diffusion = drifting()
+    with pytest.raises(ValueError, match=r"NaN or infinite"):
+        SimulatedPath(diffusion, torch.full((3, D), math.nan))
+    with pytest.raises(ValueError, match=r"expected floating-point data"):
+        SimulatedPath(diffusion, torch.zeros(3, D, dtype=torch.int64))

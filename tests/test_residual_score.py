@@ -1,0 +1,266 @@
+"""The residual score: coordinates in which Gaussian data has the exact score at a zero network."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
+from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.likelihoods import Gaussian
+from tests.problems import DIFFUSIONS, GaussianMixture, learned, normal
+
+MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
+SD = torch.tensor([0.5, 1.3, 0.9], dtype=torch.float64)
+LEVELS = 17
+
+
+class Zero(nn.Module):
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return torch.zeros_like(y)
+
+
+class Seen(nn.Module):
+    """Returns what it is told to, and remembers what it saw."""
+
+    def __init__(self, out: Tensor | float = 0.0) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        self.inputs, self.level = y, level
+        return self.out * torch.ones_like(y)
+
+
+def data(n: int = 400) -> Tensor:
+    """(n, 3) of exactly these moments."""
+    x = normal(0, n, 3)
+    return MEAN + SD * (x - x.mean(0)) / x.std(0, unbiased=False)
+
+
+def problem() -> GaussianMixture:
+    return GaussianMixture([1.0], MEAN[None], torch.diag(SD**2)[None])
+
+
+def check_moments(score: ResidualScore, diffusion: LinearDiffusion, s: Tensor) -> None:
+    """The score at a zero network is that of noised Gaussian data of independent dimensions."""
+    y = normal(1, len(s), diffusion.num_variables, 3)
+    found = score.score(diffusion, y, s)
+    torch.testing.assert_close(found, problem().score(diffusion, y, s), rtol=1e-6, atol=1e-8)
+
+
+diffusions = pytest.mark.parametrize(
+    "make", [make for _, make in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+)
+
+
+@torch.no_grad()
+@diffusions
+def test_it_is_exact_for_gaussian_data_at_the_levels_of_its_fit(make):
+    diffusion = make()
+    diffusion.max_log_snr = 5.0
+    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
+    assert len(score.levels) == LEVELS and bool((score.levels.diff() > 0).all())
+    assert float(score.levels[-1]) == pytest.approx(5.0)
+    assert float(score.levels[0]) == pytest.approx(float(diffusion.terminal_log_snr))
+    check_moments(score, diffusion, diffusion.time_at_noise_level(score.levels[:-1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [VPSDE, CLD, lambda: learned(3, 3, 60)])
+def test_between_levels_it_is_near(make):
+    """By interpolation, which more levels make better."""
+    diffusion, errors = make(), []
+    diffusion.max_log_snr = 5.0
+    low = float(diffusion.terminal_log_snr)
+    level = low + (5.0 - low) * torch.linspace(0.02, 0.98, 101).double()
+    s = diffusion.time_at_noise_level(level)
+    y = normal(2, 101, diffusion.num_variables, 3)
+    exact = problem().score(diffusion, y, s)
+    for num in (17, 33, 65):
+        score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=num)
+        found = score.score(diffusion, y, s)
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[1] < 0.03 and errors[2] < errors[0] / 3, errors
+
+
+@torch.no_grad()
+def test_the_network_sees_and_gives_numbers_of_unit_variance():
+    """White inputs by channels, the noise level, and an output that Wᵀ takes to a score."""
+    diffusion = CLD(max_log_snr=5.0)
+    seen = Seen(0.5)
+    score = ResidualScore.fit(seen, diffusion, data(), num_levels=LEVELS)
+    s = diffusion.time_at_noise_level(score.levels[8:9]).expand(8000)
+    y = problem().noised(diffusion, float(s[0]), 8000)
+    found = score.score(diffusion, y, s)
+    assert seen.inputs.shape == (8000, 6)
+    torch.testing.assert_close(seen.level, score.levels[8:9].expand(8000))
+    assert float(seen.inputs.mean(0).abs().max()) < 4.5 / 8000**0.5
+    error = seen.inputs.mT @ seen.inputs / 8000 - torch.eye(6).double()
+    assert float(error.abs().max()) < 4.5 * (2 / 8000) ** 0.5
+    seen.out = 0.0
+    added = found - score.score(diffusion, y, s)
+    # of L^{-T} F: C added = L F, whatever the state; and L is lower triangular
+    marginal = diffusion.marginal(s[0])
+    C = marginal.covariance + SD[:, None, None] ** 2 * torch.outer(marginal.mean, marginal.mean)
+    back = (C @ added[0].mT.unsqueeze(-1)).squeeze(-1)
+    expected = torch.linalg.cholesky(C).sum(-1) * 0.5
+    torch.testing.assert_close(back, expected, rtol=1e-6, atol=1e-8)
+    assert bool((added - added[:1]).abs().max() < 1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [VPSDE, CLD, lambda: learned(3, 3, 60)])
+def test_a_fit_by_simulation_is_the_closed_form_within_its_sampling_error(make):
+    linear = make()
+    linear.max_log_snr = 4.0
+    linear.beta = ConstantBeta(3.0)
+    n, K = 4000, linear.num_variables
+    diffusion = Simulated(linear, Simulation(step_size=1 / 60))
+    x = data(500)
+    state = torch.get_rng_state()
+    score = ResidualScore.fit(Zero(), diffusion, x, num_levels=6, num_paths=n)
+    assert torch.equal(torch.get_rng_state(), state)
+    s = diffusion.time_at_noise_level(score.levels).clamp(max=1.0)
+    s = torch.maximum(s, diffusion.start_time)
+    marginal = linear.marginal(s)
+    a = marginal.mean
+    C = marginal.covariance[:, None] + SD[:, None, None] ** 2 * (
+        a[:, :, None] * a[:, None, :]
+    ).unsqueeze(1)
+    torch.testing.assert_close(score.levels, diffusion.noise_level(s))
+    # what is left of the mean, in standard deviations of its own
+    off = (score.mean - a[:, :, None] * MEAN).movedim(1, -1).unsqueeze(-1)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(C), off, upper=False)
+    assert float(white.abs().max()) < 4.5 / n**0.5 + 0.01
+    # and of the covariance: the whitener of the fit whitens it
+    y = torch.eye(K).double().expand(len(s), 3, K, K)
+    white = _whitener(score, diffusion, s, y)
+    error = white @ C @ white.mT - torch.eye(K).double()
+    assert float(error.abs().max()) < 4.5 * (2 / n) ** 0.5 + 0.03
+
+
+def _whitener(score: ResidualScore, diffusion: Simulated, s: Tensor, y: Tensor) -> Tensor:
+    """W (M, d, K, K) by what the network sees of unit vectors and of none."""
+    seen = Seen()
+    score.network = seen
+    M, d, K, _ = y.shape
+    columns = []
+    for k in range(K):
+        rows = []
+        for vector in (y[..., k], 0 * y[..., k]):
+            score.score(diffusion, vector.mT.contiguous(), s)
+            rows.append(seen.inputs.reshape(M, K, d).mT)
+        columns.append(rows[0] - rows[1])
+    return torch.stack(columns, -1)
+
+
+@torch.no_grad()
+def test_fits_repeat_and_differ_by_seed():
+    diffusion = Simulated(CLD(max_log_snr=4.0), Simulation(step_size=0.1))
+    y, s = normal(3, 4, 2, 3), torch.linspace(0.3, 0.9, 4).double()
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(found))
+        fit = ResidualScore.fit(Zero(), diffusion, data(), num_levels=3, num_paths=64, seed=seed)
+        found.append(fit.score(diffusion, y, s))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2), (2, 1)])
+@pytest.mark.parametrize("simulated", [False, True])
+def test_shapes_precision_and_gradients(shape, simulated):
+    torch.manual_seed(0)
+    linear = CLD(max_log_snr=4.0)
+    diffusion = Simulated(linear, Simulation(step_size=0.2)) if simulated else linear
+    x = torch.randn(50, *shape)
+    network = Seen(0.3)
+    network.gain = nn.Parameter(torch.tensor(1.0))
+    network.forward = lambda y, level: network.gain * y.tanh()
+    score = ResidualScore.fit(network, diffusion, x, num_levels=5, num_paths=64)
+    for dtype in (torch.float32, torch.float64):
+        y = torch.randn(6, 2, *shape, dtype=dtype, requires_grad=True)
+        s = torch.linspace(0.3, 1.0, 6).double()
+        found = score.score(diffusion, y, s)
+        assert found.shape == y.shape and found.dtype == dtype
+        first, gain = torch.autograd.grad(found.square().sum(), [y, network.gain])
+        assert bool(first.any()) and bool(gain.any())
+        together = score.score(diffusion, y, 0.5)
+        each = score.score(diffusion, y, torch.full((6,), 0.5).double())
+        torch.testing.assert_close(together, each)
+        lone = score.score(diffusion, y[:1], s[:1])
+        torch.testing.assert_close(lone, found[:1], rtol=1e-4, atol=1e-4)
+    assert isinstance(score.default_likelihood(), Gaussian)
+
+
+@torch.no_grad()
+def test_float32_and_float64_agree_where_little_noise_is_left():
+    diffusion = CLD(max_log_snr=13.0)
+    score = ResidualScore.fit(Zero(), diffusion, data())
+    for level in (12.9, 8.0, 0.0):
+        s = diffusion.time_at_noise_level(torch.tensor([level]).double()).expand(50)
+        y = problem().noised(diffusion, float(s[0]), 50)
+        exact, rough = score.score(diffusion, y, s), score.score(diffusion, y.float(), s)
+        assert float((rough - exact).norm() / exact.norm()) < 1e-3
+
+
+@torch.no_grad()
+def test_saved_copied_and_cast():
+    diffusion = CLD(max_log_snr=5.0)
+    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
+    other = ResidualScore.fit(Zero(), diffusion, 2 * data(), num_levels=LEVELS)
+    y, s = normal(3, 4, 2, 3), torch.linspace(0.3, 0.9, 4).double()
+    expected = score.score(diffusion, y, s)
+    assert not torch.equal(other.score(diffusion, y, s), expected)
+    other.load_state_dict(score.state_dict())
+    for same in (other, copy.deepcopy(score), copy.deepcopy(score).float()):
+        assert torch.equal(same.score(diffusion, y, s), expected)
+        assert all(b.dtype == torch.float64 for b in same.buffers())
+
+
+@torch.no_grad()
+def test_a_linear_diffusion_has_a_denoiser_by_projection():
+    """Of Gaussian data: its posterior mean."""
+    diffusion = CLD(max_log_snr=5.0)
+    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
+    level = score.levels[8:9]
+    s = diffusion.time_at_noise_level(level).expand(20)
+    y = problem().noised(diffusion, float(s[0]), 20)
+    marginal = diffusion.marginal(s)
+    z = torch.einsum("nk,nkd->nd", marginal.readout, y)
+    v = (-marginal.log_snr).exp()[:, None]
+    expected = (v * MEAN + SD**2 * z) / (v + SD**2)
+    torch.testing.assert_close(score.denoise(diffusion, y, s), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_mistakes_are_named():
+    levels, mean = torch.tensor([0.0, 1.0]), torch.zeros(2, 2, 3)
+    covariance = torch.eye(2).expand(2, 3, 2, 2)
+    ResidualScore(Zero(), levels, mean, covariance)
+    for wrong in (
+        (levels, mean, covariance[:, :2]),
+        (levels[:1], mean[:1], covariance[:1]),
+        (levels, mean[:, :1], covariance),
+        (torch.tensor([0.0, 1.0, 2.0]), mean, covariance),
+    ):
+        with pytest.raises(ValueError, match=r"mean has shape .* levels, expected \(M, K, \*event"):
+            ResidualScore(Zero(), *wrong)
+    with pytest.raises(ValueError, match=r"covariance .* holds nan"):
+        ResidualScore(Zero(), levels, mean, covariance * torch.nan)
+    diffusion = CLD()
+    with pytest.raises(ValueError, match=r"train_x has shape \(0, 3\)"):
+        ResidualScore.fit(Zero(), diffusion, torch.zeros(0, 3))
+    with pytest.raises(ValueError, match=r"train_x .* holds nan"):
+        ResidualScore.fit(Zero(), diffusion, torch.full((4, 3), torch.nan))
+    score = ResidualScore.fit(Zero(), diffusion, data())
+    with pytest.raises(ValueError, match=r"y has shape \(4, 3, 3\) .* K = 2 variables of CLD"):
+        score.score(diffusion, torch.zeros(4, 3, 3), 0.5)
+    with pytest.raises(ValueError, match=r"y of shape .* holds nan"):
+        score.score(diffusion, torch.full((4, 2, 3), torch.nan), 0.5)
+    narrow = ResidualScore.fit(Seen(), diffusion, data())
+    narrow.network.forward = lambda y, level: y[:, :1]
+    with pytest.raises(ValueError, match=r"Seen returned \(4, 1\) for inputs \(4, 6\), expected"):
+        narrow.score(diffusion, torch.zeros(4, 2, 3), 0.5)
