@@ -26,7 +26,7 @@ from pyro_mdm import LinearDiffusion, bits_per_dim
 from pyro_mdm.evaluation import Difference, Estimate, compare, log_likelihood
 from pyro_mdm.path_evaluation import step_size_bias
 
-__all__ = ["Bound", "against_own", "evaluate", "measure"]
+__all__ = ["Bound", "StepBias", "against_own", "evaluate", "measure", "step_bias"]
 
 BIAS_DATA, BIAS_DRAWS = 512, 4
 """The most data, and draws of each, that the bias of the simulation's step is measured with."""
@@ -219,23 +219,34 @@ def evaluate(
     if not lead:
         return
     if not isinstance(programs.model.diffusion, LinearDiffusion):
-        print(_step_bias(programs, data, draws=draws, seed=seed))
+        print(step_bias(programs, data, draws=draws, seed=seed))
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
 
 
-def _step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> str:
-    """What half the step would change, on some of the data at the same paths."""
+@dataclass(frozen=True)
+class StepBias:
+    """What half the step of a simulation would change, in bits/dim at the same paths."""
+
+    step_size: float
+    change: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"step of the simulation: {self.step_size:.3g}; half of it gives {self.change:+.4f} ± "
+            f"{self.standard_error:.4f} bits/dim at the same paths (not part of the ± below)"
+        )
+
+
+def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:
+    """Measure it on some of the data."""
     few = data if len(data) <= BIAS_DATA else data[spread(len(data), BIAS_DATA)]
     x, _ = _in_model_space(programs, few, seed)
     _, model, guide = programs
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
-    change, error = found.difference / unit, found.standard_error / unit
-    return (
-        f"step of the simulation: {found.step_size:.3g}; half of it gives {change:+.4f} ± "
-        f"{error:.4f} bits/dim at the same paths (not part of the ± below)"
-    )
+    return StepBias(found.step_size, found.difference / unit, found.standard_error / unit)
 
 
 def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:

@@ -211,6 +211,10 @@ def at_end(
     if writer is None:
         return bound
     _log_bound(run, writer, "test", bound, steps)
+    if not isinstance(model.diffusion, LinearDiffusion):
+        found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
+        writer.add_scalar("simulation/half_the_step_changes_bits_per_dim", found.change, steps)
+        print(found)
     samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
     if samples is not None:
         picture = sample.picture(problem, samples)

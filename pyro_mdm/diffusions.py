@@ -390,9 +390,12 @@ class LinearDiffusion(Diffusion):
 
     @property
     def unit_dispersion(self) -> Tensor:
-        """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root."""
+        """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root, or, where D is learned, a
+        triangular one, which is differentiable whatever its rank."""
 
         def root() -> Tensor:
+            if self.D.requires_grad:
+                return kernels.semidefinite_cholesky(self.unit_noise)
             values, vectors = torch.linalg.eigh(self.unit_noise)
             return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
 

@@ -224,17 +224,17 @@ def compare(
         options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
         options |= {"bins": bins, "progress": progress}
         known: dict[str, Estimate] = {}
-        for name, (model, guide) in linear.items():
-            known[name] = log_likelihood(
-                model,
-                guide,
+        if linear:
+            known = compare(
+                linear,
                 x,
                 batch_size=batch_size,
                 control_variate=control_variate,
                 baseline=baseline,
+                adapt=adapt,
                 distributed=distributed,
                 **options,
-            )
+            ).estimates
         return _compare_paths(programs, x, known, share, options)
     training = [model.training for model in models]
     for model in models:

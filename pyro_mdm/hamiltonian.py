@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions import Matrix, Times, _square
+from pyro_mdm.kernels import semidefinite_cholesky
 from pyro_mdm.nonlinear import NonlinearDiffusion, matrix_divergence
 from pyro_mdm.priors import Prior, QuadraturePrior
 from pyro_mdm.simulation import Simulation, _point
@@ -201,7 +202,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         if not self.noise_depends_on_state:
             return half_rate[..., None, None] * self._unit_dispersion
         state = y.double()
-        unit = _cholesky(self.D(state)) if self.root is None else self.root(state)
+        unit = semidefinite_cholesky(self.D(state)) if self.root is None else self.root(state)
         K = self.num_variables
         half_rate = half_rate.reshape(-1, 1, 1, 1) if half_rate.dim() else half_rate
         return (half_rate * math.sqrt(2) * unit).reshape(len(y), *y.shape[2:], K, K)
@@ -341,24 +342,3 @@ def _check_root(root: Tensor, D: Tensor) -> None:
             f"root is not a root of D: |root rootᵀ - D| reaches {off:.3g}, expected 0 (the factors "
             "2 and β are put in here)"
         )
-
-
-def _cholesky(D: Tensor) -> Tensor:
-    """Lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
-
-    Gradients are those of the factor at constant rank: a pivot of rounding's size is held at zero,
-    with its column. torch's Cholesky needs full rank, and eigenvectors of equal eigenvalues have no
-    derivative.
-    """
-    K = D.shape[-1]
-    tiny = 16 * K * torch.finfo(D.dtype).eps * D.detach().diagonal(dim1=-2, dim2=-1)
-    rest, columns = D, []
-    for k in range(K):
-        pivot = rest[..., k, k]
-        used = pivot.detach() > tiny[..., k]
-        root = torch.where(used, pivot, 1.0).sqrt()
-        column = torch.where(used[..., None], rest[..., :, k] / root[..., None], 0.0)
-        column = torch.cat([torch.zeros_like(column[..., :k]), column[..., k:]], -1)
-        columns.append(column)
-        rest = rest - column[..., :, None] * column[..., None, :]
-    return torch.stack(columns, -1)

@@ -30,13 +30,14 @@ from torch import Tensor
 __all__ = [
     "Factor",
     "KernelPrecisionError",
-    "noise_basis",
-    "scaled_cholesky",
-    "transition_moments",
-    "transition_factor",
-    "pulled_back_factor",
     "direct_factor",
     "lower_triangular",
+    "noise_basis",
+    "pulled_back_factor",
+    "scaled_cholesky",
+    "semidefinite_cholesky",
+    "transition_factor",
+    "transition_moments",
 ]
 
 TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
@@ -242,3 +243,24 @@ def transition_factor(
     growth = torch.where((level == 0).to(A.device), growth, 0.0).amax(-1)
     amplification = torch.maximum(amplification, growth)
     return U @ C, _inverse(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
+
+
+def semidefinite_cholesky(D: Tensor) -> Tensor:
+    """Lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
+
+    Gradients are those of the factor at constant rank: a pivot of rounding's size is held at zero,
+    with its column. torch's Cholesky needs full rank, and eigenvectors of equal eigenvalues have no
+    derivative.
+    """
+    K = D.shape[-1]
+    tiny = 16 * K * torch.finfo(D.dtype).eps * D.detach().diagonal(dim1=-2, dim2=-1)
+    rest, columns = D, []
+    for k in range(K):
+        pivot = rest[..., k, k]
+        used = pivot.detach() > tiny[..., k]
+        root = torch.where(used, pivot, 1.0).sqrt()
+        column = torch.where(used[..., None], rest[..., :, k] / root[..., None], 0.0)
+        column = torch.cat([torch.zeros_like(column[..., :k]), column[..., k:]], -1)
+        columns.append(column)
+        rest = rest - column[..., :, None] * column[..., None, :]
+    return torch.stack(columns, -1)

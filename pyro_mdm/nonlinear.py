@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm import draws
 from pyro_mdm.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions import (
     Diffusion,
@@ -44,8 +45,8 @@ from pyro_mdm.simulation import Simulation, _point, divergence, noise_root
 
 __all__ = ["LearnedDrift", "NonlinearDiffusion", "QuadraturePrior", "Simulated"]
 
-CHECKED_DERIVATIVES = 64
-"""The most K·d for which a prior that is declared stationary is checked."""
+CHECKED_DERIVATIVES, PROBES = 64, 64
+"""Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
 
 MISMATCH = 1e-4
 """Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
@@ -224,7 +225,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self._kept_ends[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        return self.beta.parameters()
+        """Of everything that could move the clock."""
+        return self.parameters()
 
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau)
@@ -283,31 +285,64 @@ class NonlinearDiffusion(Diffusion, ABC):
             y = self.prior.sample((n, K, *event_shape), generator)
             unit = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
             s = self.start_time + (self.horizon - self.start_time) * unit
-            f = self.drift(y, s)
+            try:
+                f, raw = self.drift(y, s), self.dispersion(y, s)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{name} cannot be asked at float64 states {tuple(y.shape)}: {error}. Cast "
+                    "what a network in its drift is given, as LearnedDrift does"
+                ) from error
             if f.shape != y.shape:
                 raise ValueError(
                     f"the drift of {name} has shape {tuple(f.shape)}, expected y's {tuple(y.shape)}"
                 )
-            G = check_dispersion(self, self.dispersion(y, s), y)
+            G = check_dispersion(self, raw, y)
             for what, value in (("drift", f), ("dispersion", G)):
                 if not bool(value.isfinite().all()):
                     raise ValueError(
                         f"the {what} of {name} is not finite at states drawn from its prior; "
                         f"e.g. {value[~value.isfinite()][0].item()}"
                     )
-        if self.stationary_prior and K * math.prod(event_shape) <= CHECKED_DERIVATIVES:
+            self._check_structure(y, s)
+        if self.stationary_prior:
             self._check_prior(y, s)
         self._checked.add(event_shape)
 
+    def _check_structure(self, y: Tensor, s: Tensor) -> None:
+        """Whether noise depends on the state as declared: not at all, or within a dimension."""
+        s = s[:1].expand(len(y))
+        here = check_dispersion(self, self.dispersion(y, s), y)
+        if not self.noise_depends_on_state:
+            there = check_dispersion(self, self.dispersion(y.roll(1, 0), s), y)
+            if not torch.allclose(here, there):
+                raise ValueError(
+                    f"the dispersion of {type(self).__name__} changes with the state, but "
+                    "noise_depends_on_state is False; set it to True and return a block for each "
+                    "data dimension, (*batch, *event_shape, K, K)"
+                )
+        elif y[0, 0].numel() > 1:
+            other = y.flatten(2).clone()
+            other[:, :, 0] = other[:, :, 0].roll(1, 0)
+            there = check_dispersion(self, self.dispersion(other.reshape(y.shape), s), y)
+            if not torch.allclose(here[:, 1:], there[:, 1:]):
+                raise ValueError(
+                    f"the dispersion of {type(self).__name__} for one data dimension changes with "
+                    "another, expected K×K blocks that depend on their own dimension's variables"
+                )
+
     def _check_prior(self, y: Tensor, s: Tensor) -> None:
+        exact = y[0].numel() <= CHECKED_DERIVATIVES
+        settings = Simulation(probes="exact" if exact else PROBES)
         with torch.enable_grad():
             point = y.detach().requires_grad_()
             F = self._prior_current(point, s)
-            exact = Simulation(probes="exact")
-            parts = (divergence(F, point, None, exact).value, (F * self.prior.score(point)))
-            first, second = parts[0].detach(), parts[1].flatten(1).sum(1).detach()
+            with draws.piece(0, 1, 0):
+                trace = divergence(F, point, None, settings)
+            along = (F * self.prior.score(point)).flatten(1).sum(1)
+            first, second = trace.value.detach(), along.detach()
         scale = float(first.square().mean().sqrt() + second.square().mean().sqrt())
-        if not bool(((first + second).abs() <= MISMATCH * scale + 1e-8).all()):
+        allowed = MISMATCH * scale + 1e-8 + 7 * trace.variance.detach().sqrt()
+        if not bool(((first + second).abs() <= allowed).all()):
             worst = int((first + second).abs().argmax())
             raise ValueError(
                 f"{type(self).__name__} declares stationary_prior, but its prior is not the "
@@ -392,11 +427,11 @@ class _FromLinear(NonlinearDiffusion, ABC):
         """That of the linear diffusion."""
         return self.linear.rate(s)
 
-    def _from_clock(self, tau: Tensor) -> Tensor:
-        return self.linear._from_clock(tau)
-
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         return self.linear.parameters()
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.linear._from_clock(tau)
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
         """G(s) of the linear diffusion."""
@@ -459,8 +494,7 @@ class LearnedDrift(_FromLinear):
         """β u, like y (batch, K, *event_shape), for s (batch,)."""
         s = self._tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
-        with torch.no_grad():
-            level = self.noise_level(s)
+        level = self.noise_level(s)
         inputs = y.flatten(1, 2) if y.dim() > 2 else y
         out = self.network(inputs.to(dtype), level.to(dtype))
         if out.shape != inputs.shape:

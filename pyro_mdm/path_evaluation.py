@@ -49,7 +49,11 @@ TERMS = ("reconstruction", "prior_kl", "diffusion")
 
 @dataclass(frozen=True)
 class StepSizeBias:
-    """What halving the step changes about the bound, nats per datum, at the same noise."""
+    """What halving the step changes about the bound, nats per datum, at the same noise.
+
+    The bias of the whole step is twice the difference for a method of first order, 4/3 of it for
+    one of second order (``srk``, in most cases).
+    """
 
     step_size: float
     difference: float  # mean bound with the step less that with half of it
@@ -62,14 +66,6 @@ class StepSizeBias:
             self.difference - Z95 * self.standard_error,
             self.difference + Z95 * self.standard_error,
         )
-
-    @property
-    def bias(self) -> float:
-        """Of the bound with the whole step, extrapolated to none: twice the difference.
-
-        For a method of first order; of a higher order it is less.
-        """
-        return 2 * self.difference
 
 
 def step_size_bias(
@@ -153,9 +149,10 @@ class _Rounds:
         self.histogram = torch.zeros(3, bins, dtype=torch.float64)  # number, sum, sum of squares
 
     @property
-    def points(self) -> int:
-        """Draws of the integrand on each path."""
-        return int(self._simulation().points)
+    def calls_per_path(self) -> int:
+        """Evaluations of the score on each path."""
+        settings = self._simulation()
+        return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, seed: int, bar: Any) -> None:
         """One more round: a path for every datum."""
@@ -169,13 +166,12 @@ class _Rounds:
             if self.share.has(k):
                 with seeded.piece(0, 1, _seed(seed, r, k)):
                     self._draw(part, spread[part].double(), terms, histogram, probe)
-            bar.update(len(part) * self.points)
+            bar.update(len(part) * self.calls_per_path)
         self.terms.append(self.share.sum(terms))
         self.histogram += self.share.sum(histogram)
         self.probe_variance += float(self.share.sum(probe))
-        per_call = 2 if self._simulation().objective == "local_dsm" else 1
         decoder = getattr(self.model.likelihood, "network_calls", 0)
-        self.calls += n * (per_call * self.points + decoder)
+        self.calls += n * (self.calls_per_path + decoder)
 
     def _simulation(self) -> Any:
         return self.guide.simulation or self.model.diffusion.simulation
@@ -268,12 +264,15 @@ def compare_paths(
         if name not in linear
     }
     wanted = None if half_width is None else half_width * math.log(2) * math.prod(x.shape[1:]) / Z95
-    with _bar(draws * len(x) * len(simulated), progress) as bar:
-        for found in simulated.values():
-            for r in range(max(2, draws // found.points)):
-                if r >= 2 and wanted is not None and found.error() <= wanted:
-                    break
-                found.add(seed, bar)
+    most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
+    total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
+    with _bar(total * len(x), progress) as bar:
+        for r in range(max(most.values())):
+            for name, found in simulated.items():
+                if r < most[name]:
+                    found.add(seed, bar)
+            if r >= 1 and wanted is not None and _worst(programs, linear, simulated) <= wanted:
+                break
     estimates = {
         name: linear[name] if name in linear else simulated[name].estimate() for name in programs
     }
@@ -291,6 +290,16 @@ def compare_paths(
         half_width,
         half_width is not None and max(widths) <= half_width * unit,
     )
+
+
+def _worst(
+    programs: Mapping[str, Pair], linear: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
+) -> float:
+    """The largest Monte Carlo error of a bound or a difference so far, nats."""
+    estimates = dict(linear) | {name: found.estimate() for name, found in simulated.items()}
+    pairs = itertools.combinations(programs, 2)
+    errors = [_pair_noise(pair, estimates, simulated)[1] for pair in pairs]
+    return max([*errors, *(e.monte_carlo_error for e in estimates.values())])
 
 
 def _difference(

@@ -151,7 +151,8 @@ class DistributionPrior(Prior):
 
     def log_prob(self, y: Tensor) -> Tensor:
         self._check(y)
-        each = self.distribution.log_prob(y.movedim(1, -1).to(self._dtype)).to(y.dtype)
+        value = y.movedim(1, -1).to(self._device, self._dtype)
+        each: Tensor = self.distribution.log_prob(value).to(y)
         return each.flatten(1).sum(1) if each.dim() > 1 else each
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:

@@ -801,7 +801,7 @@ class ResidualScore(Score):
         """s_θ, like y."""
         s = self._state(diffusion, y, s)
         batch_dim = s.dim() or 1
-        level = diffusion.noise_level(s).detach().expand(y.shape[:batch_dim])
+        level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
         m, W = (t.to(y.dtype) for t in self._coordinates(level))
         with full_precision(y):
             rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
@@ -813,7 +813,9 @@ class ResidualScore(Score):
 
     def _coordinates(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """m like a state and W (*batch, *event_shape, K, K) at noise levels (*batch)."""
-        i = torch.searchsorted(self.levels, level.contiguous()).clamp(1, len(self.levels) - 1)
+        i = torch.searchsorted(self.levels, level.detach().contiguous()).clamp(
+            1, len(self.levels) - 1
+        )
         low, high = self.levels[i - 1], self.levels[i]
         w = ((level - low) / (high - low)).clamp(0, 1)
         m = torch.lerp(self.mean[i - 1], self.mean[i], _spread(w, self.mean[i]))

@@ -73,16 +73,17 @@ class Simulation:
     """How paths are simulated and the bound is estimated on them.
 
     Args:
-        step_size: the largest step, as a part of the way from ε to T
-            (:meth:`~pyro_mdm.nonlinear.NonlinearDiffusion.progress`). It biases the bound, of first
+        step_size: the average step, as a part of the way from ε to T
+            (:meth:`~pyro_mdm.nonlinear.NonlinearDiffusion.progress`); within a stratum steps are
+            even in s. It biases the bound, of first
             order in the step for ``euler``; measure that with
             :func:`pyro_mdm.path_evaluation.step_size_bias`.
         points: how often the integrand is evaluated along a path, at times that are drawn.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
-        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of one
-            step, and gradients that are good for gentle clocks and small steps alone, because the
-            path is simulated anew backwards. Compare before you rely on them.
+        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of the
+            states alone, and gradients of another discretization, which differ by several percent
+            at ordinary steps and by more where noise depends on the state.
         objective: ``ism`` or ``local_dsm``, see the module's text.
         increment: of ``local_dsm``, as a part of a step: what it is biased by, of first order.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
@@ -126,7 +127,7 @@ class Simulation:
         ):
             raise ValueError(f"probes is {self.probes!r}, expected 'exact' or a number ≥ 1")
 
-    def steps(self, diffusion: Diffusion | None = None) -> int:
+    def steps(self) -> int:
         """The number of steps of a path, a multiple of its points."""
         return self.points * max(1, math.ceil(1 / (self.points * self.step_size) - 1e-9))
 
@@ -238,26 +239,33 @@ def advance(
     knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
     M = len(knots) - 1
     method = simulation.solver(diffusion)
+    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
+    graph = torch.is_grad_enabled() and (bool(learned) or y.requires_grad)
+    adjoint = graph and simulation.backpropagation == "adjoint"
+    dtype = y.dtype
+    if adjoint:  # torchsde joins the states' and the parameters' adjoints in one tensor
+        for p in learned:
+            dtype = torch.promote_types(dtype, p.dtype)
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
-        brownian = draws.brownian(len(y), d, y.shape[1], y.dtype, y.device, area)
+        brownian = draws.brownian(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
-    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
-    found, states = [], fold(y)
+    found, states = [], fold(y.to(dtype))
     for i in range(M):
         interval = (i / M, (i + 1) / M)
         sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
-        ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
-        graph = torch.is_grad_enabled() and (bool(learned) or states.requires_grad)
         with full_precision(y):
-            if graph and simulation.backpropagation == "adjoint":
+            if adjoint:
+                # every step is kept, since a path that is run backwards is soon another one
+                ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
                 ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
             else:
+                ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
                 ends = torchsde.sdeint(sde, states, ts, **options)
         states = ends[-1]
-        found.append(unfold(states, event_shape))
+        found.append(unfold(states, event_shape).to(y.dtype))
         sde.check(found[-1], knots[i + 1])
     return torch.stack(found)
 
@@ -397,7 +405,7 @@ def path_integral(
             (n·P, d, K); by default drawn.
         to_end: go on to T.
     """
-    n, P, steps = len(y), simulation.points, simulation.steps(diffusion) // simulation.points
+    n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
     with torch.no_grad():
         start, end = diffusion.start_time, diffusion._tensor(diffusion.horizon)
         u = draws.low_discrepancy(n, y.device) if fraction is None else fraction

@@ -20,6 +20,7 @@ from pyro_mdm import hamiltonian
 from pyro_mdm.clocks import ConstantBeta
 from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.kernels import semidefinite_cholesky
 from pyro_mdm.nonlinear import NonlinearDiffusion
 from pyro_mdm.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.sde import check_dispersion
@@ -332,16 +333,16 @@ def test_roots_are_differentiable(name):
     """Where torch's Cholesky has no factor, and eigenvectors no derivative, too."""
     t = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     D = ROOTS[name](t)
-    L = hamiltonian._cholesky(D)
+    L = semidefinite_cholesky(D)
     torch.testing.assert_close(L @ L.mT, D, rtol=1e-12, atol=1e-15)
     assert torch.equal(L, L.tril())
-    assert torch.autograd.gradcheck(lambda t: hamiltonian._cholesky(ROOTS[name](t)), t)
-    assert torch.autograd.gradgradcheck(lambda t: hamiltonian._cholesky(ROOTS[name](t)), t)
+    assert torch.autograd.gradcheck(lambda t: semidefinite_cholesky(ROOTS[name](t)), t)
+    assert torch.autograd.gradgradcheck(lambda t: semidefinite_cholesky(ROOTS[name](t)), t)
 
 
 def test_roots_of_many_blocks():
     D = full_friction(normal(0, 5, 3, 4))
-    torch.testing.assert_close(hamiltonian._cholesky(D), torch.linalg.cholesky(D))
+    torch.testing.assert_close(semidefinite_cholesky(D), torch.linalg.cholesky(D))
 
 
 # -- the law at rest -------------------------------------------------------------------------------
@@ -419,7 +420,7 @@ def drifted(diffusion: HamiltonianDiffusion, step: float) -> Tensor:
     torch.manual_seed(2)
     zero, end = torch.zeros(()).double(), torch.tensor(T).double()
     with torch.no_grad():
-        later = advance(diffusion, y, zero, end, round(T / step), Simulation())
+        later = advance(diffusion, y, torch.stack([zero, end]), round(T / step), Simulation())[-1]
     change = statistics(later) - statistics(y)
     assert (later - y).abs().mean() > 0.4  # it has moved
     return change.mean(0).abs() / (change.std(0) / n**0.5)
@@ -585,7 +586,7 @@ def test_gradients_flow_through_a_path(backpropagation):
     torch.manual_seed(0)
     zero, half = torch.zeros(()).double(), torch.tensor(0.2).double()
     simulation = Simulation(backpropagation=backpropagation)
-    y = advance(diffusion, normal(0, 3, 2, 2), zero, half, 4, simulation)
+    y = advance(diffusion, normal(0, 3, 2, 2), torch.stack([zero, half]), 4, simulation)[-1]
     y.square().sum().backward()
     for name, p in diffusion.named_parameters():
         if name not in ("H.0.net.2.bias",):
