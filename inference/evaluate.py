@@ -49,6 +49,7 @@ class Bound:
     log_snr_edges: list[float]
     diffusion_by_log_snr: list[float]  # the part of ``diffusion`` in each interval
     diffusion_by_log_snr_error: list[float]
+    probe_error: float = 0.0  # the part of Hutchinson's probes in it; NaN for a single one
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
@@ -129,6 +130,7 @@ def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
         log_snr_edges=estimate.log_snr_edges.tolist(),
         diffusion_by_log_snr=(estimate.density * width).tolist(),
         diffusion_by_log_snr_error=(estimate.density_error * width).tolist(),
+        probe_error=estimate.probe_error / unit,
     )
 
 
@@ -220,6 +222,10 @@ def evaluate(
         return
     if not isinstance(programs.model.diffusion, LinearDiffusion):
         print(step_bias(programs, data, draws=draws, seed=seed))
+        if bound.probe_error:
+            print(
+                f"Hutchinson's probes: {bound.probe_error:.4f} bits/dim of the next (nan for one)"
+            )
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
 

@@ -1,0 +1,223 @@
+"""Bounds of simulated models: against what is known, their errors, pairs, and the step's bias."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    DiffusionGuide,
+    DiffusionModel,
+    HamiltonianDiffusion,
+    LearnedDiffusion,
+    LearnedDrift,
+    NonlinearDiffusion,
+    ResidualScore,
+    Simulated,
+    Simulation,
+)
+from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.evaluation import compare, log_likelihood
+from pyro_mdm.networks import MLP
+from pyro_mdm.path_evaluation import step_size_bias
+from pyro_mdm.priors import GaussianPrior
+from tests.problems import learned, normal
+
+MEAN, SD, D = 0.5, 0.7, 2
+BITS = D * math.log(2)
+
+
+def data(n: int, seed: int = 0) -> Tensor:
+    """Independent Gaussian data, of which a residual score without a network is exact."""
+    x = normal(seed, n, D)
+    return MEAN + SD * (x - x.mean(0)) / x.std(0, unbiased=False)
+
+
+def log_prob(x: Tensor) -> Tensor:
+    return torch.distributions.Normal(MEAN, SD).log_prob(x).sum(1)
+
+
+class Pull(nn.Module):
+    """What a score has too much of."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(strength, dtype=torch.float64))
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return self.strength * y
+
+
+def linear(**options: Any) -> CLD:
+    return CLD(beta=ConstantBeta(4.0), max_log_snr=8.0, **options)
+
+
+def programs(diffusion: Any, strength: float = 0.0) -> tuple[DiffusionModel, DiffusionGuide]:
+    score = ResidualScore.fit(Pull(strength), linear(), data(4096))
+    score.levels.copy_(diffusion.noise_level(linear().noise_level_grid(33).flip(0)).detach())
+    return DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
+
+
+def simulated(**options: Any) -> Simulated:
+    return Simulated(linear(), Simulation(**{"step_size": 1 / 32, "points": 8} | options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "local_dsm"}, {"probes": 2, "probe_law": "gaussian"}], ids=str
+)
+def test_the_bound_of_an_exact_score_is_the_likelihood(options):
+    x = data(128, 1)
+    model, guide = programs(simulated(**options))
+    found = log_likelihood(model, guide, x, draws=256, seed=1)
+    bias = step_size_bias(model, guide, x, seed=2)
+    gap = found.mean - float(log_prob(x).mean())
+    assert abs(gap) < 4 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02
+    assert found.monte_carlo_error < 0.25
+    terms = found.reconstruction[0] - found.prior_kl[0] - found.diffusion[0]
+    assert terms == pytest.approx(found.mean, abs=1e-9)
+    closed = log_likelihood(*programs(linear()), x, draws=64)
+    assert abs(found.prior_kl[0] - closed.prior_kl[0]) < 4 * found.prior_kl[1] + 0.02
+    assert (found.probe_error > 0) == ("probes" in options)
+
+
+def test_reported_errors_are_those_of_other_noise():
+    x = data(64, 2)
+    model, guide = programs(simulated())
+    found = [log_likelihood(model, guide, x, draws=16, seed=s) for s in range(16)]
+    spread = torch.tensor([f.mean for f in found]).std()
+    reported = torch.tensor([f.monte_carlo_error for f in found]).mean()
+    assert 0.45 < spread / reported < 1.3  # strata make it smaller than is reported
+
+
+def test_comparisons_pair_and_have_their_sign():
+    x = data(64, 3)
+    pairs = {
+        "closed": programs(linear()),
+        "right": programs(simulated()),
+        "wrong": programs(simulated(), 0.15),
+    }
+    found = compare(pairs, x, draws=160, seed=1)
+    by_name = {(d.first, d.second): d for d in found.differences}
+    worse = by_name["right", "wrong"]
+    assert worse.resolved and worse.bits_per_dim[0] < 0  # fewer bits are better
+    errors = [found.estimates[name].monte_carlo_error / BITS for name in ("right", "wrong")]
+    assert worse.monte_carlo_error < 0.9 * math.hypot(*errors)
+    same = by_name["closed", "right"]
+    assert abs(same.bits_per_dim[0]) < 4 * same.monte_carlo_error + 0.03
+    ends = found.estimates
+    assert worse.bits_per_dim[0] == pytest.approx(
+        ends["right"].bits_per_dim - ends["wrong"].bits_per_dim, abs=1e-9
+    )
+
+
+def test_it_stops_when_bounds_and_differences_are_known():
+    x = data(64, 4)
+    pairs = {"a": programs(simulated()), "b": programs(simulated(), 0.3)}
+    found = compare(pairs, x, draws=4000, half_width=0.12)
+    widths = [1.96 * e.monte_carlo_error / BITS for e in found.estimates.values()]
+    widths += [1.96 * d.monte_carlo_error for d in found.differences]
+    assert found.reached and max(widths) <= 0.1201
+    calls = [e.network_calls for e in found.estimates.values()]
+    assert calls[0] == calls[1] < 4000 * 64
+    assert not compare(pairs, x, draws=16, half_width=1e-4).reached
+
+
+def test_the_bias_of_a_step_is_what_half_of_it_changes():
+    x = data(64, 5)
+    step, draws = 1 / 8, 400
+    coarse, fine = (
+        log_likelihood(*programs(simulated(step_size=h, method="euler")), x, draws=draws)
+        for h in (step, step / 2)
+    )
+    model, guide = programs(simulated(step_size=step, method="euler"))
+    bias = step_size_bias(model, guide, x, draws=8)
+    assert bias.step_size == step and abs(bias.difference) > 8 * bias.standard_error
+    error = math.hypot(coarse.monte_carlo_error, fine.monte_carlo_error, bias.standard_error)
+    assert abs(coarse.mean - fine.mean - bias.difference) < 4 * error
+
+
+def test_linear_diffusions_have_no_step():
+    with pytest.raises(ValueError, match="CLD is known in closed form and has no step size"):
+        step_size_bias(*programs(linear()), data(16))
+
+
+# -- what was once wrong ---------------------------------------------------------------------------
+
+
+def test_the_adjoint_takes_parameters_of_another_precision():
+    free = LearnedDiffusion.from_diffusion(linear())
+    settings = Simulation(step_size=1 / 12, backpropagation="adjoint")
+    diffusion = LearnedDrift(free, MLP(4, hidden=8, depth=1), simulation=settings)
+    x = data(64).float()
+    model = DiffusionModel(diffusion, ResidualScore.fit(MLP(4), linear(), x), event_shape=(D,))
+    MDM_ELBO()(model, DiffusionGuide(diffusion))(x).backward()
+    for parameter in (free.B, free.lower, next(diffusion.network.parameters())):
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
+    assert free.B.grad is not None and free.B.grad.any()
+
+
+class Undeclared(NonlinearDiffusion):
+    coupled = False
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def drift(self, y: Tensor, s: Any) -> Tensor:
+        return -y
+
+    def dispersion(self, y: Tensor, s: Any) -> Tensor:
+        if self.coupled:
+            G = (1 + y.square().mean(2, keepdim=True)).sqrt().expand_as(y)
+            return G.movedim(1, -1).unsqueeze(-1)
+        return (1 + y.flatten(1)[:, :1].square()).sqrt().unsqueeze(-1)
+
+
+class Coupled(Undeclared):
+    noise_depends_on_state = True
+    coupled = True
+
+
+def test_noise_that_depends_on_more_than_is_declared_is_named():
+    with pytest.raises(ValueError, match="changes with the state, but noise_depends_on_state is F"):
+        Undeclared().check((3,))
+    with pytest.raises(ValueError, match="for one data dimension changes with another"):
+        Coupled().check((3,))
+
+
+@pytest.mark.parametrize("d", [2, 40])
+def test_a_wrong_prior_is_refused_in_many_dimensions_too(d):
+    Q, D = [[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]
+
+    def energy(y: Tensor) -> Tensor:
+        return (y.square() + y**4 / 4).sum(1)
+
+    prior = GaussianPrior(4 * torch.eye(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="not the stationary law"):
+        HamiltonianDiffusion(energy, Q, D, prior=prior).check((d,))
+    quadratic = [lambda x: x**2 / 2, lambda v: v**2 / 2]
+    HamiltonianDiffusion(quadratic, Q, D).check((d,))
+
+
+def test_a_residual_score_follows_a_clock_that_is_learned():
+    diffusion = learned(2, 1, 108, max_log_snr=8.0, min_log_snr=-8.0)
+    score = ResidualScore.fit(Pull(0.3), diffusion, data(64))
+    y, s = normal(1, 5, 2, D), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+
+    def value() -> Tensor:
+        return score.score(diffusion, y, s).sin().sum()
+
+    (gradient,) = torch.autograd.grad(value(), diffusion.lower)
+    h, found = 1e-5, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            diffusion.lower += sign * h
+            found.append(value())
+            diffusion.lower -= sign * h
+    torch.testing.assert_close(gradient[0], (found[0] - found[1]) / (2 * h), rtol=1e-4, atol=1e-6)
+    assert gradient.abs() > 1e-3
