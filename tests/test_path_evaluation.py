@@ -101,6 +101,7 @@ def test_comparisons_pair_and_have_their_sign():
         "closed": programs(linear()),
         "right": programs(simulated()),
         "wrong": programs(simulated(), 0.15),
+        "slight": programs(simulated(), 0.01),
     }
     found = compare(pairs, x, draws=160, seed=1)
     by_name = {(d.first, d.second): d for d in found.differences}
@@ -108,6 +109,8 @@ def test_comparisons_pair_and_have_their_sign():
     assert worse.resolved and worse.bits_per_dim[0] < 0  # fewer bits are better
     errors = [found.estimates[name].monte_carlo_error / BITS for name in ("right", "wrong")]
     assert worse.monte_carlo_error < 0.9 * math.hypot(*errors)
+    slight = by_name["right", "slight"]  # of almost the same noise
+    assert slight.monte_carlo_error < 0.2 * errors[0]
     same = by_name["closed", "right"]
     assert abs(same.bits_per_dim[0]) < 4 * same.monte_carlo_error + 0.03
     ends = found.estimates
