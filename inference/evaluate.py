@@ -33,6 +33,21 @@ BIAS_DATA, BIAS_DRAWS = 512, 4
 
 
 @dataclass(frozen=True)
+class StepBias:
+    """What half the step of a simulation would change, in bits/dim at the same paths."""
+
+    step_size: float
+    change: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"step of the simulation: {self.step_size:.3g}; half of it gives {self.change:+.4f} ± "
+            f"{self.standard_error:.4f} bits/dim at the same paths (not part of the ± below)"
+        )
+
+
+@dataclass(frozen=True)
 class Bound:
     """The bound on a part of the data by term, each (value, standard error) in bits/dim.
 
@@ -50,6 +65,7 @@ class Bound:
     diffusion_by_log_snr: list[float]  # the part of ``diffusion`` in each interval
     diffusion_by_log_snr_error: list[float]
     probe_error: float = 0.0  # the part of Hutchinson's probes in it; NaN for a single one
+    step_bias: StepBias | None = None  # of a simulation, where it was measured
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
@@ -228,21 +244,6 @@ def evaluate(
             )
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     print(bound)
-
-
-@dataclass(frozen=True)
-class StepBias:
-    """What half the step of a simulation would change, in bits/dim at the same paths."""
-
-    step_size: float
-    change: float
-    standard_error: float
-
-    def __str__(self) -> str:
-        return (
-            f"step of the simulation: {self.step_size:.3g}; half of it gives {self.change:+.4f} ± "
-            f"{self.standard_error:.4f} bits/dim at the same paths (not part of the ± below)"
-        )
 
 
 def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:

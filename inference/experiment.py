@@ -4,6 +4,7 @@
     python -m inference.experiment mnist5k --workers 2
     python -m inference.experiment ends --workers 2
     python -m inference.experiment paper --workers 2
+    python -m inference.experiment drift --workers 2
 
 Trains every (guide, score, seed) of a table in a run folder of its own,
 ``runs/<table>/<score>-<guide>-<seed>``, then compares them (:mod:`inference.experiment_summary`):
@@ -19,7 +20,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,12 @@ MATCHED: dict[str, Options] = {
     name: options | {"min_log_snr": -10.0}
     for name, options in GUIDES.items()
     if options["guide"] != "learned"
+}
+
+# a learned drift beside its linear start, simulated and in closed form
+DRIFTS: dict[str, Options] = {
+    name: {"guide": f"inference.guides.learned_drift:{name}"}
+    for name in ("linear", "learned", "closed")
 }
 
 
@@ -109,11 +116,16 @@ TABLES = {
         {"model": "digits", "protocol": "dequantized", "steps": 400, **BRIEF},
         PUBLISHED,
     ),
+    "drift": Table(
+        ("residual",),
+        {"model": "toy", "steps": 800, "diffusion_learning_rate": 2e-3, **BRIEF, "draws": 32},
+        DRIFTS,
+    ),
 }
 
 
 def experiment(
-    table: Literal["digits", "mnist5k", "ends", "paper"],
+    table: Literal["digits", "mnist5k", "ends", "paper", "drift"],
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,
@@ -134,9 +146,9 @@ def experiment(
     """
     chosen = TABLES[table]
     if steps is not None:
-        chosen = Table(chosen.scores, chosen.options | {"steps": steps}, chosen.guides)
+        chosen = replace(chosen, options=chosen.options | {"steps": steps})
     if seeds is not None:
-        chosen = Table(chosen.scores, chosen.options, chosen.guides, seeds)
+        chosen = replace(chosen, seeds=seeds)
     train_all(list(chosen.cells()), root / table, workers)
     rows = summarize(
         root / table,

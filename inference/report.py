@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -215,6 +216,7 @@ def at_end(
         found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
         writer.add_scalar("simulation/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
+        bound = replace(bound, step_bias=found)
     samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
     if samples is not None:
         picture = sample.picture(problem, samples)

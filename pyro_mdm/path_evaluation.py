@@ -206,13 +206,17 @@ class _Rounds:
         terms = torch.stack(self.terms)
         return terms[:, 0] - terms[:, 1] - terms[:, 2]
 
+    def term(self, name: str) -> Tensor:
+        """(n,) the mean of one of TERMS."""
+        return torch.stack([terms[TERMS.index(name)] for terms in self.terms]).mean(0)
+
     def error(self) -> float:
         """Monte Carlo error of the mean bound, nats."""
         return _noise(self.totals())[1]
 
     def estimate(self) -> Estimate:
         """All of it."""
-        totals, terms = self.totals(), torch.stack(self.terms)
+        totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
         per_datum_error, monte_carlo_error = _noise(totals)
@@ -223,9 +227,9 @@ class _Rounds:
             mean=float(per_datum.mean()),
             standard_error=_population_error(per_datum, per_datum_error, monte_carlo_error),
             monte_carlo_error=monte_carlo_error,
-            reconstruction=_mean_and_error(terms[:, 0].mean(0)),
-            prior_kl=_mean_and_error(terms[:, 1].mean(0)),
-            diffusion=_mean_and_error(terms[:, 2].mean(0)),
+            reconstruction=_mean_and_error(self.term("reconstruction")),
+            prior_kl=_mean_and_error(self.term("prior_kl")),
+            diffusion=_mean_and_error(self.term("diffusion")),
             num_data=n,
             num_dims=math.prod(self.x.shape[1:]),
             network_calls=self.calls,
@@ -311,8 +315,12 @@ def _difference(
     noise, error = _pair_noise(pair, estimates, simulated)
 
     def term(name: str) -> tuple[float, float]:
-        a, b = getattr(first, name), getattr(second, name)
         sign = -1 if name == "reconstruction" else 1
+        if all(key in simulated for key in pair):  # paired over data
+            a, b = (simulated[key].term(name) for key in pair)
+            value, spread = _mean_and_error(a - b)
+            return sign * value / unit, spread / unit
+        a, b = getattr(first, name), getattr(second, name)
         return sign * (a[0] - b[0]) / unit, math.hypot(a[1], b[1]) / unit
 
     total = (float(each.mean()) / unit, _population_error(each, noise, error) / unit)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, LearnedDrift, LinearDiffusion, Simulated, Simulation
 from pyro_mdm.clocks import ConstantBeta
 
-SIMULATION = Simulation(step_size=1 / 40, points=4, objective="local_dsm")
+SIMULATION = Simulation(step_size=1 / 80, points=4, objective="local_dsm")
 
 
 class Field(nn.Module):
