@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -151,6 +152,22 @@ def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None
     )
     assert "**" not in text.splitlines()[-1]
     assert png(summary_figure(rows)).startswith(b"\x89PNG")
+
+
+def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
+    made_up(tmp_path, {"a": [1.0, 1.2], "b": [1.31, 1.50]})
+    for seed, change in enumerate((0.02, 0.04)):
+        run = tmp_path / f"s-a-{seed}"
+        run.mkdir()
+        (run / "results.json").write_text(json.dumps({"step_bias": {"change": change}}))
+        run = tmp_path / f"s-b-{seed}"
+        run.mkdir()
+        (run / "results.json").write_text(json.dumps({"step_bias": None}))
+    rows = summary_rows(tmp_path, ["s"], ["a", "b"], range(2))
+    assert rows[0]["half_the_step"] == pytest.approx(0.03) and math.isnan(rows[1]["half_the_step"])
+    head, rule, a, b = markdown(rows).splitlines()
+    assert head.endswith("| half the step gives |") and rule.count("---|") == 7
+    assert a.endswith("| 0 | +0.030 |") and b.endswith(" | closed form |")
 
 
 def test_one_seed_has_no_error(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_comparisons_pair_and_have_their_sign():
     assert worse.monte_carlo_error < 0.9 * math.hypot(*errors)
     slight = by_name["right", "slight"]  # of almost the same noise
     assert slight.monte_carlo_error < 0.2 * errors[0]
+    for name in ("prior_kl", "diffusion"):  # terms are paired, and have their signs, too
+        value, error = getattr(slight, name)
+        alone = [getattr(found.estimates[key], name) for key in ("right", "slight")]
+        assert value == pytest.approx((alone[0][0] - alone[1][0]) / BITS, abs=1e-9)
+        assert error < 0.3 * alone[0][1] / BITS
+    assert slight.reconstruction == (0.0, 0.0)
     same = by_name["closed", "right"]
     assert abs(same.bits_per_dim[0]) < 4 * same.monte_carlo_error + 0.03
     ends = found.estimates
