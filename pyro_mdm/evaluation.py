@@ -34,6 +34,8 @@ __all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
 Z95 = 1.959964  # of a normal distribution, two-sided
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
+MANY_PASSES = 64
+"""Over all data; from then on a round may be an eighth of all draws before it."""
 Pair = tuple[DiffusionModel, DiffusionGuide]
 
 
@@ -360,7 +362,7 @@ class _Comparison:
 
     def until(self, draws: int, half_width: float | None, progress: bool) -> Comparison:
         """Rounds of draws, until the half-width is reached or the draws are spent."""
-        n, most = len(self.x), draws * len(self.x)
+        most = draws * len(self.x)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
@@ -370,7 +372,7 @@ class _Comparison:
             while (left := most - self.integrals.num_draws) > 0:
                 size = self._round_size(targets, wanted)
                 before = sum(self.calls)
-                self._round(min(size, left, n))
+                self._round(min(size, left))
                 bar.update(sum(self.calls) - before)
                 missing = targets
                 if wanted is not None:
@@ -390,13 +392,15 @@ class _Comparison:
 
     def _round_size(self, targets: list[Target], wanted: float | None) -> int:
         done, n = self.integrals.num_draws, len(self.x)
+        # what a round costs besides its calls is in proportion to all draws so far
+        most = n if done < MANY_PASSES * n else done // (8 * n) * n
         if wanted is None:
             # whole passes, the first in two parts, so that the density can adapt early
-            return n - done % n if done % n else (n + 1) // 2 if done == 0 else n
+            return n - done % n if done % n else (n + 1) // 2 if done == 0 else most
         if done == 0:
             return min(n, FIRST_ROUND)
         need = max(self._errors(targets)) ** 2 / wanted**2
-        return max(SMALLEST_ROUND, min(n, math.ceil(1.05 * done * need) - done))
+        return max(min(SMALLEST_ROUND, n), min(most, math.ceil(1.05 * done * need) - done))
 
     def _round(self, size: int) -> None:
         draws = Draws(*map(self.share.first, self.integrals.draw(size)))

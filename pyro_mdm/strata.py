@@ -280,13 +280,15 @@ class StratifiedIntegrals:
 
     def _own_density(self) -> Tensor:
         """(N,) of each call's λ, over the rounds in which its datum was drawn."""
-        fold, cell = self._fold_of[self._datum], self._cell(self._log_snr)
         densities = torch.stack([density for _, density in self._rounds])  # (R, FOLDS, S)
         visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
         ones = torch.ones(self.num_draws, dtype=torch.float64)
         visits.index_put_((self._round, self._datum), ones, accumulate=True)
         visits = visits / visits.sum(0).clamp_min(1)
-        return (visits[:, self._datum] * densities[:, fold, cell]).sum(0)
+        of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
+        for f in range(FOLDS):
+            of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
+        return of_datum[self._datum, self._cell(self._log_snr)]
 
 
 def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:

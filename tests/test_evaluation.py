@@ -11,6 +11,7 @@ import torch
 from pyro_mdm import ALDA, CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, RawScore
 from pyro_mdm.evaluation import _holm, compare, log_likelihood
 from pyro_mdm.likelihoods import Gaussian, Tweedie
+from pyro_mdm.strata import StratifiedIntegrals
 from tests.test_elbo import (
     MEAN,
     VARIANCE,
@@ -135,6 +136,26 @@ def test_stops_when_the_half_width_is_reached_and_is_right_about_it() -> None:
     assert few.network_calls < sum(calls) / 30
     never = compare({"cld": pair}, x, half_width=1e-6, draws=2)
     assert not never.reached and never.network_calls == 2 * len(x)
+
+
+@pytest.mark.parametrize("half_width", [None, 1e-6])
+def test_many_draws_come_in_few_rounds(half_width, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    add = StratifiedIntegrals.add
+
+    def counted(self, draws, *values) -> None:
+        sizes.append(len(draws.datum))
+        add(self, draws, *values)
+
+    monkeypatch.setattr(StratifiedIntegrals, "add", counted)
+    x, diffusion = data(10), cut(VPSDE())
+    found = log_likelihood(
+        *programs(diffusion, denoiser(0.4)), x, draws=400, half_width=half_width, seed=3
+    )
+    assert sum(sizes) == found.network_calls == 4000
+    assert max(sizes[:60]) <= 10 and len(sizes) < 90
+    truth = float(exact_bound(diffusion, x, 0.4).mean())
+    assert abs(found.mean - truth) < 4 * found.monte_carlo_error
 
 
 def test_few_draws_of_many_data_leave_their_error_in_the_standard_error() -> None:
