@@ -118,7 +118,14 @@ TABLES = {
     ),
     "drift": Table(
         ("residual",),
-        {"model": "toy", "steps": 800, "diffusion_learning_rate": 2e-3, **BRIEF, "draws": 32},
+        {
+            "model": "toy",
+            "steps": 800,
+            "batch_size": 256,
+            "diffusion_learning_rate": 2e-3,
+            **BRIEF,
+            "draws": 64,
+        },
         DRIFTS,
     ),
 }

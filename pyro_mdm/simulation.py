@@ -78,7 +78,8 @@ class Simulation:
             even in s. It biases the bound, of first
             order in the step for ``euler``; measure that with
             :func:`pyro_mdm.path_evaluation.step_size_bias`.
-        points: how often the integrand is evaluated along a path, at times that are drawn.
+        points: how often the integrand is evaluated along a path, at times that are drawn; more of
+            them are worth their price where the network is cheap beside the steps.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
         backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of the

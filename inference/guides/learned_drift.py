@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, LearnedDrift, LinearDiffusion, Simulated, Simulation
 from pyro_mdm.clocks import ConstantBeta
 
-SIMULATION = Simulation(step_size=1 / 80, points=4, objective="local_dsm")
+SIMULATION = Simulation(step_size=1 / 80, points=16, objective="local_dsm")
+"""Beside so small a network steps cost the most, so that a path is looked at often."""
 
 
 class Field(nn.Module):
