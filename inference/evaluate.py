@@ -31,6 +31,9 @@ __all__ = ["Bound", "StepBias", "against_own", "evaluate", "measure", "step_bias
 BIAS_DATA, BIAS_DRAWS = 512, 4
 """The most data, and draws of each, that the bias of the simulation's step is measured with."""
 
+LARGE_BIAS = 0.1
+"""Bits/dim that half the step may change without a warning."""
+
 
 @dataclass(frozen=True)
 class StepBias:
@@ -41,10 +44,16 @@ class StepBias:
     standard_error: float
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"step of the simulation: {self.step_size:.3g}; half of it gives {self.change:+.4f} ± "
             f"{self.standard_error:.4f} bits/dim at the same paths (not part of the ± below)"
         )
+        if abs(self.change) > max(LARGE_BIAS, 4 * self.standard_error):
+            text += (
+                "\nwarning: so large a bias makes the bound meaningless; train with a smaller "
+                "--step_size, or with a drift that changes less within a step"
+            )
+        return text
 
 
 @dataclass(frozen=True)

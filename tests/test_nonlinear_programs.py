@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference import recipe, report
 from inference.checkpoints import latest_checkpoint
-from inference.evaluate import evaluate
+from inference.evaluate import StepBias, evaluate
 from inference.inspect import inspect
 from inference.loading import build_diffusion, build_problem, load_trained
 from inference.runs import Run, RunError
@@ -507,10 +507,21 @@ def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:
     assert x.shape == (3, 2) and torch.equal(x, draw(model, 3, steps=8, sampler="euler", seed=1))
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "warned"),
+    [(0.3, 0.02, True), (-0.3, 0.02, True), (0.3, 0.1, False), (0.05, 0.001, False)],
+)
+def test_a_step_that_is_too_long_is_warned_of(change: float, error: float, warned: bool) -> None:
+    text = str(StepBias(0.25, change, error))
+    assert text.startswith(f"step of the simulation: 0.25; half of it gives {change:+.4f} ± ")
+    assert ("warning: so large a bias" in text) == warned
+
+
 def test_a_run_from_before_there_was_simulation_is_read(runs: dict[str, Path]) -> None:
     text = (runs["linear"] / "config.yaml").read_text()
     assert re.search(r"^step_size: null$", text, re.M) and re.search(r"^sampler: null$", text, re.M)
     assert Run.open(runs["linear"]).config["points"] is None
     results = json.loads((runs["learned"] / "results.json").read_text())
+    assert results["step_bias"]["step_size"] == 0.25 and results["step_bias"]["standard_error"] > 0
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
     assert results["bits_per_dim"]["value"] == pytest.approx(sum(parts))

@@ -9,6 +9,8 @@ the score; ``linear`` is the same without the network. Both are simulated and sc
 a budget of steps means the same for both. ``closed`` is the linear one in closed form, to see what
 simulation costs.
 
+``steep`` is what not to do: a network that may be as steep as it likes.
+
 This is the whole of it: a function that returns a diffusion is a guide. A drift of your own, in
 formulas, is a subclass of :class:`pyro_mdm.NonlinearDiffusion`.
 """
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import CLD, LearnedDrift, LinearDiffusion, Simulated, Simulation
 from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.networks import MLP
 
 SIMULATION = Simulation(step_size=1 / 80, points=16, objective="local_dsm")
 """Beside so small a network steps cost the most, so that a path is looked at often."""
@@ -66,3 +69,8 @@ def linear(max_log_snr: float) -> Simulated:
 def learned(max_log_snr: float) -> LearnedDrift:
     """The same with a network added to its drift, which sees x and v in the plane."""
     return LearnedDrift(closed(max_log_snr=max_log_snr), Field(4), simulation=SIMULATION)
+
+
+def steep(max_log_snr: float) -> LearnedDrift:
+    """A network without limits, whose bound is soon better than any can be: see ``Field``."""
+    return LearnedDrift(closed(max_log_snr=max_log_snr), MLP(4, 64, 1), simulation=SIMULATION)
