@@ -50,7 +50,7 @@ class StepBias:
         )
         if abs(self.change) > max(LARGE_BIAS, 4 * self.standard_error):
             text += (
-                "\nwarning: so large a bias makes the bound meaningless; train with a smaller "
+                "\nwarning: the step makes the bound wrong by more than that; train with a smaller "
                 "--step_size, or with a drift that changes less within a step"
             )
         return text

@@ -22,7 +22,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import compare
@@ -84,7 +84,7 @@ def summary_rows(
 
     ``difference`` is to the first guide, paired by seed and noise; ``difference_images`` its
     standard error over the test images for one seed, noise included (the mean over seeds);
-    ``half_the_step`` what half the step of a simulation changes, NaN for a closed form.
+    ``half_the_step`` what half the step of a simulation changes, NaN where no run measured it.
     """
     rows = []
     for score in scores:
@@ -110,7 +110,9 @@ def summary_rows(
             reach = math.hypot(over_seeds, Z95 * row["difference_images"])
             row["difference_low_95"] = row["difference"] - reach
             row["difference_high_95"] = row["difference"] + reach
-            row["half_the_step"] = statistics.fmean(_step_bias(folder / name) for name in names)
+            changes = [_step_bias(folder / name) for name in names]
+            row["half_the_step"] = statistics.fmean(changes)
+            row["half_the_step_standard_error"] = _error(changes)
             row["values"] = " ".join(f"{b['bits_per_dim']:.4f}" for b in bounds)
             rows.append(row)
     return rows
@@ -140,8 +142,8 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row['prior_kl_bits_per_dim']:.4f} | {difference} |"
         )
         if simulated:
-            change = row["half_the_step"]
-            lines[-1] += " closed form |" if math.isnan(change) else f" {change:+.3f} |"
+            change, error = row["half_the_step"], row["half_the_step_standard_error"]
+            lines[-1] += " - |" if math.isnan(change) else f" {change:+.4f} ± {error:.4f} |"
     return "\n".join(lines) + "\n"
 
 
@@ -230,7 +232,7 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
 
 
 def _step_bias(run: Path) -> float:
-    """What half the step changes in a run's bound, bits/dim; NaN if it is not simulated."""
+    """What half the step changes in a run's bound, bits/dim; NaN if it did not measure that."""
     results = run / "results.json"
     found = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
     return found["change"] if found else math.nan
@@ -257,8 +259,10 @@ def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, f
 
 
 def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean; NaN for one value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Standard error of the mean; NaN for one value, or of NaN."""
+    if len(values) < 2 or any(map(math.isnan, values)):
+        return math.nan
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _reach(n: int) -> float:

@@ -119,8 +119,7 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     found.cut_log_snr = attempt(lambda: diffusion.log_snr(CUT * end).item())
     found.terminal_log_snr = attempt(lambda: diffusion.log_snr(end).item())
     if found.clock is not None:
-        tau = found.relaxation
-        found.relaxation_time = _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, end)
+        found.relaxation_time = _time_of_clock(diffusion, found.relaxation)
 
     def prior() -> tuple[float, float]:
         bits = prior_kl(diffusion, x, x.dim() - 1) / (d * math.log(2))
@@ -194,6 +193,11 @@ def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+def _time_of_clock(diffusion: LinearDiffusion, tau: float) -> float:
+    """When the clock has run for ``tau``; inf if not by T."""
+    return _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, diffusion.horizon)
 
 
 def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
@@ -368,7 +372,7 @@ def _draw_overview(
         kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=name)
         mu = torch.linalg.eigvals(diffusion.unit_drift)
         tau = (1 / -mu.real.max()).item()
-        relaxed = _first(lambda s, d=diffusion, t=tau: d.clock(s).item() >= t, 0.0, end)  # type: ignore[misc]
+        relaxed = _time_of_clock(diffusion, tau)
         if start < relaxed < math.inf:
             kl.axvline(relaxed, color=color, ls=":", lw=1)
         plane.plot(mu.real, mu.imag, "o", color=color, ms=9 - i % 4 * 2, mew=1.5, mfc="none")

@@ -10,14 +10,13 @@ diffusion with a non-degenerate centred Gaussian stationary law has this form (M
 Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all
 the bound needs to know.
 
-Source of the family and of the presets' constants: Singhal, Goldstein & Ranganath, "Where to
-Diffuse, How to Diffuse, and How to Get Back", ICLR 2023.
+Source of the family: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How to
+Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.presets`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,20 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import kernels
-from pyro_mdm.clocks import Clock, LearnedBeta, LinearBeta
+from pyro_mdm.clocks import Clock, LinearBeta
 from pyro_mdm.priors import GaussianPrior, Prior
 from pyro_mdm.sde import ForwardSDE, ReverseSDE
 
 __all__ = [
-    "ALDA",
-    "CLD",
     "Diffusion",
-    "LearnedDiffusion",
     "LinearDiffusion",
-    "MALDA",
     "Marginal",
     "Transition",
-    "VPSDE",
 ]
 
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
@@ -776,198 +770,3 @@ def _variance(name: str, value: Any, size: int) -> Tensor:
     if size and not torch.linalg.eigvalsh(matrix).min() > 0:
         raise ValueError(f"{name} is {matrix.tolist()}, expected positive variances")
     return matrix
-
-
-# -- presets ---------------------------------------------------------------------------------------
-
-
-class VPSDE(LinearDiffusion):
-    """The variance-preserving SDE, K = 1: Q = 0, D = ½ (Song et al. 2021).
-
-    Keyword arguments are those of :class:`LinearDiffusion`.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__([[0.0]], [[0.5]], **options)
-
-
-class CLD(LinearDiffusion):
-    """Critically-damped Langevin diffusion, K = 2 (Dockhorn et al. 2022).
-
-    Q = [[0, -1], [1, 0]], D = diag(0, Γ), Σ_∞ = diag(1, M).
-
-    Args:
-        mass: M.
-        friction: Γ, 2√M by default (critical damping).
-        options: keyword arguments of :class:`LinearDiffusion`.
-
-    Dockhorn's own constants: ``CLD(mass=0.25, friction=1.0, beta=ConstantBeta(4.0),
-    initial_variance=0.01)``.
-    """
-
-    def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
-        friction = 2 * math.sqrt(mass) if friction is None else friction
-        options.setdefault("stationary_variance", [1.0, mass])
-        super().__init__([[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, friction]], **options)
-
-
-class MALDA(LinearDiffusion):
-    """Modified accelerated Langevin diffusion, K = 3 (the paper).
-
-    Q = [[0, -1/L, -1], [1/L, 0, -γ], [1, γ, 0]], D = diag(0, 2√M, 2√M), Σ_∞ = diag(1, M, M).
-
-    Args:
-        mass: M;  gamma: γ;  lipschitz: L, 1/M by default.
-        options: keyword arguments of :class:`LinearDiffusion`.
-    """
-
-    def __init__(
-        self,
-        mass: float = 1.0,
-        gamma: float = 1.0,
-        lipschitz: float | None = None,
-        **options: Any,
-    ) -> None:
-        r = mass if lipschitz is None else 1 / lipschitz
-        d = 2 * math.sqrt(mass)
-        options.setdefault("stationary_variance", [1.0, mass, mass])
-        super().__init__(
-            [[0.0, -r, -1.0], [r, 0.0, -gamma], [1.0, gamma, 0.0]],
-            [[0.0, 0.0, 0.0], [0.0, d, 0.0], [0.0, 0.0, d]],
-            **options,
-        )
-
-
-class ALDA(LinearDiffusion):
-    """Accelerated Langevin diffusion, K = 3, third order (Mou et al. 2019; the paper).
-
-    Q = [[0, -1/L, 0], [1/L, 0, -γ], [0, γ, 0]], D = diag(0, 0, ψ/L), Σ_∞ = diag(1, M, M).
-
-    Args:
-        mass: M;  gamma: γ;  psi: ψ;  lipschitz: L, 1/M by default.
-        options: keyword arguments of :class:`LinearDiffusion`.
-    """
-
-    def __init__(
-        self,
-        mass: float = 1.0,
-        gamma: float = 1.0,
-        psi: float = 1.0,
-        lipschitz: float | None = None,
-        **options: Any,
-    ) -> None:
-        r = mass if lipschitz is None else 1 / lipschitz
-        options.setdefault("stationary_variance", [1.0, mass, mass])
-        super().__init__(
-            [[0.0, -r, 0.0], [r, 0.0, -gamma], [0.0, gamma, 0.0]],
-            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, psi * r]],
-            **options,
-        )
-
-
-class LearnedDiffusion(LinearDiffusion):
-    r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
-
-    W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
-    constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family.
-
-    Args:
-        num_variables: K ≥ 1.
-        rank: rank of D, K by default.
-        learn_beta: whether β(s) is learned too (:class:`~pyro_mdm.clocks.LearnedBeta`).
-        min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
-            With a denoiser the bound depends on Q and D through the prior mismatch alone, and
-            without this they could only lengthen or shorten the same path.
-        options: keyword arguments of :class:`LinearDiffusion`.
-
-    It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
-    :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
-    """
-
-    def __init__(
-        self,
-        num_variables: int,
-        rank: int | None = None,
-        learn_beta: bool = False,
-        **options: Any,
-    ) -> None:
-        K = num_variables
-        if K < 1:
-            raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
-        rank = K if rank is None else rank
-        if not 1 <= rank <= K:
-            raise ValueError(f"rank is {rank}, expected between 1 and num_variables = {K}")
-        Q = torch.zeros(K, K, dtype=torch.float64)
-        i = torch.arange(1, K)
-        Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
-        D = torch.zeros(K, K, dtype=torch.float64)
-        D.diagonal()[K - rank :] = 0.5
-        self._rank = rank
-        if learn_beta:
-            horizon = options.get("horizon", 1.0)
-            options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
-        super().__init__(Q, D, **options)
-        # where Newton's method begins in every later step: not the step before, so that the
-        # digits of a resumed training do not depend on its past
-        self._guess = self._end_clocks().detach()
-
-    @classmethod
-    def from_diffusion(
-        cls,
-        start: LinearDiffusion,
-        rank: int | None = None,
-        learn_beta: bool = False,
-        **options: Any,
-    ) -> LearnedDiffusion:
-        """The learned diffusion that begins exactly as ``start``.
-
-        Args:
-            start: any linear diffusion, e.g. a preset.
-            rank: rank of the learned D, K by default; at least the rank of ``start.D``.
-            learn_beta: whether the clock is learned too.
-            options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
-        """
-        K = start.num_variables
-        settings: dict[str, Any] = {
-            "beta": start.beta,
-            "horizon": start.horizon,
-            "stationary_variance": start.stationary_covariance,
-            "initial_variance": start.initial_covariance[1:, 1:],
-            "max_log_snr": start.max_log_snr,
-            "min_log_snr": start.min_log_snr,
-        }
-        learned = cls(K, rank, learn_beta, **(settings | options))
-        values, vectors = torch.linalg.eigh(start.D.detach())
-        needed = int((values > 1e-12 * values.max()).sum())
-        if needed > learned._rank:
-            raise ValueError(
-                f"rank is {learned._rank}, but D of {type(start).__name__} has rank {needed}; "
-                f"expected rank ≥ {needed}"
-            )
-        roots = vectors * values.clamp_min(0).sqrt()
-        with torch.no_grad():
-            learned.lower.copy_(start.Q[learned._row, learned._column])
-            learned.B.copy_(roots.flip(-1)[:, : learned._rank])
-        return learned
-
-    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
-        self._row, self._column = torch.tril_indices(len(Q), len(Q), offset=-1).unbind()
-        self.lower = nn.Parameter(Q[self._row, self._column])
-        self.B = nn.Parameter(torch.diag(D.diagonal().sqrt())[:, len(D) - self._rank :].clone())
-
-    @property
-    def Q(self) -> Tensor:
-        """W - Wᵀ, (K, K)."""
-        W = self.B.new_zeros(self.num_variables, self.num_variables)
-        W = W.index_put((self._row, self._column), self.lower)
-        return W - W.mT
-
-    @property
-    def D(self) -> Tensor:
-        """B Bᵀ, (K, K)."""
-        return self.B @ self.B.mT
-
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """√2 B and columns of zeros: differentiable where a symmetric root of D is not."""
-        return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))

@@ -30,7 +30,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_mdm import draws
-from pyro_mdm.diffusions import ALDA, CLD, MALDA, VPSDE, LinearDiffusion
+from pyro_mdm.diffusions import LinearDiffusion
+from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers import simulation_grid
 
 __all__ = [

@@ -24,8 +24,9 @@ from pyro_mdm.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions import Matrix, Times, _square
 from pyro_mdm.kernels import semidefinite_cholesky
 from pyro_mdm.nonlinear import NonlinearDiffusion, matrix_divergence
+from pyro_mdm.path_integral import _point
 from pyro_mdm.priors import Prior, QuadraturePrior
-from pyro_mdm.simulation import Simulation, _point
+from pyro_mdm.simulation import Simulation
 
 __all__ = ["HamiltonianDiffusion"]
 
@@ -108,17 +109,20 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         simulation: Simulation | None = None,
     ) -> None:
         separate = isinstance(H, (Sequence, nn.ModuleList))
-        if not separate and not callable(H):
+        if isinstance(H, (Sequence, nn.ModuleList)):
+            energies, K = list(H), len(H)
+        elif not callable(H):
             raise ValueError(
                 f"H is {H!r}, expected K functions of one variable each or one of the state"
             )
-        if not separate and prior is None:
+        elif prior is not None:
+            energies, K = [H], prior.num_variables
+        else:
             raise ValueError(
                 "H is one function of all variables, so that its law cannot be sampled by "
                 "quadrature: give prior= with log density -H + const, e.g. DistributionPrior; or, "
                 "if the variables are independent, give H as a sequence of K functions"
             )
-        K = len(H) if separate else prior.num_variables  # type: ignore[arg-type, union-attr]
         super().__init__(
             K,
             beta=beta if beta is not None else LinearBeta(horizon=horizon),
@@ -130,7 +134,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             simulation=simulation,
         )
         self.separate = separate
-        self.H = nn.ModuleList(map(_module, H if separate else [H]))  # type: ignore[arg-type]
+        self.H = nn.ModuleList(map(_module, energies))
         self.Q, self.D = _Field("Q", Q, K), _Field("D", D, K)
         if root is not None and self.D.function is None:
             raise ValueError("root is given for a constant D, expected None: its root is known")

@@ -23,7 +23,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from pyro_mdm import draws, simulation
+from pyro_mdm import draws, path_integral
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix, full_precision
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
@@ -244,7 +244,7 @@ class GenerativePath(_GenerativeLaw):
     ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε), unbiased
     for the denoising score matching bound in log space (one random time per datum, noise in ±
     pairs; two network evaluations), or, where the noising diffusion is simulated, for the bound of
-    :mod:`pyro_mdm.simulation`. Its exponential estimates nothing: importance weights need
+    :mod:`pyro_mdm.path_integral`. Its exponential estimates nothing: importance weights need
     :class:`GenerativeChain`.
     """
 
@@ -282,7 +282,8 @@ class GenerativePath(_GenerativeLaw):
         lead = state.shape[: state.dim() - self.x_dim - 1]
         y0 = state.reshape(-1, *self.event_shape[1:])
         if not isinstance(diffusion, LinearDiffusion):
-            gain = simulation.path_integral(diffusion, self._score_at, y0, diffusion.simulation)
+            settings = diffusion.simulation
+            gain = path_integral.path_integral(diffusion, self._score_at, y0, settings)
             return (diffusion.prior.log_prob(y0) - gain.value).reshape(lead)
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end

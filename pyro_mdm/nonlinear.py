@@ -39,9 +39,10 @@ from pyro_mdm.diffusions import (
     _variance,
     full_precision,
 )
+from pyro_mdm.path_integral import _point, divergence
 from pyro_mdm.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.sde import check_dispersion
-from pyro_mdm.simulation import Simulation, _point, divergence, noise_root
+from pyro_mdm.simulation import Simulation, noise_root
 
 __all__ = ["LearnedDrift", "NonlinearDiffusion", "QuadraturePrior", "Simulated"]
 
@@ -77,8 +78,8 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     Attributes:
         stationary_prior: whether π is stationary at every s. Declare it where it is known: then
-            (1) of :mod:`pyro_mdm.simulation` has no term c, and it is checked. The bound is right
-            either way.
+            (1) of :mod:`pyro_mdm.path_integral` has no term c, and it is checked. The bound is
+            right either way.
 
     Raises:
         ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,
@@ -463,7 +464,7 @@ class LearnedDrift(_FromLinear):
 
     u = c tanh(F / c) is within ± c, so that paths cannot run away; at F = 0, where networks of this
     library begin, the diffusion is the linear one. The prior stays that of the linear diffusion,
-    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.simulation`).
+    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.path_integral`).
 
     Args:
         linear: any linear diffusion, a learned one too.

@@ -36,8 +36,8 @@ from pyro_mdm.evaluation import (
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.path_integral import path_integral
 from pyro_mdm.simulated import SimulatedPath, arrival
-from pyro_mdm.simulation import path_integral
 
 __all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
 

@@ -25,7 +25,8 @@ from pyro_mdm.laws import (
     _shared_diffusion,
     _times_text,
 )
-from pyro_mdm.simulation import Simulation, advance, path_integral, simulate
+from pyro_mdm.path_integral import path_integral
+from pyro_mdm.simulation import Simulation, advance, simulate
 
 if TYPE_CHECKING:
     from pyro_mdm.nonlinear import NonlinearDiffusion
@@ -127,7 +128,7 @@ def simulated_kl(
     Returns:
         :class:`PathKL`, (*batch), nats. ``prior`` is KL(q(y_ε|x) ‖ π), one draw of it: the price of
         a model at rest. ``diffusion`` is what the score changes about it, negative if it has
-        learned anything, see (1) of :mod:`pyro_mdm.simulation`. Their sum is the divergence.
+        learned anything, see (1) of :mod:`pyro_mdm.path_integral`. Their sum is the divergence.
 
     Raises:
         ValueError: the laws are of different diffusions (then they are mutually singular).

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.diffusions import (
-    ALDA,
-    CLD,
-    MALDA,
-    VPSDE,
-    LearnedDiffusion,
-    LinearDiffusion,
-    apply_vector,
-)
+from pyro_mdm.diffusions import LinearDiffusion, apply_vector
+from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
 

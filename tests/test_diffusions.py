@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.diffusions import (
-    ALDA,
-    CLD,
-    MALDA,
-    VPSDE,
-    LearnedDiffusion,
-    LinearDiffusion,
-    apply_matrix,
-    apply_vector,
-)
+from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, apply_vector
 from pyro_mdm.kernels import KernelPrecisionError
+from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from tests.problems import DIFFUSIONS, ExactScore, learned, mixture, normal, random_linear
 
 every_diffusion = pytest.mark.parametrize(

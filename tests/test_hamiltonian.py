@@ -22,9 +22,10 @@ from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.kernels import semidefinite_cholesky
 from pyro_mdm.nonlinear import NonlinearDiffusion
+from pyro_mdm.path_integral import path_integral
 from pyro_mdm.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.sde import check_dispersion
-from pyro_mdm.simulation import Simulation, advance, path_integral
+from pyro_mdm.simulation import Simulation, advance
 from tests.problems import DIFFUSIONS, generator, normal
 
 SE = 4.5  # standard errors allowed: about 1e-5 of false alarms per number compared

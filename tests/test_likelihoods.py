@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDis
 from torch import Tensor, nn
 
 from pyro_mdm import discrete
-from pyro_mdm.diffusions import CLD, VPSDE, LinearDiffusion, apply_matrix
+from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
 from pyro_mdm.likelihoods import (
     DiscretizedGaussian,
     Gaussian,
@@ -22,6 +22,7 @@ from pyro_mdm.likelihoods import (
     Tweedie,
     bits_per_dim,
 )
+from pyro_mdm.presets import CLD, VPSDE
 from pyro_mdm.scores import Denoiser, DiscreteDenoiser, RawScore
 from tests.problems import learned, normal
 from tests.test_scores import DIFFUSIONS, EVENT, LEVELS, Wave, Zero, prior

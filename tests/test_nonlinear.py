@@ -43,10 +43,11 @@ from pyro_mdm.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.likelihoods import Gaussian
 from pyro_mdm.networks import MLP
+from pyro_mdm.path_integral import path_integral
 from pyro_mdm.priors import GaussianPrior
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, Splitting, simulation_grid
 from pyro_mdm.sde import fold, unfold
-from pyro_mdm.simulation import advance, path_integral
+from pyro_mdm.simulation import advance
 from tests.problems import DIFFUSIONS, ExactScore, gaussian, learned, normal
 
 D = 2

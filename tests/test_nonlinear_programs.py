@@ -514,7 +514,7 @@ def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:
 def test_a_step_that_is_too_long_is_warned_of(change: float, error: float, warned: bool) -> None:
     text = str(StepBias(0.25, change, error))
     assert text.startswith(f"step of the simulation: 0.25; half of it gives {change:+.4f} ± ")
-    assert ("warning: so large a bias" in text) == warned
+    assert ("warning: the step makes the bound wrong" in text) == warned
 
 
 def test_a_run_from_before_there_was_simulation_is_read(runs: dict[str, Path]) -> None:

@@ -8,22 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy import integrate  # type: ignore[import-untyped]
+from scipy import integrate
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from pyro_mdm import discrete
-from pyro_mdm.diffusions import (
-    ALDA,
-    CLD,
-    MALDA,
-    VPSDE,
-    LearnedDiffusion,
-    LinearDiffusion,
-    apply_matrix,
-    apply_vector,
-)
+from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, apply_vector
 from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, bits_per_dim
+from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.scores import (
     Denoiser,
     DenoiserScore,

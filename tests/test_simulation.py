@@ -27,9 +27,10 @@ from pyro_mdm import CLD, VPSDE, LinearDiffusion, NonlinearDiffusion, Simulated,
 from pyro_mdm.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.nonlinear import matrix_divergence
+from pyro_mdm.path_integral import divergence, path_integral
 from pyro_mdm.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.sde import fold
-from pyro_mdm.simulation import SimulationError, advance, divergence, path_integral, simulate
+from pyro_mdm.simulation import SimulationError, advance, simulate
 from tests.problems import DIFFUSIONS, gaussian, learned, normal
 
 SE = 3.0  # standard errors allowed; seeds are fixed

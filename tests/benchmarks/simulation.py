@@ -20,8 +20,8 @@ from torch import Tensor
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation, draws
 from pyro_mdm.clocks import ConstantBeta
 from pyro_mdm.laws import prior_kl
+from pyro_mdm.path_integral import PathIntegral, path_integral
 from pyro_mdm.simulated import SimulatedPath
-from pyro_mdm.simulation import PathIntegral, path_integral
 from tests.problems import learned
 
 DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {
