@@ -12,7 +12,13 @@ import pytest
 from inference import experiment
 from inference.compare_figure import png
 from inference.experiment import TABLES, Cell, Table, train_all
-from inference.experiment_summary import markdown, movement_figure, summary_figure, summary_rows
+from inference.experiment_summary import (
+    markdown,
+    movement_figure,
+    summarize,
+    summary_figure,
+    summary_rows,
+)
 from inference.loading import build_diffusion
 from inference.runs import RunError
 from tests.test_programs import TINY
@@ -81,6 +87,33 @@ def test_a_table_is_trained_compared_and_kept(
     # other settings are not mixed with what is there
     with pytest.raises(RunError, match=r"denoiser-cld-0 has other settings \(steps\)"):
         train_all([Cell("cld", "denoiser", 0, {**options, "steps": 5})], folder, workers=1)
+
+
+def test_steps_and_seeds_replace_those_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Cell] = []
+    compared: list[object] = []
+    monkeypatch.setattr(experiment, "train_all", lambda cells, *_: trained.extend(cells))
+    monkeypatch.setattr(
+        experiment, "summarize", lambda *parts, **_: compared.append(parts[3]) or [{"guide": "a"}]
+    )
+    monkeypatch.setattr(experiment, "markdown", lambda rows: "")
+    experiment.experiment("ends", steps=7, seeds=2, root=tmp_path)
+    assert {cell.options["steps"] for cell in trained} == {7} and compared == [range(2)]
+    assert {cell.seed for cell in trained} == {0, 1}
+    assert TABLES["ends"].seeds == 3 and TABLES["ends"].options["steps"] == 400
+
+
+def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    made_up(tmp_path, {"linear": [1.0], "learned": [1.1]})
+    (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
+    with SummaryWriter(str(tmp_path / "s-learned-0" / "tensorboard")) as writer:
+        writer.add_scalar("diffusion_parameters/network.gain", 0.1, 0)
+    summarize(tmp_path, ["s"], ["linear", "learned"], range(1), half_width=0.1, draws=1)
+    assert (tmp_path / "summary.png").exists() and not (tmp_path / "movement.png").exists()
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:

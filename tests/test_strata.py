@@ -120,6 +120,20 @@ def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
     assert float(z.square().mean()) < 1.8  # 64 data: beyond 1.8 once in 10⁴
 
 
+def test_a_datums_own_density_is_that_of_the_rounds_it_was_drawn_in() -> None:
+    game = play(5, (64, 40, 50, 64))
+    found = game._own_density()
+    for i in range(game.num_draws):
+        rounds = game._round[game._datum == game._datum[i]].tolist()
+        fold = int(game._fold_of[game._datum[i]])
+        cell = int((game._log_snr[i] - LOW) // ((HIGH - LOW) / CELLS))
+        densities = [float(game._rounds[r][1][fold, cell]) for r in rounds]
+        assert float(found[i]) == pytest.approx(sum(densities) / len(rounds), rel=1e-12)
+    last = game._rounds[-1][1]
+    assert float((last[0] - last[1]).abs().max()) > 1e-3  # folds and rounds do differ
+    assert float((last[0] - game._rounds[0][1][0]).abs().max()) > 1e-2
+
+
 def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None:
     game = play(4, (40,))
     found = game.integral(0)
