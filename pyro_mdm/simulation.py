@@ -45,9 +45,8 @@ class Simulation:
     Args:
         step_size: the average step, as a part of the way from ε to T
             (:meth:`~pyro_mdm.nonlinear.NonlinearDiffusion.progress`); within a stratum steps are
-            even in s. It biases the bound, of first order in
-            the step for ``euler`` and of second for ``srk``; measure that with
-            :func:`pyro_mdm.path_evaluation.step_size_bias`.
+            even in s. It biases the bound, of first order in the step for ``euler`` and of second
+            for ``srk``; measure that with :func:`pyro_mdm.path_evaluation.step_size_bias`.
         points: how often the integrand is evaluated along a path, at times that are drawn; more of
             them are worth their price where the network is cheap beside the steps.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
@@ -56,7 +55,8 @@ class Simulation:
             states alone, and gradients of another discretization, which differ by several percent
             at ordinary steps and by more where noise depends on the state.
         objective: ``ism`` or ``local_dsm``, see :mod:`pyro_mdm.path_integral`.
-        increment: of ``local_dsm``, as a part of a step: what it is biased by, of first order.
+        increment: of ``local_dsm``, as a part of a step: where noise depends on the state it is
+            biased by that, of first order.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
             and else 1.
         probe_law: ``rademacher`` (±1) or ``gaussian``.
