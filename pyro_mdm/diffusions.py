@@ -40,6 +40,8 @@ __all__ = [
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
 MAX_AMPLIFICATION = 2e7
 
+LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
+
 Times = float | Tensor
 _shared: dict[tuple[int, str], Any] | None = None
 
@@ -620,25 +622,88 @@ class LinearDiffusion(Diffusion):
         """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
         return self.noise_level_grid(num_times)
 
-    def _clock_root(self, value: Tensor, guess: Tensor | None = None) -> Tensor:
-        """The τ with λ(τ) = value: by Newton steps in log τ from a guess, or safeguarded ones."""
+    # -- log volume --------------------------------------------------------------------------------
+
+    def log_volume(self, s: Times) -> Tensor:
+        """κ(s) = log det Σ(s) - 2 ∫_0^s tr A, like s: the log volume of Σ pulled back to time 0.
+
+        It increases, κ' = tr(Σ^{-1} g²) > 0, where log SNR may pause: per unit of κ the divergence
+        of a score of the raw state is a weighted mean of squares, whatever Q and D. For K = 1 it
+        is -λ. Raises as :meth:`marginal` does.
+        """
+        tau = self._positive_clock(s)
+        _, _, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the log volume")
+        return self._log_volume(factor.log_det, tau)
+
+    def log_volume_rate(self, s: Times) -> Tensor:
+        """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
+        tau = self._positive_clock(s)
+        _, _, factor = self._factor(tau)
+        return self.rate(s) * _volume_rate(factor, self.unit_noise)
+
+    @property
+    def log_volume_ends(self) -> Tensor:
+        """κ(ε) and κ(T), (2,)."""
+
+        def compute() -> Tensor:
+            tau = torch.stack([self._start_clock(), self.clock(self.horizon)])
+            return self._log_volume(self._ends().log_det, tau)
+
+        found: Tensor = self._cached("log_volume_ends", compute)
+        return found
+
+    def time_at_log_volume(self, value: Times) -> Tensor:
+        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
+
+        Raises:
+            ValueError: a value outside [κ(ε), κ(T)].
+        """
+        value = self._tensor(value)
         with torch.no_grad():
-            wanted = value.detach().flatten()
+            low, high = self.log_volume_ends.tolist()
+        room = 1e-9 * (1 + abs(low) + abs(high))
+        outside = ~((value >= low - room) & (value <= high + room))
+        if bool(outside.any()):
+            raise ValueError(
+                f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
+                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
+            )
+        tau = self._clock_gradient(self._clock_root(value, of=LOG_VOLUME), value, LOG_VOLUME)
+        s = self._from_clock(tau)
+        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+
+    def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
+        return log_det - 2 * tau * self.unit_drift.diagonal().sum()
+
+    # -- inversion: both coordinates as increasing functions of log τ -----------------------------
+
+    def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """-λ or κ at clock times τ, and its derivative in τ."""
+        _, _, factor = self._factor(tau)
+        if of == LOG_SNR:
+            return -factor.log_snr, _decay(factor, self.unit_noise)
+        return self._log_volume(factor.log_det, tau), _volume_rate(factor, self.unit_noise)
+
+    def _clock_root(self, value: Tensor, guess: Tensor | None = None, of: str = LOG_SNR) -> Tensor:
+        """The τ with λ(τ) or κ(τ) = value: by Newton steps in log τ from a guess, or safe ones."""
+        with torch.no_grad():
+            wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
                 x = guess.log()
                 for _ in range(12):
-                    error, step = self._newton(x, wanted)
+                    error, step = self._newton(x, wanted, of)
                     x = x + step
                     if not bool((step.abs() < 3).all()):
                         break
                     if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                         return x.exp().reshape(value.shape)
-            knots, lam, slope = self._table()
-            i = torch.searchsorted(-lam, -wanted).clamp(1, len(lam) - 1)
+            knots, found, slope = self._table(of)
+            i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
             low, high = knots[i - 1], knots[i]
-            # cubic Hermite interpolation of log τ as a function of λ
-            h = lam[i] - lam[i - 1]
-            u = ((wanted - lam[i - 1]) / h).clamp(0, 1)
+            # cubic Hermite interpolation of log τ as a function of the coordinate
+            h = found[i] - found[i - 1]
+            u = ((wanted - found[i - 1]) / h).clamp(0, 1)
             x = (
                 (1 + 2 * u) * (1 - u) ** 2 * low
                 + u**2 * (3 - 2 * u) * high
@@ -646,48 +711,58 @@ class LinearDiffusion(Diffusion):
             )
             x = torch.maximum(torch.minimum(x, high), low)
             for _ in range(60):
-                error, step = self._newton(x, wanted)
-                low, high = torch.where(error > 0, x, low), torch.where(error > 0, high, x)
+                error, step = self._newton(x, wanted, of)
+                low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
 
-    def _newton(self, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """λ - wanted at log τ = x, and Newton's step in x."""
-        _, _, factor = self._factor(x.exp())
-        error = factor.log_snr - wanted
-        return error, error / (x.exp() * _decay(factor, self.unit_noise))
+    def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
+        """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
+        tau = x.exp()
+        found, slope = self._coordinate(of, tau)
+        error = found - wanted
+        return error, -error / (tau * slope)
 
-    def _clock_gradient(self, tau: Tensor, value: Tensor) -> Tensor:
-        """τ with λ(τ) = value, given that root as a number: one Newton step carries gradients."""
+    def _clock_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
+        """τ, given as a number the root for ``value``: one Newton step carries gradients."""
         learned = value.requires_grad or any(p.requires_grad for p in self.parameters())
         if not (learned and torch.is_grad_enabled()):
             return tau
-        _, _, factor = self._factor(tau)
-        return tau + (factor.log_snr - value) / _decay(factor, self.unit_noise).detach()
+        found, slope = self._coordinate(of, tau)
+        wanted = -value if of == LOG_SNR else value
+        return tau + (wanted - found) / slope.detach()
 
-    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log τ from far below ε to far past T, λ there (decreasing), and d log τ / dλ."""
+    def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
+        """log τ, the coordinate there (increasing), and d log τ by d coordinate.
+
+        For λ from far below ε to far past T, for κ from ε to T.
+        """
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
             A = self.unit_drift
-            fast = torch.linalg.matrix_norm(A, ord=2).log().item()
-            slow = (-torch.linalg.eigvals(A).real.max()).clamp_min(1e-12).log().item()
-            lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
-            x = torch.cat(
-                [
-                    torch.linspace(lowest, -2.0 - fast, 65),
-                    torch.linspace(-2.0 - fast, 3.5 - slow, 97)[1:],
-                ]
-            ).to(A)
-            _, _, factor = self._factor(x.exp())
-            return x, factor.log_snr, -1 / (x.exp() * _decay(factor, self.unit_noise))
+            if of == LOG_VOLUME:
+                ends = torch.stack([self._start_clock(), self.clock(self.horizon)]).log().tolist()
+                x = torch.linspace(*ends, 129, dtype=torch.float64).to(A)
+            else:
+                # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+                fast = torch.linalg.matrix_norm(A, ord=2).log().item()
+                slow = (-torch.linalg.eigvals(A).real.max()).clamp_min(1e-12).log().item()
+                lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
+                x = torch.cat(
+                    [
+                        torch.linspace(lowest, -2.0 - fast, 65),
+                        torch.linspace(-2.0 - fast, 3.5 - slow, 97)[1:],
+                    ]
+                ).to(A)
+            tau = x.exp()
+            found, slope = self._coordinate(of, tau)
+            return x, found, 1 / (tau * slope)
 
         with torch.no_grad():
-            return self._cached("table", build)
+            return self._cached(f"table of {of}", build)
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -715,6 +790,12 @@ def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     k = factor.readout
     root = (factor.log_snr / 2).exp()[..., None] * k
     return torch.einsum("...i,ij,...j->...", root, unit_noise, root)
+
+
+def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²)."""
+    W = factor.whitener
+    return ((W @ unit_noise) * W).sum((-2, -1))
 
 
 def apply_matrix(matrix: Tensor, y: Tensor) -> Tensor:

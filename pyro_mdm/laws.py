@@ -473,10 +473,8 @@ def _stationary_expectation(
 def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
     r"""The divergence of the continuous-time path laws, one network call.
 
-    The diffusion term is integrated over λ = log SNR, drawn uniformly and with low discrepancy over
-    the batch: ½ ∫ E‖x - x̂(z_λ, λ)‖² e^λ dλ for a denoiser, ½ ∫ E‖s_θ - ∇log q‖²_{g²} / |λ'| dλ for
-    any score. At given λ everything else is differentiated exactly; λ(ε) is a constant of the
-    diffusion, and if λ(T) moves with Q, D and β, a few more data at λ(T) give the boundary term.
+    The diffusion term is :meth:`~pyro_mdm.scores.Score.diffusion_term`: over λ = log SNR for a
+    denoiser, over log volume for a score of the raw state.
 
     Returns:
         :class:`PathKL`, (*batch), nats.
@@ -487,25 +485,10 @@ def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
     diffusion = _shared_diffusion(noising, generative)
     event_dim = noising.x_dim
     x = noising.x.reshape(-1, *noising.x_shape)
-    low = diffusion.terminal_log_snr
-    width = diffusion.max_log_snr - low.detach()
-    log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
-    if low.requires_grad:
-        with draws.subset(len(x), 16, x.device) as (chosen, weight):
-            both = torch.cat([x, x[chosen]])
-            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
-            found = generative.score.integrand(diffusion, both, at)
-        values, boundary = found.split([len(x), len(chosen)])
-        change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
-        each = boundary.sum().detach() * (weight / len(x))
-        diffusion_term = width.to(x.dtype) * values - change * each
-    else:
-        diffusion_term = width.to(x.dtype) * generative.score.integrand(diffusion, x, log_snr)
+    values, log_snr = generative.score.diffusion_term(diffusion, x)
     shape = noising.batch_shape
     return PathKL(
-        prior_kl(diffusion, noising.x, event_dim),
-        diffusion_term.reshape(shape),
-        log_snr.reshape(shape),
+        prior_kl(diffusion, noising.x, event_dim), values.reshape(shape), log_snr.reshape(shape)
     )
 
 

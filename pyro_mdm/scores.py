@@ -90,27 +90,65 @@ class Score(nn.Module, ABC):
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The decoder p(x | y_ε) that fits this parameterization and costs no network call."""
 
+    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
+
+        Scores of the raw state are integrated over log volume κ
+        (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
+        discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
+        h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
+        rank, it would have no variance. With u fixed all else is differentiated, the time and both
+        ends included.
+
+        Args:
+            x: data (n, *event_shape).
+
+        Returns:
+            (n,) nats, differentiable in the network and the diffusion, and the log SNRs (n,) at
+            which it was estimated. One network call.
+        """
+        u = draws.low_discrepancy(len(x), x.device)
+        value, log_snr = self._on_the_way(diffusion, x, u, None)
+        return value, log_snr.detach()
+
     def integrand(
         self,
         diffusion: LinearDiffusion,
         x: Tensor,
-        log_snr: Tensor,
+        level: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """One draw of the diffusion term's integrand over λ: ½ ‖s_θ - ∇log q(y_s|x)‖²_{g²} / |λ'|.
+        """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
+
+        Levels run over [λ(T), λ(ε)] like log SNR, which they are for a denoiser. For a score of the
+        raw state they are log volume κ, decreasing and scaled to the same ends; for K = 1 that is
+        log SNR too.
 
         Args:
-            x: data (n, *event_shape);  log_snr: λ (n,).
+            x: data (n, *event_shape);  level: (n,).
             noise: standard normal (n, ≥ K, *event_shape) of which the first makes
                 z = x + e^{-λ/2} noise_0, whatever the diffusion; None to draw it.
 
         Returns:
-            (n,), nats per unit of log SNR, for one draw of y_s at each λ. One network call. At
-            given λ, differentiable in the network and the diffusion.
+            (n,), nats per unit of level, for one draw of y_s at each level. One network call.
         """
-        s = diffusion.time_at_log_snr(log_snr)
-        marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
-        a, k = marginal.mean, marginal.readout
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.detach()
+        value, _ = self._on_the_way(diffusion, x, (high - level) / (high - low), noise)
+        return value / (high - low).to(value.dtype)
+
+    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+        """λ where :meth:`integrand` is evaluated at ``level``, like it; increasing."""
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+        return diffusion.log_snr(_time_on_the_way(diffusion, (high - level) / (high - low)))
+
+    def _on_the_way(
+        self, diffusion: LinearDiffusion, x: Tensor, u: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """A draw at the part u of the way from ε to T by log volume, whose integral over u is the
+        diffusion term; and λ there."""
+        s = _time_on_the_way(diffusion, u)
+        marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
+        a = marginal.mean
         if noise is None:
             noise = draws.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
         else:
@@ -119,11 +157,12 @@ class Score(nn.Module, ABC):
         y = a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
         theta = self.score(diffusion, y, s)
         with full_precision(x):
-            exact = -apply_matrix(_inverse(marginal.scale_tril).mT, noise.double())
-            error = theta.double() - exact
+            W = _inverse(marginal.scale_tril)
+            error = theta.double() + apply_matrix(W.mT, noise.double())
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
-            decay = marginal.log_snr.exp() * torch.einsum("ni,nij,nj->n", k, g2, k)
-            return (0.5 * square / decay).to(x.dtype)
+            rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
+            start, end = diffusion.log_volume_ends
+            return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Score:
         exact = {name: b for name, b in self._buffers.items() if b is not None}
@@ -269,15 +308,39 @@ class DenoiserScore(Score):
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         return self.x_hat(z, marginal.log_snr)
 
+    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
+
+        λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
+        diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+        """
+        low = diffusion.terminal_log_snr
+        width = diffusion.max_log_snr - low.detach()
+        log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
+        if not low.requires_grad:
+            return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
+        with draws.subset(len(x), 16, x.device) as (chosen, weight):
+            both = torch.cat([x, x[chosen]])
+            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
+            found = self.integrand(diffusion, both, at)
+        values, boundary = found.split([len(x), len(chosen)])
+        change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
+        each = boundary.sum().detach() * (weight / len(x))
+        return width.to(x.dtype) * values - change * each, log_snr
+
     def integrand(
         self,
         diffusion: LinearDiffusion,
         x: Tensor,
-        log_snr: Tensor,
+        level: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,): the diffusion is not seen at all."""
-        return self._error(x, self._noised(x, log_snr, noise), log_snr, self.x_hat)
+        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
+        return self._error(x, self._noised(x, level, noise), level, self.x_hat)
+
+    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+        """The level itself."""
+        return level
 
     def baseline_integrand(self, x: Tensor, log_snr: Tensor, noise: Tensor | None = None) -> Tensor:
         """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call."""
@@ -736,6 +799,12 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
         of_y = (W.mT @ (W @ r)).squeeze(-1)
         x = apply_vector(of_y, y.double()) + apply_vector(r.squeeze(-1), score.double())
         return x.to(y.dtype)
+
+
+def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
+    """The time at which the part u of the log volume between ε and T has passed, like u."""
+    start, end = diffusion.log_volume_ends
+    return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
