@@ -2,9 +2,9 @@
 
     python -m inference.compare runs/cld runs/learned --out comparison
 
-All runs are evaluated on the same data, at the same log SNRs, with the same noise, so that what
-they share cancels. Network calls are made until every bound and every difference is known to
---half_width, as far as the noise goes. The folder holds
+All runs are evaluated on the same data, at the same noise levels, with the same noise, so that what
+they share cancels. As many network calls are made as a pilot says it takes to know every bound and
+every difference to --half_width, as far as the noise goes. The folder holds
 
     bounds.csv        a row for each run
     differences.csv   a row for each pair of runs
@@ -31,14 +31,14 @@ from torch import Tensor
 from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.compare_figure import comparison_figure, png
+from inference.evaluate import baseline, in_bits
 from inference.loading import Programs, load_trained
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
-from pyro_mdm import LinearDiffusion, bits_per_dim, evaluation
+from pyro_mdm import LinearDiffusion, evaluation
 from pyro_mdm.evaluation import Z95, Comparison, Difference
-from pyro_mdm.scores import DenoiserScore
 
 __all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
 
@@ -196,21 +196,6 @@ def _data(entry: Entry, part: str) -> str:
     return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
 
 
-def _baseline(entries: Sequence[Entry]) -> DenoiserScore | None:
-    """A denoiser for its baseline where no run has one; None where the runs provide it.
-
-    It is for diffusions with a closed form, if there are any.
-    """
-    linear = [e.programs for e in entries if not e.simulated]
-    if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
-        return None
-    problem, diffusion = linear[0].problem, linear[0].model.diffusion
-    name = "discrete" if "discrete" in problem.scores else "denoiser"
-    score = problem.score_function(name, diffusion)  # its network, untrained, is not used
-    score = score.to(diffusion.start_time.device)
-    return score if isinstance(score, DenoiserScore) else None
-
-
 # -- tables ----------------------------------------------------------------------------------------
 
 
@@ -232,13 +217,8 @@ def tables(
     by_log_snr: list[Row] = []
     for entry in entries:
         estimate = comparison.estimates[entry.name]
-        d = estimate.num_dims
-        unit = d * math.log(2)
-        bits = bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
-        value = float(bits.mean())
-        # the log-determinant varies with the datum, which the estimate's own error does not know
-        more = float(bits.var() - (estimate.per_datum / unit).var()) / len(bits)
-        error = math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
+        unit = estimate.num_dims * math.log(2)
+        value, error = in_bits(estimate, log_det, levels)
         prior_kl, diffusion = estimate.prior_kl, estimate.diffusion
         low, high = entry.log_snr_range
         bounds.append(
@@ -522,7 +502,7 @@ def compare(
         half_width=half_width,
         batch_size=batch_size,
         seed=seed,
-        baseline=_baseline(entries),
+        baseline=baseline([entry.programs for entry in entries]),
         progress=True,
     )
     found = tables(entries, comparison, log_det, levels)

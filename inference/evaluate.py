@@ -10,6 +10,7 @@ last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL �
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,18 @@ from models.files import spread
 from pyro_mdm import LinearDiffusion, bits_per_dim
 from pyro_mdm.evaluation import Difference, Estimate, compare, log_likelihood
 from pyro_mdm.path_evaluation import step_size_bias
+from pyro_mdm.scores import DenoiserScore
 
-__all__ = ["Bound", "StepBias", "against_own", "evaluate", "measure", "step_bias"]
+__all__ = [
+    "Bound",
+    "StepBias",
+    "against_own",
+    "baseline",
+    "evaluate",
+    "in_bits",
+    "measure",
+    "step_bias",
+]
 
 BIAS_DATA, BIAS_DRAWS = 512, 4
 """The most data, and draws of each, that the bias of the simulation's step is measured with."""
@@ -126,7 +137,9 @@ def measure(
     x, log_det = _in_model_space(programs, data, seed)
     options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
     options |= {"batch_size": batch_size, "distributed": distributed}
-    estimate = log_likelihood(model, guide, x, progress=progress, **options)
+    estimate = log_likelihood(
+        model, guide, x, baseline=baseline([programs]), progress=progress, **options
+    )
     return _bound(estimate, log_det, problem.dequantized_levels)
 
 
@@ -136,11 +149,44 @@ def _in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor
     return x.to(programs.model.diffusion.start_time.device), log_det
 
 
-def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
-    d = estimate.num_dims
+def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
+    """A denoiser for its baseline where no program has one; None where the programs provide it.
+
+    It is for diffusions with a closed form, if there are any.
+    """
+    linear = [p for p in entries if isinstance(p.model.diffusion, LinearDiffusion)]
+    if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
+        return None
+    problem, diffusion = linear[0].problem, linear[0].model.diffusion
+    name = "discrete" if "discrete" in problem.scores else "denoiser"
+    with torch.random.fork_rng():  # its network, untrained, is not used
+        score = problem.score_function(name, diffusion)
+    score = score.to(diffusion.start_time.device)
+    return score if isinstance(score, DenoiserScore) else None
+
+
+def in_bits(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> tuple[float, float]:
+    """A bound in bits/dim and its standard error over the data.
+
+    Args:
+        log_det: log|det ∂x/∂w| (n,) in nats of the data as transformed;  levels: their number if
+            noise made them continuous, else None.
+    """
+    d, n = estimate.num_dims, estimate.num_data
     bits = bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
-    unit = d * math.log(2)
-    value, error = float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+    if not isinstance(log_det, Tensor):
+        return float(bits.mean()), estimate.bits_per_dim_error
+    # the log-determinant varies with the datum, which the estimate's own error does not know; how
+    # it varies with the bound is told by data that were drawn, others have a prediction alone
+    drawn = estimate.per_datum_error.isfinite()
+    both = torch.stack([estimate.per_datum[drawn], log_det.double().cpu()[drawn]])
+    more = float(log_det.double().var() + 2 * both.cov()[0, 1]) / (d * math.log(2)) ** 2 / n
+    return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
+
+
+def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
+    unit = estimate.num_dims * math.log(2)
+    value, error = in_bits(estimate, log_det, levels)
     prior_kl, diffusion = ((t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion))
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
@@ -218,8 +264,8 @@ def evaluate(
             guide's own clock, scaled if it would leave the range the network was trained on.
         num_variables: with --reuse --guide learned: K.
         rank: with --reuse --guide learned: rank of D.
-        half_width: stop as soon as the 95% interval, as far as noise goes, is ± this many bits/dim;
-            draws are then the most there will be.
+        half_width: draw as often as a pilot says it takes for a 95% interval, as far as noise goes,
+            of ± this many bits/dim; draws are then the most there will be, pilot included.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
         precision: of the network.
     """

@@ -1,11 +1,12 @@
 r"""The bound of trained models, with errors, alone and in pairs.
 
 The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_mdm.strata` describes: a
-likelihood ratio to a baseline with an exact denoiser, at log SNRs spread evenly over a density that
-adapts. The prior's divergence is exact, and the decoder's term costs no network call unless the
-decoder is a network. Models that are compared see the same data, log SNRs and noise: state noise is
-drawn such that its first part is that of z, whatever the diffusion. Models whose diffusion is
-simulated are evaluated as :mod:`pyro_mdm.path_evaluation` describes.
+likelihood ratio to a baseline with an exact denoiser, at noise levels (log SNR, or log volume for
+scores of the raw state) spread evenly over a density that adapts. The prior's divergence is exact,
+and the decoder's term costs no network call unless the decoder is a network. Models that are
+compared see the same data, noise levels and noise: state noise is drawn such that its first part is
+that of z, whatever the diffusion. Models whose diffusion is simulated are evaluated as
+:mod:`pyro_mdm.path_evaluation` describes.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
 and what more network calls make small; the standard error is over the data and includes it.
@@ -27,13 +28,17 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores import DenoiserScore, rotated
-from pyro_mdm.strata import Draws, Integral, StratifiedIntegrals, Target
+from pyro_mdm.strata import Draws, Integral, Plan, StratifiedIntegrals, Target
 
 __all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
+PILOT_SHARE = 3
+"""Draws of the estimate to one of the pilot that says how many there must be, at most."""
+SAFETY = 1.3
+"""Times the draws that the pilot says are needed: its word is an estimate."""
 MANY_PASSES = 64
 """Over all data; from then on a round may be an eighth of all draws before it."""
 Pair = tuple[DiffusionModel, DiffusionGuide]
@@ -145,14 +150,15 @@ def log_likelihood(
         x: data in model space, (n, *event_shape).
         method: "elbo", the continuous-time bound.
         draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
-        half_width: stop as soon as the 95% interval of the bound in bits/dim, as far as noise goes,
-            is ± this; checked between rounds. None: all ``draws``.
+        half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
+            goes, takes to be ± this. A pilot tells how many, a fourth or less of all draws and no
+            part of the estimate, which is unbiased for it. None: all ``draws``.
         batch_size: data per network call.
         seed: of the noise; the same seed gives different models the same noise.
         control_variate: whether to use a baseline.
         baseline: a denoiser fitted to such data, of which only the baseline is used; by default the
             score itself if it is one.
-        bins: cells of log SNR, for coefficients, the density of draws and the estimate's own
+        bins: cells of noise level, for coefficients, the density of draws and the estimate's own
             density.
         progress: show a progress bar.
         distributed: share the network calls among the processes of torch.distributed's default
@@ -205,10 +211,9 @@ def compare(
             :func:`log_likelihood`.
         draws: network evaluations per datum and model for the diffusion term; the most, with
             ``half_width``.
-        half_width: stop as soon as the 95% intervals of every bound and every difference in
-            bits/dim, as far as noise goes, are within ± this.
+        half_width: as for :func:`log_likelihood`, for every bound and every difference.
         baseline: as for :func:`log_likelihood`; by default the first score that is a denoiser.
-        adapt: whether the density of log SNRs follows what was found.
+        adapt: whether the density of noise levels follows what was found.
 
     Raises:
         RuntimeError, ValueError: as :func:`log_likelihood`, and no model, or models of different
@@ -345,14 +350,10 @@ class _Comparison:
         middle = (self.edges[1:] + self.edges[:-1]) / 2
         self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
         known = self._known() if self.baseline is not None else None
-        self.integrals = StratifiedIntegrals(
-            self.edges,
-            self.covers,
-            len(x),
+        self.integrals = self._integrals(
             known=known,
             density=self._first_density(known) if adapt and known is not None else None,
             adapt=adapt,
-            seed=int(torch.randint(2**62, (), generator=self.generator)),
         )
         event_dim = x.dim() - 1
         self.prior_kl = torch.stack(
@@ -360,63 +361,99 @@ class _Comparison:
         )
         self.reconstruction: list[Tensor] = []  # (M, n) each
 
+    def _integrals(self, **options: Any) -> StratifiedIntegrals:
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
+
     def until(self, draws: int, half_width: float | None, progress: bool) -> Comparison:
-        """Rounds of draws, until the half-width is reached or the draws are spent."""
+        """All ``draws``, or as many as a pilot says the half-width takes."""
         most = draws * len(self.x)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
         self._reconstruct_enough(targets, draws, wanted)
-        reached = False
         with _bar(most * len(self.models), progress) as bar:
-            while (left := most - self.integrals.num_draws) > 0:
-                size = self._round_size(targets, wanted)
-                before = sum(self.calls)
-                self._round(min(size, left))
-                bar.update(sum(self.calls) - before)
-                missing = targets
-                if wanted is not None:
-                    errors = self._errors(targets)
-                    missing = [t for t, e in zip(targets, errors, strict=True) if e > wanted]
-                    width = Z95 * max(errors) / self.unit
-                    bar.set_postfix_str(f"± {width:.4f} of {half_width:g} bits/dim")
-                    if not missing:
-                        reached = True
-                        break
-                self.integrals.allocate(missing)
+            if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
+                done = self.integrals.num_draws
+                need = max(SMALLEST_ROUND, self._needed(plan, wanted))
+                self.integrals = self._integrals(known=self.integrals.known, plan=plan)
+                self._round(min(need, most - done), bar)
+            else:
+                while (left := most - self.integrals.num_draws) > 0:
+                    self._round(min(self._round_size(), left), bar)
+                    self.integrals.allocate(targets)
+        reached = wanted is not None and max(self._errors(targets)) <= wanted
         estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
         differences = self._differences(pairs)
         return Comparison(estimates, differences, sum(self.calls), half_width, reached)
 
     # -- draws -------------------------------------------------------------------------------------
 
-    def _round_size(self, targets: list[Target], wanted: float | None) -> int:
+    def _round_size(self) -> int:
         done, n = self.integrals.num_draws, len(self.x)
-        # what a round costs besides its calls is in proportion to all draws so far
-        most = n if done < MANY_PASSES * n else done // (8 * n) * n
-        if wanted is None:
-            # whole passes, the first in two parts, so that the density can adapt early
-            return n - done % n if done % n else (n + 1) // 2 if done == 0 else most
+        # whole passes, the first in two parts, so that the density can adapt early
+        if done % n:
+            return n - done % n
         if done == 0:
-            return min(n, FIRST_ROUND)
-        need = max(self._errors(targets)) ** 2 / wanted**2
-        return max(min(SMALLEST_ROUND, n), min(most, math.ceil(1.05 * done * need) - done))
+            return (n + 1) // 2
+        # what a round costs besides its calls is in proportion to all draws so far
+        return n if done < MANY_PASSES * n else done // (8 * n) * n
 
-    def _round(self, size: int) -> None:
+    def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Any) -> Plan | None:
+        """Rounds until they are enough to say what the half-width takes: PILOT_SHARE to one.
+
+        None where ``most`` leaves no room for a pilot: then all of it is drawn.
+        """
+        room, size = most // (PILOT_SHARE + 1), min(len(self.x), FIRST_ROUND)
+        if room < SMALLEST_ROUND:
+            return None
+        while True:
+            self._round(min(size, room - self.integrals.num_draws), bar)
+            plan, done = self._plan(targets), self.integrals.num_draws
+            need = self._needed(plan, wanted)
+            width = Z95 * math.sqrt(need / SAFETY / done) * wanted / self.unit
+            bar.set_postfix_str(f"pilot: ± {width:.4f} of {Z95 * wanted / self.unit:g} bits/dim")
+            if need <= PILOT_SHARE * done or done >= room:
+                return plan
+            size = max(SMALLEST_ROUND, min(done, math.ceil(need / PILOT_SHARE) - done))
+            worst = max(plan.spread.values())
+            self.integrals.allocate([t for t in targets if plan.spread[t] > worst / 2])
+
+    def _plan(self, targets: list[Target]) -> Plan:
+        """The same for all processes."""
+        plan = self.integrals.plan(targets)
+        spread = self.share.first(torch.tensor(list(plan.spread.values()), dtype=torch.float64))
+        return Plan(
+            self.share.first(plan.coefficients),
+            self.share.first(plan.density),
+            dict(zip(targets, spread.tolist(), strict=True)),
+        )
+
+    def _needed(self, plan: Plan, wanted: float) -> int:
+        """Draws after which every error is the one wanted."""
+        need = 0.0
+        for target, spread in plan.spread.items():
+            left = wanted**2 - self._reconstruction_error(target) ** 2
+            need = max(need, spread**2 / left if left > 0 else math.inf)
+        return math.ceil(SAFETY * need) if math.isfinite(need) else 2**62
+
+    def _round(self, size: int, bar: Any) -> None:
         draws = Draws(*map(self.share.first, self.integrals.draw(size)))
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
-        cell = (torch.bucketize(draws.log_snr, self.edges, right=True) - 1).clamp(
+        cell = (torch.bucketize(draws.level, self.edges, right=True) - 1).clamp(
             0, len(self.edges) - 2
         )
         for i, part in enumerate(torch.arange(size).split(self.batch_size)):
             noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
+            before = sum(self.calls)
             for m in range(len(self.models)):
                 self.calls[m] += int(self.covers[m, cell[part]].sum())
+            bar.update(sum(self.calls) - before)
             if not self.share.has(i):
                 continue
             x = self.x[draws.datum[part].to(self.x.device)]
-            log_snr, noise = draws.log_snr[part].to(x.device), noise.to(x.device)
+            level, noise = draws.level[part].to(x.device), noise.to(x.device)
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
                 here = inside.to(x.device)
@@ -424,48 +461,51 @@ class _Comparison:
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
                 h = model.score_function.integrand(
-                    model.diffusion, x[here], log_snr[here].clamp(*ends), noise[here]
+                    model.diffusion, x[here], level[here].clamp(*ends), noise[here]
                 )
                 values[m, part[inside]] = h.double().cpu()
             if self.baseline is not None:
-                h0 = self.baseline.baseline_integrand(x, log_snr, noise)
+                h0 = self.baseline.baseline_integrand(x, level, noise)
                 baseline[part] = h0.double().cpu()
         values = self.share.sum(values)
         if self.baseline is not None:
             baseline = self.share.sum(baseline)
         self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
-    def _reconstruct(self) -> None:
-        """One draw of log p(x | y_ε) for every datum and model."""
-        found = torch.zeros(len(self.models), len(self.x), dtype=torch.float64)
-        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
+    def _reconstruct(self, data: Tensor | None = None) -> Tensor:
+        """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
+        data = torch.arange(len(self.x)) if data is None else data
+        found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
+        for i, part in enumerate(torch.arange(len(data)).split(self.batch_size)):
             noise = self._noise(len(part))
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
             if not self.share.has(i):
                 continue
-            x = self.x[part.to(self.x.device)]
+            x = self.x[data[part].to(self.x.device)]
             noise = noise.to(x.device)
             for m, model in enumerate(self.models):
                 diffusion = model.diffusion
                 y = _state(diffusion.start, x, noise)
                 law = model.likelihood(diffusion, model.score_function, y)
                 found[m, part] = law.log_prob(x).double().cpu()
-        self.reconstruction.append(self.share.sum(found))
+        return self.share.sum(found)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """So often that this error is at most a third of the one wanted."""
-        costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
-        least, most = max(2, min(draws, 4)), max(2, draws) if costs else 64
+        """So often that this error is at most a third of the one wanted, as two of some data say.
+
+        Those two are no part of the estimate.
+        """
+        number = max(2, min(draws, 4))
         if wanted is not None:
-            least = 2
-        while len(self.reconstruction) < most:
-            done = len(self.reconstruction) >= least
-            if done and (
-                wanted is None or max(map(self._reconstruction_error, targets)) <= wanted / 3
-            ):
-                break
-            self._reconstruct()
+            few = torch.randperm(len(self.x), generator=self.generator)[:FIRST_ROUND]
+            pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
+            variance = max(float(_of_target(pilot, t).var(0).mean()) for t in targets)
+            costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
+            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
+            need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
+            number = max(2, min(math.ceil(need), draws if costs else 64))
+        self.reconstruction += [self._reconstruct() for _ in range(number)]
 
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
@@ -511,9 +551,7 @@ class _Comparison:
 
     def _reconstruction_of(self, target: Target) -> Tensor:
         """(draws, n)."""
-        first, second = target
-        terms = torch.stack(self.reconstruction)
-        return terms[:, first] if second is None else terms[:, first] - terms[:, second]
+        return _of_target(torch.stack(self.reconstruction), target)
 
     def _reconstruction_error(self, target: Target) -> float:
         terms = self._reconstruction_of(target)
@@ -543,6 +581,10 @@ class _Comparison:
         noise = self._reconstruction_of((m, None)).var(0) / len(self.reconstruction)
         per_datum_error = (integral.per_datum_error.square() + noise).sqrt()
         monte_carlo_error = self._errors([(m, None)])[0]
+        edges, density = self.edges[first : last + 1], integral.density[first:last]
+        # levels as log SNR: the mass of a cell stays
+        log_snr_edges = self._log_snr_at(self.models[m], edges)
+        stretch = edges.diff() / log_snr_edges.diff()
         return Estimate(
             mean=float(per_datum.mean()),
             standard_error=_population_error(per_datum, per_datum_error, monte_carlo_error),
@@ -558,10 +600,17 @@ class _Comparison:
             network_calls=self.calls[m],
             per_datum=per_datum,
             per_datum_error=per_datum_error,
-            log_snr_edges=self.edges[first : last + 1],
-            density=integral.density[first:last],
-            density_error=integral.density_error[first:last],
+            log_snr_edges=log_snr_edges,
+            density=density * stretch,
+            density_error=integral.density_error[first:last] * stretch,
         )
+
+    def _log_snr_at(self, model: DiffusionModel, level: Tensor) -> Tensor:
+        diffusion = model.diffusion
+        at = level.to(diffusion.start_time.device)
+        found = model.score_function.log_snr_at(diffusion, at).cpu()
+        found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
+        return found
 
     def _differences(self, pairs: list[tuple[int, int]]) -> tuple[Difference, ...]:
         found: list[dict[str, Any]] = []
@@ -613,6 +662,12 @@ def _check(programs: Mapping[str, Pair], x: Tensor, draws: int, half_width: floa
                 f"x has shape {tuple(x.shape)}, expected (n, "
                 f"{', '.join(map(str, model.event_shape))}) for {name}"
             )
+
+
+def _of_target(terms: Tensor, target: Target) -> Tensor:
+    """(draws, n) of one model, or of one less another, from (draws, M, n)."""
+    first, second = target
+    return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 
 
 def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:

@@ -2,7 +2,8 @@ r"""The bound of models whose noising diffusion is simulated, with errors, and i
 
 Draws come in rounds: a path for every datum from a start y_ε to T, looked at once in every stratum
 of the way, at an offset that is spread evenly over the data. Rounds are independent, so that their
-spread is the Monte Carlo error. The decoder and the divergence are evaluated at the same y_ε, whose
+spread is the Monte Carlo error; how many a half-width takes is told by a pilot of two, which are no
+part of the estimate. The decoder and the divergence are evaluated at the same y_ε, whose
 noise cancels.
 
 The step of the simulation is one more error, of another kind: :func:`step_size_bias` measures it by
@@ -23,6 +24,7 @@ from torch import Tensor
 from pyro_mdm import draws as seeded
 from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.evaluation import (
+    SAFETY,
     Z95,
     Comparison,
     Difference,
@@ -43,6 +45,9 @@ __all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
 
 ROWS = 2048
 """Paths that are simulated together: steps cost almost the same for fewer."""
+
+PILOT = 2
+"""Rounds that say how many a half-width takes, and are no part of the estimate."""
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 
@@ -141,12 +146,18 @@ class _Rounds:
         self.model, self.guide, self.x, self.share = model, guide, x, share
         self.unit = math.prod(x.shape[1:]) * math.log(2)
         self.calls = 0
-        self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
-        self.probe_variance = 0.0  # summed over draws
+        self.number = 0  # of rounds, forgotten ones too
         diffusion = model.diffusion
         low = float(diffusion.terminal_log_snr)
         self.edges = torch.linspace(low, diffusion.max_log_snr, bins + 1, dtype=torch.float64)
-        self.histogram = torch.zeros(3, bins, dtype=torch.float64)  # number, sum, sum of squares
+        self.forget()
+
+    def forget(self) -> None:
+        """All rounds so far are no part of the estimate."""
+        self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
+        self.probe_variance = 0.0  # summed over draws
+        # number, sum, sum of squares
+        self.histogram = torch.zeros(3, len(self.edges) - 1, dtype=torch.float64)
 
     @property
     def calls_per_path(self) -> int:
@@ -156,7 +167,7 @@ class _Rounds:
 
     def add(self, seed: int, bar: Any) -> None:
         """One more round: a path for every datum."""
-        n, r = len(self.x), len(self.terms)
+        n, r = len(self.x), self.number
         generator = torch.Generator().manual_seed(_seed(seed, r))
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         terms = torch.zeros(3, n, dtype=torch.float64)
@@ -167,6 +178,7 @@ class _Rounds:
                 with seeded.piece(0, 1, _seed(seed, r, k)):
                     self._draw(part, spread[part].double(), terms, histogram, probe)
             bar.update(len(part) * self.calls_per_path)
+        self.number += 1
         self.terms.append(self.share.sum(terms))
         self.histogram += self.share.sum(histogram)
         self.probe_variance += float(self.share.sum(probe))
@@ -271,12 +283,18 @@ def compare_paths(
     most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
     total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
     with _bar(total * len(x), progress) as bar:
-        for r in range(max(most.values())):
-            for name, found in simulated.items():
-                if r < most[name]:
-                    found.add(seed, bar)
-            if r >= 1 and wanted is not None and _worst(programs, linear, simulated) <= wanted:
-                break
+        rounds = max(most.values())
+        if wanted is not None and min(most.values()) >= 2 * PILOT:
+            for _, found in itertools.product(range(PILOT), simulated.values()):
+                found.add(seed, bar)
+            need = PILOT * SAFETY * (_worst(programs, linear, simulated) / wanted) ** 2
+            rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
+            most = {name: number - PILOT for name, number in most.items()}
+            for found in simulated.values():
+                found.forget()
+        for r, (name, found) in itertools.product(range(rounds), simulated.items()):
+            if r < most[name]:
+                found.add(seed, bar)
     estimates = {
         name: linear[name] if name in linear else simulated[name].estimate() for name in programs
     }

@@ -1,7 +1,8 @@
-r"""Integrals over log SNR, averaged over data, from few evaluations of several integrands at once.
+r"""Integrals over noise level, averaged over data, from few evaluations of several integrands.
 
 What is wanted of every integrand h_m(x, λ, ε) is (1/n) Σ_i ∫ E h_m(x_i, λ, ε) dλ, and an evaluation
-is a network call. Four things make it cheap, and none of them makes it biased:
+is a network call. λ is the level that :meth:`pyro_mdm.scores.Score.integrand` takes. Four things
+make it cheap:
 
 - *A control variate.* A baseline h_0 of the same x, λ and ε has a known integral H_s(x) over each
   cell s of a partition of the range. Near λ the difference h_m - h_0 is predicted by
@@ -17,9 +18,13 @@ is a network call. Four things make it cheap, and none of them makes it biased:
 - *Pairing.* All integrands are evaluated at the same draws; a difference has the variance of a
   difference.
 
-Coefficients and densities for a datum come from data of other folds (cross-fitting): given these
-the estimate is unbiased, and what is left has a variance that its neighbours in λ tell. (From the
-third round on a density has seen a little of its own fold, through the others' coefficients.)
+Given coefficients and densities that owe nothing to the draws of an estimate, it is unbiased. They
+come from a :class:`Plan`, made from a pilot that is no part of the estimate; then its number of
+draws may come from the pilot too. Without a plan they come from the data of other folds
+(cross-fitting), and no draw is lost. That is for a number of draws given beforehand: stopping when
+the draws themselves look good would stop early, and low, where tails are heavy. (From the third
+round on a density has seen a little of its own fold, through the others' coefficients.
+tests/test_strata.py looks for a bias of either kind.)
 
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.
@@ -33,7 +38,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "Integral", "StratifiedIntegrals"]
+__all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target"]
 
 FOLDS = 4
 UNIFORM_SHARE = 0.1
@@ -47,7 +52,15 @@ class Draws(NamedTuple):
     """Where to evaluate the integrands: one entry per call."""
 
     datum: Tensor  # (m,) int64
-    log_snr: Tensor  # (m,) float64
+    level: Tensor  # (m,) float64
+
+
+class Plan(NamedTuple):
+    """What a pilot says about draws to come, whose estimate it is no part of."""
+
+    coefficients: Tensor  # (M, S, p)
+    density: Tensor  # (S,) over level
+    spread: dict[Target, float]  # standard deviation of one draw's estimate, for each target
 
 
 class Integral(NamedTuple):
@@ -57,7 +70,7 @@ class Integral(NamedTuple):
     error: float  # standard error of the mean over other draws for the same data
     per_datum: Tensor  # (n,)
     per_datum_error: Tensor  # (n,) standard error over other draws; NaN for a datum never drawn
-    density: Tensor  # (cells,) per unit of log SNR
+    density: Tensor  # (cells,) per unit of level
     density_error: Tensor  # (cells,)
 
 
@@ -65,13 +78,14 @@ class StratifiedIntegrals:
     """Rounds of draws, and estimates from all of them.
 
     Args:
-        edges: (S + 1,) increasing log SNRs, the cells' bounds.
+        edges: (S + 1,) increasing levels, the cells' bounds.
         covers: (M, S) whether a cell belongs to the range of integrand m; it is 0 outside.
         num_data: n.
         known: (n, S) integral of the baseline over each cell; None without a baseline.
-        density: (S,) of the first round over log SNR, up to a factor; None for uniform.
+        density: (S,) of the first round over level, up to a factor; None for uniform.
         adapt: whether later rounds have densities of their own.
         seed: of the draws.
+        plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
     """
 
     def __init__(
@@ -84,19 +98,25 @@ class StratifiedIntegrals:
         density: Tensor | None = None,
         adapt: bool = True,
         seed: int = 0,
+        plan: Plan | None = None,
     ) -> None:
+        self._plan = plan
+        self.folds = FOLDS if plan is None else 1
         self.edges, self.width = edges, edges.diff()
         self.covers = covers
         self.num_data = num_data
         self.known = known
-        self.adapt = adapt
+        self.adapt = adapt and plan is None
         self._generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(num_data, generator=self._generator)
         self._fold_of = torch.empty(num_data, dtype=torch.int64)
-        self._fold_of[order] = torch.arange(num_data) % FOLDS
+        self._fold_of[order] = torch.arange(num_data) % self.folds
         self._queue = order.new_empty(0)
-        first = self._with_floor(torch.ones(len(self.width)) if density is None else density)
-        self._next = first.expand(FOLDS, -1).clone()  # density of each fold's next round
+        if plan is not None:
+            first = plan.density
+        else:
+            first = self._with_floor(torch.ones(len(self.width)) if density is None else density)
+        self._next = first.expand(self.folds, -1).clone()  # density of each fold's next round
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
         if known is not None:
@@ -104,9 +124,9 @@ class StratifiedIntegrals:
             self._scale = profile + SMALL * profile.max()
         m = len(covers)
         self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
-        self._log_snr, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
+        self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
         self._values = torch.empty(m, 0, dtype=torch.float64)
-        self._left = torch.empty(m, 0, dtype=torch.float64)  # h - h_0 - p, per unit of log SNR
+        self._left = torch.empty(m, 0, dtype=torch.float64)  # h - h_0 - p, per unit of level
         self._predicted = torch.zeros(m, num_data, len(self.width), dtype=torch.float64)
 
     @property
@@ -115,27 +135,27 @@ class StratifiedIntegrals:
         return len(self._datum)
 
     def draw(self, size: int) -> Draws:
-        """The next round: ``size`` data, each at one log SNR; call :meth:`add` with the values."""
+        """The next round: ``size`` data, each at one level; call :meth:`add` with the values."""
         while len(self._queue) < size:
             more = torch.randperm(self.num_data, generator=self._generator)
             self._queue = torch.cat([self._queue, more])
         datum, self._queue = self._queue[:size], self._queue[size:]
-        log_snr = torch.empty(size, dtype=torch.float64)
-        for f in range(FOLDS):
+        level = torch.empty(size, dtype=torch.float64)
+        for f in range(self.folds):
             mine = (self._fold_of[datum] == f).nonzero().squeeze(1)
             m = len(mine)
             u = torch.randperm(m, generator=self._generator).double()
             u = (u + torch.rand(m, generator=self._generator, dtype=torch.float64)) / max(m, 1)
-            log_snr[mine] = self._quantile(self._next[f], u)
-        return Draws(datum, log_snr)
+            level[mine] = self._quantile(self._next[f], u)
+        return Draws(datum, level)
 
     def add(self, draws: Draws, values: Tensor, baseline: Tensor | None = None) -> None:
-        """The integrands (M, m) and the baseline (m,) at the round's draws, per unit of log SNR."""
-        calls = torch.bincount(self._fold_of[draws.datum], minlength=FOLDS)
+        """The integrands (M, m) and the baseline (m,) at the round's draws, per unit of level."""
+        calls = torch.bincount(self._fold_of[draws.datum], minlength=self.folds)
         self._rounds.append((calls, self._next.clone()))
         self._round = torch.cat([self._round, torch.full_like(draws.datum, len(self._rounds) - 1)])
         self._datum = torch.cat([self._datum, draws.datum])
-        self._log_snr = torch.cat([self._log_snr, draws.log_snr])
+        self._level = torch.cat([self._level, draws.level])
         self._values = torch.cat([self._values, values], 1)
         if baseline is not None:
             self._baseline = torch.cat([self._baseline, baseline])
@@ -152,13 +172,13 @@ class StratifiedIntegrals:
         mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
         square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
         per_datum = known.sum(1) + mine / number.clamp_min(1)
-        cell = self._cell(self._log_snr)
+        cell = self._cell(self._level)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
         density.index_add_(0, cell, value)
         spread.index_add_(0, cell, value.square())
         return Integral(
             mean=float(known.sum(1).mean() + value.sum()),
-            error=float(self._error_of_sum(value)),
+            error=float(self.errors([(first, second)])),
             per_datum=per_datum,
             per_datum_error=square.sqrt() / number,  # NaN for 0 / 0
             density=(known.mean(0) + density) / self.width,
@@ -166,63 +186,110 @@ class StratifiedIntegrals:
         )
 
     def errors(self, targets: Sequence[Target]) -> Tensor:
-        """(len(targets),) the error of :meth:`integral` for each target."""
-        return self._error_of_sum(self._weight() * self._left_of(targets))
+        """(len(targets),) the error of :meth:`integral` for each target.
+
+        Never less than the plan, if there is one, foresaw. Draws of a heavy-tailed integrand that
+        come out low look alike, and the pilot's, which are others, do not know of it.
+        """
+        found = self._error_of_sum(self._weight() * self._left_of(targets))
+        if self._plan is None or not self.num_draws:
+            return found
+        foreseen = [self._plan.spread.get(t, 0.0) / self.num_draws**0.5 for t in targets]
+        return torch.maximum(found, torch.tensor(foreseen, dtype=torch.float64))
+
+    def plan(self, targets: Sequence[Target]) -> Plan:
+        """Coefficients and a density for other draws, which serves ``targets`` best, evenly."""
+        everything = torch.ones(self.num_draws, dtype=torch.bool)
+        density = self._best_density(targets, everything) if self.adapt else self._next[0]
+        columns, excess, scale = self._regression()
+        q = self._pooled_density() * density[self._cell(self._level)]
+        one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
+        spread = self._error_of_sum(one) / self.num_draws**0.5
+        return Plan(
+            self._coefficients(columns, excess, scale, everything),
+            density,
+            dict(zip(targets, spread.tolist(), strict=True)),
+        )
 
     def allocate(self, targets: Sequence[Target]) -> None:
         """Set the densities of the next round to what serves ``targets`` best, evenly."""
         if not self.adapt or not targets:
             return
-        need = self.errors(targets).square().clamp_min(1e-300)
-        importance = (self._left_of(targets).square() / need[:, None]).sum(0)
         fold = self._fold_of[self._datum]
-        for f in range(FOLDS):
-            kernel = self._kernel(self._log_snr[fold != f])
-            variance = kernel @ importance[fold != f] / kernel.sum(1).clamp_min(1e-12)
-            self._next[f] = self._with_floor(variance.sqrt())
+        for f in range(self.folds):
+            self._next[f] = self._best_density(targets, fold != f)
 
     # -- the parts ---------------------------------------------------------------------------------
 
     def _fit(self) -> None:
         """Coefficients by cell for each fold, from the others; what is left of every call."""
-        cell, fold = self._cell(self._log_snr), self._fold_of[self._datum]
-        columns = [torch.ones_like(self._log_snr)]
-        scale, level = self._scale[cell], None
-        if self.known is not None:
-            level = self.known / self.width / self._scale  # (n, S), in units of the profile
-            at = level[self._datum, cell]
-            columns += [self._baseline / scale - at, at - level.mean(0)[cell]]
-        X = torch.stack(columns, 1)
-        excess = self._values - (self._baseline if self.known is not None else 0.0)
+        cell, fold = self._cell(self._level), self._fold_of[self._datum]
+        columns, excess, scale = self._regression()
         self._left = torch.zeros_like(self._values)
-        for f in range(FOLDS):
-            kernel = self._kernel(self._log_snr[fold != f])
+        for f in range(self.folds):
+            if self._plan is not None:
+                coefficients = self._plan.coefficients
+            else:
+                coefficients = self._coefficients(columns, excess, scale, fold != f)
             mine = fold == f
             data = self._fold_of == f
-            for m, covered in enumerate(self.covers):
-                use = covered[cell[fold != f]].double()
-                beta = _local_regression(
-                    kernel * use, X[fold != f], (excess[m] / scale)[fold != f]
-                )  # (S, p)
-                prediction = (X[mine] * beta[cell[mine]]).sum(1)
+            for m, (covered, beta) in enumerate(zip(self.covers, coefficients, strict=True)):
+                prediction = (columns[mine] * beta[cell[mine]]).sum(1)
                 left = excess[m, mine] - scale[mine] * prediction
                 self._left[m, mine] = left * covered[cell[mine]]
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 known = torch.zeros_like(per_unit)
-                if self.known is not None and level is not None:
-                    per_unit = per_unit + beta[:, 2] * (level[data] - level.mean(0))
+                if self.known is not None:
+                    per_unit = per_unit + beta[:, 2] * self._difficulty(data)
                     known = self.known[data]
                 self._predicted[m, data] = (known + self._scale * self.width * per_unit) * covered
 
-    def _kernel(self, log_snr: Tensor) -> Tensor:
+    def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Columns (N, p), h_m - h_0 (M, N), and the unit (N,) in which it is predicted."""
+        cell = self._cell(self._level)
+        columns, scale = [torch.ones_like(self._level)], self._scale[cell]
+        excess = self._values
+        if self.known is not None:
+            at = (self.known / self.width / self._scale)[self._datum, cell]
+            mean = (self.known / self.width / self._scale).mean(0)[cell]
+            columns += [self._baseline / scale - at, at - mean]
+            excess = excess - self._baseline
+        return torch.stack(columns, 1), excess, scale
+
+    def _difficulty(self, data: Tensor) -> Tensor:
+        """The baseline's integrals for some data less those of all, in units of the profile."""
+        assert self.known is not None
+        level = self.known / self.width / self._scale
+        return level[data] - level.mean(0)
+
+    def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
+        """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
+        kernel, cell = self._kernel(self._level[use]), self._cell(self._level[use])
+        y = (excess / scale)[:, use]
+        return torch.stack(
+            [
+                _local_regression(kernel * covered[cell].double(), columns[use], y[m])
+                for m, covered in enumerate(self.covers)
+            ]
+        )
+
+    def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
+        """(S,) proportional to the standard deviation of what is left, told by some draws."""
+        need = self.errors(targets).square().clamp_min(1e-300)
+        importance = (self._left_of(targets).square() / need[:, None]).sum(0)
+        kernel = self._kernel(self._level[use])
+        variance = kernel @ importance[use] / kernel.sum(1).clamp_min(1e-12)
+        return self._with_floor(variance.sqrt())
+
+    def _kernel(self, level: Tensor) -> Tensor:
         """(S, m) weight of each draw for the cell's centre, wide enough to hold some 40 draws."""
         span = float(self.edges[-1] - self.edges[0])
-        bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(log_snr), 1)))
+        bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
         centre = (self.edges[1:] + self.edges[:-1]) / 2
-        return (-0.5 * ((log_snr - centre[:, None]) / bandwidth).square()).exp()
+        return (-0.5 * ((level - centre[:, None]) / bandwidth).square()).exp()
 
-    def _cell(self, log_snr: Tensor) -> Tensor:
-        return (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(self.width) - 1)
+    def _cell(self, level: Tensor) -> Tensor:
+        return (torch.bucketize(level, self.edges, right=True) - 1).clamp(0, len(self.width) - 1)
 
     def _quantile(self, density: Tensor, u: Tensor) -> Tensor:
         mass = torch.cat([density.new_zeros(1), (density * self.width).cumsum(0)])
@@ -248,8 +315,8 @@ class StratifiedIntegrals:
     def _weight(self) -> Tensor:
         """(N,) of each draw in the mean over data of the integral: folds count by their data."""
         fold = self._fold_of[self._datum]
-        share = torch.bincount(self._fold_of, minlength=FOLDS).double() / self.num_data
-        calls = torch.bincount(fold, minlength=FOLDS).double()
+        share = torch.bincount(self._fold_of, minlength=self.folds).double() / self.num_data
+        calls = torch.bincount(fold, minlength=self.folds).double()
         return (share / calls.clamp_min(1))[fold] / self._pooled_density()
 
     def _error_of_sum(self, value: Tensor) -> Tensor:
@@ -257,9 +324,11 @@ class StratifiedIntegrals:
 
         Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
         while the spread of all would count what varies smoothly with λ, which cancels in the sum.
+        Where few draws make the most of the sum, and so of its skewness t, an interval of normal
+        size covers too little: the error is 1 + t² times what the spread says.
         """
-        group = self._round * FOLDS + self._fold_of[self._datum]
-        order = torch.argsort(self._log_snr)
+        group = self._round * self.folds + self._fold_of[self._datum]
+        order = torch.argsort(self._level)
         order = order[torch.argsort(group[order], stable=True)]
         group, value = group[order], value[..., order]
         size = torch.bincount(group).double()[group]
@@ -267,12 +336,19 @@ class StratifiedIntegrals:
         square = 0.5 * value.diff().square() * same
         alone = value.square() * (size == 1)  # without a neighbour: all of it
         scaled = square * (size / (size - 1).clamp_min(1))[1:]
-        return (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        if value.shape[-1] > 2:
+            off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
+            off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
+            size = (off.square().sum(-1) / 1.5).clamp_min(1e-150).pow(1.5)
+            skewness = off.pow(3).sum(-1) / 0.75 / size
+        else:
+            skewness = value.new_zeros(value.shape[:-1])
+        return (1 + skewness.square()) * (scaled.sum(-1) + alone.sum(-1)).sqrt()
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""
-        fold, cell = self._fold_of[self._datum], self._cell(self._log_snr)
-        pooled = torch.zeros(FOLDS, len(self.width), dtype=torch.float64)
+        fold, cell = self._fold_of[self._datum], self._cell(self._level)
+        pooled = torch.zeros(self.folds, len(self.width), dtype=torch.float64)
         for calls, density in self._rounds:
             pooled += calls.double()[:, None] * density
         total = sum(calls for calls, _ in self._rounds)
@@ -280,15 +356,15 @@ class StratifiedIntegrals:
 
     def _own_density(self) -> Tensor:
         """(N,) of each call's λ, over the rounds in which its datum was drawn."""
-        densities = torch.stack([density for _, density in self._rounds])  # (R, FOLDS, S)
+        densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
         visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
         ones = torch.ones(self.num_draws, dtype=torch.float64)
         visits.index_put_((self._round, self._datum), ones, accumulate=True)
         visits = visits / visits.sum(0).clamp_min(1)
         of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
-        for f in range(FOLDS):
+        for f in range(self.folds):
             of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
-        return of_datum[self._datum, self._cell(self._log_snr)]
+        return of_datum[self._datum, self._cell(self._level)]
 
 
 def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:

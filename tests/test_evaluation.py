@@ -75,14 +75,14 @@ def test_pairing_lowers_the_error_of_a_difference() -> None:
     x = data(200)
     pairs = {
         "noise": exact_noise(cut(CLD())),
-        "raw": exact_noise(cut(VPSDE()), RawScore),
+        "raw": exact_noise(cut(CLD()), RawScore),
         "wrong": programs(cut(CLD()), denoiser(0.1)),
     }
     found = compare(pairs, x, draws=2)
     alone = compare({"noise": pairs["noise"]}, x, draws=2, control_variate=False)
     by_names = {(d.first, d.second): d for d in found.differences}
     error = alone.estimates["noise"].monte_carlo_error / UNIT
-    # both are the exact score: with the same z they differ by rounding and by their priors alone
+    # both are the exact score: with the same states they differ by rounding alone
     assert by_names["noise", "raw"].monte_carlo_error < 1e-4 * error
     assert by_names["noise", "wrong"].monte_carlo_error < 0.5 * error
     for d in found.differences:
@@ -123,14 +123,16 @@ def test_stops_when_the_half_width_is_reached_and_is_right_about_it() -> None:
     x, wanted = data(200), 0.1
     pair = programs(cut(CLD()), denoiser(0.6))
     truth = -float(exact_bound(pair[0].diffusion, x, 0.6).mean()) / UNIT
-    inside, calls = 0, []
+    inside, reached, calls = 0, 0, []
     for seed in range(30):
         found = compare({"cld": pair}, x, half_width=wanted, draws=100, seed=seed)
-        assert found.reached
         estimate = found.estimates["cld"]
-        assert 1.96 * estimate.monte_carlo_error / UNIT <= wanted * 1.0001
+        width = 1.96 * estimate.monte_carlo_error / UNIT
+        assert found.reached == (width <= wanted) and width < 1.3 * wanted
+        reached += found.reached
         inside += abs(estimate.bits_per_dim - truth) <= wanted
         calls.append(found.network_calls)
+    assert reached >= 24
     assert inside >= 25  # 28.5 expected; fewer once in 300 such tests, with other seeds
     few = compare({"cld": pair}, x, half_width=wanted * 4, draws=100)
     assert few.network_calls < sum(calls) / 30
@@ -153,7 +155,10 @@ def test_many_draws_come_in_few_rounds(half_width, monkeypatch: pytest.MonkeyPat
         *programs(diffusion, denoiser(0.4)), x, draws=400, half_width=half_width, seed=3
     )
     assert sum(sizes) == found.network_calls == 4000
-    assert max(sizes[:60]) <= 10 and len(sizes) < 90
+    if half_width is None:
+        assert max(sizes[:60]) <= 10 and len(sizes) < 90
+    else:  # a pilot of a fourth, and the rest at once
+        assert sizes[-1] == 3000 and sizes[0] == 10 and len(sizes) < 10
     truth = float(exact_bound(diffusion, x, 0.4).mean())
     assert abs(found.mean - truth) < 4 * found.monte_carlo_error
 

@@ -60,6 +60,30 @@ def play(
     return game
 
 
+def planned(seed: int, draws: int, baseline: bool = True) -> StratifiedIntegrals:
+    """As :func:`play`, by a plan from a pilot of two rounds."""
+    targets = [(0, None), (1, None), (0, 1)]
+    pilot = play(seed, (64, 64), baseline)
+    return play(10_000 + seed, (draws,), baseline, plan=pilot.plan(targets))
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
+    repeats = 200
+    games = [planned(seed, 200, baseline) for seed in range(repeats)]
+    for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
+        found = [game.integral(*target) for game in games]
+        mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
+        error = torch.tensor([f.error for f in found], dtype=torch.float64)
+        assert abs(mean.mean() - truth) < 4.5 * mean.std() / math.sqrt(repeats)
+        assert 0.9 < error.square().mean().sqrt() / mean.std() < 1.7
+        foreseen = torch.tensor([game._plan.spread[target] for game in games]) / math.sqrt(200)
+        assert 0.8 < foreseen.square().mean().sqrt() / mean.std() < 1.8
+        assert bool((error >= foreseen * (1 - 1e-9)).all())
+        covered = ((mean - truth).abs() < 1.96 * error).double().mean()
+        assert covered > 0.95 - 4 * math.sqrt(0.05 * 0.95 / repeats)
+
+
 @pytest.mark.parametrize("baseline", [True, False])
 @pytest.mark.parametrize("rounds", [(64,), (40, 30, 50), (64, 64, 64)], ids=str)
 def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) -> None:
@@ -71,8 +95,9 @@ def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) ->
         mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
         assert abs(mean.mean() - truth) < 4.5 * mean.std() / math.sqrt(repeats)
-        # the error claimed leaves out a part of what stratification gains: never too small
-        assert 0.85 < error.square().mean().sqrt() / mean.std() < 1.7
+        # the error claimed leaves out a part of what stratification gains, and allows for skewness,
+        # which 64 draws without a baseline have: never too small
+        assert 0.85 < error.square().mean().sqrt() / mean.std() < 2.2
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
         assert covered > 0.95 - 4 * math.sqrt(0.05 * 0.95 / repeats)
 
@@ -91,7 +116,7 @@ def test_the_baseline_itself_is_known_exactly() -> None:
     game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, known=KNOWN)
     for size in (40, 64):
         draws = game.draw(size)
-        h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.log_snr) * torch.rand(size).double()
+        h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level) * torch.rand(size).double()
         game.add(draws, h0.unsqueeze(0), h0)
         game.allocate([(0, None)])
     found = game.integral(0)
@@ -126,7 +151,7 @@ def test_a_datums_own_density_is_that_of_the_rounds_it_was_drawn_in() -> None:
     for i in range(game.num_draws):
         rounds = game._round[game._datum == game._datum[i]].tolist()
         fold = int(game._fold_of[game._datum[i]])
-        cell = int((game._log_snr[i] - LOW) // ((HIGH - LOW) / CELLS))
+        cell = int((game._level[i] - LOW) // ((HIGH - LOW) / CELLS))
         densities = [float(game._rounds[r][1][fold, cell]) for r in rounds]
         assert float(found[i]) == pytest.approx(sum(densities) / len(rounds), rel=1e-12)
     last = game._rounds[-1][1]
@@ -147,8 +172,8 @@ def test_an_integrand_with_a_shorter_range_is_0_outside() -> None:
     game = StratifiedIntegrals(EDGES, covers, N, known=KNOWN)
     for _ in range(3):
         draws = game.draw(N)
-        h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.log_snr)
-        inside = draws.log_snr >= EDGES[7]
+        h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level)
+        inside = draws.level >= EDGES[7]
         game.add(draws, torch.stack([h0, h0 * inside]), h0)
         game.allocate([(0, 1)])
     assert game.integral(1).mean == pytest.approx(float(KNOWN[:, 7:].sum(1).mean()), rel=1e-9)
