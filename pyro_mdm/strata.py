@@ -204,7 +204,7 @@ class StratifiedIntegrals:
         columns, excess, scale = self._regression()
         q = self._pooled_density() * density[self._cell(self._level)]
         one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
-        spread = self._error_of_sum(one) / self.num_draws**0.5
+        spread = self._error_of_sum(one, torch.zeros_like(self._round)) / self.num_draws**0.5
         return Plan(
             self._coefficients(columns, excess, scale, everything),
             density,
@@ -319,15 +319,18 @@ class StratifiedIntegrals:
         calls = torch.bincount(fold, minlength=self.folds).double()
         return (share / calls.clamp_min(1))[fold] / self._pooled_density()
 
-    def _error_of_sum(self, value: Tensor) -> Tensor:
-        """Standard error of Σ value (…, N), from draws next to each other in their round and fold.
+    def _error_of_sum(self, value: Tensor, group: Tensor | None = None) -> Tensor:
+        """Standard error of Σ value (…, N), from draws next to each other in their group.
+
+        Groups (N,) are each round's draws of each fold, unless given.
 
         Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
         while the spread of all would count what varies smoothly with λ, which cancels in the sum.
         Where few draws make the most of the sum, and so of its skewness t, an interval of normal
         size covers too little: the error is 1 + t² times what the spread says.
         """
-        group = self._round * self.folds + self._fold_of[self._datum]
+        if group is None:
+            group = self._round * self.folds + self._fold_of[self._datum]
         order = torch.argsort(self._level)
         order = order[torch.argsort(group[order], stable=True)]
         group, value = group[order], value[..., order]

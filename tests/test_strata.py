@@ -77,7 +77,8 @@ def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
         assert abs(mean.mean() - truth) < 4.5 * mean.std() / math.sqrt(repeats)
         assert 0.9 < error.square().mean().sqrt() / mean.std() < 1.7
-        foreseen = torch.tensor([game._plan.spread[target] for game in games]) / math.sqrt(200)
+        spread = [game._plan.spread[target] for game in games]
+        foreseen = torch.tensor(spread, dtype=torch.float64) / math.sqrt(200)
         assert 0.8 < foreseen.square().mean().sqrt() / mean.std() < 1.8
         assert bool((error >= foreseen * (1 - 1e-9)).all())
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
