@@ -189,7 +189,6 @@ class LearnedDiffusion(LinearDiffusion):
         with torch.no_grad():
             learned.lower.copy_(start.Q[learned._row, learned._column])
             learned.B.copy_(roots.flip(-1)[:, : learned._rank])
-        learned._guess = learned._end_clocks().detach()
         return learned
 
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:

@@ -351,16 +351,18 @@ def test_a_learned_diffusion_starts_at_a_preset(preset, options):
         options = {k: v for k, v in options.items() if k != "mass"}
     fixed = preset(**options)
     rank = int(torch.linalg.matrix_rank(fixed.D))
-    for learned_one, error in (
-        (LearnedDiffusion.from_diffusion(fixed, rank=rank), 1e-15),
-        (LearnedDiffusion.from_diffusion(fixed, learn_beta=True), 2.1e-12),
+    s = times(fixed)
+    of_full_rank = LearnedDiffusion.from_diffusion(fixed, learn_beta=True)
+    for learned_one, error, at, near in (
+        (LearnedDiffusion.from_diffusion(fixed, rank=rank), 1e-15, s, 1e-9),
+        # before ε the little noise where the preset has none is more than what comes by Q
+        (of_full_rank, 2.1e-12, s[s > fixed.start_time.item()], 1e-7),
     ):
         assert torch.equal(learned_one.Q, fixed.Q)
         torch.testing.assert_close(learned_one.D, fixed.D, rtol=1e-15, atol=error)
-        s = times(fixed)
-        for a, b in zip(learned_one.marginal(s), fixed.marginal(s), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(learned_one.start_time, fixed.start_time, rtol=1e-9, atol=0)
+        for a, b in zip(learned_one.marginal(at), fixed.marginal(at), strict=True):
+            torch.testing.assert_close(a, b, rtol=near, atol=near)
+        torch.testing.assert_close(learned_one.start_time, fixed.start_time, rtol=near, atol=0)
 
 
 @pytest.mark.parametrize("preset", [CLD, MALDA, ALDA])
