@@ -216,7 +216,8 @@ def build_diffusion(
         options["min_log_snr"] = min_log_snr
     if found is LearnedDiffusion and learned_from is not None:
         start = _start(learned_from, num_variables, options)
-        diffusion = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **options)
+        end = {"min_log_snr": min_log_snr} if min_log_snr is not None else {}
+        diffusion = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **end)
     elif found is LearnedDiffusion:
         K = 2 if num_variables is None else num_variables
         diffusion = LearnedDiffusion(K, rank=rank, learn_beta=learn_beta, **options)
