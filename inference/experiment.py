@@ -45,17 +45,20 @@ GUIDES: dict[str, Options] = {
     "learned3": {"guide": "learned", "num_variables": 3},
 }
 # what learning gains beside its start, for scores of the raw state (with a denoiser all diffusions
-# are the same): what `learned` starts as, left so, and learned ones that start elsewhere
+# are the same): what `learned` starts as, left so (for K = 1 that is vpsde), and learned ones that
+# start elsewhere
 GAINS: dict[str, Options] = {
-    f"{name}_frozen": options | {"diffusion_learning_rate": 0.0}
-    for name, options in GUIDES.items()
-    if options["guide"] == "learned"
+    f"{name}_frozen": GUIDES[name] | {"diffusion_learning_rate": 0.0}
+    for name in ("learned2", "learned3")
 } | {
     f"learned_from_{name}": {"guide": "learned", "learned_from": name}
     for name in ("cld", "malda", "alda")
 }
-STARTS = {name: f"{name}_frozen" for name in GUIDES if f"{name}_frozen" in GAINS} | {
-    f"learned_from_{name}": name for name in ("cld", "malda", "alda")
+STARTS = {
+    "learned1": "vpsde",
+    "learned2": "learned2_frozen",
+    "learned3": "learned3_frozen",
+    **{f"learned_from_{name}": name for name in ("cld", "malda", "alda")},
 }
 """What each learned guide is before its first step, by name, where a table has both."""
 # the paper's cut, and for those whose log SNR there is far from VPSDE's the cut at log SNR 9 too
