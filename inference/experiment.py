@@ -44,6 +44,23 @@ GUIDES: dict[str, Options] = {
     "learned2": {"guide": "learned", "num_variables": 2},
     "learned3": {"guide": "learned", "num_variables": 3},
 }
+# what learning gains beside its start, for scores of the raw state (with a denoiser all diffusions
+# are the same): what `learned` starts as, left so (for K = 1 that is vpsde), and learned ones that
+# start elsewhere
+GAINS: dict[str, Options] = {
+    f"{name}_frozen": GUIDES[name] | {"diffusion_learning_rate": 0.0}
+    for name in ("learned2", "learned3")
+} | {
+    f"learned_from_{name}": {"guide": "learned", "learned_from": name}
+    for name in ("cld", "malda", "alda")
+}
+STARTS = {
+    "learned1": "vpsde",
+    "learned2": "learned2_frozen",
+    "learned3": "learned3_frozen",
+    **{f"learned_from_{name}": name for name in ("cld", "malda", "alda")},
+}
+"""What each learned guide is before its first step, by name, where a table has both."""
 # the paper's cut, and for those whose log SNR there is far from VPSDE's the cut at log SNR 9 too
 PUBLISHED: dict[str, Options] = {
     name: {"guide": f"inference.guides.published:{name}"}
@@ -87,12 +104,17 @@ class Table:
     options: Options
     guides: dict[str, Options] = field(default_factory=lambda: GUIDES)
     seeds: int = 3
+    further: dict[str, dict[str, Options]] = field(default_factory=dict)  # guides of one score
+
+    def guides_of(self, score: str) -> dict[str, Options]:
+        """By name, those that all scores have first."""
+        return self.guides | self.further.get(score, {})
 
     def cells(self) -> Iterator[Cell]:
         """The runs, one seed after another, so that a part of them is a table already."""
         for seed in range(self.seeds):
             for score in self.scores:
-                for guide, options in self.guides.items():
+                for guide, options in self.guides_of(score).items():
                     yield Cell(guide, score, seed, self.options | options)
 
 
@@ -106,9 +128,15 @@ BRIEF: Options = {
 }
 
 TABLES = {
-    "digits": Table(("discrete", "denoiser", "noise"), {"model": "digits", "steps": 400, **BRIEF}),
+    "digits": Table(
+        ("discrete", "denoiser", "noise"),
+        {"model": "digits", "steps": 400, **BRIEF},
+        further={"noise": GAINS},
+    ),
     "mnist5k": Table(
-        ("discrete", "denoiser", "noise"), {"model": "mnist5k", "steps": 100, **BRIEF}
+        ("discrete", "denoiser", "noise"),
+        {"model": "mnist5k", "steps": 100, **BRIEF},
+        further={"noise": GAINS},
     ),
     "ends": Table(("discrete",), {"model": "digits", "steps": 400, **BRIEF}, MATCHED),
     "paper": Table(
@@ -159,9 +187,9 @@ def experiment(
     train_all(list(chosen.cells()), root / table, workers)
     rows = summarize(
         root / table,
-        chosen.scores,
-        list(chosen.guides),
+        {score: list(chosen.guides_of(score)) for score in chosen.scores},
         range(chosen.seeds),
+        starts=STARTS,
         half_width=half_width,
         draws=draws,
     )

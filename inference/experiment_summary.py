@@ -5,7 +5,8 @@ in ``comparisons/<score>-<seed>``. Over seeds there is then, for every score and
 the bounds with its standard error, and the mean difference to the first guide of the same seed.
 Its 95% interval is for other seeds and other images: Student's t of the standard error over seeds,
 and the normal one over images (which holds the noise once more: a little wide), added as squares.
-A guide is told from the first one where that interval excludes 0. What half the step of a
+A guide is told from the first one where that interval excludes 0. Likewise what learning gained:
+the difference of a learned guide to the diffusion it started as. What half the step of a
 simulation would change, as the runs measured it at their end, is no part of any of these.
 """
 
@@ -16,7 +17,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,59 +38,70 @@ TERMS = ("bits_per_dim", "reconstruction_bits_per_dim", "prior_kl_bits_per_dim")
 
 def summarize(
     folder: Path,
-    scores: Sequence[str],
-    guides: Sequence[str],
+    guides: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     *,
+    starts: Mapping[str, str] | None = None,
     half_width: float,
     draws: int,
 ) -> list[Row]:
     """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write what they say.
 
     Writes summary.csv, summary.md, summary.png and, where diffusions were learned, movement.png. A
-    comparison that is there already is not made again.
+    comparison of all these runs that is there already is not made again.
 
     Args:
+        guides: of each score, the first for all to be compared with.
+        starts: by learned guide the one that it is before its first step.
         half_width: of each comparison, bits/dim;  draws: the most network calls per datum and run.
     """
-    for score in scores:
+    starts = starts or {}
+    for score, names in guides.items():
         for seed in seeds:
             out = folder / "comparisons" / f"{score}-{seed}"
-            if not (out / "comparison.png").exists():
-                runs = [folder / f"{score}-{guide}-{seed}" for guide in guides]
+            runs = [folder / f"{score}-{guide}-{seed}" for guide in names]
+            if not _holds(out, runs):
                 compare.compare(
                     runs, half_width=half_width, draws=draws, out=out, seed=seed, overwrite=True
                 )
-    rows = summary_rows(folder, scores, guides, seeds)
+    rows = summary_rows(folder, guides, seeds, starts)
     write_atomically(folder / "summary.csv", _csv(rows))
     write_atomically(folder / "summary.md", markdown(rows).encode())
     write_atomically(folder / "summary.png", compare.png(summary_figure(rows)))
-    moved = [
-        guide
-        for guide in guides
-        if "learned" in guide
-        and not guide.startswith("learned1")
-        and _entries(folder / f"{scores[0]}-{guide}-{seeds[0]}" / "tensorboard")
-    ]
-    if moved:
-        figure = movement_figure(folder, scores, moved, seeds)
+    moved = {
+        score: [
+            guide
+            for guide in names
+            if "learned" in guide
+            and not guide.startswith("learned1")
+            and guide not in starts.values()
+            and _entries(folder / f"{score}-{guide}-{seeds[0]}" / "tensorboard")
+        ]
+        for score, names in guides.items()
+    }
+    if any(moved.values()):
+        figure = movement_figure(folder, moved, seeds)
         write_atomically(folder / "movement.png", compare.png(figure))
     return rows
 
 
 def summary_rows(
-    folder: Path, scores: Sequence[str], guides: Sequence[str], seeds: Sequence[int]
+    folder: Path,
+    guides: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    starts: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """A row for each score and guide; numbers in bits/dim, ± standard errors.
 
     ``difference`` is to the first guide, paired by seed and noise; ``difference_images`` its
     standard error over the test images for one seed, noise included (the mean over seeds);
+    ``gain`` is that to ``start``, the guide that it began as, NaN where ``starts`` has none;
     ``half_the_step`` what half the step of a simulation changes, NaN where no run measured it.
     """
     rows = []
-    for score in scores:
+    for score, of_score in guides.items():
         read = [_comparison(folder / "comparisons" / f"{score}-{seed}") for seed in seeds]
-        for guide in guides:
+        for guide in of_score:
             names = [f"{score}-{guide}-{seed}" for seed in seeds]
             bounds = [b[name] for (b, _), name in zip(read, names, strict=True)]
             row: Row = {"score": score, "guide": guide, "seeds": len(seeds)}
@@ -100,16 +112,19 @@ def summary_rows(
             row["standard_error_images"] = statistics.fmean(
                 b["standard_error_bits_per_dim"] for b in bounds
             )
-            firsts = [f"{score}-{guides[0]}-{seed}" for seed in seeds]
-            pairs = [_pair(d, a, b) for (_, d), a, b in zip(read, names, firsts, strict=True)]
-            values = [value for value, _ in pairs]
-            row["difference"] = statistics.fmean(values)
-            row["difference_standard_error"] = _error(values)
-            row["difference_images"] = statistics.fmean(error for _, error in pairs)
-            over_seeds = _reach(len(seeds)) * row["difference_standard_error"]
-            reach = math.hypot(over_seeds, Z95 * row["difference_images"])
-            row["difference_low_95"] = row["difference"] - reach
-            row["difference_high_95"] = row["difference"] + reach
+            start = (starts or {}).get(guide, "")
+            row["start"] = start if start in of_score else ""
+            for name, other in (("difference", of_score[0]), ("gain", row["start"])):
+                others = [f"{score}-{other}-{seed}" if other else "" for seed in seeds]
+                pairs = [_pair(d, a, b) for (_, d), a, b in zip(read, names, others, strict=True)]
+                values = [value for value, _ in pairs]
+                row[name] = statistics.fmean(values)
+                row[f"{name}_standard_error"] = _error(values)
+                row[f"{name}_images"] = statistics.fmean(error for _, error in pairs)
+                over_seeds = _reach(len(seeds)) * row[f"{name}_standard_error"]
+                reach = math.hypot(over_seeds, Z95 * row[f"{name}_images"])
+                row[f"{name}_low_95"] = row[name] - reach
+                row[f"{name}_high_95"] = row[name] + reach
             changes = [_step_bias(folder / name) for name in names]
             row["half_the_step"] = statistics.fmean(changes)
             row["half_the_step_standard_error"] = _error(changes)
@@ -122,7 +137,7 @@ ENDS = ("log_snr_min", "log_snr_max")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table for people."""
+    """The rows as a table for people, and what learning gained as a second one."""
     simulated = any(not math.isnan(row["half_the_step"]) for row in rows)
     lines = [
         "| score | guide | log SNR | test bits/dim ± s.e. over seeds | prior KL | "
@@ -130,12 +145,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|" + "---|" * simulated,
     ]
     for row in rows:
-        difference = "0"
-        if row["guide"] != rows[0]["guide"]:
-            low, high = row["difference_low_95"], row["difference_high_95"]
-            difference = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-            if low > 0 or high < 0:
-                difference = f"**{difference}**"
+        difference = "0" if row["guide"] == rows[0]["guide"] else _interval(row, "difference")
         lines.append(
             f"| {row['score']} | {row['guide']} | {row['log_snr_min']:.1f} to "
             f"{row['log_snr_max']:.1f} | {row['bits_per_dim']:.3f} ± {row['standard_error']:.3f} | "
@@ -144,7 +154,24 @@ def markdown(rows: Sequence[Row]) -> str:
         if simulated:
             change, error = row["half_the_step"], row["half_the_step_standard_error"]
             lines[-1] += " - |" if math.isnan(change) else f" {change:+.4f} ± {error:.4f} |"
+    learned = [row for row in rows if row["start"]]
+    if learned:
+        lines += [
+            "",
+            "| score | learned | started as | less its start (95% interval) |",
+            "|---|---|---|---|",
+        ]
+    for row in learned:
+        names = f"| {row['score']} | {row['guide']} | {row['start']} |"
+        lines.append(f"{names} {_interval(row, 'gain')} |")
     return "\n".join(lines) + "\n"
+
+
+def _interval(row: Row, name: str) -> str:
+    """A difference with its 95% interval, bold where that excludes 0."""
+    low, high = row[f"{name}_low_95"], row[f"{name}_high_95"]
+    text = f"{row[name]:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def summary_figure(rows: Sequence[Row]) -> Figure:
@@ -153,14 +180,14 @@ def summary_figure(rows: Sequence[Row]) -> Figure:
     Filled where the 95% interval of the difference excludes 0.
     """
     scores = list(dict.fromkeys(row["score"] for row in rows))
-    guides = list(dict.fromkeys(row["guide"] for row in rows))
     figure = Figure((4.2 * len(scores) + 0.8, 7.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, len(scores), squeeze=False, sharex=True)
+    panels = figure.subplots(2, len(scores), squeeze=False, sharex="col")
     for column, score in enumerate(scores):
         upper, lower = panels[:, column]
-        for i, guide in enumerate(guides):
-            row = next(r for r in rows if (r["score"], r["guide"]) == (score, guide))
+        of_score = [row for row in rows if row["score"] == score]
+        guides = [row["guide"] for row in of_score]
+        for i, row in enumerate(of_score):
             values = [float(v) for v in row["values"].split()]
             upper.plot([i] * len(values), values, "o", color="0.6", ms=3)
             upper.errorbar(
@@ -182,14 +209,17 @@ def summary_figure(rows: Sequence[Row]) -> Figure:
 
 
 def movement_figure(
-    folder: Path, scores: Sequence[str], guides: Sequence[str], seeds: Sequence[int]
+    folder: Path, guides: Mapping[str, Sequence[str]], seeds: Sequence[int]
 ) -> Figure:
-    """Entries of the learned Q and D over training, a line for each seed."""
-    figure = Figure((4.2 * len(scores) + 0.8, 3.2 * len(guides)), dpi=110, layout="constrained")
+    """Entries of the learned Q and D over training by score, a line for each seed."""
+    lines = max(map(len, guides.values()))
+    figure = Figure((4.2 * len(guides) + 0.8, 3.2 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(guides), len(scores), squeeze=False, sharex=True)
-    for column, score in enumerate(scores):
-        for line, guide in enumerate(guides):
+    panels = figure.subplots(lines, len(guides), squeeze=False)
+    for column, (score, of_score) in enumerate(guides.items()):
+        for axes in panels[len(of_score) :, column]:
+            axes.remove()
+        for line, guide in enumerate(of_score):
             axes = panels[line, column]
             colors: dict[str, str] = {}
             for seed in seeds:
@@ -202,8 +232,8 @@ def movement_figure(
             axes.axhline(0.0, color="0.8", lw=0.8, zorder=0)
             axes.set_title(f"{score}, {guide}", fontsize=10)
             axes.legend(fontsize=7, ncols=3, loc="best")
-    for axes in panels[-1]:
-        axes.set_xlabel("training step")
+        if of_score:
+            axes.set_xlabel("training step")
     figure.supylabel("entries of Q (solid) and D (dashed)", fontsize=10)
     return figure
 
@@ -219,6 +249,13 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
             scalars = events.Scalars(tag)
             found[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
     return found
+
+
+def _holds(out: Path, runs: Sequence[Path]) -> bool:
+    """Whether a finished comparison is of these runs, or of more."""
+    if not (out / "comparison.png").exists():
+        return False
+    return {run.name for run in runs} <= _comparison(out)[0].keys()
 
 
 def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
@@ -246,9 +283,14 @@ def _number(text: str) -> Any:
 
 
 def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, float]:
-    """Difference of ``first`` less ``second`` in bits/dim, and its standard error over images."""
+    """Difference of ``first`` less ``second`` in bits/dim, and its standard error over images.
+
+    NaN if ``second`` is empty.
+    """
     if first == second:
         return 0.0, 0.0
+    if not second:
+        return math.nan, math.nan
     for row in differences:
         error = row["standard_error_bits_per_dim"]
         if (row["first"], row["second"]) == (first, second):

@@ -139,7 +139,8 @@ def absolute_name(name: str) -> str:
 
 def source_files(settings: Mapping[str, Any]) -> list[Path]:
     """The files of the user's own that settings name, as ``file.py:Name``."""
-    places = [str(settings[kind]).rpartition(":")[0] for kind in ("model", "guide")]
+    names = ("model", "guide", "learned_from")
+    places = [str(settings.get(name)).rpartition(":")[0] for name in names]
     return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
 
 
@@ -183,6 +184,7 @@ def build_diffusion(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
+    learned_from: str | None = None,
     event_shape: Sequence[int] | None = None,
     simulation: Mapping[str, Any] | None = None,
 ) -> LinearDiffusion | NonlinearDiffusion:
@@ -196,6 +198,7 @@ def build_diffusion(
         min_log_snr: λ at T, to which the clock is scaled; nominal for a nonlinear diffusion.
         num_variables, rank, learn_beta: for ``learned`` only: K (2), the rank of D (K) and whether
             the clock is learned too.
+        learned_from: for ``learned`` only: the guide that it begins as, a name like ``name``.
         event_shape: of a datum, for a guide with a network.
         simulation: settings by name, see :data:`SIMULATION`, that replace those of a nonlinear
             diffusion; None for those that do not.
@@ -211,11 +214,16 @@ def build_diffusion(
     options: dict[str, Any] = {"max_log_snr": max_log_snr}
     if min_log_snr is not None:
         options["min_log_snr"] = min_log_snr
-    if found is LearnedDiffusion:
+    if found is LearnedDiffusion and learned_from is not None:
+        start = _start(learned_from, num_variables, options)
+        end = {"min_log_snr": min_log_snr} if min_log_snr is not None else {}
+        diffusion = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **end)
+    elif found is LearnedDiffusion:
         K = 2 if num_variables is None else num_variables
         diffusion = LearnedDiffusion(K, rank=rank, learn_beta=learn_beta, **options)
     else:
-        given = {"num_variables": num_variables, "rank": rank, "learn_beta": learn_beta or None}
+        given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
+        given |= {"learn_beta": learn_beta or None, "learned_from": learned_from}
         if surplus := [f"--{key}" for key, value in given.items() if value is not None]:
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"
@@ -232,6 +240,22 @@ def build_diffusion(
         )
     _set_simulation(name, diffusion, simulation or {})
     return diffusion
+
+
+def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> LinearDiffusion:
+    """The diffusion that a learned one begins as."""
+    start = build_diffusion(name, **ends)
+    if isinstance(start, NonlinearDiffusion):
+        raise ValueError(
+            f"--learned_from {name} is {_title(start)}, which has no Q and D; expected a guide "
+            f"with a closed form, such as {', '.join(key for key in GUIDES if key != 'learned')}"
+        )
+    if num_variables not in (None, start.num_variables):
+        raise ValueError(
+            f"--num_variables is {num_variables}, but --learned_from {name} has "
+            f"{start.num_variables}; leave out --num_variables"
+        )
+    return start
 
 
 def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]) -> None:
@@ -348,6 +372,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         num_variables=settings["num_variables"],
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
+        learned_from=settings.get("learned_from"),
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )

@@ -85,6 +85,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "rank of D": _rank(diffusion),
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
+        "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",
@@ -277,7 +278,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
             tensorboard.write_diffusion_term(writer, part, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
-    if step == 0 or any(True for _ in diffusion.parameters()):  # a fixed one is drawn once
+    if step == 0 or any(p.requires_grad for p in diffusion.parameters()):  # else drawn once
         if isinstance(diffusion, LinearDiffusion):
             tensorboard.write_curves(writer, diffusion, step)
         else:

@@ -93,6 +93,7 @@ CONTENT = (
 LOCK, WRITER = ".lock", ".writer.json"
 
 LATER: dict[str, Any] = {
+    "learned_from": None,
     "figures": True,
     "data": None,
     "image_size": None,

@@ -74,6 +74,7 @@ def train(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
+    learned_from: str | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     step_size: float | None = None,
@@ -128,6 +129,8 @@ def train(
         num_variables: K of a learned guide, 2 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
+        learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
+            starts from; by default D = ½ on the last ``rank`` variables of a chain.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
             learned guide with a denoiser, else the clock is left as it is.
@@ -144,7 +147,8 @@ def train(
         batch_size: data per step, of all processes together; by default the data set's.
         micro_batches: pieces that each process computes its part of a batch in, to save memory.
         learning_rate: of the network, at its highest; by default the data set's.
-        diffusion_learning_rate: of the diffusion, at its highest.
+        diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
+            gradients.
         weight_decay: of the network, decoupled. The diffusion has none.
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: after it: a cosine that falls to zero, or a constant rate.
@@ -181,6 +185,7 @@ def train(
     for name in ("run", "resume", "overwrite"):
         del settings[name]
     settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
+    settings["learned_from"] = learned_from and loading.absolute_name(learned_from)
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
     if isinstance(programs.problem, FileImages | Images):
@@ -354,6 +359,8 @@ class Trainee:
     ) -> Trainee:
         """The programs with a new optimizer and averages that start where they are."""
         problem, model, _ = programs
+        if settings["diffusion_learning_rate"] == 0:
+            model.diffusion.requires_grad_(False)
         names, optimizer = recipe.adam(model, settings)
         ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings["ema_decay"]))
         averaged: Any = ema.module
@@ -455,6 +462,11 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
     for name in f"{names} draws num_samples sampler_steps clip".split():
         if not settings[name] > 0:
             raise ValueError(f"--{name} is {settings[name]}, expected a positive number")
+    if not settings["diffusion_learning_rate"] >= 0:
+        raise ValueError(
+            f"--diffusion_learning_rate is {settings['diffusion_learning_rate']}, expected a "
+            "positive number, or 0 for a diffusion that is left as it starts"
+        )
     pieces = processes * settings["micro_batches"]
     if settings["batch_size"] % pieces:
         raise ValueError(

@@ -156,11 +156,14 @@ class LearnedDiffusion(LinearDiffusion):
         learn_beta: bool = False,
         **options: Any,
     ) -> LearnedDiffusion:
-        """The learned diffusion that begins exactly as ``start``.
+        """The learned diffusion that begins as ``start``.
 
         Args:
             start: any linear diffusion, e.g. a preset.
-            rank: rank of the learned D, K by default; at least the rank of ``start.D``.
+            rank: rank of the learned D, K by default; at least the rank of ``start.D``. Where it is
+                more, D begins with 1e-12 of its largest eigenvalue in the directions that
+                ``start`` leaves without noise: from 0 no gradient leads anywhere, and the rank
+                would be that of ``start`` for ever.
             learn_beta: whether the clock is learned too.
             options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
         """
@@ -175,13 +178,14 @@ class LearnedDiffusion(LinearDiffusion):
         }
         learned = cls(K, rank, learn_beta, **(settings | options))
         values, vectors = torch.linalg.eigh(start.D.detach())
-        needed = int((values > 1e-12 * values.max()).sum())
+        smallest = 1e-12 * values.max()
+        needed = int((values > smallest).sum())
         if needed > learned._rank:
             raise ValueError(
                 f"rank is {learned._rank}, but D of {type(start).__name__} has rank {needed}; "
                 f"expected rank ≥ {needed}"
             )
-        roots = vectors * values.clamp_min(0).sqrt()
+        roots = vectors * values.maximum(smallest).sqrt()
         with torch.no_grad():
             learned.lower.copy_(start.Q[learned._row, learned._column])
             learned.B.copy_(roots.flip(-1)[:, : learned._rank])

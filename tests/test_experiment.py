@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
-from inference import experiment
+from inference import experiment, experiment_summary
 from inference.compare_figure import png
-from inference.experiment import TABLES, Cell, Table, train_all
+from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
 from inference.experiment_summary import (
     markdown,
     movement_figure,
@@ -42,7 +44,9 @@ def test_a_table_is_trained_compared_and_kept(
     (tmp_path / "tiny.py").write_text(TINY)
     options = {"model": f"{tmp_path / 'tiny.py'}:Tiny", **BRIEF}
     guides = {"cld": {"guide": "cld"}, "learned2": {"guide": "learned", "num_variables": 2}}
-    monkeypatch.setitem(TABLES, "ends", Table(("denoiser",), options, guides, seeds=2))
+    further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
+    two = Table(("denoiser",), options, guides, seeds=2, further=further)
+    monkeypatch.setitem(TABLES, "ends", two)
     experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
     folder = tmp_path / "ends"
     printed = capsys.readouterr().out
@@ -55,10 +59,19 @@ def test_a_table_is_trained_compared_and_kept(
     bounds = []
     for seed in range(2):
         with open(folder / "comparisons" / f"denoiser-{seed}" / "bounds.csv", newline="") as file:
-            bounds.append({r["run"]: float(r["bits_per_dim"]) for r in csv.DictReader(file)})
-    change = [b[f"denoiser-learned2-{i}"] - b[f"denoiser-cld-{i}"] for i, b in enumerate(bounds)]
+            found = {r["run"]: float(r["bits_per_dim"]) for r in csv.DictReader(file)}
+            bounds.append((seed, found))
+    change = [b[f"denoiser-learned2-{i}"] - b[f"denoiser-cld-{i}"] for i, b in bounds]
     assert float(rows["learned2"]["difference"]) == pytest.approx(sum(change) / 2, abs=1e-9)
     assert rows["cld"]["difference"] == "0.0"
+    gain = [b[f"denoiser-learned2-{i}"] - b[f"denoiser-learned2_frozen-{i}"] for i, b in bounds]
+    assert float(rows["learned2"]["gain"]) == pytest.approx(sum(gain) / 2, abs=1e-9) != 0
+    assert {name: row["start"] for name, row in rows.items()} == {
+        "cld": "",
+        "learned2": "learned2_frozen",
+        "learned2_frozen": "",
+    }
+    assert "| denoiser | learned2 | learned2_frozen | " in printed
 
     # given again, nothing is trained or compared: all is as it was
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*") if path.is_file()}
@@ -96,7 +109,7 @@ def test_steps_and_seeds_replace_those_of_the_table(
     compared: list[object] = []
     monkeypatch.setattr(experiment, "train_all", lambda cells, *_: trained.extend(cells))
     monkeypatch.setattr(
-        experiment, "summarize", lambda *parts, **_: compared.append(parts[3]) or [{"guide": "a"}]
+        experiment, "summarize", lambda *parts, **_: compared.append(parts[2]) or [{"guide": "a"}]
     )
     monkeypatch.setattr(experiment, "markdown", lambda rows: "")
     experiment.experiment("ends", steps=7, seeds=2, root=tmp_path)
@@ -112,7 +125,8 @@ def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path)
     (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
     with SummaryWriter(str(tmp_path / "s-learned-0" / "tensorboard")) as writer:
         writer.add_scalar("diffusion_parameters/network.gain", 0.1, 0)
-    summarize(tmp_path, ["s"], ["linear", "learned"], range(1), half_width=0.1, draws=1)
+    guides = {"s": ["linear", "learned"]}
+    summarize(tmp_path, guides, range(1), half_width=0.1, draws=1)
     assert (tmp_path / "summary.png").exists() and not (tmp_path / "movement.png").exists()
 
 
@@ -130,16 +144,16 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def made_up(folder: Path, values: dict[str, list[float]]) -> None:
+def made_up(folder: Path, values: dict[str, list[float]], score: str = "s") -> None:
     """Comparisons in which guide g of seed i has values[g][i] bits/dim."""
     guides = list(values)
     for seed in range(len(values[guides[0]])):
-        out = folder / "comparisons" / f"s-{seed}"
+        out = folder / "comparisons" / f"{score}-{seed}"
         write(
             out / "bounds.csv",
             [
                 {
-                    "run": f"s-{g}-{seed}",
+                    "run": f"{score}-{g}-{seed}",
                     "bits_per_dim": values[g][seed],
                     "standard_error_bits_per_dim": 0.1,
                     "reconstruction_bits_per_dim": 0.01,
@@ -154,8 +168,8 @@ def made_up(folder: Path, values: dict[str, list[float]]) -> None:
             out / "differences.csv",
             [
                 {
-                    "first": f"s-{a}-{seed}",
-                    "second": f"s-{b}-{seed}",
+                    "first": f"{score}-{a}-{seed}",
+                    "second": f"{score}-{b}-{seed}",
                     "difference_bits_per_dim": values[a][seed] - values[b][seed],
                     "standard_error_bits_per_dim": 0.03,
                 }
@@ -167,7 +181,7 @@ def made_up(folder: Path, values: dict[str, list[float]]) -> None:
 
 def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None:
     made_up(tmp_path, {"a": [1.0, 1.2, 1.1], "b": [1.31, 1.50, 1.42], "c": [1.0, 1.3, 0.9]})
-    rows = summary_rows(tmp_path, ["s"], ["a", "b", "c"], range(3))
+    rows = summary_rows(tmp_path, {"s": ["a", "b", "c"]}, range(3))
     a, b, c = rows
     assert a["bits_per_dim"] == pytest.approx(1.1)
     assert a["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
@@ -185,6 +199,93 @@ def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None
     )
     assert "**" not in text.splitlines()[-1]
     assert png(summary_figure(rows)).startswith(b"\x89PNG")
+    assert all(row["start"] == "" and math.isnan(row["gain"]) for row in rows)
+
+
+def test_what_learning_gained_is_paired_with_where_it_started(tmp_path: Path) -> None:
+    values = {"a": [1.0, 1.2, 1.1], "b": [1.31, 1.50, 1.42], "c": [1.0, 1.3, 0.9]}
+    made_up(tmp_path, values)
+    guides = {"s": ["a", "b", "c"]}
+    rows = summary_rows(tmp_path, guides, range(3), {"c": "b", "b": "a", "a": "d", "d": "a"})
+    a, b, c = rows
+    assert a["start"] == ""  # d is not in the table
+    assert (b["start"], c["start"]) == ("a", "b")
+    for end in ("", "_standard_error", "_images", "_low_95", "_high_95"):
+        assert b[f"gain{end}"] == b[f"difference{end}"]
+    less = [x - y for x, y in zip(values["c"], values["b"], strict=True)]  # -0.31 -0.20 -0.52
+    assert c["gain"] == pytest.approx(sum(less) / 3)
+    reach = math.hypot(4.30265 * statistics.stdev(less) / math.sqrt(3), 1.95996 * 0.03)
+    assert c["gain_low_95"] == pytest.approx(sum(less) / 3 - reach, abs=1e-5)
+    assert c["gain_high_95"] == pytest.approx(sum(less) / 3 + reach, abs=1e-5)
+    first, second = markdown(rows).split("\n\n")
+    assert first.count("\n") == 4 and "started" not in first
+    assert second.splitlines()[2:] == [
+        "| s | b | a | **+0.310 (+0.246 to +0.374)** |",
+        f"| s | c | b | -0.343 ({-0.34333 - reach:+.3f} to {-0.34333 + reach:+.3f}) |",
+    ]
+
+
+def test_a_comparison_that_lacks_a_run_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(tmp_path, {"a": [1.0], "b": [1.31]})
+    (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
+    compared = []
+
+    def compare(runs: list[Path], **_: object) -> None:
+        compared.append([run.name for run in runs])
+        made_up(tmp_path, {"a": [1.0], "b": [1.31], "c": [1.2]})
+
+    monkeypatch.setattr(experiment_summary.compare, "compare", compare)
+    for guides in (["a", "b"], ["a", "b", "c"], ["a", "c"]):
+        rows = summarize(tmp_path, {"s": guides}, [0], half_width=0.1, draws=1)
+        assert [row["guide"] for row in rows] == guides
+    assert compared == [["s-a-0", "s-b-0", "s-c-0"]]
+
+
+def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for score, guides in {"s": ["a", "learned2", "b"], "t": ["a", "b"]}.items():
+        made_up(tmp_path, {guide: [1.0, 1.2] for guide in guides}, score)
+        for seed in range(2):
+            (tmp_path / "comparisons" / f"{score}-{seed}" / "comparison.png").write_bytes(b"")
+    for seed in range(2):
+        with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
+            writer.add_scalar("Q/entry_01", 0.1, 0)
+    guides = {"t": ["a", "b"], "s": ["a", "learned2", "b"]}
+    rows = summarize(tmp_path, guides, range(2), half_width=0.1, draws=1)
+    assert [(row["score"], row["guide"]) for row in rows] == [
+        ("t", "a"),
+        ("t", "b"),
+        ("s", "a"),
+        ("s", "learned2"),
+        ("s", "b"),
+    ]
+    panels = summary_figure(rows).axes
+    assert [len(panel.get_xticks()) for panel in panels[2:]] == [2, 3]
+    assert (tmp_path / "movement.png").exists()
+    figure = movement_figure(tmp_path, {"t": [], "s": ["learned2"]}, range(2))
+    assert [panel.get_title() for panel in figure.axes] == ["s, learned2"]
+
+
+def test_every_start_is_where_the_learned_guide_starts() -> None:
+    guides = GUIDES | GAINS
+    assert set(STARTS) == {name for name in guides if name.startswith("learned")} - set(
+        STARTS.values()
+    )
+    for name, start in STARTS.items():
+        both = []
+        for options in (guides[name], guides[start]):
+            options = {k: v for k, v in options.items() if k != "diffusion_learning_rate"}
+            both.append(build_diffusion(options.pop("guide"), max_log_snr=9.0, **options))
+        learned, fixed = both
+        assert torch.equal(learned.Q, fixed.Q)
+        torch.testing.assert_close(learned.D, fixed.D, rtol=1e-12, atol=1e-11)
+        for end in ("start_time", "terminal_log_snr"):
+            torch.testing.assert_close(
+                getattr(learned, end), getattr(fixed, end), rtol=1e-7, atol=0
+            )
 
 
 def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
@@ -196,7 +297,7 @@ def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
         run = tmp_path / f"s-b-{seed}"
         run.mkdir()
         (run / "results.json").write_text(json.dumps({"step_bias": None}))
-    rows = summary_rows(tmp_path, ["s"], ["a", "b"], range(2))
+    rows = summary_rows(tmp_path, {"s": ["a", "b"]}, range(2))
     assert rows[0]["half_the_step"] == pytest.approx(0.03) and math.isnan(rows[1]["half_the_step"])
     head, rule, a, b = markdown(rows).splitlines()
     assert head.endswith("| half the step gives |") and rule.count("---|") == 7
@@ -205,7 +306,7 @@ def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_error(tmp_path: Path) -> None:
     made_up(tmp_path, {"a": [1.0], "b": [1.31]})
-    rows = summary_rows(tmp_path, ["s"], ["a", "b"], range(1))
+    rows = summary_rows(tmp_path, {"s": ["a", "b"]}, range(1))
     assert math.isnan(rows[1]["standard_error"]) and math.isnan(rows[1]["difference_low_95"])
     assert "**" not in markdown(rows)
 
@@ -219,7 +320,7 @@ def test_movement_is_read_from_what_the_runs_wrote(tmp_path: Path) -> None:
                 writer.add_scalar("Q/entry_01", -1.0 - step, step)
                 writer.add_scalar("D/entry_00", 0.5, step)
                 writer.add_scalar("D_eigenvalues/0", 7.0, step)
-    figure = movement_figure(tmp_path, ["s"], ["learned2"], range(2))
+    figure = movement_figure(tmp_path, {"s": ["learned2"]}, range(2))
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
     drawn = [list(line.get_ydata()) for line in lines]
     assert drawn.count([-1.0, -6.0]) == 2
@@ -231,7 +332,8 @@ def test_every_guide_of_a_table_is_one(table: str) -> None:
     cells = list(TABLES[table].cells())
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
-        options = {k: v for k, v in cell.options.items() if k in ("num_variables", "min_log_snr")}
+        names = ("num_variables", "min_log_snr", "learned_from")
+        options = {k: v for k, v in cell.options.items() if k in names}
         diffusion = build_diffusion(cell.options["guide"], max_log_snr=9.0, **options)
         if cell.guide.endswith("_at_time"):
             assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-6)

@@ -488,6 +488,8 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
         train(**options | {"guide": "nowhere.py:Mine"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no module 'nowhere'"):
         train(**options | {"guide": "nowhere:Mine"}, run=tmp_path / "run")
+    with pytest.raises(NameNotFoundError, match=f"unknown guide 'clt' .*: use one of {known}"):
+        train(**options | {"guide": "learned", "learned_from": "clt"}, run=tmp_path / "run")
     with pytest.raises(TypeError, match=r"expected a subclass of models\.base\.Problem"):
         train(model="pyro_mdm:CLD", run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -497,6 +499,17 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
     ("wrong", "message"),
     [
         ({"guide": "cld", "rank": 1}, "--rank is for --guide learned"),
+        ({"guide": "cld", "learned_from": "alda"}, "--learned_from is for --guide learned; cld"),
+        (
+            {"guide": "learned", "learned_from": "alda", "num_variables": 2},
+            r"--num_variables is 2, but --learned_from alda has 3; leave out --num_variables",
+        ),
+        (
+            {"guide": "learned", "learned_from": "inference.guides.relativistic:Relativistic"},
+            r"which has no Q and D; expected a guide with a closed form, such as vpsde, cld",
+        ),
+        ({"guide": "learned", "learned_from": "malda", "rank": 1}, "D of MALDA has rank 2"),
+        ({"diffusion_learning_rate": -0.1}, r"--diffusion_learning_rate is -0\.1, expected a pos"),
         ({"score": "magic"}, "score is 'magic'"),
         ({"protocol": "dequantized"}, "is for images"),
         ({"steps": 0}, "--steps is 0, expected a positive number"),
@@ -534,6 +547,82 @@ def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
     _, programs, _ = load_trained(tmp_path / "run")
     assert programs.model.diffusion.num_variables == 3
     assert programs.model.diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
+
+
+HALF = """
+from pyro_mdm import LinearDiffusion
+
+
+def half(**options):
+    return LinearDiffusion([[0.0, -1.0], [1.0, 0.0]], [[0.5, 0.0], [0.0, 0.5]], **options)
+"""
+
+
+def objectives(run: Path) -> pd.DataFrame:
+    rows = pd.read_csv(run / "metrics.csv")
+    return rows[rows.part == "objective"][["bits_per_dim", "gradient_norm"]]
+
+
+@pytest.mark.parametrize(
+    ("score", "end"), [("noise", {}), ("denoiser", {"min_log_snr": -10.0}), ("score", {})]
+)
+def test_a_frozen_diffusion_is_a_fixed_one(
+    tmp_path: Path, options: dict[str, Any], score: str, end: dict[str, float]
+) -> None:
+    (tmp_path / "half.py").write_text(HALF)
+    options |= {"score": score, "steps": 4, "log_every": 1, "clip": 0.5, "guide": "learned"}
+    frozen = {"diffusion_learning_rate": 0.0, "run": tmp_path / "frozen"}
+    bound = train(**options | frozen)
+    own = {"guide": f"{tmp_path / 'half.py'}:half", "run": tmp_path / "fixed", **end}
+    fixed = train(**options | own)
+    # the loss and the gradient that is clipped, of which the diffusion has no part
+    found, expected = objectives(tmp_path / "frozen"), objectives(tmp_path / "fixed")
+    assert len(found) == 4
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(bound.bits_per_dim, fixed.bits_per_dim, rtol=1e-4)
+    for part in ("model", "ema"):
+        tensors = latest_checkpoint(tmp_path / "frozen" / "checkpoints").part(part)
+        assert torch.equal(tensors["diffusion.lower"], torch.ones(1, dtype=torch.float64))
+        B = 0.5**0.5 * torch.eye(2, dtype=torch.float64)
+        torch.testing.assert_close(tensors["diffusion.B"], B, rtol=1e-15, atol=0)
+    if score == "noise":  # trained, it has another gradient at the first step and moves
+        train(**options, run=tmp_path / "trained")
+        moved = objectives(tmp_path / "trained")
+        assert moved.bits_per_dim.iloc[0] == pytest.approx(expected.bits_per_dim.iloc[0], rel=1e-5)
+        assert moved.gradient_norm.iloc[0] > 1.001 * expected.gradient_norm.iloc[0]
+        _, programs, _ = load_trained(tmp_path / "trained")
+        assert (programs.model.diffusion.Q[1, 0] - 1).abs() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["vpsde", "cld", "malda", "alda"])
+@pytest.mark.parametrize(("score", "end"), [("noise", None), ("denoiser", -10.0)])
+def test_a_learned_guide_can_start_from_another(
+    tmp_path: Path, options: dict[str, Any], name: str, score: str, end: float | None
+) -> None:
+    options |= {"score": score, "steps": 1, "log_every": 1, "measure_every": 1}
+    learned = {"guide": "learned", "learned_from": name, "run": tmp_path / "learned"}
+    train(**options | learned)
+    train(**options | {"guide": name, "min_log_snr": end, "run": tmp_path / "fixed"})
+    found, expected = objectives(tmp_path / "learned"), objectives(tmp_path / "fixed")
+    assert found.bits_per_dim.iloc[0] == pytest.approx(expected.bits_per_dim.iloc[0], rel=1e-5)
+    run, programs, _ = load_trained(tmp_path / "learned")
+    fixed, diffusion = load_trained(tmp_path / "fixed")[1].model.diffusion, programs.model.diffusion
+    assert diffusion.num_variables == fixed.num_variables and run.config["learned_from"] == name
+    torch.testing.assert_close(diffusion.D, fixed.D, rtol=0, atol=0.1)
+    assert diffusion.max_log_snr == fixed.max_log_snr
+
+
+def test_what_a_learned_guide_starts_from_may_be_a_file(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half.py").write_text(HALF)
+    monkeypatch.chdir(tmp_path)
+    options |= {"guide": "learned", "learned_from": "half.py:half", "steps": 1}
+    train(**options, run=tmp_path / "run")
+    monkeypatch.chdir(ROOT)
+    run, programs, _ = load_trained(tmp_path / "run")  # from any folder
+    assert programs.model.diffusion.D[0, 0].item() == pytest.approx(0.5, abs=0.1)
+    assert {path.name for path in (run.folder / "sources").iterdir()} == {"half.py", "tiny.py"}
 
 
 @pytest.mark.parametrize("score", ["noise", "score"])
