@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,9 +244,18 @@ def compare(
     try:
         with torch.no_grad():
             run = _Comparison(
-                programs, x, batch_size, seed, control_variate, baseline, bins, adapt, share
+                programs,
+                x,
+                batch_size,
+                seed,
+                control_variate,
+                baseline,
+                bins,
+                adapt,
+                share,
+                progress,
             )
-            return run.until(draws, half_width, progress)
+            return run.until(draws, half_width)
     finally:
         for model, was in zip(models, training, strict=True):
             model.train(was)
@@ -325,8 +334,9 @@ class _Comparison:
         bins: int,
         adapt: bool,
         share: _Share,
+        progress: bool = False,
     ) -> None:
-        self.share = share
+        self.share, self.progress = share, progress
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
         self.x, self.batch_size = x, batch_size
@@ -360,7 +370,7 @@ class _Comparison:
         )
         self.reconstruction: list[Tensor] = []  # (M, n) each
 
-    def until(self, draws: int, half_width: float | None, progress: bool) -> Comparison:
+    def until(self, draws: int, half_width: float | None) -> Comparison:
         """Rounds of draws, until the half-width is reached or the draws are spent."""
         most = draws * len(self.x)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
@@ -368,7 +378,7 @@ class _Comparison:
         wanted = None if half_width is None else half_width * self.unit / Z95
         self._reconstruct_enough(targets, draws, wanted)
         reached = False
-        with _bar(most * len(self.models), progress) as bar:
+        with _bar(most * len(self.models), self.progress) as bar:
             while (left := most - self.integrals.num_draws) > 0:
                 size = self._round_size(targets, wanted)
                 before = sum(self.calls)
@@ -438,7 +448,7 @@ class _Comparison:
     def _reconstruct(self) -> None:
         """One draw of log p(x | y_ε) for every datum and model."""
         found = torch.zeros(len(self.models), len(self.x), dtype=torch.float64)
-        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
+        for i, part in self._parts("reconstruction"):
             noise = self._noise(len(part))
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
@@ -467,6 +477,16 @@ class _Comparison:
                 break
             self._reconstruct()
 
+    def _parts(self, what: str) -> Iterator[tuple[int, Tensor]]:
+        """Indices of all data in batches, numbered; with a bar if it takes more than seconds."""
+        from tqdm.auto import tqdm
+
+        parts = torch.arange(len(self.x)).split(self.batch_size)
+        hidden = not self.progress
+        yield from enumerate(
+            tqdm(parts, desc=what, unit="batch", leave=False, delay=3, disable=hidden)
+        )
+
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
         shape = (n, K, *self.x.shape[1:])
@@ -475,7 +495,7 @@ class _Comparison:
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
         known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
-        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
+        for i, part in self._parts("baseline"):
             if not self.share.has(i):
                 continue
             x = self.x[part.to(self.x.device)]
