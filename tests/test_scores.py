@@ -412,6 +412,17 @@ def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeyp
     assert list(score._kl_tables) == [3.0]
 
 
+def test_baseline_kl_makes_one_table_for_each_log_snr(monkeypatch) -> None:
+    score = discrete_score("17", "tilt")
+    made = []
+    table = discrete.mixture_kl
+    monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(a[-1]) or table(*a))
+    for _ in range(3):  # batches of other data
+        x = score.levels[torch.randint(17, (6, *EVENT))]
+        score.baseline_kl(x, torch.tensor([1.0, -2.0, 1.0, 1.0, -2.0, 1.0]))
+    assert sorted(made) == [-2.0, 1.0]
+
+
 def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
     score = discrete_score("17", "tilt", Zero(2))
     x = score.levels[torch.randint(17, (4, *EVENT), generator=torch.Generator().manual_seed(1))]
