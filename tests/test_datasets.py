@@ -443,7 +443,11 @@ def test_a_damaged_or_other_packed_file_is_named(make):
     small = make("fashion, Debian")
     whole, name = small.file.read_bytes(), re.escape(str(small.file))
     right, install = fashion_mnist.TRAIN.digest, re.escape(fashion_mnist.INSTALL)
-    for damage in (flip, truncate):
+
+    def no_deflate(path: Path) -> None:
+        path.write_bytes(whole[:10] + b"\x07" + whole[11:])  # there is no type 3 of blocks
+
+    for damage in (flip, truncate, no_deflate):
         small.file.write_bytes(whole)
         damage(small.file)
         pattern = rf"{name} is damaged .*expected to unpack to 23,536 bytes with MD5 {right}.*"
