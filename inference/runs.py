@@ -93,6 +93,7 @@ CONTENT = (
 LOCK, WRITER = ".lock", ".writer.json"
 
 LATER: dict[str, Any] = {
+    "test_size": None,
     "figures": True,
     "data": None,
     "image_size": None,
@@ -108,7 +109,6 @@ LATER: dict[str, Any] = {
     "probes": None,
     "probe_law": None,
     "backpropagation": None,
-    "test_size": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -496,11 +496,11 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"test_size": 7}, "--test_size is 7, expected at least 8 data .*; leave it out for all"),
         ({"guide": "cld", "rank": 1}, "--rank is for --guide learned"),
         ({"score": "magic"}, "score is 'magic'"),
         ({"protocol": "dequantized"}, "is for images"),
         ({"steps": 0}, "--steps is 0, expected a positive number"),
-        ({"test_size": 7}, "--test_size is 7, expected at least 8 data .*; leave it out for all"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_a_folder_is_made(
