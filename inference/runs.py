@@ -93,9 +93,9 @@ CONTENT = (
 LOCK, WRITER = ".lock", ".writer.json"
 
 LATER: dict[str, Any] = {
-    "test_size": None,
     "figures": True,
     "data": None,
+    "test_size": None,
     "image_size": None,
     "network": None,
     "flip": False,
