@@ -2,6 +2,7 @@
 
     python -m inference.experiment digits --workers 2
     python -m inference.experiment mnist5k --workers 2
+    python -m inference.experiment fashion_mnist --workers 2
     python -m inference.experiment ends --workers 2
     python -m inference.experiment paper --workers 2
     python -m inference.experiment drift --workers 2
@@ -138,6 +139,10 @@ TABLES = {
         {"model": "mnist5k", "steps": 100, **BRIEF},
         further={"noise": GAINS},
     ),
+    "fashion_mnist": Table(
+        ("discrete", "denoiser", "noise"),
+        {"model": "fashion_mnist", "steps": 100, "test_size": 256, **BRIEF},
+    ),
     "ends": Table(("discrete",), {"model": "digits", "steps": 400, **BRIEF}, MATCHED),
     "paper": Table(
         ("noise",),
@@ -160,7 +165,7 @@ TABLES = {
 
 
 def experiment(
-    table: Literal["digits", "mnist5k", "ends", "paper", "drift"],
+    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift"],
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,

@@ -55,6 +55,9 @@ SAMPLER_STEPS = (16, 64)
 RANKED, REPEATS, DRAWS = 8, 16, 8
 """How many best and worst test images, and how often each is measured with how many draws."""
 
+RANKED_OF = 1_000
+"""The most test images among which they are looked for."""
+
 
 def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
@@ -209,7 +212,9 @@ def at_end(
     )
     options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
     progress = writer is not None
-    bound = evaluate.measure(programs, problem.test, progress=progress, **options)
+    size = run.config["test_size"]
+    test = problem.test if size is None else _some(problem.test, size)
+    bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
     _log_bound(run, writer, "test", bound, steps)
@@ -317,12 +322,13 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     """Images, bits/dim and Monte Carlo errors of the best and the worst test images.
 
     They are chosen with one draw of noise and measured with others, so that what was lucky or
-    unlucky in the choice does not count.
+    unlucky in the choice does not count. Of many images, some are looked at.
     """
     problem = programs.problem
-    order = _bits(programs, problem.test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
+    test = _some(problem.test, RANKED_OF)
+    order = _bits(programs, test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
     k = min(RANKED, len(order) // 2)
-    data = problem.test[torch.cat([order[:k], order[-k:]])]
+    data = test[torch.cat([order[:k], order[-k:]])]
     repeated = data.repeat(REPEATS, *[1] * (data.dim() - 1))
     bits = _bits(programs, repeated, draws=DRAWS, seed=seed_from(seed, "measurement"))
     bits = bits.reshape(REPEATS, len(data))

@@ -96,6 +96,7 @@ LATER: dict[str, Any] = {
     "learned_from": None,
     "figures": True,
     "data": None,
+    "test_size": None,
     "image_size": None,
     "network": None,
     "flip": False,

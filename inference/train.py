@@ -99,6 +99,7 @@ def train(
     measure_every: int = 250,
     checkpoint_every: int = 250,
     draws: int = 32,
+    test_size: int | None = None,
     num_samples: int = 64,
     sampler: Literal["splitting", "euler", "ancestral"] | None = None,
     sampler_steps: int = 256,
@@ -114,8 +115,8 @@ def train(
     """Fit a model and its guide, and report the test bound.
 
     Args:
-        model: data set: toy, digits, mnist5k, mnist, cifar10, imagenet32_old, imagenet32_new,
-            images, module:Name or file.py:Name.
+        model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
+            imagenet32_new, images, module:Name or file.py:Name.
         guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
         score: parameterization of the score; "default" for the data set's own, or residual for a
             guide without a closed form.
@@ -159,6 +160,8 @@ def train(
         measure_every: steps between measurements of the bound (averaged weights).
         checkpoint_every: steps between checkpoints.
         draws: network evaluations per test datum at the end.
+        test_size: the most test data at the end, spread evenly over the test part; by default all.
+            inference.evaluate and compare take all.
         num_samples: data generated at the end.
         sampler: that generates them; by default splitting, or euler for a nonlinear guide.
         sampler_steps: its steps, each one network call.
@@ -480,6 +483,12 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
                 f"{settings['model']} has {n} {name} data, expected at least {FEWEST} to measure a "
                 "bound on; give more"
             )
+    size = settings["test_size"]
+    if size is not None and size < FEWEST:
+        raise ValueError(
+            f"--test_size is {size}, expected at least {FEWEST} data to measure a bound on; leave "
+            "it out for all"
+        )
     backend = settings["compile"]
     if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
         raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")

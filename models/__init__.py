@@ -8,6 +8,7 @@ from __future__ import annotations
 from models.base import ImageProblem, Problem
 from models.cifar10 import CIFAR10
 from models.digits import Digits
+from models.fashion_mnist import FashionMNIST
 from models.files import DataError
 from models.imagenet32 import ImageNet32New, ImageNet32Old
 from models.images import Images
@@ -21,6 +22,7 @@ __all__ = [
     "MODELS",
     "DataError",
     "Digits",
+    "FashionMNIST",
     "ImageNet32New",
     "ImageNet32Old",
     "ImageProblem",
@@ -35,6 +37,7 @@ MODELS: dict[str, type[Problem]] = {
     "digits": Digits,
     "mnist5k": Mnist5k,
     "mnist": MNIST,
+    "fashion_mnist": FashionMNIST,
     "cifar10": CIFAR10,
     "imagenet32_old": ImageNet32Old,
     "imagenet32_new": ImageNet32New,

@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import shlex
+import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["DataError", "Published", "cached", "python_command", "spread", "unpickle_arrays"]
+__all__ = [
+    "DataError",
+    "Published",
+    "cached",
+    "idx_images",
+    "python_command",
+    "spread",
+    "unpickle_arrays",
+]
 
 CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
@@ -106,6 +115,26 @@ def python_command(program: str) -> str:
     """The shell command that runs ``program`` by python -c."""
     plain = not set('"$`\\!') & set(program)
     return f'python -c "{program}"' if plain else f"python -c {shlex.quote(program)}"
+
+
+# -- IDX, the format of MNIST ----------------------------------------------------------------------
+
+
+def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
+    """The images (n, 1, H, W) in an IDX file of unsigned bytes, uint8.
+
+    Args:
+        content: of the file;  place: what the file is called in messages;  shape: H and W expected.
+
+    Raises:
+        DataError: it is no such file, or has images of another size.
+    """
+    header = struct.unpack(">4i", content[:16]) if len(content) >= 16 else ()
+    if header[:1] != (0x803,) or len(content) != 16 + math.prod(header[1:]):
+        raise DataError(f"{place}: expected an IDX file of images, unsigned bytes of three sizes")
+    if header[2:] != shape:
+        raise DataError(f"{place}: found images of {header[2:]} pixels, expected {shape}")
+    return torch.from_numpy(np.frombuffer(content[16:], dtype=np.uint8).copy()).view(-1, 1, *shape)
 
 
 # -- pickles ---------------------------------------------------------------------------------------

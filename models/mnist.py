@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from models.base import PAPER, SMALL, FileImages
-from models.files import DataError, Published, python_command
+from models.files import Published, idx_images, python_command
 
 __all__ = ["MNIST"]
 
@@ -42,16 +42,9 @@ class MNIST(FileImages):
         return self._read(folder, TRAIN), self._read(folder, TEST)
 
     def _read(self, folder: Path, published: Published) -> Tensor:
-        from torchvision.datasets.mnist import read_image_file
-
         path = folder / published.name
         fetch = python_command(
             f"from torchvision.datasets import MNIST; MNIST({str(self.root)!r}, download=True)"
         )
         published.check(path, str(path), fetch)
-        images = read_image_file(str(path))
-        if images.shape[1:] != self.event_shape[1:]:
-            raise DataError(
-                f"{path}: found images of {tuple(images.shape[1:])} pixels, expected (28, 28)"
-            )
-        return images.unsqueeze(1)
+        return idx_images(path.read_bytes(), str(path), (28, 28))

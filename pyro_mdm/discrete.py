@@ -46,6 +46,8 @@ DEVICE_BLOCK = 2**26
 NEGLIGIBLE = 44.0
 # standard deviations of noise that quadrature covers
 REACH = 8.5
+# densities are not below it
+SMALLEST = torch.finfo(torch.float64).tiny
 
 
 # -- levels ----------------------------------------------------------------------------------------
@@ -360,57 +362,57 @@ def log_normalizer(
 # -- the divergence of a noised datum from the noised prior ----------------------------------------
 
 
-def mixture_kl(log_prior: Tensor, levels: Tensor, index: Tensor, log_snr: float) -> Tensor:
-    r"""KL( N(v_k, e^{-λ}) ‖ Σ_l π_jl N(v_l, e^{-λ}) ) for k = index[:, j], in nats.
+def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
+    r"""KL( N(v_k, e^{-λ}) ‖ Σ_l π_jl N(v_l, e^{-λ}) ) of every dimension j and level k, in nats.
 
-    With t_l = e^{λ/2}(v_k - v_l) it is -E_ε[ ½ε² + log Σ_l π_jl exp(-½(t_l + ε)²) ], ε ~ N(0, 1),
-    by the trapezoidal rule, which converges exponentially for analytic integrands. Where two levels
-    compete, the logarithm turns a corner of width 1/τ, τ their distance in t, and has a branch
-    point at Im ε = π/τ; Gauss–Hermite nodes grow too far apart for such corners. A step h leaves an
-    error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 (ε² + 2R)^{1/2}, R being the range of log π, as
-    further levels weigh less than k itself. Levels are summed by one matrix product per k.
+    With u_l = e^{λ/2} v_l it is -E_ε[ ½ε² + log Σ_l π_jl exp(-½(u_l - u_k - ε)²) ], ε ~ N(0, 1), by
+    the trapezoidal rule, which converges exponentially for analytic integrands wherever its grid
+    begins. One grid in u serves all levels: the logarithm is computed once at each of its points,
+    and exp(-½(u_l - u)²) are the mixture's components and the weights of the rule.
+
+    Where two levels compete, the logarithm turns a corner of width 1/τ, τ their distance in u, and
+    has a branch point at Im ε = π/τ; Gauss–Hermite nodes grow too far apart for such corners. A
+    step h leaves an error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 (ε² + 2R)^{1/2}, R being the range
+    of log π, as further levels weigh less than k itself.
 
     Args:
-        log_prior: (d, n) float64;  levels: (n,) float64.
-        index: (B, d) int64.
-        log_snr: λ, one for all.
+        log_prior: (d, n) float64, above -600;  levels: (n,) float64.
+        log_snr: λ.
 
     Returns:
-        (B, d) in float64, to about 1e-9.
+        (d, n) in float64, to about 1e-9.
     """
-    n = levels.shape[0]
+    d, n = log_prior.shape
     R = (log_prior.amax(-1) - log_prior.amin(-1)).max().item()
-    nodes = _trapezoid_nodes((levels[-1] - levels[0]).item() * math.exp(log_snr / 2), R)
-    weights = torch.exp(-nodes.square() / 2).to(levels.device)
-    weights, nodes = weights / weights.sum(), nodes.to(levels.device)
-    entropy = (weights @ nodes.square()).item() / 2
-    reach = REACH + math.sqrt(REACH**2 + 2 * (R + NEGLIGIBLE))  # beyond it |t_l| never matters
+    u = math.exp(log_snr / 2) * levels
+    step = _trapezoid_step((u[-1] - u[0]).item(), R)
+    count = math.ceil(2 * REACH / step)
+    nodes = torch.ceil((u - REACH) / step).unsqueeze(-1)  # the first near each level
+    nodes = step * torch.unique(nodes + torch.arange(count, device=u.device))
+    far = math.sqrt(REACH**2 + 2 * (R + NEGLIGIBLE))  # levels further from a node never matter
     prior = log_prior.exp()
-    pairs, inverse = torch.unique(
-        index + n * torch.arange(index.shape[1], device=index.device), return_inverse=True
-    )
-    column, k = pairs // n, pairs % n
-    values = torch.empty(pairs.shape, dtype=torch.float64, device=index.device)
-    for level in torch.unique(k).tolist():
-        members = (k == level).nonzero()[:, 0]
-        t = math.exp(log_snr / 2) * (levels[level] - levels)
-        near = (t.abs() <= reach).nonzero()[:, 0]
-        first, last = int(near[0]), int(near[-1]) + 1
-        kernel = torch.exp(-(t[first:last, None] + nodes).square() / 2)
-        for part in members.split(4096):
-            mixture = prior[column[part], first:last] @ kernel
-            values[part] = -entropy - mixture.log_() @ weights
-    return values[inverse]
+    total, entropy, weight = torch.zeros_like(prior), torch.zeros_like(u), torch.zeros_like(u)
+    room = CPU_BLOCK if u.device.type == "cpu" else DEVICE_BLOCK
+    for part in nodes.split(max(1, room // max(d, n))):
+        near = torch.searchsorted(u, torch.stack([part[0] - far, part[-1] + far])).tolist()
+        L = slice(*near)
+        half_square = (u[L, None] - part).square_().div_(2)
+        kernel = half_square.neg().exp_()
+        mixture = prior[:, L] @ kernel
+        # 0 only where a node is near none of these levels, and has no weight for them
+        total[:, L].addmm_(mixture.clamp_min_(SMALLEST).log_(), kernel.mT)
+        entropy[L] += (half_square * kernel).sum(-1)
+        weight[L] += kernel.sum(-1)
+    return -(total + entropy) / weight
 
 
-def _trapezoid_nodes(spread: float, R: float) -> Tensor:
-    """Nodes in ε for levels within ``spread`` of each other in t and priors within e^R."""
-    digits = 20.0  # an error of order e^{-20}
+def _trapezoid_step(spread: float, R: float) -> float:
+    """Step in ε for levels within ``spread`` of each other in u and priors within e^R."""
+    digits = 24.0  # an error of order e^{-24}
     step = math.pi * math.sqrt(2 / digits)  # for a Gaussian alone: exp(-2π²/h²)
     for e in torch.linspace(0, math.sqrt(2 * digits), 200)[:-1].tolist():
         tau = min(spread, 2 * math.sqrt(e * e + 2 * R))
         if 2 * tau > step:
             need = digits - e * e / 2 + (math.pi / tau) ** 2 / 2
             step = min(step, 2 * math.pi**2 / (tau * need))
-    count = math.ceil(REACH / step)
-    return (REACH / count) * torch.arange(-count, count + 1, dtype=torch.float64)
+    return step

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,9 +249,18 @@ def compare(
     try:
         with torch.no_grad():
             run = _Comparison(
-                programs, x, batch_size, seed, control_variate, baseline, bins, adapt, share
+                programs,
+                x,
+                batch_size,
+                seed,
+                control_variate,
+                baseline,
+                bins,
+                adapt,
+                share,
+                progress,
             )
-            return run.until(draws, half_width, progress)
+            return run.until(draws, half_width)
     finally:
         for model, was in zip(models, training, strict=True):
             model.train(was)
@@ -330,8 +339,9 @@ class _Comparison:
         bins: int,
         adapt: bool,
         share: _Share,
+        progress: bool = False,
     ) -> None:
-        self.share = share
+        self.share, self.progress = share, progress
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
         self.x, self.batch_size = x, batch_size
@@ -365,14 +375,14 @@ class _Comparison:
         seed = int(torch.randint(2**62, (), generator=self.generator))
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
-    def until(self, draws: int, half_width: float | None, progress: bool) -> Comparison:
+    def until(self, draws: int, half_width: float | None) -> Comparison:
         """All ``draws``, or as many as a pilot says the half-width takes."""
         most = draws * len(self.x)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
         self._reconstruct_enough(targets, draws, wanted)
-        with _bar(most * len(self.models), progress) as bar:
+        with _bar(most * len(self.models), self.progress) as bar:
             if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
                 done = self.integrals.num_draws
                 need = max(SMALLEST_ROUND, self._needed(plan, wanted))
@@ -476,7 +486,7 @@ class _Comparison:
         """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
         data = torch.arange(len(self.x)) if data is None else data
         found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
-        for i, part in enumerate(torch.arange(len(data)).split(self.batch_size)):
+        for i, part in self._parts("reconstruction", len(data)):
             noise = self._noise(len(part))
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
@@ -507,6 +517,16 @@ class _Comparison:
             number = max(2, min(math.ceil(need), draws if costs else 64))
         self.reconstruction += [self._reconstruct() for _ in range(number)]
 
+    def _parts(self, what: str, number: int) -> Iterator[tuple[int, Tensor]]:
+        """Indices below ``number`` in batches, numbered; with a bar if it takes more than seconds."""
+        from tqdm.auto import tqdm
+
+        parts = torch.arange(number).split(self.batch_size)
+        hidden = not self.progress
+        yield from enumerate(
+            tqdm(parts, desc=what, unit="batch", leave=False, delay=3, disable=hidden)
+        )
+
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
         shape = (n, K, *self.x.shape[1:])
@@ -515,7 +535,7 @@ class _Comparison:
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
         known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
-        for i, part in enumerate(torch.arange(len(self.x)).split(self.batch_size)):
+        for i, part in self._parts("baseline", len(self.x)):
             if not self.share.has(i):
                 continue
             x = self.x[part.to(self.x.device)]

@@ -614,7 +614,8 @@ class DiscreteDenoiser(DenoiserScore):
 
         Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
 
-        Data with the same λ share the work, and later calls with that λ find it done.
+        The work is that of a table of all levels of all dimensions for each different λ, and later
+        calls with that λ find it done.
         """
         batch_dim, lam = self._values("x", x, log_snr)
         if torch.is_grad_enabled() and lam.requires_grad:
@@ -622,18 +623,12 @@ class DiscreteDenoiser(DenoiserScore):
                 "baseline_kl of a DiscreteDenoiser has no gradient in log_snr; detach it"
             )
         index = discrete.level_index(x, self.levels).reshape(-1, math.prod(x.shape[batch_dim:]))
-        prior = self.log_prior.flatten(0, -2)
+        index += len(self.levels) * torch.arange(index.shape[1], device=x.device)
         lam = lam.detach().expand(x.shape[:batch_dim]).reshape(-1)
         total = torch.empty(len(index), dtype=torch.float64, device=x.device)
-        dims = torch.arange(index.shape[1], device=x.device)
         for value in torch.unique(lam).tolist():
             same = lam == value
-            table = self._kl_table(value)
-            found = table[dims, index[same]]
-            if bool(found.isnan().any()):
-                found = discrete.mixture_kl(prior, self.levels, index[same], value)
-                table[dims, index[same]] = found
-            total[same] = found.sum(-1)
+            total[same] = self._kl_table(value).take(index[same]).sum(-1)
         return total.reshape(x.shape[:batch_dim])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -641,11 +636,11 @@ class DiscreteDenoiser(DenoiserScore):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _kl_table(self, log_snr: float) -> Tensor:
-        """(d, n) divergence of each dimension at each level, NaN where nobody asked yet."""
+        """(d, n) divergence of each dimension at each level, kept for later calls."""
         tables = self._kl_tables
         table = tables.pop(log_snr, None)
         if table is None or table.device != self.log_prior.device:
-            table = torch.full_like(self.log_prior.flatten(0, -2), math.nan)
+            table = discrete.mixture_kl(self.log_prior.flatten(0, -2), self.levels, log_snr)
         tables[log_snr] = table  # the latest last
         while sum(t.nbytes for t in tables.values()) > KL_TABLES_BYTES and len(tables) > 1:
             del tables[next(iter(tables))]

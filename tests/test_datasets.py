@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -28,10 +29,20 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
-from models import CIFAR10, MNIST, DataError, ImageNet32New, ImageNet32Old, Images, imagenet32
+from models import (
+    CIFAR10,
+    MNIST,
+    DataError,
+    FashionMNIST,
+    ImageNet32New,
+    ImageNet32Old,
+    Images,
+    fashion_mnist,
+    imagenet32,
+)
 from models import mnist as mnist_module
 from models.base import FileImages, ImageProblem
-from models.files import Published, cached, python_command, spread, unpickle_arrays
+from models.files import Published, cached, idx_images, python_command, spread, unpickle_arrays
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 
 Array = NDArray[Any]
@@ -159,6 +170,33 @@ def small_mnist(root: Path, patch: pytest.MonkeyPatch) -> Small:
     return Small(MNIST, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
 
 
+def small_fashion(root: Path, patch: pytest.MonkeyPatch, *, debian: bool = False) -> Small:
+    train, test = pixels(30, 1, 28, 28), pixels(7, 1, 28, 28)
+    raw, packed = root / "FashionMNIST" / "raw", root / "usr"
+    patch.setattr(fashion_mnist, "DEBIAN", packed)
+    for name, images in (("train", train), ("t10k", test)):
+        write_idx(raw / f"{name}-images-idx3-ubyte", images[:, 0])
+
+    def check_again() -> None:
+        for constant in ("TRAIN", "TEST"):
+            name = getattr(fashion_mnist, constant).name
+            content = (raw / name).read_bytes()
+            published = Published(name, md5(content), size=len(content))
+            patch.setattr(fashion_mnist, constant, published)
+
+    check_again()
+    if debian:
+        packed.mkdir()
+        for path in raw.iterdir():
+            (packed / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        shutil.rmtree(raw.parent)
+    patch.setattr(FashionMNIST, "held_out", 4)
+    file = packed / "train-images-idx3-ubyte.gz" if debian else raw / "train-images-idx3-ubyte"
+    fetch = f"from torchvision.datasets import FashionMNIST; FashionMNIST('{root}', download=True)"
+    get = f'python -c "{fetch}", or on Debian and Ubuntu {fashion_mnist.INSTALL}'
+    return Small(FashionMNIST, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
+
+
 def small_cifar10(root: Path, patch: pytest.MonkeyPatch) -> Small:
     train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
     folder = root / "cifar-10-batches-py"
@@ -260,6 +298,8 @@ def small_new(root: Path, patch: pytest.MonkeyPatch, *, layout: str = "zip") -> 
 
 SOURCES: dict[str, Callable[[Path, pytest.MonkeyPatch], Small]] = {
     "mnist": small_mnist,
+    "fashion": small_fashion,
+    "fashion, Debian": lambda root, patch: small_fashion(root, patch, debian=True),
     "cifar10": small_cifar10,
     "old": small_old,
     "old, extracted": lambda root, patch: small_old(root, patch, extracted=True),
@@ -268,6 +308,7 @@ SOURCES: dict[str, Callable[[Path, pytest.MonkeyPatch], Small]] = {
     "new, in a folder": lambda root, patch: small_new(root, patch, layout="folder"),
 }
 CHECKED = [name for name in SOURCES if name != "old, extracted"]  # those with checksums
+PLAIN = [name for name in CHECKED if name != "fashion, Debian"]  # those with the file's own
 
 
 @pytest.fixture
@@ -320,7 +361,7 @@ def test_the_pickles_are_those_of_python_2():
     assert b"T" + struct.pack("<i", 6144) in raw  # the pixels: BINSTRING, which only Python 2 wrote
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "old", "new"])
+@pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10", "old", "new"])
 def test_the_small_network_gives_a_bound(name, make):
     problem = make(name).load(holdout=True, network="small")
     diffusion = VPSDE(max_log_snr=problem.max_log_snr)
@@ -381,7 +422,7 @@ def test_a_missing_file_is_named_with_what_to_run(name, make):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate])
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_damaged_file_is_named_with_both_checksums(name, damage, make):
     small = make(name)
     before = small.file.read_bytes()
@@ -396,6 +437,71 @@ def test_a_damaged_file_is_named_with_both_checksums(name, damage, make):
         for content in (before, after):
             assert f"{small.algorithm} {hashlib.new(name, content).hexdigest()}" in message
         assert f"{len(after):,} bytes" in message
+
+
+def test_a_damaged_or_other_packed_file_is_named(make):
+    small = make("fashion, Debian")
+    whole, name = small.file.read_bytes(), re.escape(str(small.file))
+    right, install = fashion_mnist.TRAIN.digest, re.escape(fashion_mnist.INSTALL)
+
+    def no_deflate(path: Path) -> None:
+        path.write_bytes(whole[:10] + b"\x07" + whole[11:])  # there is no type 3 of blocks
+
+    for damage in (flip, truncate, no_deflate):
+        small.file.write_bytes(whole)
+        damage(small.file)
+        pattern = rf"{name} is damaged .*expected to unpack to 23,536 bytes with MD5 {right}.*"
+        with pytest.raises(DataError, match=pattern + install):
+            small.load()
+    other = bytearray(gzip.decompress(whole))
+    other[1000] ^= 1
+    small.file.write_bytes(gzip.compress(bytes(other)))
+    pattern = rf"{name}, unpacked, is damaged or another file: found .*{md5(other)}.*{right}.*"
+    with pytest.raises(DataError, match=pattern + install):
+        small.load()
+
+
+def test_fashion_mnist_of_the_data_folder_comes_before_debians(make):
+    small = make("fashion, Debian")
+    raw = small.root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=rf"{re.escape(str(raw))} is damaged"):
+        small.load()
+    raw.write_bytes(gzip.decompress(small.file.read_bytes()))
+    small.file.write_bytes(b"damaged")
+    assert same(small.load().train, small.train)  # the test images are Debian's
+
+
+def test_what_is_no_file_of_images_is_named():
+    header = struct.pack(">4i", 0x803, 2, 28, 28)
+    whole = header + bytes(2 * 28 * 28)
+    labels = struct.pack(">2i", 0x801, 8) + bytes(8)
+    for content in (b"", b"short", labels, whole[:-1], whole + b"0"):
+        with pytest.raises(DataError, match="a file: expected an IDX file of images"):
+            idx_images(content, "a file", (28, 28))
+    with pytest.raises(DataError, match=r"found images of \(28, 28\) pixels, expected \(32, 32\)"):
+        idx_images(whole, "a file", (32, 32))
+
+
+@pytest.mark.skipif(
+    not fashion_mnist.DEBIAN.is_dir(), reason="the package dataset-fashion-mnist is not installed"
+)
+def test_fashion_mnist_of_debian_is_torchvisions(tmp_path):
+    problem = FashionMNIST(data=tmp_path, holdout=True)
+    sizes = [len(part) for part in (problem.train, problem.validation, problem.test)]
+    assert sizes == [55_000, 5_000, 10_000]
+    images = torch.cat([problem.train, problem.validation]).float() / 255
+    # as is widely used to normalize it
+    assert images.mean().item() == pytest.approx(0.2860, abs=5e-5)
+    assert images.std().item() == pytest.approx(0.3530, abs=5e-5)
+    # torchvision's compressed files are Debian's but for the header, which has a time and the name
+    known = dict(torchvision.datasets.FashionMNIST.resources)
+    for name, seconds in (("train", "dee9a759"), ("t10k", "f3e9a759")):
+        name = f"{name}-images-idx3-ubyte"
+        header = bytes.fromhex(f"1f8b0808{seconds}0003") + name.encode() + b"\0"
+        packed = (fashion_mnist.DEBIAN / f"{name}.gz").read_bytes()
+        assert md5(header + packed[10:]) == known[f"{name}.gz"]
 
 
 def test_a_wrong_file_inside_a_whole_zip_is_named(make):
@@ -455,12 +561,16 @@ def test_the_published_checksums_are_those_of_the_publishers():
         16 + 60_000 * 28 * 28,
     )
     assert mnist_module.TEST.size == 16 + 10_000 * 28 * 28
+    for name in ("TRAIN", "TEST"):  # of the contents; test_fashion_mnist_of_debian_is_torchvisions
+        ours, mnist = getattr(fashion_mnist, name), getattr(mnist_module, name)
+        assert (ours.name, ours.size) == (mnist.name, mnist.size) and ours.digest != mnist.digest
     everything = [*imagenet32.OLD.values(), *imagenet32.NEW["train"], *imagenet32.NEW["test"]]
     assert len({published.digest for published in everything}) == 13
     for published in everything:
         length = {"MD5": 32, "SHA-256": 64}[published.algorithm]
         assert re.fullmatch(f"[0-9a-f]{{{length}}}", published.digest)
     assert (MNIST.held_out, CIFAR10.held_out, ImageNet32Old.held_out) == (5_000, 5_000, 10_000)
+    assert FashionMNIST.held_out == 5_000
     assert ImageNet32Old.sizes == {"train": 1_281_149, "test": 49_999}
     assert ImageNet32New.sizes == {"train": 1_281_167, "test": 50_000}
 

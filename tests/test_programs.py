@@ -498,6 +498,7 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"test_size": 7}, "--test_size is 7, expected at least 8 data .*; leave it out for all"),
         ({"guide": "cld", "rank": 1}, "--rank is for --guide learned"),
         ({"guide": "cld", "learned_from": "alda"}, "--learned_from is for --guide learned; cld"),
         (
@@ -521,6 +522,26 @@ def test_settings_that_make_no_sense_are_refused_before_a_folder_is_made(
     with pytest.raises(ValueError, match=message):
         train(**options | wrong, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_the_test_data_is_measured_if_asked(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(**options, run=tmp_path / "whole")
+    some = train(**options, test_size=10, run=tmp_path / "some")
+    assert (whole.num_data, some.num_data) == (20, 10)
+    _, programs, _ = load_trained(tmp_path / "some")
+    data, seed = programs.problem.test[1::2], Run.open(tmp_path / "some").config["seed"]
+    expected = measure(programs, data, draws=options["draws"], seed=seed)
+    assert some.bits_per_dim == expected.bits_per_dim  # of every other one, with the run's noise
+    more = train(**options, test_size=50, run=tmp_path / "more")
+    assert more.bits_per_dim == whole.bits_per_dim
+    # an older run has no such setting, and inference.evaluate takes all
+    path = tmp_path / "whole" / "config.yaml"
+    path.write_text(path.read_text().replace("test_size: null\n", ""))
+    assert train(resume=tmp_path / "whole").num_data == 20
+    evaluate(tmp_path / "some", draws=2, accelerator="cpu")
+    assert "20 test data" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -219,3 +219,15 @@ def test_the_best_and_the_worst_images_are_told_apart(
     assert bool(noisy[bits.argsort()[8:]].all())
     mean = json.loads((trained / "results.json").read_text())["bits_per_dim"]["value"]
     assert bits.min() < mean < bits.max()
+
+    # of a large test part some are looked at, from all of it
+    looked_at = []
+    measure = report._bits
+    monkeypatch.setattr(
+        report, "_bits", lambda p, data, **o: looked_at.append(data) or measure(p, data, **o)
+    )
+    monkeypatch.setattr(report, "RANKED_OF", 8)
+    with SummaryWriter(str(tmp_path)) as writer:
+        report.draw_end(run, writer, programs)
+    assert torch.equal(looked_at[0], programs.problem.test[1::3])
+    assert len(drawn["bits"]) == 8

@@ -381,13 +381,12 @@ def test_baseline_kl_by_quadrature(n: int) -> None:
     two = torch.full((n,), -20.0, dtype=torch.float64)
     two[n // 2 - 1], two[n // 2 + 1] = 0.0, -3.0
     log_prior = torch.stack([*prior(levels, event=(1,), sharp=3.0), sparse, two]).log_softmax(-1)
-    index = torch.tensor([[0, n // 3, n // 2], [n - 1, n // 2, n // 2 - 1]])
+    pairs = (0, 0), (0, n - 1), (1, n // 3), (1, n // 2), (2, n // 2 - 1), (2, n // 2)
     for lam in (-10.0, -3.0, 0.0, 2.0, 4.0, 5.5, 7.0, 8.5, 10.0, 12.0, 14.0):
-        got = discrete.mixture_kl(log_prior, levels, index, lam)
-        for i, j in ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)):
-            k = int(index[i, j])
+        got = discrete.mixture_kl(log_prior, levels, lam)
+        for j, k in pairs:
             expected = quad_kl(log_prior[j].numpy(), levels.numpy(), k, lam)
-            assert got[i, j].item() == pytest.approx(expected, abs=2e-9)
+            assert got[j, k].item() == pytest.approx(expected, abs=2e-9)
 
 
 def test_baseline_kl_runs_from_nothing_to_the_code_length() -> None:
@@ -411,6 +410,17 @@ def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeyp
     for log_snr in (1.0, 2.0, 3.0):
         score.baseline_kl(x, log_snr)
     assert list(score._kl_tables) == [3.0]
+
+
+def test_baseline_kl_makes_one_table_for_each_log_snr(monkeypatch) -> None:
+    score = discrete_score("17", "tilt")
+    made = []
+    table = discrete.mixture_kl
+    monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(a[-1]) or table(*a))
+    for _ in range(3):  # batches of other data
+        x = score.levels[torch.randint(17, (6, *EVENT))]
+        score.baseline_kl(x, torch.tensor([1.0, -2.0, 1.0, 1.0, -2.0, 1.0]))
+    assert sorted(made) == [-2.0, 1.0]
 
 
 def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
