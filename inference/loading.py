@@ -528,12 +528,7 @@ def _fit_clock(
             raise RunError(
                 f"--min_log_snr is {target:.6g}, but {trained}; set --min_log_snr {low:.6g} or more"
             )
-        if not target < diffusion.max_log_snr:
-            raise ValueError(
-                f"min_log_snr {target} must be below max_log_snr {diffusion.max_log_snr}"
-            )
         diffusion.min_log_snr = float(target)
-        diffusion.max_log_snr = diffusion.max_log_snr  # forgets what the old clock gave
     start = diffusion.start_time.item()
     ends = (
         f"log SNR from {diffusion.max_log_snr:.6g} at ε = {start:.4g} to "

@@ -53,6 +53,8 @@ from inference.runs import Run, RunError, create_default, fingerprint
 from models import ImageProblem, Images
 from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, draws
+from pyro_mdm.diffusions import UnreachableError
+from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
@@ -395,12 +397,13 @@ def _say_stopped(run: Run, step: int) -> None:
 
 @contextmanager
 def _naming(step: int) -> Iterator[None]:
-    """Says at which step a path exploded, and what is left."""
+    """Says at which step a diffusion was trained into what has no bound, and what is left."""
     try:
         yield
-    except SimulationError as error:
-        raise SimulationError(
-            f"step {step}: {error}. If the drift was trained into this, lower "
+    except (SimulationError, UnreachableError, KernelPrecisionError) as error:
+        reason = str(error).partition("\nTrace Shapes:")[0]  # of Pyro
+        raise type(error)(
+            f"step {step}: {reason}. If the diffusion was trained into this, lower "
             "--diffusion_learning_rate; a checkpoint before this step is good"
         ) from error
 

@@ -536,6 +536,38 @@ def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
     assert programs.model.diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
 
 
+LOSING = """
+import torch
+from pyro_mdm import LearnedDiffusion
+
+
+class Losing(LearnedDiffusion):
+    def __init__(self, **options):
+        super().__init__(2, rank=1, **options)
+
+    @property
+    def Q(self):  # as if training had led to 0
+        moved = (self.lower.detach() - 1).abs() > 0.02
+        return super().Q * torch.where(moved, 0.0, 1.0)
+"""
+
+
+def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "mine.py").write_text(LOSING)
+    options |= {"guide": f"{tmp_path}/mine.py:Losing", "score": "noise", "warmup": 1}
+    options |= {"measure_every": 6, "checkpoint_every": 1, "diffusion_learning_rate": 0.015}
+    message = (
+        r"error: step (\d): Losing: noise reaches 1 of 2 variables with Q = .*, D = .*rank"
+        r"\. If the diffusion was .*lower --diffusion_learning_rate; a checkpoint before this step"
+    )
+    with pytest.raises(SystemExit, match=message):
+        words = [f"--{k}={v}" for k, v in options.items()]
+        run_program("train", *words, f"--run={tmp_path / 'run'}")
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
+
+
 @pytest.mark.parametrize("score", ["noise", "score"])
 def test_the_other_parameterizations_train_too(
     tmp_path: Path, options: dict[str, Any], score: str
