@@ -85,6 +85,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "rank of D": _rank(diffusion),
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
+        "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",

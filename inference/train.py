@@ -76,6 +76,7 @@ def train(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
+    stationary_variance: loading.StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     step_size: float | None = None,
@@ -130,9 +131,11 @@ def train(
         num_variables: K of a learned guide, 2 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
+        stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
+            number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
-            learned guide with a denoiser, else the clock is left as it is.
+            learned guide, one of your own too, with a denoiser; else the clock is as it is.
         step_size: of simulated paths, as a part of the way from data to noise. This and the next
             six are for a nonlinear guide and override its own Simulation, which explains them.
         points: how often the bound is estimated along each path.
@@ -185,6 +188,12 @@ def train(
     settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
+    own_end = loading.give_learned_end(programs.model.diffusion, programs.model.score_function)
+    if own_end is not None:
+        settings["min_log_snr"] = own_end  # in config.yaml: older runs keep the ends they have
+    if stationary_variance is not None:  # also a tensor, which YAML cannot hold
+        exact = torch.as_tensor(stationary_variance, dtype=torch.float64)
+        settings["stationary_variance"] = exact.tolist()
     if isinstance(programs.problem, FileImages | Images):
         settings["data"] = str(programs.problem.root.resolve())  # found again from any folder
     for name in ("steps", "batch_size", "learning_rate"):

@@ -612,9 +612,9 @@ class LinearDiffusion(Diffusion):
             low = self._factor(end)[2].log_snr.item()
             self._check_controllable()
             raise UnreachableError(
-                f"{type(self).__name__}: max_log_snr is {self.max_log_snr:g}, but log SNR ends at "
-                f"{low:.6g} with {self._matrices()}: nothing is left between the start time and T; "
-                f"use a faster clock, or set min_log_snr{self._remedy()}"
+                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
+                f"{self._matrices()}: nothing is left between the start time and T; use a faster "
+                f"clock, or set min_log_snr{self._remedy()}"
             )
         return start
 
@@ -918,6 +918,9 @@ def _variance(name: str, value: Any, size: int) -> Tensor:
         )
     if not bool(matrix.isfinite().all()) or not torch.equal(matrix, matrix.mT):
         raise ValueError(f"{name} is {matrix.tolist()}, expected a finite symmetric matrix")
-    if size and not torch.linalg.eigvalsh(matrix).min() > 0:
-        raise ValueError(f"{name} is {matrix.tolist()}, expected positive variances")
+    if size and not (low := torch.linalg.eigvalsh(matrix).min().item()) > 0:
+        raise ValueError(
+            f"{name} is {matrix.tolist()}, expected positive variances in every direction, and the "
+            f"least is {low:.3g}; raise variances or lower correlations"
+        )
     return matrix
