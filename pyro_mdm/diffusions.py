@@ -272,7 +272,8 @@ class LinearDiffusion(Diffusion):
         self.register_buffer("stationary_covariance", stationary)
         self.register_buffer("initial_covariance", initial)
         self._check_family()
-        self.min_log_snr = min_log_snr
+        if min_log_snr is not None:
+            self.min_log_snr = min_log_snr
         with torch.no_grad():
             self._end_clocks()  # an end that is out of reach is a mistake now, not when it is used
 
