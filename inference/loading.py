@@ -37,7 +37,7 @@ from pyro_mdm import (
     NonlinearDiffusion,
 )
 from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.scores import DenoiserScore
+from pyro_mdm.scores import DenoiserScore, Score
 
 __all__ = [
     "GUIDES",
@@ -50,6 +50,7 @@ __all__ = [
     "build_diffusion",
     "build_problem",
     "find",
+    "give_learned_end",
     "load_trained",
     "load_weights",
     "open_run",
@@ -88,6 +89,8 @@ SIMULATION = {
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
+StationaryVariance = float | list[float] | list[list[float]]
+"""Σ_∞ as an option: a number, K variances or K rows of a covariance."""
 
 RANGE_TOLERANCE = 1e-3
 """How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
@@ -185,6 +188,7 @@ def build_diffusion(
     rank: int | None = None,
     learn_beta: bool = False,
     learned_from: str | None = None,
+    stationary_variance: StationaryVariance | torch.Tensor | None = None,
     event_shape: Sequence[int] | None = None,
     simulation: Mapping[str, Any] | None = None,
 ) -> LinearDiffusion | NonlinearDiffusion:
@@ -192,13 +196,15 @@ def build_diffusion(
 
     Args:
         name: see :func:`find`. A class or function is called, with ``max_log_snr`` (and
-            ``min_log_snr`` and ``event_shape`` if given) where it takes that; a diffusion is copied
-            as it is.
+            ``min_log_snr`` and ``event_shape`` if given) where it takes that; a diffusion is
+            copied.
         max_log_snr: λ at ε, where the decoder takes over.
-        min_log_snr: λ at T, to which the clock is scaled; nominal for a nonlinear diffusion.
+        min_log_snr: λ at T, to which the clock is scaled, also of a linear diffusion that does not
+            take it; nominal for a nonlinear one.
         num_variables, rank, learn_beta: for ``learned`` only: K (2), the rank of D (K) and whether
             the clock is learned too.
         learned_from: for ``learned`` only: the guide that it begins as, a name like ``name``.
+        stationary_variance: for ``learned`` only: Σ_∞, a number, K variances or a K×K covariance.
         event_shape: of a datum, for a guide with a network.
         simulation: settings by name, see :data:`SIMULATION`, that replace those of a nonlinear
             diffusion; None for those that do not.
@@ -216,14 +222,19 @@ def build_diffusion(
         options["min_log_snr"] = min_log_snr
     if found is LearnedDiffusion and learned_from is not None:
         start = _start(learned_from, num_variables, options)
-        end = {"min_log_snr": min_log_snr} if min_log_snr is not None else {}
+        end: dict[str, Any] = {} if min_log_snr is None else {"min_log_snr": min_log_snr}
+        if stationary_variance is not None:
+            end["stationary_variance"] = _stationary(stationary_variance, start.num_variables)
         diffusion = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **end)
     elif found is LearnedDiffusion:
         K = 2 if num_variables is None else num_variables
+        if stationary_variance is not None:
+            options["stationary_variance"] = _stationary(stationary_variance, K)
         diffusion = LearnedDiffusion(K, rank=rank, learn_beta=learn_beta, **options)
     else:
         given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
         given |= {"learn_beta": learn_beta or None, "learned_from": learned_from}
+        given |= {"stationary_variance": stationary_variance}
         if surplus := [f"--{key}" for key, value in given.items() if value is not None]:
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"
@@ -238,6 +249,8 @@ def build_diffusion(
             f"{what} {_describe(diffusion)}, expected a LinearDiffusion or a NonlinearDiffusion: a "
             "subclass, a function that returns one, or one itself (see inference/guides)"
         )
+    if min_log_snr is not None and isinstance(diffusion, LinearDiffusion):
+        diffusion.min_log_snr = min_log_snr
     _set_simulation(name, diffusion, simulation or {})
     return diffusion
 
@@ -256,6 +269,38 @@ def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> Lin
             f"{start.num_variables}; leave out --num_variables"
         )
     return start
+
+
+def _stationary(value: StationaryVariance | torch.Tensor, K: int) -> torch.Tensor:
+    """Σ_∞ as :class:`LinearDiffusion` takes it, if its shape is one of K variables."""
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError):  # rows of different length
+        found = None
+    if found is None or tuple(found.shape) not in ((), (K,), (K, K)):
+        raise ValueError(
+            f"--stationary_variance is {value}, expected a number, {K} variances or {K} rows of a "
+            f"{K}×{K} covariance, x first; for other than K = {K} variables set --num_variables"
+        )
+    return found
+
+
+def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float | None:
+    """Scale a learned diffusion of one's own to the λ(T) that ``--guide learned`` has.
+
+    Args:
+        diffusion: changed if it is a :class:`LearnedDiffusion` that leaves λ(T) to its clock.
+        score: what it is for; nothing is changed for one that is no denoiser.
+
+    Returns:
+        λ(T) if it was changed.
+    """
+    if not isinstance(diffusion, LearnedDiffusion) or diffusion.min_log_snr is not None:
+        return None
+    if score is not None and not isinstance(score, DenoiserScore):
+        return None
+    diffusion.min_log_snr = LEARNED_MIN_LOG_SNR
+    return LEARNED_MIN_LOG_SNR
 
 
 def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]) -> None:
@@ -373,6 +418,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
         learned_from=settings.get("learned_from"),
+        stationary_variance=settings.get("stationary_variance"),
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )
@@ -553,12 +599,7 @@ def _fit_clock(
             raise RunError(
                 f"--min_log_snr is {target:.6g}, but {trained}; set --min_log_snr {low:.6g} or more"
             )
-        if not target < diffusion.max_log_snr:
-            raise ValueError(
-                f"min_log_snr {target} must be below max_log_snr {diffusion.max_log_snr}"
-            )
         diffusion.min_log_snr = float(target)
-        diffusion.max_log_snr = diffusion.max_log_snr  # forgets what the old clock gave
     start = diffusion.start_time.item()
     ends = (
         f"log SNR from {diffusion.max_log_snr:.6g} at ε = {start:.4g} to "

@@ -89,6 +89,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
         "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
+        "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",

@@ -110,6 +110,7 @@ LATER: dict[str, Any] = {
     "probes": None,
     "probe_law": None,
     "backpropagation": None,
+    "stationary_variance": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -53,6 +53,8 @@ from inference.runs import Run, RunError, create_default, fingerprint
 from models import ImageProblem, Images
 from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, draws
+from pyro_mdm.diffusions import UnreachableError
+from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
@@ -75,6 +77,7 @@ def train(
     rank: int | None = None,
     learn_beta: bool = False,
     learned_from: str | None = None,
+    stationary_variance: loading.StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     step_size: float | None = None,
@@ -132,9 +135,11 @@ def train(
         learn_beta: learn the clock of a learned guide too.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
             starts from; by default D = ½ on the last ``rank`` variables of a chain.
+        stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
+            number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
-            learned guide with a denoiser, else the clock is left as it is.
+            learned guide, one of your own too, with a denoiser; else the clock is as it is.
         step_size: of simulated paths, as a part of the way from data to noise. This and the next
             six are for a nonlinear guide and override its own Simulation, which explains them.
         points: how often the bound is estimated along each path.
@@ -191,6 +196,12 @@ def train(
     settings["learned_from"] = learned_from and loading.absolute_name(learned_from)
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
+    own_end = loading.give_learned_end(programs.model.diffusion, programs.model.score_function)
+    if own_end is not None:
+        settings["min_log_snr"] = own_end  # in config.yaml: older runs keep the ends they have
+    if stationary_variance is not None:  # also a tensor, which YAML cannot hold
+        exact = torch.as_tensor(stationary_variance, dtype=torch.float64)
+        settings["stationary_variance"] = exact.tolist()
     if isinstance(programs.problem, FileImages | Images):
         settings["data"] = str(programs.problem.root.resolve())  # found again from any folder
     for name in ("steps", "batch_size", "learning_rate"):
@@ -405,12 +416,13 @@ def _say_stopped(run: Run, step: int) -> None:
 
 @contextmanager
 def _naming(step: int) -> Iterator[None]:
-    """Says at which step a path exploded, and what is left."""
+    """Says at which step a diffusion was trained into what has no bound, and what is left."""
     try:
         yield
-    except SimulationError as error:
-        raise SimulationError(
-            f"step {step}: {error}. If the drift was trained into this, lower "
+    except (SimulationError, UnreachableError, KernelPrecisionError) as error:
+        reason = str(error).partition("\nTrace Shapes:")[0]  # of Pyro
+        raise type(error)(
+            f"step {step}: {reason}. If the diffusion was trained into this, lower "
             "--diffusion_learning_rate; a checkpoint before this step is good"
         ) from error
 

@@ -17,6 +17,7 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.presets`.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ __all__ = [
     "LinearDiffusion",
     "Marginal",
     "Transition",
+    "UnreachableError",
 ]
 
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
@@ -61,6 +63,13 @@ def shared_ends() -> Iterator[None]:
 
 
 Matrix = Sequence[Sequence[float]] | Tensor
+
+
+class UnreachableError(ValueError):
+    """A log SNR that a diffusion's clock cannot be scaled to, or variables its noise never reaches.
+
+    Of given matrices it is a mistake; of learned ones, where their training has led.
+    """
 
 
 class Marginal(NamedTuple):
@@ -216,7 +225,9 @@ class LinearDiffusion(Diffusion):
 
     Raises:
         ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
-            semi-definite, Σ_∞ not positive definite, (A, G) not controllable.
+            semi-definite, Σ_∞ not positive definite.
+        UnreachableError: (A, G) not controllable, or a log SNR that float64 does not reach. Of a
+            learned diffusion, at any later use too.
 
     Example:
         >>> diffusion = LinearDiffusion(Q=[[0.0, -1.0], [1.0, 0.0]], D=[[0.0, 0.0], [0.0, 2.0]])
@@ -247,14 +258,12 @@ class LinearDiffusion(Diffusion):
             raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
         if not horizon > 0:
             raise ValueError(f"horizon is {horizon}, expected a positive end time T")
-        if min_log_snr is not None and not min_log_snr < max_log_snr:
-            raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
         K = self.num_variables = Q.shape[0]
         self.horizon = float(horizon)
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
+        self._min_log_snr: float | None = None
         self.max_log_snr = max_log_snr
-        self.min_log_snr = None if min_log_snr is None else float(min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         self._register_matrices(Q, D)
         stationary = _variance("stationary_variance", stationary_variance, K)
@@ -263,6 +272,10 @@ class LinearDiffusion(Diffusion):
         self.register_buffer("stationary_covariance", stationary)
         self.register_buffer("initial_covariance", initial)
         self._check_family()
+        if min_log_snr is not None:
+            self.min_log_snr = min_log_snr
+        with torch.no_grad():
+            self._end_clocks()  # an end that is out of reach is a mistake now, not when it is used
 
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
         self.register_buffer("_Q", Q)
@@ -283,13 +296,29 @@ class LinearDiffusion(Diffusion):
                 f"D is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
                 "expected ≥ 0; use D = B Bᵀ"
             )
-        reached = kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
+        self._check_controllable()
+
+    def _check_controllable(self) -> None:
+        with torch.no_grad():
+            reached = kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
         if reached < self.num_variables:
-            raise ValueError(
-                f"noise reaches {reached} of {self.num_variables} variables: (A, G) is not "
-                "controllable and the process does not converge to its stationary law; "
-                "couple the variables through Q or widen the range of D"
+            raise UnreachableError(
+                f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
+                f"with {self._matrices()}: (A, G) is not controllable and the process does not "
+                "converge to its stationary law; couple the variables through Q or widen the range "
+                f"of D{self._remedy()}"
             )
+
+    def _matrices(self) -> str:
+        """Q and D in numbers, for messages."""
+        return ", ".join(
+            f"{name} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
+            for name, matrix in (("Q", self.Q.detach()), ("D", self.D.detach()))
+        )
+
+    def _remedy(self) -> str:
+        """What else to do about matrices like these, for messages."""
+        return ""
 
     # -- matrices ----------------------------------------------------------------------------------
 
@@ -534,8 +563,25 @@ class LinearDiffusion(Diffusion):
 
     @max_log_snr.setter
     def max_log_snr(self, value: float) -> None:
+        self._set_ends(value, self.min_log_snr)
+
+    @property
+    def min_log_snr(self) -> float | None:
+        """λ(T) that the clock is scaled to, or None for the clock as it is."""
+        return self._min_log_snr
+
+    @min_log_snr.setter
+    def min_log_snr(self, value: float | None) -> None:
+        self._set_ends(self.max_log_snr, value)
+
+    def _set_ends(self, high: float, low: float | None) -> None:
+        for name, value in (("max_log_snr", high), ("min_log_snr", low)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}, expected a finite log SNR, e.g. 13 or -10")
+        if low is not None and not low < high:
+            raise ValueError(f"min_log_snr {low} must be below max_log_snr {high}")
         self._cache.clear()
-        self._max_log_snr = float(value)
+        self._max_log_snr, self._min_log_snr = float(high), None if low is None else float(low)
 
     @property
     def start_time(self) -> Tensor:
@@ -565,9 +611,11 @@ class LinearDiffusion(Diffusion):
         start, end = self._end_clocks()[0], self.clock(self.horizon)
         if not start.item() < end.item():
             low = self._factor(end)[2].log_snr.item()
-            raise ValueError(
-                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g}: "
-                "nothing is left between the start time and T; use a faster clock"
+            self._check_controllable()
+            raise UnreachableError(
+                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
+                f"{self._matrices()}: nothing is left between the start time and T; use a faster "
+                f"clock, or set min_log_snr{self._remedy()}"
             )
         return start
 
@@ -606,6 +654,7 @@ class LinearDiffusion(Diffusion):
 
         Raises:
             ValueError: a value below λ(T), which this diffusion never reaches.
+            UnreachableError: one so high that float64 does not.
         """
         value = self._tensor(value)
         with torch.no_grad():
@@ -699,6 +748,8 @@ class LinearDiffusion(Diffusion):
                     if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                         return x.exp().reshape(value.shape)
             knots, found, slope = self._table(of)
+            if of == LOG_SNR:
+                self._check_reached(-wanted, -found[slope.isfinite()])
             i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
             low, high = knots[i - 1], knots[i]
             # cubic Hermite interpolation of log τ as a function of the coordinate
@@ -718,6 +769,25 @@ class LinearDiffusion(Diffusion):
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
+
+    def _check_reached(self, log_snr: Tensor, found: Tensor) -> None:
+        """Whether values of λ are between those found at the earliest and the latest time."""
+        known = found[found.isfinite()]
+        if known.numel():
+            low, high = known.min().item(), known.max().item()
+            room = 1e-9 * (1 + abs(low))
+            missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
+            if not len(missed):
+                return
+        self._check_controllable()
+        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
+        value = log_snr[0].item() if not known.numel() else missed[0].item()
+        reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
+        raise UnreachableError(
+            f"{type(self).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach of "
+            f"float64, whatever the clock: with {self._matrices()} {reach}; ask for a log SNR "
+            f"between these, or bring the time scales of Q and D together{self._remedy()}"
+        )
 
     def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
         """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
@@ -744,8 +814,11 @@ class LinearDiffusion(Diffusion):
         def build() -> tuple[Tensor, Tensor, Tensor]:
             A = self.unit_drift
             if of == LOG_VOLUME:
-                ends = torch.stack([self._start_clock(), self.clock(self.horizon)]).log().tolist()
-                x = torch.linspace(*ends, 129, dtype=torch.float64).to(A)
+                first, last = (
+                    self._start_clock().log().item(),
+                    self.clock(self.horizon).log().item(),
+                )
+                x = torch.linspace(first, last, 129, dtype=torch.float64).to(A)
             else:
                 # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
                 fast = torch.linalg.matrix_norm(A, ord=2).log().item()
@@ -771,6 +844,7 @@ class LinearDiffusion(Diffusion):
 
     def _check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
+            self._check_controllable()  # a better reason than precision
             worst = int(growth.flatten().argmax())
             s = self._from_clock(tau.detach())
             raise kernels.KernelPrecisionError(
@@ -848,6 +922,9 @@ def _variance(name: str, value: Any, size: int) -> Tensor:
         )
     if not bool(matrix.isfinite().all()) or not torch.equal(matrix, matrix.mT):
         raise ValueError(f"{name} is {matrix.tolist()}, expected a finite symmetric matrix")
-    if size and not torch.linalg.eigvalsh(matrix).min() > 0:
-        raise ValueError(f"{name} is {matrix.tolist()}, expected positive variances")
+    if size and not (low := torch.linalg.eigvalsh(matrix).min().item()) > 0:
+        raise ValueError(
+            f"{name} is {matrix.tolist()}, expected positive variances in every direction, and the "
+            f"least is {low:.3g}; raise variances or lower correlations"
+        )
     return matrix

@@ -518,7 +518,7 @@ class _Comparison:
         self.reconstruction += [self._reconstruct() for _ in range(number)]
 
     def _parts(self, what: str, number: int) -> Iterator[tuple[int, Tensor]]:
-        """Indices below ``number`` in batches, numbered; with a bar if it takes more than seconds."""
+        """Indices below ``number`` in batches, numbered; with a bar if it takes long."""
         from tqdm.auto import tqdm
 
         parts = torch.arange(number).split(self.batch_size)

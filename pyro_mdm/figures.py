@@ -11,6 +11,9 @@ JSON can hold (:func:`snapshot` makes those of the diffusion):
 
 Of a diffusion without a closed form there are simulated paths (:func:`paths_figure`) and the field
 of its drift (:func:`field_figure`).
+
+matplotlib comes with ``pip install "pyro-mdm[plots]"``; without it this module, and those that draw
+with it, raise ModuleNotFoundError when they are imported.
 """
 
 from __future__ import annotations
@@ -21,18 +24,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_mdm import draws
 from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers import simulation_grid
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "matplotlib":
+        raise  # matplotlib is there, something it imports is not
+    raise ModuleNotFoundError(
+        "pyro_mdm.figures, pictures and tensorboard draw with matplotlib, which is not installed "
+        'and which the rest of the library does without; pip install "pyro-mdm[plots]"',
+        name="matplotlib",
+    ) from error
 
 __all__ = [
     "clock_figure",

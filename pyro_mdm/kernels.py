@@ -88,8 +88,9 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
     """
     norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
     reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
-    doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5)))
-    if not math.isfinite(reach) or doublings > MAX_DOUBLINGS:
+    finite = math.isfinite(reach)
+    doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5))) if finite else 0
+    if not finite or doublings > MAX_DOUBLINGS:
         raise KernelPrecisionError(
             f"the drift moves by ‖A‖τ = {reach:.3g} over the requested time, expected at most "
             f"2^{MAX_DOUBLINGS - 1}; scale Q, D or the clock down"

@@ -65,12 +65,17 @@ class DiffusionModel(Registered):
         diffusion: the noising diffusion that is reversed; the guide is built over the same object.
         score: the score's parameterization, which owns the network.
         likelihood: p(x | y_ε), the score's own decoder by default.
-        event_shape: shape of one datum.
+        event_shape: shape of one datum, (features,) or (C, *spatial); that of the score by default,
+            if it was fitted to data. Scalars have the shape (1,).
         sampler: simulates the generative SDE when the path is not given,
             ``Splitting(steps=256)`` by default, ``EulerMaruyama(steps=256)`` for a nonlinear
             diffusion.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
+
+    Raises:
+        ValueError: an event shape that no network takes or that is not the score's, none at all, or
+            a chain of a diffusion without closed-form kernels.
 
     Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
     given. ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
@@ -81,14 +86,13 @@ class DiffusionModel(Registered):
         diffusion: Diffusion,
         score: Score,
         likelihood: Likelihood | None = None,
-        event_shape: Sequence[int] = (),
+        event_shape: Sequence[int] | None = None,
         *,
         sampler: Callable[..., Tensor] | None = None,
         times: int | Tensor | None = None,
     ) -> None:
         super().__init__()
-        if any(n < 1 for n in event_shape):
-            raise ValueError(f"event_shape is {tuple(event_shape)}, expected positive sizes")
+        shape = _event_shape(event_shape, score)
         if times is not None and not isinstance(diffusion, LinearDiffusion):
             raise ValueError(
                 f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
@@ -97,7 +101,7 @@ class DiffusionModel(Registered):
         self.diffusion: Any = diffusion
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = shape
         if sampler is None:
             linear = isinstance(diffusion, LinearDiffusion)
             sampler = Splitting(steps=256) if linear else EulerMaruyama(steps=256)
@@ -158,6 +162,35 @@ class DiffusionModel(Registered):
                 f"{', '.join(map(str, self.event_shape))})"
             )
         return x
+
+
+def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
+    """The shape of one datum, as given or as the score knows it."""
+    known = getattr(score, "event_shape", None)
+    event_shape = known if given is None else given
+    if event_shape is None:
+        raise ValueError(
+            f"event_shape is not given, and {type(score).__name__} takes data of any shape; pass "
+            "that of one datum, e.g. event_shape=(2,) or (1, 28, 28)"
+        )
+    if not isinstance(event_shape, Sequence):
+        raise ValueError(
+            f"event_shape is {event_shape!r}, expected a sequence of sizes, e.g. (2,) for vectors"
+        )
+    shape = tuple(event_shape)
+    if not shape:
+        raise ValueError(
+            "event_shape is (), expected (features,) or (C, *spatial), which networks take; give "
+            "scalars the event shape (1,) and pass them as x[:, None]"
+        )
+    if any(n < 1 for n in shape):
+        raise ValueError(f"event_shape is {shape}, expected positive sizes")
+    if known is not None and shape != tuple(known):
+        raise ValueError(
+            f"event_shape is {shape}, but {type(score).__name__} was made for data of shape "
+            f"{tuple(known)}; leave event_shape out, or fit the score to such data"
+        )
+    return torch.Size(shape)
 
 
 def data_plate(n: int, num_data: int | None) -> pyro.plate:

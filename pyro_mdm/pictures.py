@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
 from pyro_mdm.figures import new_figure, variable_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["image_grid", "noising_figure", "pictures_figure", "ranked_images_figure"]
 

@@ -191,6 +191,18 @@ class LearnedDiffusion(LinearDiffusion):
             learned.B.copy_(roots.flip(-1)[:, : learned._rank])
         return learned
 
+    def _set_ends(self, high: float, low: float | None) -> None:
+        super()._set_ends(high, low)
+        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
+            self._guess = None
+            self._guess = self._end_clocks().detach()
+
+    def _remedy(self) -> str:
+        return (
+            ". If training brought them here, lower the learning rate of the diffusion, or give D "
+            "a higher rank"
+        )
+
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
         self._row, self._column = torch.tril_indices(len(Q), len(Q), offset=-1).unbind()
         self.lower = nn.Parameter(Q[self._row, self._column])

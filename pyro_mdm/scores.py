@@ -854,6 +854,7 @@ def _check_finite(name: str, value: Tensor) -> None:
 def _check_data(train_x: Tensor) -> None:
     if train_x.dim() < 2 or len(train_x) == 0:
         raise ValueError(
-            f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape) with N ≥ 1"
+            f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape) with N ≥ 1; "
+            "give scalars the event shape (1,), as x[:, None]"
         )
     _check_finite("train_x", train_x)

@@ -94,6 +94,10 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("learned_from_alda", lambda: LearnedDiffusion.from_diffusion(ALDA(), rank=1)),
     ("learned_clock", learned_clock),
     ("learned_2_fixed_ends", lambda: learned(2, 1, 108, min_log_snr=-9.0)),
+    (
+        "learned_2_target_noise",
+        lambda: learned(2, 2, 33, stationary_variance=[[1.0, 0.4], [0.4, 0.8]]),
+    ),
     ("cld_fixed_ends", lambda: CLD(min_log_snr=-9.0, max_log_snr=10.0)),
     ("random_1", lambda: random_linear(1, 100)),
     ("random_2", lambda: random_linear(2, 200)),

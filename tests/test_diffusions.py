@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, apply_vector
+from pyro_mdm.diffusions import LinearDiffusion, UnreachableError, apply_matrix, apply_vector
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from tests.problems import DIFFUSIONS, ExactScore, learned, mixture, normal, random_linear
@@ -287,6 +288,7 @@ def test_a_wrong_diffusion_is_refused(arguments, options, message):
         (lambda d: d.time_at_log_snr(float("nan")), r"log SNR nan is never reached"),
         (lambda d: d.log_snr_grid(1), r"num_times is 1, expected at least 2"),
         (lambda d: CLD(max_log_snr=-20.0).start_time, r"max_log_snr is -20, but .* ends at -14"),
+        (lambda d: d.time_at_log_snr(500.0), r"CLD: log SNR 500 is out of reach .* from 242\.\d"),
     ],
 )
 def test_a_wrong_time_is_refused(call, message):
@@ -310,12 +312,92 @@ def test_a_wrong_family_is_refused(make, message):
         make()
 
 
-def test_learning_into_an_uncontrollable_diffusion_is_refused_not_wrong():
-    diffusion = LearnedDiffusion.from_diffusion(CLD(), rank=1)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ends_out_of_reach_are_refused_by_what_is_reachable(preset):
+    with pytest.raises(UnreachableError, match=r"min_log_snr -80 is out of reach") as caught:
+        preset(min_log_snr=-80.0)
+    reach = re.search(r"followed from ([\d.]+) down to -([\d.]+); ask for", str(caught.value))
+    high, low = min(float(reach[1]), 240.0), -float(reach[2])  # beyond 240, kernels may not hold
+    for wanted in (low + 0.1, -20.0):  # what it names is reachable, to the digits
+        within = preset(min_log_snr=wanted)
+        assert within.terminal.log_snr.item() == pytest.approx(wanted, abs=1e-6)
+        assert within.log_snr(1.0).item() == pytest.approx(wanted, abs=1e-6)
+    assert preset(max_log_snr=high - 0.1, min_log_snr=-5.0).start.log_snr.item() == pytest.approx(
+        high - 0.1, abs=1e-6
+    )
+    with pytest.raises(UnreachableError, match=r"max_log_snr 3000 is out of reach"):
+        preset(max_log_snr=3000.0)
+    with pytest.raises(UnreachableError, match=rf"{preset.__name__}: min_log_snr -80 is out of"):
+        diffusion = preset()
+        diffusion.min_log_snr = -80.0
+        _ = diffusion.start_time
+    for name in ("min_log_snr", "max_log_snr"):
+        for value in (float("nan"), float("inf"), float("-inf")):
+            with pytest.raises(ValueError, match=rf"{name} is -?(nan|inf), expected a finite log"):
+                preset(**{name: value})
+
+
+def test_ends_that_are_set_later_are_as_if_given():
+    for make in (CLD, lambda **options: LearnedDiffusion(3, 2, **options)):
+        given, later = make(min_log_snr=-9.0, max_log_snr=11.0), make()
+        _ = later.start_time
+        later.max_log_snr, later.min_log_snr = 11, -9
+        assert torch.equal(later.start_time, given.start_time)
+        assert torch.equal(later.terminal.log_snr, given.terminal.log_snr)
+        later.min_log_snr = None
+        assert torch.equal(later.terminal.log_snr, make().terminal.log_snr)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_log_snr": -10.0}])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda d: d.start_time,
+        lambda d: d.terminal,
+        lambda d: d.marginal(0.5),
+        lambda d: d.log_snr(0.5),
+        lambda d: d.time_at_log_snr(1.0),
+        lambda d: d.log_volume(0.5),
+        lambda d: d.log_volume_ends,
+    ],
+)
+def test_learning_into_an_uncontrollable_diffusion_is_refused_by_its_matrices(use, options):
+    diffusion = LearnedDiffusion.from_diffusion(CLD(), rank=1, **options)
+    use(diffusion)
     with torch.no_grad():
         diffusion.lower.zero_()
-    with pytest.raises(KernelPrecisionError, match="noise reaches 1 of 2 variables"):
+    message = (
+        r"LearnedDiffusion: noise reaches 1 of 2 variables with Q = \[\[0\.0, 0\.0\], \[0\.0, 0\.0"
+        r"\]\], D = \[\[0\.0, 0\.0\], \[0\.0, 2\.0\]\]: .*couple the variables through Q or widen "
+        r"the range of D\. If training .* lower the learning rate of the diffusion"
+    )
+    with pytest.raises(UnreachableError, match=message):
+        use(diffusion)
+    with pytest.raises((KernelPrecisionError, UnreachableError), match="noise reaches 1 of 2"):
         diffusion.transition(0.5)
+
+
+def test_learning_into_an_end_out_of_reach_is_refused_by_what_is_reachable():
+    """With a coupling of 1e-7 the slow mode needs more of the clock than float64 can follow."""
+    diffusion = LearnedDiffusion(2, rank=1, min_log_snr=-10.0)
+    with torch.no_grad():
+        diffusion.lower.fill_(1e-7)
+    message = (
+        r"min_log_snr -10 is out of reach .* Q = \[\[0\.0, -1e-07\], .* down to .* If training"
+    )
+    for use in (
+        lambda: diffusion.start_time,
+        lambda: diffusion.terminal,
+        lambda: diffusion.clock(1),
+    ):
+        with pytest.raises(UnreachableError, match=message):
+            use()
+    free = LearnedDiffusion(2, rank=1)
+    with torch.no_grad():
+        free.lower.fill_(1e-7)
+    message = r"max_log_snr is 13, but log SNR ends at 29\.\d+ with Q = .*, or set min_log_snr"
+    with pytest.raises(UnreachableError, match=message):
+        _ = free.start_time
 
 
 # -- presets and the learned family ----------------------------------------------------------------

@@ -11,6 +11,7 @@ A score that is wrong by a known amount lowers the bound by a known amount.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pytest
@@ -30,6 +31,7 @@ from pyro_mdm import (
     LearnedDiffusion,
     NoisePrediction,
     RawScore,
+    ResidualScore,
     elbo_terms,
 )
 from pyro_mdm.clocks import LinearBeta
@@ -37,7 +39,9 @@ from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.likelihoods import Gaussian
-from tests.problems import DIFFUSIONS
+from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import EulerMaruyama
+from tests.problems import DIFFUSIONS, normal
 
 MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
 OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
@@ -328,8 +332,6 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
 
 
 def tiny(diffusion: LinearDiffusion) -> tuple[DiffusionModel, DiffusionGuide]:
-    from pyro_mdm.networks import MLP
-
     score = Denoiser(MLP(DIMS, hidden=16, depth=2), MEAN, 2.0)
     return programs(diffusion, score)
 
@@ -465,6 +467,55 @@ def test_bad_data_is_named(x: Tensor, message: str) -> None:
     model, guide = programs(VPSDE(), denoiser())
     with pytest.raises(ValueError, match=message):
         MDM_ELBO().loss(model, guide, x)
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "message"),
+    [
+        ((), r"event_shape is \(\), .* scalars the event shape \(1,\) .* x\[:, None\]"),
+        (None, r"event_shape is not given, and NoisePrediction .* e\.g\. event_shape=\(2,\)"),
+        (2, r"event_shape is 2, expected a sequence of sizes, e\.g\. \(2,\)"),
+        ((2, 0), r"event_shape is \(2, 0\), expected positive sizes"),
+    ],
+)
+def test_a_wrong_event_shape_is_refused(event_shape: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffusionModel(CLD(), NoisePrediction(MLP(4)), event_shape=event_shape)
+
+
+def test_the_event_shape_is_the_scores_own() -> None:
+    x = normal(3, 32, 2).float().round().clamp(-1, 1)
+    for score in (
+        Denoiser.fit(MLP(2), x),
+        DiscreteDenoiser.fit(MLP(2, out_features=6), x, levels=3),
+        ResidualScore.fit(MLP(4), CLD(), x),
+    ):
+        model = DiffusionModel(CLD(), score)
+        assert model.event_shape == (2,)
+        assert elbo_terms(model, DiffusionGuide(model.diffusion), x).diffusion.shape == (32,)
+        with pytest.raises(ValueError, match=r"event_shape is \(1, 2\), .* of shape \(2,\)"):
+            DiffusionModel(CLD(), score, event_shape=(1, 2))
+    for fit in (Denoiser.fit, lambda *a: ResidualScore.fit(a[0], CLD(), a[1])):
+        with pytest.raises(ValueError, match=r"train_x has shape \(32,\), .* scalars .*\(1,\)"):
+            fit(MLP(1), x[:, 0])
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_scalars_have_one_feature(K: int) -> None:
+    """What the errors above advise, from data to samples."""
+    diffusion, x = (VPSDE, CLD)[K - 1](max_log_snr=6.0), normal(4, 64, 1).float()
+    x = x.round().clamp(-1, 1)
+    for score in (
+        Denoiser.fit(MLP(1, 8, 1), x),
+        DiscreteDenoiser.fit(MLP(1, 8, 1, 3), x, levels=3),
+        NoisePrediction(MLP(K, 8, 1)),
+        RawScore(MLP(K, 8, 1)),
+        ResidualScore.fit(MLP(K, 8, 1), diffusion, x),
+    ):
+        model = DiffusionModel(diffusion, score, event_shape=(1,), sampler=EulerMaruyama(4))
+        terms = elbo_terms(model, DiffusionGuide(diffusion), x)
+        assert bool(terms.elbo.isfinite().all()) and terms.elbo.shape == (64,)
+        assert model(batch_size=3).shape == (3, 1)
 
 
 def test_predictive_generates() -> None:

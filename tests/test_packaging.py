@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTIONS = metadata.packages_distributions()
+
+
+def required(text: str, extra: str = "") -> list[Requirement]:
+    """What is required by an extra, or without any."""
+    found = [
+        Requirement(line.removeprefix("Requires-Dist: "))
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist: ")
+    ]
+    return [
+        r
+        for r in found
+        if (r.marker is None) == (not extra)
+        and (r.marker is None or r.marker.evaluate({"extra": extra}))
+    ]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of what a file imports beside the standard library and this one."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module).partition(".")[0])
+    return names - sys.stdlib_module_names - {"pyro_mdm"}
+
+
+def installed_with(names: set[str]) -> set[str]:
+    """The distributions that pip installs for these, as far as they are installed here."""
+    found: set[str] = set()
+    left = {canonicalize_name(name) for name in names}
+    while left:
+        name = left.pop()
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.add(name)
+            for line in metadata.requires(name) or []:
+                r = Requirement(line)
+                if r.marker is None or r.marker.evaluate({"extra": ""}):
+                    left |= {canonicalize_name(r.name)} - found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +89,93 @@ def test_wheel_holds_the_library_alone(wheel):
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_metadata(wheel):
+@pytest.fixture(scope="module")
+def described(wheel: Path) -> str:
+    """The wheel's METADATA."""
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-    metadata = archive.read(name).decode()
-    assert "Requires-Python: >=3.10" in metadata
-    for extra in ("programs", "mnist", "test"):
-        assert f"Provides-Extra: {extra}" in metadata
-    needed = [
-        line.removeprefix("Requires-Dist: ")
-        for line in metadata.splitlines()
-        if line.startswith("Requires-Dist: ") and "extra ==" not in line
-    ]
-    assert sorted(line.split(">=")[0] for line in needed) == [
+    return archive.read(name).decode()
+
+
+def test_metadata(described):
+    assert "Requires-Python: >=3.10" in described
+    for extra in ("plots", "programs", "mnist", "test"):
+        assert f"Provides-Extra: {extra}" in described
+    assert [str(r.specifier) for r in required(described, "plots")] == [">=3.7"]
+    assert "matplotlib" in {r.name for r in required(described, "programs")}
+    assert sorted(r.name for r in required(described)) == [
+        "numpy",
         "pyro-ppl",
         "tensorboard",
         "torch",
         "torchsde",
         "torchvision",
+        "tqdm",
     ]
+
+
+def test_what_the_library_imports_is_required(described):
+    """Also inside functions: by itself, not because something else happens to bring it."""
+    known = {r.name for r in required(described)}
+    plots = known | {r.name for r in required(described, "plots")}
+    for path in sorted((ROOT / "pyro_mdm").glob("*.py")):
+        allowed = plots if path.name in ("figures.py", "pictures.py") else known
+        for module in imported(path):
+            names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
+            assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"
+
+
+def test_only_pictures_need_more_than_the_library_installs(described):
+    """Every module is imported as if nothing were installed that pip does not install for it."""
+    there = installed_with({r.name for r in required(described)})
+    blocked = [
+        module
+        for module, names in DISTRIBUTIONS.items()
+        if not there & {canonicalize_name(name) for name in names} and module != "pyro_mdm"
+    ]
+    assert {"matplotlib", "yaml", "sklearn", "lightning_fabric"} <= set(blocked)
+    program = (
+        "import importlib, json, pkgutil, sys\n"
+        "blocked = set(json.loads(sys.argv[1]))\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in blocked:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import pyro_mdm\n"
+        "errors = {}\n"
+        "for module in pkgutil.iter_modules(pyro_mdm.__path__):\n"
+        "    try:\n"
+        "        importlib.import_module(f'pyro_mdm.{module.name}')\n"
+        "    except ImportError as error:\n"
+        "        errors[module.name] = [type(error).__name__, error.name, str(error)]\n"
+        "print(json.dumps(errors))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, json.dumps(blocked)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert set(errors) == {"figures", "pictures", "tensorboard"}
+    for kind, name, message in errors.values():
+        assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
+        assert "matplotlib, which is not installed" in message
+        assert 'pip install "pyro-mdm[plots]"' in message
+
+
+def test_a_broken_matplotlib_is_not_called_absent():
+    program = (
+        "import sys; sys.modules['PIL'] = None\n"  # what matplotlib imports, not what it is
+        "try:\n"
+        "    import pyro_mdm.figures\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "PIL" in done.stdout and "plots" not in done.stdout, done.stderr
 
 
 def test_wheel_works_elsewhere(wheel, tmp_path):

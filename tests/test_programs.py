@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from inference import recipe, report
 from inference.checkpoints import ArchitectureError, CheckpointError, latest_checkpoint
 from inference.evaluate import evaluate, measure
-from inference.loading import NameNotFoundError, build_diffusion, load_trained
+from inference.loading import NameNotFoundError, build, build_diffusion, load_trained
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
@@ -644,6 +644,82 @@ def test_what_a_learned_guide_starts_from_may_be_a_file(
     run, programs, _ = load_trained(tmp_path / "run")  # from any folder
     assert programs.model.diffusion.D[0, 0].item() == pytest.approx(0.5, abs=0.1)
     assert {path.name for path in (run.folder / "sources").iterdir()} == {"half.py", "tiny.py"}
+
+
+def test_a_learned_guide_of_ones_own_ends_where_learned_does(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pyro_mdm import CLD, LearnedDiffusion\n"
+        "class Mine(LearnedDiffusion):\n"
+        "    def __init__(self, **options): super().__init__(2, **options)\n"
+        "def cut(max_log_snr): return LearnedDiffusion(2, max_log_snr=max_log_snr)\n"
+        "def own(): return LearnedDiffusion(2, min_log_snr=-7.0)\n"
+        "def fixed(max_log_snr): return CLD(max_log_snr=max_log_snr)\n"
+        "ready = LearnedDiffusion(2, max_log_snr=9.0)\n"
+    )
+    own_clock = build_diffusion("learned", max_log_snr=9.0).terminal_log_snr.item()
+
+    def end(guide: str, **others: Any) -> float:
+        run = tmp_path / f"{guide}-{len(list(tmp_path.iterdir()))}"
+        name = guide if guide == "learned" else f"{tmp_path}/mine.py:{guide}"
+        train(**options | {"guide": name, "steps": 2, "measure_every": 2} | others, run=run)
+        diffusion = load_trained(run)[1].model.diffusion  # from config.yaml alone
+        assert Run.open(run).config["min_log_snr"] == (
+            others.get("min_log_snr") if guide in ("learned", "own") else diffusion.min_log_snr
+        )
+        return diffusion.terminal_log_snr.item()
+
+    assert end("learned") == end("Mine") == end("cut") == end("ready") == -10.0
+    assert end("own") == -7.0  # says so itself
+    assert end("Mine", score="noise") == pytest.approx(own_clock, abs=1.0)  # trained two steps
+    for guide in ("learned", "cut", "fixed", "ready", "own"):  # also where a guide does not take it
+        assert end(guide, min_log_snr=-8.0) == -8.0
+    # the same diffusion in the same run, whatever it is called
+    bounds = [
+        train(**options | {"guide": name}, run=tmp_path / f"same-{i}").bits_per_dim
+        for i, name in enumerate(("learned", f"{tmp_path}/mine.py:cut"))
+    ]
+    assert bounds[0] == bounds[1]
+
+
+def test_runs_from_before_keep_the_clock_of_a_guide_of_ones_own(tiny: str) -> None:
+    settings: dict[str, Any] = {"model": tiny, "score": "default", "seed": 0, "holdout": False}
+    settings |= {"guide": "inference.guides.published:learned2", "learn_beta": False}
+    settings |= dict.fromkeys(("num_variables", "rank", "max_log_snr", "min_log_snr"))
+    assert build(settings).model.diffusion.min_log_snr is None
+
+
+LOSING = """
+import torch
+from pyro_mdm import LearnedDiffusion
+
+
+class Losing(LearnedDiffusion):
+    def __init__(self, **options):
+        super().__init__(2, rank=1, **options)
+
+    @property
+    def Q(self):  # as if training had led to 0
+        moved = (self.lower.detach() - 1).abs() > 0.02
+        return super().Q * torch.where(moved, 0.0, 1.0)
+"""
+
+
+def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "mine.py").write_text(LOSING)
+    options |= {"guide": f"{tmp_path}/mine.py:Losing", "score": "noise", "warmup": 1}
+    options |= {"measure_every": 6, "checkpoint_every": 1, "diffusion_learning_rate": 0.015}
+    message = (
+        r"error: step (\d): Losing: noise reaches 1 of 2 variables with Q = .*, D = .*rank"
+        r"\. If the diffusion was .*lower --diffusion_learning_rate; a checkpoint before this step"
+    )
+    with pytest.raises(SystemExit, match=message):
+        words = [f"--{k}={v}" for k, v in options.items()]
+        run_program("train", *words, f"--run={tmp_path / 'run'}")
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
 
 
 @pytest.mark.parametrize("score", ["noise", "score"])

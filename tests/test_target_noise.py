@@ -1,0 +1,213 @@
+"""A target noise N(0, Σ_∞) with correlated variables: the worked example, and the option of train.
+
+Kernels, bounds and samplers meet one in every suite over tests.problems.DIFFUSIONS.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from inference.inspect import inspect
+from inference.loading import build, build_diffusion, load_trained
+from inference.runs import Run
+from inference.train import train
+from pyro_mdm import MALDA, LearnedDiffusion
+from pyro_mdm.laws import prior_kl
+from tests.problems import generator, normal
+from tests.test_programs import run_program
+
+TARGET_NOISE = [[1.0, 0.3], [0.3, 0.25]]  # of the example
+EXAMPLE = "inference.guides.target_noise:TargetNoise"
+SIGMA = torch.tensor(TARGET_NOISE, dtype=torch.float64)
+
+
+def example(**options: Any) -> LearnedDiffusion:
+    found = build_diffusion(EXAMPLE, max_log_snr=9.0, **options)
+    assert isinstance(found, LearnedDiffusion)
+    return found
+
+
+def moved(diffusion: LearnedDiffusion) -> LearnedDiffusion:
+    """As training might leave it."""
+    with torch.no_grad():
+        diffusion.lower.add_(0.5 * normal(1, *diffusion.lower.shape))
+        diffusion.B.add_(0.3 * normal(2, *diffusion.B.shape))
+    return diffusion
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": "toy",
+        "steps": 4,
+        "batch_size": 64,
+        "warmup": 1,
+        "draws": 1,
+        "num_samples": 16,
+        "sampler_steps": 4,
+        "figures": False,
+        "accelerator": "cpu",
+        "run": tmp_path / "run",
+    }
+
+
+@pytest.mark.parametrize("make", [example, lambda: moved(example())])
+def test_the_law_at_rest_is_the_target(make) -> None:
+    diffusion = make()
+    assert torch.equal(diffusion.stationary_covariance, SIGMA)
+    assert torch.equal(diffusion.prior_covariance, SIGMA)
+    A, g2 = diffusion.drift_matrix(0.5).detach(), diffusion.noise_covariance(0.5).detach()
+    torch.testing.assert_close(A @ SIGMA + SIGMA @ A.mT + g2, 0 * SIGMA, rtol=0, atol=1e-12)
+    diffusion.min_log_snr = -50.0  # e^{-25} of the start is left
+    torch.testing.assert_close(diffusion.terminal.covariance, SIGMA, rtol=1e-9, atol=1e-9)
+    for r in (0.01, 0.3):  # from the law at rest to itself
+        M, P = diffusion.transition(1.0, r)[:2]
+        torch.testing.assert_close(M @ SIGMA @ M.mT + P, SIGMA, rtol=1e-10, atol=1e-10)
+
+
+def test_the_divergence_from_the_prior() -> None:
+    diffusion, x = moved(example(min_log_snr=-1.0)), normal(3, 5, 2)
+    end = diffusion.terminal
+    law = MultivariateNormal(x.unsqueeze(-1) * end.mean, end.covariance)
+    expected = kl_divergence(law, MultivariateNormal(torch.zeros(2).double(), SIGMA)).sum(-1)
+    torch.testing.assert_close(prior_kl(diffusion, x, 1), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_draws_of_the_prior_and_their_density() -> None:
+    prior, n = example().prior, 40_000
+    y = prior.sample((n, 2, 3), generator(0))
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        for d in range(3):
+            products = y[:, i, d] * y[:, j, d]
+            error = products.std() / n**0.5
+            assert (products.mean() - SIGMA[i, j]).abs() < 5 * error
+    law = MultivariateNormal(torch.zeros(2).double(), SIGMA)
+    torch.testing.assert_close(prior.log_prob(y[:10]), law.log_prob(y[:10].mT).sum(-1))
+
+
+@pytest.mark.parametrize("score", ["denoiser", "noise"])
+def test_the_example_learns_towards_its_target(score: str, options: dict[str, Any]) -> None:
+    bound = train(**options, guide=EXAMPLE, score=score)
+    assert torch.tensor(bound.bits_per_dim).isfinite().all()
+    diffusion = load_trained(options["run"])[1].model.diffusion
+    start = example()
+    assert not torch.equal(diffusion.B, start.B)
+    assert score == "denoiser" or not torch.equal(diffusion.lower, start.lower)
+    assert torch.equal(diffusion.stationary_covariance, SIGMA)
+    # as --guide learned: a denoiser gives the clock no reason to stop
+    assert diffusion.min_log_snr == (-10.0 if score == "denoiser" else None)
+
+
+def test_what_the_example_refuses() -> None:
+    from inference.guides.target_noise import TargetNoise
+
+    for wrong in (1.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"correlation is {wrong}, expected .* -1 and 1"):
+            TargetNoise(correlation=wrong)
+    assert TargetNoise(-0.5, 2.0).stationary_covariance.tolist() == [[1.0, -1.0], [-1.0, 4.0]]
+
+
+# -- the option ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "words", "expected"),
+    [
+        (2.0, "2.0", [[2.0, 0.0], [0.0, 2.0]]),
+        ([1.0, 0.25], "[1.0, 0.25]", [[1.0, 0.0], [0.0, 0.25]]),
+        (TARGET_NOISE, "[[1, 0.3], [0.3, 0.25]]", TARGET_NOISE),
+    ],
+)
+def test_learned_takes_a_target_noise(
+    value: Any, words: str, expected: Any, options: dict[str, Any]
+) -> None:
+    run, again = options["run"], options["run"].with_name("again")
+    train(**options, stationary_variance=value)
+    assert Run.open(run).config["stationary_variance"] == value
+    assert load_trained(run)[1].model.diffusion.stationary_covariance.tolist() == expected
+    given = {k: str(v).lower() for k, v in options.items() if k != "run"}
+    settings = [f"--{k}={v}" for k, v in given.items()]
+    run_program("train", *settings, "--stationary_variance", words, "--run", again)
+    assert Run.open(again).config["stationary_variance"] == value
+    assert (run / "results.json").read_text().partition('"seconds"')[0] == (
+        (again / "results.json").read_text().partition('"seconds"')[0]
+    )
+
+
+def test_a_tensor_is_kept_as_numbers_and_resumed(options: dict[str, Any]) -> None:
+    options |= {"steps": 6, "checkpoint_every": 2}
+    whole = train(**options, stationary_variance=SIGMA)  # type: ignore[arg-type]
+    run = options["run"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["stationary_variance"] == TARGET_NOISE
+    assert train(resume=run).bits_per_dim == whole.bits_per_dim
+
+
+def test_runs_from_before_the_option_have_unit_noise() -> None:
+    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
+    settings |= {"holdout": False, "learn_beta": False}
+    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
+    assert build(settings).model.diffusion.stationary_covariance.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"stationary_variance": [1.0]},
+            r"--stationary_variance is \[1\.0\], .* K = 2 .*--num_var",
+        ),
+        ({"stationary_variance": [[1.0, 0.0], [0.0]]}, r"--stationary_variance is .* 2 rows of a"),
+        ({"stationary_variance": [1.0, -0.5]}, r"positive variances .* least is -0\.5; raise"),
+        (
+            {"stationary_variance": [[1.0, 0.6], [0.6, 0.25]]},
+            r"stationary_variance is .*, expected positive variances in every .* least is -0\.0\d+",
+        ),
+        ({"stationary_variance": [[1.0, 0.1], [0.2, 0.25]]}, r"expected a finite symmetric matrix"),
+        ({"stationary_variance": [1.0, float("nan")]}, r"expected a finite symmetric matrix"),
+        (
+            {"stationary_variance": [1.0, 1.0], "guide": "cld"},
+            r"--stationary_variance is for --guide learned; cld says itself what it is",
+        ),
+        (
+            {"stationary_variance": [1.0, 1.0], "num_variables": 3},
+            r"expected a number, 3 variances or 3 rows of a 3×3 covariance",
+        ),
+    ],
+)
+def test_a_wrong_target_noise_is_refused(
+    wrong: dict[str, Any], message: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(**options | wrong)
+    assert not options["run"].exists()
+
+
+def test_inspect_takes_it_for_learned_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "look.png"
+    inspect("cld,learned", "toy", stationary_variance=TARGET_NOISE, out=out)
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = (row for row in rows if row.startswith("  at T "))
+    values = torch.linalg.eigvalsh(SIGMA)
+    conditions = [float(word.rstrip(",")) for word in row.split()[2:]]
+    assert conditions[:2] == [1.0, 1.0]  # of cld
+    assert conditions[2] == pytest.approx(float(values[1] / values[0]), rel=1e-2)
+    with pytest.raises(ValueError, match=r"--stationary_variance is for --guide learned, and cld"):
+        inspect("cld", "toy", stationary_variance=TARGET_NOISE, out=tmp_path / "none.png")
+
+
+def test_from_another_start_too() -> None:
+    """A learned diffusion keeps Q and D of a preset and takes another target noise."""
+    sigma = torch.diag(torch.tensor([1.0, 0.5, 0.5], dtype=torch.float64))
+    sigma[0, 2] = sigma[2, 0] = 0.2
+    made = LearnedDiffusion.from_diffusion(MALDA(), stationary_variance=sigma)
+    assert torch.equal(made.Q, MALDA().Q) and torch.equal(made.stationary_covariance, sigma)
+    made.min_log_snr = -50.0
+    torch.testing.assert_close(made.terminal.covariance, sigma, rtol=1e-9, atol=1e-9)
