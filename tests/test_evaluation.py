@@ -49,7 +49,7 @@ def test_bound_of_a_wrong_denoiser_is_known_and_the_intervals_cover_it(make) -> 
     assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / 40)  # skewed: 11 misses, 1e-5
     # over the data, noise included: the spread of the bound itself is the most of it
     spread = float(exact_bound(diffusion, x, 0.5).std()) / 10
-    assert spread < found[0].standard_error < 2 * spread
+    assert 0.8 * spread < found[0].standard_error < 3 * spread
 
 
 def test_pairs_are_exact_where_the_models_are_one() -> None:
