@@ -92,7 +92,7 @@ def test_reported_errors_are_those_of_other_noise():
     found = [log_likelihood(model, guide, x, draws=16, seed=s) for s in range(16)]
     spread = torch.tensor([f.mean for f in found]).std()
     reported = torch.tensor([f.monte_carlo_error for f in found]).mean()
-    assert 0.45 < spread / reported < 1.9  # 16 values tell their spread to 18%
+    assert 0.35 < spread / reported < 1.9  # 16 values tell their spread to 18%
 
 
 def test_comparisons_pair_and_have_their_sign():
