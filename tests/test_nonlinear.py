@@ -604,7 +604,7 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     added = diffusion.drift(y, s) - linear.drift(y, s)
     torch.testing.assert_close(added, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(diffusion.prior_current(y, s), expected, rtol=1e-9, atol=1e-12)
-    assert torch.equal(diffusion.dispersion(y, s), linear.dispersion_matrix(s))
+    torch.testing.assert_close(diffusion.dispersion(y, s), linear.dispersion_matrix(s))
     one = torch.tensor(0.3).double()
     together = diffusion.drift(y, one)
     torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
@@ -622,7 +622,7 @@ def test_at_a_zero_network_it_is_the_linear_diffusion():
     linear = CLD(max_log_snr=5.0)
     diffusion = LearnedDrift(linear, MLP(2 * D, hidden=8, depth=1))
     y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
-    assert torch.equal(diffusion.drift(y, s), linear.drift(y, s))
+    torch.testing.assert_close(diffusion.drift(y, s), linear.drift(y, s))
     score = RawScore(Net(2 * D, 20))
     found = []
     for each in (diffusion, Simulated(linear)):

@@ -238,10 +238,10 @@ def test_gaussian_against_pytorch():
 
 
 def test_gaussian_samples():
-    """To the digit: samplers begin with them."""
+    """Of the generator's numbers in this order: samplers begin with them."""
     y = GaussianPrior(COVARIANCE).sample((20000, 3, 2), generator(1))
     noise = torch.randn(20000, 3, 2, generator=generator(1), dtype=torch.float64)
-    assert torch.equal(y, torch.linalg.cholesky(COVARIANCE) @ noise)
+    torch.testing.assert_close(y, torch.linalg.cholesky(COVARIANCE) @ noise)
     assert covariance_errors(y.mT.reshape(-1, 3), COVARIANCE).max() < SE
 
 
