@@ -26,6 +26,7 @@ test = [
     "mypy>=1.11",
     "pandas>=2.0",
     "pytest>=8.0",
+    "pytest-xdist>=3.5",
     "ruff>=0.8",
     "setuptools>=77",
     "wheel",

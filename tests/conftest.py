@@ -1,12 +1,43 @@
-"""What every test starts from: fixed seeds, no Pyro parameters of another test, few threads."""
+"""What every test starts from: fixed seeds, no Pyro parameters of another test, one thread."""
 
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: also for processes that tests start
 
 import pyro
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    parser.addoption(
+        "--seed-offset",
+        type=int,
+        default=0,
+        help="add this to every seed: a statistical test must pass whatever it is",
+    )
+    if not pluginmanager.hasplugin("xdist"):  # -p no:xdist: pyproject's options do nothing
+        for name in ("--numprocesses", "--dist"):
+            parser.addoption(name, help="has no effect without pytest-xdist")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shift the seeds of torch before any test or module of tests draws a number."""
+    offset: int = config.getoption("seed_offset")
+    if offset == 0:
+        return
+    manual_seed = torch.manual_seed
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(seed + offset)
+
+    torch.manual_seed = lambda seed: manual_seed(seed + offset)
+    torch.Generator = Generator
 
 
 @pytest.fixture(autouse=True)

@@ -26,24 +26,30 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
+def fixed(seed: int, *shape: int) -> Tensor:
+    """Like :func:`normal`, but the same under --seed-offset: the diffusions are no draws."""
+    unshifted = type(torch.default_generator)().manual_seed(seed)
+    return torch.randn(*shape, generator=unshifted, dtype=torch.float64)
+
+
 # -- diffusions ------------------------------------------------------------------------------------
 
 
 def learned(K: int, rank: int, seed: int, **options: object) -> LearnedDiffusion:
     """A learned diffusion some way into its training: random W and B, B nearly blind to x."""
     diffusion = LearnedDiffusion(K, rank, **options)  # type: ignore[arg-type]
-    B = normal(seed + 1, K, rank)
+    B = fixed(seed + 1, K, rank)
     if K > 1:
         B[0] *= 0.1
     with torch.no_grad():
-        diffusion.lower.copy_(normal(seed, *diffusion.lower.shape))
+        diffusion.lower.copy_(fixed(seed, *diffusion.lower.shape))
         diffusion.B.copy_(B * 1.5 / B.norm())
     return diffusion
 
 
 def random_linear(K: int, seed: int, rank: int | None = None, **options: object) -> LinearDiffusion:
     """Random (Q, D) with a full matrix Σ_∞ and a D of exactly the given rank."""
-    W, B, S = normal(seed, K, K), normal(seed + 1, K, rank or K), normal(seed + 2, K, K)
+    W, B, S = fixed(seed, K, K), fixed(seed + 1, K, rank or K), fixed(seed + 2, K, K)
     B = (64 * B).round() / 128  # so few digits that B Bᵀ, and with it the rank of D, is exact
     D = B @ B.mT + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
     Sigma = S @ S.mT / K + 0.5 * torch.eye(K, dtype=torch.float64)
@@ -69,7 +75,7 @@ def learned_clock() -> LinearDiffusion:
     diffusion = LearnedDiffusion.from_diffusion(CLD(), learn_beta=True)
     with torch.no_grad():
         raw = diffusion.beta.get_parameter("raw")
-        raw.add_(0.5 * normal(7, len(raw)))
+        raw.add_(0.5 * fixed(7, len(raw)))
     return diffusion
 
 

@@ -223,7 +223,7 @@ def test_dequantized_images_have_the_bits_of_evaluate(tmp_path: Path, score: str
     row = bounds.loc["cld"]
     noise = math.hypot(bound.monte_carlo_error, row.monte_carlo_half_width_95_bits_per_dim / Z95)
     # the seed draws the dequantization too, which the Monte Carlo error of a bound leaves out
-    assert abs(row.bits_per_dim - bound.bits_per_dim[0]) < 4 * noise + 0.05
+    assert abs(row.bits_per_dim - bound.bits_per_dim[0]) < 5 * noise + 0.05
     assert row.bits_per_dim == pytest.approx(_by_hand(found, loaded.problem, "cld", 1), rel=1e-6)
     assert math.isnan(row.reconstruction_standard_error_bits_per_dim)
     assert row.standard_error_bits_per_dim == pytest.approx(bound.bits_per_dim[1], rel=0.3)

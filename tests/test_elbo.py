@@ -17,6 +17,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from pyro_mdm import (
@@ -112,14 +113,15 @@ def programs(
     return model, DiffusionGuide(diffusion, times=model.times)
 
 
-def check_mean(
-    values: Tensor, truth: Tensor | float, largest_error: float, sigmas: float = 3.0
-) -> None:
-    """The mean of independent values is the truth, at a standard error that means something."""
+def check_mean(values: Tensor, truth: Tensor | float, largest_error: float) -> None:
+    """The mean of independent values is the truth, at a standard error that means something.
+
+    By Student's t, as few values know their own spread badly: one false alarm in 1e5.
+    """
     error = float(values.std() / math.sqrt(len(values)))
     assert error <= largest_error, f"standard error {error:.2e} is too large to test anything"
     difference = abs(float(values.mean() - truth))
-    assert difference <= sigmas * error + 1e-9, (
+    assert difference <= student.isf(5e-6, len(values) - 1) * error + 1e-9, (
         f"off by {difference:.2e}, {difference / error:.1f} s.e."
     )
 
@@ -155,7 +157,7 @@ def check_objectives(
         truth = exact_bound(diffusion, x, size).mean()
         for objective, n in zip(OBJECTIVES, repeats, strict=True):
             values = estimates(objective, model, guide, x, n)
-            check_mean(values, truth, largest_error * dims, sigmas=5.0)
+            check_mean(values, truth, largest_error * dims)
 
 
 def baseline_term(diffusion: LinearDiffusion, model: DiffusionModel, x: Tensor) -> float:
@@ -178,10 +180,10 @@ def test_evaluation_is_exact_with_the_exact_score(make) -> None:
     assert abs(estimate.diffusion[0] - baseline_term(diffusion, model, x)) < 1e-6
     # all that is left is the decoder's own noise, ½ χ² per dimension
     noise = math.sqrt(DIMS / 2 / (3 * len(x)))
-    assert abs(estimate.mean - float(truth.mean())) < 4 * noise
+    assert abs(estimate.mean - float(truth.mean())) < 5 * noise
     plain = log_likelihood(model, guide, x, draws=3, bins=4, control_variate=False)
     width = diffusion.max_log_snr - diffusion.terminal_log_snr.item()
-    assert abs(plain.mean - float(truth.mean())) < 4 * noise * (1 + width)
+    assert abs(plain.mean - float(truth.mean())) < 5 * noise * (1 + width)
 
 
 @pytest.mark.parametrize("form", ["tilt", "logits"])
@@ -241,7 +243,7 @@ def test_parameterizations_agree(make, kind) -> None:
         truth = exact_bound(diffusion, x).mean()
         for objective in OBJECTIVES:
             values = estimates(objective, model, guide, x, repeats=16)
-            check_mean(values, truth, largest_error=0.03 * dims, sigmas=5.0)
+            check_mean(values, truth, largest_error=0.03 * dims)
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float
     deviation = (drawn.mean(0) - expected).abs()
     assert expected.abs().max() > 0.01
     assert float(error.max()) < 0.35 * float(expected.abs().max())
-    assert bool((deviation < 4.5 * error + 1e-6).all()), (deviation / error).tolist()
+    assert bool((deviation < 6 * error + 1e-6).all()), (deviation / error).tolist()
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "noise", "raw"])
@@ -525,5 +527,5 @@ def test_predictive_generates() -> None:
     assert out["x"].shape == (1, 1000, DIMS)
     assert out["path"].shape == (1, 1000, 1, 2, DIMS)
     x = out["x"][0].double()
-    assert abs(float(x.mean()) - MEAN) < 4 * math.sqrt(VARIANCE / x.numel()) + 0.01
+    assert abs(float(x.mean()) - MEAN) < 5 * math.sqrt(VARIANCE / x.numel()) + 0.01
     assert abs(float(x.var()) - VARIANCE) < 0.12 * VARIANCE

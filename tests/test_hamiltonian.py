@@ -28,7 +28,7 @@ from pyro_mdm.sde import check_dispersion
 from pyro_mdm.simulation import Simulation, advance
 from tests.problems import DIFFUSIONS, generator, normal
 
-SE = 4.5  # standard errors allowed: about 1e-5 of false alarms per number compared
+SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
 TURN = [[0.0, -1.0], [1.0, 0.0]]
 COVARIANCE = torch.tensor([[1.2, 0.5, 0.0], [0.5, 0.9, -0.2], [0.0, -0.2, 0.7]]).double()
@@ -159,7 +159,7 @@ def test_quadratic_energies_make_the_linear_diffusion(name):
             drift = linear.drift(y, torch.as_tensor(s, dtype=torch.float64).expand(5))
             torch.testing.assert_close(diffusion.drift(y, s), drift, rtol=1e-12, atol=1e-12)
             G = diffusion.dispersion(y, s)
-            assert torch.equal(G, linear.dispersion(y, s))
+            torch.testing.assert_close(G, linear.dispersion(y, s))
             assert not diffusion.noise_divergence(y, s).any()
 
 
@@ -173,7 +173,7 @@ def test_separate_and_joint_energies_agree():
     )
     y, s = normal(0, 4, 2, 3), torch.rand(4).double()
     torch.testing.assert_close(separate.drift(y, s), other.drift(y, s))
-    assert torch.equal(separate.energy(y), other.energy(y))
+    torch.testing.assert_close(separate.energy(y), other.energy(y))
 
 
 # -- shapes and dtypes -----------------------------------------------------------------------------
@@ -414,9 +414,9 @@ PATHS = {
 }
 
 
-def drifted(diffusion: HamiltonianDiffusion, step: float) -> Tensor:
+def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 4000) -> Tensor:
     """By how many standard errors paths have left the prior, the start and its end being paired."""
-    n, T = 4000, diffusion.horizon
+    T = diffusion.horizon
     y = diffusion.prior.sample((n, diffusion.num_variables, 1), generator(1))
     torch.manual_seed(2)
     zero, end = torch.zeros(()).double(), torch.tensor(T).double()
@@ -439,7 +439,7 @@ def test_paths_without_the_correction_leave_it(name, monkeypatch):
     """That the test above can fail."""
     monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 2 * PATHS[name]).max() > SE
+    assert drifted(diffusion, 2 * PATHS[name], n=16000).max() > SE  # 11 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------

@@ -218,15 +218,19 @@ def test_impossible_mlps():
 
 
 @pytest.mark.parametrize(
-    "network",
-    [MLP(2, hidden=64), UNet(2, base=16, multipliers=(1,), groups=4)],
+    ("make", "steps"),
+    [
+        (lambda: MLP(2, hidden=64), 100),
+        (lambda: UNet(2, base=16, multipliers=(1,), groups=4), 250),
+    ],
     ids=["mlp", "unet"],
 )
-def test_learns_a_function_of_x_and_log_snr(network):
+def test_learns_a_function_of_x_and_log_snr(make, steps):
     """sin of x, turned by λ: neither input alone explains any of it."""
+    network = make()
     image = isinstance(network, UNet)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(250):
+    for _ in range(steps):
         x = torch.randn(64, 2, 4, 4) if image else torch.randn(256, 2)
         log_snr = 20.0 * torch.rand(len(x)) - 8.0
         turn = (log_snr / 4.0).sin().view(-1, *(1,) * (x.dim() - 1))
@@ -234,4 +238,4 @@ def test_learns_a_function_of_x_and_log_snr(network):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.06  # a quarter of its mean square
+    assert loss.item() < 0.06  # a quarter of its mean square; 0.02 for other seeds

@@ -143,7 +143,7 @@ def test_with_other_numbers_of_variables_the_bound_agrees_within_its_error(
     before, after = bound(result.own, draws=64), bound(result.programs, draws=64)
     error = math.hypot(before.monte_carlo_error, after.monte_carlo_error)
     assert error < 0.02 * before.diffusion[0]  # it would see a factor, a sign, a missing end
-    assert abs(after.diffusion[0] - before.diffusion[0]) < 4 * error
+    assert abs(after.diffusion[0] - before.diffusion[0]) < 5 * error
 
 
 def test_the_same_network_and_weights_serve_both(run: Path) -> None:
@@ -167,8 +167,8 @@ def test_samples_under_another_diffusion_have_the_moments_of_the_data(
     n, spread = 2000, score.data_variance.sqrt()
     x = draw(model, n, steps=100, batch_size=n).double()
     assert torch.allclose(spread, torch.tensor([1.0, 0.3], dtype=torch.float64), rtol=0.1)
-    assert bool(((x.mean(0) - score.data_mean).abs() < 4 * spread / n**0.5).all())
-    assert bool(((x.std(0) / spread - 1).abs() < 4 / (2 * n) ** 0.5 + 0.02).all())  # 100 steps
+    assert bool(((x.mean(0) - score.data_mean).abs() < 5 * spread / n**0.5).all())
+    assert bool(((x.std(0) / spread - 1).abs() < 5 / (2 * n) ** 0.5 + 0.02).all())  # 100 steps
 
 
 # -- its ends --------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from pyro_mdm.sde import fold
 from pyro_mdm.simulation import SimulationError, advance, simulate
 from tests.problems import DIFFUSIONS, gaussian, learned, normal
 
-SE = 3.0  # standard errors allowed; seeds are fixed
+SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
 EXACT = Simulation(
     step_size=1.0, points=1, method="euler", probes="exact"
@@ -246,7 +246,8 @@ def test_the_integrand_is_the_implicit_bound_s(make, begin):
     assert float(expected.abs().max()) > 1
     with torch.no_grad():
         quiet = integrand(diffusion, y)
-    assert torch.equal(quiet, found) and not quiet.requires_grad
+    torch.testing.assert_close(quiet, found.detach(), rtol=1e-12, atol=1e-12)
+    assert not quiet.requires_grad
 
 
 @pytest.mark.parametrize("make", [Cubic, Multiplicative, Friction])
@@ -367,7 +368,7 @@ def test_few_derivatives_are_exact_by_default_and_many_are_probed():
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("G", ROOTS.values(), ids=ROOTS.keys())
 def test_probes_are_unbiased_and_know_their_variance(G, law):
-    n, repeats = 4, 4000
+    n, repeats = 4, 16000
     y = normal(10, n, 3, 2)
     M = pushed(y, G)
     symmetric = (M + M.mT) / 2
@@ -382,10 +383,10 @@ def test_probes_are_unbiased_and_know_their_variance(G, law):
         values = found.value.detach().reshape(n, repeats)
         trace = M.diagonal(dim1=1, dim2=2).sum(-1)
         error = (variance / probes / repeats).sqrt() + 1e-12
-        assert bool(((values.mean(1) - trace).abs() < 4 * error).all())
-        torch.testing.assert_close(
-            values.var(1), variance / probes, rtol=0.25 if law == "gaussian" else 0.12, atol=1e-12
-        )
+        assert bool(((values.mean(1) - trace).abs() < SE * error).all())
+        # Gaussian probes have heavy tails: standard deviations of this variance reach 5%, else 1.7%
+        rtol = 0.3 if law == "gaussian" else 0.12
+        torch.testing.assert_close(values.var(1), variance / probes, rtol=rtol, atol=1e-12)
         if probes == 1:
             assert bool(found.variance.isnan().all())
         else:
@@ -407,7 +408,9 @@ def test_the_variance_of_the_probes_is_that_of_the_estimate():
                 diffusion, score, y, settings, fraction=ends, brownian=bm, noise=noise
             )
         assert float(found.probe_variance.mean()) > 1e-3
-        torch.testing.assert_close(found.value.var(), found.probe_variance.mean(), rtol=0.1, atol=0)
+        torch.testing.assert_close(
+            found.value.var(), found.probe_variance.mean(), rtol=0.15, atol=0
+        )
 
 
 # -- paths -----------------------------------------------------------------------------------------
@@ -458,9 +461,9 @@ linear = pytest.mark.parametrize(
 def assert_standard_normal(white: Tensor) -> None:
     """Rows (n, m) are independent and standard normal, by their moments up to the second."""
     n, m = white.shape
-    assert float(white.mean(0).abs().max()) * math.sqrt(n) < 4
+    assert float(white.mean(0).abs().max()) * math.sqrt(n) < SE
     error = (white.mT @ white / n - torch.eye(m).double()) * math.sqrt(n)
-    assert float(error.abs().max()) < 4 * math.sqrt(2)
+    assert float(error.abs().max()) < SE * math.sqrt(2)
 
 
 @torch.no_grad()
@@ -703,9 +706,9 @@ def test_a_path_goes_on_to_the_end_if_asked_to(objective, method):
     rest = found.end.squeeze(-1) - X * terminal.mean
     spread = 0.05 if method == "euler" else 0.0
     white = torch.linalg.solve_triangular(terminal.scale_tril, rest.mT, upper=False).mT
-    assert float(white.mean(0).abs().max()) < 4 / math.sqrt(n) + spread
+    assert float(white.mean(0).abs().max()) < SE / math.sqrt(n) + spread
     error = white.mT @ white / n - torch.eye(2).double()
-    assert float(error.abs().max()) < 4 * math.sqrt(2 / n) + spread
+    assert float(error.abs().max()) < SE * math.sqrt(2 / n) + spread
 
 
 @torch.no_grad()

@@ -497,7 +497,7 @@ def test_asked_to_stop_it_saves_and_exits(
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     step = int(re.findall(r"stopped by a signal at step (\d+) and saved", out)[0])
     assert step < 200 and latest_checkpoint(run / "checkpoints").step == step
@@ -517,7 +517,7 @@ def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)  # to the launcher, which tells its processes
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -719,7 +719,7 @@ def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
         train(**long_options, run=run)
     before = latest_checkpoint(run / "checkpoints")
     process = launch(command("inference.train", "--resume", run), preexec_fn=limited)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Traceback" not in err and "free" in err
     after = latest_checkpoint(run / "checkpoints")
