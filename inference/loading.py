@@ -69,6 +69,7 @@ GUIDES: dict[str, Any] = {
 OPTIONS = {
     "protocol": "images",
     "network": "images",
+    "logit_margin": "images",
     "data": "data sets that are read from files",
     "image_size": "images of your own",
 }
@@ -285,8 +286,9 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
     Args:
         name: see :func:`find`.
         holdout: keep a validation part out of the training data.
-        options: ``protocol`` and ``network`` (images, see :mod:`models.base`), ``data`` (data sets
-            read from files), ``image_size`` (your own images); None for those that are not given.
+        options: ``protocol``, ``network`` and ``logit_margin`` (images, see :mod:`models.base`),
+            ``data`` (data sets read from files), ``image_size`` (your own images); None for those
+            that are not given.
 
     Raises:
         NameNotFoundError: see :func:`find`.

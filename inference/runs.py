@@ -108,6 +108,7 @@ LATER: dict[str, Any] = {
     "probes": None,
     "probe_law": None,
     "backpropagation": None,
+    "logit_margin": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -69,6 +69,7 @@ def train(
     data: Path | None = None,
     image_size: int | None = None,
     network: str | None = None,
+    logit_margin: float | None = None,
     holdout: bool = True,
     flip: bool = False,
     num_variables: int | None = None,
@@ -123,6 +124,8 @@ def train(
             your folder of images or .npz file.
         image_size: of --model images: cut to squares and resized to this side.
         network: of images: small, paper, … see the data set's file; by default its first.
+        logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
+            paper's is 0.05.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.

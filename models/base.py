@@ -255,9 +255,11 @@ class ImageProblem(Problem):
         protocol: ``"discrete"`` or ``"dequantized"``.
         holdout: see :class:`Problem`.
         network: a name in ``networks``; None: the first.
+        logit_margin: α of the dequantized protocol, in [0, ½); None: that of
+            :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
 
     Raises:
-        ValueError: an unknown protocol or network.
+        ValueError: an unknown protocol or network; a margin out of range or without the protocol.
     """
 
     num_levels: int = 256
@@ -276,9 +278,15 @@ class ImageProblem(Problem):
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
         network: str | None = None,
+        logit_margin: float | None = None,
     ) -> None:
         if protocol not in ("discrete", "dequantized"):
             raise ValueError(f"protocol is {protocol!r}, expected 'discrete' or 'dequantized'")
+        if protocol == "discrete" and logit_margin is not None:
+            raise ValueError(
+                f"--logit_margin is {logit_margin}, but levels are not transformed; give "
+                "--protocol dequantized too, or leave it out"
+            )
         self.network_name = self._choose(network)
         if self.network_name in self.learning_rates:
             self.learning_rate = self.learning_rates[self.network_name]
@@ -288,7 +296,8 @@ class ImageProblem(Problem):
         if protocol == "discrete":
             self.scores = ("discrete", *self.scores)
         else:
-            self.dequantization = LogitDequantization(self.num_levels)
+            margin = {} if logit_margin is None else {"margin": logit_margin}
+            self.dequantization = LogitDequantization(self.num_levels, **margin)
             self.max_log_snr = 9.0  # of VPSDE at the paper's ε = 1e-3
 
     def _choose(self, network: str | None) -> str | None:
@@ -358,7 +367,7 @@ class FileImages(ImageProblem):
 
     Args:
         data: the folder; None: ``data`` in the working directory.
-        protocol, holdout, network: see :class:`ImageProblem`.
+        protocol, holdout, network, logit_margin: see :class:`ImageProblem`.
 
     Raises:
         DataError: a file is missing or damaged; says what to run.
@@ -373,9 +382,12 @@ class FileImages(ImageProblem):
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
         network: str | None = None,
+        logit_margin: float | None = None,
     ) -> None:
         self.root = Path("data" if data is None else data).expanduser()
-        super().__init__(protocol=protocol, holdout=holdout, network=network)
+        super().__init__(
+            protocol=protocol, holdout=holdout, network=network, logit_margin=logit_margin
+        )
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor]:

@@ -498,7 +498,8 @@ class LogitDequantization:
 
     Args:
         num_levels: n.
-        margin: α, which keeps w = 0 finite.
+        margin: α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim are of the same levels
+            whatever α, but Gaussians in x are other models of them for each.
 
     Raises:
         ValueError: n < 2, α outside [0, ½), k outside {0 … n-1} or not whole.
@@ -517,7 +518,7 @@ class LogitDequantization:
         if self.num_levels < 2 or not 0 <= self.margin < 0.5:
             raise ValueError(
                 f"num_levels is {self.num_levels} and margin {self.margin}, expected at least 2 "
-                "levels and a margin in [0, 0.5)"
+                "levels and a margin in [0, 0.5), such as the paper's 0.05"
             )
 
     @property
