@@ -70,6 +70,7 @@ OPTIONS = {
     "protocol": "images",
     "network": "images",
     "logit_margin": "images",
+    "decoder": "images",
     "data": "data sets that are read from files",
     "image_size": "images of your own",
 }
@@ -286,9 +287,9 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
     Args:
         name: see :func:`find`.
         holdout: keep a validation part out of the training data.
-        options: ``protocol``, ``network`` and ``logit_margin`` (images, see :mod:`models.base`),
-            ``data`` (data sets read from files), ``image_size`` (your own images); None for those
-            that are not given.
+        options: ``protocol``, ``network``, ``logit_margin`` and ``decoder`` (images, see
+            :mod:`models.base`), ``data`` (data sets read from files), ``image_size`` (your own
+            images); None for those that are not given.
 
     Raises:
         NameNotFoundError: see :func:`find`.

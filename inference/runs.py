@@ -109,6 +109,7 @@ LATER: dict[str, Any] = {
     "probe_law": None,
     "backpropagation": None,
     "logit_margin": None,
+    "decoder": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -70,6 +70,7 @@ def train(
     image_size: int | None = None,
     network: str | None = None,
     logit_margin: float | None = None,
+    decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     holdout: bool = True,
     flip: bool = False,
     num_variables: int | None = None,
@@ -126,6 +127,8 @@ def train(
         network: of images: small, paper, … see the data set's file; by default its first.
         logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
             paper's is 0.05.
+        decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
+            joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.

@@ -30,6 +30,7 @@ from pyro_mdm.likelihoods import (
     Dequantized,
     DiscretizedGaussian,
     Gaussian,
+    JointTweedie,
     Likelihood,
     LogitDequantization,
     Tweedie,
@@ -245,7 +246,7 @@ class ImageProblem(Problem):
     - ``discrete``: x = linspace(-1, 1, num_levels)[k], a likelihood over the levels, no noise
       added; bits per dimension are -(log p)/(d ln 2).
     - ``dequantized``, the paper's: x = logit((k + u)/num_levels), u uniform and drawn anew at each
-      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with the Tweedie decoder (the
+      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with a Tweedie decoder (the
       Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
       need ``transform``'s log-determinant and ``dequantized_levels``.
 
@@ -257,9 +258,12 @@ class ImageProblem(Problem):
         network: a name in ``networks``; None: the first.
         logit_margin: α of the dequantized protocol, in [0, ½); None: that of
             :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
+        decoder: of the dequantized protocol: ``"tweedie"`` (None too), or ``"joint_tweedie"``, the
+            paper's :class:`~pyro_mdm.likelihoods.JointTweedie`.
 
     Raises:
-        ValueError: an unknown protocol or network; a margin out of range or without the protocol.
+        ValueError: an unknown protocol, network or decoder; a margin out of range; a margin or
+            decoder without the protocol.
     """
 
     num_levels: int = 256
@@ -279,14 +283,19 @@ class ImageProblem(Problem):
         holdout: bool = False,
         network: str | None = None,
         logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         if protocol not in ("discrete", "dequantized"):
             raise ValueError(f"protocol is {protocol!r}, expected 'discrete' or 'dequantized'")
-        if protocol == "discrete" and logit_margin is not None:
-            raise ValueError(
-                f"--logit_margin is {logit_margin}, but levels are not transformed; give "
-                "--protocol dequantized too, or leave it out"
-            )
+        for option, value in (("logit_margin", logit_margin), ("decoder", decoder)):
+            if protocol == "discrete" and value is not None:
+                raise ValueError(
+                    f"--{option} is {value}, which is for dequantized images; give --protocol "
+                    "dequantized too, or leave it out"
+                )
+        if decoder not in (None, "tweedie", "joint_tweedie"):
+            raise ValueError(f"--decoder is {decoder!r}, expected 'tweedie' or 'joint_tweedie'")
+        self.decoder = decoder
         self.network_name = self._choose(network)
         if self.network_name in self.learning_rates:
             self.learning_rate = self.learning_rates[self.network_name]
@@ -355,7 +364,14 @@ class ImageProblem(Problem):
 
     def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is not None:
-            return Tweedie() if isinstance(diffusion, LinearDiffusion) else Gaussian()
+            if not isinstance(diffusion, LinearDiffusion):
+                if self.decoder is not None:
+                    raise ValueError(
+                        f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
+                        f"and {type(diffusion).__name__} has none in closed form; leave it out"
+                    )
+                return Gaussian()
+            return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
         return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
 
 
@@ -367,7 +383,7 @@ class FileImages(ImageProblem):
 
     Args:
         data: the folder; None: ``data`` in the working directory.
-        protocol, holdout, network, logit_margin: see :class:`ImageProblem`.
+        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
 
     Raises:
         DataError: a file is missing or damaged; says what to run.
@@ -383,10 +399,15 @@ class FileImages(ImageProblem):
         holdout: bool = False,
         network: str | None = None,
         logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         self.root = Path("data" if data is None else data).expanduser()
         super().__init__(
-            protocol=protocol, holdout=holdout, network=network, logit_margin=logit_margin
+            protocol=protocol,
+            holdout=holdout,
+            network=network,
+            logit_margin=logit_margin,
+            decoder=decoder,
         )
 
     @abstractmethod

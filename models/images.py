@@ -65,7 +65,7 @@ class Images(ImageProblem):
         data: the folder or .npz file.
         image_size: cut the middle square out of each image and scale it to this many pixels a side
             (Lanczos, antialiased).
-        protocol, holdout, network, logit_margin: see :class:`ImageProblem`.
+        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
 
     Raises:
         ValueError: no ``data``; an image size that is not positive; images whose size does not suit
@@ -88,6 +88,7 @@ class Images(ImageProblem):
         holdout: bool = False,
         network: str | None = None,
         logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         if data is None:
             raise ValueError(
@@ -98,7 +99,11 @@ class Images(ImageProblem):
             raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
         self.root, self.image_size = Path(data).expanduser(), image_size
         super().__init__(
-            protocol=protocol, holdout=holdout, network=network, logit_margin=logit_margin
+            protocol=protocol,
+            holdout=holdout,
+            network=network,
+            logit_margin=logit_margin,
+            decoder=decoder,
         )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
 from models.files import spread
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim
+from pyro_mdm.likelihoods import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores import Denoiser
 
@@ -168,8 +169,18 @@ def test_what_the_margin_is_to_independent_pixels(margin: float | None, expected
 def test_a_margin_is_of_the_dequantized_protocol_and_below_a_half() -> None:
     with pytest.raises(ValueError, match=r"logit_margin is 0\.05.*give --protocol dequantized"):
         Digits(logit_margin=0.05)
+    with pytest.raises(ValueError, match=r"decoder is tweedie.*give --protocol dequantized"):
+        Digits(decoder="tweedie")
+    with pytest.raises(ValueError, match=r"decoder is 'best', expected 'tweedie' or 'joint_"):
+        Digits(protocol="dequantized", decoder="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"margin 0\.5, expected .*such as the paper's 0\.05"):
         Digits(protocol="dequantized", logit_margin=0.5)
+
+
+def test_the_decoder_of_dequantized_images_is_chosen() -> None:
+    for decoder, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
+        problem = Digits(protocol="dequantized", decoder=decoder)  # type: ignore[arg-type]
+        assert isinstance(problem.build(CLD(max_log_snr=9.0), score="noise").likelihood, kind)
 
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
