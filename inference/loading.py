@@ -535,8 +535,8 @@ def _fit_clock(
             raise ValueError(
                 f"min_log_snr {target} must be below max_log_snr {diffusion.max_log_snr}"
             )
-        diffusion.min_log_snr = float(target)
-        diffusion.max_log_snr = diffusion.max_log_snr  # forgets what the old clock gave
+        # what the old clock gave is forgotten, and a cut at a time is one at the log SNR there
+        diffusion.max_log_snr, diffusion.min_log_snr = diffusion.max_log_snr, float(target)
     start = diffusion.start_time.item()
     ends = (
         f"log SNR from {diffusion.max_log_snr:.6g} at ε = {start:.4g} to "

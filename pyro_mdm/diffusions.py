@@ -213,10 +213,13 @@ class LinearDiffusion(Diffusion):
         max_log_snr: λ at the start time ε, where the generative process hands over to the decoder.
             The same λ makes diffusions comparable; the same ε does not.
         min_log_snr: if given, the clock is multiplied by the number that makes log SNR(T) equal it.
+        cut_time: ε as a time, as the paper has it, instead of by ``max_log_snr``, which then is
+            whatever λ(ε) is, also while the diffusion is learned. Not with ``min_log_snr``.
 
     Raises:
         ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
-            semi-definite, Σ_∞ not positive definite, (A, G) not controllable.
+            semi-definite, Σ_∞ not positive definite, (A, G) not controllable, ends that make no
+            sense.
 
     Example:
         >>> diffusion = LinearDiffusion(Q=[[0.0, -1.0], [1.0, 0.0]], D=[[0.0, 0.0], [0.0, 2.0]])
@@ -240,6 +243,7 @@ class LinearDiffusion(Diffusion):
         initial_variance: float | Sequence[float] = 0.01,
         max_log_snr: float = 13.0,
         min_log_snr: float | None = None,
+        cut_time: float | None = None,
     ) -> None:
         super().__init__()
         Q, D = _square("Q", Q), _square("D", D)
@@ -254,6 +258,7 @@ class LinearDiffusion(Diffusion):
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
         self.max_log_snr = max_log_snr
+        self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
         self.min_log_snr = None if min_log_snr is None else float(min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         self._register_matrices(Q, D)
@@ -529,17 +534,25 @@ class LinearDiffusion(Diffusion):
 
     @property
     def max_log_snr(self) -> float:
-        """λ at the start time ε."""
-        return self._max_log_snr
+        """λ at the start time ε; it follows the diffusion if that is cut at a time."""
+        if self._cut_time is None:
+            return self._max_log_snr
+        with torch.no_grad():
+            return float(self.start.log_snr)
 
     @max_log_snr.setter
     def max_log_snr(self, value: float) -> None:
         self._cache.clear()
-        self._max_log_snr = float(value)
+        self._max_log_snr, self._cut_time = float(value), None
+
+    @property
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time. Setting ``max_log_snr`` ends that."""
+        return self._cut_time
 
     @property
     def start_time(self) -> Tensor:
-        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``."""
+        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
         return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
 
     @property
@@ -562,6 +575,8 @@ class LinearDiffusion(Diffusion):
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
+        if self._cut_time is not None:
+            return self.clock(self._cut_time)
         start, end = self._end_clocks()[0], self.clock(self.horizon)
         if not start.item() < end.item():
             low = self._factor(end)[2].log_snr.item()
@@ -832,6 +847,19 @@ def _square(name: str, value: Matrix) -> Tensor:
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"{name} has entries that are not finite: {matrix.tolist()}")
     return matrix
+
+
+def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:
+    if value is None:
+        return None
+    if not 0 < value < horizon:
+        raise ValueError(f"cut_time is {value}, expected a time between 0 and T = {horizon:g}")
+    if min_log_snr is not None:
+        raise ValueError(
+            f"cut_time is {value} and min_log_snr {min_log_snr}, to which the clock is scaled and "
+            "with it what that time means; give max_log_snr instead of cut_time"
+        )
+    return float(value)
 
 
 def _variance(name: str, value: Any, size: int) -> Tensor:

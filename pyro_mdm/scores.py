@@ -313,8 +313,17 @@ class DenoiserScore(Score):
 
         λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
         diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+
+        Raises:
+            ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
         """
         low = diffusion.terminal_log_snr
+        if diffusion.cut_time is not None and low.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
+                f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
+                "score of the raw state, such as NoisePrediction"
+            )
         width = diffusion.max_log_snr - low.detach()
         log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
         if not low.requires_grad:

@@ -323,13 +323,19 @@ def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float
     assert bool((deviation < 4.5 * error + 1e-6).all()), (deviation / error).tolist()
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "joint"])
+@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published"])
 def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
-    """With λ held at both ends, the loss at a seed is a function that autograd differentiates."""
+    """The loss at a seed is a function that autograd differentiates: with λ held at both ends, and
+    for the paper's choices (D diagonal, cut in time, its decoder) with λ moving at both."""
     torch.manual_seed(4)
-    diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
-    with torch.no_grad():
-        diffusion.B.add_(0.2 * torch.randn_like(diffusion.B))
+    if kind == "published":
+        diffusion = LearnedDiffusion(2, diagonal=True, seed=4, cut_time=0.02)
+        rest = diffusion.d
+    else:
+        diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
+        rest = diffusion.B
+        with torch.no_grad():
+            rest.add_(0.2 * torch.randn_like(rest))
 
     class Small(nn.Module):
         def __init__(self, width: int) -> None:
@@ -343,12 +349,12 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
         score, options = Denoiser(Small(DIMS), MEAN, VARIANCE), {}
     else:
         make = RawScore if kind == "raw" else NoisePrediction
-        decoder = JointTweedie() if kind == "joint" else Gaussian(MEAN, VARIANCE)
+        decoder = JointTweedie() if kind == "published" else Gaussian(MEAN, VARIANCE)
         score, options = make(Small(2 * DIMS)), {"likelihood": decoder}
     model, guide = programs(diffusion, score, **options)
     x = data(16)
     elbo = MDM_ELBO()(model, guide)
-    parameters = [diffusion.lower, diffusion.B, score.network.layer.bias]
+    parameters = [diffusion.lower, rest, score.network.layer.bias]
 
     def loss() -> Tensor:
         pyro.set_rng_seed(5)
@@ -358,6 +364,12 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     expected = numerical_gradient(loss, parameters)
     for f, e in zip(found, expected, strict=True):
         assert torch.allclose(f, e, rtol=2e-5, atol=1e-6 * max(1.0, float(e.abs().max())))
+
+
+def test_a_denoiser_is_not_trained_with_a_diffusion_that_moves_its_upper_end() -> None:
+    model, guide = programs(LearnedDiffusion(2, cut_time=0.01), denoiser())
+    with pytest.raises(ValueError, match=r"cut at the time 0\.01; set diffusion\.max_log_snr"):
+        MDM_ELBO()(model, guide)(data(4))
 
 
 # -- training through Pyro and through torch -------------------------------------------------------

@@ -473,7 +473,7 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol
     if protocol == "dequantized":  # a linear diffusion keeps the paper's
         assert isinstance(problem.build(VPSDE(max_log_snr=6.0)).likelihood, Tweedie)
         problem.decoder = "joint_tweedie"
-        with pytest.raises(ValueError, match="decoder is joint_tweedie.*leave it out"):
+        with pytest.raises(ValueError, match=r"decoder is joint_tweedie.*leave it out"):
             problem.build(diffusion)
 
 
