@@ -110,6 +110,7 @@ LATER: dict[str, Any] = {
     "backpropagation": None,
     "logit_margin": None,
     "decoder": None,
+    "decoder_in_loss": True,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

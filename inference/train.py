@@ -71,6 +71,7 @@ def train(
     network: str | None = None,
     logit_margin: float | None = None,
     decoder: Literal["tweedie", "joint_tweedie"] | None = None,
+    decoder_in_loss: bool = True,
     holdout: bool = True,
     flip: bool = False,
     num_variables: int | None = None,
@@ -129,6 +130,8 @@ def train(
             paper's is 0.05.
         decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
             joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
+        decoder_in_loss: false for the paper's training loss, without the decoder's term: the
+            training objective is then no bound on data. Measurements always are.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.
@@ -155,7 +158,8 @@ def train(
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: after it: a cosine that falls to zero, or a constant rate.
         clip: largest norm of the gradient of the loss in nats per dimension.
-        ema_decay: of the averaged weights, which are the ones evaluated and sampled.
+        ema_decay: of the averaged weights, which are the ones evaluated and sampled; 0 for no
+            averaging.
         seed: of everything random.
         log_every: steps between entries of the training objective.
         measure_every: steps between measurements of the bound (averaged weights).
@@ -245,7 +249,8 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
     mine = range(fabric.global_rank * micro_batches, (fabric.global_rank + 1) * micro_batches)
     pieces, flip = (mine, count), settings["flip"]
     batches = Batches(problem.train, batch_size, seed, fabric.device, pieces=pieces, flip=flip)
-    loss_of, stepper = fabric.setup(MDM_ELBO()(model, guide), trainee.optimizer)
+    elbo = MDM_ELBO(decoder=settings["decoder_in_loss"])
+    loss_of, stepper = fabric.setup(elbo(model, guide), trainee.optimizer)
     began = time.monotonic() - spent
 
     writer = None
@@ -461,6 +466,11 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
     for name in f"{names} draws num_samples sampler_steps clip".split():
         if not settings[name] > 0:
             raise ValueError(f"--{name} is {settings[name]}, expected a positive number")
+    if not 0 <= settings["ema_decay"] < 1:
+        raise ValueError(
+            f"--ema_decay is {settings['ema_decay']}, expected a number from 0, no averaging, to "
+            "1, excluded; 0.995 averages over some 200 steps"
+        )
     pieces = processes * settings["micro_batches"]
     if settings["batch_size"] % pieces:
         raise ValueError(
@@ -478,6 +488,11 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
     if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
         raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
     if isinstance(diffusion, NonlinearDiffusion):
+        if not settings["decoder_in_loss"]:
+            raise ValueError(
+                f"--decoder_in_loss false needs the law of y_ε given x in closed form, and "
+                f"{settings['guide']} is simulated; leave it out"
+            )
         twice = diffusion.simulation.objective == "ism"
         if backend not in (None, "eager") and twice:
             raise ValueError(

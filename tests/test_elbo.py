@@ -323,6 +323,49 @@ def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float
     assert bool((deviation < 4.5 * error + 1e-6).all()), (deviation / error).tolist()
 
 
+@pytest.mark.parametrize("make", [VPSDE, CLD, MALDA], ids=["K1", "K2", "K3"])
+def test_the_loss_without_the_decoder_is_a_bound_on_the_start(make) -> None:
+    """-log p(y_ε) + log q(v_0) on average, from laws that are sampled; no network call for it."""
+    pyro.set_rng_seed(8)
+    diffusion, dims = make(max_log_snr=3.0), 64
+    x = data(400, dims)
+    with torch.no_grad():
+        model, guide = programs(diffusion, denoiser(), dims, likelihood=JointTweedie())
+        found = [MDM_ELBO(decoder=False).loss(model, guide, x) / len(x) for _ in range(10)]
+        # log p(x) = log p(y_ε) + log q(x | y_ε) - log q(y_ε | x), with the exact score
+        path = guide.law(x)
+        y = path.rsample()
+        a, Sigma = diffusion.start.mean, diffusion.start.covariance
+        total = torch.distributions.MultivariateNormal(a * MEAN, Sigma + VARIANCE * a.outer(a))
+        log_p = total.log_prob(y.squeeze(1).movedim(1, -1)).sum(-1)
+        K = diffusion.num_variables
+        v_0 = math.sqrt(0.01) * torch.randn(len(x), dims, K - 1, dtype=torch.float64)
+        log_q = torch.distributions.Normal(0.0, math.sqrt(0.01)).log_prob(v_0).sum((-1, -2))
+        mismatch = (torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x).sum(-1)) - (
+            exact_bound(diffusion, x)
+        )
+        drawn = log_q - log_p + mismatch
+        error = math.sqrt(float(drawn.var()) / len(x) + float(torch.tensor(found).var()) / 10)
+        assert error < 0.02 * dims
+        assert abs(sum(found) / 10 - float(drawn.mean())) < 5 * error
+
+
+def test_the_loss_without_the_decoder_calls_the_network_once() -> None:
+    calls = []
+
+    class Counting(Wrong):
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            calls.append(len(z))
+            return super().forward(z, log_snr)
+
+    score = Denoiser(Counting(), data_mean=MEAN, data_variance=VARIANCE)
+    model, guide = programs(CLD(max_log_snr=3.0), score, likelihood=JointTweedie())
+    MDM_ELBO(decoder=False)(model, guide)(data(20)).backward()
+    assert calls == [20]
+    MDM_ELBO()(model, guide)(data(20))
+    assert calls == [20, 20, 20]
+
+
 @pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published"])
 def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     """The loss at a seed is a function that autograd differentiates: with λ held at both ends, and
@@ -353,7 +396,7 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
         score, options = make(Small(2 * DIMS)), {"likelihood": decoder}
     model, guide = programs(diffusion, score, **options)
     x = data(16)
-    elbo = MDM_ELBO()(model, guide)
+    elbo = MDM_ELBO(decoder=kind != "published")(model, guide)
     parameters = [diffusion.lower, rest, score.network.layer.bias]
 
     def loss() -> Tensor:
