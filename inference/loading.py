@@ -355,6 +355,15 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         simulation={name: settings.get(name) for name in SIMULATION},
     )
     model = problem.build(diffusion, score=settings["score"], fitted=fitted)
+    if (times := settings.get("times")) is not None:
+        score = model.score_function
+        if isinstance(score, DenoiserScore) or not isinstance(diffusion, LinearDiffusion):
+            raise ValueError(
+                f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
+                f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
+                "out, or use --score noise"
+            )
+        score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
 
 

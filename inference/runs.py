@@ -111,6 +111,7 @@ LATER: dict[str, Any] = {
     "logit_margin": None,
     "decoder": None,
     "decoder_in_loss": True,
+    "times": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -72,6 +72,7 @@ def train(
     logit_margin: float | None = None,
     decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     decoder_in_loss: bool = True,
+    times: Literal["log_volume", "vpsde"] | None = None,
     holdout: bool = True,
     flip: bool = False,
     num_variables: int | None = None,
@@ -132,6 +133,8 @@ def train(
             joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
         decoder_in_loss: false for the paper's training loss, without the decoder's term: the
             training objective is then no bound on data. Measurements always are.
+        times: law of the times of training, of scores of the raw state: uniform in log_volume (by
+            default), or vpsde, the importance times of the paper.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.

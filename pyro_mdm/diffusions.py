@@ -377,6 +377,11 @@ class LinearDiffusion(Diffusion):
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau / self._clock_scale())
 
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
+        s = self._from_clock(tau)
+        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+
     def rate(self, s: Times) -> Tensor:
         """β(s), like s."""
         return self._clock_scale() * self.beta.rate(self._time("s", s))
@@ -685,8 +690,7 @@ class LinearDiffusion(Diffusion):
                 f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
             )
         tau = self._clock_gradient(self._clock_root(value, of=LOG_VOLUME), value, LOG_VOLUME)
-        s = self._from_clock(tau)
-        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+        return self.time_at_clock(tau)
 
     def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
         return log_det - 2 * tau * self.unit_drift.diagonal().sum()
