@@ -38,7 +38,7 @@ from pyro_mdm.likelihoods import (
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores import Score
 
-__all__ = ["FIT_SIZE", "PAPER", "SMALL", "FileImages", "ImageProblem", "Problem"]
+__all__ = ["FIT_SIZE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem", "Problem"]
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""
@@ -69,6 +69,9 @@ PAPER: dict[str, Any] = {
     "dropout": 0.1,
 }
 """The U-Net of the paper's scale, 35.5 million parameters for 3×32×32; see :class:`UNet`."""
+
+PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
+"""The same without dropout, as in the configurations released with the paper."""
 
 
 class Problem(ABC):
@@ -273,7 +276,7 @@ class ImageProblem(Problem):
     networks: ClassVar[dict[str, dict[str, Any]]] = {}
     """Options of :class:`UNet` by name; the first is the default."""
 
-    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4}
+    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""
 
     def __init__(

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from models.base import PAPER, SMALL, ImageProblem
+from models.base import PAPER, PUBLISHED, SMALL, ImageProblem
 from models.files import DataError
 
 __all__ = ["Images"]
@@ -77,7 +77,7 @@ class Images(ImageProblem):
     name = "images"
     max_log_snr = 13.0
     steps = 10_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def __init__(
         self,
