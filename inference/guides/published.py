@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def _published(make: Guide) -> tuple[Guide, Guide]:
     return at_log_snr, at_time
 
 
-def _learned(num_variables: int, **options: object) -> LinearDiffusion:
+def _learned(num_variables: int, **options: Any) -> LinearDiffusion:
     seed = torch.initial_seed()  # draws nothing, so that networks begin as with other guides
     return LearnedDiffusion(num_variables, diagonal=True, seed=seed, **options)
 
