@@ -366,14 +366,18 @@ def test_the_loss_without_the_decoder_calls_the_network_once() -> None:
     assert calls == [20, 20, 20]
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published"])
+@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published", "importance"])
 def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     """The loss at a seed is a function that autograd differentiates: with λ held at both ends, and
-    for the paper's choices (D diagonal, cut in time, its decoder) with λ moving at both."""
+    for the paper's choices (D diagonal, cut in time, its decoder) or its times with a learned
+    clock, with λ moving."""
     torch.manual_seed(4)
     if kind == "published":
         diffusion = LearnedDiffusion(2, diagonal=True, seed=4, cut_time=0.02)
         rest = diffusion.d
+    elif kind == "importance":
+        diffusion = LearnedDiffusion(2, learn_beta=True, max_log_snr=3.0)
+        rest = diffusion.B
     else:
         diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
         rest = diffusion.B
@@ -394,12 +398,12 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
         make = RawScore if kind == "raw" else NoisePrediction
         decoder = JointTweedie() if kind == "published" else Gaussian(MEAN, VARIANCE)
         score, options = make(Small(2 * DIMS)), {"likelihood": decoder}
-    if kind == "published":
+    if kind in ("published", "importance"):
         score.times = "vpsde"
     model, guide = programs(diffusion, score, **options)
     x = data(16)
     elbo = MDM_ELBO(decoder=kind != "published")(model, guide)
-    parameters = [diffusion.lower, rest, score.network.layer.bias]
+    parameters = [*diffusion.parameters(), score.network.layer.bias]
 
     def loss() -> Tensor:
         pyro.set_rng_seed(5)
