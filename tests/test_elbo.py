@@ -275,6 +275,14 @@ def test_joint_tweedie_keeps_the_bound_and_is_below_the_exact_decoder(make) -> N
         check_mean(values, truth, largest_error=0.02 * dims, sigmas=5.0)
 
 
+def test_what_joint_tweedie_costs_at_the_papers_cut_and_at_a_late_one() -> None:
+    """Bits/dim below the exact decoder, for CLD on the paper's clock."""
+    for cut, expected in ((1e-3, 0.0006), (0.1, 1.7)):
+        with torch.no_grad():
+            gap = joint_gap(CLD(beta=LinearBeta(0.1, 10.0), cut_time=cut)) / math.log(2)
+        assert gap == pytest.approx(expected, rel=0.1)
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 
