@@ -418,7 +418,16 @@ class JointTweedie(Likelihood):
     def forward(
         self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> JointTweedieDecoder:
-        """The decoder at y_ε. The network is called when that is first asked for a number."""
+        """The decoder at y_ε. The network is called when that is first asked for a number.
+
+        Raises:
+            TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
+        """
+        if not isinstance(diffusion, LinearDiffusion):
+            raise TypeError(
+                f"JointTweedie is made of the law of y_ε given x and v_0, and "
+                f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"
+            )
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
         return JointTweedieDecoder(diffusion, score, y, batch_dim)
 

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mdm import discrete
+from pyro_mdm import Simulated, discrete
 from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
 from pyro_mdm.likelihoods import (
     DiscretizedGaussian,
@@ -455,6 +455,11 @@ def test_bad_input_is_named(what: str) -> None:
 def test_network_posterior_needs_levels() -> None:
     with pytest.raises(TypeError, match="got Denoiser; use DiscreteDenoiser"):
         NetworkPosterior()(CLD(), Denoiser(Zero()), Y)
+
+
+def test_joint_tweedie_needs_a_closed_form() -> None:
+    with pytest.raises(TypeError, match="Simulated has none in closed form; decode with Gaussian"):
+        JointTweedie()(Simulated(CLD(max_log_snr=5.0)), RawScore(Zero()), Y)  # type: ignore[arg-type]
 
 
 def test_dequantization_takes_bytes_of_256_levels() -> None:
