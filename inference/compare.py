@@ -193,6 +193,8 @@ def _data(entry: Entry, part: str) -> str:
     protocol = "" if entry.protocol is None else f", --protocol {entry.protocol}"
     shape = "×".join(map(str, problem.event_shape))
     number = len(getattr(problem, part))
+    if (logit := getattr(problem, "dequantization", None)) is not None:
+        protocol += f" --logit_margin {logit.margin:g}"
     return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
 
 

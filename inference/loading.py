@@ -70,6 +70,8 @@ GUIDES: dict[str, Any] = {
 OPTIONS = {
     "protocol": "images",
     "network": "images",
+    "logit_margin": "images",
+    "decoder": "images",
     "data": "data sets that are read from files",
     "image_size": "images of your own",
 }
@@ -289,13 +291,16 @@ def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float 
     """Scale a learned diffusion of one's own to the λ(T) that ``--guide learned`` has.
 
     Args:
-        diffusion: changed if it is a :class:`LearnedDiffusion` that leaves λ(T) to its clock.
+        diffusion: changed if it is a :class:`LearnedDiffusion` that leaves λ(T) to its clock, and
+            is not cut at a time.
         score: what it is for; nothing is changed for one that is no denoiser.
 
     Returns:
         λ(T) if it was changed.
     """
     if not isinstance(diffusion, LearnedDiffusion) or diffusion.min_log_snr is not None:
+        return None
+    if diffusion.cut_time is not None:
         return None
     if score is not None and not isinstance(score, DenoiserScore):
         return None
@@ -354,8 +359,9 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
     Args:
         name: see :func:`find`.
         holdout: keep a validation part out of the training data.
-        options: ``protocol`` and ``network`` (images, see :mod:`models.base`), ``data`` (data sets
-            read from files), ``image_size`` (your own images); None for those that are not given.
+        options: ``protocol``, ``network``, ``logit_margin`` and ``decoder`` (images, see
+            :mod:`models.base`), ``data`` (data sets read from files), ``image_size`` (your own
+            images); None for those that are not given.
 
     Raises:
         NameNotFoundError: see :func:`find`.
@@ -423,6 +429,15 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         simulation={name: settings.get(name) for name in SIMULATION},
     )
     model = problem.build(diffusion, score=settings["score"], fitted=fitted)
+    if (times := settings.get("times")) is not None:
+        score = model.score_function
+        if isinstance(score, DenoiserScore) or not isinstance(diffusion, LinearDiffusion):
+            raise ValueError(
+                f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
+                f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
+                "out, or use --score noise"
+            )
+        score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
 
 

@@ -111,6 +111,10 @@ LATER: dict[str, Any] = {
     "probe_law": None,
     "backpropagation": None,
     "stationary_variance": None,
+    "logit_margin": None,
+    "decoder": None,
+    "decoder_in_loss": True,
+    "times": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -71,6 +71,10 @@ def train(
     data: Path | None = None,
     image_size: int | None = None,
     network: str | None = None,
+    logit_margin: float | None = None,
+    decoder: Literal["tweedie", "joint_tweedie"] | None = None,
+    decoder_in_loss: bool = True,
+    times: Literal["log_volume", "vpsde"] | None = None,
     holdout: bool = True,
     flip: bool = False,
     num_variables: int | None = None,
@@ -128,6 +132,14 @@ def train(
             your folder of images or .npz file.
         image_size: of --model images: cut to squares and resized to this side.
         network: of images: small, paper, … see the data set's file; by default its first.
+        logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
+            paper's is 0.05.
+        decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
+            joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
+        decoder_in_loss: false for the paper's training loss, without the decoder's term: the
+            training objective is then no bound on data. Measurements always are.
+        times: law of the times of training, of scores of the raw state: uniform in log_volume (by
+            default), or vpsde, the importance times of the paper.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
         num_variables: K of a learned guide, 2 by default.
@@ -159,7 +171,8 @@ def train(
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: after it: a cosine that falls to zero, or a constant rate.
         clip: largest norm of the gradient of the loss in nats per dimension.
-        ema_decay: of the averaged weights, which are the ones evaluated and sampled.
+        ema_decay: of the averaged weights, which are the ones evaluated and sampled; 0 for no
+            averaging.
         seed: of everything random.
         log_every: steps between entries of the training objective.
         measure_every: steps between measurements of the bound (averaged weights).
@@ -258,7 +271,8 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
     mine = range(fabric.global_rank * micro_batches, (fabric.global_rank + 1) * micro_batches)
     pieces, flip = (mine, count), settings["flip"]
     batches = Batches(problem.train, batch_size, seed, fabric.device, pieces=pieces, flip=flip)
-    loss_of, stepper = fabric.setup(MDM_ELBO()(model, guide), trainee.optimizer)
+    elbo = MDM_ELBO(decoder=settings["decoder_in_loss"])
+    loss_of, stepper = fabric.setup(elbo(model, guide), trainee.optimizer)
     began = time.monotonic() - spent
 
     writer = None
@@ -482,6 +496,11 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
             f"--diffusion_learning_rate is {settings['diffusion_learning_rate']}, expected a "
             "positive number, or 0 for a diffusion that is left as it starts"
         )
+    if not 0 <= settings["ema_decay"] < 1:
+        raise ValueError(
+            f"--ema_decay is {settings['ema_decay']}, expected a number from 0, no averaging, to "
+            "1, excluded; 0.995 averages over some 200 steps"
+        )
     pieces = processes * settings["micro_batches"]
     if settings["batch_size"] % pieces:
         raise ValueError(
@@ -505,6 +524,11 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
     if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
         raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
     if isinstance(diffusion, NonlinearDiffusion):
+        if not settings["decoder_in_loss"]:
+            raise ValueError(
+                f"--decoder_in_loss false needs the law of y_ε given x in closed form, and "
+                f"{settings['guide']} is simulated; leave it out"
+            )
         twice = diffusion.simulation.objective == "ism"
         if backend not in (None, "eager") and twice:
             raise ValueError(

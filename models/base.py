@@ -30,6 +30,7 @@ from pyro_mdm.likelihoods import (
     Dequantized,
     DiscretizedGaussian,
     Gaussian,
+    JointTweedie,
     Likelihood,
     LogitDequantization,
     Tweedie,
@@ -37,7 +38,7 @@ from pyro_mdm.likelihoods import (
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores import Score
 
-__all__ = ["FIT_SIZE", "PAPER", "SMALL", "FileImages", "ImageProblem", "Problem"]
+__all__ = ["FIT_SIZE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem", "Problem"]
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""
@@ -68,6 +69,9 @@ PAPER: dict[str, Any] = {
     "dropout": 0.1,
 }
 """The U-Net of the paper's scale, 35.5 million parameters for 3×32×32; see :class:`UNet`."""
+
+PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
+"""The same without dropout, as in the configurations released with the paper."""
 
 
 class Problem(ABC):
@@ -245,7 +249,7 @@ class ImageProblem(Problem):
     - ``discrete``: x = linspace(-1, 1, num_levels)[k], a likelihood over the levels, no noise
       added; bits per dimension are -(log p)/(d ln 2).
     - ``dequantized``, the paper's: x = logit((k + u)/num_levels), u uniform and drawn anew at each
-      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with the Tweedie decoder (the
+      use (:class:`pyro_mdm.likelihoods.LogitDequantization`), with a Tweedie decoder (the
       Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
       need ``transform``'s log-determinant and ``dequantized_levels``.
 
@@ -255,9 +259,14 @@ class ImageProblem(Problem):
         protocol: ``"discrete"`` or ``"dequantized"``.
         holdout: see :class:`Problem`.
         network: a name in ``networks``; None: the first.
+        logit_margin: α of the dequantized protocol, in [0, ½); None: that of
+            :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
+        decoder: of the dequantized protocol: ``"tweedie"`` (None too), or ``"joint_tweedie"``, the
+            paper's :class:`~pyro_mdm.likelihoods.JointTweedie`.
 
     Raises:
-        ValueError: an unknown protocol or network.
+        ValueError: an unknown protocol, network or decoder; a margin out of range; a margin or
+            decoder without the protocol.
     """
 
     num_levels: int = 256
@@ -267,7 +276,7 @@ class ImageProblem(Problem):
     networks: ClassVar[dict[str, dict[str, Any]]] = {}
     """Options of :class:`UNet` by name; the first is the default."""
 
-    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4}
+    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""
 
     def __init__(
@@ -276,9 +285,20 @@ class ImageProblem(Problem):
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
         network: str | None = None,
+        logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         if protocol not in ("discrete", "dequantized"):
             raise ValueError(f"protocol is {protocol!r}, expected 'discrete' or 'dequantized'")
+        for option, value in (("logit_margin", logit_margin), ("decoder", decoder)):
+            if protocol == "discrete" and value is not None:
+                raise ValueError(
+                    f"--{option} is {value}, which is for dequantized images; give --protocol "
+                    "dequantized too, or leave it out"
+                )
+        if decoder not in (None, "tweedie", "joint_tweedie"):
+            raise ValueError(f"--decoder is {decoder!r}, expected 'tweedie' or 'joint_tweedie'")
+        self.decoder = decoder
         self.network_name = self._choose(network)
         if self.network_name in self.learning_rates:
             self.learning_rate = self.learning_rates[self.network_name]
@@ -288,7 +308,8 @@ class ImageProblem(Problem):
         if protocol == "discrete":
             self.scores = ("discrete", *self.scores)
         else:
-            self.dequantization = LogitDequantization(self.num_levels)
+            margin = {} if logit_margin is None else {"margin": logit_margin}
+            self.dequantization = LogitDequantization(self.num_levels, **margin)
             self.max_log_snr = 9.0  # of VPSDE at the paper's ε = 1e-3
 
     def _choose(self, network: str | None) -> str | None:
@@ -346,7 +367,14 @@ class ImageProblem(Problem):
 
     def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is not None:
-            return Tweedie() if isinstance(diffusion, LinearDiffusion) else Gaussian()
+            if not isinstance(diffusion, LinearDiffusion):
+                if self.decoder is not None:
+                    raise ValueError(
+                        f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
+                        f"and {type(diffusion).__name__} has none in closed form; leave it out"
+                    )
+                return Gaussian()
+            return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
         return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
 
 
@@ -358,7 +386,7 @@ class FileImages(ImageProblem):
 
     Args:
         data: the folder; None: ``data`` in the working directory.
-        protocol, holdout, network: see :class:`ImageProblem`.
+        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
 
     Raises:
         DataError: a file is missing or damaged; says what to run.
@@ -373,9 +401,17 @@ class FileImages(ImageProblem):
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
         network: str | None = None,
+        logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         self.root = Path("data" if data is None else data).expanduser()
-        super().__init__(protocol=protocol, holdout=holdout, network=network)
+        super().__init__(
+            protocol=protocol,
+            holdout=holdout,
+            network=network,
+            logit_margin=logit_margin,
+            decoder=decoder,
+        )
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import PAPER, SMALL, FileImages
+from models.base import PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, python_command, unpickle_arrays
 
 __all__ = ["CIFAR10"]
@@ -33,7 +33,7 @@ class CIFAR10(FileImages):
     event_shape = (3, 32, 32)
     max_log_snr = 13.0
     steps = 20_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def parts(self) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import CIFAR10 as official

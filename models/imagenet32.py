@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.base import PAPER, SMALL, FileImages
+from models.base import PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, cached, spread
 
 __all__ = ["ImageNet32New", "ImageNet32Old"]
@@ -97,7 +97,7 @@ class ImageNet32(FileImages):
     max_log_snr = 13.0
     steps = 50_000
     held_out = 10_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     sizes: ClassVar[dict[str, int]]
     """Images of the official training set (train) and validation set (test)."""

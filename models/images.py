@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from models.base import PAPER, SMALL, ImageProblem
+from models.base import PAPER, PUBLISHED, SMALL, ImageProblem
 from models.files import DataError
 
 __all__ = ["Images"]
@@ -65,7 +65,7 @@ class Images(ImageProblem):
         data: the folder or .npz file.
         image_size: cut the middle square out of each image and scale it to this many pixels a side
             (Lanczos, antialiased).
-        protocol, holdout, network: see :class:`ImageProblem`.
+        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
 
     Raises:
         ValueError: no ``data``; an image size that is not positive; images whose size does not suit
@@ -77,7 +77,7 @@ class Images(ImageProblem):
     name = "images"
     max_log_snr = 13.0
     steps = 10_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def __init__(
         self,
@@ -87,6 +87,8 @@ class Images(ImageProblem):
         protocol: Literal["discrete", "dequantized"] = "discrete",
         holdout: bool = False,
         network: str | None = None,
+        logit_margin: float | None = None,
+        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         if data is None:
             raise ValueError(
@@ -96,7 +98,13 @@ class Images(ImageProblem):
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
         self.root, self.image_size = Path(data).expanduser(), image_size
-        super().__init__(protocol=protocol, holdout=holdout, network=network)
+        super().__init__(
+            protocol=protocol,
+            holdout=holdout,
+            network=network,
+            logit_margin=logit_margin,
+            decoder=decoder,
+        )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         if self.root.is_dir():

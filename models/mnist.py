@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import PAPER, SMALL, FileImages
+from models.base import PAPER, PUBLISHED, SMALL, FileImages
 from models.files import Published, idx_images, python_command
 
 __all__ = ["MNIST"]
@@ -35,7 +35,7 @@ class MNIST(FileImages):
     max_log_snr = 13.0
     steps = 10_000
     learning_rate = 2e-3
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def parts(self) -> tuple[Tensor, Tensor]:
         folder = self.root / "MNIST" / "raw"

@@ -222,10 +222,12 @@ class LinearDiffusion(Diffusion):
         max_log_snr: λ at the start time ε, where the generative process hands over to the decoder.
             The same λ makes diffusions comparable; the same ε does not.
         min_log_snr: if given, the clock is multiplied by the number that makes log SNR(T) equal it.
+        cut_time: ε as a time, as the paper has it, instead of by ``max_log_snr``, which then is
+            whatever λ(ε) is, also while the diffusion is learned. Not with ``min_log_snr``.
 
     Raises:
         ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
-            semi-definite, Σ_∞ not positive definite.
+            semi-definite, Σ_∞ not positive definite, ends that make no sense.
         UnreachableError: (A, G) not controllable, or a log SNR that float64 does not reach. Of a
             learned diffusion, at any later use too.
 
@@ -251,6 +253,7 @@ class LinearDiffusion(Diffusion):
         initial_variance: float | Sequence[float] = 0.01,
         max_log_snr: float = 13.0,
         min_log_snr: float | None = None,
+        cut_time: float | None = None,
     ) -> None:
         super().__init__()
         Q, D = _square("Q", Q), _square("D", D)
@@ -264,6 +267,7 @@ class LinearDiffusion(Diffusion):
         self._guess: Tensor | None = None
         self._min_log_snr: float | None = None
         self.max_log_snr = max_log_snr
+        self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         self._register_matrices(Q, D)
         stationary = _variance("stationary_variance", stationary_variance, K)
@@ -400,6 +404,11 @@ class LinearDiffusion(Diffusion):
 
     def _from_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau / self._clock_scale())
+
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
+        s = self._from_clock(tau)
+        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
 
     def rate(self, s: Times) -> Tensor:
         """β(s), like s."""
@@ -558,8 +567,11 @@ class LinearDiffusion(Diffusion):
 
     @property
     def max_log_snr(self) -> float:
-        """λ at the start time ε."""
-        return self._max_log_snr
+        """λ at the start time ε; it follows the diffusion if that is cut at a time."""
+        if self._cut_time is None:
+            return self._max_log_snr
+        with torch.no_grad():
+            return float(self.start.log_snr)
 
     @max_log_snr.setter
     def max_log_snr(self, value: float) -> None:
@@ -582,10 +594,16 @@ class LinearDiffusion(Diffusion):
             raise ValueError(f"min_log_snr {low} must be below max_log_snr {high}")
         self._cache.clear()
         self._max_log_snr, self._min_log_snr = float(high), None if low is None else float(low)
+        self._cut_time = None
+
+    @property
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time. Setting an end by its log SNR ends that."""
+        return self._cut_time
 
     @property
     def start_time(self) -> Tensor:
-        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``."""
+        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
         return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
 
     @property
@@ -608,6 +626,8 @@ class LinearDiffusion(Diffusion):
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
+        if self._cut_time is not None:
+            return self.clock(self._cut_time)
         start, end = self._end_clocks()[0], self.clock(self.horizon)
         if not start.item() < end.item():
             low = self._factor(end)[2].log_snr.item()
@@ -719,8 +739,7 @@ class LinearDiffusion(Diffusion):
                 f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
             )
         tau = self._clock_gradient(self._clock_root(value, of=LOG_VOLUME), value, LOG_VOLUME)
-        s = self._from_clock(tau)
-        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+        return self.time_at_clock(tau)
 
     def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
         return log_det - 2 * tau * self.unit_drift.diagonal().sum()
@@ -906,6 +925,19 @@ def _square(name: str, value: Matrix) -> Tensor:
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"{name} has entries that are not finite: {matrix.tolist()}")
     return matrix
+
+
+def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:
+    if value is None:
+        return None
+    if not 0 < value < horizon:
+        raise ValueError(f"cut_time is {value}, expected a time between 0 and T = {horizon:g}")
+    if min_log_snr is not None:
+        raise ValueError(
+            f"cut_time is {value} and min_log_snr {min_log_snr}, to which the clock is scaled and "
+            "with it what that time means; give max_log_snr instead of cut_time"
+        )
+    return float(value)
 
 
 def _variance(name: str, value: Any, size: int) -> Tensor:

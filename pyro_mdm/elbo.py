@@ -9,6 +9,7 @@ Kingma et al., "Variational Diffusion Models", 2021.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,20 @@ class MDM_ELBO(ELBO):
     ``TraceMeanField_ELBO`` it uses the registered path divergence, but it never evaluates the
     ``log_prob`` of a path. Other latent variables of a program contribute their own KL, or
     ``log p - log q`` where none is registered; they must be reparameterized.
+
+    Args:
+        decoder: False for the paper's training loss, without the decoder's term: instead of
+            E log p(x | y_ε) the bound then has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were
+            the data (theory: log p(y_ε) less log q(v_0)). Linear diffusions only.
+        args, kwargs: as of :class:`pyro.infer.ELBO`.
+
+    Raises:
+        ValueError: ``decoder=False`` for a diffusion that is simulated.
     """
+
+    def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.decoder = decoder
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -102,16 +116,22 @@ class MDM_ELBO(ELBO):
 
     def _particle_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
         total: Tensor | float = 0.0
-        for sign, value, site in _contributions(model_trace, guide_trace):
+        for sign, value, site in _contributions(model_trace, guide_trace, self.decoder):
             if isinstance(value, tuple):
                 value = value[0] + value[1]
+                if not self.decoder:
+                    value = value + _start_entropy(guide_trace.nodes[site["name"]]["fn"])
             total = total - sign * scale_and_mask(value, site["scale"], site["mask"]).sum()
         return torch.as_tensor(total)
 
 
-def _contributions(model_trace: Any, guide_trace: Any) -> Iterator[tuple[float, Any, Any]]:
+def _contributions(
+    model_trace: Any, guide_trace: Any, decoder: bool = True
+) -> Iterator[tuple[float, Any, Any]]:
     """(sign, value, site) of every site: log-likelihoods count +1, divergences -1."""
     for name, site in _samples(model_trace):
+        if site["is_observed"] and not decoder:
+            continue
         if site["is_observed"]:
             yield 1.0, site["fn"].log_prob(site["value"]), site
         elif name not in guide_trace.nodes:
@@ -124,6 +144,21 @@ def _contributions(model_trace: Any, guide_trace: Any) -> Iterator[tuple[float, 
     for name, _ in _samples(guide_trace):
         if name not in model_trace.nodes:
             raise ValueError(f"site {name!r} is in the guide and absent from the model")
+
+
+def _start_entropy(noising: Any) -> Tensor:
+    """H[q(y_ε | x)] - H[q(v_0)], 0-dim, nats, differentiable in the diffusion."""
+    if not isinstance(noising, NoisingPath):
+        raise ValueError(
+            f"decoder=False needs the entropy of y_ε given x, and {type(noising).__name__} has "
+            "none in closed form; leave decoder out"
+        )
+    Sigma_v = noising.diffusion.initial_covariance[1:, 1:]
+    log_det = noising.diffusion.start.log_det
+    if len(Sigma_v):
+        log_det = log_det - torch.logdet(Sigma_v)
+    each = 0.5 * (log_det + math.log(2 * math.pi) + 1)
+    return (noising.num_dims * each).to(noising.x.dtype)
 
 
 def _samples(trace: Any) -> Iterator[tuple[str, Any]]:

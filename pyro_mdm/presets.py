@@ -102,6 +102,10 @@ class ALDA(LinearDiffusion):
         )
 
 
+SMALLEST = 1e-3
+"""The least entry of a learned diagonal D, as in the paper's released code."""
+
+
 class LearnedDiffusion(LinearDiffusion):
     r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
 
@@ -112,6 +116,10 @@ class LearnedDiffusion(LinearDiffusion):
         num_variables: K ≥ 1.
         rank: rank of D, K by default.
         learn_beta: whether β(s) is learned too (:class:`~pyro_mdm.clocks.LearnedBeta`).
+        diagonal: D = diag(softplus(d) + 0.001) instead, as in the paper's released code: always of
+            full rank, so that CLD, MALDA and ALDA are not members.
+        seed: start at random by this seed, all of W (full, with Q = W - Wᵀ), and B or d uniform
+            within ±1/√K; None: at the chain below.
         min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
             With a denoiser the bound depends on Q and D through the prior mismatch alone, and
             without this they could only lengthen or shorten the same path.
@@ -126,11 +134,19 @@ class LearnedDiffusion(LinearDiffusion):
         num_variables: int,
         rank: int | None = None,
         learn_beta: bool = False,
+        *,
+        diagonal: bool = False,
+        seed: int | None = None,
         **options: Any,
     ) -> None:
         K = num_variables
         if K < 1:
             raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
+        if diagonal and rank not in (None, K):
+            raise ValueError(
+                f"rank is {rank}, but a diagonal D has rank num_variables = {K}; leave rank out, "
+                "or diagonal"
+            )
         rank = K if rank is None else rank
         if not 1 <= rank <= K:
             raise ValueError(f"rank is {rank}, expected between 1 and num_variables = {K}")
@@ -139,7 +155,7 @@ class LearnedDiffusion(LinearDiffusion):
         Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
         D = torch.zeros(K, K, dtype=torch.float64)
         D.diagonal()[K - rank :] = 0.5
-        self._rank = rank
+        self._rank, self._diagonal, self._seed = rank, diagonal, seed
         if learn_beta:
             horizon = options.get("horizon", 1.0)
             options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
@@ -177,6 +193,9 @@ class LearnedDiffusion(LinearDiffusion):
             "min_log_snr": start.min_log_snr,
         }
         learned = cls(K, rank, learn_beta, **(settings | options))
+        if learned._diagonal:
+            learned._start_diagonal(start)
+            return learned
         values, vectors = torch.linalg.eigh(start.D.detach())
         smallest = 1e-12 * values.max()
         needed = int((values > smallest).sum())
@@ -203,24 +222,60 @@ class LearnedDiffusion(LinearDiffusion):
             "a higher rank"
         )
 
+    def _start_diagonal(self, start: LinearDiffusion) -> None:
+        D = start.D.detach()
+        values = D.diagonal()
+        if bool((D - torch.diag(values)).any()) or not bool((values > SMALLEST).all()):
+            raise ValueError(
+                f"D of {type(start).__name__} is {D.tolist()}, expected a diagonal one with "
+                f"entries above {SMALLEST}; leave diagonal out"
+            )
+        with torch.no_grad():
+            self.lower.copy_(start.Q[self._row, self._column])
+            self.d.copy_(_inverse_softplus(values - SMALLEST))
+
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
-        self._row, self._column = torch.tril_indices(len(Q), len(Q), offset=-1).unbind()
+        K = len(Q)
+        self._row, self._column = torch.tril_indices(K, K, offset=-1).unbind()
+        B = torch.diag(D.diagonal().sqrt())[:, K - self._rank :].clone()
+        d = _inverse_softplus(D.diagonal() - SMALLEST) if self._diagonal else D.diagonal()
+        if self._seed is not None:
+            generator = torch.Generator().manual_seed(self._seed)
+
+            def uniform(*shape: int) -> Tensor:
+                unit = torch.rand(shape, dtype=torch.float64, generator=generator)
+                return (2 * unit - 1) / math.sqrt(K)
+
+            W = uniform(K, K)
+            Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)
         self.lower = nn.Parameter(Q[self._row, self._column])
-        self.B = nn.Parameter(torch.diag(D.diagonal().sqrt())[:, len(D) - self._rank :].clone())
+        if self._diagonal:
+            self.d = nn.Parameter(d)
+        else:
+            self.B = nn.Parameter(B)
 
     @property
     def Q(self) -> Tensor:
         """W - Wᵀ, (K, K)."""
-        W = self.B.new_zeros(self.num_variables, self.num_variables)
+        W = self.lower.new_zeros(self.num_variables, self.num_variables)
         W = W.index_put((self._row, self._column), self.lower)
         return W - W.mT
 
     @property
     def D(self) -> Tensor:
-        """B Bᵀ, (K, K)."""
+        """B Bᵀ or diag(softplus(d) + 0.001), (K, K)."""
+        if self._diagonal:
+            return torch.diag(nn.functional.softplus(self.d) + SMALLEST)
         return self.B @ self.B.mT
 
     @property
     def unit_dispersion(self) -> Tensor:
-        """√2 B and columns of zeros: differentiable where a symmetric root of D is not."""
+        """√2 B and columns of zeros, differentiable where a symmetric root of D is not, or that
+        root if D is diagonal."""
+        if self._diagonal:
+            return torch.diag((2 * self.D.diagonal()).sqrt())
         return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))

@@ -49,6 +49,7 @@ __all__ = [
 
 Number = float | Tensor
 Form = Literal["tilt", "logits"]
+Times = Literal["log_volume", "vpsde"]
 
 # a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
 VARIANCE_FLOOR = 0.5
@@ -69,6 +70,12 @@ class Score(nn.Module, ABC):
     event_shape: tuple[int, ...] | None  # None: any
     serves_nonlinear: ClassVar[bool] = False
     """Whether it is a score for diffusions without a closed form too."""
+
+    times: Times = "log_volume"
+    """Law of the times of :meth:`diffusion_term` (raw scores of linear diffusions, in training):
+    uniform in log volume; or the paper's, VPSDE's importance times, uniform in the log SNR that
+    VPSDE has on the same clock b: density ∝ β/(1 - e^{-b}) (Song et al. 2021). Both are weighted
+    and differentiated to be unbiased; for VPSDE they are one."""
 
     autocast_dtype: torch.dtype | None = None
     """Mixed precision: the network, and nothing else, runs under autocast to this type."""
@@ -98,7 +105,7 @@ class Score(nn.Module, ABC):
         discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
         h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
         rank, it would have no variance. With u fixed all else is differentiated, the time and both
-        ends included.
+        ends included. :attr:`times` may ask for another law of times.
 
         Args:
             x: data (n, *event_shape).
@@ -108,7 +115,7 @@ class Score(nn.Module, ABC):
             which it was estimated. One network call.
         """
         u = draws.low_discrepancy(len(x), x.device)
-        value, log_snr = self._on_the_way(diffusion, x, u, None)
+        value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
         return value, log_snr.detach()
 
     def integrand(
@@ -142,11 +149,19 @@ class Score(nn.Module, ABC):
         return diffusion.log_snr(_time_on_the_way(diffusion, (high - level) / (high - low)))
 
     def _on_the_way(
-        self, diffusion: LinearDiffusion, x: Tensor, u: Tensor, noise: Tensor | None
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        u: Tensor,
+        noise: Tensor | None,
+        times: Times = "log_volume",
     ) -> tuple[Tensor, Tensor]:
         """A draw at the part u of the way from ε to T by log volume, whose integral over u is the
         diffusion term; and λ there."""
-        s = _time_on_the_way(diffusion, u)
+        if times == "vpsde":
+            s, clock_rate = _importance_time(diffusion, u)
+        else:
+            s, clock_rate = _time_on_the_way(diffusion, u), None
         marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
         a = marginal.mean
         if noise is None:
@@ -160,6 +175,8 @@ class Score(nn.Module, ABC):
             W = _inverse(marginal.scale_tril)
             error = theta.double() + apply_matrix(W.mT, noise.double())
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
+            if clock_rate is not None:
+                return (clock_rate * 0.5 * square).to(x.dtype), marginal.log_snr
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
             start, end = diffusion.log_volume_ends
             return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
@@ -313,8 +330,17 @@ class DenoiserScore(Score):
 
         λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
         diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+
+        Raises:
+            ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
         """
         low = diffusion.terminal_log_snr
+        if diffusion.cut_time is not None and low.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
+                f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
+                "score of the raw state, such as NoisePrediction"
+            )
         width = diffusion.max_log_snr - low.detach()
         log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
         if not low.requires_grad:
@@ -800,6 +826,17 @@ def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
     """The time at which the part u of the log volume between ε and T has passed, like u."""
     start, end = diffusion.log_volume_ends
     return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
+
+
+def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The time at the part u of the way by F = log(e^b - 1), which is -λ of VPSDE on the same clock
+    b, and db/du there, like u."""
+    start = diffusion.clock(diffusion.start_time)
+    tau = torch.stack([start, diffusion.clock(diffusion.horizon)])
+    low, high = tau + torch.log(-torch.expm1(-tau))
+    F = low + u.clamp(0, 1) * (high - low)
+    tau = torch.logaddexp(F, torch.zeros_like(F))
+    return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("learned_from_malda", lambda: LearnedDiffusion.from_diffusion(MALDA())),
     ("learned_from_alda", lambda: LearnedDiffusion.from_diffusion(ALDA(), rank=1)),
     ("learned_clock", learned_clock),
+    ("learned_3_diagonal", lambda: LearnedDiffusion(3, diagonal=True, seed=4)),
+    ("learned_2_cut_in_time", lambda: LearnedDiffusion(2, diagonal=True, seed=5, cut_time=0.02)),
     ("learned_2_fixed_ends", lambda: learned(2, 1, 108, min_log_snr=-9.0)),
     (
         "learned_2_target_noise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 
@@ -302,6 +303,16 @@ def test_a_wrong_time_is_refused(call, message):
         (lambda: LearnedDiffusion(0), r"num_variables is 0, expected at least 1"),
         (lambda: LearnedDiffusion(2, rank=3), r"rank is 3, expected between 1 and .* = 2"),
         (lambda: LearnedDiffusion.from_diffusion(MALDA(), rank=1), r"D of MALDA has rank 2"),
+        (
+            lambda: LearnedDiffusion(2, rank=1, diagonal=True),
+            r"rank is 1, but a diagonal D has rank num_variables = 2; leave rank out",
+        ),
+        (
+            lambda: LearnedDiffusion.from_diffusion(CLD(), diagonal=True),
+            r"D of CLD is .*expected a diagonal one with entries above 0\.001; leave diagonal out",
+        ),
+        (lambda: CLD(cut_time=1.0), r"cut_time is 1\.0, expected a time between 0 and T = 1"),
+        (lambda: CLD(cut_time=0.1, min_log_snr=-9.0), r"give max_log_snr instead of cut_time"),
         (lambda: LinearBeta(beta_min=0.0), r"beta_min is 0\.0, expected a positive number"),
         (lambda: ConstantBeta(-1.0), r"beta is -1\.0, expected a positive number"),
         (lambda: LearnedBeta(knots=1), r"knots is 1, expected at least 2"),
@@ -474,6 +485,47 @@ def test_the_learned_family_is_skew_and_semi_definite_wherever_it_goes():
     assert torch.linalg.matrix_rank(diffusion.D) == 2
     assert {name for name, _ in diffusion.named_parameters()} == {"lower", "B"}
     assert LearnedDiffusion(3).lower.shape == (3,)  # every skew Q once
+
+
+def test_a_diagonal_learned_diffusion_is_that_and_starts_where_its_seed_says():
+    K = 3
+    one, same, other = (LearnedDiffusion(K, diagonal=True, seed=seed) for seed in (0, 0, 1))
+    assert {name for name, _ in one.named_parameters()} == {"lower", "d"}
+    assert torch.equal(one.Q, same.Q) and torch.equal(one.D, same.D)
+    assert not torch.equal(one.Q, other.Q) and not torch.equal(one.D, other.D)
+    for diffusion in (one, other):
+        softplus = torch.nn.functional.softplus(diffusion.d)
+        torch.testing.assert_close(diffusion.D, torch.diag(softplus + 1e-3))
+        torch.testing.assert_close(diffusion.unit_dispersion.square(), 2 * diffusion.D)
+        assert torch.equal(diffusion.Q, -diffusion.Q.mT)
+        assert bool((diffusion.d.abs() < K**-0.5).all())
+    # W - Wᵀ has the variance 2/(3 K) and d 1/(3 K), of uniform numbers within ±1/√K
+    many = [LearnedDiffusion(K, diagonal=True, seed=seed) for seed in range(200)]
+    for name, variance in (("lower", 2 / (3 * K)), ("d", 1 / (3 * K))):
+        values = torch.stack([d.get_parameter(name).detach() for d in many]).flatten()
+        assert values.mean().abs() < 5 * math.sqrt(variance / 600)
+        assert abs(values.var() / variance - 1) < 5 * math.sqrt(2 / 600)
+    # without a seed, at the same chain as B Bᵀ; and where another diffusion is
+    chain, start = LearnedDiffusion(K, diagonal=True), LearnedDiffusion(K)
+    torch.testing.assert_close(chain.Q, start.Q)
+    torch.testing.assert_close(chain.D, start.D)
+    copied = LearnedDiffusion.from_diffusion(one, diagonal=True)
+    torch.testing.assert_close(copied.D, one.D)
+    assert LearnedDiffusion(K, rank=1, seed=0).B.shape == (K, 1)
+
+
+def test_a_cut_in_time_stays_where_it_is_while_log_snr_moves():
+    diffusion = LearnedDiffusion(2, diagonal=True, seed=0, cut_time=1e-3)
+    before = diffusion.max_log_snr
+    assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-12)
+    assert before == pytest.approx(diffusion.log_snr(1e-3).item(), rel=1e-12)
+    with torch.no_grad():
+        diffusion.d.add_(1.0)
+    assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-12)
+    assert diffusion.max_log_snr == pytest.approx(diffusion.log_snr(1e-3).item(), rel=1e-12)
+    assert diffusion.max_log_snr < before - 0.5
+    diffusion.max_log_snr = 5.0
+    assert diffusion.cut_time is None and diffusion.start.log_snr.item() == pytest.approx(5.0)
 
 
 # -- clocks ----------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from pyro_mdm.clocks import LinearBeta
 from pyro_mdm.diffusions import LinearDiffusion
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.laws import prior_kl
-from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.likelihoods import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import EulerMaruyama
 from tests.problems import DIFFUSIONS, normal
@@ -246,6 +246,49 @@ def test_parameterizations_agree(make, kind) -> None:
             check_mean(values, truth, largest_error=0.03 * dims)
 
 
+def joint_gap(diffusion: LinearDiffusion) -> float:
+    """How far JointTweedie is below the exact decoder, nats per dimension, averaged over x and y.
+
+    The exact decoder has E log p(x | y) = -½ log(2πe v σ²/(σ²+v)); x̂ - x has variance
+    v σ²/(σ²+v), and (x̂ - x) Σ^{-1} a is what the score of one x is off by.
+    """
+    start, P = diffusion.start, diffusion.transition(diffusion.start_time).covariance
+    v = math.exp(-diffusion.max_log_snr)
+    spread = VARIANCE * v / (VARIANCE + v)
+    inverse = torch.linalg.inv(start.covariance)
+    k = inverse @ start.mean
+    Sigma_v = diffusion.initial_covariance[1:, 1:]
+    log_det = torch.logdet(Sigma_v) if len(Sigma_v) else 0.0
+    joint = log_det - diffusion.log_volume(diffusion.start_time) - math.log(2 * math.pi)
+    joint = joint + (inverse @ P).trace() - 1 - spread * (k @ P @ k)
+    return float(-0.5 * (math.log(2 * math.pi * spread) + 1) - 0.5 * joint)
+
+
+@diffusions
+def test_joint_tweedie_keeps_the_bound_and_is_below_the_exact_decoder(make) -> None:
+    """By as much as is known, and with the exact score the bound is never above log p(x)."""
+    pyro.set_rng_seed(6)
+    diffusion, dims = make(), 64
+    diffusion.max_log_snr = 3.0
+    with torch.no_grad():
+        gap = joint_gap(diffusion)
+        K = diffusion.num_variables
+        assert gap > 0.005 if K > 1 else gap > 0.0
+        x = data(400, dims)
+        model, guide = programs(diffusion, denoiser(), dims, likelihood=JointTweedie())
+        truth = exact_bound(diffusion, x).mean() - dims * gap
+        values = estimates("mdm", model, guide, x, 10)
+        check_mean(values, truth, largest_error=0.02 * dims, sigmas=5.0)
+
+
+def test_what_joint_tweedie_costs_at_the_papers_cut_and_at_a_late_one() -> None:
+    """Bits/dim below the exact decoder, for CLD on the paper's clock."""
+    for cut, expected in ((1e-3, 0.0006), (0.1, 1.7)):
+        with torch.no_grad():
+            gap = joint_gap(CLD(beta=LinearBeta(0.1, 10.0), cut_time=cut)) / math.log(2)
+        assert gap == pytest.approx(expected, rel=0.1)
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 
@@ -294,13 +337,66 @@ def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float
     assert bool((deviation < 6 * error + 1e-6).all()), (deviation / error).tolist()
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw"])
-def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
-    """With λ held at both ends, the loss at a seed is a function that autograd differentiates."""
-    torch.manual_seed(4)
-    diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
+@pytest.mark.parametrize("make", [VPSDE, CLD, MALDA], ids=["K1", "K2", "K3"])
+def test_the_loss_without_the_decoder_is_a_bound_on_the_start(make) -> None:
+    """-log p(y_ε) + log q(v_0) on average, from laws that are sampled; no network call for it."""
+    pyro.set_rng_seed(8)
+    diffusion, dims = make(max_log_snr=3.0), 64
+    x = data(400, dims)
     with torch.no_grad():
-        diffusion.B.add_(0.2 * torch.randn_like(diffusion.B))
+        model, guide = programs(diffusion, denoiser(), dims, likelihood=JointTweedie())
+        found = [MDM_ELBO(decoder=False).loss(model, guide, x) / len(x) for _ in range(10)]
+        # log p(x) = log p(y_ε) + log q(x | y_ε) - log q(y_ε | x), with the exact score
+        path = guide.law(x)
+        y = path.rsample()
+        a, Sigma = diffusion.start.mean, diffusion.start.covariance
+        total = torch.distributions.MultivariateNormal(a * MEAN, Sigma + VARIANCE * a.outer(a))
+        log_p = total.log_prob(y.squeeze(1).movedim(1, -1)).sum(-1)
+        K = diffusion.num_variables
+        v_0 = math.sqrt(0.01) * torch.randn(len(x), dims, K - 1, dtype=torch.float64)
+        log_q = torch.distributions.Normal(0.0, math.sqrt(0.01)).log_prob(v_0).sum((-1, -2))
+        mismatch = (torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x).sum(-1)) - (
+            exact_bound(diffusion, x)
+        )
+        drawn = log_q - log_p + mismatch
+        error = math.sqrt(float(drawn.var()) / len(x) + float(torch.tensor(found).var()) / 10)
+        assert error < 0.02 * dims
+        assert abs(sum(found) / 10 - float(drawn.mean())) < 5 * error
+
+
+def test_the_loss_without_the_decoder_calls_the_network_once() -> None:
+    calls = []
+
+    class Counting(Wrong):
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            calls.append(len(z))
+            return super().forward(z, log_snr)
+
+    score = Denoiser(Counting(), data_mean=MEAN, data_variance=VARIANCE)
+    model, guide = programs(CLD(max_log_snr=3.0), score, likelihood=JointTweedie())
+    MDM_ELBO(decoder=False)(model, guide)(data(20)).backward()
+    assert calls == [20]
+    MDM_ELBO()(model, guide)(data(20))
+    assert calls == [20, 20, 20]
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published", "importance"])
+def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
+    """The loss at a seed is a function that autograd differentiates: with λ held at both ends, and
+    for the paper's choices (D diagonal, cut in time, its decoder) or its times with a learned
+    clock, with λ moving."""
+    torch.manual_seed(4)
+    if kind == "published":
+        diffusion = LearnedDiffusion(2, diagonal=True, seed=4, cut_time=0.02)
+        rest = diffusion.d
+    elif kind == "importance":
+        diffusion = LearnedDiffusion(2, learn_beta=True, max_log_snr=3.0)
+        rest = diffusion.B
+    else:
+        diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
+        rest = diffusion.B
+        with torch.no_grad():
+            rest.add_(0.2 * torch.randn_like(rest))
 
     class Small(nn.Module):
         def __init__(self, width: int) -> None:
@@ -313,12 +409,15 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     if kind == "denoiser":
         score, options = Denoiser(Small(DIMS), MEAN, VARIANCE), {}
     else:
-        make = NoisePrediction if kind == "noise" else RawScore
-        score, options = make(Small(2 * DIMS)), {"likelihood": Gaussian(MEAN, VARIANCE)}
+        make = RawScore if kind == "raw" else NoisePrediction
+        decoder = JointTweedie() if kind == "published" else Gaussian(MEAN, VARIANCE)
+        score, options = make(Small(2 * DIMS)), {"likelihood": decoder}
+    if kind in ("published", "importance"):
+        score.times = "vpsde"
     model, guide = programs(diffusion, score, **options)
     x = data(16)
-    elbo = MDM_ELBO()(model, guide)
-    parameters = [diffusion.lower, diffusion.B, score.network.layer.bias]
+    elbo = MDM_ELBO(decoder=kind != "published")(model, guide)
+    parameters = [*diffusion.parameters(), score.network.layer.bias]
 
     def loss() -> Tensor:
         pyro.set_rng_seed(5)
@@ -328,6 +427,12 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     expected = numerical_gradient(loss, parameters)
     for f, e in zip(found, expected, strict=True):
         assert torch.allclose(f, e, rtol=2e-5, atol=1e-6 * max(1.0, float(e.abs().max())))
+
+
+def test_a_denoiser_is_not_trained_with_a_diffusion_that_moves_its_upper_end() -> None:
+    model, guide = programs(LearnedDiffusion(2, cut_time=0.01), denoiser())
+    with pytest.raises(ValueError, match=r"cut at the time 0\.01; set diffusion\.max_log_snr"):
+        MDM_ELBO()(model, guide)(data(4))
 
 
 # -- training through Pyro and through torch -------------------------------------------------------

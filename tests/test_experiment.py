@@ -337,7 +337,28 @@ def test_every_guide_of_a_table_is_one(table: str) -> None:
         diffusion = build_diffusion(cell.options["guide"], max_log_snr=9.0, **options)
         if cell.guide.endswith("_at_time"):
             assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-6)
+            assert cell.options["decoder"] == "joint_tweedie"
         else:
             assert diffusion.max_log_snr == 9.0
+            assert cell.options.get("decoder", "tweedie") == "tweedie"
         if table == "ends":
             assert diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
+
+
+def test_the_papers_learned_diffusions_are_as_released_and_start_by_the_seed_of_the_run() -> None:
+    name = "inference.guides.published:learned3_at_time"
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(build_diffusion(name, max_log_snr=9.0))
+        assert torch.equal(torch.get_rng_state(), state)  # networks begin as with other guides
+    one, same, other = found
+    assert torch.equal(one.D, same.D) and torch.equal(one.Q, same.Q)
+    assert not torch.equal(one.D, other.D)
+    assert torch.equal(one.D, torch.diag(torch.nn.functional.softplus(one.d) + 1e-3))
+    assert one.cut_time == 1e-3 and one.initial_covariance[1, 1] == 0.01
+    log_snr = {"vpsde": 9.2, "cld": 27.2, "malda": 26.5, "alda": 48.1}
+    for guide, expected in log_snr.items():
+        diffusion = build_diffusion(f"inference.guides.published:{guide}_at_time", max_log_snr=9.0)
+        assert diffusion.max_log_snr == pytest.approx(expected, abs=0.06)

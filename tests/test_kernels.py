@@ -36,7 +36,7 @@ def exact(value: Tensor) -> Matrix:
 
 def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
     """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
-    if isinstance(diffusion, LearnedDiffusion):
+    if hasattr(diffusion, "B"):
         B = exact(diffusion.B)
         D = B * B.T
     else:

@@ -10,11 +10,12 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mdm import discrete
+from pyro_mdm import Simulated, discrete
 from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
 from pyro_mdm.likelihoods import (
     DiscretizedGaussian,
     Gaussian,
+    JointTweedie,
     LevelPosterior,
     Likelihood,
     LogitDequantization,
@@ -237,6 +238,74 @@ def test_tweedie_is_centred_at_the_denoised_state() -> None:
     torch.testing.assert_close(law.variance, torch.full_like(law.mean, math.exp(-4.0)))
 
 
+class Some(nn.Module):
+    """A raw score of every variable, far from any data's."""
+
+    def forward(self, y: Tensor, log_snr: Tensor) -> Tensor:
+        return -2 * y + y.flip(1) + 0.5 * torch.sin(3 * y)
+
+
+def joint_by_definition(diffusion: LinearDiffusion, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """E_q[ log p(x, v_0 | y) - log q(v_0 | x, y) ], (n,), of Gaussians written out."""
+    M, P = (t.detach() for t in diffusion.transition(diffusion.start_time)[:2])
+    back = torch.linalg.inv(M)
+    mean = torch.einsum("kl,nlij->nijk", back, y + torch.einsum("kl,nlij->nkij", P, s))
+    p = torch.distributions.MultivariateNormal(mean, back @ P @ back.mT)
+    forward = M[:, 1:].mT @ torch.linalg.inv(P)  # precision of v_0 given y and x, by Bayes' rule
+    Sigma = torch.linalg.inv(
+        forward @ M[:, 1:] + torch.linalg.inv(diffusion.initial_covariance[1:, 1:])
+    )
+    Sigma = (Sigma + Sigma.mT) / 2
+    rest = y.movedim(1, -1) - x.unsqueeze(-1) * M[:, 0]
+    m = rest @ (Sigma @ forward).mT
+    q = torch.distributions.MultivariateNormal(m, Sigma)
+    precision = torch.linalg.inv(p.covariance_matrix[0, 0, 0])
+    expected = p.log_prob(torch.cat([x.unsqueeze(-1), m], -1))
+    expected = expected - 0.5 * (precision[1:, 1:] @ Sigma).trace()
+    return (expected + q.entropy()).sum((1, 2))
+
+
+@pytest.mark.parametrize("name", [n for n in DIFFUSIONS if DIFFUSIONS[n]().num_variables > 1])
+def test_joint_tweedie_is_its_definition(name: str) -> None:
+    diffusion = DIFFUSIONS[name]()
+    diffusion.max_log_snr = 2.0  # where inverting P still has digits
+    x = normal(2, 5, *EVENT)
+    with torch.no_grad():
+        y = state_at_start(diffusion, x)
+        score = RawScore(Some())
+        s = score.score(diffusion, y, diffusion.start_time.expand(5))
+        law = JointTweedie()(diffusion, score, y)
+        expected = joint_by_definition(diffusion, s, x, y)
+        torch.testing.assert_close(law.log_prob(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_joint_tweedie_of_one_variable_is_tweedie() -> None:
+    diffusion = learned(1, 1, 10, max_log_snr=4.0)
+    x = normal(2, 5, *EVENT)
+    found = []
+    for likelihood in (JointTweedie(), Tweedie()):
+        law = likelihood(diffusion, RawScore(Some()), state_at_start(diffusion, x))
+        (gradient,) = torch.autograd.grad(law.log_prob(x).sum(), diffusion.B)
+        found.append([law.log_prob(x), gradient, law.mean, law.variance])
+    for joint, plain in zip(*found, strict=True):
+        torch.testing.assert_close(joint, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_what_joint_tweedie_draws_is_what_its_density_bounds() -> None:
+    diffusion = CLD(max_log_snr=3.0)
+    y = normal(1, 1, 2, 1)
+    law = JointTweedie()(diffusion, RawScore(Zero()), y)
+    spread = law.variance.sqrt().item()
+    x = law.mean.item() + spread * torch.linspace(-9, 9, 101, dtype=torch.float64)
+    density = torch.distributions.Normal(law.mean.item(), spread).log_prob(x)
+    below = density - law.log_prob(x[:, None, None]).flatten()
+    assert bool((below > 0).all()) and below.min() < 3
+    torch.manual_seed(0)
+    drawn = law.sample((40_000,)).flatten()
+    assert abs(drawn.mean().item() - law.mean.item()) < 5 * spread / 200
+    assert abs(drawn.std().item() / spread - 1) < 5 / math.sqrt(80_000)
+
+
 # -- as Pyro distributions -------------------------------------------------------------------------
 
 
@@ -248,6 +317,7 @@ def likelihoods(levels: Tensor) -> list[Likelihood]:
         DiscretizedGaussian(levels, prior(levels)),
         NetworkPosterior(),
         Tweedie(),
+        JointTweedie(),
     ]
 
 
@@ -385,6 +455,11 @@ def test_bad_input_is_named(what: str) -> None:
 def test_network_posterior_needs_levels() -> None:
     with pytest.raises(TypeError, match="got Denoiser; use DiscreteDenoiser"):
         NetworkPosterior()(CLD(), Denoiser(Zero()), Y)
+
+
+def test_joint_tweedie_needs_a_closed_form() -> None:
+    with pytest.raises(TypeError, match="Simulated has none in closed form; decode with Gaussian"):
+        JointTweedie()(Simulated(CLD(max_log_snr=5.0)), RawScore(Zero()), Y)  # type: ignore[arg-type]
 
 
 def test_dequantization_takes_bytes_of_256_levels() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
 from models.files import spread
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim
+from pyro_mdm.likelihoods import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
+from pyro_mdm.scores import Denoiser
 
 SIZES = {"toy": 10_000, "digits": 1_797, "mnist5k": 5_000}
 EMBEDDED = {name: MODELS[name] for name in SIZES}
@@ -145,6 +147,40 @@ def test_dequantized_images_and_their_bookkeeping():
 def test_unknown_protocol():
     with pytest.raises(ValueError, match="protocol is 'logit'"):
         Digits(protocol="logit")
+
+
+@pytest.mark.parametrize("margin, expected", [(None, 2.646), (0.05, 2.878)])
+def test_what_the_margin_is_to_independent_pixels(margin: float | None, expected: float) -> None:
+    """Bits/dim of digits under one Gaussian per pixel: the paper's margin is another family."""
+    problem = Digits(protocol="dequantized", logit_margin=margin)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(9)]
+    baseline = Denoiser.fit(
+        torch.nn.Identity(), problem.to_model_space(problem.train, generators[0])
+    )
+    found = []
+    for generator in generators[1:]:
+        x, log_det = problem.transform(problem.test, generator)
+        log_prob = baseline.baseline_log_prob(x)
+        bits = bits_per_dim(log_prob, 64, log_det=log_det, num_levels=problem.dequantized_levels)
+        found.append(bits.mean().item())
+    assert sum(found) / len(found) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_margin_is_of_the_dequantized_protocol_and_below_a_half() -> None:
+    with pytest.raises(ValueError, match=r"logit_margin is 0\.05.*give --protocol dequantized"):
+        Digits(logit_margin=0.05)
+    with pytest.raises(ValueError, match=r"decoder is tweedie.*give --protocol dequantized"):
+        Digits(decoder="tweedie")
+    with pytest.raises(ValueError, match=r"decoder is 'best', expected 'tweedie' or 'joint_"):
+        Digits(protocol="dequantized", decoder="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"margin 0\.5, expected .*such as the paper's 0\.05"):
+        Digits(protocol="dequantized", logit_margin=0.5)
+
+
+def test_the_decoder_of_dequantized_images_is_chosen() -> None:
+    for decoder, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
+        problem = Digits(protocol="dequantized", decoder=decoder)  # type: ignore[arg-type]
+        assert isinstance(problem.build(CLD(max_log_snr=9.0), score="noise").likelihood, kind)
 
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])

@@ -569,6 +569,13 @@ def test_predictive_generates_and_grids_of_times_are_in_the_trace(dtype):
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {dtype}
 
 
+def test_the_loss_without_the_decoder_needs_a_closed_form():
+    diffusion = Simulated(CLD(max_log_snr=5.0), Simulation(0.2))
+    model = DiffusionModel(diffusion, RawScore(MLP(2 * D, 8, 1)), event_shape=(D,))
+    with pytest.raises(ValueError, match=r"decoder=False needs .*SimulatedPath has none"):
+        MDM_ELBO(decoder=False).loss(model, DiffusionGuide(diffusion), normal(7, 4, D).float())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("objective", ["ism", "local_dsm"])
 def test_a_user_s_autocast_leaves_matrices_alone(objective):

@@ -514,6 +514,12 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
         ({"score": "magic"}, "score is 'magic'"),
         ({"protocol": "dequantized"}, "is for images"),
         ({"steps": 0}, "--steps is 0, expected a positive number"),
+        ({"ema_decay": 1.0}, r"--ema_decay is 1\.0, expected a number from 0, no averaging, to 1"),
+        ({"times": "vpsde"}, "--times is vpsde, which is for scores of the raw state"),
+        (
+            {"guide": "inference.guides.relativistic:Relativistic", "decoder_in_loss": False},
+            "--decoder_in_loss false needs .*leave it out",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_a_folder_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import yaml
 from torch import Tensor
 
 from inference.cli import command_line
-from inference.loading import build_diffusion
+from inference.loading import build_diffusion, load_trained
 from inference.runs import Run
 from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
+from pyro_mdm.likelihoods import JointTweedie
 from pyro_mdm.networks import UNet
 
 RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))
@@ -49,8 +51,9 @@ def test_a_recipe_is_read_and_names_what_there_is(
     channels = 1 if "mnist" in path.stem else 3
     with torch.device("meta"):
         size = sum(p.numel() for p in UNet(2 * channels, **network).parameters())
-    assert size == pytest.approx(35.5e6 if found["network"] == "paper" else 1.2e6, rel=0.05)
-    assert found["flip"] == (path.stem == "cifar10")  # and a comment there says what it means
+    large = found["network"] in ("paper", "published")
+    assert size == pytest.approx(35.5e6 if large else 1.2e6, rel=0.05)
+    assert found["flip"] == path.stem.startswith("cifar10")  # and a comment there says so
     diffusion = build_diffusion(found["guide"], max_log_snr=9.0)
     if path.stem.endswith("_paper"):
         rates = diffusion.rate(torch.tensor([0.0, 1.0]))
@@ -58,7 +61,15 @@ def test_a_recipe_is_read_and_names_what_there_is(
         assert diffusion.start_time.item() == pytest.approx(1e-3)
         assert (found["protocol"], found["score"]) == ("dequantized", "noise")
         assert (found["batch_size"], found["learning_rate"]) == (128, 2e-4)
-        assert found["network"] == "paper" and found["decay"] == "constant"
+        assert network["dropout"] == 0.0 and found["decay"] == "constant" and found["warmup"] == 1
+        assert found["logit_margin"] == 0.05 and found["decoder"] == "joint_tweedie"
+        assert found["times"] == "vpsde" and not found["decoder_in_loss"]
+        assert found["ema_decay"] == found["weight_decay"] == 0.0
+        assert found["diffusion_learning_rate"] == 2e-4
+        num_dims = math.prod(problem.event_shape)
+        assert found["clip"] * num_dims == pytest.approx(2.0, rel=1e-5)  # nats
+        epoch = {"mnist_paper": 60_000, "cifar10_paper": 50_000}.get(path.stem)
+        assert epoch is None or found["steps"] == 300 * math.ceil(epoch / 128)
     else:
         assert found["score"] == "discrete" and found["protocol"] is None
         assert found["guide"] == "learned" and found["holdout"]
@@ -83,3 +94,11 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = Run.open(tmp_path / "run")
     assert (run.folder / "results.json").is_file()
     assert run.config["protocol"] == ("dequantized" if "paper" in name else None)
+    if "paper" in name:
+        checkpoint = run.latest()
+        weights = checkpoint.part("model")
+        for key, value in checkpoint.part("ema").items():  # no averaging
+            assert torch.equal(value, weights[key]), key
+        model = load_trained(run.folder)[1].model
+        assert isinstance(model.likelihood, JointTweedie) and model.score_function.times == "vpsde"
+        assert model.diffusion.start_time.item() == pytest.approx(1e-3)

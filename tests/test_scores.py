@@ -611,6 +611,40 @@ def test_every_parameterization_has_the_same_diffusion_term(name: str) -> None:
             assert abs(term.mean() - exact) < 4 * error
 
 
+@pytest.mark.parametrize("name", ["vpsde", "cld", "learned_3_rank_1"])
+def test_importance_times_have_the_density_of_vpsde_and_leave_the_mean(name: str) -> None:
+    diffusion = DIFFUSIONS[name]().requires_grad_(False)
+    diffusion.max_log_snr = 4.0
+
+    class Zeros(nn.Module):  # so wrong a score that no error is proportional to a density
+        def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+            return torch.zeros_like(inputs)
+
+    score, x = NoisePrediction(Zeros()), 0.3 + 0.7 * normal(11, 2000, 20)
+    terms = {}
+    for times in ("log_volume", "vpsde"):
+        score.times = times  # type: ignore[assignment]
+        torch.manual_seed(5)
+        with torch.no_grad():
+            terms[times], log_snr = score.diffusion_term(diffusion, x)
+    # the last are importance times: β/(1 - e^{-b}) ds, counted in ten parts of [ε, T]
+    s = diffusion.time_at_log_snr(log_snr)
+    edges = torch.linspace(diffusion.start_time.item(), 1.0, 11, dtype=torch.float64)
+    fine = torch.linspace(edges[0].item(), 1.0, 100_001, dtype=torch.float64)
+    density = diffusion.rate(fine) / -torch.expm1(-diffusion.clock(fine))
+    mass = torch.cumulative_trapezoid(density, fine)[9_999::10_000]
+    expected = (mass / mass[-1]).diff(prepend=torch.zeros(1, dtype=torch.float64))
+    found = torch.histogram(s, edges).hist / len(s)
+    assert (found - expected).abs().max() < 2.5 / len(s)  # of low discrepancy
+    # ε_θ = 0: the integrand by log volume is ½ of a chi-square, with mean ½ d wherever
+    start, end = diffusion.log_volume_ends
+    exact = 0.5 * 20 * (end - start)
+    for values in terms.values():
+        assert abs(values.mean() - exact) < 5 * values.std() / math.sqrt(len(x))
+    if name == "vpsde":
+        torch.testing.assert_close(terms["vpsde"], terms["log_volume"], rtol=1e-7, atol=1e-7)
+
+
 def test_baseline_integrand_shares_the_noise() -> None:
     x, noise = normal(0, 50, *EVENT), normal(1, 50, 1, *EVENT)
     lam = torch.linspace(-3, 6, 50, dtype=torch.float64)
