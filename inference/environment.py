@@ -65,6 +65,7 @@ def _packages() -> dict[str, str]:
         name = distribution.metadata["Name"]
         if name is not None:
             versions.setdefault(name, distribution.version)
+    versions["torch"] = torch.__version__  # with its build (+cu121), which PyPI's wheels leave out
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 

@@ -73,18 +73,21 @@ def test_it_is_exact_for_gaussian_data_at_the_levels_of_its_fit(make):
 @pytest.mark.parametrize("make", [VPSDE, CLD, lambda: learned(3, 3, 60)])
 def test_between_levels_it_is_near(make):
     """By interpolation, which more levels make better."""
-    diffusion, errors = make(), []
+    diffusion = make()
     diffusion.max_log_snr = 5.0
     low = float(diffusion.terminal_log_snr)
     level = low + (5.0 - low) * torch.linspace(0.02, 0.98, 101).double()
     s = diffusion.time_at_noise_level(level)
     y = normal(2, 101, diffusion.num_variables, 3)
     exact = problem().score(diffusion, y, s)
-    for num in (17, 33, 65):
-        score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=num)
-        found = score.score(diffusion, y, s)
-        errors.append(float((found - exact).norm() / exact.norm()))
-    assert errors[1] < 0.03 and errors[2] < errors[0] / 3, errors
+    found = [
+        ResidualScore.fit(Zero(), diffusion, data(), num_levels=num).score(diffusion, y, s)
+        for num in (513, 33, 17, 129)
+    ]
+    assert float((found[1] - exact).norm() / exact.norm()) < 0.03
+    # beside the fit at many levels, which has the same error of the sample
+    coarse, fine = (float((each - found[0]).norm() / exact.norm()) for each in found[2:])
+    assert fine < coarse / 10, (coarse, fine)  # 60: of second order, 3 doublings
 
 
 @torch.no_grad()
