@@ -346,7 +346,7 @@ class StratifiedIntegrals:
             skewness = off.pow(3).sum(-1) / 0.75 / size
         else:
             skewness = value.new_zeros(value.shape[:-1])
-        return (1 + skewness.square()) * (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        return (1 + 2 * skewness.square()) * (scaled.sum(-1) + alone.sum(-1)).sqrt()
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""
