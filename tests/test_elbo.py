@@ -278,7 +278,7 @@ def test_joint_tweedie_keeps_the_bound_and_is_below_the_exact_decoder(make) -> N
         model, guide = programs(diffusion, denoiser(), dims, likelihood=JointTweedie())
         truth = exact_bound(diffusion, x).mean() - dims * gap
         values = estimates("mdm", model, guide, x, 10)
-        check_mean(values, truth, largest_error=0.02 * dims, sigmas=5.0)
+        check_mean(values, truth, largest_error=0.02 * dims)
 
 
 def test_what_joint_tweedie_costs_at_the_papers_cut_and_at_a_late_one() -> None:
