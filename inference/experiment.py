@@ -164,6 +164,7 @@ TABLES = {
     "fashion_mnist": Table(
         ("discrete", "denoiser", "noise"),
         {"model": "fashion_mnist", "steps": 100, "test_size": 256, **BRIEF},
+        further={"noise": GAINS},
     ),
     "ends": Table(("discrete",), {"model": "digits", "steps": 400, **BRIEF}, MATCHED),
     "paper": Table(
