@@ -398,7 +398,7 @@ def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
     else:
         calls += (
             f";\n± {comparison.half_width:g} is NOT reached with --draws {draws} ({widest}): raise "
-            "--draws or --half_width"
+            "--draws, or if\nthey are not spent (the pilot foresaw too few), lower --half_width"
         )
     notes = [
         calls,

@@ -24,7 +24,7 @@ from inference.loading import Programs, Reused, open_run
 from inference.processes import Precision, autocast_dtype, start
 from models.files import spread
 from pyro_mdm import LinearDiffusion, bits_per_dim
-from pyro_mdm.evaluation import Difference, Estimate, compare, log_likelihood
+from pyro_mdm.evaluation import Z95, Difference, Estimate, compare, log_likelihood
 from pyro_mdm.path_evaluation import step_size_bias
 from pyro_mdm.scores import DenoiserScore
 
@@ -298,6 +298,10 @@ def evaluate(
                 f"Hutchinson's probes: {bound.probe_error:.4f} bits/dim of the next (nan for one)"
             )
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
+    if half_width is not None:
+        found = Z95 * bound.monte_carlo_error
+        word = "reached" if found <= half_width else "NOT reached"
+        print(f"± {half_width:g} bits/dim at 95%, as far as noise goes, is {word}: ± {found:.4f}")
     print(bound)
 
 

@@ -252,6 +252,12 @@ def build_diffusion(
             "subclass, a function that returns one, or one itself (see inference/guides)"
         )
     if min_log_snr is not None and isinstance(diffusion, LinearDiffusion):
+        if diffusion.cut_time is not None:
+            raise ValueError(
+                f"--min_log_snr is {min_log_snr:g}, but {name} is cut at the time "
+                f"{diffusion.cut_time:g}, and the clock would be scaled; leave out --min_log_snr, "
+                "or use a guide that is cut at a log SNR"
+            )
         diffusion.min_log_snr = min_log_snr
     _set_simulation(name, diffusion, simulation or {})
     return diffusion
@@ -259,7 +265,10 @@ def build_diffusion(
 
 def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> LinearDiffusion:
     """The diffusion that a learned one begins as."""
-    start = build_diffusion(name, **ends)
+    try:
+        start = build_diffusion(name, **ends)
+    except (ValueError, TypeError) as error:
+        raise type(error)(str(error).replace("--guide", "--learned_from")) from error
     if isinstance(start, NonlinearDiffusion):
         raise ValueError(
             f"--learned_from {name} is {_title(start)}, which has no Q and D; expected a guide "
@@ -282,7 +291,7 @@ def _stationary(value: StationaryVariance | torch.Tensor, K: int) -> torch.Tenso
     if found is None or tuple(found.shape) not in ((), (K,), (K, K)):
         raise ValueError(
             f"--stationary_variance is {value}, expected a number, {K} variances or {K} rows of a "
-            f"{K}×{K} covariance, x first; for other than K = {K} variables set --num_variables"
+            f"{K}×{K} covariance, x first; K = {K} is that of --num_variables or --learned_from"
         )
     return found
 
@@ -429,6 +438,13 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         simulation={name: settings.get(name) for name in SIMULATION},
     )
     model = problem.build(diffusion, score=settings["score"], fitted=fitted)
+    cut = diffusion.cut_time if isinstance(diffusion, LearnedDiffusion) else None
+    if cut is not None and isinstance(model.score_function, DenoiserScore):
+        raise ValueError(
+            f"{settings['guide']} is learned and cut at the time {cut:g}, so that log SNR moves "
+            "there, which a denoiser takes as fixed; use --score noise, or a guide that is cut at "
+            "a log SNR"
+        )
     if (times := settings.get("times")) is not None:
         score = model.score_function
         if isinstance(score, DenoiserScore) or not isinstance(diffusion, LinearDiffusion):

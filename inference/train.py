@@ -209,6 +209,12 @@ def train(
     settings["learned_from"] = learned_from and loading.absolute_name(learned_from)
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
+    own_start = programs.model.diffusion.max_log_snr
+    if max_log_snr is not None and abs(own_start - max_log_snr) > 1e-6:
+        raise ValueError(
+            f"--max_log_snr is {max_log_snr:g}, but {guide} sets its own start, log SNR "
+            f"{own_start:.4g}; leave out --max_log_snr, or use a guide that takes max_log_snr"
+        )
     own_end = loading.give_learned_end(programs.model.diffusion, programs.model.score_function)
     if own_end is not None:
         settings["min_log_snr"] = own_end  # in config.yaml: older runs keep the ends they have

@@ -685,7 +685,7 @@ class LinearDiffusion(Diffusion):
                 f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
             )
         tau = self._clock_gradient(self._clock_root(value), value)
-        return self._from_clock(tau).clamp(max=self.horizon)
+        return self.time_at_clock(tau)
 
     def log_snr_grid(self, num_times: int) -> Tensor:
         """(num_times,) increasing times from ε to T, equally spaced in log SNR."""

@@ -67,7 +67,8 @@ class MDM_ELBO(ELBO):
     Args:
         decoder: False for the paper's training loss, without the decoder's term: instead of
             E log p(x | y_ε) the bound then has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were
-            the data (theory: log p(y_ε) less log q(v_0)). Linear diffusions only.
+            the data (theory: log p(y_ε) less log q(v_0)). No observed site counts then. Linear
+            diffusions only.
         args, kwargs: as of :class:`pyro.infer.ELBO`.
 
     Raises:

@@ -5,8 +5,8 @@ likelihood ratio to a baseline with an exact denoiser, at noise levels (log SNR,
 scores of the raw state) spread evenly over a density that adapts. The prior's divergence is exact,
 and the decoder's term costs no network call unless the decoder is a network. Models that are
 compared see the same data, noise levels and noise: state noise is drawn such that its first part is
-that of z, whatever the diffusion. Models whose diffusion is simulated are evaluated as
-:mod:`pyro_mdm.path_evaluation` describes.
+that of z, whatever the diffusion (z itself is the same where levels are log SNR for both). Models
+whose diffusion is simulated are evaluated as :mod:`pyro_mdm.path_evaluation` describes.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
 and what more network calls make small; the standard error is over the data and includes it.
@@ -36,7 +36,7 @@ Z95 = 1.959964  # of a normal distribution, two-sided
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 PILOT_SHARE = 3
-"""Draws of the estimate to one of the pilot that says how many there must be, at most."""
+"""The estimate has at most so many draws for each of the pilot that says how many there must be."""
 SAFETY = 1.3
 """Times the draws that the pilot says are needed: its word is an estimate."""
 MANY_PASSES = 64
@@ -151,8 +151,8 @@ def log_likelihood(
         method: "elbo", the continuous-time bound.
         draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
         half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
-            goes, takes to be ± this. A pilot tells how many, a fourth or less of all draws and no
-            part of the estimate, which is unbiased for it. None: all ``draws``.
+            goes, takes to be ± this. A pilot tells how many: a fourth of all, or more if they are
+            few. It is no part of the estimate, which is unbiased for it. None: all ``draws``.
         batch_size: data per network call.
         seed: of the noise; the same seed gives different models the same noise.
         control_variate: whether to use a baseline.
@@ -230,8 +230,9 @@ def compare(
     if len(linear) < len(programs):
         options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
         options |= {"bins": bins, "progress": progress}
-        known: dict[str, Estimate] = {}
-        if linear:
+        known = None
+        if linear:  # which has half of the variance of a difference
+            part = None if half_width is None else half_width / math.sqrt(2)
             known = compare(
                 linear,
                 x,
@@ -240,8 +241,8 @@ def compare(
                 baseline=baseline,
                 adapt=adapt,
                 distributed=distributed,
-                **options,
-            ).estimates
+                **(options | {"half_width": part}),
+            )
         return _compare_paths(programs, x, known, share, options)
     training = [model.training for model in models]
     for model in models:
@@ -269,7 +270,7 @@ def compare(
 def _compare_paths(
     programs: Mapping[str, Pair],
     x: Tensor,
-    linear: Mapping[str, Estimate],
+    linear: Comparison | None,
     share: _Share,
     options: Mapping[str, Any],
 ) -> Comparison:
@@ -426,25 +427,28 @@ class _Comparison:
             if need <= PILOT_SHARE * done or done >= room:
                 return plan
             size = max(SMALLEST_ROUND, min(done, math.ceil(need / PILOT_SHARE) - done))
-            worst = max(plan.spread.values())
-            self.integrals.allocate([t for t in targets if plan.spread[t] > worst / 2])
+            worst = max(map(plan.error, targets))
+            self.integrals.allocate([t for t in targets if plan.error(t) > worst / 2])
 
     def _plan(self, targets: list[Target]) -> Plan:
         """The same for all processes."""
         plan = self.integrals.plan(targets)
-        spread = self.share.first(torch.tensor(list(plan.spread.values()), dtype=torch.float64))
+        numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
+        spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
         return Plan(
             self.share.first(plan.coefficients),
             self.share.first(plan.density),
-            dict(zip(targets, spread.tolist(), strict=True)),
+            plan.num_draws,
+            dict(zip(targets, spread, strict=True)),
+            dict(zip(targets, skewness, strict=True)),
         )
 
     def _needed(self, plan: Plan, wanted: float) -> int:
         """Draws after which every error is the one wanted."""
         need = 0.0
-        for target, spread in plan.spread.items():
+        for target in plan.spread:
             left = wanted**2 - self._reconstruction_error(target) ** 2
-            need = max(need, spread**2 / left if left > 0 else math.inf)
+            need = max(need, plan.error(target) ** 2 / left if left > 0 else math.inf)
         return math.ceil(SAFETY * need) if math.isfinite(need) else 2**62
 
     def _round(self, size: int, bar: Any) -> None:
@@ -730,16 +734,17 @@ def _p_value(mean: float, error: float) -> float:
 def _population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
     """Standard error over data of their mean, noise included.
 
-    Of data that were drawn; those that were not have a prediction, whose spread is not theirs.
+    What data differ by is told by those that were drawn, less their noise; others have a
+    prediction, whose spread is not theirs. A datum's own noise says little of the mean's, which
+    draws of low discrepancy and densities pooled over rounds make smaller.
 
     Args:
         per_datum: (n,) estimates;  noise: (n,) their errors, NaN where a datum was not drawn.
         monte_carlo_error: of the mean.
     """
     drawn, n = noise.isfinite(), len(per_datum)
-    spread = float(per_datum[drawn].var())
-    between = max(spread - float(noise[drawn].square().mean()), 0.0)
-    return math.sqrt(max(spread / n, monte_carlo_error**2 + between / n))
+    between = float(per_datum[drawn].var() - noise[drawn].square().mean())
+    return math.sqrt(monte_carlo_error**2 + max(between, 0.0) / n)
 
 
 def _standard_error(values: Tensor) -> float:

@@ -144,7 +144,6 @@ class _Rounds:
         self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, bins: int, share: _Share
     ) -> None:
         self.model, self.guide, self.x, self.share = model, guide, x, share
-        self.unit = math.prod(x.shape[1:]) * math.log(2)
         self.calls = 0
         self.number = 0  # of rounds, forgotten ones too
         diffusion = model.diffusion
@@ -222,10 +221,6 @@ class _Rounds:
         """(n,) the mean of one of TERMS."""
         return torch.stack([terms[TERMS.index(name)] for terms in self.terms]).mean(0)
 
-    def error(self) -> float:
-        """Monte Carlo error of the mean bound, nats."""
-        return _noise(self.totals())[1]
-
     def estimate(self) -> Estimate:
         """All of it."""
         totals = self.totals()
@@ -257,7 +252,7 @@ class _Rounds:
 def compare_paths(
     programs: Mapping[str, Pair],
     x: Tensor,
-    linear: Mapping[str, Estimate],
+    linear: Comparison | None,
     *,
     draws: int,
     half_width: float | None,
@@ -269,15 +264,16 @@ def compare_paths(
     """As :func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
 
     Args:
-        linear: the estimates of the programs over linear diffusions.
+        linear: the comparison of the programs over linear diffusions, if there are any.
 
-    Models of the same shape see the same noise: their differences are paired. Other differences are
-    paired over data alone.
+    Simulated models of the same shape see the same noise, as linear ones do: their differences are
+    paired. Those of a linear and a simulated model are paired over data alone.
     """
+    known = {} if linear is None else linear.estimates
     simulated = {
         name: _Rounds(model, guide, x, bins, share)
         for name, (model, guide) in programs.items()
-        if name not in linear
+        if name not in known
     }
     wanted = None if half_width is None else half_width * math.log(2) * math.prod(x.shape[1:]) / Z95
     most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
@@ -287,7 +283,8 @@ def compare_paths(
         if wanted is not None and min(most.values()) >= 2 * PILOT:
             for _, found in itertools.product(range(PILOT), simulated.values()):
                 found.add(seed, bar)
-            need = PILOT * SAFETY * (_worst(programs, linear, simulated) / wanted) ** 2
+            need = PILOT * SAFETY * _needed(programs, known, simulated, wanted)
+            need = float(share.first(torch.tensor([need], dtype=torch.float64)))
             rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
             most = {name: number - PILOT for name, number in most.items()}
             for found in simulated.values():
@@ -296,10 +293,12 @@ def compare_paths(
             if r < most[name]:
                 found.add(seed, bar)
     estimates = {
-        name: linear[name] if name in linear else simulated[name].estimate() for name in programs
+        name: known[name] if name in known else simulated[name].estimate() for name in programs
     }
+    paired = {} if linear is None else {(d.first, d.second): d for d in linear.differences}
     differences = [
-        _difference(pair, estimates, simulated) for pair in itertools.combinations(programs, 2)
+        paired[pair] if pair in paired else _difference(pair, estimates, simulated)
+        for pair in itertools.combinations(programs, 2)
     ]
     resolved = _holm([d.p_value for d in differences])
     widths = [Z95 * e.monte_carlo_error for e in estimates.values()]
@@ -314,14 +313,25 @@ def compare_paths(
     )
 
 
-def _worst(
-    programs: Mapping[str, Pair], linear: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
+def _needed(
+    programs: Mapping[str, Pair],
+    linear: Mapping[str, Estimate],
+    simulated: Mapping[str, _Rounds],
+    wanted: float,
 ) -> float:
-    """The largest Monte Carlo error of a bound or a difference so far, nats."""
-    estimates = dict(linear) | {name: found.estimate() for name, found in simulated.items()}
-    pairs = itertools.combinations(programs, 2)
-    errors = [_pair_noise(pair, estimates, simulated)[1] for pair in pairs]
-    return max([*errors, *(e.monte_carlo_error for e in estimates.values())])
+    """Times the rounds so far after which every error that they are part of is the one wanted."""
+    estimates = {name: found.estimate() for name, found in simulated.items()}
+    need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
+    estimates |= linear
+    for pair in itertools.combinations(programs, 2):
+        fixed = [linear[name].monte_carlo_error for name in pair if name in linear]
+        if len(fixed) == 2:
+            continue
+        _, error = _pair_noise(pair, estimates, simulated)
+        moving = error**2 - sum(fixed) ** 2
+        left = wanted**2 - sum(fixed) ** 2
+        need = max(need, moving / left if left > 0 else math.inf)
+    return need
 
 
 def _difference(

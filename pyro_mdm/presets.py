@@ -192,6 +192,8 @@ class LearnedDiffusion(LinearDiffusion):
             "max_log_snr": start.max_log_snr,
             "min_log_snr": start.min_log_snr,
         }
+        if start.cut_time is not None and not {"max_log_snr", "min_log_snr"} & set(options):
+            settings["cut_time"] = start.cut_time
         learned = cls(K, rank, learn_beta, **(settings | options))
         if learned._diagonal:
             learned._start_diagonal(start)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,23 @@ class Score(nn.Module, ABC):
     serves_nonlinear: ClassVar[bool] = False
     """Whether it is a score for diffusions without a closed form too."""
 
-    times: Times = "log_volume"
-    """Law of the times of :meth:`diffusion_term` (raw scores of linear diffusions, in training):
-    uniform in log volume; or the paper's, VPSDE's importance times, uniform in the log SNR that
-    VPSDE has on the same clock b: density ∝ β/(1 - e^{-b}) (Song et al. 2021). Both are weighted
-    and differentiated to be unbiased; for VPSDE they are one."""
+    _times: Times = "log_volume"
+
+    @property
+    def times(self) -> Times:
+        """Law of the times of :meth:`diffusion_term`, for raw scores of linear diffusions.
+
+        Uniform in log volume; or the paper's, VPSDE's importance times, uniform in the log SNR that
+        VPSDE has on the same clock b: density ∝ β/(1 - e^{-b}) (Song et al. 2021). Both are
+        weighted and differentiated to be unbiased; for VPSDE they are one.
+        """
+        return self._times
+
+    @times.setter
+    def times(self, value: Times) -> None:
+        if value not in get_args(Times):
+            raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
+        self._times = value
 
     autocast_dtype: torch.dtype | None = None
     """Mixed precision: the network, and nothing else, runs under autocast to this type."""
@@ -156,8 +168,8 @@ class Score(nn.Module, ABC):
         noise: Tensor | None,
         times: Times = "log_volume",
     ) -> tuple[Tensor, Tensor]:
-        """A draw at the part u of the way from ε to T by log volume, whose integral over u is the
-        diffusion term; and λ there."""
+        """A draw at the part u of the way from ε to T by the law of ``times``, whose integral over
+        u is the diffusion term; and λ there."""
         if times == "vpsde":
             s, clock_rate = _importance_time(diffusion, u)
         else:

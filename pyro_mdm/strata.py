@@ -33,7 +33,7 @@ Techniques", 1977, chapter 7), with coefficients that vary with λ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,13 @@ class Plan(NamedTuple):
 
     coefficients: Tensor  # (M, S, p)
     density: Tensor  # (S,) over level
+    num_draws: int  # of the pilot
     spread: dict[Target, float]  # standard deviation of one draw's estimate, for each target
+    skewness: dict[Target, float]  # of the pilot's mean
+
+    def error(self, target: Target) -> float:
+        """What the error of a mean is to be, times the root of its number of draws."""
+        return self.spread[target] * _allowance(self.skewness[target])
 
 
 class Integral(NamedTuple):
@@ -188,14 +194,21 @@ class StratifiedIntegrals:
     def errors(self, targets: Sequence[Target]) -> Tensor:
         """(len(targets),) the error of :meth:`integral` for each target.
 
-        Never less than the plan, if there is one, foresaw. Draws of a heavy-tailed integrand that
-        come out low look alike, and the pilot's, which are others, do not know of it.
+        With a plan, whose targets these must be, from the spread of the pilot's draws too: draws of
+        a heavy-tailed integrand that come out low look alike, and the pilot's do not know of it.
+        And where few draws make the most of the mean, and so of its skewness t, an interval of
+        normal size covers too little: the error is 1 + 3 t² times what the spread says, by
+        measurement (tests/benchmarks/coverage.py).
         """
-        found = self._error_of_sum(self._weight() * self._left_of(targets))
-        if self._plan is None or not self.num_draws:
-            return found
-        foreseen = [self._plan.spread.get(t, 0.0) / self.num_draws**0.5 for t in targets]
-        return torch.maximum(found, torch.tensor(foreseen, dtype=torch.float64))
+        error, skewness = self._error_of_sum(self._weight() * self._left_of(targets))
+        plan, N = self._plan, self.num_draws
+        if plan is None or not N:
+            return error
+        foreseen = torch.tensor([plan.spread[t] for t in targets], dtype=torch.float64)
+        pooled = error.square() * N * N + foreseen.square() * plan.num_draws
+        known = torch.tensor([plan.skewness[t] for t in targets], dtype=torch.float64)
+        allowance = _allowance(torch.maximum(skewness.abs(), known))
+        return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
 
     def plan(self, targets: Sequence[Target]) -> Plan:
         """Coefficients and a density for other draws, which serves ``targets`` best, evenly."""
@@ -204,11 +217,14 @@ class StratifiedIntegrals:
         columns, excess, scale = self._regression()
         q = self._pooled_density() * density[self._cell(self._level)]
         one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
-        spread = self._error_of_sum(one, torch.zeros_like(self._round)) / self.num_draws**0.5
+        error, skewness = self._error_of_sum(one, torch.zeros_like(self._round))
+        spread = error / self.num_draws**0.5
         return Plan(
             self._coefficients(columns, excess, scale, everything),
             density,
+            self.num_draws,
             dict(zip(targets, spread.tolist(), strict=True)),
+            dict(zip(targets, skewness.abs().tolist(), strict=True)),
         )
 
     def allocate(self, targets: Sequence[Target]) -> None:
@@ -319,15 +335,13 @@ class StratifiedIntegrals:
         calls = torch.bincount(fold, minlength=self.folds).double()
         return (share / calls.clamp_min(1))[fold] / self._pooled_density()
 
-    def _error_of_sum(self, value: Tensor, group: Tensor | None = None) -> Tensor:
-        """Standard error of Σ value (…, N), from draws next to each other in their group.
+    def _error_of_sum(self, value: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Standard error and skewness of Σ value (…, N), from neighbours in λ in their group.
 
         Groups (N,) are each round's draws of each fold, unless given.
 
         Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
         while the spread of all would count what varies smoothly with λ, which cancels in the sum.
-        Where few draws make the most of the sum, and so of its skewness t, an interval of normal
-        size covers too little: the error is 1 + t² times what the spread says.
         """
         if group is None:
             group = self._round * self.folds + self._fold_of[self._datum]
@@ -339,14 +353,13 @@ class StratifiedIntegrals:
         square = 0.5 * value.diff().square() * same
         alone = value.square() * (size == 1)  # without a neighbour: all of it
         scaled = square * (size / (size - 1).clamp_min(1))[1:]
-        if value.shape[-1] > 2:
-            off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
-            off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
-            size = (off.square().sum(-1) / 1.5).clamp_min(1e-150).pow(1.5)
-            skewness = off.pow(3).sum(-1) / 0.75 / size
-        else:
-            skewness = value.new_zeros(value.shape[:-1])
-        return (1 + 2 * skewness.square()) * (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        error = (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        if value.shape[-1] < 3:
+            return error, torch.zeros_like(error)
+        off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
+        off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
+        variance = (off.square().sum(-1) / 1.5).clamp_min(1e-150)
+        return error, off.pow(3).sum(-1) / 0.75 / variance.pow(1.5)
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""
@@ -368,6 +381,11 @@ class StratifiedIntegrals:
         for f in range(self.folds):
             of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
         return of_datum[self._datum, self._cell(self._level)]
+
+
+def _allowance(skewness: Any) -> Any:
+    """Times the error that the spread says."""
+    return 1 + 3 * skewness**2
 
 
 def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:

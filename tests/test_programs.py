@@ -510,6 +510,19 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
             r"which has no Q and D; expected a guide with a closed form, such as vpsde, cld",
         ),
         ({"guide": "learned", "learned_from": "malda", "rank": 1}, "D of MALDA has rank 2"),
+        ({"guide": "learned", "learned_from": "no.py:X"}, "^--learned_from: there is no file"),
+        (
+            {"guide": "inference.guides.published:cld_at_time", "max_log_snr": 9.0},
+            r"--max_log_snr is 9, but .*cld_at_time sets its own start, log SNR 27\.\d+; leave out",
+        ),
+        (
+            {"guide": "inference.guides.published:learned2_at_time", "min_log_snr": -8.0},
+            r"--min_log_snr is -8, but .* is cut at the time 0\.001, .* leave out --min_log_snr",
+        ),
+        (
+            {"guide": "inference.guides.published:learned2_at_time"},
+            r"learned and cut at the time 0\.001, .* a denoiser takes as fixed; use --score noise",
+        ),
         ({"diffusion_learning_rate": -0.1}, r"--diffusion_learning_rate is -0\.1, expected a pos"),
         ({"score": "magic"}, "score is 'magic'"),
         ({"protocol": "dequantized"}, "is for images"),

@@ -80,7 +80,6 @@ def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
         spread = [game._plan.spread[target] for game in games]
         foreseen = torch.tensor(spread, dtype=torch.float64) / math.sqrt(200)
         assert 0.8 < foreseen.square().mean().sqrt() / mean.std() < 1.8
-        assert bool((error >= foreseen * (1 - 1e-9)).all())
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)
 
@@ -96,9 +95,8 @@ def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) ->
         mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
         assert abs(mean.mean() - truth) < 5 * mean.std() / math.sqrt(repeats)
-        # the error claimed leaves out a part of what stratification gains, and allows for skewness,
-        # which 64 draws without a baseline have: never too small
-        assert 0.85 < error.square().mean().sqrt() / mean.std() < 2.2
+        # the error claimed leaves out a part of what stratification gains: never too small
+        assert 0.85 < error.square().mean().sqrt() / mean.std() < 2.0
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)  # skewed: 1e-6
 
