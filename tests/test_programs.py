@@ -510,7 +510,6 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
             r"which has no Q and D; expected a guide with a closed form, such as vpsde, cld",
         ),
         ({"guide": "learned", "learned_from": "malda", "rank": 1}, "D of MALDA has rank 2"),
-        ({"guide": "learned", "learned_from": "no.py:X"}, "^--learned_from: there is no file"),
         (
             {"guide": "inference.guides.published:cld_at_time", "max_log_snr": 9.0},
             r"--max_log_snr is 9, but .*cld_at_time sets its own start, log SNR 27\.\d+; leave out",
