@@ -212,14 +212,15 @@ def movement_figure(
     folder: Path, guides: Mapping[str, Sequence[str]], seeds: Sequence[int]
 ) -> Figure:
     """Entries of the learned Q and D over training by score, a line for each seed."""
-    lines = max(map(len, guides.values()))
-    figure = Figure((4.2 * len(guides) + 0.8, 3.2 * lines), dpi=110, layout="constrained")
+    guides = {score: names for score, names in guides.items() if names}
+    columns = max(map(len, guides.values()))
+    figure = Figure((3.3 * columns + 0.5, 3.0 * len(guides)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(lines, len(guides), squeeze=False)
-    for column, (score, of_score) in enumerate(guides.items()):
-        for axes in panels[len(of_score) :, column]:
+    panels = figure.subplots(len(guides), columns, squeeze=False)
+    for line, (score, of_score) in enumerate(guides.items()):
+        for axes in panels[line, len(of_score) :]:
             axes.remove()
-        for line, guide in enumerate(of_score):
+        for column, guide in enumerate(of_score):
             axes = panels[line, column]
             colors: dict[str, str] = {}
             for seed in seeds:
@@ -231,8 +232,7 @@ def movement_figure(
                     axes.plot(steps, values, style, color=color, lw=1.2, alpha=0.8, label=label)
             axes.axhline(0.0, color="0.8", lw=0.8, zorder=0)
             axes.set_title(f"{score}, {guide}", fontsize=10)
-            axes.legend(fontsize=7, ncols=3, loc="best")
-        if of_score:
+            axes.legend(fontsize=6, ncols=3, loc="best")
             axes.set_xlabel("training step")
     figure.supylabel("entries of Q (solid) and D (dashed)", fontsize=10)
     return figure
