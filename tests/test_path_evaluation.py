@@ -125,13 +125,25 @@ def test_comparisons_pair_and_have_their_sign():
     )
 
 
+def test_linear_models_stay_paired_beside_a_simulated_one():
+    """Their difference is what it is without it, and a mixed pair reaches the half-width too."""
+    x = data(64, 6)
+    pairs = {"a": programs(linear(), 0.3), "b": programs(linear(), 0.31)}
+    alone = compare(pairs, x, half_width=0.15 / math.sqrt(2), draws=4000)
+    found = compare(pairs | {"c": programs(simulated(), 0.3)}, x, half_width=0.15, draws=4000)
+    assert found.differences[0].bits_per_dim == alone.differences[0].bits_per_dim
+    mixed = found.differences[1]
+    assert mixed.monte_carlo_error > 3 * alone.differences[0].monte_carlo_error
+    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.15
+
+
 def test_it_stops_when_bounds_and_differences_are_known():
     x = data(64, 4)
     pairs = {"a": programs(simulated()), "b": programs(simulated(), 0.3)}
     found = compare(pairs, x, draws=4000, half_width=0.12)
     widths = [1.96 * e.monte_carlo_error / BITS for e in found.estimates.values()]
     widths += [1.96 * d.monte_carlo_error for d in found.differences]
-    assert found.reached and max(widths) <= 0.1201
+    assert found.reached == (max(widths) <= 0.12) and max(widths) < 1.4 * 0.12
     calls = [e.network_calls for e in found.estimates.values()]
     assert calls[0] == calls[1] < 4000 * 64
     assert not compare(pairs, x, draws=16, half_width=1e-4).reached
