@@ -40,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.Generator = Generator
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, with an offset, what compares this process with others: it is this one's alone."""
+    if config.getoption("seed_offset"):
+        for item in items:
+            if item.get_closest_marker("other_processes"):
+                item.add_marker(pytest.mark.skip("the seeds of other processes are not shifted"))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)

@@ -226,7 +226,7 @@ def test_dequantized_images_have_the_bits_of_evaluate(tmp_path: Path, score: str
     assert abs(row.bits_per_dim - bound.bits_per_dim[0]) < 5 * noise + 0.05
     assert row.bits_per_dim == pytest.approx(_by_hand(found, loaded.problem, "cld", 1), rel=1e-6)
     assert math.isnan(row.reconstruction_standard_error_bits_per_dim)
-    assert row.standard_error_bits_per_dim == pytest.approx(bound.bits_per_dim[1], rel=0.3)
+    assert row.standard_error_bits_per_dim == pytest.approx(bound.bits_per_dim[1], rel=0.7)
     assert sum(row[f"{t}_bits_per_dim"] for t in TERMS) == pytest.approx(row.bits_per_dim)
     assert differences.difference_bits_per_dim[0] == pytest.approx(
         row.bits_per_dim - bounds.loc["vpsde"].bits_per_dim, abs=1e-6

@@ -299,6 +299,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.other_processes
 def test_killed_without_warning_it_still_resumes(tmp_path: Path, options: dict[str, Any]) -> None:
     run = tmp_path / "killed"
     words = [

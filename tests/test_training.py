@@ -195,6 +195,7 @@ def test_micro_batches_change_nothing_but_rounding(
     pd.testing.assert_frame_equal(first[:2], second[:2], rtol=1e-5)  # before rounding grows
 
 
+@pytest.mark.other_processes
 def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -464,6 +465,7 @@ def wait_for(run: Path, process: subprocess.Popen[str], number: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.other_processes
 def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     tmp_path: Path, long_options: dict[str, Any], uninterrupted: Path
 ) -> None:
@@ -486,6 +488,7 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.other_processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_and_exits(
     tmp_path: Path, long_options: dict[str, Any], uninterrupted: Path, number: int
@@ -703,6 +706,7 @@ def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict
     assert latest_checkpoint(run / "checkpoints").step > 0
 
 
+@pytest.mark.other_processes
 def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
     tmp_path: Path, long_options: dict[str, Any]
 ) -> None:
