@@ -67,6 +67,21 @@ def planned(seed: int, draws: int, baseline: bool = True) -> StratifiedIntegrals
     return play(10_000 + seed, (draws,), baseline, plan=pilot.plan(targets))
 
 
+def test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise() -> None:
+    """Exponential noise, whatever λ: standard deviation 1 and skewness 2, per unit of level."""
+    size = 40_000
+    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, adapt=False)
+    draws = game.draw(size)
+    uniform = torch.rand(1, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    game.add(draws, -torch.log1p(-uniform))
+    plan = game.plan([(0, None)])
+    assert plan.num_draws == size
+    assert plan.spread[0, None] == pytest.approx(HIGH - LOW, rel=0.05)
+    assert plan.skewness[0, None] * math.sqrt(size) == pytest.approx(2.0, rel=0.2)
+    allowance = plan.error((0, None)) / plan.spread[0, None]
+    assert allowance == pytest.approx(1 + 3 * plan.skewness[0, None] ** 2)
+
+
 @pytest.mark.parametrize("baseline", [True, False])
 def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
     repeats = 200
