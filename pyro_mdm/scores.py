@@ -116,8 +116,8 @@ class Score(nn.Module, ABC):
         (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
         discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
         h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
-        rank, its variance would be infinite. With u fixed all else is differentiated, the time and both
-        ends included. :attr:`times` may ask for another law of times.
+        rank, its variance would be infinite. With u fixed all else is differentiated, the time and
+        both ends included. :attr:`times` may ask for another law of times.
 
         Args:
             x: data (n, *event_shape).
