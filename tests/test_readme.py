@@ -1,27 +1,214 @@
-"""The README's examples run as they stand."""
+"""The READMEs: their examples run, their commands are understood, their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
-import pyro
 import pytest
 import torch
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "import torch" in b]
+from inference.loading import build_diffusion, build_problem
+from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
+from pyro_mdm.networks import MLP
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("inference", "models", "pyro_mdm", "tests")
+FILES = [ROOT / "README.md", *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("README.md")))]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+
+WORDS = 1000
+"""The most that README.md may have, of its code, commands and tables too."""
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["linear", "nonlinear"])
-def test_examples_run(block):
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    found: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), found)
-    model, guide = found["model"], found["guide"]
-    data = found["images" if "images" in found else "points"]
-    from pyro_mdm import MDM_ELBO, elbo_terms
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
-    assert torch.isfinite(elbo_terms(model, guide, data).elbo).all()  # type: ignore[arg-type]
-    assert torch.isfinite(MDM_ELBO()(model, guide)(data))
+
+def run(block: str, page: str) -> dict[str, Any]:
+    """What an example defines, run by itself; of long loops two rounds."""
+    found: dict[str, Any] = {"__name__": page}
+    exec(compile(re.sub(r"range\(\d{3,}\)", "range(2)", block), page, "exec"), found)
+    return found
+
+
+EXAMPLES = [
+    pytest.param(block, page, id=f"{page}-{i}")
+    for page in PAGES
+    for i, block in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize(("block", "page"), EXAMPLES)
+def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run(block, page)
+    model, guide = found.get("model"), found.get("guide")
+    if not isinstance(model, DiffusionModel):
+        return
+    x = next((found[name] for name in ("train", "images", "points", "x") if name in found), None)
+    if x is None:
+        x = torch.randn(16, *model.event_shape)
+    assert torch.isfinite(elbo_terms(model, guide, x).elbo).all()  # type: ignore[arg-type]
+    assert torch.isfinite(MDM_ELBO()(model, guide)(x))
+
+
+# -- what one brings oneself -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own() -> dict[str, Any]:
+    """Everything that is defined where README.md says how to bring one's own."""
+    text = PAGES["README.md"].partition("\n## Bring your own\n")[2].partition("\n## ")[0]
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        assert len(block.splitlines()) <= 16
+        found |= run(block, "README.md")
+    return found
+
+
+def test_a_diffusion_a_score_a_likelihood_and_a_sampler_of_ones_own(own: dict[str, Any]) -> None:
+    """Together they make a program that is trained and that generates."""
+    diffusion = own["Spiral"](max_log_snr=9.0)
+    score, likelihood = own["BesideThePrior"](MLP(4)), own["HeavyTails"]()
+    model = DiffusionModel(
+        diffusion, score, likelihood, event_shape=(2,), sampler=own["flow"], plate="rows"
+    )
+    x = torch.randn(32, 2)
+    MDM_ELBO()(model, DiffusionGuide(diffusion, plate="rows"))(x).backward()
+    assert all(p.grad is not None for p in score.network.parameters())
+    law = likelihood(diffusion, score, torch.zeros(5, 2, 2), 1)
+    assert (law.batch_shape, law.event_shape) == ((5,), (2,))
+    assert torch.isfinite(model(batch_size=5)).all()
+
+
+def test_the_score_of_pure_noise(own: dict[str, Any]) -> None:
+    """A network that says nothing leaves the prior's score."""
+    network = MLP(4)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    y, diffusion = torch.randn(6, 2, 2), CLD(max_log_snr=9.0)
+    found = own["BesideThePrior"](network).score(diffusion, y, torch.full((6,), 0.5).double())
+    assert torch.allclose(found.float(), -y, atol=1e-6)
+
+
+def test_the_sampler_transports_noise_to_gaussian_data(own: dict[str, Any]) -> None:
+    """With the exact score of N(0, 4), the flow's samples have that deviation."""
+    diffusion = CLD(max_log_snr=5.0)
+    score = Denoiser(MLP(2), torch.zeros(2), torch.full((2,), 4.0))  # exact: it begins at F = 0
+    model = DiffusionModel(diffusion, score, event_shape=(2,), sampler=own["flow"])
+    x = model(batch_size=1000).detach()
+    assert float((x.std(0) / 2 - 1).abs().max()) < 5 / (2 * 1000) ** 0.5 + 0.02
+    assert float(x.mean(0).abs().max()) < 5 * 2 / 1000**0.5
+
+
+def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
+    """As --guide mine.py:Spiral and --model mine.py:Wine."""
+    named = {}
+    for block in blocks("README.md", "python"):
+        for option, name in re.findall(r"--(\w+) mine\.py:(\w+)", block):
+            file = tmp_path / f"{name}.py"
+            file.write_text(block, encoding="utf-8")
+            named[option] = f"{file}:{name}"
+    assert set(named) == {"guide", "model"}
+    problem = build_problem(named["model"], holdout=True)
+    diffusion = build_diffusion(named["guide"], max_log_snr=problem.max_log_snr)
+    model = problem.build(diffusion)
+    assert torch.isfinite(MDM_ELBO()(model, DiffusionGuide(diffusion))(problem.train.float()))
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def commands() -> list[Any]:
+    """Every line of every shell block: words after the program's, and what the program is."""
+    found = []
+    for page in PAGES:
+        lines = "".join(blocks(page, "bash")[2 if page == "README.md" else 0 :])
+        for line in lines.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append(pytest.param(words, id=f"{page}: {' '.join(words)}"))
+    return found
+
+
+def program(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that a command runs, None if it is of another package, and the words after it."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    if words[0] == "tensorboard" or words[:3] == ["python", "-m", "pytest"]:
+        return None, words
+    if words[0] == "pyro-mdm":
+        return ROOT / "inference" / f"{words[1]}.py", words[2:]
+    for i, word in enumerate(words[:6]):
+        if re.fullmatch(r"(inference|tests)(\.\w+)+", word):
+            return ROOT / f"{word.replace('.', '/')}.py", words[i + 1 :]
+        if word.startswith("tests/") and word.endswith(".py"):
+            return ROOT / word, words[i + 1 :]
+    raise AssertionError(f"{words} runs nothing that is known here")
+
+
+@pytest.mark.parametrize("words", commands())
+def test_commands_are_understood(words: list[str], monkeypatch: Any, capsys: Any) -> None:
+    """By the program's own parser, which prints the settings; of other scripts, the options."""
+    file, words = program(words)
+    if file is None:
+        return
+    text = file.read_text(encoding="utf-8")
+    if "command_line" in text or "jsonargparse" in text:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [str(file), *words, "--print_config"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(file), run_name="__main__")
+        assert end.value.code in (None, 0), capsys.readouterr().err
+        return
+    for word in words:
+        if word.startswith("--"):
+            assert f'"{word}"' in text, f"{file.name} has no option {word}"
+
+
+def test_the_first_two_commands_are_those_that_the_gate_runs() -> None:
+    train, test = blocks("README.md", "bash")[:2]
+    assert train.strip().endswith("-m inference.train --model digits --guide learned")
+    assert '".[test]"' in test and test.strip().endswith("-m pytest")
+
+
+# -- words and links -------------------------------------------------------------------------------
+
+
+def test_the_first_page_is_short() -> None:
+    assert len(PAGES["README.md"].split()) <= WORDS
+
+
+def links(page: str) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def anchors(page: str) -> set[str]:
+    """Those that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in links(page):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        if anchor:
+            known = anchors(target.resolve().relative_to(ROOT).as_posix())
+            assert anchor in known, f"{page} links to {link}; there are {sorted(known)}"
+
+
+def test_every_page_is_linked_from_the_first() -> None:
+    """So that nothing is only found by who knows where it is."""
+    linked = {link.partition("#")[0] for link in links("README.md")}
+    assert set(PAGES) - {"README.md"} <= linked
