@@ -48,11 +48,10 @@ model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
 
 svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-3}), loss=MDM_ELBO())
 writer = SummaryWriter(args.logdir)
-for step in (progress := trange(1, args.steps + 1)):
+for step in trange(1, args.steps + 1):
     x = train[torch.randint(len(train), (128,))]
-    loss = svi.step(x) / len(x)
+    svi.step(x)
     if step % 25 == 0:
-        progress.set_postfix(loss=f"{loss:.2f} nats")
         write_terms(writer, elbo_terms(model, guide, x), step)
         write_terms(writer, elbo_terms(model, guide, test), step, part="test")
 
@@ -61,4 +60,6 @@ samples = model(batch_size=64).detach()
 if args.data == "digits":
     writer.add_image("samples", image_grid((samples + 1) / 2), args.steps)
 else:
-    print("correlations", samples.T.corrcoef()[0, 1:4], "of data", data.T.corrcoef()[0, 1:4])
+    print(
+        "correlations of samples", samples.T.corrcoef()[0, 1:4], "data", data.T.corrcoef()[0, 1:4]
+    )
