@@ -120,14 +120,15 @@ def draw(
     return torch.cat(parts)
 
 
-def picture(problem: Problem, x: Tensor) -> Tensor:
+def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
     """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
 
-    Points are shown by their first two coordinates, beside test data.
+    ``columns`` is as of :func:`~pyro_mdm.pictures.image_grid`. Points are shown by their first two
+    coordinates, beside test data.
     """
     images = problem.to_images(x)
     if images is not None:
-        return image_grid(images)
+        return image_grid(images, columns=columns)
     figure = Figure((5.0, 5.0), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
