@@ -1,6 +1,7 @@
 """What a training run tells people, during and at the end of it.
 
-Numbers are written at every measurement. Figures cost more: of a diffusion that is learned and of
+Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
+bound from when it has been more than what prints as 0.000. Figures cost more: of a diffusion that is learned and of
 the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, of
 one that is fixed at the start; the rest at the end alone. Of a diffusion without a closed form
 there are simulated paths and the drift.
@@ -59,7 +60,10 @@ RANKED, REPEATS, DRAWS = 8, 16, 8
 """How many best and worst test images, and how often each is measured with how many draws."""
 
 SAMPLES = 18
-"""In the picture that training updates: three rows of six."""
+"""Images in the picture that training updates: three rows of six."""
+
+POINTS = 256
+"""The same of data that are no images."""
 
 RANKED_OF = 1_000
 """The most test images among which they are looked for."""
@@ -175,7 +179,7 @@ def at_step(
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = _samples(model, SAMPLES, steps=32, seed=run.config["seed"])
+    few = _samples(model, _few(problem), steps=32, seed=run.config["seed"])
     if few is not None:
         tensorboard.write_samples(writer, sample.picture(problem, few, columns=6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
@@ -204,6 +208,12 @@ def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
         reason = "they are not finite"
     print(f"no samples in {options['steps']} steps: {reason}", flush=True)
     return None
+
+
+def _few(problem: Problem) -> int:
+    """How many samples the picture holds that training updates."""
+    images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
+    return SAMPLES if images else POINTS
 
 
 def _some(data: Tensor, most: int = 256) -> Tensor:
@@ -249,7 +259,7 @@ def at_end(
         bound = replace(bound, step_bias=found)
     samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
     if samples is not None:
-        few = sample.picture(problem, samples[:SAMPLES], columns=6)
+        few = sample.picture(problem, samples[: _few(problem)], columns=6)
         tensorboard.write_samples(writer, few, steps)
         write_atomically(run.folder / "samples.png", sample.png(sample.picture(problem, samples)))
     if _draws(run):

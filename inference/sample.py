@@ -129,17 +129,17 @@ def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tenso
     images = problem.to_images(x)
     if images is not None:
         return image_grid(images, columns=columns)
-    figure = Figure((5.0, 5.0), dpi=110, layout="constrained")
+    figure = Figure((3.2, 3.2), dpi=160, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     data = problem.to_model_space(problem.test[:500]).flatten(1)
     for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
         second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=4, alpha=0.6, label=label)
+        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=3, alpha=0.6, label=label)
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", fontsize=8)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)

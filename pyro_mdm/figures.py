@@ -75,14 +75,15 @@ Record = Mapping[str, Any]
 
 
 def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """The terms of the bound over training, stacked, and the whole of each part of the data.
+    """What moves in the terms of the bound over training, stacked, and the whole of each part.
 
-    The axis is cut to where the terms and their sum move, so that heights are differences; what
-    each amounts to at the end is in the legend.
+    The layer of a term is what it has above its least over the steps. The stack stands on the sum
+    of those, so that it reaches the whole bound and the axis shows where terms differ, however
+    large they are; the legend has what each amounts to at the last step.
 
     Args:
         bounds: the records of each part of the data, at least one each; the terms of the last part
-            are stacked. A negative term is stacked below zero.
+            are stacked.
 
     Raises:
         ValueError: no part, or a part without a record.
@@ -93,16 +94,13 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     figure = new_figure(*CARD)
     axes = figure.add_subplot()
     steps, _, _ = _series(bounds[stacked], "bits_per_dim")
-    above, below = np.zeros(len(steps)), np.zeros(len(steps))
-    shown = []  # heights that the axis must hold
-    for i, term in enumerate(("diffusion", "reconstruction", "prior_kl")):
-        _, value, error = _series(bounds[stacked], term)
-        for base, height in ((above, value.clip(min=0)), (below, value.clip(max=0))):
-            axes.fill_between(steps, base, base + height, color=f"C{i}", alpha=0.35, lw=0)
-            base += height
+    terms = {t: _series(bounds[stacked], t) for t in ("diffusion", "reconstruction", "prior_kl")}
+    top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
+    shown = [top]  # heights that the axis must hold
+    for i, (term, (_, value, error)) in enumerate(terms.items()):
+        bottom, top = top, top + value - value.min()
         label = f"{term.replace('_kl', ' KL')} {_with_error(value[-1], error[-1])}"
-        axes.fill_between([], [], [], color=f"C{i}", alpha=0.35, label=label)
-        shown += [above.copy(), below[below < 0]]
+        axes.fill_between(steps, bottom, top, color=f"C{i}", alpha=0.35, lw=0, label=label)
     for i, (part, records) in enumerate(bounds.items()):
         steps, total, error = _series(records, "bits_per_dim")
         style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
@@ -111,10 +109,9 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
         axes.errorbar(steps, total, _bars(error), label=label, **style)
         shown += [total - _bars(error), total + _bars(error)]
     _fit(axes, np.concatenate(shown))
-    axes.axhline(0.0, color="0.6", lw=0.8)
     axes.set_xlabel("step")
     axes.set_ylabel("bits/dim, ± 1 s.e.")
-    axes.set_title(f"terms of the bound, stacked ({stacked})", fontsize=10)
+    axes.set_title(f"bound by term, above its least ({stacked})", fontsize=10)
     figure.legend(fontsize=8, title="at the last step", title_fontsize=8, loc="outside right upper")
     return figure
 
@@ -318,8 +315,8 @@ def eigenvalues_figure(
         drawn = axes.scatter(real, imaginary, c=color, s=16, cmap="viridis", zorder=3)
         label = f"step {steps[-1]:.0f}"
         axes.plot(*trail[-1].T, "o", ms=12, mfc="none", mec="C1", mew=2, ls="none", label=label)
-    figure.supxlabel("Re μ   (−Re μ: e-folds of decay over [0, T])", fontsize=10)
-    figure.supylabel("Im μ   (radians turned)", fontsize=10)
+        axes.set_xlabel("Re μ   (−Re μ: e-folds of decay)" if axes is panels[-1] else "Re μ")
+    panels[0].set_ylabel("Im μ   (radians turned)")
     plane = panels[0]
     for ratio in (0.9, 0.7, 0.4):
         slope = math.sqrt(1 / ratio**2 - 1)

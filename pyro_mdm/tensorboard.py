@@ -148,7 +148,9 @@ def write_terms(
     The scalars are means over the batch: ``bound/elbo/<part>``, ``bound/reconstruction/<part>``,
     ``bound/prior_kl/<part>`` and ``bound/diffusion/<part>``, in nats per datum, with the signs of
     :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Their errors
-    are written as by :func:`write_mean`; call :func:`write_layout` once to see them as bands.
+    are written as by :func:`write_mean`, and shown as bands after one call of
+
+        write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
 
     Args:
         terms: of :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.

@@ -101,25 +101,29 @@ def test_the_stacked_terms_reach_the_whole_bound_drawn_with_its_error() -> None:
     labels = axes.get_legend_handles_labels()[1]
     assert {"diffusion 0.750 ± 0.300", "prior KL 0.250 ± 0.300", "train 2.000 ± 0.100"} < {*labels}
     assert axes.get_ylabel().startswith("bits/dim") and "validation" in axes.get_title()
-    # from the lowest layer's upper side, 0.75, to the highest error bar, 2.1
-    low, high = axes.get_ylim()
-    assert 0.6 < low < 0.75 and 2.1 < high < 2.25
+    low, high = axes.get_ylim()  # just beyond the ends of the error bars
+    assert 1.1 < low < 1.2 and 2.1 < high < 2.2
     with pytest.raises(ValueError, match=r"records of \['train'\]"):
         figures.terms_figure({"train": []})
 
 
-def test_a_negative_term_is_stacked_below_zero_and_an_unknown_error_has_no_bar() -> None:
-    records = [bound(step, 1.0, 0.0, -3.0) for step in (1, 2)]
+def test_the_stack_shows_where_terms_differ_and_an_unknown_error_has_no_bar() -> None:
+    # a reconstruction of -30 rises by 0.25, and a diffusion term near 31 falls by 0.5
+    records = [bound(1, 1.5, 0.0, -30.0), bound(2, 1.25, 0.0, -29.75)]
     for record in records:
         record["terms"]["reconstruction"][1] = None
         record["terms"]["bits_per_dim"][1] = None
     (axes,) = figures.terms_figure({"train": records}).axes
-    heights = np.concatenate([corners[:, 1] for corners in areas(axes)])
-    assert heights.min() == -3.0 and heights.max() == 4.0
-    assert axes.get_ylim()[0] < -3.0 and axes.get_ylim()[1] > 4.0
+    layers = [
+        [np.ptp(corners[corners[:, 0] == step][:, 1]) for step in (1, 2)] for corners in areas(axes)
+    ]
+    diffusion, reconstruction, prior_kl = layers
+    assert diffusion == [0.5, 0.0] and reconstruction == [0.0, 0.25] and prior_kl == [0.0, 0.0]
+    assert max(corners[:, 1].max() for corners in areas(axes)) == 1.5
+    assert 0.9 < axes.get_ylim()[0] < 1.0  # the sum of the least of each
     ((total, error),) = bars(axes)
-    assert total.tolist() == [1.0, 1.0] and error.tolist() == [0.0, 0.0]
-    assert "reconstruction -3.000" in axes.get_legend_handles_labels()[1]
+    assert total.tolist() == [1.5, 1.25] and error.tolist() == [0.0, 0.0]
+    assert "reconstruction -29.750" in axes.get_legend_handles_labels()[1]
 
 
 def test_the_heat_map_holds_densities_of_every_step_and_their_errors() -> None:
@@ -197,7 +201,7 @@ def test_the_eigenvalues_of_an_oscillator_cross_the_line_of_critical_damping() -
     assert sorted((marks(plane, "step 20") / b)[:, 0]) == pytest.approx([-1.5, -0.5])
     at_same_end = CLD(min_log_snr=under.terminal_log_snr.item()).clock(1.0).item()
     assert marks(plane, "CLD") == pytest.approx(np.array([[-at_same_end, 0.0]] * 2), abs=1e-5)
-    assert figure.get_supxlabel().startswith("Re μ") and figure.get_supylabel().startswith("Im μ")
+    assert plane.get_xlabel().startswith("Re μ") and plane.get_ylabel().startswith("Im μ")
     low, high = close.get_ylim()
     assert low < 0.0 and high > b > plane.get_ylim()[0]
 
