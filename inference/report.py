@@ -1,10 +1,10 @@
 """What a training run tells people, during and at the end of it.
 
 Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
-bound from when it has been more than what prints as 0.000. Figures cost more: of a diffusion that is learned and of
-the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, of
-one that is fixed at the start; the rest at the end alone. Of a diffusion without a closed form
-there are simulated paths and the drift.
+bound once it has been more than what prints as 0.000. Figures cost more: of a diffusion that is
+learned and of the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and
+at the end, of one that is fixed at the start; the rest at the end alone. Of a diffusion without a
+closed form there are simulated paths and the drift.
 """
 
 from __future__ import annotations
