@@ -546,7 +546,7 @@ def field_figure(
             axes.set_xlim(-1.05 * reach, 1.05 * reach)
             axes.set_ylim(-1.05 * reach, 1.05 * reach)
             if j == 0:
-                axes.set_title(f"s = {times[i]:.3g} (noise level {level[i]:.1f})", fontsize=9)
+                axes.set_title(f"s = {times[i]:.3g}\nnoise level {level[i]:.1f}", fontsize=9)
             if j == len(shown) - 1:
                 axes.set_xlabel("x_0")
         row[0].set_ylabel(f"drift of {variable_name(k)}\nx_1")
