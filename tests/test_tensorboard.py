@@ -62,16 +62,16 @@ def test_the_bound_is_written_with_its_terms_and_errors(tmp_path: Path) -> None:
 
 
 def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> None:
-    terms = ELBOTerms(
-        reconstruction=torch.tensor([-3.0, -1.0], requires_grad=True),
-        prior_kl=torch.tensor([0.5, 0.5]),
-        diffusion=torch.tensor([2.0, 6.0]),
-        log_snr=torch.tensor([-1.0, 1.0]),
-    )
+    values = {
+        "reconstruction": torch.tensor([-3.0, -1.0], requires_grad=True),
+        "prior_kl": torch.tensor([0.5, 0.5]),
+        "diffusion": torch.tensor([2.0, 6.0]),
+        "log_snr": torch.tensor([-1.0, 1.0]),
+    }
+    terms, one = ELBOTerms(**values), ELBOTerms(**{name: v[:1] for name, v in values.items()})
     with SummaryWriter(str(tmp_path)) as writer:
         tb.write_terms(writer, terms, 7)
         tb.write_terms(writer, terms, 7, part="validation", num_dims=2)
-        one = ELBOTerms(*(getattr(terms, name)[:1] for name in terms.__dataclass_fields__))
         tb.write_terms(writer, one, 7, part="one")
         with pytest.raises(TypeError, match=r"terms is a float, expected ELBOTerms; pass elbo_t"):
             tb.write_terms(writer, 1.5, 7)  # type: ignore[arg-type]
