@@ -10,7 +10,7 @@ closed form there are simulated paths and the drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -286,23 +286,22 @@ def _log_bound(
     edges, values, errors = bound.by_log_snr
     by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
-    before = _noticeable(run)
+    earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    terms = _noticeable(run)
-    if terms != before:
+    terms = _noticeable([*earlier, bound.terms])
+    if terms != _noticeable(earlier):
         _lay_out(writer, programs.problem, terms)
-    shown = {term: bound.terms[term] for term in terms}
-    tensorboard.write_bound(writer, part, shown, step)
+    tensorboard.write_bound(writer, part, {term: bound.terms[term] for term in terms}, step)
 
 
-def _noticeable(run: Run) -> list[str]:
-    """The terms of the bound that some measurement so far found to differ from 0 in print."""
-    found = [record["terms"] for record in run.history() if "terms" in record]
+def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The terms of the bound that some measurement found to differ from 0 in print."""
 
     def differs(value: float | None) -> bool:
-        return value is None or abs(value) >= NEGLIGIBLE
+        # what is not finite, None in a record, differs
+        return value is None or not abs(value) < NEGLIGIBLE
 
-    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in found)]
+    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in measured)]
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
