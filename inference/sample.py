@@ -120,25 +120,26 @@ def draw(
     return torch.cat(parts)
 
 
-def picture(problem: Problem, x: Tensor) -> Tensor:
+def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
     """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
 
-    Points are shown by their first two coordinates, beside test data.
+    ``columns`` is as of :func:`~pyro_mdm.pictures.image_grid`. Points are shown by their first two
+    coordinates, beside test data.
     """
     images = problem.to_images(x)
     if images is not None:
-        return image_grid(images)
-    figure = Figure((5.0, 5.0), dpi=110, layout="constrained")
+        return image_grid(images, columns=columns)
+    figure = Figure((3.2, 3.2), dpi=160, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     data = problem.to_model_space(problem.test[:500]).flatten(1)
     for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
         second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=4, alpha=0.6, label=label)
+        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=3, alpha=0.6, label=label)
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", fontsize=8)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)

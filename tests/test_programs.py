@@ -227,15 +227,13 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
 
 def test_tensorboard_has_every_page(trained: Path) -> None:
     tags = EventAccumulator(str(trained / "tensorboard")).Reload().Tags()
-    for part in ("train", "validation", "test"):
-        for term in ("bits_per_dim", "reconstruction", "prior_kl", "diffusion"):
-            assert f"{term}/{part}" in tags["scalars"]
-            assert f"standard_error/{term}/{part}" in tags["scalars"]
-        assert f"diffusion_term_by_log_snr/{part}" in tags["images"]
-    assert {"Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"} <= set(
-        tags["scalars"]
-    )
-    assert {"curves", "noising", "samples"} <= set(tags["images"])
+    for part in ("bound/{}/train", "bound/{}/validation", "test/{}"):
+        for term in ("bits_per_dim", "diffusion"):
+            assert part.format(term) in tags["scalars"]
+            assert f"uncertainty/standard_error/{part.format(term)}" in tags["scalars"]
+    for tag in ("Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"):
+        assert f"diffusion/{tag}" in tags["scalars"]
+    assert {"diffusion/curves", "diffusion/noising", "Overview/samples"} <= set(tags["images"])
 
 
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
