@@ -9,7 +9,7 @@ there are simulated paths and the drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -203,9 +203,18 @@ def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[No
 
 
 def at_end(
-    run: Run, writer: SummaryWriter | None, programs: Programs, *, distributed: bool = False
+    run: Run,
+    writer: SummaryWriter | None,
+    programs: Programs,
+    save: Callable[[evaluate.Bound], None],
+    *,
+    distributed: bool = False,
 ) -> evaluate.Bound:
-    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`."""
+    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
+
+    The one that has the writer calls ``save`` with the bound before it makes pictures, which may
+    take long, or fail.
+    """
     problem, model, _ = programs
     steps, draws, n, sampler, sampler_steps, seed = (
         run.config[name]
@@ -224,7 +233,8 @@ def at_end(
         writer.add_scalar("simulation/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
         bound = replace(bound, step_bias=found)
-    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
+    save(bound)
+    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
         picture = sample.picture(problem, samples)
         tensorboard.write_samples(writer, picture, steps)

@@ -366,10 +366,13 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             _say_stopped(run, steps)
             raise Stopped(caught.number)
 
-    bound = report.at_end(run, writer, averaged, distributed=world > 1)
+    def save(bound: evaluate.Bound) -> None:
+        spent = {"steps": steps, "seconds": time.monotonic() - began}
+        run.write_json("results.json", bound.as_json() | spent)
+
+    bound = report.at_end(run, writer, averaged, save, distributed=world > 1)
     if lead:
         seconds = time.monotonic() - began
-        run.write_json("results.json", bound.as_json() | {"steps": steps, "seconds": seconds})
         print(f"{seconds:.0f} s; tensorboard --logdir {folder}; {run.folder / 'samples.png'}")
         print(bound)
     return bound
