@@ -40,8 +40,8 @@ PILOT_SHARE = 3
 """The estimate has at most so many draws for each of the pilot that says how many there must be."""
 SAFETY = 1.3
 """Times the draws that the pilot says are needed: its word is an estimate."""
-DIMS_AT_ONCE = 512
-"""Dimensions that the baseline is integrated for at a time."""
+DIMS_AT_ONCE = 256
+"""Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
 MANY_PASSES = 64
 """Over all data; from then on a round may be an eighth of all draws before it."""
 Pair = tuple[DiffusionModel, DiffusionGuide]

@@ -56,8 +56,8 @@ VARIANCE_FLOOR = 0.5
 
 # memory for what baseline_kl of a discrete denoiser has found
 KL_TABLES_BYTES = 256 * 2**20
-# data whose baseline is integrated together
-DATA_AT_ONCE = 4096
+# data whose baseline is integrated together, in cache
+DATA_AT_ONCE = 256
 
 
 class Score(nn.Module, ABC):
