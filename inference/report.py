@@ -10,7 +10,7 @@ closed form there are simulated paths and the drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -236,9 +236,18 @@ def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[No
 
 
 def at_end(
-    run: Run, writer: SummaryWriter | None, programs: Programs, *, distributed: bool = False
+    run: Run,
+    writer: SummaryWriter | None,
+    programs: Programs,
+    save: Callable[[evaluate.Bound], None],
+    *,
+    distributed: bool = False,
 ) -> evaluate.Bound:
-    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`."""
+    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
+
+    The one that has the writer calls ``save`` with the bound before it makes pictures, which may
+    take long, or fail.
+    """
     problem, model, _ = programs
     steps, draws, n, sampler, sampler_steps, seed = (
         run.config[name]
@@ -257,7 +266,8 @@ def at_end(
         writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
         bound = replace(bound, step_bias=found)
-    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
+    save(bound)
+    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
         few = sample.picture(problem, samples[: _few(problem)], columns=6)
         tensorboard.write_samples(writer, few, steps)

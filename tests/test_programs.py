@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 import runpy
 import signal
@@ -223,6 +224,22 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert test.bits_per_dim == results["bits_per_dim"]["value"]
     assert test.bits_per_dim_standard_error == results["bits_per_dim"]["standard_error"]
     assert latest_checkpoint(trained / "checkpoints").step == 6
+
+
+def test_the_bound_is_saved_before_pictures_are_made(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no pictures")
+
+    monkeypatch.setattr(report.tensorboard, "write_samples", fail)
+    monkeypatch.setattr(report, "at_step", lambda *arguments, **options: None)
+    options |= {"steps": 2, "run": tmp_path / "run"}
+    with pytest.raises(RuntimeError, match="no pictures"):
+        train(**options)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert math.isfinite(results["bits_per_dim"]["value"]) and results["steps"] == 2
+    assert not (tmp_path / "run" / "samples.png").exists()
 
 
 def test_tensorboard_has_every_page(trained: Path) -> None:
