@@ -3,7 +3,8 @@ r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
+from pyro_mdm.pretrained import load_folder, save_folder
 from pyro_mdm.samplers import EulerMaruyama, Splitting
+from pyro_mdm.settings import Restorable, described
 
 if TYPE_CHECKING:
     from pyro_mdm.likelihoods import Likelihood
@@ -25,7 +28,7 @@ __all__ = ["DiffusionModel"]
 _names = itertools.count()
 
 
-class Registered(nn.Module):
+class Registered(Restorable, nn.Module):
     """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
 
     def __init__(self) -> None:
@@ -107,6 +110,71 @@ class DiffusionModel(Registered):
             sampler = Splitting(steps=256) if linear else EulerMaruyama(steps=256)
         self.sampler = sampler
         self.times = times
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "diffusion": self.diffusion,
+            "score": self.score_function,
+            "likelihood": self.likelihood,
+            "event_shape": list(self.event_shape),
+            "sampler": self.sampler,
+            "times": self.times,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"event_shape": list(self.event_shape), "times": described(self.times)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The times of a chain."""
+        self.times = restored_times(saved["times"])
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads.
+
+        All of the model is in them: diffusion, score, network, likelihood and sampler. Other files
+        of the folder are left alone; both are complete on the disk before either replaces an
+        earlier one. Nothing is pickled.
+
+        Raises:
+            PretrainedError: something without a name, such as a lambda, or two classes of one name.
+            OSError: the files cannot be written; earlier ones are as they were.
+        """
+        save_folder(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, classes: Mapping[str, Any] | None = None
+    ) -> DiffusionModel:
+        """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
+
+        Its guide is ``DiffusionGuide(model.diffusion)``. The folder of a training run, with the
+        averaged weights, opens likewise. No code is run from the folder.
+
+        Args:
+            folder: with ``config.json`` and ``model.safetensors``.
+            classes: what is not of this library, by name: a class, a function that makes an object,
+                or (once) the object itself, whose parameters are replaced; functions of the state
+                as they are. A class that inherits from one of this library's is called with the
+                arguments that it had, any other class without any.
+
+        Raises:
+            PretrainedError: no such folder, one that is damaged, of a newer format, or of something
+                else; a name that is not in ``classes``, or stands for something that does not fit.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from pyro_mdm import CLD, Denoiser
+            >>> from pyro_mdm.networks import MLP
+            >>> model = DiffusionModel(CLD(), Denoiser(MLP(2)), event_shape=(2,))
+            >>> with TemporaryDirectory() as folder:
+            ...     model.save_pretrained(folder)
+            ...     print(DiffusionModel.from_pretrained(folder).diffusion)
+            CLD(
+              num_variables=2, max_log_snr=13
+              (beta): LinearBeta(beta_min=0.1, beta_max=20.0)
+            )
+        """
+        return load_folder(cls, folder, classes or {})
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""
@@ -200,6 +268,11 @@ def data_plate(n: int, num_data: int | None) -> pyro.plate:
     if num_data < n:
         raise ValueError(f"num_data is {num_data}, expected at least the batch's {n} data")
     return pyro.plate("data", num_data, subsample=torch.arange(n))
+
+
+def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
+    """``times`` of a program as they were, from its settings."""
+    return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved
 
 
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""Objects that know what they were made of, and state dicts that say what decides the bound.
+
+A state dict holds parameters and buffers. Numbers that are neither, such as ``max_log_snr``, decide
+a bound as much, so a module that is :class:`Restorable` puts them beside its tensors, under
+``_extra_state``: as JSON in a tensor of bytes, so that a state dict still is tensors alone, for
+``torch.load(weights_only=True)`` and safetensors too. Loading restores what can be set and refuses
+what cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described", "is_plain"]
+
+EXTRA_STATE = "_extra_state"
+"""How the names of settings end in a state dict; PyTorch's name."""
+
+
+class SettingsError(ValueError):
+    """A state dict was saved by a module with other settings."""
+
+
+class Recorded:
+    """An object that remembers the arguments that its constructor was given, subclasses too."""
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self.__dict__["_arguments"] = _bound(cls, args, kwargs)
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the constructor that make an object like this one.
+
+        What is changed later is in :meth:`settings`, parameters or buffers.
+        """
+        return dict(self._arguments)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the object's part in a bound, by name, and is no parameter or buffer.
+
+        By default the constructor's arguments that are numbers, strings or None, as the attributes
+        of these names are now, without those that became buffers.
+        """
+        buffers = vars(self).get("_buffers", {})
+        now = {name: vars(self).get(name, v) for name, v in self.arguments().items()}
+        return {name: v for name, v in now.items() if is_plain(v) and name not in buffers}
+
+
+@functools.cache
+def _signature(cls: type) -> inspect.Signature:
+    return inspect.signature(cls.__init__)  # type: ignore[misc]
+
+
+def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name. None for a copy, which takes over those of the original, and for wrong
+    ones, about which the constructor complains."""
+    try:
+        bound = _signature(cls).bind(None, *args, **kwargs)
+    except TypeError:
+        return {}
+    found: dict[str, Any] = {}
+    for parameter in list(_signature(cls).parameters.values())[1:]:
+        if parameter.name not in bound.arguments:
+            continue
+        value = bound.arguments[parameter.name]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            found[f"*{parameter.name}"] = value
+        else:
+            found[parameter.name] = value
+    return {n: v.detach() if isinstance(v, Tensor) else v for n, v in found.items()}
+
+
+class Restorable(Recorded):
+    """A module whose settings are in its state dict. Put it before ``nn.Module`` among bases."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set those of :meth:`settings` that can be set after construction; by default none."""
+
+    def get_extra_state(self) -> Tensor:
+        """The class's name and the settings, as JSON in bytes (n,), uint8."""
+        return _packed({"class": type(self).__name__} | self.settings())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the settings of a state dict.
+
+        Raises:
+            SettingsError: they are of another class, or differ in what cannot be set.
+        """
+        saved, name = _unpacked(state), type(self).__name__
+        if saved.get("class") != name:
+            raise SettingsError(
+                f"the state dict is of the class {saved.get('class')}, this is a {name}; build the "
+                "object that was saved"
+            )
+        del saved["class"]
+        try:
+            self.restore(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"the settings of the {name} in the state dict cannot be taken over ({error!r}); "
+                "another version of pyro_mdm saved them"
+            ) from error
+        own = _unpacked(_packed(self.settings()))
+        differing = [
+            f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
+            "here"
+            for key in sorted(own.keys() | saved.keys())
+            if key not in own or key not in saved or own[key] != saved[key]
+        ]
+        if differing:
+            raise SettingsError(f"{'; '.join(differing)}: build the {name} as it was saved")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = state_dict, prefix, local_metadata, strict
+        try:
+            super()._load_from_state_dict(  # type: ignore[misc]
+                *given, missing_keys, unexpected_keys, error_msgs
+            )
+        except SettingsError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+        if strict and prefix + EXTRA_STATE not in state_dict:
+            error_msgs.append(
+                f"{prefix.removesuffix('.') or type(self).__name__}: the state dict does not say "
+                f"what settings it was saved with, {', '.join(self.settings()) or 'none'}; if they "
+                "are those here, load it with strict=False"
+            )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a string or None."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def described(value: Any) -> Any:
+    """A setting as JSON can hold it: an object by its class and settings, a function by its name.
+
+    Two that are described alike may differ in what a function of the user's computes.
+    """
+    if isinstance(value, Recorded):
+        own = {key: described(v) for key, v in value.settings().items()}
+        return {"class": type(value).__name__} | own
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple | nn.ModuleList):
+        return [described(v) for v in value]
+    return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
+
+
+def _packed(content: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def _unpacked(state: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(bytes(state.cpu().tolist()))
+        return dict(found)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"the settings in the state dict cannot be read ({error}), expected JSON in a tensor "
+            "of bytes; save it again"
+        ) from error
