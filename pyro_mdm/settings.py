@@ -4,7 +4,8 @@ A state dict holds parameters and buffers. Numbers that are neither, such as ``m
 a bound as much, so a module that is :class:`Restorable` puts them beside its tensors, under
 ``_extra_state``: as JSON in a tensor of bytes, so that a state dict still is tensors alone, for
 ``torch.load(weights_only=True)`` and safetensors too. Loading restores what can be set and refuses
-what cannot.
+what cannot. A state dict that has none, of an earlier version, lacks these keys; ``strict=False``
+loads it and keeps the settings that are there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class SettingsError(ValueError):
 
 
 class Recorded:
-    """An object that remembers the arguments that its constructor was given, subclasses too."""
+    """An object that remembers the arguments of its constructor, defaults too; so do subclasses."""
 
     _arguments: dict[str, Any]
 
@@ -70,15 +71,14 @@ def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
         bound = _signature(cls).bind(None, *args, **kwargs)
     except TypeError:
         return {}
+    bound.apply_defaults()
     found: dict[str, Any] = {}
     for parameter in list(_signature(cls).parameters.values())[1:]:
-        if parameter.name not in bound.arguments:
-            continue
         value = bound.arguments[parameter.name]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found |= value
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            found[f"*{parameter.name}"] = value
+            found |= {f"*{parameter.name}": value} if value else {}
         else:
             found[parameter.name] = value
     return {n: v.detach() if isinstance(v, Tensor) else v for n, v in found.items()}
@@ -118,7 +118,7 @@ class Restorable(Recorded):
         differing = [
             f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
             "here"
-            for key in sorted(own.keys() | saved.keys())
+            for key in own | saved
             if key not in own or key not in saved or own[key] != saved[key]
         ]
         if differing:
@@ -141,12 +141,6 @@ class Restorable(Recorded):
             )
         except SettingsError as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
-        if strict and prefix + EXTRA_STATE not in state_dict:
-            error_msgs.append(
-                f"{prefix.removesuffix('.') or type(self).__name__}: the state dict does not say "
-                f"what settings it was saved with, {', '.join(self.settings()) or 'none'}; if they "
-                "are those here, load it with strict=False"
-            )
 
 
 def is_plain(value: Any) -> bool:
@@ -164,6 +158,8 @@ def described(value: Any) -> Any:
         return {"class": type(value).__name__} | own
     if isinstance(value, Tensor):
         return value.tolist()
+    if isinstance(value, dict):
+        return {key: described(v) for key, v in value.items()}
     if isinstance(value, list | tuple | nn.ModuleList):
         return [described(v) for v in value]
     return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
