@@ -195,7 +195,10 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced
         model = reader.decode(tree, "model")
     if not isinstance(model, cls):
-        raise PretrainedError(f"{file} describes a {type(model).__name__}, expected {cls.__name__}")
+        raise PretrainedError(
+            f"{file} describes an object of the class {type(model).__name__}, expected "
+            f"{cls.__name__}; open it with that class"
+        )
     state = {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
