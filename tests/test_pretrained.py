@@ -239,10 +239,8 @@ SIMULATED: list[tuple[str, Callable[[], NonlinearDiffusion], Mapping[str, Any]]]
 def test_simulated_ones_come_back_too(make: Any, yours: Any, score: str, tmp_path: Path) -> None:
     diffusion = moved(make())
     model = DiffusionModel(diffusion, SCORES[score](diffusion), event_shape=(2,))
-    model.sampler = EulerMaruyama(32)
     opened = saved_and_opened(model, tmp_path / "model", **yours)
     assert_same(model, opened)
-    assert torch.equal(samples(model), samples(opened))
     assert opened.diffusion.simulation == SIMULATION
 
 
