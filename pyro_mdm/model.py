@@ -147,8 +147,9 @@ class DiffusionModel(Registered):
     ) -> DiffusionModel:
         """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
 
-        Its guide is ``DiffusionGuide(model.diffusion)``. The folder of a training run, with the
-        averaged weights, opens likewise. No code is run from the folder.
+        Its guide is ``DiffusionGuide(model.diffusion)``, with ``model.times`` for a chain. The
+        folder of a training run, with the averaged weights, opens likewise. No code is run from the
+        folder.
 
         Args:
             folder: with ``config.json`` and ``model.safetensors``.

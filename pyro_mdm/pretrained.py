@@ -310,7 +310,7 @@ class _Reader:
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # arguments of any kind meet constructors of any kind
             raise PretrainedError(
                 f"{self.file}: {place} cannot be built of the arguments "
                 f"{', '.join(decoded) or '(none)'}: {error}"

@@ -10,7 +10,6 @@ loads it and keeps the settings that are there.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
@@ -34,11 +33,12 @@ class SettingsError(ValueError):
 class Recorded:
     """An object that remembers the arguments of its constructor, defaults too; so do subclasses."""
 
-    _arguments: dict[str, Any]
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        self.__dict__["_arguments"] = _bound(cls, args, kwargs)
+        named = {name: _without_graph(value) for name, value in kwargs.items()}
+        self.__dict__["_given"] = tuple(map(_without_graph, args)), named
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -46,7 +46,21 @@ class Recorded:
 
         What is changed later is in :meth:`settings`, parameters or buffers.
         """
-        return dict(self._arguments)
+        args, kwargs = self._given
+        signature = inspect.signature(type(self).__init__)
+        given = signature.bind(self, *args, **kwargs).arguments
+        found: dict[str, Any] = {}
+        for name, parameter in list(signature.parameters.items())[1:]:
+            value = given.get(name, parameter.default)
+            if name not in given and not is_plain(value):
+                continue  # the default of a function or the like need not be remembered
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                found |= value
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                found[f"*{name}"] = value
+            else:
+                found[name] = value
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What decides the object's part in a bound, by name, and is no parameter or buffer.
@@ -59,29 +73,8 @@ class Recorded:
         return {name: v for name, v in now.items() if is_plain(v) and name not in buffers}
 
 
-@functools.cache
-def _signature(cls: type) -> inspect.Signature:
-    return inspect.signature(cls.__init__)  # type: ignore[misc]
-
-
-def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name. None for a copy, which takes over those of the original, and for wrong
-    ones, about which the constructor complains."""
-    try:
-        bound = _signature(cls).bind(None, *args, **kwargs)
-    except TypeError:
-        return {}
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for parameter in list(_signature(cls).parameters.values())[1:]:
-        value = bound.arguments[parameter.name]
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found |= value
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            found |= {f"*{parameter.name}": value} if value else {}
-        else:
-            found[parameter.name] = value
-    return {n: v.detach() if isinstance(v, Tensor) else v for n, v in found.items()}
+def _without_graph(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 class Restorable(Recorded):

@@ -627,6 +627,24 @@ def test_a_failure_leaves_the_earlier_model(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_files_of_two_models_are_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process leaves them that is killed between the names of the one and of the other."""
+    replace, replaced = os.replace, []
+
+    def once(source: Path, target: Path) -> None:
+        if replaced:
+            raise KeyboardInterrupt
+        replaced.append(target.name)
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrained_module.os, "replace", once)
+        DiffusionModel(VPSDE(), Denoiser(network(2)), event_shape=(2,)).save_pretrained(folder)
+    assert replaced == [TENSORS]
+    with pytest.raises(PretrainedError, match=r"damaged, or another than config\.json was saved"):
+        DiffusionModel.from_pretrained(folder)
+
+
 def test_the_files_are_those_of_the_ecosystem(folder: Path) -> None:
     """The tensors alone load into a model that is built by hand."""
     other = DiffusionModel(ALDA(), Denoiser(MLP(2, hidden=8, depth=1)), event_shape=(2,))

@@ -321,7 +321,9 @@ def test_every_value_of_a_state_dict_is_a_tensor_on_its_own():
 
 
 class Made(Recorded):
-    def __init__(self, a: int, b: float = 2.0, *rest: int, c: str = "c", **others: Any) -> None:
+    def __init__(
+        self, a: int, b: float = 2.0, *rest: int, c: str = "c", d: Any = torch.relu, **others: Any
+    ) -> None:
         self.b = b
 
 
