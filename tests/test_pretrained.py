@@ -387,6 +387,10 @@ def test_a_library_class_s_name_does_not_make_one_of_yours_the_library_s(tmp_pat
         DiffusionModel.from_pretrained(tmp_path)
     opened = DiffusionModel.from_pretrained(tmp_path, classes={"MLP": lambda: Field(4)})
     assert_same(model, opened)
+    model.diffusion = type("CLD", (Turning,), {})(2.0, max_log_snr=7.0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(PretrainedError, match=r"names CLD at model.diffusion, which is not of"):
+        DiffusionModel.from_pretrained(tmp_path, classes={"MLP": lambda: Field(4)})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_mdm import (
@@ -256,9 +263,11 @@ def test_what_is_in_buffers_is_taken_over():
 
 
 def test_a_lazy_attribute_of_a_distribution_is_no_setting():
-    asked = two_modes(0.3)
-    asked.distribution.mixture_distribution.logits  # noqa: B018  computed now
-    Pull(2.0, asked).load_state_dict(Pull(2.0, two_modes(0.3)).state_dict())
+    law = MultivariateNormal(torch.zeros(1).double(), torch.eye(1).double())
+    state = Pull(2.0, DistributionPrior(law)).state_dict()
+    assert "precision_matrix" not in vars(law)
+    law.precision_matrix  # noqa: B018  computed now
+    Pull(2.0, DistributionPrior(law)).load_state_dict(state)
 
 
 def test_state_dicts_without_settings_are_refused_and_can_be_taken_as_they_are():
