@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described", "is_plain"]
+
+R = TypeVar("R", bound="Recorded")
 
 EXTRA_STATE = "_extra_state"
 """How the names of settings end in a state dict; PyTorch's name."""
@@ -35,7 +34,7 @@ class Recorded:
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls: type[R], *args: Any, **kwargs: Any) -> R:
         self = super().__new__(cls)
         named = {name: _without_graph(value) for name, value in kwargs.items()}
         self.__dict__["_given"] = tuple(map(_without_graph, args)), named
