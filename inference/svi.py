@@ -36,11 +36,11 @@ else:
 data = data[torch.randperm(len(data))]
 test, train = data[::10], data[torch.arange(len(data)) % 10 > 0]
 
-# the score: a network read as a denoiser, over levels for images
-if args.data == "digits":
-    score = pyro_mdm.DiscreteDenoiser.fit(UNet(1, out_channels=17), train, levels=17)
-else:
-    score = pyro_mdm.Denoiser.fit(MLP(30), train)
+score = (
+    pyro_mdm.DiscreteDenoiser.fit(UNet(1, out_channels=17), train, levels=17)
+    if args.data == "digits"
+    else pyro_mdm.Denoiser.fit(MLP(30), train)
+)
 
 diffusion = getattr(pyro_mdm, args.guide)(max_log_snr=9.0)  # the line to change
 model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)

@@ -356,6 +356,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
                     state = {"step": done, "seconds": time.monotonic() - began, "window": window}
                     state |= {"unmeasured": due, "config": dict(settings)}
                     run.save(trainee.checkpoint(done, state))
+                    run.save_model(averaged.model)
             if stop:
                 bar.close()
                 _say_stopped(run, done)

@@ -35,6 +35,7 @@ from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
 from pyro_mdm.progress import Progress, progress_bar
 from pyro_mdm.sde import check_dispersion
+from pyro_mdm.settings import Recorded
 from pyro_mdm.simulation import LIMIT, SimulationError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
     return diffusion.time_at_progress(fraction).flip(0)
 
 
-class Sampler(ABC):
+class Sampler(Recorded, ABC):
     """An integrator of the generative SDE.
 
     Args:
@@ -176,7 +177,7 @@ class Sampler(ABC):
         return progress_bar(self.steps, type(self).__name__, "steps", leave=True, shown=progress)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        arguments = ", ".join(f"{name}={value}" for name, value in self.settings().items())
         return f"{type(self).__name__}({arguments})"
 
 

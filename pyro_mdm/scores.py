@@ -37,6 +37,7 @@ from pyro_mdm.diffusions import (
     apply_vector,
     full_precision,
 )
+from pyro_mdm.settings import Restorable
 
 __all__ = [
     "Denoiser",
@@ -60,7 +61,7 @@ KL_TABLES_BYTES = 256 * 2**20
 DATA_AT_ONCE = 256
 
 
-class Score(nn.Module, ABC):
+class Score(Restorable, nn.Module, ABC):
     """What every parameterization offers, and nothing about the diffusion it is used with.
 
     Those made of the closed-form law of y_s given x serve linear diffusions alone.
@@ -98,6 +99,16 @@ class Score(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.event_shape = event_shape
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"network": self.network}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"times": self.times}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The law of times."""
+        self.times = saved["times"]
 
     @abstractmethod
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:

@@ -108,9 +108,17 @@ def friction(y):
     return torch.diag_embed(torch.stack([torch.zeros_like(v), 1 + 1 / (1 + v**2)], -1))
 
 
+def potential(x):
+    return x**2 / 2
+
+
+def kinetic(v):
+    return (1 + v**2).sqrt()
+
+
 def relativistic(max_log_snr):
     return HamiltonianDiffusion(
-        H=[lambda x: x**2 / 2, lambda v: (1 + v**2).sqrt()],
+        H=[potential, kinetic],
         Q=[[0.0, -1.0], [1.0, 0.0]],
         D=friction,
         max_log_snr=max_log_snr,
