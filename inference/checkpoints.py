@@ -29,6 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pyro_mdm.settings import EXTRA_STATE, SettingsError
+
 __all__ = [
     "ArchitectureError",
     "Checkpoint",
@@ -336,12 +338,17 @@ def _digest(body: Any) -> str:
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load ``tensors`` into ``module``, all of them or none.
 
+    Settings in a checkpoint (:mod:`pyro_mdm.settings`) are taken over; one that is older than they
+    are leaves those of ``module``.
+
     Raises:
-        ArchitectureError: names or shapes differ; the message lists where.
+        ArchitectureError: names, shapes or settings differ; the message lists where.
     """
-    own = module.state_dict()
+    everything = module.state_dict()
+    settings = {k: t for k, t in everything.items() if k.endswith(EXTRA_STATE)}
+    own = {k: t for k, t in everything.items() if k not in settings}
     differences = [f"{k}: not in the checkpoint" for k in own if k not in tensors]
-    differences += [f"{k}: not in this model" for k in tensors if k not in own]
+    differences += [f"{k}: not in this model" for k in tensors if k not in everything]
     differences += [
         f"{k}: {tuple(tensors[k].shape)} in the checkpoint, {tuple(t.shape)} in this model"
         for k, t in own.items()
@@ -354,7 +361,15 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
             f"{what} belongs to another architecture; these tensors differ:\n  {shown}{more}\n"
             "Rebuild the model with the settings the checkpoint was trained with."
         )
-    module.load_state_dict(dict(tensors))
+    for name in settings.keys() & tensors.keys():
+        owner: Any = module.get_submodule(name.removesuffix(EXTRA_STATE).removesuffix("."))
+        try:
+            owner.set_extra_state(tensors[name])
+        except SettingsError as error:
+            raise ArchitectureError(
+                f"{what} has other settings than this model, {name.rpartition('.')[0]}: {error}"
+            ) from error
+    module.load_state_dict(settings | dict(tensors))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:

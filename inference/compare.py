@@ -513,15 +513,16 @@ def compare(
     if levels is not None:
         what += " (dequantized)"
     print(report(found, comparison, f"{what}, seed {seed}", draws))
-    contents = (
+    numbers = (
         _csv(found.bounds, list(found.bounds[0])),
         _csv(found.differences, DIFFERENCE_COLUMNS),
         _csv(found.by_log_snr, list(found.by_log_snr[0])),
-        png(comparison_figure(found.bounds, found.differences, found.by_log_snr, title=what)),
     )
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(FILES, contents, strict=True):
+    for name, content in zip(FILES[:-1], numbers, strict=True):
         write_atomically(out / name, content)
+    figure = comparison_figure(found.bounds, found.differences, found.by_log_snr, title=what)
+    write_atomically(out / FILES[-1], png(figure))
     print(f"{out}: {', '.join(FILES)}")
     return comparison
 

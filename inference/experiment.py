@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from tqdm.auto import tqdm
 
 from inference.cli import command_line
 from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError
+from pyro_mdm.progress import progress_bar
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
 
@@ -232,7 +232,8 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
             holds a run with other settings.
     """
     waiting = [cell for cell in cells if not _is_finished(cell, folder)]
-    bar = tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="run", desc=folder.name)
+    finished = len(cells) - len(waiting)
+    bar = progress_bar(len(cells), folder.name, "runs", initial=finished, leave=True)
     lock = threading.Lock()
 
     def run(cell: Cell) -> None:

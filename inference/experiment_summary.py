@@ -244,7 +244,8 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     events.Reload()
     found = {}
     for tag in events.Tags()["scalars"]:
-        matrix, slash, entry = tag.partition("/entry_")
+        # runs of older versions have no group
+        matrix, slash, entry = tag.removeprefix("diffusion/").partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)
             found[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])

@@ -1,15 +1,16 @@
 """What a training run tells people, during and at the end of it.
 
-Numbers are written at every measurement. Figures cost more: of a diffusion that is learned and of
-the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, of
-one that is fixed at the start; the rest at the end alone. Of a diffusion without a closed form
-there are simulated paths and the drift.
+Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
+bound once it has been more than what prints as 0.000. Figures cost more: of a diffusion that is
+learned and of the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and
+at the end, of one that is fixed at the start; the rest at the end alone. Of a diffusion without a
+closed form there are simulated paths and the drift.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from inference import evaluate, sample
 from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
 from inference.runs import Run
+from models.base import Problem
 from models.files import spread
 from pyro_mdm import (
     Diffusion,
@@ -37,14 +39,16 @@ from pyro_mdm.figures import snapshot
 __all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training", "objective"]
 
 METRICS = {
-    "bits_per_dim/test": "test bits/dim",
-    "standard_error/bits_per_dim/test": "± standard error",
-    "reconstruction/test": "reconstruction",
-    "prior_kl/test": "prior KL",
-    "diffusion/test": "diffusion",
-    "objective/seconds": "seconds of training",
+    "test/bits_per_dim": "test bits/dim",
+    "uncertainty/standard_error/test/bits_per_dim": "± standard error",
 }
-"""Columns of the table of runs: title by tag."""
+"""The last columns of the table of runs, title by tag; with four settings they fit a screen."""
+
+NEGLIGIBLE = 5e-4
+"""Bits/dim: what is printed as 0.000. A term of the bound gets curves once it has been more."""
+
+OBJECTIVE = "objective/bits_per_dim"
+"""The tag of the training objective."""
 
 UNAVERAGED = "validation_unaveraged"
 """The name of validation data under the weights as they are, for tables and tags."""
@@ -55,26 +59,28 @@ SAMPLER_STEPS = (16, 64)
 RANKED, REPEATS, DRAWS = 8, 16, 8
 """How many best and worst test images, and how often each is measured with how many draws."""
 
+SAMPLES = 18
+"""Images in the picture that training updates: three rows of six."""
+
+POINTS = 256
+"""The same of data that are no images."""
+
 RANKED_OF = 1_000
 """The most test images among which they are looked for."""
 
 
 def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
-    problem = programs.problem
-    parts = ["train", *(["validation", UNAVERAGED] if len(problem.validation) else [])]
-    # the error of the reconstruction of dequantized data is not known
-    unknown = [] if problem.dequantized_levels is None else ["reconstruction"]
-    terms = [term for term in tensorboard.TERMS if term not in unknown]
-    tensorboard.write_layout(writer, parts, terms)
-    tensorboard.write_settings(writer, settings(run, programs), METRICS)
+    of_run, diffusion = settings(run, programs), programs.model.diffusion
+    tensorboard.write_settings(writer, columns(of_run), METRICS)
+    tensorboard.write_text(writer, "settings", of_run | _matrices(diffusion))
     _log_diffusion(run, writer, programs, 0)
     if _draws(run):
         draw_training(run, writer, programs, 0)
 
 
 def settings(run: Run, programs: Programs) -> dict[str, str | float]:
-    """The settings that tell runs apart, as they came out: the columns of the table of runs."""
+    """The settings that tell runs apart, as they came out."""
     config, (problem, model, _) = run.config, programs
     diffusion = model.diffusion
     names = {name: str(config[name]).rpartition("/")[2] for name in ("model", "guide")}
@@ -94,6 +100,26 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",
     }
+
+
+def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
+    """The same in four columns of the table of runs, which has no room for more.
+
+    What is as usual is left out of the last, ``others``.
+    """
+    guide = f"{settings['guide']}, K = {settings['num_variables']}"
+    first = {"model": settings["model"], "guide": guide, "score": settings["score"]}
+    usual = ("False", "default", "closed form", "–")
+    rest = [name for name in settings if name not in (*first, "num_variables")]
+    others = [f"{name} {settings[name]}" for name in rest if settings[name] not in usual]
+    return first | {"others": ", ".join(others)}
+
+
+def _matrices(diffusion: Diffusion) -> dict[str, str]:
+    if not isinstance(diffusion, LinearDiffusion):
+        return {}
+    matrices = {"Q": diffusion.Q, "D": diffusion.D}
+    return {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
 
 
 def _rank(diffusion: Diffusion) -> str:
@@ -116,7 +142,7 @@ def objective(
     """The training objective since its last entry, in bits/dim, and what goes with it."""
     errors = {"bits_per_dim_standard_error": error}
     run.log(step, "objective", {"bits_per_dim": mean} | errors | row)
-    tensorboard.write_mean(writer, "objective/bits_per_dim", mean, error, step)
+    tensorboard.write_mean(writer, OBJECTIVE, mean, error, step)
     for name, value in row.items():
         writer.add_scalar(f"objective/{name}", value, step)
 
@@ -142,19 +168,20 @@ def at_step(
         if len(data):
             bound = evaluate.measure(programs, data, **options)
             if writer is not None:
-                _log_bound(run, writer, part, bound, step)
+                _log_bound(run, writer, programs, part, bound, step)
     if len(problem.validation):
         with _parameters_of(current, model):
             bound = evaluate.measure(programs, parts["validation"], **options)
         if writer is not None:
             run.log(step, UNAVERAGED, bound.columns)
-            tensorboard.write_bound(writer, UNAVERAGED, bound.terms, step)
+            whole = {"bits_per_dim": bound.terms["bits_per_dim"]}
+            tensorboard.write_bound(writer, UNAVERAGED, whole, step)
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = _samples(model, 16, steps=32, seed=run.config["seed"])
+    few = _samples(model, _few(problem), steps=32, seed=run.config["seed"])
     if few is not None:
-        tensorboard.write_samples(writer, sample.picture(problem, few), step)
+        tensorboard.write_samples(writer, sample.picture(problem, few, columns=6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     if (
@@ -183,6 +210,12 @@ def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
     return None
 
 
+def _few(problem: Problem) -> int:
+    """How many samples the picture holds that training updates."""
+    images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
+    return SAMPLES if images else POINTS
+
+
 def _some(data: Tensor, most: int = 256) -> Tensor:
     """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
     return data if len(data) <= most else data[spread(len(data), most)]
@@ -203,9 +236,18 @@ def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[No
 
 
 def at_end(
-    run: Run, writer: SummaryWriter | None, programs: Programs, *, distributed: bool = False
+    run: Run,
+    writer: SummaryWriter | None,
+    programs: Programs,
+    save: Callable[[evaluate.Bound], None],
+    *,
+    distributed: bool = False,
 ) -> evaluate.Bound:
-    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`."""
+    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
+
+    The one that has the writer calls ``save`` with the bound before it makes pictures, which may
+    take long, or fail.
+    """
     problem, model, _ = programs
     steps, draws, n, sampler, sampler_steps, seed = (
         run.config[name]
@@ -218,17 +260,18 @@ def at_end(
     bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
-    _log_bound(run, writer, "test", bound, steps)
+    _log_bound(run, writer, programs, "test", bound, steps)
     if not isinstance(model.diffusion, LinearDiffusion):
         found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
-        writer.add_scalar("simulation/half_the_step_changes_bits_per_dim", found.change, steps)
+        writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
         bound = replace(bound, step_bias=found)
-    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed)
+    save(bound)
+    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
-        picture = sample.picture(problem, samples)
-        tensorboard.write_samples(writer, picture, steps)
-        write_atomically(run.folder / "samples.png", sample.png(picture))
+        few = sample.picture(problem, samples[: _few(problem)], columns=6)
+        tensorboard.write_samples(writer, few, steps)
+        write_atomically(run.folder / "samples.png", sample.png(sample.picture(problem, samples)))
     if _draws(run):
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)
@@ -242,24 +285,57 @@ def _draws(run: Run) -> bool:
 
 
 def _log_bound(
-    run: Run, writer: SummaryWriter, part: str, bound: evaluate.Bound, step: int
+    run: Run,
+    writer: SummaryWriter,
+    programs: Programs,
+    part: str,
+    bound: evaluate.Bound,
+    step: int,
 ) -> None:
     run.log(step, part, bound.columns)
     edges, values, errors = bound.by_log_snr
     by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
+    earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    tensorboard.write_bound(writer, part, bound.terms, step)
+    terms = _noticeable([*earlier, bound.terms])
+    if terms != _noticeable(earlier):
+        _lay_out(writer, programs.problem, terms)
+    tensorboard.write_bound(writer, part, {term: bound.terms[term] for term in terms}, step)
+
+
+def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The terms of the bound that some measurement found to differ from 0 in print."""
+
+    def differs(value: float | None) -> bool:
+        # what is not finite, None in a record, differs
+        return value is None or not abs(value) < NEGLIGIBLE
+
+    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in measured)]
+
+
+def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
+    parts = ["train", *(["validation"] if len(problem.validation) else [])]
+    # the error of the reconstruction of dequantized data is not known
+    unknown = [] if problem.dequantized_levels is None else ["reconstruction"]
+    terms = [term for term in terms if term not in unknown]
+    tensorboard.write_layout(writer, parts, terms, others=[OBJECTIVE])
 
 
 def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     diffusion = programs.model.diffusion
     run.record(step, "diffusion", snapshot(diffusion))
+    if not _learned(diffusion):
+        return  # its curves would be flat
     if isinstance(diffusion, LinearDiffusion):
         tensorboard.write_diffusion(writer, diffusion, step)
     else:
         seed = run.config["seed"]
         tensorboard.write_simulated(writer, diffusion, _data(run, programs, 256), step, seed=seed)
+
+
+def _learned(diffusion: Diffusion) -> bool:
+    return any(parameter.requires_grad for parameter in diffusion.parameters())
 
 
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
@@ -282,9 +358,11 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     for part, records in history.items():
         if part != "diffusion" and (last := records[-1])["step"] == step:
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
-            tensorboard.write_diffusion_term(writer, part, last["log_snr_edges"], *by_log_snr, step)
+            group = {"test": "test", [*bounds][-1]: "Overview"}.get(part, "training")
+            tag = f"{group}/diffusion_term_by_log_snr_of_{part}"
+            tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
-    if step == 0 or any(p.requires_grad for p in diffusion.parameters()):  # else drawn once
+    if step == 0 or _learned(diffusion):  # else drawn once
         if isinstance(diffusion, LinearDiffusion):
             tensorboard.write_curves(writer, diffusion, step)
         else:
@@ -313,7 +391,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
                 pictures[f"{sampler}, {number} steps"] = sample.picture(problem, drawn)
     if pictures:
         columns = max(2, len(samplers))
-        tensorboard.write_pictures(writer, "samples_by_sampler", pictures, columns, step)
+        tensorboard.write_pictures(writer, "samples/by_sampler", pictures, columns, step)
 
     if images:
         tensorboard.write_ranked_images(writer, *_best_and_worst(programs, seed), step)

@@ -10,6 +10,9 @@
     history.jsonl     what its figures are drawn from, one JSON object in a line: the bound of a
                       part of the data by term and by log SNR, or the diffusion at that step
     checkpoints/      see :mod:`inference.checkpoints`
+    config.json, model.safetensors
+                      the averaged model of the newest checkpoint, without optimizer, for
+                      ``DiffusionModel.from_pretrained(folder)``
     tensorboard/      events for ``tensorboard --logdir``
     results.json      the test bound with its terms;  samples.png  what the model generates
     .lock             held by the one process that may write here, which .writer.json names
@@ -54,6 +57,8 @@ from inference.checkpoints import (
     temporary,
     write_atomically,
 )
+from pyro_mdm import DiffusionModel
+from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
 
 __all__ = [
     "LATER",
@@ -88,6 +93,8 @@ CONTENT = (
     "results.json",
     "samples.png",
     "checkpoints",
+    CONFIG,
+    TENSORS,
     "tensorboard",
 )
 LOCK, WRITER = ".lock", ".writer.json"
@@ -473,6 +480,21 @@ class Run:
         for name in ("metrics.csv", "history.jsonl"):
             _flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
+
+    def save_model(self, model: DiffusionModel) -> None:
+        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be described.
+
+        Raises:
+            StorageError: there is no space for it; the checkpoint is whole.
+        """
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        try:
+            with explain_full_disk(self.folder / TENSORS, size):
+                model.save_pretrained(self.folder)
+        except PretrainedError as error:
+            warnings.warn(
+                f"{self.folder} is not for DiffusionModel.from_pretrained: {error}", stacklevel=2
+            )
 
     @property
     def has_checkpoint(self) -> bool:

@@ -6,6 +6,7 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion
+from pyro_mdm.progress import progress_bar
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, Sampler, Splitting
 from pyro_mdm.tensorboard import image_grid
 
@@ -87,10 +89,12 @@ def draw(
     steps: int = 256,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
 
-    The same seed gives the same data; the random state of the caller stays as it is.
+    The same seed gives the same data; the random state of the caller stays as it is. ``progress``
+    shows how far it is.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
@@ -103,15 +107,18 @@ def draw(
         )
     device = model.diffusion.start_time.device
     usual, training = model.sampler, model.training
-    model.sampler = make_sampler(sampler, steps, model.diffusion)
+    chosen = make_sampler(sampler, steps, model.diffusion)
     model.eval()
+    starts = range(0, num_samples, batch_size)
     parts = []
     try:
         with (
+            progress_bar(steps * len(starts), "sampling", "steps", shown=progress) as bar,
             torch.no_grad(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
-            for i in range(0, num_samples, batch_size):
+            model.sampler = functools.partial(chosen, progress=bar)
+            for i in starts:
                 torch.manual_seed(seed_from(seed, "samples", i))
                 parts.append(model(batch_size=min(batch_size, num_samples - i)).cpu())
     finally:
@@ -120,25 +127,26 @@ def draw(
     return torch.cat(parts)
 
 
-def picture(problem: Problem, x: Tensor) -> Tensor:
+def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
     """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
 
-    Points are shown by their first two coordinates, beside test data.
+    ``columns`` is as of :func:`~pyro_mdm.pictures.image_grid`. Points are shown by their first two
+    coordinates, beside test data.
     """
     images = problem.to_images(x)
     if images is not None:
-        return image_grid(images)
-    figure = Figure((5.0, 5.0), dpi=110, layout="constrained")
+        return image_grid(images, columns=columns)
+    figure = Figure((3.2, 3.2), dpi=160, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     data = problem.to_model_space(problem.test[:500]).flatten(1)
     for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
         second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=4, alpha=0.6, label=label)
+        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=3, alpha=0.6, label=label)
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", fontsize=8)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)
@@ -221,6 +229,7 @@ def sample(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
+        progress=True,
     )
     if out.suffix == ".png":
         write_atomically(out, png(picture(programs.problem, x)))

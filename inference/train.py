@@ -29,7 +29,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import trange
 
 from inference import evaluate, loading, recipe, report, sample
 from inference.batches import Batches
@@ -55,6 +54,7 @@ from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, draws
 from pyro_mdm.diffusions import UnreachableError
 from pyro_mdm.kernels import KernelPrecisionError
+from pyro_mdm.progress import progress_bar
 from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
@@ -298,10 +298,9 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
-        bar = trange(
-            first, steps, initial=first, total=steps, desc="training", unit="step", disable=not lead
-        )
-        for step in bar:
+        bar = progress_bar(steps, "training", "steps", initial=first, leave=True, shown=lead)
+        stack.enter_context(bar)
+        for step in range(first, steps):
             # data, noise and learning rates are functions of the seed and the step alone
             for group, rate in zip(trainee.optimizer.param_groups, trainee.rates, strict=True):
                 factor = recipe.schedule(step, steps, settings["warmup"], settings["decay"])
@@ -338,6 +337,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
 
             # what people and later steps need to know
             done = step + 1
+            bar.update()
             window = [window[0] + 1, window[1] + bits, window[2] + bits**2]
             if done % settings["log_every"] == 0 or done == steps:
                 mean, error = recipe.mean_and_error(*window)
@@ -356,6 +356,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
                     state = {"step": done, "seconds": time.monotonic() - began, "window": window}
                     state |= {"unmeasured": due, "config": dict(settings)}
                     run.save(trainee.checkpoint(done, state))
+                    run.save_model(averaged.model)
             if stop:
                 bar.close()
                 _say_stopped(run, done)
@@ -366,10 +367,13 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             _say_stopped(run, steps)
             raise Stopped(caught.number)
 
-    bound = report.at_end(run, writer, averaged, distributed=world > 1)
+    def save(bound: evaluate.Bound) -> None:
+        spent = {"steps": steps, "seconds": time.monotonic() - began}
+        run.write_json("results.json", bound.as_json() | spent)
+
+    bound = report.at_end(run, writer, averaged, save, distributed=world > 1)
     if lead:
         seconds = time.monotonic() - began
-        run.write_json("results.json", bound.as_json() | {"steps": steps, "seconds": seconds})
         print(f"{seconds:.0f} s; tensorboard --logdir {folder}; {run.folder / 'samples.png'}")
         print(bound)
     return bound

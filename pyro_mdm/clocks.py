@@ -8,15 +8,18 @@ through b alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_mdm.settings import Recorded
+
 __all__ = ["Clock", "ConstantBeta", "LearnedBeta", "LinearBeta"]
 
 
-class Clock(nn.Module, ABC):
+class Clock(Recorded, nn.Module, ABC):
     """A positive rate β(s), its integral b(s) and the inverse of that integral."""
 
     @abstractmethod
@@ -55,6 +58,9 @@ class LinearBeta(Clock):
 
     def inverse(self, tau: Tensor) -> Tensor:
         return _quadratic_inverse(tau, self.beta_min, self.slope)
+
+    def settings(self) -> dict[str, Any]:
+        return {"beta_min": self.beta_min, "beta_max": self.beta_max, "slope": self.slope}
 
     def extra_repr(self) -> str:
         return f"beta_min={self.beta_min}, beta_max={self.beta_max}"
@@ -100,6 +106,9 @@ class LearnedBeta(Clock):
         s = torch.linspace(0, horizon, knots, dtype=torch.float64)
         rates = start.rate(s).detach()
         self.raw = nn.Parameter(rates + torch.log(-torch.expm1(-rates)))  # softplus^{-1}
+
+    def settings(self) -> dict[str, Any]:
+        return {"horizon": self.horizon}  # where it started is in ``raw`` no more
 
     def _pieces(self) -> tuple[float, Tensor, Tensor, Tensor]:
         beta = F.softplus(self.raw, threshold=700)

@@ -30,6 +30,7 @@ from pyro_mdm import kernels
 from pyro_mdm.clocks import Clock, LinearBeta
 from pyro_mdm.priors import GaussianPrior, Prior
 from pyro_mdm.sde import ForwardSDE, ReverseSDE
+from pyro_mdm.settings import Restorable, described
 
 __all__ = [
     "Diffusion",
@@ -92,7 +93,7 @@ class Transition(NamedTuple):
     log_det: Tensor  # log det P, (…)
 
 
-class Diffusion(nn.Module, ABC):
+class Diffusion(Restorable, nn.Module, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
@@ -386,6 +387,23 @@ class LinearDiffusion(Diffusion):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._cache.clear()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "horizon": self.horizon,
+            "beta": described(self.beta),
+            "max_log_snr": self._max_log_snr,
+            "min_log_snr": self._min_log_snr,
+            "cut_time": self._cut_time,
+            "guess": None if self._guess is None else self._guess.tolist(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The ends, and where Newton's method begins, on which the last digits depend."""
+        self._cache.clear()
+        self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
+        self._cut_time = saved["cut_time"]
+        self._guess = None if saved["guess"] is None else self._tensor(saved["guess"])
 
     # -- the clock ---------------------------------------------------------------------------------
 

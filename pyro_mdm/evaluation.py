@@ -27,6 +27,7 @@ from pyro_mdm.diffusions import LinearDiffusion, Marginal
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.laws import prior_kl
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.progress import Progress, progress_bar
 from pyro_mdm.scores import DenoiserScore, rotated
 from pyro_mdm.strata import Draws, Integral, Plan, StratifiedIntegrals, Target
 
@@ -39,6 +40,8 @@ PILOT_SHARE = 3
 """The estimate has at most so many draws for each of the pilot that says how many there must be."""
 SAFETY = 1.3
 """Times the draws that the pilot says are needed: its word is an estimate."""
+DIMS_AT_ONCE = 256
+"""Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
 MANY_PASSES = 64
 """Over all data; from then on a round may be an eighth of all draws before it."""
 Pair = tuple[DiffusionModel, DiffusionGuide]
@@ -160,7 +163,7 @@ def log_likelihood(
             score itself if it is one.
         bins: cells of noise level, for coefficients, the density of draws and the estimate's own
             density.
-        progress: show a progress bar.
+        progress: show on standard error how far it is (:mod:`pyro_mdm.progress`).
         distributed: share the network calls among the processes of torch.distributed's default
             group, all of which must call this alike; every one gets the same estimate, which is a
             single process's to rounding.
@@ -383,7 +386,8 @@ class _Comparison:
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
         self._reconstruct_enough(targets, draws, wanted)
-        with _bar(most * len(self.models), self.progress) as bar:
+        total = most * len(self.models)
+        with progress_bar(total, "evaluating", "calls", shown=self.progress) as bar:
             if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
                 done = self.integrals.num_draws
                 need = max(SMALLEST_ROUND, self._needed(plan, wanted))
@@ -410,7 +414,7 @@ class _Comparison:
         # what a round costs besides its calls is in proportion to all draws so far
         return n if done < MANY_PASSES * n else done // (8 * n) * n
 
-    def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Any) -> Plan | None:
+    def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
         """Rounds until they are enough to say what the half-width takes: PILOT_SHARE to one.
 
         None where ``most`` leaves no room for a pilot: then all of it is drawn.
@@ -451,7 +455,7 @@ class _Comparison:
             need = max(need, plan.error(target) ** 2 / left if left > 0 else math.inf)
         return math.ceil(SAFETY * need) if math.isfinite(need) else 2**62
 
-    def _round(self, size: int, bar: Any) -> None:
+    def _round(self, size: int, bar: Progress) -> None:
         draws = Draws(*map(self.share.first, self.integrals.draw(size)))
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
@@ -490,7 +494,7 @@ class _Comparison:
         """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
         data = torch.arange(len(self.x)) if data is None else data
         found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
-        for i, part in self._parts("reconstruction", len(data)):
+        for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
             noise = self._noise(len(part))
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
@@ -521,15 +525,12 @@ class _Comparison:
             number = max(2, min(math.ceil(need), draws if costs else 64))
         self.reconstruction += [self._reconstruct() for _ in range(number)]
 
-    def _parts(self, what: str, number: int) -> Iterator[tuple[int, Tensor]]:
-        """Indices below ``number`` in batches, numbered; with a bar if it takes long."""
-        from tqdm.auto import tqdm
-
-        parts = torch.arange(number).split(self.batch_size)
-        hidden = not self.progress
-        yield from enumerate(
-            tqdm(parts, desc=what, unit="batch", leave=False, delay=3, disable=hidden)
-        )
+    def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
+        """Indices below ``number`` in parts of ``size``, numbered; shown if it takes long."""
+        with progress_bar(number, what, units, delay=1, shown=self.progress) as bar:
+            for i, part in enumerate(torch.arange(number).split(size)):
+                yield i, part
+                bar.update(len(part))
 
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
@@ -538,21 +539,14 @@ class _Comparison:
 
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
-        known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
-        for i, part in self._parts("baseline", len(self.x)):
-            if not self.share.has(i):
-                continue
-            x = self.x[part.to(self.x.device)]
-            ends = [
-                self._baseline_kl(x, edge).double().cpu().unsqueeze(1)
-                for edge in self.edges.to(x.device)
-            ]
-            known[part] = torch.cat(ends, 1).diff(dim=1)
-        return self.share.sum(known)
-
-    def _baseline_kl(self, x: Tensor, log_snr: Tensor) -> Tensor:
         assert self.baseline is not None
-        return self.baseline.baseline_kl(x, log_snr.expand(len(x)))
+        known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
+        edges = self.edges.to(self.x.device)
+        for i, part in self._parts("baseline", self.num_dims, DIMS_AT_ONCE, "dimensions"):
+            if self.share.has(i):
+                dims = slice(int(part[0]), int(part[-1]) + 1)
+                known += self.baseline.baseline_integrals(self.x, edges, dims).cpu()
+        return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
         """Standard deviation of the baseline's own noise in each cell: what the first round has."""
@@ -753,9 +747,3 @@ def _standard_error(values: Tensor) -> float:
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), _standard_error(values)
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="evaluating", unit="call", disable=not progress, leave=False)

@@ -62,7 +62,8 @@ __all__ = [
     "variable_name",
 ]
 
-DPI = 110
+DPI = 160
+CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
 COLUMNS = 100  # of a heat map, at most
 PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
@@ -74,11 +75,15 @@ Record = Mapping[str, Any]
 
 
 def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """The terms of the bound over training, stacked, and beside them the whole of each part.
+    """What moves in the terms of the bound over training, stacked, and the whole of each part.
+
+    The layer of a term is what it has above its least over the steps. The stack stands on the sum
+    of those, so that it reaches the whole bound and the axis shows where terms differ, however
+    large they are; the legend has what each amounts to at the last step.
 
     Args:
         bounds: the records of each part of the data, at least one each; the terms of the last part
-            are stacked. A negative term is stacked below zero.
+            are stacked.
 
     Raises:
         ValueError: no part, or a part without a record.
@@ -86,32 +91,37 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     if not bounds or not all(bounds.values()):
         raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
     stacked = list(bounds)[-1]
-    figure = new_figure(9.6, 3.7)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(*CARD)
+    axes = figure.add_subplot()
     steps, _, _ = _series(bounds[stacked], "bits_per_dim")
-    above, below = np.zeros(len(steps)), np.zeros(len(steps))
-    for i, term in enumerate(("diffusion", "reconstruction", "prior_kl")):
-        _, value, error = _series(bounds[stacked], term)
-        label = f"{term.replace('_kl', ' KL')}, {_with_error(value[-1], error[-1])} at the end"
-        for base, height in ((above, value.clip(min=0)), (below, value.clip(max=0))):
-            left.fill_between(steps, base, base + height, color=f"C{i}", alpha=0.35, lw=0)
-            base += height
-        left.fill_between([], [], [], color=f"C{i}", alpha=0.35, label=label)
-    _, total, error = _series(bounds[stacked], "bits_per_dim")
-    style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
-    label = f"the whole, {_with_error(total[-1], error[-1])} at the end"
-    left.errorbar(steps, total, _bars(error), color="k", label=label, **style)
-    left.set_title(f"{stacked}: terms of the bound; the whole ± 1 s.e.")
+    terms = {t: _series(bounds[stacked], t) for t in ("diffusion", "reconstruction", "prior_kl")}
+    top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
+    shown = [top]  # heights that the axis must hold
+    for i, (term, (_, value, error)) in enumerate(terms.items()):
+        bottom, top = top, top + value - value.min()
+        label = f"{term.replace('_kl', ' KL')} {_with_error(value[-1], error[-1])}"
+        axes.fill_between(steps, bottom, top, color=f"C{i}", alpha=0.35, lw=0, label=label)
     for i, (part, records) in enumerate(bounds.items()):
         steps, total, error = _series(records, "bits_per_dim")
-        right.errorbar(steps, total, _bars(error), color=f"C{i + 3}", label=part, **style)
-    right.set_title("the whole bound, ± 1 s.e.")
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        axes.set_ylabel("bits/dim")
-        axes.legend(fontsize=8)
-    left.axhline(0.0, color="0.6", lw=0.8)
+        style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
+        style |= {"color": "k" if part == stacked else f"C{i + 3}"}
+        label = f"{part} {_with_error(total[-1], error[-1])}"
+        axes.errorbar(steps, total, _bars(error), label=label, **style)
+        shown += [total - _bars(error), total + _bars(error)]
+    _fit(axes, np.concatenate(shown))
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits/dim, ± 1 s.e.")
+    axes.set_title(f"bound by term, above its least ({stacked})", fontsize=10)
+    figure.legend(fontsize=8, title="at the last step", title_fontsize=8, loc="outside right upper")
     return figure
+
+
+def _fit(axes: Any, heights: np.ndarray) -> None:
+    """Cut the axis to those of ``heights`` that are finite."""
+    known = heights[np.isfinite(heights)]
+    if len(known):
+        margin = 0.08 * max(float(np.ptp(known)), 1e-3)
+        axes.set_ylim(known.min() - margin, known.max() + margin)
 
 
 def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,18 +162,16 @@ def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
         )
     width = edges.diff()
     center = (edges[1:] + edges[:-1]) / 2
-    figure = new_figure(6.0, 3.7)
+    figure = new_figure(*CARD)
     axes = figure.add_subplot()
     axes.stairs((mean / width).numpy(), edges.numpy(), color="C0", fill=True, alpha=0.25)
     x, y, bars = (v.numpy() for v in (center, mean / width, error / width))
     axes.errorbar(x, y, bars, fmt="o", ms=3, capsize=3, color="C0")
     axes.axhline(0.0, color="0.6", lw=0.8)
     axes.set_xlabel("log SNR λ   (noise ← → data)")
-    axes.set_ylabel("diffusion term (bits/dim per unit of λ)")
+    axes.set_ylabel("bits/dim per unit of λ")
     total = _with_error(float(mean.nansum()), float(error.square().nansum().sqrt()))
-    axes.set_title(
-        f"diffusion term by noise level ± 1 Monte Carlo s.e.; in all {total}", fontsize=10
-    )
+    axes.set_title(f"diffusion term by noise level, {total} in all", fontsize=10)
     return figure
 
 
@@ -298,18 +306,17 @@ def eigenvalues_figure(
     top = max(1.2 * np.abs(shown[:, 1]).max(), 0.2 * abs(left))
     moved = bool(np.ptp(trail, axis=0).max() > 1e-6 * abs(left))
 
-    critical = "critical damping: pairs meet at Im μ = 0 (overdamped on it, underdamped off it)"
-    figure = new_figure(10.0 if moved else 6.5, 4.4)
+    figure = new_figure(*CARD)
     panels = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
     for axes in panels:
-        axes.axhline(0.0, color="C3", lw=1.5, zorder=1, label=critical)
+        axes.axhline(0.0, color="C3", lw=1.5, zorder=1, label="critical damping")
         real, imaginary = trail.reshape(-1, 2).T
         color = np.repeat(steps, trail.shape[1])
         drawn = axes.scatter(real, imaginary, c=color, s=16, cmap="viridis", zorder=3)
-        label = f"now, at step {steps[-1]:.0f}"
+        label = f"step {steps[-1]:.0f}"
         axes.plot(*trail[-1].T, "o", ms=12, mfc="none", mec="C1", mew=2, ls="none", label=label)
-        axes.set_xlabel("Re μ   (−Re μ: e-folds of decay over [0, T])")
-        axes.set_ylabel("Im μ   (radians turned over [0, T])")
+        axes.set_xlabel("Re μ   (−Re μ: e-folds of decay)" if axes is panels[-1] else "Re μ")
+    panels[0].set_ylabel("Im μ   (radians turned)")
     plane = panels[0]
     for ratio in (0.9, 0.7, 0.4):
         slope = math.sqrt(1 / ratio**2 - 1)
@@ -318,22 +325,21 @@ def eigenvalues_figure(
         at = (0.94 * end, -0.94 * slope * end)
         plane.annotate(f"ζ = {ratio}", at, fontsize=8, color="0.4", ha="left", va="top")
     for (name, values), marker in zip(others.items(), "sD", strict=False):
-        label = f"{name}, its clock scaled to the same λ(T)"
+        label = f"{name} with this λ(T)"
         plane.plot(*values.T, marker, ms=9, mfc="none", color="0.3", ls="none", label=label)
     plane.set_xlim(left, -0.08 * left)
     plane.set_ylim(-top, top)
     plane.axvline(0.0, color="0.6", lw=0.8)
-    plane.set_title("eigenvalues μ of b(T) A₀")
+    plane.set_title("eigenvalues μ of b(T) A₀", fontsize=10)
     if moved:
         figure.colorbar(drawn, ax=panels[1], label="step")
         upper = trail[trail[..., 1] >= 0]
         margin = 0.1 * max(np.ptp(upper, axis=0).max(), 1e-3 * abs(left))
         panels[1].set_xlim(upper[:, 0].min() - margin, upper[:, 0].max() + margin)
         panels[1].set_ylim(upper[:, 1].min() - margin, upper[:, 1].max() + margin)
-        panels[1].set_title("over training, those with Im μ ≥ 0")
+        panels[1].set_title("over training, Im μ ≥ 0", fontsize=10)
     handles, labels = plane.get_legend_handles_labels()
-    columns = len(panels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
@@ -446,16 +452,16 @@ def paths_figure(
     plane = x.shape[1:] == (2,)
     columns = min(K, 3) + plane
     rows = math.ceil((K + plane) / columns)
-    figure = new_figure(3.9 * columns, 3.6 * rows)
+    figure = new_figure(2.6 * columns, 2.7 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for k, axes in enumerate(grid[:K]):
         axes.plot(times, lines[:, :, k, dimension].T, lw=0.7, alpha=0.65)
         for quantile in quantiles[:, k]:
             axes.plot([0.86 * T, T], [quantile] * 2, "k--", lw=1.2)
         axes.set_xlim(0.0, T)
-        axes.set_xlabel("noising time s   (0 data, T noise)")
+        axes.set_xlabel("noising time s")
         axes.set_ylabel(variable_name(k))
-        of = f", data dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
+        of = f", dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
         axes.set_title(f"{variable_name(k)} of {len(x)} data{of}", fontsize=10)
     grid[0].plot([], [], "k--", lw=1.2, label="5, 50, 95% of the prior")
     grid[0].legend(fontsize=8, loc="upper left")
@@ -522,7 +528,7 @@ def field_figure(
     shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
     level = diffusion.noise_level(s).tolist()
 
-    figure = new_figure(3.6 * len(times) + 0.4, 3.3 * len(shown) + 0.8)
+    figure = new_figure(2.4 * len(times) + 0.4, 2.2 * len(shown) + 0.8)
     grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)
     places, data = points.cpu().numpy(), None if x is None else x.detach().cpu().numpy()
     for (j, row), k in zip(enumerate(grid), shown, strict=True):
@@ -540,7 +546,7 @@ def field_figure(
             axes.set_xlim(-1.05 * reach, 1.05 * reach)
             axes.set_ylim(-1.05 * reach, 1.05 * reach)
             if j == 0:
-                axes.set_title(f"s = {times[i]:.3g}   (noise level {level[i]:.1f})", fontsize=10)
+                axes.set_title(f"s = {times[i]:.3g}\nnoise level {level[i]:.1f}", fontsize=9)
             if j == len(shown) - 1:
                 axes.set_xlabel("x_0")
         row[0].set_ylabel(f"drift of {variable_name(k)}\nx_1")

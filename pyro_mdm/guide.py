@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pyro
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
-from pyro_mdm.program import Registered, batch_plate, grid_times
+from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
+from pyro_mdm.settings import described
 from pyro_mdm.simulated import SimulatedPath
 from pyro_mdm.simulation import Simulation
 
@@ -54,6 +56,15 @@ class DiffusionGuide(Registered):
         self.simulation = simulation
         self.plate = plate
         self.event_dim = event_dim
+
+    def settings(self) -> dict[str, Any]:
+        simulation = None if self.simulation is None else dataclasses.asdict(self.simulation)
+        return {"times": described(self.times), "simulation": simulation}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Both."""
+        self.times, simulation = restored_times(saved["times"]), saved["simulation"]
+        self.simulation = None if simulation is None else Simulation(**simulation)
 
     def forward(
         self,

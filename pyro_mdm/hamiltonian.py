@@ -26,6 +26,7 @@ from pyro_mdm.kernels import semidefinite_cholesky
 from pyro_mdm.nonlinear import NonlinearDiffusion, matrix_divergence
 from pyro_mdm.path_integral import _point
 from pyro_mdm.priors import Prior, QuadraturePrior
+from pyro_mdm.settings import described
 from pyro_mdm.simulation import Simulation
 
 __all__ = ["HamiltonianDiffusion"]
@@ -149,6 +150,13 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             values, vectors = torch.linalg.eigh(2 * self.D.constant)
             half = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
             self.register_buffer("_unit_dispersion", half)
+
+    def settings(self) -> dict[str, Any]:
+        """Functions are known by their names alone."""
+        given = self.arguments()
+        functions = {name: described(given.get(name)) for name in ("H", "Q", "D", "root")}
+        constant = {f.name for f in (self.Q, self.D) if f.function is None}
+        return super().settings() | {n: v for n, v in functions.items() if n not in constant}
 
     @property
     def prior(self) -> Prior:

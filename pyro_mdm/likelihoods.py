@@ -28,6 +28,7 @@ from torch.distributions.transforms import (
 
 from pyro_mdm import discrete, draws
 from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, full_precision
+from pyro_mdm.settings import Restorable
 
 __all__ = [
     "Dequantized",
@@ -285,7 +286,7 @@ class LevelCategorical(LevelDistribution):
 # -- likelihoods -----------------------------------------------------------------------------------
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Restorable, nn.Module, ABC):
     """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
 
     network_calls: ClassVar[int] = 0

@@ -2,7 +2,8 @@ r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
-from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times
+from pyro_mdm.pretrained import load_folder, save_folder
+from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers import EulerMaruyama, Splitting
+from pyro_mdm.settings import described
 
 if TYPE_CHECKING:
     from pyro_mdm.likelihoods import Likelihood
@@ -77,6 +80,73 @@ class DiffusionModel(Registered):
         self.sampler = sampler
         self.times = times
         self.plate = plate
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "diffusion": self.diffusion,
+            "score": self.score_function,
+            "likelihood": self.likelihood,
+            "event_shape": list(self.event_shape),
+            "sampler": self.sampler,
+            "times": self.times,
+            "plate": self.plate,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"event_shape": list(self.event_shape), "times": described(self.times)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The times of a chain."""
+        self.times = restored_times(saved["times"])
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads.
+
+        All of the model is in them: diffusion, score, network, likelihood and sampler. Other files
+        of the folder are left alone; both are complete on the disk before either replaces an
+        earlier one. Nothing is pickled.
+
+        Raises:
+            PretrainedError: something without a name, such as a lambda, or two classes of one name.
+            OSError: the files cannot be written; earlier ones are as they were.
+        """
+        save_folder(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, classes: Mapping[str, Any] | None = None
+    ) -> DiffusionModel:
+        """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
+
+        Its guide is ``DiffusionGuide(model.diffusion)``, with ``model.times`` for a chain. The
+        folder of a training run, with the averaged weights, opens likewise. No code is run from the
+        folder.
+
+        Args:
+            folder: with ``config.json`` and ``model.safetensors``.
+            classes: what is not of this library, by name: a class, a function that makes an object,
+                or (once) the object itself, whose parameters are replaced; functions of the state
+                as they are. A class that inherits from one of this library's is called with the
+                arguments that it had, any other class without any.
+
+        Raises:
+            PretrainedError: no such folder, one that is damaged, of a newer format, or of something
+                else; a name that is not in ``classes``, or stands for something that does not fit.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from pyro_mdm import CLD, Denoiser
+            >>> from pyro_mdm.networks import MLP
+            >>> model = DiffusionModel(CLD(), Denoiser(MLP(2)), event_shape=(2,))
+            >>> with TemporaryDirectory() as folder:
+            ...     model.save_pretrained(folder)
+            ...     print(DiffusionModel.from_pretrained(folder).diffusion)
+            CLD(
+              num_variables=2, max_log_snr=13
+              (beta): LinearBeta(beta_min=0.1, beta_max=20.0)
+            )
+        """
+        return load_folder(cls, folder, classes or {})
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""

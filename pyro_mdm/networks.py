@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyro_mdm.settings import Recorded, Restorable
 
 __all__ = ["MLP", "LogSNREmbedding", "UNet"]
 
@@ -22,7 +24,7 @@ _M = TypeVar("_M", bound=nn.Module)
 PERIOD = 64.0  # the longest in the embedding: log SNRs within (-32, 32) look different
 
 
-class LogSNREmbedding(nn.Module):
+class LogSNREmbedding(Recorded, nn.Module):
     r"""Smooth features of λ = log SNR, followed by two layers.
 
         φ(λ) = (λ/10, sin(2πkλ/64), cos(2πkλ/64) for k = 1 … 8)
@@ -65,7 +67,7 @@ class FiLM(nn.Module):
         return torch.addcmul(shift, h, 1.0 + scale)
 
 
-class MLP(nn.Module):
+class MLP(Recorded, nn.Module):
     """Residual MLP for vectors: each block is h + W₂ SiLU(FiLM(W₁ SiLU(h), λ)).
 
     Args:
@@ -117,7 +119,7 @@ class _MLPBlock(nn.Module):
         return h + self.second(F.silu(self.film(self.first(F.silu(h)), embedding)))
 
 
-class UNet(nn.Module):
+class UNet(Restorable, nn.Module):
     """U-Net of residual blocks with group norm and SiLU, after Ho et al. 2020 (DDPM), appendix B.
 
     Level l works at 1/2^l of the image's size (rounded up) with base·multipliers[l] channels. The
@@ -194,6 +196,8 @@ class UNet(nn.Module):
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         self.channels = channels
         self.levels = len(multipliers)
+        self.heads = heads
+        self.groups = groups
         self.lean = lean
         self.patch = patch
         widths = [base * m for m in multipliers]
@@ -235,6 +239,11 @@ class UNet(nn.Module):
             nn.SiLU(),
             _zeroed(nn.Conv2d(width, out_channels * patch**2, 3, padding=1)),
         )
+
+    def settings(self) -> dict[str, Any]:
+        """What the shapes of weights do not tell; dropout is for training alone."""
+        names = ("channels", "heads", "groups", "patch", "lean")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         self._check(x)

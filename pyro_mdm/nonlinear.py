@@ -21,6 +21,7 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from pyro_mdm.diffusions import (
 from pyro_mdm.path_integral import _point, divergence
 from pyro_mdm.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.sde import check_dispersion
+from pyro_mdm.settings import described
 from pyro_mdm.simulation import Simulation, noise_root
 
 __all__ = ["LearnedDrift", "NonlinearDiffusion", "QuadraturePrior", "Simulated"]
@@ -353,6 +355,25 @@ class NonlinearDiffusion(Diffusion, ABC):
                 "Γ, see HamiltonianDiffusion), or set stationary_prior = False: the bound then "
                 "counts the mismatch"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Also the arguments of a subclass that are numbers, strings or None."""
+        in_buffers = ("num_variables", "initial_variance")
+        own = {name: v for name, v in super().settings().items() if name not in in_buffers}
+        return own | {
+            "horizon": self.horizon,
+            "beta": described(getattr(self, "beta", None)),
+            "max_log_snr": self._max_log_snr,
+            "min_log_snr": self._min_log_snr,
+            "prior": described(self._prior),
+            "simulation": dataclasses.asdict(self.simulation),
+            "stationary_prior": self.stationary_prior,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The ends, and how paths are simulated."""
+        self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
+        self.simulation = Simulation(**saved["simulation"])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._checked.clear()

@@ -30,7 +30,6 @@ from pyro_mdm.evaluation import (
     Difference,
     Estimate,
     Pair,
-    _bar,
     _holm,
     _mean_and_error,
     _population_error,
@@ -39,6 +38,7 @@ from pyro_mdm.evaluation import (
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.path_integral import path_integral
+from pyro_mdm.progress import Progress, progress_bar
 from pyro_mdm.simulated import SimulatedPath, arrival
 
 __all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
@@ -164,7 +164,7 @@ class _Rounds:
         settings = self._simulation()
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
-    def add(self, seed: int, bar: Any) -> None:
+    def add(self, seed: int, bar: Progress) -> None:
         """One more round: a path for every datum."""
         n, r = len(self.x), self.number
         generator = torch.Generator().manual_seed(_seed(seed, r))
@@ -278,7 +278,7 @@ def compare_paths(
     wanted = None if half_width is None else half_width * math.log(2) * math.prod(x.shape[1:]) / Z95
     most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
     total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
-    with _bar(total * len(x), progress) as bar:
+    with progress_bar(total * len(x), "evaluating", "calls", shown=progress) as bar:
         rounds = max(most.values())
         if wanted is not None and min(most.values()) >= 2 * PILOT:
             for _, found in itertools.product(range(PILOT), simulated.values()):

@@ -22,6 +22,8 @@ __all__ = ["image_grid", "noising_figure", "pictures_figure", "ranked_images_fig
 def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
     """Images in a grid, enlarged by a whole factor so that small ones can be seen.
 
+    The gap between them is a tenth of their shorter side, at least 2 pixels.
+
     Args:
         images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
         columns: images per row; None: about as many as rows.
@@ -46,7 +48,8 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
         pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = pixels.expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    gap, height, width = 2, height * factor, width * factor
+    height, width = height * factor, width * factor
+    gap = max(2, min(height, width) // 10)
     grid = torch.full(
         (3, rows * (height + gap) + gap, columns * (width + gap) + gap), 96, dtype=torch.uint8
     )

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+from pyro_mdm.settings import Recorded, described
 
 __all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
 
@@ -29,7 +33,7 @@ ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
 
 
-class Prior(ABC):
+class Prior(Recorded, ABC):
     """π(y) = Π_j π_1(y_j) over data dimensions j, π_1 a law of K variables.
 
     Raises:
@@ -87,6 +91,9 @@ class GaussianPrior(Prior):
             raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
         self.covariance = covariance
         self.num_variables = covariance.shape[-1]
+
+    def settings(self) -> dict[str, Any]:
+        return {"covariance": self.covariance.tolist()}
 
     def log_prob(self, y: Tensor) -> Tensor:
         d = self._check(y)
@@ -148,6 +155,9 @@ class DistributionPrior(Prior):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else []):
             drawn = distribution.sample()
         self._dtype, self._device = drawn.dtype, drawn.device
+
+    def settings(self) -> dict[str, Any]:
+        return {"distribution": _parameters(self.distribution)}
 
     def log_prob(self, y: Tensor) -> Tensor:
         self._check(y)
@@ -214,6 +224,9 @@ class QuadraturePrior(Prior):
         self.energies = list(energies)
         self.num_variables = len(self.energies)
         self.device = torch.device("cpu" if device is None else device)
+
+    def settings(self) -> dict[str, Any]:
+        return {"energies": described(self.energies)}
 
     def log_prob(self, y: Tensor) -> Tensor:
         d = self._check(y)
@@ -321,6 +334,22 @@ def _inverse(y: Tensor) -> Tensor:
 def _log_stretch(u: Tensor) -> Tensor:
     """log dy/du."""
     return torch.logaddexp(u, -u) - math.log(2e3)
+
+
+def _parameters(distribution: Distribution) -> dict[str, Any]:
+    """A distribution's class and tensors, and those of the distributions it is made of."""
+    found: dict[str, Any] = {"class": type(distribution).__name__}
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            found[name] = _parameters(value)
+        elif isinstance(value, Tensor) and not _is_lazy(distribution, name):
+            found[name] = value.tolist()
+    return found
+
+
+def _is_lazy(distribution: Distribution, name: str) -> bool:
+    """Whether an attribute is computed from others when it is first asked for."""
+    return isinstance(getattr(type(distribution), name, None), lazy_property)
 
 
 def _generator() -> torch.Generator:

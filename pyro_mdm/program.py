@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.laws import different_diffusions
+from pyro_mdm.settings import Restorable
 
-__all__ = ["OnePath", "Registered", "batch_plate", "grid_times"]
+__all__ = ["OnePath", "Registered", "batch_plate", "grid_times", "restored_times"]
 
 _names = itertools.count()
 
 
-class Registered(nn.Module):
+class Registered(Restorable, nn.Module):
     """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
 
     def __init__(self) -> None:
@@ -141,3 +142,8 @@ class OnePath(Messenger):
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
     """A number of times, equally spaced in noise level, or the times themselves."""
     return diffusion.noise_level_grid(times) if isinstance(times, int) else times
+
+
+def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
+    """``times`` of a program as they were, from its settings."""
+    return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved

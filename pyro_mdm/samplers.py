@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,7 +33,9 @@ from torch import Tensor
 from pyro_mdm import kernels
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
+from pyro_mdm.progress import Progress, progress_bar
 from pyro_mdm.sde import check_dispersion
+from pyro_mdm.settings import Recorded
 from pyro_mdm.simulation import LIMIT, SimulationError
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
     return diffusion.time_at_progress(fraction).flip(0)
 
 
-class Sampler(ABC):
+class Sampler(Recorded, ABC):
     """An integrator of the generative SDE.
 
     Args:
@@ -132,7 +135,7 @@ class Sampler(ABC):
         generator: torch.Generator | None = None,
         *,
         dtype: torch.dtype | None = None,
-        progress: bool = False,
+        progress: bool | Progress = False,
     ) -> Tensor:
         """y_ε of the given shape (batch, K, *event_shape).
 
@@ -142,7 +145,7 @@ class Sampler(ABC):
             shape: (batch, K, *event_shape).
             generator: source of randomness, on the diffusion's device.
             dtype: precision of the score's inputs and of the result.
-            progress: whether to show a progress bar.
+            progress: whether to show the steps (:mod:`pyro_mdm.progress`), or what counts them.
         """
         K = diffusion.num_variables
         if len(shape) < 2 or shape[1] != K:
@@ -162,12 +165,19 @@ class Sampler(ABC):
         times = self.times(fitting)
         plan = self.plan(fitting, times)
         y = diffusion.prior.sample(tuple(shape), generator).to(device)
-        for i in _progress(self.steps, type(self).__name__) if progress else range(self.steps):
-            y = self.step(plan, i, y, ask, noise)
+        with self._counting(progress) as bar:
+            for i in range(self.steps):
+                y = self.step(plan, i, y, ask, noise)
+                bar.update()
         return y.to(dtype)
 
+    def _counting(self, progress: bool | Progress) -> AbstractContextManager[Progress]:
+        if not isinstance(progress, bool):
+            return nullcontext(progress)
+        return progress_bar(self.steps, type(self).__name__, "steps", leave=True, shown=progress)
+
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        arguments = ", ".join(f"{name}={value}" for name, value in self.settings().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -194,12 +204,6 @@ class _Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
-
-
-def _progress(steps: int, name: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(range(steps), desc=name)
 
 
 class _EulerPlan(NamedTuple):

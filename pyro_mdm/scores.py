@@ -37,6 +37,7 @@ from pyro_mdm.diffusions import (
     apply_vector,
     full_precision,
 )
+from pyro_mdm.settings import Restorable
 
 __all__ = [
     "Denoiser",
@@ -56,9 +57,11 @@ VARIANCE_FLOOR = 0.5
 
 # memory for what baseline_kl of a discrete denoiser has found
 KL_TABLES_BYTES = 256 * 2**20
+# data whose baseline is integrated together, in cache
+DATA_AT_ONCE = 256
 
 
-class Score(nn.Module, ABC):
+class Score(Restorable, nn.Module, ABC):
     """What every parameterization offers, and nothing about the diffusion it is used with.
 
     Those made of the closed-form law of y_s given x serve linear diffusions alone.
@@ -96,6 +99,16 @@ class Score(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.event_shape = event_shape
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"network": self.network}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"times": self.times}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The law of times."""
+        self.times = saved["times"]
 
     @abstractmethod
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
@@ -317,6 +330,20 @@ class DenoiserScore(Score):
         ``baseline_kl(x, λ_1) - baseline_kl(x, λ_0)``.
         """
 
+    @abstractmethod
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """Some dimensions' part of the baseline's diffusion term between each λ and the next.
+
+        Args:
+            x: data (n, *event_shape).
+            edges: increasing λ, (S + 1,) in float64.
+            dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
+                edge less that at the edge before.
+
+        Returns:
+            (n, S), nats, in float64.
+        """
+
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
         s = self._state(diffusion, y, s)
@@ -518,6 +545,20 @@ class Denoiser(DenoiserScore):
         terms = ((x - mu).square() - s2) / (s2 + v) + (s2 / v).log1p()
         return 0.5 * terms.flatten(batch_dim).sum(-1)
 
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """See :class:`DenoiserScore`."""
+        self._values("x", x, 0.0)
+        both = (self.data_mean, self.data_variance)
+        mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)
+        v = torch.exp(-edges).unsqueeze(1)
+        of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p().sum(1).diff()
+        return torch.cat(
+            [
+                0.5 * (((part.double() - mu).square() - s2) @ of_square + constant)
+                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+            ]
+        )
+
     def default_likelihood(self) -> likelihoods.Likelihood:
         """:class:`~pyro_mdm.likelihoods.Gaussian` with the prior N(μ, σ²)."""
         return likelihoods.Gaussian(self.data_mean, self.data_variance)
@@ -586,7 +627,7 @@ class DiscreteDenoiser(DenoiserScore):
         log_prior = discrete.check_log_prior(log_prior, n)
         super().__init__(network, tuple(log_prior.shape[:-1]))
         self.form: Form = form
-        self._kl_tables: dict[float, Tensor] = {}
+        self._kl_tables: dict[tuple[float, int | None, int | None], Tensor] = {}
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp() @ values
@@ -666,20 +707,35 @@ class DiscreteDenoiser(DenoiserScore):
         total = torch.empty(len(index), dtype=torch.float64, device=x.device)
         for value in torch.unique(lam).tolist():
             same = lam == value
-            total[same] = self._kl_table(value).take(index[same]).sum(-1)
+            total[same] = self._kl_table(value, slice(None)).take(index[same]).sum(-1)
         return total.reshape(x.shape[:batch_dim])
+
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
+        self._values("x", x, 0.0)
+        ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
+        table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
+        row = len(self.levels) * torch.arange(len(ends), device=x.device)
+        return torch.cat(
+            [
+                nn.functional.embedding_bag(
+                    row + discrete.level_index(part, self.levels), table, mode="sum"
+                )
+                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+            ]
+        )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kl_tables.clear()  # they are of the prior that is replaced
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _kl_table(self, log_snr: float) -> Tensor:
-        """(d, n) divergence of each dimension at each level, kept for later calls."""
-        tables = self._kl_tables
-        table = tables.pop(log_snr, None)
+    def _kl_table(self, log_snr: float, dims: slice) -> Tensor:
+        """(dims, n) divergence of each dimension at each level, kept for later calls."""
+        tables, key = self._kl_tables, (log_snr, dims.start, dims.stop)
+        table = tables.pop(key, None)
         if table is None or table.device != self.log_prior.device:
-            table = discrete.mixture_kl(self.log_prior.flatten(0, -2), self.levels, log_snr)
-        tables[log_snr] = table  # the latest last
+            table = discrete.mixture_kl(self.log_prior.flatten(0, -2)[dims], self.levels, log_snr)
+        tables[key] = table  # the latest last
         while sum(t.nbytes for t in tables.values()) > KL_TABLES_BYTES and len(tables) > 1:
             del tables[next(iter(tables))]
         return table

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_mdm import draws
 from pyro_mdm.diffusions import Diffusion, full_precision
 from pyro_mdm.sde import check_dispersion, fold, unfold
+from pyro_mdm.settings import Recorded
 
 if TYPE_CHECKING:
     from pyro_mdm.nonlinear import NonlinearDiffusion
@@ -39,7 +40,7 @@ class SimulationError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Simulation:
+class Simulation(Recorded):
     """How paths are simulated and the bound is estimated on them.
 
     Args:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: also for processes that tests start
 
 import pyro

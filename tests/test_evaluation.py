@@ -8,7 +8,17 @@ import math
 import pytest
 import torch
 
-from pyro_mdm import ALDA, CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, RawScore
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    VPSDE,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    NoisePrediction,
+    RawScore,
+    discrete,
+)
 from pyro_mdm.evaluation import _holm, compare, log_likelihood
 from pyro_mdm.likelihoods import Gaussian, Tweedie
 from pyro_mdm.strata import StratifiedIntegrals
@@ -50,6 +60,26 @@ def test_bound_of_a_wrong_denoiser_is_known_and_the_intervals_cover_it(make) -> 
     # over the data, noise included: the spread of the bound itself is the most of it
     spread = float(exact_bound(diffusion, x, 0.5).std()) / 10
     assert 0.8 * spread < found[0].standard_error < 3 * spread
+
+
+def test_the_baseline_has_one_table_for_each_level_however_many_data(monkeypatch) -> None:
+    monkeypatch.setattr("pyro_mdm.scores.KL_TABLES_BYTES", 1)  # none is kept
+    monkeypatch.setattr("pyro_mdm.evaluation.DIMS_AT_ONCE", 3)
+    made, table = [], discrete.mixture_kl
+    monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(len(a[0])) or table(*a))
+    images = torch.linspace(-1, 1, 17)[torch.randint(17, (60, 1, 2, 2))]
+    network = torch.nn.Conv2d(1, 17, 1)
+    network.forward = lambda z, log_snr: 0 * z.repeat(1, 17, 1, 1)
+    score = DiscreteDenoiser.fit(network, images, levels=17)
+    diffusion = CLD(max_log_snr=9.0)
+    pair = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
+    for number, batch_size in ((60, 60), (60, 7), (20, 7)):
+        made.clear()
+        found = log_likelihood(*pair, images[:number], draws=1, batch_size=batch_size, bins=5)
+        assert sorted(made) == [1] * 6 + [3] * 6  # six ends of cells, dimensions three at a time
+        low, high = diffusion.terminal_log_snr, diffusion.max_log_snr
+        known = score.baseline_kl(images[:number], high) - score.baseline_kl(images[:number], low)
+        assert abs(found.diffusion[0] - float(known.mean())) < 1e-5  # the network says nothing
 
 
 def test_pairs_are_exact_where_the_models_are_one() -> None:

@@ -89,36 +89,41 @@ def areas(axes: Any) -> list[np.ndarray]:
 def test_the_stacked_terms_reach_the_whole_bound_drawn_with_its_error() -> None:
     records = [bound(1, 2.0, 0.25, 0.5), bound(3, 1.5, 0.25, 0.5)]
     figure = figures.terms_figure({"train": records[:1], "validation": records})
-    left, right = figure.axes
+    (axes,) = figure.axes
     heights = np.zeros(2)
-    for corners in areas(left):
+    for corners in areas(axes):
         for i, step in enumerate((1, 3)):
             heights[i] = max(heights[i], corners[corners[:, 0] == step][:, 1].max())
-    ((total, error),) = bars(left)
+    (train, _), (total, error) = bars(axes)
+    assert train.tolist() == [2.0]
     assert total.tolist() == [2.0, 1.5] and error.tolist() == pytest.approx([0.1, 0.3])
     assert heights.tolist() == pytest.approx([2.0, 1.5])
-    labels = left.get_legend_handles_labels()[1]
-    assert "diffusion, 0.750 ± 0.300 at the end" in labels
-    assert "prior KL, 0.250 ± 0.300 at the end" in labels
-    assert left.get_ylabel() == "bits/dim" and left.get_title().startswith("validation")
-    parts = bars(right)
-    assert [len(values) for values, _ in parts] == [1, 2]
-    assert parts[1][1].tolist() == pytest.approx([0.1, 0.3])
+    labels = axes.get_legend_handles_labels()[1]
+    assert {"diffusion 0.750 ± 0.300", "prior KL 0.250 ± 0.300", "train 2.000 ± 0.100"} < {*labels}
+    assert axes.get_ylabel().startswith("bits/dim") and "validation" in axes.get_title()
+    low, high = axes.get_ylim()  # just beyond the ends of the error bars
+    assert 1.1 < low < 1.2 and 2.1 < high < 2.2
     with pytest.raises(ValueError, match=r"records of \['train'\]"):
         figures.terms_figure({"train": []})
 
 
-def test_a_negative_term_is_stacked_below_zero_and_an_unknown_error_has_no_bar() -> None:
-    records = [bound(step, 1.0, 0.0, -3.0) for step in (1, 2)]
+def test_the_stack_shows_where_terms_differ_and_an_unknown_error_has_no_bar() -> None:
+    # a reconstruction of -30 rises by 0.25, and a diffusion term near 31 falls by 0.5
+    records = [bound(1, 1.5, 0.0, -30.0), bound(2, 1.25, 0.0, -29.75)]
     for record in records:
         record["terms"]["reconstruction"][1] = None
         record["terms"]["bits_per_dim"][1] = None
-    (left, _) = figures.terms_figure({"train": records}).axes
-    heights = np.concatenate([corners[:, 1] for corners in areas(left)])
-    assert heights.min() == -3.0 and heights.max() == 4.0
-    ((total, error),) = bars(left)
-    assert total.tolist() == [1.0, 1.0] and error.tolist() == [0.0, 0.0]
-    assert "reconstruction, -3.000 at the end" in left.get_legend_handles_labels()[1]
+    (axes,) = figures.terms_figure({"train": records}).axes
+    layers = [
+        [np.ptp(corners[corners[:, 0] == step][:, 1]) for step in (1, 2)] for corners in areas(axes)
+    ]
+    diffusion, reconstruction, prior_kl = layers
+    assert diffusion == [0.5, 0.0] and reconstruction == [0.0, 0.25] and prior_kl == [0.0, 0.0]
+    assert max(corners[:, 1].max() for corners in areas(axes)) == 1.5
+    assert 0.9 < axes.get_ylim()[0] < 1.0  # the sum of the least of each
+    ((total, error),) = bars(axes)
+    assert total.tolist() == [1.5, 1.25] and error.tolist() == [0.0, 0.0]
+    assert "reconstruction -29.750" in axes.get_legend_handles_labels()[1]
 
 
 def test_the_heat_map_holds_densities_of_every_step_and_their_errors() -> None:
@@ -193,7 +198,7 @@ def test_the_eigenvalues_of_an_oscillator_cross_the_line_of_critical_damping() -
     assert sorted(drawn[2].tolist()) == [pytest.approx([-1.5, 0.0]), pytest.approx([-0.5, 0.0])]
     assert plane.collections[0].get_array().tolist() == [0, 0, 10, 10, 20, 20]
     assert marks(plane, "critical damping")[:, 1].tolist() == [0.0, 0.0]
-    assert sorted((marks(plane, "now, at step 20") / b)[:, 0]) == pytest.approx([-1.5, -0.5])
+    assert sorted((marks(plane, "step 20") / b)[:, 0]) == pytest.approx([-1.5, -0.5])
     at_same_end = CLD(min_log_snr=under.terminal_log_snr.item()).clock(1.0).item()
     assert marks(plane, "CLD") == pytest.approx(np.array([[-at_same_end, 0.0]] * 2), abs=1e-5)
     assert plane.get_xlabel().startswith("Re μ") and plane.get_ylabel().startswith("Im μ")

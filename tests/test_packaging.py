@@ -106,6 +106,7 @@ def test_metadata(described):
     assert sorted(r.name for r in required(described)) == [
         "numpy",
         "pyro-ppl",
+        "safetensors",
         "tensorboard",
         "torch",
         "torchsde",

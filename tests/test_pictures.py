@@ -40,6 +40,8 @@ def test_images_keep_their_place_and_value_in_the_grid() -> None:
         2 + cell + factor,
         2 + cell,
     ]  # second row, second column, pixel (1, 0)
+    # a gap that is a tenth of an image separates images as small as digits
+    assert pictures.image_grid(torch.ones(4, 1, 8, 8)).shape == (3, 512 + 3 * 25, 512 + 3 * 25)
     with pytest.raises(ValueError, match=r"\(5, 2, 2, 2\)"):
         pictures.image_grid(images.expand(5, 2, 2, 2))
 

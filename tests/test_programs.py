@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
 import runpy
 import signal
@@ -25,13 +27,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import recipe, report
-from inference.checkpoints import ArchitectureError, CheckpointError, latest_checkpoint
+from inference.checkpoints import (
+    ArchitectureError,
+    CheckpointError,
+    latest_checkpoint,
+    save_checkpoint,
+)
 from inference.evaluate import evaluate, measure
 from inference.loading import NameNotFoundError, build, build_diffusion, load_trained
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
-from pyro_mdm import CLD, LinearDiffusion
+from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -210,7 +217,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert found - {"changes.patch"} == {  # which is there if the checkout has changes
         *("config.yaml", "environment.json", "metrics.csv", "results.json", "samples.png"),
         *("checkpoints", "history.jsonl", "tensorboard", "sessions.jsonl", "data.json", ".lock"),
-        "sources",
+        *("sources", "config.json", "model.safetensors"),
     }
     results = json.loads((trained / "results.json").read_text())
     parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
@@ -225,17 +232,103 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert latest_checkpoint(trained / "checkpoints").step == 6
 
 
+def test_the_bound_is_saved_before_pictures_are_made(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no pictures")
+
+    monkeypatch.setattr(report.tensorboard, "write_samples", fail)
+    monkeypatch.setattr(report, "at_step", lambda *arguments, **options: None)
+    options |= {"steps": 2, "run": tmp_path / "run"}
+    with pytest.raises(RuntimeError, match="no pictures"):
+        train(**options)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert math.isfinite(results["bits_per_dim"]["value"]) and results["steps"] == 2
+    assert not (tmp_path / "run" / "samples.png").exists()
+
+
+def test_a_run_folder_opens_without_the_programs(trained: Path) -> None:
+    """With the averaged weights: the same bound, from the library alone."""
+    model, programs = DiffusionModel.from_pretrained(trained), load_trained(trained)[1]
+    bounds = []
+    for each in (model, programs.model):
+        torch.manual_seed(0)
+        x = programs.problem.to_model_space(programs.problem.test[:4])
+        bounds.append(elbo_terms(each, DiffusionGuide(each.diffusion), x).elbo)
+    assert torch.equal(*bounds)
+    assert float(model.score_function.trained_min) == pytest.approx(-10.0)
+
+
+def test_a_guide_without_a_name_trains_and_is_said_not_to_open(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "nameless.py").write_text(
+        """from pyro_mdm import HamiltonianDiffusion, Simulation
+
+TURN, EYE = [[0.0, -1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
+ENERGIES = [lambda x: x**2 / 2, lambda v: v**2 / 2]
+guide = HamiltonianDiffusion(ENERGIES, TURN, EYE, simulation=Simulation(0.25, 2), max_log_snr=9.0)
+"""
+    )
+    options |= {"guide": f"{tmp_path / 'nameless.py'}:guide", "steps": 1, "run": tmp_path / "run"}
+    options["sampler_steps"] = 64
+    with pytest.warns(UserWarning, match=r"run is not for .*: model.diffusion.H.0 is a lambda"):
+        train(**options)
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def rewrite(
+    run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
+    """Change the tensors of a run's newest checkpoint."""
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    tensors = change(checkpoint.tensors)
+    save_checkpoint(run / "checkpoints", dataclasses.replace(checkpoint, tensors=tensors))
+
+
+def test_a_checkpoint_from_before_it_had_settings_opens_and_resumes(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    bound = train(**options, run=run)
+    state = load_trained(run)[1].model.state_dict()
+    rewrite(run, lambda t: {k: v for k, v in t.items() if not k.endswith("_extra_state")})
+    older = load_trained(run)[1].model.state_dict()
+    assert all(torch.equal(state[k], older[k]) for k in state)
+    assert train(resume=run) == bound
+
+
+def test_settings_of_a_checkpoint_are_taken_over_or_refused(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    train(**options, run=run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    changed = yaml.safe_dump(config | {"max_log_snr": 5.0})
+    (run / "config.yaml").write_text(changed)
+    assert load_trained(run)[1].model.diffusion.max_log_snr == 9.0
+
+    def longer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        key = "ema/diffusion._extra_state"
+        text = bytes(tensors[key].tolist()).replace(b'"horizon": 1.0', b'"horizon": 2.0')
+        return tensors | {key: torch.tensor(list(text), dtype=torch.uint8)}
+
+    rewrite(run, longer)
+    with pytest.raises(ArchitectureError, match=r"(?s)settings .* horizon is 2.0 .* max_log_snr"):
+        load_trained(run)
+
+
 def test_tensorboard_has_every_page(trained: Path) -> None:
     tags = EventAccumulator(str(trained / "tensorboard")).Reload().Tags()
-    for part in ("train", "validation", "test"):
-        for term in ("bits_per_dim", "reconstruction", "prior_kl", "diffusion"):
-            assert f"{term}/{part}" in tags["scalars"]
-            assert f"standard_error/{term}/{part}" in tags["scalars"]
-        assert f"diffusion_term_by_log_snr/{part}" in tags["images"]
-    assert {"Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"} <= set(
-        tags["scalars"]
-    )
-    assert {"curves", "noising", "samples"} <= set(tags["images"])
+    for part in ("bound/{}/train", "bound/{}/validation", "test/{}"):
+        for term in ("bits_per_dim", "diffusion"):
+            assert part.format(term) in tags["scalars"]
+            assert f"uncertainty/standard_error/{part.format(term)}" in tags["scalars"]
+    for tag in ("Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"):
+        assert f"diffusion/{tag}" in tags["scalars"]
+    assert {"diffusion/curves", "diffusion/noising", "Overview/samples"} <= set(tags["images"])
 
 
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:

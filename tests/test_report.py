@@ -102,20 +102,71 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
 def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     events = read(trained)
     images = set(events.Tags()["images"])
-    assert images >= {"best_and_worst_test_images", "samples_by_sampler", "noising", "samples"}
+    assert images >= {"test/best_and_worst", "samples/by_sampler", "diffusion/noising"}
     # measured at 2, 4, 6, 8; drawn at the start, the 1st and 2nd measurement, not the 3rd, the end
-    for tag in ("curves", "training/eigenvalues", "training/clock"):
+    for tag in ("diffusion/curves", "Overview/eigenvalues", "diffusion/clock"):
         assert steps(events, tag) == [0, 2, 4, 8]
-    for tag in ("training/terms", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound_by_term", "training/diffusion_term_by_log_snr"):
         assert steps(events, tag) == [4, 8]
-    for part in ("train", "validation"):
-        assert steps(events, f"diffusion_term_by_log_snr/{part}") == [2, 4, 8]
-        assert [e.step for e in events.Scalars(f"bits_per_dim/{part}")] == [2, 4, 6, 8]
-    assert steps(events, "diffusion_term_by_log_snr/test") == [8]
+    by_log_snr = "diffusion_term_by_log_snr_of"
+    for group, part in (("training", "train"), ("Overview", "validation")):
+        assert steps(events, f"{group}/{by_log_snr}_{part}") == [2, 4, 8]
+        assert [e.step for e in events.Scalars(f"bound/bits_per_dim/{part}")] == [2, 4, 6, 8]
+    assert steps(events, f"test/{by_log_snr}_test") == [8]
     low, high = (
-        events.Scalars(f"interval/objective/bits_per_dim/{end}") for end in ("low", "high")
+        events.Scalars(f"uncertainty/{end}/objective/bits_per_dim") for end in ("low", "high")
     )
     assert [e.step for e in low] == [e.step for e in high] == [2, 4, 6, 8]
+
+
+def groups(events: EventAccumulator) -> list[str]:
+    """Groups of the Time Series page, in order: capitals come first, the first two are open."""
+    tags = events.Tags()
+    return sorted({tag.partition("/")[0] for tag in tags["scalars"] + tags["images"]})
+
+
+def test_what_a_designer_wants_opens_first_and_plumbing_comes_last(trained: Path) -> None:
+    events = read(trained)
+    found = groups(events)
+    assert found[:2] == ["Overview", "bound"] and found[-1] == "uncertainty"
+    scalars, images = events.Tags()["scalars"], events.Tags()["images"]
+    assert sorted(tag for tag in images if tag.startswith("Overview/")) == [
+        "Overview/bound_by_term",
+        "Overview/diffusion_term_by_log_snr_of_validation",
+        "Overview/eigenvalues",
+        "Overview/samples",
+    ]
+    plumbing = [tag for tag in scalars if "standard_error" in tag or "/low/" in tag]
+    assert plumbing and all(tag.startswith("uncertainty/") for tag in plumbing)
+    assert len([tag for tag in scalars if tag.startswith("bound/")]) <= 12  # on one page
+
+
+def test_a_term_that_prints_as_nothing_has_no_panel(tmp_path: Path, problems: str) -> None:
+    values = {2: 6e-11, 4: 0.2, 6: 1e-4}  # once seen, it is drawn to the end
+
+    class Bound:
+        by_log_snr = ([-1.0, 1.0], [1.0], [0.1])
+        num_data = 3
+
+        def __init__(self, prior_kl: float) -> None:
+            self.terms = dict.fromkeys(report.tensorboard.TERMS, (1.0, 0.1))
+            self.terms["prior_kl"] = (prior_kl, 0.0)
+            self.columns = {name: value for name, (value, _) in self.terms.items()}
+
+    run = tmp_path / "run"
+    train(f"{problems}:Points", "cld", steps=2, run=run, **OPTIONS | {"figures": False})
+    open_run = Run.resume(run)
+    with open_run, SummaryWriter(str(tmp_path / "new")) as writer:
+        (run / "history.jsonl").write_text("")
+        programs = load_trained(run)[1]
+        for step, value in values.items():
+            bound: Any = Bound(value)
+            report._log_bound(open_run, writer, programs, "train", bound, step)
+    events = EventAccumulator(str(tmp_path / "new")).Reload()
+    assert [e.step for e in events.Scalars("bound/prior_kl/train")] == [4, 6]
+    assert [e.step for e in events.Scalars("bound/diffusion/train")] == [2, 4, 6]
+    *_, layout = events.Tensors("custom_scalars__config__")
+    assert "bound/prior_kl/train" in layout.tensor_proto.string_val[0].decode(errors="replace")
 
 
 def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
@@ -124,10 +175,14 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
     run = tmp_path / "run"
     train(f"{problems}:Points", "cld", steps=4, run=run, **OPTIONS)
     events = read(run)
-    for tag in ("curves", "training/eigenvalues", "training/clock"):
+    for tag in ("diffusion/curves", "Overview/eigenvalues", "diffusion/clock"):
         assert steps(events, tag) == [0]
-    assert "samples_by_sampler" in events.Tags()["images"]
-    assert "best_and_worst_test_images" not in events.Tags()["images"]
+    assert "samples/by_sampler" in events.Tags()["images"]
+    assert "test/best_and_worst" not in events.Tags()["images"]
+    assert not any(tag.startswith("diffusion/") for tag in events.Tags()["scalars"])  # constant
+    (text,) = events.Tensors("settings/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert "| guide | cld |" in shown and "| Q at the start | [[0.0, -1.0], [1.0, 0.0]] |" in shown
 
 
 def test_the_history_holds_what_was_measured(trained: Path) -> None:
@@ -185,7 +240,7 @@ def test_a_run_from_before_there_was_a_history_resumes(
     train(resume=run)
     parts = [record["part"] for record in Run.open(run).history()]
     assert parts == ["train", "validation", "diffusion", "test"]  # the last step's, made again
-    assert steps(read(run), "training/eigenvalues")[-1] == 4
+    assert steps(read(run), "Overview/eigenvalues")[-1] == 4
 
 
 def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, problems: str) -> None:
@@ -197,6 +252,11 @@ def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, prob
     assert settings["rank of D"] == "2" and settings["min_log_snr"] == -10.0
     tags = read(trained).Tags()["scalars"]
     assert set(report.METRICS) <= set(tags)  # or the column would be empty
+    shown = report.columns(settings)
+    assert len(shown) + len(report.METRICS) <= 6  # as many as 1,600 pixels hold
+    assert list(shown) == ["model", "guide", "score", "others"]
+    assert shown["guide"] == "learned, K = 2"
+    assert "seed 0, steps 8" in str(shown["others"]) and "False" not in str(shown["others"])
 
 
 def test_the_best_and_the_worst_images_are_told_apart(

@@ -325,7 +325,7 @@ def test_an_existing_run_is_refused_unless_asked(
     run.begin_session(0)
     run.check_data({"train": {"sha256": "a"}})
     run.write_json("results.json", {})
-    for name in ("samples.png", "changes.patch"):
+    for name in ("samples.png", "changes.patch", "config.json", "model.safetensors"):
         (folder / name).write_text("old")
     (folder / "tensorboard").symlink_to(tmp_path)  # is unlinked, not emptied
     run.keep_sources([Path(__file__)])

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm import ALDA, CLD, MALDA, VPSDE, ELBOTerms, LearnedDiffusion
 from pyro_mdm import tensorboard as tb
 from pyro_mdm.figures import snapshot
 
@@ -35,21 +35,62 @@ def test_the_bound_is_written_with_its_terms_and_errors(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         tb.write_layout(writer, ["validation"], ["bits_per_dim"])
         tb.write_bound(writer, "validation", terms, 7)
+        tb.write_bound(writer, "test", {"bits_per_dim": (1.25, 0.1)}, 9)
         with pytest.raises(ValueError, match=r"unknown terms \['loss'\]"):
             tb.write_bound(writer, "train", {"loss": (1.0, 0.1)}, 7)
     events = read(tmp_path)
     for term, (value, error) in terms.items():
-        assert last(events, f"{term}/validation") == pytest.approx(value)
+        assert last(events, f"bound/{term}/validation") == pytest.approx(value)
         if math.isnan(error):
-            assert f"standard_error/{term}/validation" not in events.Tags()["scalars"]
+            assert (
+                f"uncertainty/standard_error/bound/{term}/validation"
+                not in events.Tags()["scalars"]
+            )
             continue
-        assert last(events, f"standard_error/{term}/validation") == pytest.approx(error)
-        assert last(events, f"interval/{term}/validation/low") == pytest.approx(value - error)
-        assert last(events, f"interval/{term}/validation/high") == pytest.approx(value + error)
-    assert events.Scalars("bits_per_dim/validation")[0].step == 7
+        for kind, expected in (
+            ("standard_error", error),
+            ("low", value - error),
+            ("high", value + error),
+        ):
+            tag = f"uncertainty/{kind}/bound/{term}/validation"
+            assert last(events, tag) == pytest.approx(expected)
+    assert events.Scalars("bound/bits_per_dim/validation")[0].step == 7
+    assert last(events, "test/bits_per_dim") == 1.25
     (layout,) = events.Tensors("custom_scalars__config__")
     text = layout.tensor_proto.string_val[0].decode(errors="replace")
-    assert "interval/bits_per_dim/validation/low" in text and "diffusion" not in text
+    assert "uncertainty/low/bound/bits_per_dim/validation" in text and "diffusion" not in text
+
+
+def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> None:
+    values = {
+        "reconstruction": torch.tensor([-3.0, -1.0], requires_grad=True),
+        "prior_kl": torch.tensor([0.5, 0.5]),
+        "diffusion": torch.tensor([2.0, 6.0]),
+        "log_snr": torch.tensor([-1.0, 1.0]),
+    }
+    terms, one = ELBOTerms(**values), ELBOTerms(**{name: v[:1] for name, v in values.items()})
+    with SummaryWriter(str(tmp_path)) as writer:
+        tb.write_terms(writer, terms, 7)
+        tb.write_terms(writer, terms, 7, part="validation", num_dims=2)
+        tb.write_terms(writer, one, 7, part="one")
+        with pytest.raises(TypeError, match=r"terms is a float, expected ELBOTerms; pass elbo_t"):
+            tb.write_terms(writer, 1.5, 7)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="num_dims is 0"):
+            tb.write_terms(writer, terms, 7, num_dims=0)
+    events = read(tmp_path)
+    # elbos -5.5 and -7.5: a standard error of √2 / √2
+    nats = {"elbo": (-6.5, 1.0), "reconstruction": (-2.0, 1.0), "prior_kl": (0.5, 0.0)}
+    nats |= {"diffusion": (4.0, 2.0)}
+    bits = {"bits_per_dim": (6.5, 1.0), "reconstruction": (2.0, 1.0), "prior_kl": (0.5, 0.0)}
+    bits |= {"diffusion": (4.0, 2.0)}
+    for part, written, unit in (("train", nats, 1.0), ("validation", bits, 2 * math.log(2))):
+        for term, (value, error) in written.items():
+            tag = f"bound/{term}/{part}"
+            assert last(events, tag) == pytest.approx(value / unit)
+            assert last(events, f"uncertainty/standard_error/{tag}") == pytest.approx(error / unit)
+            assert events.Scalars(tag)[0].step == 7
+    assert last(events, "bound/elbo/one") == -5.5
+    assert "uncertainty/standard_error/bound/elbo/one" not in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("build", [VPSDE, CLD, MALDA, ALDA, lambda: LearnedDiffusion(4, rank=2)])
@@ -64,16 +105,20 @@ def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any) -> 
     events = read(tmp_path)
     for i in range(K):
         for j in range(i, K):
-            assert last(events, f"D/entry_{i}{j}") == pytest.approx(D[i, j].item(), abs=1e-6)
+            assert last(events, f"diffusion/D/entry_{i}{j}") == pytest.approx(
+                D[i, j].item(), abs=1e-6
+            )
             if i < j:
-                assert last(events, f"Q/entry_{i}{j}") == pytest.approx(Q[i, j].item(), abs=1e-6)
+                assert last(events, f"diffusion/Q/entry_{i}{j}") == pytest.approx(
+                    Q[i, j].item(), abs=1e-6
+                )
     # the trace of D, and of QᵀQ = Σ ω²: eigenvalues of these very matrices
-    trace = sum(last(events, f"D_eigenvalues/{i}") for i in range(K))
-    square = sum(last(events, f"Q_eigenvalues/frequency_{i}") ** 2 for i in range(K))
+    trace = sum(last(events, f"diffusion/D_eigenvalues/{i}") for i in range(K))
+    square = sum(last(events, f"diffusion/Q_eigenvalues/frequency_{i}") ** 2 for i in range(K))
     assert trace == pytest.approx(D.trace().item(), abs=1e-5)
     assert square == pytest.approx(Q.square().sum().item(), abs=1e-5)
-    images = {"curves", "noising", "training/clock"}
-    images |= {"training/eigenvalues"} if K > 1 else set()  # one variable has nothing to show
+    images = {f"diffusion/{name}" for name in ("curves", "noising", "clock")}
+    images |= {"Overview/eigenvalues"} if K > 1 else set()  # one variable has nothing to show
     assert set(events.Tags()["images"]) == images
 
 
@@ -88,8 +133,16 @@ def test_the_bound_over_training_waits_for_a_second_measurement(tmp_path: Path) 
         tb.write_bound_history(writer, {"train": [bound(5)]}, 5)
         tb.write_bound_history(writer, {"train": [bound(5), bound(9)]}, 9)
     events = read(tmp_path)
-    for tag in ("training/terms", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound_by_term", "training/diffusion_term_by_log_snr"):
         assert [image.step for image in events.Images(tag)] == [9]
+
+
+def test_settings_are_a_table_of_the_text_page(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        tb.write_text(writer, "settings", {"guide": "cld", "steps": 300})
+    (text,) = read(tmp_path).Tensors("settings/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert shown.splitlines()[2:] == ["| guide | cld |", "| steps | 300 |"]
 
 
 # -- the table of runs -----------------------------------------------------------------------------
@@ -105,7 +158,7 @@ def table_of_runs(folder: Path) -> Any:
     runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
     provider = data_provider.MultiplexerDataProvider(runs, str(folder))
     backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
-    metric = api_pb2.ColParams(metric=api_pb2.MetricName(tag="bits_per_dim/test"))
+    metric = api_pb2.ColParams(metric=api_pb2.MetricName(tag="test/bits_per_dim"))
     request = api_pb2.ListSessionGroupsRequest(
         slice_size=10,
         allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS],
@@ -120,7 +173,7 @@ def test_each_run_is_one_row_of_the_table_with_its_last_bound(tmp_path: Path) ->
     for name, bits, done in (("one", 1.5, True), ("two", 2.5, False)):
         with SummaryWriter(str(tmp_path / name)) as writer:
             settings = {"guide": name, "steps": 300}
-            tb.write_settings(writer, settings, {"bits_per_dim/test": "test bits/dim"})
+            tb.write_settings(writer, settings, {"test/bits_per_dim": "test bits/dim"})
             tb.write_bound(writer, "test", {"bits_per_dim": (9.0, 0.1)}, 1)
             tb.write_bound(writer, "test", {"bits_per_dim": (bits, 0.1)}, 2)
             if done:

@@ -1,0 +1,339 @@
+"""Models in folders: ``config.json`` says what they are made of, ``model.safetensors`` their state.
+
+The configuration is a tree of objects by class and constructor arguments, as :class:`Recorded`
+keeps them:
+
+    {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
+    {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
+    {"your_function": "friction"}                           likewise
+    {"tensor": "score_function.data_mean"}                  in model.safetensors
+    {"number": "inf"}                                       what JSON has no number for
+    {"same": "model.score.network"}                         an object that is there already
+
+and numbers, strings, null and lists as they are. Tensors are those of the state dict, settings
+included, which has the last word; what constructors were given beyond that is under ``arguments.``.
+Only classes of this library are called by name; everything else is handed in by the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pyro_mdm import networks  # noqa: F401  its classes are known by name
+from pyro_mdm.settings import Recorded, is_plain
+
+__all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
+
+CONFIG, TENSORS = "config.json", "model.safetensors"
+FORMAT = 1
+ARGUMENTS = "arguments."
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class PretrainedError(ValueError):
+    """A model cannot be saved as it is, or a folder holds none that can be read."""
+
+
+def library_classes() -> dict[str, type]:
+    """The classes of this library that a configuration may name."""
+    found: dict[str, type] = {}
+    rest: list[type] = [Recorded]
+    while rest:
+        cls = rest.pop()
+        rest += cls.__subclasses__()
+        if _is_library(cls) and not inspect.isabstract(cls):
+            found[cls.__name__] = cls
+    return found
+
+
+def _is_library(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+# -- saving ----------------------------------------------------------------------------------------
+
+
+def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`."""
+    writer = _Writer(model)
+    tree = writer.encode(model, "model")
+    tensors = safetensors.torch.save(_unshared(writer.tensors), {"format": "pt"})
+    digest = hashlib.sha256(tensors).hexdigest()
+    config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
+    text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise PretrainedError(f"{folder} is a file, expected a folder for the model")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write({folder / TENSORS: tensors, folder / CONFIG: text.encode()})
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Replace files: all are on the disk before the first gets its name."""
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, data in files.items():
+            with open(temporary[path], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(temporary[path], path)
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, of which no two share memory, as safetensors wants them."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(own.untyped_storage().data_ptr())
+    return found
+
+
+class _Writer:
+    """Turns a model into a tree of JSON, and collects the tensors that it names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        state = model.state_dict(keep_vars=True)
+        self.tensors: dict[str, Tensor] = dict(state)
+        self._names = {id(tensor): name for name, tensor in state.items()}
+        self._places: dict[int, tuple[str, Any]] = {}  # the object too: its id stays its own
+        self._yours: dict[str, Any] = {}
+
+    def encode(self, value: Any, place: str) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.as_tensor(value) if value.ndim else value.item()
+        if isinstance(value, torch.device):
+            value = str(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"number": str(value)}
+        if is_plain(value):
+            return value
+        if isinstance(value, Tensor):
+            return {"tensor": self._tensor(value, place)}
+        if isinstance(value, list | tuple | nn.ModuleList):
+            return [self.encode(v, f"{place}.{i}") for i, v in enumerate(value)]
+        if id(value) in self._places:
+            return {"same": self._places[id(value)][0]}
+        self._places[id(value)] = place, value
+        return self._object(value, place)
+
+    def _tensor(self, value: Tensor, place: str) -> str:
+        if id(value) not in self._names:
+            name = ARGUMENTS + place
+            self.tensors[name], self._names[id(value)] = value, name
+        return self._names[id(value)]
+
+    def _object(self, value: Any, place: str) -> dict[str, Any]:
+        cls = type(value)
+        if isinstance(value, Recorded):
+            named = "class" if _is_library(cls) else "your_class"
+            name = cls.__name__ if _is_library(cls) else self._your_name(cls, place)
+            return {named: name, "arguments": self._arguments(value, place)}
+        if callable(value) and not isinstance(value, nn.Module):
+            return {"your_function": self._your_name(value, place)}
+        return {"your_class": self._your_name(cls, place), "arguments": None}
+
+    def _your_name(self, what: Any, place: str) -> str:
+        name: str = getattr(what, "__name__", type(what).__name__)
+        if name == "<lambda>":
+            raise PretrainedError(
+                f"{place} is a lambda, which has no name to find it by; write it as def name(…), "
+                "and from_pretrained takes it as classes={'name': name}"
+            )
+        if self._yours.setdefault(name, what) is not what:
+            raise PretrainedError(
+                f"{place} is called {name}, as is another class or function of the model; rename "
+                "one, so that from_pretrained can tell them apart"
+            )
+        return name
+
+    def _arguments(self, value: Recorded, place: str) -> dict[str, Any]:
+        buffers = vars(value).get("_buffers", {})
+        found = {}
+        for name, argument in value.arguments().items():
+            if name.startswith("*"):
+                raise PretrainedError(
+                    f"{place} is a {type(value).__name__}, whose constructor takes {name}; give it "
+                    "arguments with names"
+                )
+            buffer = buffers.get(name)
+            if isinstance(argument, Tensor) and buffer is not None:
+                argument = buffer if buffer.shape == argument.shape else argument
+            found[name] = self.encode(argument, f"{place}.{name}")
+        return found
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]) -> M:
+    """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`."""
+    tree, tensors, file = _read(Path(folder))
+    own = {} if _is_library(cls) else {cls.__name__: cls}
+    reader = _Reader(file, tensors, {**own, **classes})
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced
+        model = reader.decode(tree, "model")
+    if not isinstance(model, cls):
+        raise PretrainedError(
+            f"{file} describes an object of the class {type(model).__name__}, expected "
+            f"{cls.__name__}; open it with that class"
+        )
+    state = {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise PretrainedError(
+            f"{Path(folder) / TENSORS} does not fit what {CONFIG} and classes describe: {error}"
+        ) from error
+    return model.eval()
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
+    """The tree, the tensors, and the file of the tree."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["pyro_mdm_format"]
+        if not isinstance(version, int):
+            raise TypeError(f"pyro_mdm_format is {version!r}, expected a number")
+        if version > FORMAT:
+            raise PretrainedError(
+                f"{path} has format {version}, expected at most {FORMAT}, which this version of "
+                "pyro_mdm reads; install a newer pyro_mdm"
+            )
+        tree, expected = content["model"], content["sha256"][TENSORS]
+        path = folder / TENSORS
+        data = path.read_bytes()
+        if (found := hashlib.sha256(data).hexdigest()) != expected:
+            raise PretrainedError(
+                f"{path} is damaged, or another than {CONFIG} was saved with: its {len(data):,} "
+                f"bytes have SHA-256 {found[:12]}…, expected {str(expected)[:12]}…; save the model "
+                "again"
+            )
+        return tree, safetensors.torch.load(data), folder / CONFIG
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PretrainedError(
+            f"{path} is missing; {folder} is no folder that save_pretrained or a training wrote"
+        ) from error
+    except PretrainedError:
+        raise
+    except KeyError as error:
+        raise PretrainedError(
+            f"{path} has no {error}: it describes no model of pyro_mdm; expected what "
+            "save_pretrained writes"
+        ) from error
+    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
+        raise PretrainedError(f"{path} is damaged ({error}); save the model again") from error
+
+
+class _Reader:
+    """Builds what a tree describes, of classes of the library and those that were handed in."""
+
+    def __init__(self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, Any]) -> None:
+        self.file, self.tensors, self.yours = file, tensors, yours
+        self.library = library_classes()
+        self._built: dict[str, Any] = {}
+        self._used: set[int] = set()
+
+    def decode(self, content: Any, place: str) -> Any:
+        if is_plain(content):
+            return content
+        if isinstance(content, list):
+            return [self.decode(v, f"{place}.{i}") for i, v in enumerate(content)]
+        match content:
+            case {"number": str(text)} if text in ("inf", "-inf", "nan"):
+                return float(text)
+            case {"tensor": str(name)} if name in self.tensors:
+                return self.tensors[name]
+            case {"same": str(other)} if other in self._built:
+                return self._built[other]
+            case {"your_function": str(name)}:
+                found = self._yours(name, place)
+            case {"class": str(name), "arguments": dict(arguments)}:
+                found = self._build(self._library(name, place), arguments, place)
+            case {"your_class": str(name), "arguments": dict(arguments)}:
+                found = self._build(self._yours(name, place), arguments, place)
+            case {"your_class": str(name), "arguments": None}:
+                found = self._make(self._yours(name, place), name, place)
+            case _:
+                raise PretrainedError(
+                    f"{self.file} is damaged: {place} is {str(content)[:100]}, expected an object "
+                    "or a value as save_pretrained writes them"
+                )
+        self._built[place] = found
+        return found
+
+    def _library(self, name: str, place: str) -> Any:
+        if name not in self.library:
+            raise PretrainedError(
+                f"{self.file} names the class {name} at {place}, which this version of pyro_mdm "
+                "does not have; install the version that saved the model"
+            )
+        return self.library[name]
+
+    def _yours(self, name: str, place: str) -> Any:
+        if name not in self.yours:
+            raise PretrainedError(
+                f"{self.file} names {name} at {place}, which is not of pyro_mdm, and classes has "
+                f"{', '.join(self.yours) or 'nothing'}; pass classes={{{name!r}: {name}}}"
+            )
+        return self.yours[name]
+
+    def _build(self, given: Any, arguments: dict[str, Any], place: str) -> Any:
+        """``given`` with recorded arguments, or itself if it is an object."""
+        if not callable(given) or isinstance(given, nn.Module):
+            return self._once(given, place)
+        decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
+        try:
+            return given(**decoded)
+        except Exception as error:  # arguments of any kind meet constructors of any kind
+            raise PretrainedError(
+                f"{self.file}: {place} cannot be built of the arguments "
+                f"{', '.join(decoded) or '(none)'}: {error}"
+            ) from error
+
+    def _make(self, given: Any, name: str, place: str) -> Any:
+        """``given`` as it is if it is an object, else what it returns."""
+        if not callable(given) or isinstance(given, nn.Module):
+            return self._once(given, place)
+        try:
+            return given()
+        except TypeError as error:
+            raise PretrainedError(
+                f"{name} at {place} cannot be built without arguments ({error}), and those it had "
+                f"are not known; pass a function that makes one, classes={{{name!r}: lambda: "
+                f"{name}(…)}}, or the object itself"
+            ) from error
+
+    def _once(self, given: Any, place: str) -> Any:
+        if id(given) in self._used:
+            raise PretrainedError(
+                f"the {type(given).__name__} in classes is used already when {place} needs one; "
+                "pass the class, or a function that makes one"
+            )
+        self._used.add(id(given))
+        return given

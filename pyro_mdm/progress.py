@@ -1,0 +1,129 @@
+"""How far long work is: a bar on a terminal, in a log a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+from tqdm.asyncio import tqdm_asyncio
+from tqdm.auto import tqdm
+
+__all__ = ["LogProgress", "Progress", "progress_bar"]
+
+FIRST_LINE, NEXT_LINE = 10.0, 30.0
+"""Seconds from the start to the first line of a log, and the least from one to the next."""
+
+
+class Progress(Protocol):
+    """Counts what is done, and shows it until it is closed, by hand or at the end of ``with``."""
+
+    def update(self, n: int = 1) -> Any:
+        """``n`` more are done."""
+
+    def set_postfix_str(self, s: str) -> None:
+        """A word to show beside the count from now on."""
+
+    def close(self) -> None:
+        """Nothing more is done."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def progress_bar(
+    total: int,
+    what: str,
+    units: str,
+    *,
+    initial: int = 0,
+    leave: bool = False,
+    delay: float = 0.0,
+    shown: bool = True,
+) -> Progress:
+    """Shows on standard error how many of ``total`` units of work are done.
+
+    Args:
+        total: number of units.
+        what: is done, in a word;  units: what is counted, in the plural.
+        initial: units that were done before.
+        leave: whether what is shown at the end stays on a terminal; a log says then how long the
+            work took, however short.
+        delay: seconds before a terminal shows it.
+        shown: False for a count that shows nothing.
+    """
+    in_notebook = tqdm is not tqdm_asyncio
+    if shown and not in_notebook and not sys.stderr.isatty():
+        return LogProgress(total, what, units, initial=initial, leave=leave)
+    bar: Progress = tqdm(
+        total=total,
+        desc=what,
+        unit=f" {units}",
+        initial=initial,
+        leave=leave,
+        delay=delay,
+        disable=not shown,
+    )
+    return bar
+
+
+class LogProgress:
+    """A line after :data:`FIRST_LINE` seconds, then at most every :data:`NEXT_LINE`, and the end.
+
+    Args:
+        total, what, units, initial, leave: as for :func:`progress_bar`.
+        file: to write to; by default standard error.
+        clock: seconds, from whenever.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        units: str,
+        *,
+        initial: int = 0,
+        leave: bool = False,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.what, self.units = total, what, units
+        self.done = self._initial = initial
+        self._file = sys.stderr if file is None else file
+        self._clock, self._began = clock, clock()
+        self._due = self._began + FIRST_LINE
+        self._says_end, self._closed = leave, False
+        self._postfix = ""
+
+    def update(self, n: int = 1) -> None:
+        """``n`` more are done."""
+        self.done += n
+        if (now := self._clock()) >= self._due and self._initial < self.done < self.total:
+            left = (now - self._began) * (self.total - self.done) / (self.done - self._initial)
+            self._write(f"{self._times(now)}, {tqdm.format_interval(left)} to go")
+            self._due, self._says_end = now + NEXT_LINE, True
+
+    def set_postfix_str(self, s: str) -> None:
+        """A word to add to every line from now on."""
+        self._postfix = s
+
+    def close(self) -> None:
+        """The last line, if there was one before or it is wanted."""
+        if self._says_end and not self._closed:
+            self._write(self._times(self._clock()))
+        self._closed = True
+
+    def __enter__(self) -> LogProgress:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _times(self, now: float) -> str:
+        count = f"{self.done:,} of {self.total:,} {self.units}"
+        return f"{self.what}: {count} in {tqdm.format_interval(now - self._began)}"
+
+    def _write(self, text: str) -> None:
+        print(text + (f", {self._postfix}" if self._postfix else ""), file=self._file, flush=True)
