@@ -212,3 +212,11 @@ def test_every_page_is_linked_from_the_first() -> None:
     """So that nothing is only found by who knows where it is."""
     linked = {link.partition("#")[0] for link in links("README.md")}
     assert set(PAGES) - {"README.md"} <= linked
+
+
+def test_the_map_of_the_library_names_every_file() -> None:
+    table = PAGES["pyro_mdm/README.md"].partition("\n## Map\n")[2].partition("\n## ")[0]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    named = sorted(re.findall(r"`(\w+)`", " ".join(first)))
+    files = (path.stem for path in (ROOT / "pyro_mdm").glob("*.py"))
+    assert named == sorted(name for name in files if name != "__init__")
