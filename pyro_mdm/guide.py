@@ -7,9 +7,10 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from pyro_mdm.checks import check_data, check_instance, tensor_device
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
-from pyro_mdm.model import Registered, data_plate, grid_times
+from pyro_mdm.model import Registered, check_diffusion, check_times, data_plate, grid_times
 from pyro_mdm.simulated import SimulatedPath
 from pyro_mdm.simulation import Simulation
 
@@ -28,6 +29,11 @@ class DiffusionGuide(Registered):
         times: as the model's: None for the state at ε alone, a number N or (N,) times for a grid.
         simulation: how paths of a nonlinear diffusion are simulated; the diffusion's by default.
 
+    Raises:
+        TypeError: no diffusion, e.g. a model or a class.
+        ValueError: a simulation of what is known in closed form. On call: no data, or data that
+            :class:`DiffusionModel` refuses too.
+
     Site: ``"path"``, (*batch, N, K, *event_shape).
     """
 
@@ -39,6 +45,10 @@ class DiffusionGuide(Registered):
         simulation: Simulation | None = None,
     ) -> None:
         super().__init__()
+        check_diffusion(diffusion)
+        check_times(times)
+        if simulation is not None:
+            check_instance("simulation", simulation, Simulation, "e.g. Simulation(step_size=0.02)")
         if simulation is not None and isinstance(diffusion, LinearDiffusion):
             raise ValueError(
                 f"simulation is given, but {type(diffusion).__name__} is known in closed form; "
@@ -59,6 +69,7 @@ class DiffusionGuide(Registered):
         self.register()
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
+        check_data("x", x, tensor_device(self))
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         with data_plate(len(x), num_data):
             return pyro.sample("path", self.law(x, times))
