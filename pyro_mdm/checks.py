@@ -129,8 +129,7 @@ def real_tensor(name: str, value: Any, expected: str) -> Tensor:
         found = torch.as_tensor(value, dtype=None if given else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{name} is {describe(value)}, expected {expected}; give numbers, in rows of one "
-            "length"
+            f"{name} is {describe(value)}, expected {expected}; give numbers, in rows of one length"
         ) from error
     if found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"{name} is {found.dtype}, expected {expected}; give real numbers")
@@ -183,7 +182,8 @@ def check_data(name: str, x: Any, device: torch.device | None = None) -> None:
 def _not_a_tensor(name: str, x: Any) -> str:
     expected = "expected a torch tensor"
     if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
-        return f"a {type(x).__name__} of tensors, {expected}; if it is a loader's batch, pass {name}[0]"
+        kind = type(x).__name__
+        return f"a {kind} of tensors, {expected}; if it is a loader's batch, pass {name}[0]"
     if type(x).__module__ == "numpy":
         return (
             f"a NumPy array of {getattr(x, 'dtype', '')}, {expected}; pass "

@@ -17,7 +17,6 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.presets`.
 from __future__ import annotations
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
