@@ -926,7 +926,7 @@ def _square(name: str, value: Matrix) -> Tensor:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")
     if not bool(matrix.isfinite().all()):
         raise ValueError(
-            f"{name} is {matrix.tolist()}, with entries that are not finite, expected numbers"
+            f"{name} has entries that are not finite: {matrix.tolist()}, expected finite numbers"
         )
     return matrix
 

@@ -245,8 +245,8 @@ def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
     whole = isinstance(event_shape, Sequence) and not isinstance(event_shape, str)
     if not whole or not all(isinstance(n, Integral) for n in event_shape):
         raise ValueError(
-            f"event_shape is {event_shape!r}, expected a sequence of whole sizes; write "
-            "(2,) for vectors of two, (1, 28, 28) for images"
+            f"event_shape is {event_shape!r}, expected a sequence of sizes, e.g. (2,) for "
+            "vectors of two or (1, 28, 28) for images"
         )
     shape = tuple(event_shape)
     if not shape:
