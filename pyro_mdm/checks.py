@@ -222,8 +222,10 @@ def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float 
 # -- modules ---------------------------------------------------------------------------------------
 
 
-def floating_dtypes(module: nn.Module) -> set[torch.dtype]:
-    """The precisions of a module's parameters."""
+def floating_dtypes(module: Any) -> set[torch.dtype]:
+    """The precisions of a module's parameters; a plain function has none."""
+    if not isinstance(module, nn.Module):
+        return set()
     return {p.dtype for p in module.parameters() if p.is_floating_point()}
 
 
@@ -233,8 +235,10 @@ def tensor_device(module: nn.Module) -> torch.device | None:
     return tensors[0].device if tensors else None
 
 
-def check_weights(network: nn.Module) -> None:
+def check_weights(network: Any) -> None:
     """Raises ValueError if a parameter of a network is NaN or infinite."""
+    if not isinstance(network, nn.Module):
+        return
     for name, parameter in network.named_parameters():
         if bool(parameter.isfinite().all()):
             continue
