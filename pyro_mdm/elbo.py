@@ -193,9 +193,7 @@ def _latent(name: str, model_trace: Any, guide_trace: Any) -> _Term:
     p, q = model_trace.nodes[name], guide_trace.nodes[name]
     if _is_alike(q, p) and not _drawn_later(name, model_trace, guide_trace):
         with suppress(NotImplementedError):
-            kl = kl_divergence(q["fn"], p["fn"])
-            shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
-            return _Term(p, -_scaled(torch.as_tensor(kl).expand(shape), p))
+            return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
     log_p = _scaled(p["fn"].log_prob(p["value"]), p)
     return _Term(p, log_p + _minus_log_q(q), drawn=True)
 
