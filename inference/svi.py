@@ -1,8 +1,8 @@
 """The SVI training script: a noising diffusion as a guide, in plain Pyro, read from top to bottom.
 
-    python -m inference.svi                                  # 30 measurements of each of 569 tumours
-    python -m inference.svi --data digits --guide MALDA --steps 1000
-    tensorboard --logdir runs/svi
+python -m inference.svi                                  # 30 measurements of each of 569 tumours
+python -m inference.svi --data digits --guide MALDA --steps 1000
+tensorboard --logdir runs/svi
 """
 
 import argparse

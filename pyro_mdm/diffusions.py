@@ -591,8 +591,8 @@ class LinearDiffusion(Diffusion):
             low = check_number("min_log_snr", low, "a finite log SNR, e.g. -10")
         if low is not None and not low < high:
             raise ValueError(
-                f"min_log_snr is {low:g}, expected less than max_log_snr, {high:g}: log SNR falls "
-                "from the data to the noise; raise max_log_snr or lower min_log_snr"
+                f"min_log_snr {low} must be below max_log_snr {high}: log SNR falls from the data "
+                "to the noise; raise max_log_snr or lower min_log_snr"
             )
         self._cache.clear()
         self._max_log_snr, self._min_log_snr = high, low

@@ -267,7 +267,7 @@ J2 = [[0.0, -1.0], [1.0, 0.0]]
         ((J2, I2), {"stationary_variance": [1.0, 2.0, 3.0]}, r"shape \(3,\), expected a number, 2"),
         ((J2, I2), {"stationary_variance": [[1.0, 0.2], [0.0, 1.0]]}, r"finite symmetric matrix"),
         ((J2, I2), {"initial_variance": 0.0}, r"initial_variance .* positive variances"),
-        ((J2, I2), {"min_log_snr": 14.0}, r"min_log_snr is 14, expected less than max_log_snr, 13"),
+        ((J2, I2), {"min_log_snr": 14.0}, r"min_log_snr 14\.0 must be below max_log_snr 13\.0"),
     ],
 )
 def test_a_wrong_diffusion_is_refused(arguments, options, message):

@@ -351,7 +351,7 @@ DIFFUSIONS: Mistakes = {
     ),
     "ends the wrong way round": (
         lambda: CLD(max_log_snr=-10.0, min_log_snr=9.0),
-        r"min_log_snr is 9, expected less than max_log_snr, -10: .* raise max_log_snr or lower",
+        r"min_log_snr 9\.0 must be below max_log_snr -10\.0: .* raise max_log_snr or lower",
     ),
     "min_log_snr out of reach": (
         lambda: CLD(min_log_snr=-1e4),
