@@ -7,6 +7,7 @@ wrong values ValueError.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from numbers import Integral
 from typing import Any
@@ -53,7 +54,6 @@ def check_network(name: str, network: Any, *others: type) -> None:
     A score is no network, nor are data: they are what is handed over in its place.
     """
     call = f"{name} is called as {name}(inputs, log_snr)"
-    others = (Tensor, *others)
     if isinstance(network, type):
         raise TypeError(
             f"{name} is the class {network.__name__}, expected an object of it: "
@@ -231,8 +231,8 @@ def floating_dtypes(module: Any) -> set[torch.dtype]:
 
 def tensor_device(module: nn.Module) -> torch.device | None:
     """Where a module's tensors are; None if it has none."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return tensors[0].device if tensors else None
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((t.device for t in tensors), None)
 
 
 def check_weights(network: Any) -> None:

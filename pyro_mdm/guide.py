@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from pyro_mdm.checks import check_data, check_instance, tensor_device
+from pyro_mdm.checks import check_instance
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
 from pyro_mdm.model import check_diffusion, check_times
@@ -77,7 +77,6 @@ class DiffusionGuide(Registered):
         self.register()
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
-        check_data("x", x, tensor_device(self))
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         law = self.law(x, times)
         with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
