@@ -4,6 +4,7 @@ The noising diffusion with its auxiliary variables is a guide, the reverse SDE i
 maximizes the evidence lower bound over both at once.
 """
 
+from pyro_mdm.bounds import Bound, bound
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.guide import DiffusionGuide
@@ -24,6 +25,7 @@ __all__ = [
     "MALDA",
     "MDM_ELBO",
     "VPSDE",
+    "Bound",
     "Denoiser",
     "Diffusion",
     "DiffusionGuide",
@@ -45,5 +47,6 @@ __all__ = [
     "SimulatedPath",
     "Simulation",
     "bits_per_dim",
+    "bound",
     "elbo_terms",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_mdm.checks import check_count, check_number
 from pyro_mdm.settings import Recorded
 
 __all__ = ["Clock", "ConstantBeta", "LearnedBeta", "LinearBeta"]
@@ -36,9 +37,8 @@ class Clock(Recorded, nn.Module, ABC):
 
 
 def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}, expected a positive number; the clock must advance")
-    return float(value)
+    expected = "a positive number; the clock must advance"
+    return check_number(name, value, expected, positive=True)
 
 
 class LinearBeta(Clock):
@@ -99,8 +99,7 @@ class LearnedBeta(Clock):
 
     def __init__(self, start: Clock | None = None, knots: int = 17, horizon: float = 1.0) -> None:
         super().__init__()
-        if knots < 2:
-            raise ValueError(f"knots is {knots}, expected at least 2 (both ends of [0, T])")
+        check_count("knots", knots, "the number of knots, both ends of [0, T] among them", 2)
         start = start if start is not None else LinearBeta(horizon=horizon)
         self.horizon = _positive("horizon", horizon)
         s = torch.linspace(0, horizon, knots, dtype=torch.float64)

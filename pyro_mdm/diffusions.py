@@ -17,7 +17,6 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.presets`.
 from __future__ import annotations
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import kernels
+from pyro_mdm.checks import check_instance, check_number, real_tensor
 from pyro_mdm.clocks import Clock, LinearBeta
 from pyro_mdm.priors import GaussianPrior, Prior
 from pyro_mdm.sde import ForwardSDE, ReverseSDE
@@ -260,16 +260,15 @@ class LinearDiffusion(Diffusion):
         Q, D = _square("Q", Q), _square("D", D)
         if Q.shape != D.shape:
             raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-        if not horizon > 0:
-            raise ValueError(f"horizon is {horizon}, expected a positive end time T")
         K = self.num_variables = Q.shape[0]
-        self.horizon = float(horizon)
+        self.horizon = check_horizon(horizon)
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
         self._min_log_snr: float | None = None
         self.max_log_snr = max_log_snr
         self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
+        check_clock(self.beta)
         self._register_matrices(Q, D)
         stationary = _variance("stationary_variance", stationary_variance, K)
         initial = torch.zeros(K, K, dtype=torch.float64)
@@ -605,13 +604,16 @@ class LinearDiffusion(Diffusion):
         self._set_ends(self.max_log_snr, value)
 
     def _set_ends(self, high: float, low: float | None) -> None:
-        for name, value in (("max_log_snr", high), ("min_log_snr", low)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}, expected a finite log SNR, e.g. 13 or -10")
+        high = check_number("max_log_snr", high, "a finite log SNR, e.g. 13")
+        if low is not None:
+            low = check_number("min_log_snr", low, "a finite log SNR, e.g. -10")
         if low is not None and not low < high:
-            raise ValueError(f"min_log_snr {low} must be below max_log_snr {high}")
+            raise ValueError(
+                f"min_log_snr {low} must be below max_log_snr {high}: log SNR falls from the data "
+                "to the noise; raise max_log_snr or lower min_log_snr"
+            )
         self._cache.clear()
-        self._max_log_snr, self._min_log_snr = float(high), None if low is None else float(low)
+        self._max_log_snr, self._min_log_snr = high, low
         self._cut_time = None
 
     @property
@@ -937,18 +939,20 @@ def full_precision(like: Tensor) -> torch.autocast:
 
 
 def _square(name: str, value: Matrix) -> Tensor:
-    matrix = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    matrix = real_tensor(name, value, "a square matrix (K, K)").clone()
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")
     if not bool(matrix.isfinite().all()):
-        raise ValueError(f"{name} has entries that are not finite: {matrix.tolist()}")
+        raise ValueError(
+            f"{name} has entries that are not finite: {matrix.tolist()}, expected finite numbers"
+        )
     return matrix
 
 
 def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:
     if value is None:
         return None
-    if not 0 < value < horizon:
+    if not 0 < check_number("cut_time", value, "a time in (0, T)") < horizon:
         raise ValueError(f"cut_time is {value}, expected a time between 0 and T = {horizon:g}")
     if min_log_snr is not None:
         raise ValueError(
@@ -960,7 +964,7 @@ def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) ->
 
 def _variance(name: str, value: Any, size: int) -> Tensor:
     """A number, ``size`` variances or a (size, size) matrix, as a positive definite matrix."""
-    v = torch.as_tensor(value, dtype=torch.float64).detach()
+    v = real_tensor(name, value, f"a number, {size} variances or a ({size}, {size}) covariance")
     if v.dim() <= 1 and v.shape in ((), (size,)):
         matrix = torch.diag(v.expand(size)).clone()
     elif v.shape == (size, size):
@@ -977,4 +981,20 @@ def _variance(name: str, value: Any, size: int) -> Tensor:
             f"{name} is {matrix.tolist()}, expected positive variances in every direction, and the "
             f"least is {low:.3g}; raise variances or lower correlations"
         )
+    dependence = kernels.scaled_cholesky(matrix)[1].item() if size else 1.0
+    if dependence > MAX_AMPLIFICATION:
+        raise ValueError(
+            f"{name} is {matrix.tolist()}, nearly singular: inverting it makes rounding grow by "
+            f"{dependence:.1e}, expected at most {MAX_AMPLIFICATION:.0e}; lower correlations"
+        )
     return matrix
+
+
+def check_horizon(horizon: Any) -> float:
+    """T, a positive finite number."""
+    return check_number("horizon", horizon, "a positive end time T, e.g. 1.0", positive=True)
+
+
+def check_clock(beta: Any) -> None:
+    """Raises TypeError unless β is a clock."""
+    check_instance("beta", beta, Clock, "e.g. ConstantBeta(4.0) or LinearBeta(0.1, 20.0)")

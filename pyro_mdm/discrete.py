@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_mdm.checks import check_count, real_tensor
+
 __all__ = [
     "Window",
     "check_log_prior",
@@ -59,11 +61,10 @@ def level_values(levels: int | Sequence[float] | Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two levels, or values that are not finite and strictly increasing.
     """
-    if isinstance(levels, int):
-        if levels < 2:
-            raise ValueError(f"levels is {levels}, expected at least 2")
+    if isinstance(levels, (int, float, str)):
+        check_count("levels", levels, "the number of levels", 2)
         return torch.linspace(-1.0, 1.0, levels, dtype=torch.float64)
-    values = torch.as_tensor(levels, dtype=torch.float64).detach().clone()
+    values = real_tensor("levels", levels, "increasing values (n,), or their number").clone()
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(
             f"levels has shape {tuple(values.shape)}, expected at least two values (n,), or their "

@@ -37,14 +37,20 @@ from pyro_mdm.laws import (
     chain_kl,
     path_kl,
 )
+from pyro_mdm.measured import Measured, table
 from pyro_mdm.simulated import SimulatedPath, arrival, simulated_kl
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ELBOTerms:
-    """One estimate of the bound per datum, by term; each field (batch,), nats."""
+    """One estimate of the bound per datum, by term; each field (batch,), nats.
+
+    ``terms.items()`` gives the terms and the whole by name, e.g. for TensorBoard:
+    ``for name, value in terms.items(): writer.add_scalar(name, value.mean(), step)``. Printed are
+    means over the batch with their standard errors.
+    """
 
     reconstruction: Tensor  # E log p(x | y_ε)
     prior_kl: Tensor  # KL(q(y_T|x) ‖ π)
@@ -55,6 +61,18 @@ class ELBOTerms:
     def elbo(self) -> Tensor:
         """reconstruction - prior_kl - diffusion, (batch,), nats."""
         return self.reconstruction - self.prior_kl - self.diffusion
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """reconstruction, prior_kl, diffusion and elbo by name, each (batch,), nats."""
+        names = ("reconstruction", "prior_kl", "diffusion", "elbo")
+        return ((name, getattr(self, name)) for name in names)
+
+    def __repr__(self) -> str:
+        return table(
+            f"one estimate for {self.elbo.numel()} data, mean ± standard error",
+            ("", "nats per datum"),
+            [(name, str(Measured.of(value.flatten()))) for name, value in self.items()],
+        )
 
 
 class MDM_ELBO(ELBO):
@@ -356,6 +374,9 @@ def elbo_terms(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> ELBOTerms:
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
+
+    It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
+    data in batches, with standard errors and without gradients, see :func:`pyro_mdm.bound`.
 
     Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.simulated.arrival`, from a path of its own
     to T, and ``diffusion`` all else of the divergence; where paths arrive at the prior they mean

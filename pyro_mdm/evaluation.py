@@ -23,17 +23,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_mdm.checks import check_count, check_instance, check_number, describe
 from pyro_mdm.diffusions import LinearDiffusion, Marginal
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.laws import prior_kl
+from pyro_mdm.laws import different_diffusions, prior_kl
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.progress import Progress, progress_bar
 from pyro_mdm.scores import DenoiserScore, rotated
 from pyro_mdm.strata import Draws, Integral, Plan, StratifiedIntegrals, Target
 
-__all__ = ["Comparison", "Difference", "Estimate", "compare", "log_likelihood"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Estimate",
+    "check_programs",
+    "compare",
+    "log_likelihood",
+]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
+FEWEST = 8  # data whose spread is an error
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 PILOT_SHARE = 3
@@ -222,7 +231,7 @@ def compare(
         RuntimeError, ValueError: as :func:`log_likelihood`, and no model, or models of different
             event shapes.
     """
-    _check(programs, x, draws, half_width)
+    _check(programs, x, draws, batch_size, half_width)
     share = _Share.of_group(x.device) if distributed else _Share(x.device)
     models = [model for model, _ in programs.values()]
     linear = {
@@ -658,27 +667,52 @@ class _Comparison:
         return tuple(Difference(**d, resolved=r) for d, r in zip(found, resolved, strict=True))
 
 
-def _check(programs: Mapping[str, Pair], x: Tensor, draws: int, half_width: float | None) -> None:
-    if not programs:
-        raise ValueError("no programs, expected at least one (model, guide) by name")
-    if len(x) < 8 or draws < 1:
-        raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
-    if half_width is not None and not half_width > 0:
-        raise ValueError(f"half_width is {half_width}, expected a positive number of bits/dim")
-    for name, (model, guide) in programs.items():
-        if model.diffusion is not guide.diffusion:
-            raise ValueError(
-                f"{name}: the guide's diffusion is not the model's; build "
-                "DiffusionGuide(model.diffusion)"
+def check_programs(model: Any, guide: Any) -> None:
+    """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
+    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
+        raise TypeError(
+            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
+            "comes first"
+        )
+    for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not callable(program):
+            raise TypeError(
+                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
+                "score) and DiffusionGuide(diffusion)"
             )
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    if ours and model.diffusion is not guide.diffusion:
+        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
+
+
+def _check(
+    programs: Mapping[str, Pair], x: Tensor, draws: int, batch_size: int, half_width: float | None
+) -> None:
+    if not isinstance(programs, Mapping) or not programs:
+        raise ValueError(
+            f"programs is {describe(programs)}, expected at least one (model, guide) by name; "
+            'e.g. {"cld": (model, guide)}'
+        )
+    check_count("draws", draws, "the number of network calls for each datum")
+    check_count("batch_size", batch_size, "the number of data for each network call")
+    if half_width is not None:
+        expected = "a positive number of bits/dim"
+        check_number("half_width", half_width, expected, positive=True)
+    for name, (model, guide) in programs.items():
+        check_programs(model, guide)
+        fix = "use pyro_mdm.bound for programs of your own"
+        check_instance(f"the model of {name}", model, DiffusionModel, fix)
+        check_instance(f"the guide of {name}", guide, DiffusionGuide, fix)
         if model.times is not None:
             raise ValueError(
-                f"{name} is a chain on a grid; build a model with times=None for the bound"
+                f"{name} is a chain on a grid, expected a model in continuous time; leave out "
+                "times, or use pyro_mdm.bound"
             )
-        if tuple(x.shape[1:]) != tuple(model.event_shape):
+        model.check_data(x)
+        if x.dim() != len(model.event_shape) + 1 or len(x) < FEWEST:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (n, "
-                f"{', '.join(map(str, model.event_shape))}) for {name}"
+                f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n at least "
+                f"{FEWEST} data, whose spread is an error; use pyro_mdm.bound for fewer"
             )
 
 

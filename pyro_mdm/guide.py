@@ -8,8 +8,10 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from pyro_mdm.checks import check_instance
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
+from pyro_mdm.model import check_diffusion, check_times
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.settings import described
 from pyro_mdm.simulated import SimulatedPath
@@ -33,6 +35,11 @@ class DiffusionGuide(Registered):
         event_dim: number of dimensions of a datum, all of x's but the first by default: for data
             that have sizes of outer plates before the batch's.
 
+    Raises:
+        TypeError: no diffusion, e.g. a model or a class.
+        ValueError: a simulation of what is known in closed form. On call: no data, or data that
+            :class:`DiffusionModel` refuses too.
+
     Site: ``"path"``, (*batch, N, K, *event_shape).
     """
 
@@ -46,6 +53,10 @@ class DiffusionGuide(Registered):
         event_dim: int | None = None,
     ) -> None:
         super().__init__()
+        check_diffusion(diffusion)
+        check_times(times)
+        if simulation is not None:
+            check_instance("simulation", simulation, Simulation, "e.g. Simulation(step_size=0.02)")
         if simulation is not None and isinstance(diffusion, LinearDiffusion):
             raise ValueError(
                 f"simulation is given, but {type(diffusion).__name__} is known in closed form; "

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 from pyro_mdm import draws, path_integral
+from pyro_mdm.checks import check_data, tensor_device
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix, full_precision
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.posterior import posterior
@@ -158,7 +159,7 @@ class NoisingPath(_PathLaw):
         event_dim: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        cut = _batch_dim(x, event_dim)
+        cut = _batch_dim(diffusion, x, event_dim)
         self.x = x
         self.times = None if times is None else _grid(diffusion, times)
         num_times = 1 if times is None else len(times)
@@ -208,18 +209,12 @@ class NoisingPath(_PathLaw):
         return total
 
 
-def _batch_dim(x: Tensor, event_dim: int | None) -> int:
+def _batch_dim(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> int:
     """The number of batch dimensions of data, checked."""
+    check_data("x", x, tensor_device(diffusion))
     event_dim = x.dim() - 1 if event_dim is None else event_dim
     if not 0 <= event_dim <= x.dim():
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, expected floating-point data in model space")
-    if not bool(x.isfinite().all()):
-        raise ValueError(
-            f"x has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
-            "finite data; check the transform that made it"
-        )
     return x.dim() - event_dim
 
 

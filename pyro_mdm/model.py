@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_mdm.checks import (
+    check_count,
+    check_data,
+    check_instance,
+    check_resolution,
+    describe,
+    floating_dtypes,
+    tensor_device,
+)
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
 from pyro_mdm.pretrained import load_folder, save_folder
@@ -45,8 +55,11 @@ class DiffusionModel(Registered):
         plate: name of its own plate of the batch, the guide's too.
 
     Raises:
+        TypeError: parts of another kind, swapped, or classes instead of objects.
         ValueError: an event shape that no network takes or that is not the score's, none at all, or
-            a chain of a diffusion without closed-form kernels.
+            a chain of a diffusion without closed-form kernels. On call: data of another shape or
+            precision than the network's, on another device, empty or not finite; a start time
+            whose noise the precision does not resolve.
 
     Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
     given. ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
@@ -64,6 +77,9 @@ class DiffusionModel(Registered):
         plate: str = "data",
     ) -> None:
         super().__init__()
+        check_parts(diffusion, score, likelihood, sampler)
+        check_times(times)
+        check_ends(diffusion)
         shape = _event_shape(event_shape, score)
         if times is not None and not isinstance(diffusion, LinearDiffusion):
             raise ValueError(
@@ -190,7 +206,9 @@ class DiffusionModel(Registered):
         """
         self.register()
         event_dim = len(self.event_shape)
-        batch_shape = () if x is None else self._check(x).shape[: x.dim() - event_dim]
+        if x is not None:
+            self.check_data(x)
+        batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             with OnePath():
                 path = pyro.sample("path", self.path_law())
@@ -198,14 +216,91 @@ class DiffusionModel(Registered):
             law = self.likelihood(self.diffusion, self.score_function, y, event_dim)
             return pyro.sample("x", law, obs=x)
 
-    def _check(self, x: Tensor) -> Tensor:
+    def check_data(self, x: Any) -> None:
+        """Raises unless x are data that this model can be asked about, (batch, *event_shape)."""
+        check_data("x", x, tensor_device(self))
         event_dim = len(self.event_shape)
         if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (batch, "
-                f"{', '.join(map(str, self.event_shape))})"
+                f"{', '.join(map(str, self.event_shape))}); {_reshaped(x, self.event_shape)}"
             )
-        return x
+        dtypes = floating_dtypes(self.score_function.network)
+        if dtypes and x.dtype not in dtypes:
+            (dtype, *_) = dtypes
+            raise ValueError(
+                f"x is {x.dtype} and the network's weights are {dtype}, expected one precision; "
+                f"pass x.to({dtype}), or cast the network: model.to({x.dtype})"
+            )
+        with torch.no_grad():
+            check_resolution(self.diffusion.max_log_snr, x.dtype, float(x.square().mean()))
+
+
+def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any = None) -> None:
+    """Raises TypeError unless all are objects of their kind, the diffusion first."""
+    from pyro_mdm.likelihoods import Likelihood
+    from pyro_mdm.scores import Score
+
+    if isinstance(diffusion, Score) and isinstance(score, Diffusion):
+        raise TypeError(
+            f"diffusion is {describe(diffusion)} and score {describe(score)}: they are swapped; "
+            "write DiffusionModel(diffusion, score)"
+        )
+    check_diffusion(diffusion)
+    if isinstance(score, nn.Module) and not isinstance(score, (Score, Diffusion, Likelihood)):
+        raise TypeError(
+            f"score is {describe(score)}, a network, expected a score that owns it; wrap it: "
+            "Denoiser.fit(network, train_x), or DiscreteDenoiser.fit for data with levels"
+        )
+    check_instance("score", score, Score, "make one by Denoiser.fit(network, train_x)")
+    if likelihood is not None:
+        fix = "leave it out for the score's own, or see pyro_mdm.likelihoods"
+        check_instance("likelihood", likelihood, Likelihood, fix)
+    if sampler is not None and (isinstance(sampler, type) or not callable(sampler)):
+        raise TypeError(
+            f"sampler is {describe(sampler)}, expected one with its number of steps; pass "
+            "sampler=Splitting(256) of pyro_mdm.samplers, or leave it out"
+        )
+
+
+def check_diffusion(diffusion: Any) -> None:
+    """Raises TypeError unless it is a diffusion."""
+    if isinstance(diffusion, DiffusionModel):
+        raise TypeError(
+            "diffusion is a DiffusionModel, expected the diffusion that it reverses; pass "
+            "model.diffusion"
+        )
+    fix = "make one, e.g. CLD(max_log_snr=9.0)"
+    check_instance("diffusion", diffusion, Diffusion, fix)
+
+
+def check_ends(diffusion: Diffusion) -> None:
+    """Raises ValueError for a start time past T, or one whose noise no precision resolves."""
+    with torch.no_grad():
+        check_resolution(diffusion.max_log_snr, torch.float64)
+        _ = diffusion.start_time
+
+
+def check_times(times: Any) -> None:
+    """Raises unless it is None, a number of times from 2 on, or the times themselves."""
+    if times is None or isinstance(times, (Tensor, list, tuple)):
+        return
+    expected = "that of the times on a grid from ε to T, both among them (or None, or the times)"
+    check_count("times", times, expected, 2)
+
+
+def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
+    """What to do about data of another shape, for messages."""
+    if x.shape == event_shape:
+        return (
+            "add the batch dimension, x[None] (or, if these are several data, fit the score to "
+            "them: Denoiser.fit(network, x))"
+        )
+    if x.dim() > 2 and x.movedim(-1, 1).shape[1:] == event_shape:
+        return "channels come first, x.movedim(-1, 1)"
+    if x.dim() and x[0].numel() == event_shape.numel():
+        return f"reshape the data, x.reshape(-1, {', '.join(map(str, event_shape))})"
+    return "build the model for the shape of one datum, event_shape"
 
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
@@ -217,9 +312,11 @@ def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
             f"event_shape is not given, and {type(score).__name__} takes data of any shape; pass "
             "that of one datum, e.g. event_shape=(2,) or (1, 28, 28)"
         )
-    if not isinstance(event_shape, Sequence):
+    whole = isinstance(event_shape, Sequence) and not isinstance(event_shape, str)
+    if not whole or not all(isinstance(n, Integral) for n in event_shape):
         raise ValueError(
-            f"event_shape is {event_shape!r}, expected a sequence of sizes, e.g. (2,) for vectors"
+            f"event_shape is {event_shape!r}, expected a sequence of sizes, e.g. (2,) for "
+            "vectors of two or (1, 28, 28) for images"
         )
     shape = tuple(event_shape)
     if not shape:

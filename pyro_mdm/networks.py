@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_mdm.checks import check_count, describe
 from pyro_mdm.settings import Recorded, Restorable
 
 __all__ = ["MLP", "LogSNREmbedding", "UNet"]
@@ -173,6 +174,12 @@ class UNet(Restorable, nn.Module):
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
+        if not isinstance(multipliers, Sequence):
+            raise TypeError(
+                f"multipliers is {describe(multipliers)}, expected one factor for each level of "
+                "resolution, e.g. (1, 2)"
+            )
+        _check_positive(base=base)
         embedding = 2 * base if embedding is None else embedding
         _check_positive(
             channels=channels,
@@ -374,8 +381,7 @@ def _zeroed(module: _M) -> _M:
 
 def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; it must be at least 1")
+        check_count(name, size, "a size of the network")
 
 
 def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:

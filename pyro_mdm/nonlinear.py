@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import draws
+from pyro_mdm.checks import check_count, check_instance, check_network, check_number
 from pyro_mdm.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions import (
     Diffusion,
@@ -38,6 +39,8 @@ from pyro_mdm.diffusions import (
     Marginal,
     Times,
     _variance,
+    check_clock,
+    check_horizon,
     full_precision,
 )
 from pyro_mdm.path_integral import _point, divergence
@@ -106,19 +109,23 @@ class NonlinearDiffusion(Diffusion, ABC):
     ) -> None:
         super().__init__()
         K = num_variables
-        if K < 1:
-            raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
-        if not horizon > 0:
-            raise ValueError(f"horizon is {horizon}, expected a positive end time T")
+        check_count("num_variables", K, "the number K of variables, the data among them")
+        max_log_snr = check_number("max_log_snr", max_log_snr, "a finite log SNR, e.g. 13")
+        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite noise level, e.g. -10")
         if not min_log_snr < max_log_snr:
             raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
+        if prior is not None:
+            check_instance("prior", prior, Prior, "see pyro_mdm.priors")
         if prior is not None and prior.num_variables != K:
             raise ValueError(f"the prior is of K = {prior.num_variables} variables, expected {K}")
-        self.num_variables, self.horizon = K, float(horizon)
-        self._max_log_snr, self._min_log_snr = float(max_log_snr), float(min_log_snr)
+        self.num_variables, self.horizon = K, check_horizon(horizon)
+        self._max_log_snr, self._min_log_snr = max_log_snr, min_log_snr
         self.beta = beta if beta is not None else ConstantBeta(1.0)
+        check_clock(self.beta)
         self._prior = prior
         self.simulation = simulation if simulation is not None else Simulation()
+        fix = "e.g. Simulation(step_size=0.02)"
+        check_instance("simulation", self.simulation, Simulation, fix)
         initial = torch.zeros(K, K, dtype=torch.float64)
         initial[1:, 1:] = _variance("initial_variance", initial_variance, K - 1)
         initial[0, 0] = math.exp(-max_log_snr)
@@ -410,6 +417,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
     """Starts as a linear diffusion has it at ε, with its noise, prior and clock."""
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
+        check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
         super().__init__(
             linear.num_variables,
             beta=linear.beta,
@@ -507,10 +515,10 @@ class LearnedDrift(_FromLinear):
         simulation: Simulation | None = None,
     ) -> None:
         super().__init__(linear, simulation)
-        if not limit > 0:
-            raise ValueError(f"limit is {limit}, expected a positive bound of the added drift")
+        check_network("network", network, Diffusion)
         self.network = network
-        self.limit = float(limit)
+        expected = "a positive bound of the added drift"
+        self.limit = check_number("limit", limit, expected, positive=True)
 
     def added(self, y: Tensor, s: Times) -> Tensor:
         """β u, like y (batch, K, *event_shape), for s (batch,)."""

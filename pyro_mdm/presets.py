@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.checks import check_count, check_instance, check_number
 from pyro_mdm.clocks import LearnedBeta
 from pyro_mdm.diffusions import LinearDiffusion
 
@@ -43,7 +44,8 @@ class CLD(LinearDiffusion):
     """
 
     def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
-        friction = 2 * math.sqrt(mass) if friction is None else friction
+        mass = _positive("mass", mass)
+        friction = 2 * math.sqrt(mass) if friction is None else _positive("friction", friction)
         options.setdefault("stationary_variance", [1.0, mass])
         super().__init__([[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, friction]], **options)
 
@@ -65,7 +67,9 @@ class MALDA(LinearDiffusion):
         lipschitz: float | None = None,
         **options: Any,
     ) -> None:
-        r = mass if lipschitz is None else 1 / lipschitz
+        mass = _positive("mass", mass)
+        r = mass if lipschitz is None else 1 / _positive("lipschitz", lipschitz)
+        gamma = check_number("gamma", gamma, "a number, e.g. 1.0")
         d = 2 * math.sqrt(mass)
         options.setdefault("stationary_variance", [1.0, mass, mass])
         super().__init__(
@@ -93,7 +97,10 @@ class ALDA(LinearDiffusion):
         lipschitz: float | None = None,
         **options: Any,
     ) -> None:
-        r = mass if lipschitz is None else 1 / lipschitz
+        mass = _positive("mass", mass)
+        r = mass if lipschitz is None else 1 / _positive("lipschitz", lipschitz)
+        gamma = check_number("gamma", gamma, "a number other than 0, e.g. 1.0")
+        psi = _positive("psi", psi)
         options.setdefault("stationary_variance", [1.0, mass, mass])
         super().__init__(
             [[0.0, -r, 0.0], [r, 0.0, -gamma], [0.0, gamma, 0.0]],
@@ -140,8 +147,9 @@ class LearnedDiffusion(LinearDiffusion):
         **options: Any,
     ) -> None:
         K = num_variables
-        if K < 1:
-            raise ValueError(f"num_variables is {K}, expected at least 1 (the data itself)")
+        check_count("num_variables", K, "the number K of variables, the data among them")
+        if rank is not None:
+            check_count("rank", rank, "the rank of D")
         if diagonal and rank not in (None, K):
             raise ValueError(
                 f"rank is {rank}, but a diagonal D has rank num_variables = {K}; leave rank out, "
@@ -183,6 +191,8 @@ class LearnedDiffusion(LinearDiffusion):
             learn_beta: whether the clock is learned too.
             options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
         """
+        fix = "e.g. LearnedDiffusion.from_diffusion(CLD())"
+        check_instance("start", start, LinearDiffusion, fix)
         K = start.num_variables
         settings: dict[str, Any] = {
             "beta": start.beta,
@@ -277,6 +287,10 @@ class LearnedDiffusion(LinearDiffusion):
         if self._diagonal:
             return torch.diag((2 * self.D.diagonal()).sqrt())
         return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))
+
+
+def _positive(name: str, value: float) -> float:
+    return check_number(name, value, "a positive number, e.g. 1.0", positive=True)
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pyro.poutine.runtime import _PYRO_STACK, get_plates
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
+from pyro_mdm.checks import check_count
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.laws import different_diffusions
 from pyro_mdm.settings import Restorable
@@ -71,6 +72,10 @@ def batch_plate(
     Raises:
         ValueError: sizes that disagree, or no size at all.
     """
+    if batch_size is not None:
+        check_count("batch_size", batch_size, "the number of data to generate")
+    if num_data is not None:
+        check_count("num_data", num_data, "the number of data of which the batch is a part")
     plates = {frame.dim: frame for frame in get_plates() if frame.vectorized}
     outer = plates.get(-1)
     sizes = batch_shape[-1:] or [n for n in (batch_size, outer and outer.size) if n is not None][:1]

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import draws, likelihoods
+from pyro_mdm.checks import check_count, check_finite, check_instance
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, full_precision
 from pyro_mdm.scores import (
     Number,
     Score,
-    _check_data,
-    _check_finite,
     _inverse,
     _joint_call,
     _spread,
+    check_fit,
     project,
 )
 from pyro_mdm.simulated import SimulatedPath
@@ -63,7 +63,7 @@ class ResidualScore(Score):
                 "with M ≥ 2"
             )
         for name, value in (("levels", levels), ("mean", mean), ("covariance", covariance)):
-            _check_finite(name, value)
+            check_finite(name, value)
         self.register_buffer("levels", levels.detach().double().clone())
         self.register_buffer("mean", mean.detach().double().clone())
         root = torch.linalg.cholesky(covariance.detach().double())
@@ -88,7 +88,11 @@ class ResidualScore(Score):
             num_paths: simulated to each level.
             seed: of the paths; the caller's random state stays as it is.
         """
-        _check_data(train_x)
+        check_fit(network, train_x)
+        fix = "the order is ResidualScore.fit(network, diffusion, train_x)"
+        check_instance("diffusion", diffusion, Diffusion, fix)
+        check_count("num_levels", num_levels, "the number of noise levels, both ends among them", 2)
+        check_count("num_paths", num_paths, "the number of paths to each level")
         with torch.no_grad():
             s = diffusion.noise_level_grid(num_levels).flip(0)
             levels = diffusion.noise_level(s)

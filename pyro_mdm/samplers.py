@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import kernels
+from pyro_mdm.checks import check_count, check_instance, describe
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion, apply_matrix
 from pyro_mdm.posterior import Posterior, posterior
 from pyro_mdm.progress import Progress, progress_bar
@@ -101,8 +102,7 @@ class Sampler(Recorded, ABC):
     """
 
     def __init__(self, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"steps is {steps}, expected at least 1")
+        check_count("steps", steps, "the number of steps from T to ε")
         self.steps = steps
 
     @abstractmethod
@@ -147,7 +147,14 @@ class Sampler(Recorded, ABC):
             dtype: precision of the score's inputs and of the result.
             progress: whether to show the steps (:mod:`pyro_mdm.progress`), or what counts them.
         """
+        check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
+        _check_score(score)
         K = diffusion.num_variables
+        if not isinstance(shape, Sequence):
+            raise TypeError(
+                f"shape is {describe(shape)}, expected (batch, K, *event_shape) of the states; "
+                f"e.g. (64, {K}, 2)"
+            )
         if len(shape) < 2 or shape[1] != K:
             raise ValueError(
                 f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "
@@ -204,6 +211,17 @@ class _Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
+
+
+def _check_score(score: Any) -> None:
+    """Raises TypeError for what has a score in it, or is none."""
+    from pyro_mdm.model import DiffusionModel
+    from pyro_mdm.scores import Score as Parameterization
+
+    if isinstance(score, (DiffusionModel, Parameterization)) or not callable(score):
+        raise TypeError(
+            f"score is {describe(score)}, expected a function score(y, s); pass model.bound_score"
+        )
 
 
 class _EulerPlan(NamedTuple):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import discrete, draws, likelihoods
+from pyro_mdm.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.diffusions import (
     Diffusion,
     LinearDiffusion,
@@ -97,6 +98,7 @@ class Score(Restorable, nn.Module, ABC):
 
     def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        check_network("network", network, Score, Diffusion)
         self.network = network
         self.event_shape = event_shape
 
@@ -238,8 +240,8 @@ class Score(Restorable, nn.Module, ABC):
                 f"log_snr has shape {tuple(log_snr.shape)} and {name} {tuple(value.shape)}, "
                 f"expected one log SNR per datum, {tuple(value.shape[:batch_dim])}, or a number"
             )
-        _check_finite(name, value)
-        _check_finite("log_snr", log_snr)
+        check_finite(name, value)
+        check_finite("log_snr", log_snr)
         return batch_dim, log_snr
 
     def _state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
@@ -266,7 +268,7 @@ class Score(Restorable, nn.Module, ABC):
             )
         if batch_dim > 1:
             s = s.expand(y.shape[:batch_dim])
-        _check_finite("y", y)
+        check_finite("y", y)
         return s
 
     def _call(self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1) -> Tensor:
@@ -292,7 +294,14 @@ class Score(Restorable, nn.Module, ABC):
                 f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
+        self._check_output(out)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])
+
+    def _check_output(self, out: Tensor) -> None:
+        """Weights that are NaN are named; what finite ones return is the caller's to judge."""
+        if torch.compiler.is_compiling() or bool(out.isfinite().all()):
+            return
+        check_weights(self.network)
 
 
 class DenoiserScore(Score):
@@ -483,7 +492,7 @@ class Denoiser(DenoiserScore):
             torch.as_tensor(data_variance, dtype=torch.float64).detach(),
         )
         super().__init__(network, tuple(mean.shape) or None)
-        _check_finite("data_mean", mean)
+        check_finite("data_mean", mean)
         if not bool(((variance > 0) & variance.isfinite()).all()):
             raise ValueError(
                 f"data_variance reaches {variance.min().item():.3g}, expected positive finite "
@@ -498,7 +507,7 @@ class Denoiser(DenoiserScore):
 
         σ² is at least ``floor`` times its average over dimensions.
         """
-        _check_data(train_x)
+        check_fit(network, train_x)
         n, mean, square = 0, torch.zeros(()), torch.zeros(())
         for part in train_x.split(1024):  # one pass: merge means and sums of squares
             part = part.double()
@@ -649,7 +658,7 @@ class DiscreteDenoiser(DenoiserScore):
 
         See :func:`pyro_mdm.discrete.smoothed_histogram`.
         """
-        _check_data(train_x)
+        check_fit(network, train_x)
         values = discrete.level_values(levels).to(train_x.device)
         return cls(network, values, discrete.smoothed_histogram(train_x, values), form)
 
@@ -943,23 +952,12 @@ def _spread(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
-    bad = ~value.isfinite()
-    if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
+def check_fit(network: Any, train_x: Any) -> None:
+    """Raises unless a network comes first, and then data (N, *event_shape) to fit to."""
+    check_network("network", network, Score, Diffusion)
+    check_data("train_x", train_x)
+    if train_x.dim() < 2:
         raise ValueError(
-            f"{name} of shape {tuple(value.shape)} holds {value[where].item()} at {where} "
-            f"({int(bad.sum())} of {value.numel()} values), expected finite numbers; look for the "
-            "data or the sampler's step before"
+            f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape); give scalars "
+            "the event shape (1,), as x[:, None]"
         )
-
-
-def _check_data(train_x: Tensor) -> None:
-    if train_x.dim() < 2 or len(train_x) == 0:
-        raise ValueError(
-            f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape) with N ≥ 1; "
-            "give scalars the event shape (1,), as x[:, None]"
-        )
-    _check_finite("train_x", train_x)

@@ -65,7 +65,7 @@ class SimulatedPath(_PathLaw):
         simulation: Simulation | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        cut = _batch_dim(x, event_dim)
+        cut = _batch_dim(diffusion, x, event_dim)
         diffusion.check(x.shape[cut:])
         self.x = x
         self.simulation = simulation if simulation is not None else diffusion.simulation

@@ -16,6 +16,7 @@ import torchsde
 from torch import Tensor, nn
 
 from pyro_mdm import draws
+from pyro_mdm.checks import check_count, check_number
 from pyro_mdm.diffusions import Diffusion, full_precision
 from pyro_mdm.sde import check_dispersion, fold, unfold
 from pyro_mdm.settings import Recorded
@@ -76,14 +77,12 @@ class Simulation(Recorded):
     probe_law: Literal["rademacher", "gaussian"] = "rademacher"
 
     def __post_init__(self) -> None:
-        if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ValueError(
-                f"step_size is {self.step_size}, expected a positive part of the way from ε to T"
-            )
-        if not 0 < self.increment < 1:
-            raise ValueError(f"increment is {self.increment}, expected a part of a step, in (0, 1)")
-        if not (isinstance(self.points, int) and self.points >= 1):
-            raise ValueError(f"points is {self.points!r}, expected a number ≥ 1")
+        expected = "a positive part of the way from ε to T, e.g. 0.02"
+        check_number("step_size", self.step_size, expected, positive=True)
+        expected = "a part of a step, in (0, 1)"
+        if not 0 < check_number("increment", self.increment, expected) < 1:
+            raise ValueError(f"increment is {self.increment}, expected {expected}")
+        check_count("points", self.points, "the number of evaluations along a path")
         known = {
             "method": (None, "euler", "srk"),
             "backpropagation": ("direct", "adjoint"),

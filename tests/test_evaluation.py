@@ -239,11 +239,11 @@ def test_holm() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": data(5)}, "5 data"),
-        ({"draws": 0}, "0 draws"),
+        ({"x": data(5)}, r"x has shape \(5, 3\), expected .* at least 8 data"),
+        ({"draws": 0}, "draws is 0, expected at least 1"),
         ({"half_width": -0.1}, "half_width is -0.1"),
-        ({"x": data(20, dims=4)}, r"x has shape \(20, 4\), expected \(n, 3\) for a"),
-        ({"programs": {}}, "no programs"),
+        ({"x": data(20, dims=4)}, r"x has shape \(20, 4\), expected \(batch, 3\)"),
+        ({"programs": {}}, r"programs is \{\}, expected at least one"),
     ],
 )
 def test_mistakes(change, message: str) -> None:
@@ -254,7 +254,7 @@ def test_mistakes(change, message: str) -> None:
 
 def test_programs_over_two_diffusions_or_a_grid_are_refused() -> None:
     model, _ = programs(cut(VPSDE()), denoiser())
-    with pytest.raises(ValueError, match="the guide's diffusion is not the model's"):
+    with pytest.raises(ValueError, match="Build both over one diffusion object"):
         compare({"a": (model, DiffusionGuide(VPSDE()))}, data(20))
     chain = programs(cut(VPSDE()), denoiser(), times=8)
     with pytest.raises(ValueError, match="chain on a grid"):

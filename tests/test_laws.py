@@ -292,4 +292,4 @@ def test_a_chain_density_that_rounding_decides_is_refused() -> None:
     diffusion = LearnedDiffusion(3, 1, max_log_snr=8.0)
     model, guide = programs(diffusion, denoiser(), times=200)
     with pytest.raises(KernelPrecisionError, match="rounding states to"):
-        Trace_ELBO().loss(model, guide, data(2).float())
+        Trace_ELBO().loss(model.float(), guide, data(2).float())

@@ -919,7 +919,7 @@ def test_scores_and_samplers_of_closed_forms_are_refused():
     )
     for score in scores:
         name = type(score).__name__
-        model = DiffusionModel(diffusion, score, Gaussian(), (D,))
+        model = DiffusionModel(diffusion, score.double(), Gaussian(), (D,))
         with pytest.raises(
             TypeError, match=rf"{name} is made of the closed-form law .*LearnedDrift has none; use"
         ):

@@ -15,7 +15,6 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from inference.evaluate import baseline
@@ -34,7 +33,7 @@ class Lognormal(Score):
     """Not a score at all: an integrand exp(σ ε - σ²/2) TERM / width for every datum and level."""
 
     def __init__(self, sigma: float) -> None:
-        super().__init__(nn.Identity())
+        super().__init__(lambda inputs, log_snr: inputs)
         self.sigma = sigma
 
     def score(self, diffusion, y, s):  # type: ignore[no-untyped-def]

@@ -1,0 +1,47 @@
+"""Means with standard errors, and how they print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Measured", "table"]
+
+
+class Measured(NamedTuple):
+    """A mean and its standard error; NaN where there is none."""
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Measured:
+        """The mean of independent values (n,); without an error for one of them."""
+        values = values.detach().double()
+        n = len(values)
+        error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+        return cls(float(values.mean()), error)
+
+    def scaled(self, factor: float) -> Measured:
+        """In another unit, or with another sign."""
+        return Measured(factor * self.mean, abs(factor) * self.standard_error)
+
+    def __str__(self) -> str:
+        """To two digits of the error: 1.735 ± 0.019."""
+        if not math.isfinite(self.standard_error):
+            return f"{self.mean:.4f}"
+        digits = 4
+        if self.standard_error > 0:
+            digits = min(max(1 - math.floor(math.log10(self.standard_error)), 0), 4)
+        return f"{self.mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+
+
+def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Lines of a title, a head and rows, columns aligned to the left."""
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join([title, *(line.rstrip() for line in lines)])

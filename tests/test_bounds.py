@@ -1,0 +1,215 @@
+"""``bound``: known values by every route, errors that are the spread, no traces left behind."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    Bound,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    ELBOTerms,
+    Simulated,
+    Simulation,
+    bound,
+    elbo_terms,
+)
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.likelihoods import Gaussian, Tweedie
+from pyro_mdm.measured import Measured
+from tests.test_elbo import DIMS, MEAN, VARIANCE, Wrong, data, denoiser, exact_bound, programs
+from tests.test_nonlinear import Net, RawScore
+
+UNIT = DIMS * math.log(2)
+NAMES = ["reconstruction", "prior_kl", "diffusion", "elbo"]
+
+
+def cut_cld() -> CLD:
+    return CLD(max_log_snr=2.0, min_log_snr=-4.0)
+
+
+def chain_truth(diffusion: CLD, x: Tensor, times: Tensor) -> Tensor:
+    """The exact bound on a grid: its sum in place of the integral, for the exact denoiser."""
+    score = denoiser()
+    log_snr = diffusion.log_snr(times)
+    high, low = (score.baseline_kl(x, log_snr[i].expand(len(x))) for i in (0, -1))
+    v = (-log_snr[1:]).exp()[:, None, None]
+    square = (v / (VARIANCE + v) * (x - MEAN)) ** 2 + (VARIANCE / (VARIANCE + v)) ** 2 * v
+    total = 0.5 * ((-log_snr.exp().diff())[:, None, None] * square).sum((0, -1))
+    return exact_bound(diffusion, x) + (high - low) - total
+
+
+def test_many_data_are_log_likelihood() -> None:
+    pair, x = programs(cut_cld(), denoiser(0.5)), data(40)
+    found = bound(*pair, x, draws=3, seed=5, batch_size=16)
+    same = log_likelihood(*pair, x, draws=3, seed=5, batch_size=16)
+    assert found.elbo == (same.mean, same.standard_error)
+    assert found.diffusion == same.diffusion and found.num_data == 40
+    assert found.bits_per_dim[0] == pytest.approx(same.bits_per_dim)
+    assert torch.equal(found.per_datum, same.per_datum)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_data_have_the_known_bound(n: int) -> None:
+    diffusion, x = cut_cld(), data(n)
+    found = bound(*programs(diffusion, denoiser(0.5)), x, draws=400)
+    with torch.no_grad():
+        truth = exact_bound(diffusion, x, 0.5)
+    error = found.per_datum_error
+    assert bool((error < 0.35).all())  # a term of the wrong size would be off by more than 5
+    assert bool(((found.per_datum - truth).abs() < 5 * error).all())
+    assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
+    if n == 1:
+        assert found.elbo.standard_error == found.monte_carlo_error
+    else:
+        spread = float(truth.std()) / math.sqrt(n)
+        assert found.elbo.standard_error == pytest.approx(spread, rel=0.4)
+
+
+def test_a_chain_has_the_bound_of_its_grid() -> None:
+    diffusion, x = cut_cld(), data(30)
+    model, guide = programs(diffusion, denoiser(), times=6)
+    found = bound(model, guide, x, draws=60)
+    with torch.no_grad():
+        truth = chain_truth(diffusion, x, diffusion.noise_level_grid(6))
+    assert found.monte_carlo_error < 0.05
+    assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
+    assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's
+
+
+def test_errors_are_the_spread_over_seeds() -> None:
+    pair, x = programs(cut_cld(), denoiser(0.5)), data(4)
+    found = [bound(*pair, x, draws=8, seed=seed) for seed in range(80)]
+    spread = torch.tensor([f.elbo.mean for f in found]).std()
+    said = torch.tensor([f.monte_carlo_error for f in found]).square().mean().sqrt()
+    assert 0.5 < float(spread / said) < 1.3
+
+
+def test_terms_add_up_in_both_units() -> None:
+    found = bound(*programs(cut_cld(), denoiser(0.5)), data(20))
+    terms = dict(found.items())
+    assert list(terms) == NAMES
+    total = terms["reconstruction"][0] - terms["prior_kl"][0] - terms["diffusion"][0]
+    assert terms["elbo"].mean == pytest.approx(total)
+    bits = found.in_bits()
+    assert bits["elbo"] == found.bits_per_dim
+    assert sum(bits[name].mean for name in NAMES[:3]) == pytest.approx(bits["elbo"].mean)
+    for name, (mean, error) in bits.items():
+        assert abs(mean) == pytest.approx(abs(terms[name].mean) / UNIT)
+        assert error == pytest.approx(terms[name].standard_error / UNIT)
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_nothing_is_left_behind(n: int) -> None:
+    """No gradients, no other random numbers, no other mode; and a seed makes the same number."""
+    seen: list[tuple[int, bool, bool]] = []
+
+    class Watched(Wrong):
+        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+            seen.append((len(z), self.training, torch.is_grad_enabled()))
+            return super().forward(z, log_snr)
+
+    model, guide = programs(cut_cld(), Denoiser(Watched(0.5), MEAN, VARIANCE))
+    state = torch.get_rng_state()
+    first = bound(model, guide, data(n), draws=2, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert seen and all(rows <= 4 and not grad and not on for rows, on, grad in seen)
+    assert model.training and not first.per_datum.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    torch.manual_seed(17)
+    assert bound(model, guide, data(n), draws=2, batch_size=4).elbo == first.elbo
+    assert bound(model, guide, data(n), draws=2, batch_size=4, seed=1).elbo != first.elbo
+
+
+def test_a_simulated_diffusion_and_another_decoder() -> None:
+    diffusion = Simulated(cut_cld(), Simulation(step_size=0.25, points=2))
+    model = DiffusionModel(diffusion, RawScore(Net(2 * DIMS, 8)), Gaussian(), (DIMS,))
+    for n in (3, 12):
+        found = bound(model.double(), DiffusionGuide(diffusion), data(n))
+        assert found.num_data == n and all(math.isfinite(v) for _, t in found.items() for v in t)
+    model, guide = programs(cut_cld(), denoiser(), likelihood=Tweedie())
+    own = bound(*programs(cut_cld(), denoiser()), data(9)).reconstruction.mean
+    assert bound(model, guide, data(9)).reconstruction.mean != own
+
+
+def test_programs_of_ones_own() -> None:
+    """A model with an observation more: its term is in the reconstruction."""
+    model, guide = programs(VPSDE(max_log_snr=3.0), denoiser())
+
+    def both(x: Tensor) -> None:
+        model(x)
+        with pyro.plate("labels", len(x)):
+            pyro.sample("y", pyro.distributions.Normal(0.0, 1.0), obs=x.new_zeros(len(x)))
+
+    x = data(11)
+    found = bound(both, guide, x, draws=50, batch_size=4)
+    alone = bound(model, guide, x)
+    extra = found.reconstruction.mean - alone.reconstruction.mean
+    assert extra == pytest.approx(-0.5 * math.log(2 * math.pi), abs=0.15)
+
+    def outer(x: Tensor) -> None:
+        with pyro.plate("copies", 2, dim=-2):
+            model(x)
+
+    with pytest.raises(ValueError, match=r"terms .* \(2, 4\) .* expected one for each datum"):
+        bound(outer, guide_in_copies(guide), x, batch_size=4)
+
+
+def guide_in_copies(guide: DiffusionGuide) -> object:
+    def program(x: Tensor) -> None:
+        with pyro.plate("copies", 2, dim=-2):
+            guide(x)
+
+    return program
+
+
+def test_what_is_printed() -> None:
+    model, guide = programs(cut_cld(), denoiser(0.5))
+    found = bound(model, guide, data(20))
+    lines = str(found).splitlines()
+    assert lines[0] == "bound of 20 data of 3 dimensions, mean ± standard error"
+    assert lines[1].split() == ["nats", "per", "datum", "bits/dim"]
+    assert [line.split()[0] for line in lines[2:]] == NAMES
+    assert str(found.elbo) in lines[-1] and str(found.bits_per_dim) in lines[-1]
+    terms = elbo_terms(model, guide, data(20))
+    assert [line.split()[0] for line in str(terms).splitlines()[2:]] == NAMES
+    assert str(Measured.of(terms.diffusion)) in str(terms)
+    assert dict(terms.items())["elbo"] is not None and [n for n, _ in terms.items()] == NAMES
+    assert torch.equal(dict(terms.items())["elbo"], terms.elbo)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Measured(1.73456, 0.0193), "1.735 ± 0.019"),
+        (Measured(-76.97, 8.4), "-77.0 ± 8.4"),
+        (Measured(1234.5, 120.0), "1234 ± 120"),
+        (Measured(0.0, 0.0), "0.0000 ± 0.0000"),
+        (Measured(2.0, math.nan), "2.0000"),
+    ],
+)
+def test_a_measured_number_prints_to_the_digits_of_its_error(value: Measured, text: str) -> None:
+    assert str(value) == text
+
+
+def test_one_value_has_no_error() -> None:
+    assert math.isnan(Measured.of(torch.ones(1)).standard_error)
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert Measured.of(values)[1] == pytest.approx(float(values.std()) / math.sqrt(3))
+    assert isinstance(ELBOTerms(*[values] * 4), ELBOTerms) and "± " in str(ELBOTerms(*[values] * 4))
+
+
+def test_it_is_of_the_library() -> None:
+    import pyro_mdm
+
+    assert "bound" in pyro_mdm.__all__ and pyro_mdm.bound is bound
+    assert isinstance(bound(*programs(cut_cld(), denoiser()), data(8)), Bound)
+    assert isinstance(denoiser(), nn.Module)
