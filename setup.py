@@ -12,7 +12,6 @@ programs = [
     *plots,
     "PyYAML>=6.0",
     "filelock>=3.12",
-    "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
     "safetensors>=0.4",

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
 from torch import Tensor
 
 from inference.cli import command_line
@@ -331,5 +330,4 @@ def _name(programs: Programs) -> str:
 
 
 if __name__ == "__main__":
-    set_parsing_settings(parse_optionals_as_positionals=True)  # RUN for --run RUN
-    command_line(evaluate)
+    command_line(evaluate, unnamed="run")

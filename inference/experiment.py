@@ -289,4 +289,4 @@ def _train(cell: Cell, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line(experiment)
+    command_line(experiment, unnamed="table")

@@ -653,12 +653,9 @@ def open_run(
         :func:`reuse` returned, or None.
 
     Raises:
-        RunError: both of run and reuse or neither, an option without what it belongs to, or a word
-            that is no option. Otherwise as :func:`load_trained` and :func:`reuse` do.
+        RunError: both of run and reuse or neither, or an option without what it belongs to.
+            Otherwise as :func:`load_trained` and :func:`reuse` do.
     """
-    for word in (run, reused, guide):
-        if str(word).startswith("-"):
-            raise RunError(f"there is no option {word}; --help lists them")
     if (run is None) == (reused is None):
         given = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
         raise RunError(

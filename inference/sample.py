@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse import set_parsing_settings
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -232,5 +231,4 @@ def sample(
 
 
 if __name__ == "__main__":
-    set_parsing_settings(parse_optionals_as_positionals=True)  # RUN for --run RUN
-    command_line(sample)
+    command_line(sample, unnamed="run")

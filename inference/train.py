@@ -59,6 +59,22 @@ from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
 
+GROUPS = {
+    "data": "model protocol data image_size logit_margin holdout flip",
+    "guide": "guide num_variables rank learn_beta learned_from stationary_variance max_log_snr "
+    "min_log_snr",
+    "nonlinear guide, in place of what its own Simulation says": "step_size points "
+    "solver objective probes probe_law backpropagation",
+    "score": "score network decoder decoder_in_loss times",
+    "optimization": "steps batch_size micro_batches learning_rate diffusion_learning_rate "
+    "weight_decay warmup decay clip ema_decay seed",
+    "evaluation": "log_every measure_every draws test_size num_samples sampler sampler_steps "
+    "figures",
+    "machine": "accelerator precision compile channels_last",
+    "run folder": "run resume overwrite checkpoint_every",
+}
+"""The options of :func:`train` as --help shows them."""
+
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
 
@@ -547,4 +563,4 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
 
 
 if __name__ == "__main__":
-    command_line(train)
+    command_line(train, groups=GROUPS)

@@ -493,7 +493,7 @@ def test_mistakes_on_the_command_line_end_with_their_message(
     assert "--wdith" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "runs [runs ...]" in capsys.readouterr().out
+    assert "RUNS …" in capsys.readouterr().out
 
 
 def test_a_trained_run(tiny: str, tmp_path: Path) -> None:

@@ -263,8 +263,6 @@ def test_either_a_run_or_reuse(run: Path) -> None:
         open_run(None, run, None)
     with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
         open_run(run, None, "cld", rank=1, max_log_snr=None)
-    with pytest.raises(RunError, match="there is no option --dras"):
-        open_run(Path("--dras"), run, "cld")
 
 
 # -- the command lines -----------------------------------------------------------------------------
