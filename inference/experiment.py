@@ -30,9 +30,11 @@ from tqdm.auto import tqdm
 
 from inference.cli import command_line
 from inference.experiment_summary import markdown, summarize
-from inference.runs import RUNS, RunError
+from inference.runs import RUNS, RunError, has_checkpoint
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 Options = dict[str, Any]
 
@@ -207,6 +209,9 @@ def experiment(
         draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
     """
+    for name, value in {"workers": workers, "steps": steps, "seeds": seeds, "draws": draws}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected at least 1")
     chosen = TABLES[table]
     if steps is not None:
         chosen = replace(chosen, options=chosen.options | {"steps": steps})
@@ -266,7 +271,7 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
 
 def _train(cell: Cell, folder: Path) -> None:
     path = folder / cell.name
-    if any((path / "checkpoints").glob("step-*.json")):
+    if has_checkpoint(path):
         words = ["--resume", str(path)]
     else:
         settings = cell.options | {"seed": cell.seed, "score": cell.score}
@@ -275,13 +280,15 @@ def _train(cell: Cell, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.parent / f"{cell.name}.log"
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    # the programs are found from any folder
+    found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
         done = subprocess.run(
             [sys.executable, "-m", "inference.train", *words],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | one_thread,
+            env=os.environ | one_thread | {"PYTHONPATH": found},
         )
     if done.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]

@@ -43,6 +43,7 @@ from inference.loading import (
     StationaryVariance,
     build_diffusion,
     build_problem,
+    check_ends,
     give_learned_end,
     load_trained,
 )
@@ -510,9 +511,15 @@ def inspect(
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
         diffusion: Diffusion
         if name.startswith("run:"):
+            for option, value in (("max_log_snr", max_log_snr), ("min_log_snr", min_log_snr)):
+                if value is not None:
+                    raise ValueError(
+                        f"--{option} is {value:g}, but {name} ended with its own; leave it out"
+                    )
             diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
         else:
             diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
+            check_ends(name, diffusion, max_log_snr, min_log_snr)
             give_learned_end(diffusion)
         if not isinstance(diffusion, LinearDiffusion):
             raise ValueError(
