@@ -27,7 +27,7 @@ from models import DataError
 from pyro_mdm.kernels import KernelPrecisionError
 from pyro_mdm.simulation import SimulationError
 
-__all__ = ["OptionError", "command_line", "read_value"]
+__all__ = ["OptionError", "check_positive", "command_line", "read_value"]
 
 MISTAKES = (
     ArchitectureError,
@@ -36,6 +36,7 @@ MISTAKES = (
     FloatingPointError,
     KernelPrecisionError,
     NameNotFoundError,
+    NotImplementedError,
     RunError,
     SimulationError,
     TypeError,
@@ -175,7 +176,9 @@ def _read_config(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f"--config {file} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise OptionError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+        mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
+        line = "" if mark is None else f" in line {mark.line + 1}"
+        raise OptionError(f"--config {file} is no YAML{line}: {problem or error}") from error
     if not isinstance(content, dict):
         raise OptionError(f"--config {file} holds {content!r}, expected options as name: value")
     values = {}
@@ -337,7 +340,20 @@ def _plain(value: Any) -> Any:
     """As YAML has it."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def check_positive(**options: float | None) -> None:
+    """Whether those of ``options`` that are given are positive.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} is {value}, expected a positive number")
 
 
 # -- help ------------------------------------------------------------------------------------------
@@ -370,10 +386,8 @@ def _help(function: Callable[..., Any], unnamed: str | None, groups: Mapping[str
 def _entry(name: str, hint: Any, text: str) -> str:
     """An option with what it takes, and beside it what it is."""
     head = f"  --{name}" if name in ("help", "print_config") else f"  --{name} {_metavar(hint)}"
-    lines = textwrap.wrap(text, WIDTH - COLUMN)
-    if len(head) > COLUMN - 2:
-        return "\n".join([head, *(" " * COLUMN + line for line in lines)])
-    return "\n".join([head.ljust(COLUMN) + lines[0], *(" " * COLUMN + line for line in lines[1:])])
+    body = textwrap.indent("\n".join(textwrap.wrap(text, WIDTH - COLUMN)), " " * COLUMN)
+    return head + body[len(head) :] if len(head) < COLUMN - 1 else f"{head}\n{body}".rstrip()
 
 
 def _explained(docstring: str) -> tuple[str, dict[str, str]]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.compare_figure import comparison_figure, png
 from inference.evaluate import baseline, in_bits
 from inference.loading import Programs, load_trained
@@ -488,6 +488,7 @@ def compare(
             a comparison in the way.
         ValueError: as :func:`pyro_mdm.evaluation.compare`.
     """
+    check_positive(draws=draws, batch_size=batch_size, half_width=half_width)
     _check_out(out, overwrite)
     device = start(accelerator).device
     entries = open_runs(runs)

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import yaml
 from tqdm.auto import tqdm
 
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint
 
@@ -209,9 +209,7 @@ def experiment(
         draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
     """
-    for name, value in {"workers": workers, "steps": steps, "seeds": seeds, "draws": draws}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}, expected at least 1")
+    check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
     chosen = TABLES[table]
     if steps is not None:
         chosen = replace(chosen, options=chosen.options | {"steps": steps})

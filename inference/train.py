@@ -39,7 +39,7 @@ from inference.checkpoints import (
     load_optimizer,
     optimizer_tensors,
 )
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.effects import check_effects
 from inference.processes import (
     LossScale,
@@ -519,9 +519,11 @@ def _check_alone(given: Mapping[str, Any]) -> None:
 def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: int) -> None:
     problem, diffusion = programs.problem, programs.model.diffusion
     names = "steps batch_size micro_batches learning_rate log_every measure_every checkpoint_every"
-    for name in f"{names} draws num_samples sampler_steps clip".split():
-        if not settings[name] > 0:
-            raise ValueError(f"--{name} is {settings[name]}, expected a positive number")
+    names += " draws num_samples sampler_steps clip"
+    check_positive(**{name: settings[name] for name in names.split()})
+    for name in ("warmup", "weight_decay"):
+        if not settings[name] >= 0:
+            raise ValueError(f"--{name} is {settings[name]}, expected 0 or more")
     if not settings["diffusion_learning_rate"] >= 0:
         raise ValueError(
             f"--diffusion_learning_rate is {settings['diffusion_learning_rate']}, expected a "
@@ -557,8 +559,9 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
             "it out for all"
         )
     backend = settings["compile"]
-    if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
-        raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
+    if backend is not None and backend not in torch.compiler.list_backends(None):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"--compile is {backend!r}, expected one of {usual}")
     if isinstance(diffusion, NonlinearDiffusion):
         if not settings["decoder_in_loss"]:
             raise ValueError(

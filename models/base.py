@@ -130,7 +130,7 @@ class Problem(ABC):
                     f"{attribute} = {example}"
                 )
         found = self.split(holdout)
-        if not isinstance(found, tuple) or len(found) != 3:
+        if not isinstance(found, tuple | list) or len(found) != 3:
             raise TypeError(
                 f"{self.name}: split returned {_counted(found)}, expected three: training, "
                 "validation (empty without holdout) and test data"
@@ -353,6 +353,11 @@ class ImageProblem(Problem):
                     f"--{option} is {value}, which is for dequantized images; give --protocol "
                     "dequantized too, or leave it out"
                 )
+        if logit_margin is not None and not 0 <= logit_margin < 0.5:
+            raise ValueError(
+                f"--logit_margin is {logit_margin}, expected a number in [0, 0.5), such as the "
+                "paper's 0.05"
+            )
         if decoder not in (None, "tweedie", "joint_tweedie"):
             raise ValueError(f"--decoder is {decoder!r}, expected 'tweedie' or 'joint_tweedie'")
         self.decoder = decoder
@@ -387,8 +392,8 @@ class ImageProblem(Problem):
             raise ValueError(
                 f"images of {height}×{width} pixels do not suit --network {self.network_name}, "
                 f"which needs sides of at least {smallest} that are multiples of {patch}; "
-                f"{self.resize_advice(fitting)}, or use {' or '.join(others) or 'a U-Net'} of "
-                "networks"
+                f"{self.resize_advice(fitting)}, or use "
+                f"{' or '.join(others) or 'another U-Net, named in networks'}"
             )
 
     def resize_advice(self, size: int) -> str:

@@ -44,11 +44,15 @@ def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
         ValueError: there are none, or they have another shape.
     """
     shape = tuple(data.shape)
-    if not event_shape or shape[1:] != tuple(event_shape):
-        advice = "; scalars have the event shape (1,): data[:, None]" if len(shape) == 1 else ""
+    if len(shape) < 2:
+        raise ValueError(
+            f"{what} have the shape {shape}, expected (n, *event_shape); scalars have the event "
+            "shape (1,): data[:, None]"
+        )
+    if shape[1:] != tuple(event_shape):
         raise ValueError(
             f"{what} have the shape {shape}, expected (n, *event_shape) with event_shape = "
-            f"{tuple(event_shape)}{advice}"
+            f"{tuple(event_shape)}"
         )
 
 
@@ -84,9 +88,14 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
         )
     if data.numel() == 0 or (data.dtype == torch.uint8 and num_levels >= 256):
         return
+    if data.dtype == torch.bool:
+        raise ValueError(
+            f"{what} are bool, expected integers 0 … {top}: images.to(torch.uint8), with "
+            "num_levels = 2"
+        )
     low, high = (value.item() for value in data.aminmax())
     found, expected = f"{what} are {_dtype(data)} from {low:g} to {high:g}", f"0 … {top}"
-    if data.is_floating_point() or data.dtype == torch.bool:
+    if data.is_floating_point():
         raise ValueError(
             f"{found}, expected integers {expected}, the codes of num_levels = {num_levels} "
             f"levels: {_codes(data, low, high, top)}"

@@ -485,7 +485,7 @@ def test_mistakes_on_the_command_line_end_with_their_message(
         main([str(tmp_path / "nowhere"), *out])
     with pytest.raises(RunError):
         main(["--debug", str(tmp_path / "nowhere"), *out])
-    with pytest.raises(SystemExit, match="error: half_width is -1"):
+    with pytest.raises(SystemExit, match="error: --half_width is -1"):
         main([str(runs["cld"]), "--half_width", "-1", *out])
     for words in ([], [str(runs["cld"]), "--part", "train"], [str(runs["cld"]), "--wdith", "1"]):
         with pytest.raises(SystemExit, match="2"):

@@ -6,13 +6,14 @@ import math
 import sys
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
 from models.files import spread
-from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim
+from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_terms
 from pyro_mdm.likelihoods import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores import Denoiser
@@ -264,6 +265,40 @@ def test_a_data_set_may_have_its_own_parts():
     assert [len(part) for part in (held.train, held.validation, held.test)] == [40, 10, 10]
     with pytest.raises(NotImplementedError, match=r"Nothing defines neither load.*nor split"):
         type("Nothing", (Toy,), {"load": Problem.load})()
+
+
+class Least(ImageProblem):
+    """As little as a data set of images can be."""
+
+    name = "least"
+
+    def load(self) -> Any:
+        return Digits().train.repeat_interleave(2, 2)[:60].numpy()
+
+
+def test_images_and_a_name_are_enough():
+    problem = Least(holdout=True)
+    assert problem.event_shape == (1, 16, 8) and problem.network_name == "small"
+    assert torch.equal(problem.test, torch.from_numpy(problem.load()[::10]))
+    model = problem.build(CLD(max_log_snr=problem.max_log_snr))
+    terms = elbo_terms(model, DiffusionGuide(model.diffusion), problem.to_model_space(problem.test))
+    assert bool(terms.elbo.isfinite().all())
+
+
+def test_numpy_arrays_are_data_as_they_are(recwarn):
+    """Memory-mapped or not, read-only ones and those of another machine's bytes too."""
+    values = np.arange(120, dtype=np.float32).reshape(60, 2)
+    fixed = values.copy()
+    fixed.setflags(write=False)
+    for data in (values, fixed, values.astype(">f4"), values.astype(np.float64), values[:, ::-1]):
+        own = type("Own", (Toy,), {"load": lambda self, data=data: data})()
+        assert own.train.dtype in (torch.float32, torch.float64)
+        assert torch.equal(own.train.double(), torch.tensor(data[np.arange(60) % 10 != 0] * 1.0))
+    assert not recwarn.list
+    parts = values[:40], values[:0], values[40:]
+    official = type("Official", (Toy,), {"split": lambda self, holdout: parts})()
+    assert torch.equal(official.test, torch.from_numpy(values[40:]))
+    assert official.train.data_ptr() == values.ctypes.data  # no copy
 
 
 def test_the_first_network_is_the_default_and_any_other_is_asked_for():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 import runpy
 import signal
@@ -31,7 +32,7 @@ from inference.loading import NameNotFoundError, build, build_diffusion, load_tr
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
-from pyro_mdm import CLD, LinearDiffusion
+from pyro_mdm import CLD, Denoiser, LinearDiffusion
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -574,6 +575,48 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, options: dict[
         train(**options, run=run)
     step = int(re.findall(r"step (\d+)", str(caught.value))[0])
     assert 0 < step == latest_checkpoint(run / "checkpoints").step
+
+
+def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
+
+    schedule = recipe.schedule
+
+    def failing(step: int) -> str:
+        def rate(at: int, *rest: Any) -> float:
+            return 1e30 if at == step - 1 else schedule(at, *rest)
+
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
+            patch.setattr(recipe, "schedule", rate)
+            if step == 0:
+                patch.setattr(Denoiser, "x_hat", lambda self, z, log_snr: z * math.nan)
+            with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:
+                train(**options, run=run)
+        return str(caught.value)
+
+    first = failing(0)
+    assert "no learning rate is at fault: look at the data" in first and "checkpoint" not in first
+    second = failing(1)  # in the same folder: nothing of the first is worth keeping
+    assert second.endswith("--diffusion_learning_rate; no checkpoint was written yet")
+    options["checkpoint_every"] = 1
+    assert failing(2).endswith("--diffusion_learning_rate; the last checkpoint is good")
+    with pytest.raises(RunError, match="already holds a run"):
+        train(**options, run=run)
+
+
+def test_a_batch_of_ones_own_data_is_no_larger_than_they_are(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "few.py").write_text(TINY + "\n\nTiny.batch_size = 1000\n")
+    options |= {"model": f"{tmp_path / 'few.py'}:Tiny", "steps": 1}
+    train(**options, run=tmp_path / "run")
+    assert (
+        Run.open(tmp_path / "run").config["batch_size"] == 160
+    )  # of 200, without test, validation
 
 
 def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
