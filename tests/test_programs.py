@@ -32,7 +32,8 @@ from inference.loading import NameNotFoundError, build, build_diffusion, load_tr
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
-from pyro_mdm import CLD, Denoiser, LinearDiffusion
+from pyro_mdm import CLD, LinearDiffusion
+from pyro_mdm.networks import MLP
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -583,7 +584,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
     run = tmp_path / "run"
     options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
 
-    schedule = recipe.schedule
+    schedule, usual = recipe.schedule, MLP.forward
 
     def failing(step: int) -> str:
         def rate(at: int, *rest: Any) -> float:
@@ -593,7 +594,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
             warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
             patch.setattr(recipe, "schedule", rate)
             if step == 0:
-                patch.setattr(Denoiser, "x_hat", lambda self, z, log_snr: z * math.nan)
+                patch.setattr(MLP, "forward", lambda *inputs: usual(*inputs) * math.nan)
             with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:
                 train(**options, run=run)
         return str(caught.value)
