@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.loading import Programs, check_ends
-from pyro_mdm import NonlinearDiffusion
+from pyro_mdm import LinearDiffusion, NonlinearDiffusion
 
-__all__ = ["check_effects"]
+__all__ = ["check_effects", "start_note"]
 
 
 def check_effects(settings: Mapping[str, Any], programs: Programs) -> None:
@@ -32,6 +32,19 @@ def check_effects(settings: Mapping[str, Any], programs: Programs) -> None:
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
             "convolutions over images; leave it out"
         )
+
+
+def start_note(settings: Mapping[str, Any], programs: Programs) -> str | None:
+    """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
+    diffusion = programs.model.diffusion
+    own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
+    at_a_time = isinstance(diffusion, LinearDiffusion) and diffusion.cut_time is not None
+    if settings["max_log_snr"] is not None or at_a_time or abs(own - usual) <= 1e-6:
+        return None
+    return (
+        f"note: {settings['guide']} starts at log SNR {own:.4g}, where {settings['model']} would "
+        f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
+    )
 
 
 def _check_simulation(settings: Mapping[str, Any], diffusion: NonlinearDiffusion) -> None:

@@ -40,7 +40,7 @@ from inference.checkpoints import (
     optimizer_tensors,
 )
 from inference.cli import check_positive, command_line
-from inference.effects import check_effects
+from inference.effects import check_effects, start_note
 from inference.processes import (
     LossScale,
     Precision,
@@ -242,8 +242,13 @@ def train(
     for name in ("steps", "batch_size", "learning_rate"):
         if settings[name] is None:
             settings[name] = getattr(programs.problem, name)
+    number = len(programs.problem.train)
     if batch_size is None:
-        settings["batch_size"] = min(settings["batch_size"], len(programs.problem.train))
+        settings["batch_size"] = min(settings["batch_size"], number)
+    elif batch_size > number:
+        raise ValueError(
+            f"--batch_size is {batch_size}, expected at most the {number} training data of {model}"
+        )
     fabric = start(accelerator, precision)
     _check(settings, programs, fabric.world_size)
 
@@ -252,6 +257,8 @@ def train(
             return create_default(model, guide, seed, settings)
         return Run.create(run, settings, overwrite=overwrite)
 
+    if fabric.is_global_zero and (note := start_note(settings, programs)):
+        print(note)
     with _open(fabric, create) as created:
         return _fit(fabric, created, programs, resumed=False)
 
@@ -533,11 +540,6 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
         raise ValueError(
             f"--ema_decay is {settings['ema_decay']}, expected a number from 0, no averaging, to "
             "1, excluded; 0.995 averages over some 200 steps"
-        )
-    if settings["batch_size"] > len(problem.train):
-        raise ValueError(
-            f"--batch_size is {settings['batch_size']}, expected at most the {len(problem.train)} "
-            f"training data of {settings['model']}"
         )
     pieces = processes * settings["micro_batches"]
     if settings["batch_size"] % pieces:

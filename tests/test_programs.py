@@ -620,6 +620,18 @@ def test_a_batch_of_ones_own_data_is_no_larger_than_they_are(
     )  # of 200, without test, validation
 
 
+def test_a_start_that_nobody_asked_for_is_noted(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("from pyro_mdm import CLD\nearly = CLD(max_log_snr=5.0)\n")
+    guides = {f"{tmp_path / 'mine.py'}:early": True, "cld": False}
+    guides["inference.guides.published:vpsde_at_time"] = False  # at 9.2, which is at its time
+    for i, (guide, noted) in enumerate(guides.items()):
+        train(**options | {"guide": guide, "steps": 1}, run=tmp_path / str(i))
+        note = "early starts at log SNR 5, where .*Tiny would have 9; a guide with a keyword max_"
+        assert bool(re.search(note, capsys.readouterr().out)) == noted
+
+
 def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
     build = functools.partial(build_diffusion, "learned", max_log_snr=9.0)
     learned = build(num_variables=3, rank=1, min_log_snr=-8.0)
