@@ -9,18 +9,22 @@ Kingma et al., "Variational Diffusion Models", 2021.
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
-from pyro.infer.util import check_fully_reparametrized, torch_item
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import warn_if_nan
+from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -59,20 +63,30 @@ class MDM_ELBO(ELBO):
     Use it where Pyro takes an ELBO, ``SVI(model, guide, optim, loss=MDM_ELBO())``, or as a module
     for torch optimizers, ``loss = MDM_ELBO()(model, guide); loss(x).backward()``.
 
-    The loss is the negative bound of the batch in nats, with the scales of plates applied. Like
-    ``TraceMeanField_ELBO`` it uses the registered path divergence, but it never evaluates the
-    ``log_prob`` of a path. Other latent variables of a program contribute their own KL, or
-    ``log p - log q`` where none is registered; they must be reparameterized.
+    The loss is the negative bound of the batch in nats, with the scales of plates and the masks
+    applied. A path contributes its registered divergence, and its ``log_prob`` is never evaluated.
+    Any other latent site contributes
+
+    - its KL divergence, if one is registered, model and guide scale and mask it alike, and no
+      earlier site of the model comes later in the guide (then the model's law may depend on what
+      the guide draws given this site, and the closed form would be wrong);
+    - else log p - log q at its draw.
+
+    Sites that are not reparameterized have score-function gradients, with the costs of other
+    elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. Sites of the guide
+    that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
         decoder: False for the paper's training loss, without the decoder's term: instead of
             E log p(x | y_ε) the bound then has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were
-            the data (theory: log p(y_ε) less log q(v_0)). No observed site counts then. Linear
-            diffusions only.
+            the data (theory: log p(y_ε) less log q(v_0)). The observed sites, one for each path,
+            do not count then. Linear diffusions only.
         args, kwargs: as of :class:`pyro.infer.ELBO`.
 
     Raises:
-        ValueError: ``decoder=False`` for a diffusion that is simulated.
+        ValueError: ``decoder=False`` for a diffusion that is simulated or for a program with other
+            observed sites; a site that only one of the programs has, that asks for enumeration, or
+            a path that they scale or mask differently.
     """
 
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
@@ -104,47 +118,223 @@ class MDM_ELBO(ELBO):
     ) -> float:
         """The loss as a number, after adding its gradients to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
         return float(torch_item(loss))
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
+        return run_programs(model, guide, args, kwargs, self.max_plate_nesting)
+
+    def _particle_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        terms = list(_terms(model_trace, guide_trace, self.decoder))
+        loss: Tensor | float = 0.0
+        for term in terms:
+            if is_validation_enabled():
+                check_site_shape({**term.site, "log_prob": term.value}, self.max_plate_nesting)
+            loss = loss - term.value.sum()
+        if torch.is_grad_enabled():
+            for name, site in _samples(guide_trace):
+                loss = loss - _score_function_gradient(name, site, terms)
+        return torch.as_tensor(loss)
+
+
+class _Term(NamedTuple):
+    """What a site adds to the bound."""
+
+    site: Any  # the model's, or the guide's if it is auxiliary
+    value: Tensor  # of the site's batch shape, nats, scaled and masked
+    drawn: bool = False  # log p - log q at a draw: a cost of the draw itself
+
+
+def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator[_Term]:
+    """Every site's part of the bound, in the order of the model."""
+    if not decoder:
+        _check_no_decoder(model_trace, guide_trace)
+    for name, site in _samples(model_trace):
+        if site["is_observed"]:
+            if decoder:
+                yield _Term(site, _scaled(site["fn"].log_prob(site["value"]), site))
+        elif (kl := path_divergence(guide_trace.nodes[name], site)) is not None:
+            _check_alike(guide_trace.nodes[name], site)
+            _warn_of_order(name, model_trace, guide_trace)
+            value = kl.prior + kl.diffusion
+            if not decoder:
+                value = value + _start_entropy(guide_trace.nodes[name]["fn"])
+            yield _Term(site, -_scaled(value, site))
+        else:
+            yield _latent(name, model_trace, guide_trace)
+    for name, site in _samples(guide_trace):
+        if name not in model_trace.nodes:
+            yield _Term(site, _minus_log_q(site), drawn=True)
+
+
+def _latent(name: str, model_trace: Any, guide_trace: Any) -> _Term:
+    """-KL(q ‖ p) of a latent site in closed form, where that is right, or at its draw."""
+    p, q = model_trace.nodes[name], guide_trace.nodes[name]
+    if _is_alike(q, p) and not _drawn_later(name, model_trace, guide_trace):
+        with suppress(NotImplementedError):
+            return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
+    log_p = _scaled(p["fn"].log_prob(p["value"]), p)
+    return _Term(p, log_p + _minus_log_q(q), drawn=True)
+
+
+def _minus_log_q(site: Any) -> Tensor:
+    """-log q at the draw, scaled and masked; of its gradient, the part that reparameterizes."""
+    parts = _score_parts(site)
+    rest = torch.as_tensor(parts.log_prob - parts.entropy_term).detach()
+    return -(parts.entropy_term + rest)
+
+
+def _score_parts(site: Any) -> Any:
+    parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
+    return parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _score_function_gradient(name: str, site: Any, terms: list[_Term]) -> Tensor | float:
+    """0, whose gradient is what the draw of a site contributes that is not reparameterized."""
+    if isinstance(site["fn"], NoisingPath | SimulatedPath):
+        return 0.0
+    score_function = _score_parts(site).score_function
+    if not getattr(score_function, "requires_grad", False):
+        return 0.0
+    costs = MultiFrameTensor()
+    for term in terms:
+        if term.drawn or term.site["name"] != name:
+            costs.add((term.site["cond_indep_stack"], term.value.detach()))
+    surrogate = (costs.sum_to(site["cond_indep_stack"]) * score_function).sum()
+    return surrogate - surrogate.detach()
+
+
+def path_divergence(guide_site: Any, model_site: Any) -> PathKL | None:
+    """The divergence of the laws of a path, by part, or None for a site of another kind."""
+    q, p = guide_site["fn"], model_site["fn"]
+    if isinstance(q, NoisingPath) and isinstance(p, GenerativePath):
+        return path_kl(q, p)
+    if isinstance(q, SimulatedPath) and isinstance(p, GenerativePath):
+        return simulated_kl(q, p, guide_site["value"])
+    if isinstance(q, NoisingPath) and isinstance(p, GenerativeChain):
+        return chain_kl(q, p)
+    return None
+
+
+# -- the sites of two programs ---------------------------------------------------------------------
+
+
+def run_programs(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    max_plate_nesting: float = math.inf,
+) -> tuple[Any, Any]:
+    """The traces of the model, replayed against the guide, and of the guide."""
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, GuideMessenger):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = messenger.get_traces()
+    else:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-
-    def _particle_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        total: Tensor | float = 0.0
-        for sign, value, site in _contributions(model_trace, guide_trace, self.decoder):
-            if isinstance(value, tuple):
-                value = value[0] + value[1]
-                if not self.decoder:
-                    value = value + _start_entropy(guide_trace.nodes[site["name"]]["fn"])
-            total = total - sign * scale_and_mask(value, site["scale"], site["mask"]).sum()
-        return torch.as_tensor(total)
+    model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
+    check_sites(model_trace, guide_trace)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
+    return model_trace, guide_trace
 
 
-def _contributions(
-    model_trace: Any, guide_trace: Any, decoder: bool = True
-) -> Iterator[tuple[float, Any, Any]]:
-    """(sign, value, site) of every site: log-likelihoods count +1, divergences -1."""
+def check_sites(model_trace: Any, guide_trace: Any) -> None:
+    """Refuse programs whose sites do not match."""
     for name, site in _samples(model_trace):
-        if site["is_observed"] and not decoder:
-            continue
-        if site["is_observed"]:
-            yield 1.0, site["fn"].log_prob(site["value"]), site
-        elif name not in guide_trace.nodes:
+        if site["is_observed"] and name in guide_trace.nodes:
+            raise ValueError(
+                f"site {name!r} is observed in the model and sampled in the guide; leave it out "
+                "of the guide, or do not observe it"
+            )
+        if not site["is_observed"] and name not in guide_trace.nodes:
             raise ValueError(
                 f"site {name!r} is latent in the model and absent from the guide; observe it "
                 "(pass x) or sample it in the guide"
             )
-        else:
-            yield -1.0, _divergence(guide_trace.nodes[name], site), site
-    for name, _ in _samples(guide_trace):
-        if name not in model_trace.nodes:
-            raise ValueError(f"site {name!r} is in the guide and absent from the model")
+    for name, site in _samples(guide_trace):
+        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site {name!r} is in the guide and absent from the model; sample it there, or "
+                "mark it with infer={'is_auxiliary': True}"
+            )
+        if site["infer"].get("enumerate"):
+            raise ValueError(
+                f"site {name!r} asks for enumeration, and MDM_ELBO draws every site; leave out "
+                "infer={'enumerate': ...} for score-function gradients, or sum it out in the model"
+            )
+
+
+def _is_alike(q: Any, p: Any) -> bool:
+    """Whether two sites have one scale and one mask."""
+    return _same(q["scale"], p["scale"]) and _same(q["mask"], p["mask"])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b or a is None or b is None:
+        return a is b
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return bool(a.shape == b.shape and (a == b).all())
+
+
+def _check_alike(q: Any, p: Any) -> None:
+    for what in ("scale", "mask"):
+        if not _same(q[what], p[what]):
+            raise ValueError(
+                f"site {p['name']!r} has the {what} {_text(p[what])} in the model and "
+                f"{_text(q[what])} in the guide; a path's divergence is of both together, so "
+                "give both programs the same plates, scales and masks"
+            )
+
+
+def _text(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if getattr(value, "ndim", 0) else f"{value}"
+
+
+def _drawn_later(name: str, model_trace: Any, guide_trace: Any) -> list[str]:
+    """Latent sites that come before this one in the model and after it in the guide."""
+    order = [n for n, _ in _samples(guide_trace)]
+    later = set(order[order.index(name) :])
+    before = itertools.takewhile(lambda n: n != name, (n for n, _ in _samples(model_trace)))
+    return [n for n in before if n in later]
+
+
+def _warn_of_order(name: str, model_trace: Any, guide_trace: Any) -> None:
+    if later := _drawn_later(name, model_trace, guide_trace):
+        warnings.warn(
+            f"the guide draws the path {name!r} before {later}, the model after it. Its divergence "
+            "is wrong if the guide draws them given the path and the model's law of the path "
+            "depends on them; draw them in the order of the model to be sure",
+            stacklevel=2,
+        )
+
+
+def _check_no_decoder(model_trace: Any, guide_trace: Any) -> None:
+    observed = [n for n, site in _samples(model_trace) if site["is_observed"]]
+    paths = [
+        n
+        for n, site in _samples(guide_trace)
+        if isinstance(site["fn"], NoisingPath | SimulatedPath)
+    ]
+    if len(observed) > len(paths):
+        raise ValueError(
+            f"decoder=False leaves out what is observed at the end of each path, but the sites "
+            f"{observed} are observed with the paths {paths}; leave decoder out"
+        )
+
+
+def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
+    return ((n, site) for n, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _scaled(value: Tensor, site: Any) -> Tensor:
+    return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
 def _start_entropy(noising: Any) -> Tensor:
@@ -162,26 +352,6 @@ def _start_entropy(noising: Any) -> Tensor:
     return (noising.num_dims * each).to(noising.x.dtype)
 
 
-def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
-    return ((n, site) for n, site in trace.nodes.items() if site["type"] == "sample")
-
-
-def _divergence(guide_site: Any, model_site: Any) -> Any:
-    q, p = guide_site["fn"], model_site["fn"]
-    if isinstance(q, NoisingPath) and isinstance(p, GenerativePath):
-        return path_kl(q, p)
-    if isinstance(q, SimulatedPath) and isinstance(p, GenerativePath):
-        return simulated_kl(q, p, guide_site["value"])
-    if isinstance(q, NoisingPath) and isinstance(p, GenerativeChain):
-        return chain_kl(q, p)
-    check_fully_reparametrized(guide_site)
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        value = guide_site["value"]
-        return q.log_prob(value) - p.log_prob(value)
-
-
 def elbo_terms(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> ELBOTerms:
@@ -197,24 +367,28 @@ def elbo_terms(
     Raises:
         ValueError: the programs have no noising and generative path in common, or no observation.
     """
-    model_trace, guide_trace = MDM_ELBO()._get_trace(model, guide, args, kwargs)
+    model_trace, guide_trace = run_programs(model, guide, args, kwargs)
     path, reconstruction = None, []
-    for _, value, site in _contributions(model_trace, guide_trace):
-        if isinstance(value, tuple):
-            path = PathKL(*value)
-            noising = guide_trace.nodes[site["name"]]
-            if isinstance(noising["fn"], SimulatedPath):
-                prior = arrival(noising["fn"], noising["value"])
-                path = PathKL(prior, path.prior + path.diffusion - prior, path.log_snr)
-        elif site["is_observed"]:
-            reconstruction.append(value)
-        else:
-            raise ValueError(
-                f"elbo_terms has no term for the latent site {site['name']!r}; use MDM_ELBO"
-            )
+    for name, site in _samples(model_trace):
+        if site["is_observed"]:
+            reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
+            continue
+        noising = guide_trace.nodes[name]
+        kl = path_divergence(noising, site)
+        if kl is None or path is not None:
+            what = "the latent site" if kl is None else "a second path,"
+            raise ValueError(f"elbo_terms has no term for {what} {name!r}; use MDM_ELBO")
+        if isinstance(noising["fn"], SimulatedPath):
+            prior = arrival(noising["fn"], noising["value"])
+            kl = PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
+        path = PathKL(_masked(kl.prior, site), _masked(kl.diffusion, site), kl.log_snr)
     if path is None or not reconstruction:
         raise ValueError(
             f"the model's sites are {list(model_trace.nodes)}, expected a latent path over a "
             "diffusion and an observed x; use DiffusionModel and DiffusionGuide, and pass x"
         )
     return ELBOTerms(sum(reconstruction[1:], reconstruction[0]), *path)
+
+
+def _masked(value: Tensor, site: Any) -> Tensor:
+    return torch.as_tensor(scale_and_mask(value, 1.0, site["mask"]))

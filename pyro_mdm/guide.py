@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import NoisingPath
-from pyro_mdm.model import Registered, data_plate, grid_times
+from pyro_mdm.program import Registered, batch_plate, grid_times
 from pyro_mdm.simulated import SimulatedPath
 from pyro_mdm.simulation import Simulation
 
@@ -17,7 +17,7 @@ __all__ = ["DiffusionGuide"]
 
 
 class DiffusionGuide(Registered):
-    """``path ~ q(path | x)`` under ``plate("data")``.
+    """``path ~ q(path | x)`` in a plate of the batch, as the model's.
 
     The law of the path is in closed form for a linear diffusion
     (:class:`~pyro_mdm.laws.NoisingPath`) and simulated for any other
@@ -27,6 +27,9 @@ class DiffusionGuide(Registered):
         diffusion: the noising diffusion, the same object as the model's.
         times: as the model's: None for the state at ε alone, a number N or (N,) times for a grid.
         simulation: how paths of a nonlinear diffusion are simulated; the diffusion's by default.
+        plate: name of its own plate of the batch, the model's too.
+        event_dim: number of dimensions of a datum, all of x's but the first by default: for data
+            that have sizes of outer plates before the batch's.
 
     Site: ``"path"``, (*batch, N, K, *event_shape).
     """
@@ -37,6 +40,8 @@ class DiffusionGuide(Registered):
         times: int | Tensor | None = None,
         *,
         simulation: Simulation | None = None,
+        plate: str = "data",
+        event_dim: int | None = None,
     ) -> None:
         super().__init__()
         if simulation is not None and isinstance(diffusion, LinearDiffusion):
@@ -47,6 +52,8 @@ class DiffusionGuide(Registered):
         self.diffusion = diffusion
         self.times = times
         self.simulation = simulation
+        self.plate = plate
+        self.event_dim = event_dim
 
     def forward(
         self,
@@ -60,12 +67,15 @@ class DiffusionGuide(Registered):
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
-        with data_plate(len(x), num_data):
-            return pyro.sample("path", self.law(x, times))
+        law = self.law(x, times)
+        with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
+            return pyro.sample("path", law)
 
     def law(self, x: Tensor, times: Tensor | None = None) -> NoisingPath | SimulatedPath:
         """The law of the path given x (batch, *event_shape)."""
         if isinstance(self.diffusion, LinearDiffusion):
-            return NoisingPath(self.diffusion, x, times)
+            return NoisingPath(self.diffusion, x, times, event_dim=self.event_dim)
         diffusion: Any = self.diffusion
-        return SimulatedPath(diffusion, x, times, simulation=self.simulation)
+        return SimulatedPath(
+            diffusion, x, times, event_dim=self.event_dim, simulation=self.simulation
+        )

@@ -36,6 +36,7 @@ __all__ = [
     "GenerativePath",
     "NoisingPath",
     "PathKL",
+    "different_diffusions",
     "path_kl",
     "prior_kl",
 ]
@@ -535,13 +536,37 @@ def _kl_chain(noising: NoisingPath, generative: GenerativeChain) -> Tensor:
     return kl.prior + kl.diffusion
 
 
+def different_diffusions(guide: Any, model: Any) -> str:
+    """What is wrong with two programs over these two diffusions, and what tells the two apart."""
+    one, other = _described(guide), _described(model)
+    if one == other:
+        for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):
+            ours, theirs = (_in_short(getattr(d, name, None)) for d in (guide, model))
+            if ours != theirs:
+                one, other = f"{one} with {name} {ours}", f"{other} with {name} {theirs}"
+                break
+    if one == other:
+        what = f"the guide and the model each have a {one} of their own, expected one that both use"
+    else:
+        what = f"the guide runs {one} and the model reverses {other}; their path laws are mutually "
+        what += "singular"
+    return f"{what}. Build both over one diffusion object: DiffusionGuide(model.diffusion)"
+
+
+def _described(diffusion: Any) -> str:
+    extra = diffusion.extra_repr() if isinstance(diffusion, torch.nn.Module) else ""
+    return f"{type(diffusion).__name__}({extra})"
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str([[round(float(e), 4) for e in row] for row in value.reshape(-1, len(value))])
+    return str(value)
+
+
 def _shared_diffusion(noising: Any, generative: _GenerativeLaw) -> Any:
     if noising.diffusion is not generative.diffusion:
-        raise ValueError(
-            f"the guide runs {noising.diffusion} and the model reverses {generative.diffusion}; "
-            "their path laws are mutually singular. Build both over one diffusion object: "
-            "DiffusionGuide(model.diffusion)"
-        )
+        raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(
             f"the guide's data have shape {tuple(noising.x_shape)}, the model expects "

@@ -2,18 +2,16 @@ r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion, LinearDiffusion
 from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
+from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times
 from pyro_mdm.samplers import EulerMaruyama, Splitting
 
 if TYPE_CHECKING:
@@ -22,44 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DiffusionModel"]
 
-_names = itertools.count()
-
-
-class Registered(nn.Module):
-    """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pyro_name = f"pyro_mdm_{next(_names)}"
-
-    def register(self) -> None:
-        """Register every parameter under one name, however many programs share it."""
-        collecting = any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK)
-        if not collecting:
-            return
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            full = f"{_owner(parameter, self._pyro_name)}$$${name}"
-            stored = pyro.param(full, parameter)
-            if stored._cdata != parameter._cdata:
-                raise RuntimeError(
-                    f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
-                    "that one and not the module. Call pyro.clear_param_store(), and keep "
-                    "parameters contiguous (no channels_last) on this path"
-                )
-
-
-def _owner(parameter: Tensor, name: str) -> str:
-    """The first program that registered a parameter names it: shared ones are stepped once."""
-    known = getattr(parameter, "_pyro_mdm_owner", None)
-    if known is None:
-        parameter._pyro_mdm_owner = known = name  # type: ignore[attr-defined]
-    return str(known)
-
 
 class DiffusionModel(Registered):
-    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, under ``plate("data")``, for any diffusion.
+    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, in a plate of the batch, for any diffusion.
+
+    The plate of the batch is at dim -1. It is the program's own, ``plate(name, n)``, unless the
+    program is called inside one: ``with pyro.plate("N", n, subsample_size=16) as i: model(x[i])``.
+    Plates at other dims go around it, and every datum is then in each of their elements.
 
     Args:
         diffusion: the noising diffusion that is reversed; the guide is built over the same object.
@@ -72,6 +39,7 @@ class DiffusionModel(Registered):
             diffusion.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
+        plate: name of its own plate of the batch, the guide's too.
 
     Raises:
         ValueError: an event shape that no network takes or that is not the score's, none at all, or
@@ -90,6 +58,7 @@ class DiffusionModel(Registered):
         *,
         sampler: Callable[..., Tensor] | None = None,
         times: int | Tensor | None = None,
+        plate: str = "data",
     ) -> None:
         super().__init__()
         shape = _event_shape(event_shape, score)
@@ -107,6 +76,7 @@ class DiffusionModel(Registered):
             sampler = Splitting(steps=256) if linear else EulerMaruyama(steps=256)
         self.sampler = sampler
         self.times = times
+        self.plate = plate
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""
@@ -136,27 +106,31 @@ class DiffusionModel(Registered):
         """Run the program.
 
         Args:
-            x: data (batch, *event_shape), or None to generate.
-            batch_size: number of data to generate.
+            x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
+                have their sizes before the batch's.
+            batch_size: number of data to generate; by default the size of the plate around it.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
         Returns:
             x, (batch, *event_shape).
+
+        Raises:
+            ValueError: x of another shape, sizes of batch and plates that disagree, or a guide over
+                another diffusion.
         """
         self.register()
-        if x is not None:
-            x = self._check(x)
-        n = batch_size if x is None else len(x)
-        if n is None:
-            raise ValueError("neither x nor batch_size is given; pass model(batch_size=64)")
-        with data_plate(n, num_data):
-            path = pyro.sample("path", self.path_law())
-            y = path.select(-2 - len(self.event_shape), 0)
-            law = self.likelihood(self.diffusion, self.score_function, y, len(self.event_shape))
+        event_dim = len(self.event_shape)
+        batch_shape = () if x is None else self._check(x).shape[: x.dim() - event_dim]
+        with batch_plate(self.plate, batch_shape, batch_size, num_data):
+            with OnePath():
+                path = pyro.sample("path", self.path_law())
+            y = path.select(-2 - event_dim, 0)
+            law = self.likelihood(self.diffusion, self.score_function, y, event_dim)
             return pyro.sample("x", law, obs=x)
 
     def _check(self, x: Tensor) -> Tensor:
-        if x.dim() != len(self.event_shape) + 1 or x.shape[1:] != self.event_shape:
+        event_dim = len(self.event_shape)
+        if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (batch, "
                 f"{', '.join(map(str, self.event_shape))})"
@@ -191,17 +165,3 @@ def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
             f"{tuple(known)}; leave event_shape out, or fit the score to such data"
         )
     return torch.Size(shape)
-
-
-def data_plate(n: int, num_data: int | None) -> pyro.plate:
-    """``plate("data")`` over n data, scaled to ``num_data`` of them."""
-    if num_data is None:
-        return pyro.plate("data", n)
-    if num_data < n:
-        raise ValueError(f"num_data is {num_data}, expected at least the batch's {n} data")
-    return pyro.plate("data", num_data, subsample=torch.arange(n))
-
-
-def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
-    """A number of times, equally spaced in noise level, or the times themselves."""
-    return diffusion.noise_level_grid(times) if isinstance(times, int) else times

@@ -1,0 +1,143 @@
+"""What guide and model share as Pyro programs: parameters, the plate of the batch, a path."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK, get_plates
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions import Diffusion
+from pyro_mdm.laws import different_diffusions
+
+__all__ = ["OnePath", "Registered", "batch_plate", "grid_times"]
+
+_names = itertools.count()
+
+
+class Registered(nn.Module):
+    """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pyro_name = f"pyro_mdm_{next(_names)}"
+
+    def register(self) -> None:
+        """Register every parameter under one name, however many programs share it."""
+        collecting = any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK)
+        if not collecting:
+            return
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            full = f"{_owner(parameter, self._pyro_name)}$$${name}"
+            stored = pyro.param(full, parameter)
+            if stored._cdata != parameter._cdata:
+                raise RuntimeError(
+                    f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
+                    "that one and not the module. Call pyro.clear_param_store(), and keep "
+                    "parameters contiguous (no channels_last) on this path"
+                )
+
+
+def _owner(parameter: Tensor, name: str) -> str:
+    """The first program that registered a parameter names it: shared ones are stepped once."""
+    known = getattr(parameter, "_pyro_mdm_owner", None)
+    if known is None:
+        parameter._pyro_mdm_owner = known = name  # type: ignore[attr-defined]
+    return str(known)
+
+
+def batch_plate(
+    name: str, batch_shape: Sequence[int], batch_size: int | None, num_data: int | None
+) -> AbstractContextManager[Any]:
+    """The plate of the batch, at dim -1: the one that the program is called in, or its own.
+
+    Args:
+        name: of its own.
+        batch_shape: of the data, whose last size is the batch's; () if there are none.
+        batch_size: as asked for.
+        num_data: of which the batch is a subsample; scales what is in the plate.
+
+    Raises:
+        ValueError: sizes that disagree, or no size at all.
+    """
+    plates = {frame.dim: frame for frame in get_plates() if frame.vectorized}
+    outer = plates.get(-1)
+    sizes = batch_shape[-1:] or [n for n in (batch_size, outer and outer.size) if n is not None][:1]
+    if not sizes:
+        raise ValueError("neither x nor batch_size is given; pass model(batch_size=64)")
+    (n,) = sizes
+    if batch_size is not None and batch_size != n:
+        raise ValueError(f"batch_size is {batch_size}, but x has {n} data; leave batch_size out")
+    for dim, size in enumerate(reversed(batch_shape[:-1]), start=2):
+        if -dim not in plates or size not in (1, plates[-dim].size):
+            where = f"{plates[-dim].name!r} has size {plates[-dim].size}" if -dim in plates else ""
+            raise ValueError(
+                f"x has the batch shape {tuple(batch_shape)}, but the plate at dim {-dim} "
+                f"{where or 'is missing'}; each dimension before the last one needs a plate of its "
+                f"size around the program, pyro.plate(name, {size}, dim={-dim})"
+            )
+    if outer is None:
+        return _own_plate(name, n, num_data)
+    if outer.size != n:
+        raise ValueError(
+            f"x has {n} data, but the program is inside plate {outer.name!r}, which has size "
+            f"{outer.size} at dim -1, the batch's. If it is the plate of the batch, pass its "
+            f"subsample: with pyro.plate({outer.name!r}, ...) as i: model(x[i]). If it is not, "
+            "give it dim=-2"
+        )
+    if num_data is not None:
+        raise ValueError(
+            f"num_data is {num_data}, but plate {outer.name!r} around the program scales the loss "
+            f"already, to {outer.full_size or outer.size} data; leave num_data out"
+        )
+    return nullcontext()
+
+
+def _own_plate(name: str, n: int, num_data: int | None) -> Any:
+    if num_data is None:
+        return pyro.plate(name, n, dim=-1)
+    if num_data < n:
+        raise ValueError(f"num_data is {num_data}, expected at least the batch's {n} data")
+    return pyro.plate(name, num_data, subsample=torch.arange(n), dim=-1)
+
+
+class OnePath(Messenger):
+    """Checks that a path the model is given was made for it, whatever the objective.
+
+    Objectives replay the model against the guide. Here the laws of both are seen together, before
+    a path of another shape, or one that another diffusion made, meets the score.
+
+    Raises:
+        ValueError: guide and model have different diffusions, or their paths different shapes.
+    """
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        for outer in _PYRO_STACK:
+            if isinstance(outer, ReplayMessenger) and outer.trace and msg["name"] in outer.trace:
+                guide_law = outer.trace.nodes[msg["name"]]["fn"]
+                noising = getattr(guide_law, "diffusion", None)
+                if noising is not None and noising is not msg["fn"].diffusion:
+                    raise ValueError(different_diffusions(noising, msg["fn"].diffusion))
+        event_shape = msg["fn"].event_shape
+        given = msg["value"].shape
+        if given[len(given) - len(event_shape) :] != event_shape:
+            raise ValueError(
+                f"the path {msg['name']!r} has shape {tuple(given)}, expected (*batch, N, K, "
+                f"*event_shape) with {tuple(event_shape)} after the batch; give guide and model "
+                "the same times and data of one shape"
+            )
+
+
+def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
+    """A number of times, equally spaced in noise level, or the times themselves."""
+    return diffusion.noise_level_grid(times) if isinstance(times, int) else times

@@ -1,0 +1,682 @@
+"""Programs around a diffusion: further latent sites, plates, scales, masks, autoguides.
+
+Data are Gaussian, as in :mod:`tests.test_elbo`, so that every program here has a known bound and a
+known gradient, whatever site it is of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.contrib.autoname import scope
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
+from scipy.stats import t as student
+from torch import Tensor
+
+from pyro_mdm import CLD, MALDA, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
+from pyro_mdm.samplers import EulerMaruyama
+from tests.problems import normal
+from tests.test_elbo import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
+
+DIMS = 16
+Program = Callable[..., Any]
+
+
+@pytest.fixture
+def diffusion() -> CLD:
+    return CLD(max_log_snr=3.0)
+
+
+@pytest.fixture
+def pair(diffusion: CLD) -> tuple[DiffusionModel, DiffusionGuide]:
+    """With the exact denoiser, so that the bound of every datum is closed form."""
+    return DiffusionModel(diffusion, denoiser(), event_shape=(DIMS,)), DiffusionGuide(diffusion)
+
+
+def parameter(value: Any) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def check(
+    objective: Any,
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    truth: Callable[[], Tensor],
+    parameters: list[Tensor],
+    repeats: int = 200,
+    largest_error: float = 0.2,
+) -> None:
+    """The loss and its gradient are on average minus those of ``truth()``."""
+    pyro.set_rng_seed(1)
+    drawn = []
+    for _ in range(repeats):
+        loss = objective.differentiable_loss(model, guide, *args)
+        gradients = torch.autograd.grad(loss, parameters) if parameters else ()
+        drawn.append(torch.cat([loss.detach().reshape(1), *(g.reshape(-1) for g in gradients)]))
+    exact = -truth()
+    expected = [exact.detach().reshape(1)]
+    if parameters:
+        expected += [g.reshape(-1) for g in torch.autograd.grad(exact, parameters)]
+    found, known = torch.stack(drawn), torch.cat(expected)
+    error = found.std(0) / math.sqrt(repeats)
+    scale = known.abs().clamp_min(1.0)
+    assert bool((error <= largest_error * scale).all()), f"errors {error}, of {known}"
+    limit = student.isf(5e-6, repeats - 1) * error + 1e-6 * scale
+    assert bool(((found.mean(0) - known).abs() <= limit).all()), (
+        f"{found.mean(0)} ± {error}, expected {known}"
+    )
+
+
+# -- further latent sites --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
+def test_without_a_path_it_is_what_pyro_has(closed: bool) -> None:
+    """Normal-Normal: TraceMeanField_ELBO's number and gradient to rounding, at the same seed."""
+    x = normal(1, 20)
+    loc, scale = parameter(0.3), parameter(0.5)
+    prior = dist.Normal(0.0, 1.0) if closed else dist.Laplace(torch.tensor(0.0).double(), 1.0)
+
+    def model() -> None:
+        z = pyro.sample("z", prior)
+        with pyro.plate("data", 20):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(loc, scale))
+
+    found = []
+    for objective in (MDM_ELBO, OBJECTIVES["mean_field"]):
+        pyro.set_rng_seed(3)
+        loss = objective(num_particles=3).differentiable_loss(model, guide)
+        found.append(torch.stack([loss.detach(), *torch.autograd.grad(loss, [loc, scale])]))
+    assert torch.allclose(found[0], found[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["mdm", "mean_field"])
+def test_a_latent_location_over_a_diffusion(objective: str, pair: Any) -> None:
+    """x - b ~ MDM with b ~ N(0, 1): E_q of the bound at x - b, less KL(q(b) ‖ p(b))."""
+    mdm, noising = pair
+    x = data(50, DIMS)
+    loc, scale = parameter(0.4), parameter(0.2)
+
+    def model(x: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        mdm(x - b)
+
+    def guide(x: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(loc, scale))
+        noising(x - b)
+
+    def truth() -> Tensor:
+        nodes, weights = hermite()
+        values = [exact_bound(mdm.diffusion, x - (loc + scale * e)).sum() for e in nodes]
+        kl = torch.distributions.kl_divergence(
+            torch.distributions.Normal(loc, scale), torch.distributions.Normal(0.0, 1.0)
+        )
+        return (weights * torch.stack(values)).sum() - kl
+
+    check(OBJECTIVES[objective](), model, guide, (x,), truth, [loc, scale], largest_error=3.0)
+
+
+def hermite() -> tuple[Tensor, Tensor]:
+    """Nodes and weights of E f(ε), ε ~ N(0, 1), exact for polynomials of degree 19."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(10)
+    return torch.tensor(nodes), torch.tensor(weights / math.sqrt(2 * math.pi))
+
+
+def test_a_latent_scale_over_a_diffusion(pair: Any) -> None:
+    """x = e^u · MDM: the Jacobian is a factor of the model, u a site with a closed-form KL."""
+    mdm, noising = pair
+    x = data(50, DIMS)
+    loc, scale = parameter(0.1), parameter(0.1)
+
+    def model(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Normal(torch.zeros((), dtype=torch.float64), 0.5))
+        pyro.factor("jacobian", -x.numel() * u)
+        mdm(x * (-u).exp())
+
+    def guide(x: Tensor) -> None:
+        noising(x * (-pyro.sample("u", dist.Normal(loc, scale))).exp())
+
+    def truth() -> Tensor:
+        nodes, weights = hermite()
+        us = [loc + scale * e for e in nodes]
+        values = [exact_bound(mdm.diffusion, x * (-u).exp()).sum() - x.numel() * u for u in us]
+        kl = torch.distributions.kl_divergence(
+            torch.distributions.Normal(loc, scale), torch.distributions.Normal(0.0, 0.5)
+        )
+        return (weights * torch.stack(values)).sum() - kl
+
+    check(MDM_ELBO(), model, guide, (x,), truth, [loc, scale], largest_error=3.0)
+
+
+def latent_x(pair: Any, loc: Tensor, scale: Tensor, noise: float) -> tuple[Program, Program]:
+    """y = x + noise, x ~ MDM; q(x) = N(loc, scale²)."""
+    mdm, noising = pair
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            x = mdm()
+            pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            noising(pyro.sample("x", dist.Normal(loc, scale).to_event(1)))
+
+    return model, guide
+
+
+def test_latent_data_under_a_path(pair: Any) -> None:
+    """log p(y) itself at q = p(x | y), and the bound with its gradient away from it.
+
+    Here the closed-form KL(q(x) ‖ p(x | y_ε)), which is registered, would be wrong: the guide draws
+    y_ε given x. TraceMeanField_ELBO takes it, and misses.
+    """
+    mdm, _ = pair
+    noise = 0.6
+    y = data(30, DIMS) + noise * normal(5, 30, DIMS)
+    gain = VARIANCE / (VARIANCE + noise**2)
+    best = (MEAN + gain * (y - MEAN), torch.tensor(math.sqrt(VARIANCE * (1 - gain))).double())
+
+    def bound(loc: Tensor, scale: Tensor) -> Tensor:
+        """E_q of the bound at x (quadratic in x, dimension by dimension) + log p(y | x) + H[q]."""
+        nodes, weights = hermite()
+        total = sum(
+            w * exact_bound(mdm.diffusion, loc + scale * e).sum()
+            + w * dist.Normal(loc + scale * e, noise).log_prob(y).sum()
+            for e, w in zip(nodes, weights, strict=True)
+        )
+        return total + dist.Normal(loc, scale).entropy().sum()
+
+    loc, scale = (v.clone().requires_grad_() for v in best)
+    evidence = dist.Normal(MEAN, math.sqrt(VARIANCE + noise**2)).log_prob(y).sum()
+    log_p = dist.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(y).sum(-1)
+    mismatch = (exact_bound(mdm.diffusion, y) - log_p).abs().max()
+    assert abs(float((bound(loc, scale) - evidence).detach())) < 30 * float(mismatch) + 1e-6
+    loc, scale = (best[0] + 0.3).requires_grad_(), parameter(0.5)
+    spread = scale.expand(30, DIMS)
+    model, guide = latent_x(pair, loc, spread, noise)
+    check(MDM_ELBO(), model, guide, (y,), lambda: bound(loc, spread), [scale, loc], 300, 3.0)
+    pyro.set_rng_seed(2)
+    with pytest.warns(UserWarning, match="mean field restriction"):
+        wrong = [OBJECTIVES["mean_field"]().loss(model, guide, y) for _ in range(30)]
+    assert sum(wrong) / 30 > -float(bound(loc, spread).detach()) + 20
+
+
+def test_several_diffusions_in_one_program(pair: Any) -> None:
+    """Each in a scope of its own, with a plate of its own name."""
+    first, first_guide = pair
+    other = VPSDE(max_log_snr=4.0)
+    second = DiffusionModel(other, denoiser(), event_shape=(4,), plate="rows")
+    second_guide = DiffusionGuide(other, plate="rows")
+    x, z = data(40, DIMS), data(25, 4)
+
+    def both(a: Program, b: Program) -> Program:
+        def program(x: Tensor, z: Tensor) -> None:
+            scope(a, prefix="a")(x)
+            scope(b, prefix="b")(z)
+
+        return program
+
+    def truth() -> Tensor:
+        return exact_bound(first.diffusion, x).sum() + exact_bound(other, z).sum()
+
+    for objective in (MDM_ELBO(), OBJECTIVES["mean_field"]()):
+        programs = both(first, second), both(first_guide, second_guide)
+        check(objective, *programs, (x, z), truth, [], 100, 5.0)
+    with pytest.raises(ValueError, match=r"no term for a second path, 'b/path'; use MDM_ELBO"):
+        elbo_terms(both(first, second), both(first_guide, second_guide), x, z)
+
+
+# -- sites that are not reparameterized, or enumerated ---------------------------------------------
+
+
+SHIFTS = (-0.5, 0.6, 1.5)
+
+
+def mixture(pair: Any, logits: Tensor, local: bool) -> tuple[Program, Program]:
+    """x - shift[k] ~ MDM, one k for all or one for each datum."""
+    mdm, noising = pair
+    shifts = torch.tensor(SHIFTS, dtype=torch.float64)
+    prior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+
+    def pick(x: Tensor, law: Any, program: Program) -> None:
+        k = pyro.sample("k", law)
+        program(x - shifts[k].unsqueeze(-1))
+
+    def model(x: Tensor) -> None:
+        if local:
+            with pyro.plate("rows", len(x)):
+                pick(x, dist.Categorical(prior), mdm)
+        else:
+            pick(x, dist.Categorical(prior), mdm)
+
+    def guide(x: Tensor) -> None:
+        if local:
+            with pyro.plate("rows", len(x)):
+                pick(x, dist.Categorical(logits=logits), noising)
+        else:
+            pick(x, dist.Categorical(logits=logits), noising)
+
+    return model, guide
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
+@pytest.mark.parametrize("local", [False, True], ids=["global", "local"])
+def test_score_function_gradients(
+    local: bool, closed: bool, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A categorical site, whose bound and gradient are sums over its values."""
+    if not closed:
+        monkeypatch.setattr("pyro_mdm.elbo.kl_divergence", _no_kl)
+    mdm, _ = pair
+    x = data(6, DIMS)
+    logits = parameter([0.4, -0.2, 0.1])
+
+    def truth() -> Tensor:
+        q = logits.softmax(-1)
+        values = torch.stack([exact_bound(mdm.diffusion, x - c) for c in SHIFTS])  # (3, n)
+        prior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+        kl = (q * (q.log() - prior.log())).sum()
+        n = len(x) if local else 1
+        return (q @ values).sum() - n * kl
+
+    model, guide = mixture(pair, logits, local)
+    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=800, largest_error=6.0)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
+@pytest.mark.parametrize("local", [False, True], ids=["global", "local"])
+def test_a_discrete_site_s_own_divergence(
+    local: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no path, whose noise would hide it: log p - log q in loss and gradient."""
+    if not closed:
+        monkeypatch.setattr("pyro_mdm.elbo.kl_divergence", _no_kl)
+    prior = torch.tensor([0.05, 0.15, 0.8], dtype=torch.float64)
+    logits = parameter([0.4, -0.2, 0.1])
+    n = 4 if local else 1
+    y, means = torch.linspace(-1, 1, n).double(), torch.tensor(SHIFTS, dtype=torch.float64)
+
+    def model() -> None:
+        with pyro.plate("rows", n):
+            k = pyro.sample("k", dist.Categorical(prior))
+            pyro.sample("y", dist.Normal(means[k], 1.0), obs=y)
+
+    def guide() -> None:
+        with pyro.plate("rows", n):
+            pyro.sample("k", dist.Categorical(logits=logits))
+
+    def truth() -> Tensor:
+        q = logits.softmax(-1)
+        log_y = dist.Normal(means, 1.0).log_prob(y[:, None]).sum(0)
+        return (q * (log_y - n * (q / prior).log())).sum()
+
+    check(MDM_ELBO(), model, guide, (), truth, [logits], repeats=1500, largest_error=0.1)
+
+
+def _no_kl(q: Any, p: Any) -> Tensor:
+    raise NotImplementedError
+
+
+def test_only_costs_of_its_own_plate_element_are_in_a_score_function_gradient(pair: Any) -> None:
+    """The gradient of a local site does not get noisier with the number of other data."""
+    logits = [parameter([0.4, -0.2, 0.1]) for _ in range(2)]
+    spread = []
+    for n, p in zip((2, 200), logits, strict=True):
+        model, guide = mixture(pair, p, local=True)
+        pyro.set_rng_seed(4)
+        x = data(n, DIMS)
+        drawn = [
+            torch.autograd.grad(MDM_ELBO().differentiable_loss(model, guide, x), p)[0] / n
+            for _ in range(60)
+        ]
+        spread.append(float(torch.stack(drawn).std(0).norm()))
+    assert spread[1] < 0.4 * spread[0]  # 1/10 if independent; 10 times it with all costs
+
+
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+def test_enumeration_is_refused_by_name(kind: str, pair: Any) -> None:
+    logits = parameter([0.4, -0.2, 0.1])
+    model, guide = mixture(pair, logits, local=False)
+    enumerated = poutine.infer_config(
+        guide, lambda site: {"enumerate": kind} if site["name"] == "k" else {}
+    )
+    with pytest.raises(ValueError, match=r"site 'k' asks for enumeration, .*leave out infer="):
+        MDM_ELBO().loss(model, enumerated, data(4, DIMS))
+
+
+def test_pyro_enumerates_beside_a_diffusion(pair: Any) -> None:
+    """TraceEnum_ELBO sums a site out that the path does not see."""
+    mdm, noising = pair
+    x, y = data(20, DIMS), torch.tensor(0.7).double()
+    means = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(means[k], 1.0), obs=y)
+        mdm(x)
+
+    def truth() -> Tensor:
+        log_p = (weights.log() + dist.Normal(means, 1.0).log_prob(y)).logsumexp(0)
+        return exact_bound(mdm.diffusion, x).sum() + log_p
+
+    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    check(objective, model, noising, (x,), truth, [], repeats=60, largest_error=8.0)
+
+
+# -- plates, scales, masks, particles --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_plate_of_ones_own_that_subsamples(objective: str, pair: Any) -> None:
+    """The programs use it: the loss is that of all data, on average over subsamples."""
+    mdm, noising = pair
+    x = data(40, DIMS)
+
+    def program(run: Program) -> Program:
+        def within(x: Tensor) -> None:
+            with pyro.plate("N", len(x), subsample_size=10) as i:
+                run(x[i])
+
+        return within
+
+    trace = poutine.trace(program(mdm)).get_trace(x)
+    assert [f.name for f in trace.nodes["x"]["cond_indep_stack"]] == ["N"]
+    assert trace.nodes["path"]["value"].shape == (10, 1, 2, DIMS)
+    programs = program(mdm), program(noising)
+    truth = exact_bound(mdm.diffusion, x).sum
+    check(OBJECTIVES[objective](), *programs, (x,), truth, [], repeats=150, largest_error=20.0)
+
+
+def test_plates_around_at_other_dims(pair: Any) -> None:
+    """Every datum counts once for each element of a plate around; its own sizes may be given."""
+    mdm, noising = pair
+    x = data(12, DIMS)
+    grouped = DiffusionGuide(mdm.diffusion, event_dim=1)
+
+    def around(run: Program, outer: int) -> Program:
+        def program(x: Tensor) -> None:
+            with pyro.plate("groups", outer, dim=-2):
+                run(x)
+
+        return program
+
+    truth = exact_bound(mdm.diffusion, x).sum()
+    for objective in (MDM_ELBO(), OBJECTIVES["mean_field"]()):
+        programs = around(mdm, 3), around(noising, 3)
+        check(objective, *programs, (x,), lambda: 3 * truth, [], 60, 5.0)
+        programs = around(mdm, 4), around(grouped, 4)
+        check(objective, *programs, (x.reshape(4, 3, DIMS),), lambda: truth, [], 60, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            lambda m, g, x: m(x, batch_size=5),
+            r"batch_size is 5, but x has 6 data; leave batch_size out",
+        ),
+        (lambda m, g, x: g(x, batch_size=5), r"batch_size is 5, but x has 6 data"),
+        (lambda m, g, x: m(), r"neither x nor batch_size is given; pass model\(batch_size=64\)"),
+        (
+            lambda m, g, x: inside(m, 10, subsample_size=3)(x),
+            r"x has 6 data, but the program is inside plate 'N', which has size 3 at dim -1.* "
+            r"with pyro\.plate\('N', \.\.\.\) as i: model\(x\[i\]\)\. .* give it dim=-2",
+        ),
+        (lambda m, g, x: inside(g, 4)(x), r"x has 6 data, .* plate 'N', which has size 4"),
+        (
+            lambda m, g, x: inside(m, 60, subsample_size=6)(x, num_data=60),
+            r"num_data is 60, but plate 'N' around the program scales the loss already, to 60 data",
+        ),
+        (lambda m, g, x: m(x, num_data=5), r"num_data is 5, expected at least the batch's 6"),
+        (
+            lambda m, g, x: m(x.reshape(2, 3, DIMS)),
+            r"x has the batch shape \(2, 3\), but the plate at dim -2 is missing; .* "
+            r"pyro\.plate\(name, 2, dim=-2\)",
+        ),
+        (
+            lambda m, g, x: inside(m, 3, dim=-2)(x.reshape(2, 3, DIMS)),
+            r"batch shape \(2, 3\), but the plate at dim -2 'N' has size 3; each dimension",
+        ),
+    ],
+)
+def test_plates_that_do_not_fit_are_refused_by_name(run: Program, message: str, pair: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(*pair, data(6, DIMS))
+
+
+def inside(run: Program, size: int, **options: Any) -> Program:
+    def program(*args: Any, **kwargs: Any) -> None:
+        with pyro.plate("N", size, **options):
+            run(*args, **kwargs)
+
+    return program
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_masks_and_scales(objective: str, pair: Any) -> None:
+    """A mask leaves data out; a scale of both programs multiplies their bound."""
+    mdm, noising = pair
+    x = data(40, DIMS)
+    kept = torch.arange(40) % 3 > 0
+
+    def weighed(run: Program) -> Program:
+        return poutine.scale(poutine.mask(run, mask=kept), scale=0.25)
+
+    def truth() -> Tensor:
+        return 0.25 * exact_bound(mdm.diffusion, x)[kept].sum()
+
+    programs = weighed(mdm), weighed(noising)
+    check(OBJECTIVES[objective](), *programs, (x,), truth, [], 100, 5.0)
+
+
+def test_a_scale_or_mask_of_one_program_alone(pair: Any) -> None:
+    """Of a path it is refused; another site then has log p - log q, each with its own."""
+    mdm, noising = pair
+    x = data(8, DIMS)
+    with pytest.raises(ValueError, match=r"'path' has the scale 0\.5 in the model and 1\.0 in the"):
+        MDM_ELBO().loss(poutine.scale(mdm, scale=0.5), noising, x)
+    kept = torch.arange(8) > 3
+    with pytest.raises(
+        ValueError, match=r"'path' has the mask None in the model and of shape \(8,"
+    ):
+        MDM_ELBO().loss(mdm, poutine.mask(noising, mask=kept), x)
+    loc = parameter(0.4)
+
+    def model() -> None:
+        with poutine.scale(scale=0.5):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    def truth() -> Tensor:
+        half_log_p = 0.5 * (-0.5 * math.log(2 * math.pi) - 0.5 * (loc**2 + 1))
+        return half_log_p + 0.5 * math.log(2 * math.pi * math.e)
+
+    check(MDM_ELBO(), model, guide, (), truth, [loc], repeats=400, largest_error=0.05)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_particles_of_programs_with_latent_sites(vectorize: bool, pair: Any) -> None:
+    mdm, _ = pair
+    noising = DiffusionGuide(mdm.diffusion, event_dim=1)  # data are (particles, n, d) if vectorized
+    x = data(20, DIMS)
+    loc, scale = parameter(0.3), torch.tensor(0.2, dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        mdm(x - b.unsqueeze(-1))
+
+    def guide(x: Tensor) -> None:
+        noising(x - pyro.sample("b", dist.Normal(loc, scale)).unsqueeze(-1))
+
+    def truth() -> Tensor:
+        nodes, weights = hermite()
+        values = [exact_bound(mdm.diffusion, x - (loc + scale * e)).sum() for e in nodes]
+        kl = 0.5 * (scale**2 + loc**2 - 1) - scale.log()
+        return (weights * torch.stack(values)).sum() - kl
+
+    objective = MDM_ELBO(num_particles=4, vectorize_particles=vectorize)
+    check(objective, model, guide, (x,), truth, [loc], repeats=100, largest_error=5.0)
+
+
+# -- autoguides, MAP, auxiliary sites, training ----------------------------------------------------
+
+
+def shifted(mdm: Program) -> Program:
+    def model(x: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        mdm(x - b)
+
+    return model
+
+
+def test_a_map_site(pair: Any) -> None:
+    """A Delta guide adds log p at its point."""
+    mdm, noising = pair
+    x = data(30, DIMS)
+    point = parameter(0.4)
+
+    def guide(x: Tensor) -> None:
+        noising(x - pyro.sample("b", dist.Delta(point)))
+
+    def truth() -> Tensor:
+        return exact_bound(mdm.diffusion, x - point).sum() + dist.Normal(0.0, 1.0).log_prob(point)
+
+    check(MDM_ELBO(), shifted(mdm), guide, (x,), truth, [point], largest_error=5.0)
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoDelta])
+def test_an_autoguide_beside_a_diffusion_guide_finds_the_posterior(
+    auto: Any, diffusion: CLD
+) -> None:
+    """x - b ~ MDM, b ~ N(0, 1): the posterior of b is Gaussian, and SVI finds it."""
+    model = shifted(quick(diffusion))
+    noising = DiffusionGuide(diffusion)
+    x = data(100, DIMS) + 0.8
+    part = auto(poutine.block(model, expose=["b"]))
+
+    def guide(x: Tensor) -> None:
+        noising(x - part(x)["b"])
+
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=MDM_ELBO())
+    for _ in range(200):
+        svi.step(x)
+    precision = 1 + x.numel() / VARIANCE
+    mean = float((x - MEAN).sum() / VARIANCE / precision)
+    assert abs(mean) > 0.5
+    assert abs(float(part.median(x)["b"]) - mean) < 6 / math.sqrt(precision) + 0.02
+
+
+def quick(diffusion: CLD) -> DiffusionModel:
+    """An autoguide runs the model once to see its sites, path and all."""
+    sampler = EulerMaruyama(steps=2)
+    return DiffusionModel(diffusion, denoiser(), event_shape=(DIMS,), sampler=sampler)
+
+
+def test_a_list_of_autoguides_and_a_diffusion_guide(diffusion: CLD) -> None:
+    """A global and a local site by AutoNormal and AutoDelta, the path inside the list's plate."""
+    mdm, noising = quick(diffusion), DiffusionGuide(diffusion)
+    x, y = data(30, DIMS), normal(7, 30) + 1.0
+
+    def model(x: Tensor, y: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("rows", len(x)):
+            w = pyro.sample("w", dist.Normal(b, 1.0))
+            pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+            mdm(x)
+
+    def path(x: Tensor, y: Tensor) -> None:
+        with guide.plates["rows"]:
+            noising(x)
+
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, expose=["b"])))
+    guide.append(AutoDelta(poutine.block(model, expose=["w"])))
+    guide.append(path)
+
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=MDM_ELBO())
+    for _ in range(200):
+        svi.step(x, y)
+    b, w = (guide.median(x, y)[name].detach() for name in ("b", "w"))
+    # where the gradients vanish: w = (b + y) / 2, b = Σ w / (n + 1)
+    assert float((w - (b + y) / 2).abs().max()) < 0.1
+    assert abs(float(b - w.sum() / 31)) < 0.1
+    known = exact_bound(diffusion, x).sum()
+    rest = Trace_ELBO(num_particles=300, vectorize_particles=True, max_plate_nesting=1)
+    hidden = poutine.block(model, hide=["path", "x"]), poutine.block(guide, hide=["path"])
+    without = rest.loss(*hidden, x, y)
+    found = torch.tensor([MDM_ELBO().loss(model, guide, x, y) for _ in range(100)])
+    assert abs(float(found.mean()) - (without - float(known))) < 5 * float(found.std()) / 10 + 1
+
+
+def test_auxiliary_sites_of_the_guide(pair: Any) -> None:
+    """A guide may draw what the model does not have: -log q counts."""
+    mdm, noising = pair
+    x = data(20, DIMS)
+    scale = parameter(0.5)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.0, scale), infer={"is_auxiliary": True})
+        noising(x)
+
+    def truth() -> Tensor:
+        return exact_bound(mdm.diffusion, x).sum() + dist.Normal(0.0, scale).entropy()
+
+    check(MDM_ELBO(), mdm, guide, (x,), truth, [scale], largest_error=5.0)
+
+
+# -- guide and model of one diffusion --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), TraceGraph_ELBO, RenyiELBO])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda: CLD(max_log_snr=3.0),
+            r"each have a CLD\(.*max_log_snr=3\) of their own, expected",
+        ),
+        (lambda: CLD(max_log_snr=4.0), r"the guide runs CLD\(.*max_log_snr=4\) .* max_log_snr=3\)"),
+        (lambda: VPSDE(), r"the guide runs VPSDE\(num_variables=1.* model reverses CLD\(num_va"),
+        (
+            lambda: MALDA(),
+            r"the guide runs MALDA\(num_variables=3, .* reverses CLD\(num_variables=2",
+        ),
+        (
+            lambda: CLD(mass=0.25, friction=1.0, max_log_snr=3.0),
+            r"with D \[\[0\.0, 0\.0\], \[0\.0, 1\.0\]\] .* with D \[\[0\.0, 0\.0\], \[0\.0, 2\.0",
+        ),
+    ],
+)
+def test_programs_over_two_diffusion_objects_are_found_by_every_objective(
+    other: Any, message: str, objective: Any, pair: Any
+) -> None:
+    """Before shapes are, in a message that tells the two apart."""
+    with pytest.raises(ValueError, match=message) as found:
+        objective().loss(pair[0], DiffusionGuide(other()), data(4, DIMS))
+    assert "DiffusionGuide(model.diffusion)" in str(found.value)
+
+
+def test_a_path_of_other_shapes_is_refused(pair: Any) -> None:
+    mdm, _ = pair
+    on_a_grid = DiffusionGuide(mdm.diffusion, times=3)
+    of_scalars = inside(DiffusionGuide(mdm.diffusion, event_dim=0), 4, dim=-2)
+    for guide in (on_a_grid, of_scalars):
+        with pytest.raises(ValueError, match=r"'path' has shape .* expected \(\*batch, N, K"):
+            Trace_ELBO().loss(mdm, guide, data(4, DIMS))

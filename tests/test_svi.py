@@ -1,0 +1,44 @@
+"""The SVI script, run as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "inference" / "svi.py"
+
+
+@pytest.mark.other_processes
+@pytest.mark.parametrize(
+    "options", [["--guide", "LearnedDiffusion"], ["--data", "digits", "--guide", "MALDA"]]
+)
+def test_it_trains_measures_and_samples(options: list[str], tmp_path: Path) -> None:
+    """From a measurement of the bound to the next the terms improve, and TensorBoard has them."""
+    command = [sys.executable, "-m", "inference.svi", *options, "--steps", "50"]
+    done = subprocess.run(
+        [*command, "--logdir", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bits/dim" in done.stdout and "elbo" in done.stdout
+    written = EventAccumulator(str(tmp_path))
+    written.Reload()
+    first, last = written.Scalars("bound/elbo/test")
+    assert (first.step, last.step) == (25, 50)
+    assert last.value > first.value
+    for term in ("reconstruction", "prior_kl", "diffusion"):
+        assert len(written.Scalars(f"bound/{term}/test")) == 2
+    if "digits" in options:
+        assert written.Images("samples")[0].width > 200
+    else:
+        assert "correlations" in done.stdout
+
+
+def test_it_is_short_and_plain() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert "SVI(model, guide" in text and "loss=MDM_ELBO()" in text
