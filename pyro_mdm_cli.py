@@ -22,6 +22,8 @@ __all__ = ["main"]
 ROOT = Path(__file__).resolve().parent
 """The checkout, or where pip has copied this file to."""
 
+PROGRAMS = ("inspect", "train", "evaluate", "sample", "compare", "experiment", "svi")
+
 
 def main() -> None:
     """Run the program that the first word names on the words after it."""
@@ -30,27 +32,22 @@ def main() -> None:
             f"error: the programs are not in {ROOT}: pip installed the library without them. Get "
             'the repository, and in it: pip install -e ".[programs]"'
         )
-    programs = _programs()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: pyro-mdm PROGRAM [--option VALUE …]; pyro-mdm PROGRAM --help lists options\n")
-        print("\n".join(f"  {name:12}{summary}" for name, summary in programs.items()))
+        print("\n".join(f"  {name:12}{_summary(name)}" for name in PROGRAMS))
         return
-    if name not in programs:
-        close = difflib.get_close_matches(name, programs, n=1)
+    if name not in PROGRAMS:
+        close = difflib.get_close_matches(name, PROGRAMS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        print(f"error: {name!r} is none of {', '.join(programs)}{hint}", file=sys.stderr)
+        print(f"error: {name!r} is none of {', '.join(PROGRAMS)}{hint}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv = [f"pyro-mdm {name}", *sys.argv[2:]]
     sys.path[:0] = [str(ROOT), os.getcwd()]  # as for python -m, a guide may be a module here
     runpy.run_module(f"inference.{name}", run_name="__main__", alter_sys=True)
 
 
-def _programs() -> dict[str, str]:
-    """The modules of ``inference`` that can be run, and the first line of each."""
-    texts = {path.stem: path.read_text("utf-8") for path in (ROOT / "inference").glob("*.py")}
-    return {
-        name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-        for name, text in sorted(texts.items())
-        if 'if __name__ == "__main__":' in text
-    }
+def _summary(name: str) -> str:
+    """The first line of a program's docstring."""
+    text = (ROOT / "inference" / f"{name}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
