@@ -289,8 +289,9 @@ def _train(cell: Cell, folder: Path) -> None:
             env=os.environ | one_thread | {"PYTHONPATH": found},
         )
     if done.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise RunError(f"{path} failed: {' '.join(last)}; see {log}")
+        lines = log.read_text(errors="replace").strip().splitlines()
+        said = [line for line in lines if line.startswith("error: ")] or lines
+        raise RunError(f"{path} failed: {' '.join(said[-1:])}; see {log}")
 
 
 if __name__ == "__main__":

@@ -279,12 +279,12 @@ def check_ends(
     Raises:
         ValueError: it sets its own.
     """
-    found = {
-        "max_log_snr": (max_log_snr, diffusion.max_log_snr, "start"),
-        "min_log_snr": (min_log_snr, diffusion.terminal_log_snr.item(), "end"),
-    }
-    for option, (wanted, own, side) in found.items():
-        if wanted is not None and abs(own - wanted) > 1e-6:
+    asked = [("max_log_snr", max_log_snr, "start"), ("min_log_snr", min_log_snr, "end")]
+    for option, wanted, side in asked:
+        if wanted is None:
+            continue
+        own = diffusion.max_log_snr if side == "start" else diffusion.terminal_log_snr.item()
+        if abs(own - wanted) > 1e-6:
             raise ValueError(
                 f"--{option} is {wanted:g}, but {name} sets its own {side}, log SNR {own:.4g}; "
                 f"leave out --{option}, or use a guide that takes {option}"
