@@ -174,7 +174,7 @@ def test_a_margin_is_of_the_dequantized_protocol_and_below_a_half() -> None:
         Digits(decoder="tweedie")
     with pytest.raises(ValueError, match=r"decoder is 'best', expected 'tweedie' or 'joint_"):
         Digits(protocol="dequantized", decoder="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"margin 0\.5, expected .*such as the paper's 0\.05"):
+    with pytest.raises(ValueError, match=r"margin is 0\.5, expected .*such as the paper's 0\.05"):
         Digits(protocol="dequantized", logit_margin=0.5)
 
 
