@@ -1,4 +1,7 @@
-"""Installs `pyro_mdm` alone; `models/` and `inference/` are programs that run from a checkout."""
+"""Installs `pyro_mdm`; `models/` and `inference/` are programs that run from a checkout.
+
+The command `pyro-mdm` finds them there, if that is where this is installed from, editable.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,6 @@ programs = [
     *plots,
     "PyYAML>=6.0",
     "filelock>=3.12",
-    "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
     "scikit-learn>=1.3",
@@ -40,6 +42,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=["pyro_mdm"],
+    py_modules=["pyro_mdm_cli"],
+    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm_cli:main"]},
     package_data={"pyro_mdm": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[

@@ -19,17 +19,15 @@ import io
 import itertools
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.compare_figure import comparison_figure, png
 from inference.evaluate import baseline, in_bits
 from inference.loading import Programs, load_trained
@@ -490,6 +488,7 @@ def compare(
             a comparison in the way.
         ValueError: as :func:`pyro_mdm.evaluation.compare`.
     """
+    check_positive(draws=draws, batch_size=batch_size, half_width=half_width)
     _check_out(out, overwrite)
     device = start(accelerator).device
     entries = open_runs(runs)
@@ -540,24 +539,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: RUN … are as many words as there are, the rest as the signature says."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = words[:1] if words[:1] == ["--debug"] else []
-    parser = ArgumentParser(
-        prog="python -m inference.compare",
-        description=(compare.__doc__ or "").partition("Args:")[0],
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="Path to a configuration file.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_function_arguments(compare, as_group=False, skip={"runs"})
-    settings = parser.parse_args(words[len(debug) :])
-
-    def parsed() -> None:
-        options = settings.as_dict()
-        options.pop("config", None)
-        compare(**options)
-
-    # auto_cli takes a list as one word in JSON, so the words are parsed here
-    command_line(parsed, debug)
+    command_line(compare, arguments, unnamed="runs")
 
 
 if __name__ == "__main__":

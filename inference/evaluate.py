@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
 from torch import Tensor
 
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.loading import Programs, Reused, open_run
 from inference.processes import Precision, autocast_dtype, start
 from models.files import spread
@@ -269,6 +268,7 @@ def evaluate(
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
         precision: of the network.
     """
+    check_positive(draws=draws, batch_size=batch_size, half_width=half_width)
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
     fabric = start(accelerator, precision)
@@ -331,5 +331,4 @@ def _name(programs: Programs) -> str:
 
 
 if __name__ == "__main__":
-    set_parsing_settings(parse_optionals_as_positionals=True)  # RUN for --run RUN
-    command_line(evaluate)
+    command_line(evaluate, unnamed="run")

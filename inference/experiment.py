@@ -27,12 +27,14 @@ from typing import Any, Literal
 
 import yaml
 
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.experiment_summary import markdown, summarize
-from inference.runs import RUNS, RunError
+from inference.runs import RUNS, RunError, has_checkpoint
 from pyro_mdm.progress import progress_bar
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 Options = dict[str, Any]
 
@@ -207,6 +209,7 @@ def experiment(
         draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
     """
+    check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
     chosen = TABLES[table]
     if steps is not None:
         chosen = replace(chosen, options=chosen.options | {"steps": steps})
@@ -267,7 +270,7 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
 
 def _train(cell: Cell, folder: Path) -> None:
     path = folder / cell.name
-    if any((path / "checkpoints").glob("step-*.json")):
+    if has_checkpoint(path):
         words = ["--resume", str(path)]
     else:
         settings = cell.options | {"seed": cell.seed, "score": cell.score}
@@ -276,18 +279,21 @@ def _train(cell: Cell, folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.parent / f"{cell.name}.log"
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    # the programs are found from any folder
+    found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
         done = subprocess.run(
             [sys.executable, "-m", "inference.train", *words],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | one_thread,
+            env=os.environ | one_thread | {"PYTHONPATH": found},
         )
     if done.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise RunError(f"{path} failed: {' '.join(last)}; see {log}")
+        lines = log.read_text(errors="replace").strip().splitlines()
+        said = [line for line in lines if line.startswith("error: ")] or lines
+        raise RunError(f"{path} failed: {' '.join(said[-1:])}; see {log}")
 
 
 if __name__ == "__main__":
-    command_line(experiment)
+    command_line(experiment, unnamed="table")

@@ -43,6 +43,7 @@ from inference.loading import (
     StationaryVariance,
     build_diffusion,
     build_problem,
+    check_ends,
     give_learned_end,
     load_trained,
 )
@@ -461,7 +462,6 @@ def inspect(
     image_size: int | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
-    learn_beta: bool = False,
     stationary_variance: StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
@@ -478,7 +478,6 @@ def inspect(
         data, image_size: as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
-        learn_beta: the clock of learned is learned too.
         stationary_variance: Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
@@ -489,7 +488,7 @@ def inspect(
     names = [name.strip() for name in guide.split(",")]
     slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
     given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-    given |= {"learn_beta": learn_beta or None, "stationary_variance": stationary_variance}
+    given["stationary_variance"] = stationary_variance
     surplus = [f"--{key}" for key, value in given.items() if value is not None]
     if surplus and "learned" not in names:
         raise ValueError(
@@ -506,13 +505,19 @@ def inspect(
     for name in names:
         options: dict[str, Any] = {"max_log_snr": start, "min_log_snr": min_log_snr}
         if name == "learned":
-            options |= given | {"learn_beta": learn_beta}
+            options |= given
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
         diffusion: Diffusion
         if name.startswith("run:"):
+            for option, value in (("max_log_snr", max_log_snr), ("min_log_snr", min_log_snr)):
+                if value is not None:
+                    raise ValueError(
+                        f"--{option} is {value:g}, but {name} ended with its own; leave it out"
+                    )
             diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
         else:
             diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
+            check_ends(name, diffusion, max_log_snr, min_log_snr)
             give_learned_end(diffusion)
         if not isinstance(diffusion, LinearDiffusion):
             raise ValueError(

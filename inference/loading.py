@@ -49,6 +49,7 @@ __all__ = [
     "build",
     "build_diffusion",
     "build_problem",
+    "check_ends",
     "find",
     "give_learned_end",
     "load_trained",
@@ -115,10 +116,17 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """
     if name in known:
         return known[name]
+    if kind == "guide" and name.startswith("run:"):
+        raise NameNotFoundError(
+            f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
+            "take alone; --resume goes on with a run"
+        )
     place, colon, attribute = name.rpartition(":")
     if not colon:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
+        if name.endswith(".py"):
+            hint = f" (which class or function of that file? {name}:Name)"
         raise NameNotFoundError(
             f"unknown {kind} {name!r}{hint}: use one of {', '.join(known)}, or name your own as "
             "module:Name or file.py:Name"
@@ -263,6 +271,26 @@ def build_diffusion(
     return diffusion
 
 
+def check_ends(
+    name: str, diffusion: Diffusion, max_log_snr: float | None, min_log_snr: float | None
+) -> None:
+    """Whether a guide has the ends of log SNR that were asked for; None for those that were not.
+
+    Raises:
+        ValueError: it sets its own.
+    """
+    asked = [("max_log_snr", max_log_snr, "start"), ("min_log_snr", min_log_snr, "end")]
+    for option, wanted, side in asked:
+        if wanted is None:
+            continue
+        own = diffusion.max_log_snr if side == "start" else diffusion.terminal_log_snr.item()
+        if abs(own - wanted) > 1e-6:
+            raise ValueError(
+                f"--{option} is {wanted:g}, but {name} sets its own {side}, log SNR {own:.4g}; "
+                f"leave out --{option}, or use a guide that takes {option}"
+            )
+
+
 def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> LinearDiffusion:
     """The diffusion that a learned one begins as."""
     try:
@@ -374,23 +402,29 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
 
     Raises:
         NameNotFoundError: see :func:`find`.
-        TypeError: what is named is no data set.
-        ValueError: an option that this data set does not have.
+        TypeError: what is named is no data set, or one that takes no ``holdout``.
+        ValueError: an option that this data set does not have, or data that are not what it says.
     """
     found = find("model", name, MODELS)
     given = {key: value for key, value in options.items() if value is not None}
     is_class = inspect.isclass(found) and issubclass(found, Problem)
-    if is_class:
-        accepted = _accepted(found, given)
-        for key, value in given.items():
-            if key not in accepted:
-                raise ValueError(f"--{key} {value} is for {OPTIONS[key]}; --model {name} has none")
-    problem = found(holdout=holdout, **given) if is_class else found
+    accepted = _accepted(found, {"holdout": holdout} | given) if is_class else {}
+    for key, value in given.items():
+        if key not in accepted:
+            raise ValueError(f"--{key} {value} is for {OPTIONS[key]}; --model {name} has none")
+    if is_class and "holdout" not in accepted:
+        raise TypeError(
+            f"{name} does not take holdout; let its __init__ have a keyword holdout and call "
+            "super().__init__(holdout=holdout)"
+        )
+    problem = found(**accepted) if is_class else found
     if not isinstance(problem, Problem):
         raise TypeError(
             f"{name} is {_describe(problem)}, expected a subclass of models.base.Problem: "
             "see models/digits.py"
         )
+    if not hasattr(problem, "train"):
+        raise TypeError(f"{name} has no data: its __init__ does not call super().__init__()")
     return problem
 
 
@@ -653,12 +687,9 @@ def open_run(
         :func:`reuse` returned, or None.
 
     Raises:
-        RunError: both of run and reuse or neither, an option without what it belongs to, or a word
-            that is no option. Otherwise as :func:`load_trained` and :func:`reuse` do.
+        RunError: both of run and reuse or neither, or an option without what it belongs to.
+            Otherwise as :func:`load_trained` and :func:`reuse` do.
     """
-    for word in (run, reused, guide):
-        if str(word).startswith("-"):
-            raise RunError(f"there is no option {word}; --help lists them")
     if (run is None) == (reused is None):
         given = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
         raise RunError(

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -52,6 +53,11 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
         raise ValueError(
             f"--precision is {precision!r}, expected one of {', '.join(DTYPES)}; kernels are "
             "always float64"
+        )
+    known = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
+    if accelerator not in known:
+        raise ValueError(
+            f"--accelerator is {accelerator!r}, expected one of {', '.join(sorted(known))}"
         )
     accelerator = _device_type(accelerator)
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -69,6 +69,7 @@ __all__ = [
     "create_default",
     "default_folder",
     "fingerprint",
+    "has_checkpoint",
 ]
 
 RUNS = Path("runs")
@@ -245,18 +246,18 @@ class Run:
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
         """Start a run in a new or empty folder.
 
-        With ``overwrite`` an earlier run in that folder is removed first: the files a run writes,
-        and no others.
+        An earlier run in that folder is removed first if it ended before its first checkpoint, or
+        with ``overwrite``: the files a run writes, and no others.
 
         Raises:
-            RunError: the folder holds a run and ``overwrite`` is not given, or something else, or
-                is being written.
+            RunError: the folder holds a run with a checkpoint and ``overwrite`` is not given, or
+                something else, or is being written.
         """
         _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
         lock = _WriteLock(folder)
         try:
-            if "config.yaml" in _check_ours(folder) and not overwrite:
+            if _is_worth_keeping(_check_ours(folder), folder) and not overwrite:
                 raise RunError(
                     f"{folder} already holds a run; continue it with --resume {folder}, replace it "
                     "with --overwrite, or give another --run"
@@ -499,7 +500,7 @@ class Run:
     @property
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint was ever written, whole or not."""
-        return any((self.folder / "checkpoints").glob("step-*.json"))
+        return has_checkpoint(self.folder)
 
     def latest(self) -> Checkpoint:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""
@@ -555,6 +556,19 @@ def _check_ours(folder: Path) -> set[str]:
             "it is, give another --run"
         )
     return found
+
+
+def _is_worth_keeping(found: set[str], folder: Path) -> bool:
+    """Whether what ``folder`` holds is more than the start of a run without a checkpoint."""
+    if not found:
+        return False
+    begun = "environment.json" in found  # else config.yaml may be anyone's
+    return not begun or "results.json" in found or has_checkpoint(folder)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint of the run in ``folder`` was ever written, whole or not."""
+    return any((folder / "checkpoints").glob("step-*.json"))
 
 
 def _temporary_files(folder: Path) -> list[Path]:

@@ -16,14 +16,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse import set_parsing_settings
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.loading import open_run, seed_from
 from inference.processes import start
 from inference.runs import RunError
@@ -212,6 +211,7 @@ def sample(
         rank: with --reuse --guide learned: rank of D.
         accelerator: cpu, cuda, … or auto.
     """
+    check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
@@ -241,5 +241,4 @@ def sample(
 
 
 if __name__ == "__main__":
-    set_parsing_settings(parse_optionals_as_positionals=True)  # RUN for --run RUN
-    command_line(sample)
+    command_line(sample, unnamed="run")

@@ -38,7 +38,8 @@ from inference.checkpoints import (
     load_optimizer,
     optimizer_tensors,
 )
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
+from inference.effects import check_effects, start_note
 from inference.processes import (
     LossScale,
     Precision,
@@ -58,6 +59,22 @@ from pyro_mdm.progress import progress_bar
 from pyro_mdm.simulation import SimulationError
 
 __all__ = ["train"]
+
+GROUPS = {
+    "data": "model protocol data image_size logit_margin holdout flip",
+    "guide": "guide num_variables rank learn_beta learned_from stationary_variance max_log_snr "
+    "min_log_snr",
+    "nonlinear guide, in place of what its own Simulation says": "step_size points "
+    "solver objective probes probe_law backpropagation",
+    "score": "score network decoder decoder_in_loss times",
+    "optimization": "steps batch_size micro_batches learning_rate diffusion_learning_rate "
+    "weight_decay warmup decay clip ema_decay seed",
+    "evaluation": "log_every measure_every draws test_size num_samples sampler sampler_steps "
+    "figures",
+    "machine": "accelerator precision compile channels_last",
+    "run folder": "run resume overwrite checkpoint_every",
+}
+"""The options of :func:`train` as --help shows them."""
 
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
@@ -162,7 +179,8 @@ def train(
         probe_law: of the probes.
         backpropagation: through every step of a path, or by its adjoint, to save memory.
         steps: training steps; by default the data set's.
-        batch_size: data per step, of all processes together; by default the data set's.
+        batch_size: data per step, of all processes together; by default the data set's, or all
+            training data if they are fewer.
         micro_batches: pieces that each process computes its part of a batch in, to save memory.
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
@@ -191,7 +209,8 @@ def train(
         channels_last: lay the network's weights out with channels last; faster on recent GPUs.
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
         resume: continue the run in this folder, with its own settings.
-        overwrite: replace a run that is in the way.
+        overwrite: replace a run that is in the way in ``run``. One that ended before its first
+            checkpoint is always replaced.
     """
     settings = dict(locals())
     if resume is not None:
@@ -203,18 +222,15 @@ def train(
             _check(config, programs, fabric.world_size)
             return _fit(fabric, continued, programs, resumed=True)
 
+    if overwrite and run is None:
+        raise RunError("--overwrite replaces a run in the folder --run, which is not given")
     for name in ("run", "resume", "overwrite"):
         del settings[name]
     settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
     settings["learned_from"] = learned_from and loading.absolute_name(learned_from)
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
-    own_start = programs.model.diffusion.max_log_snr
-    if max_log_snr is not None and abs(own_start - max_log_snr) > 1e-6:
-        raise ValueError(
-            f"--max_log_snr is {max_log_snr:g}, but {guide} sets its own start, log SNR "
-            f"{own_start:.4g}; leave out --max_log_snr, or use a guide that takes max_log_snr"
-        )
+    check_effects(settings, programs)
     own_end = loading.give_learned_end(programs.model.diffusion, programs.model.score_function)
     if own_end is not None:
         settings["min_log_snr"] = own_end  # in config.yaml: older runs keep the ends they have
@@ -226,6 +242,13 @@ def train(
     for name in ("steps", "batch_size", "learning_rate"):
         if settings[name] is None:
             settings[name] = getattr(programs.problem, name)
+    number = len(programs.problem.train)
+    if batch_size is None:
+        settings["batch_size"] = min(settings["batch_size"], number)
+    elif batch_size > number:
+        raise ValueError(
+            f"--batch_size is {batch_size}, expected at most the {number} training data of {model}"
+        )
     fabric = start(accelerator, precision)
     _check(settings, programs, fabric.world_size)
 
@@ -234,6 +257,8 @@ def train(
             return create_default(model, guide, seed, settings)
         return Run.create(run, settings, overwrite=overwrite)
 
+    if fabric.is_global_zero and (note := start_note(settings, programs)):
+        print(note)
     with _open(fabric, create) as created:
         return _fit(fabric, created, programs, resumed=False)
 
@@ -313,7 +338,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             for r, part in zip(mine, batches(step), strict=True):
                 torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
                 last = r == mine[-1]
-                with _naming(step), fabric.no_backward_sync(loss_of, enabled=not last):
+                with _naming(step, run), fabric.no_backward_sync(loss_of, enabled=not last):
                     with draws.piece(r, count, noise_seed):
                         x, log_det = problem.transform(part)
                         loss = loss_of(x) / (batch_size * num_dims)
@@ -326,11 +351,9 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
             scale = trainee.scale.value
             overflow = not math.isfinite(norm) and trainee.scale.may_fall
             if not (math.isfinite(bits) and (math.isfinite(norm) or overflow)):
-                raise FloatingPointError(
-                    f"step {step}: the loss is {bits} bits/dim and the norm of its gradient "
-                    f"{norm}; the last checkpoint is good. Lower --learning_rate or "
-                    "--diffusion_learning_rate"
-                )
+                what = f"the loss is {bits} bits/dim and the norm of its gradient {norm}"
+                rates = "lower --learning_rate or --diffusion_learning_rate"
+                raise FloatingPointError(f"step {step}: {what}. {_advice(step, run, rates)}")
             stepper.step()
             if trainee.scale.value >= scale:  # else it was too large and the step was left out
                 trainee.ema.update_parameters(model)
@@ -439,16 +462,25 @@ def _say_stopped(run: Run, step: int) -> None:
 
 
 @contextmanager
-def _naming(step: int) -> Iterator[None]:
+def _naming(step: int, run: Run) -> Iterator[None]:
     """Says at which step a diffusion was trained into what has no bound, and what is left."""
     try:
         yield
     except (SimulationError, UnreachableError, KernelPrecisionError) as error:
         reason = str(error).partition("\nTrace Shapes:")[0]  # of Pyro
-        raise type(error)(
-            f"step {step}: {reason}. If the diffusion was trained into this, lower "
-            "--diffusion_learning_rate; a checkpoint before this step is good"
-        ) from error
+        rates = "if the diffusion was trained into this, lower --diffusion_learning_rate"
+        raise type(error)(f"step {step}: {reason}. {_advice(step, run, rates)}") from error
+
+
+def _advice(step: int, run: Run, rates: str) -> str:
+    """What to do about training that ended at ``step``: nothing was trained before the first."""
+    if step == 0:
+        return (
+            "Nothing has been trained yet, so that no learning rate is at fault: look at the data, "
+            "the guide and the network as they start"
+        )
+    good = "the last checkpoint is good" if run.has_checkpoint else "no checkpoint was written yet"
+    return f"{rates[0].upper()}{rates[1:]}; {good}"
 
 
 def _check_alike(fabric: Fabric, run: Run, mine: Any) -> None:
@@ -498,9 +530,11 @@ def _check_alone(given: Mapping[str, Any]) -> None:
 def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: int) -> None:
     problem, diffusion = programs.problem, programs.model.diffusion
     names = "steps batch_size micro_batches learning_rate log_every measure_every checkpoint_every"
-    for name in f"{names} draws num_samples sampler_steps clip".split():
-        if not settings[name] > 0:
-            raise ValueError(f"--{name} is {settings[name]}, expected a positive number")
+    names += " draws num_samples sampler_steps clip"
+    check_positive(**{name: settings[name] for name in names.split()})
+    for name in ("warmup", "weight_decay"):
+        if not settings[name] >= 0:
+            raise ValueError(f"--{name} is {settings[name]}, expected 0 or more")
     if not settings["diffusion_learning_rate"] >= 0:
         raise ValueError(
             f"--diffusion_learning_rate is {settings['diffusion_learning_rate']}, expected a "
@@ -531,8 +565,9 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
             "it out for all"
         )
     backend = settings["compile"]
-    if backend is not None and backend not in (known := torch.compiler.list_backends(None)):
-        raise ValueError(f"--compile is {backend!r}, expected one of {', '.join(known)}")
+    if backend is not None and backend not in torch.compiler.list_backends(None):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"--compile is {backend!r}, expected one of {usual}")
     if isinstance(diffusion, NonlinearDiffusion):
         if not settings["decoder_in_loss"]:
             raise ValueError(
@@ -551,4 +586,4 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
 
 
 if __name__ == "__main__":
-    command_line(train)
+    command_line(train, groups=GROUPS)

@@ -1,6 +1,8 @@
 """Generative programs, one file per data set: data, transform, network, likelihood.
 
-Read one, copy it, change it; ``--model file.py:Name`` runs your copy. See models/base.py.
+Read one, copy it, change it; ``--model file.py:Name`` runs your copy. Images need a name and
+``load``, all of them in a fixed order; where training and test data are official, or given apart,
+``split`` returns the parts instead. See models/base.py.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from models.checks import as_tensor, check_images, check_numbers, check_shape
 from models.files import spread
 from pyro_mdm import (
     Denoiser,
@@ -82,6 +83,12 @@ class Problem(ABC):
 
     Every 10th datum, those of index 0, 10, 20, …, is test. With ``holdout`` those of index 8, 18,
     28, …, otherwise trained on, are kept for validation: choose settings there, never on test.
+    Official parts, such as a published test set, come from :meth:`split` instead of :meth:`load`::
+
+        def split(self, holdout):
+            train, test = …  # tensors or NumPy arrays
+            end = len(train) - 5000 if holdout else len(train)
+            return train[:end], train[end:], test
 
     Args:
         holdout: keep a validation part out of the training data.
@@ -89,10 +96,16 @@ class Problem(ABC):
     Attributes:
         train, validation, test: the data as stored, (n, *event_shape); compact (uint8) for images.
             ``validation`` is empty without ``holdout``.
+
+    Raises:
+        TypeError: an attribute is missing, or data are no tensor and no NumPy array.
+        ValueError: data of another shape or kind than the class says, or none.
     """
 
     name: str
     event_shape: tuple[int, ...]
+    """Of a datum; where a class does not say, what its training data have."""
+
     scores: tuple[str, ...] = ("denoiser", "noise", "score", "residual")
     """The parameterizations that can be asked for; the first is the default.
 
@@ -110,7 +123,41 @@ class Problem(ABC):
     _rough = False
 
     def __init__(self, *, holdout: bool = False) -> None:
-        self.train, self.validation, self.test = self.split(holdout)
+        for attribute, example in (("name", "'mine'"), ("max_log_snr", "9.0")):
+            if not hasattr(self, attribute):
+                raise TypeError(
+                    f"{type(self).__name__} has no {attribute}; give the class one, such as "
+                    f"{attribute} = {example}"
+                )
+        found = self.split(holdout)
+        if not isinstance(found, tuple | list) or len(found) != 3:
+            raise TypeError(
+                f"{self.name}: split returned {_counted(found)}, expected three: training, "
+                "validation (empty without holdout) and test data"
+            )
+        names = ("training", "validation", "test")
+        self.train, self.validation, self.test = (
+            as_tensor(part, f"{self.name}: the {name} data")
+            for name, part in zip(names, found, strict=True)
+        )
+        if not hasattr(self, "event_shape"):
+            self.event_shape = tuple(self.train.shape[1:])
+        for name, part in zip(names, (self.train, self.validation, self.test), strict=True):
+            if len(part) == 0 and name != "validation":
+                raise ValueError(f"{self.name}: there are no {name} data")
+            self.check(part, f"{self.name}: the {name} data")
+
+    def check(self, data: Tensor, what: str) -> None:
+        """Whether a part of the data is what the class says they are.
+
+        Args:
+            what: it is called in messages.
+
+        Raises:
+            ValueError: it is not.
+        """
+        check_shape(data, self.event_shape, what)
+        check_numbers(data, what)
 
     def load(self) -> Tensor:
         """All data, (n, *event_shape), in a fixed order."""
@@ -121,7 +168,7 @@ class Problem(ABC):
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Train, validation (empty without ``holdout``) and test, by index unless overridden."""
-        data = self.load()
+        data = as_tensor(self.load(), f"{self.name}: the data")
         index = torch.arange(len(data))
         test, validation = index % 10 == 0, (index % 10 == 8) & holdout
         return data[~(test | validation)], data[validation], data[test]
@@ -241,6 +288,12 @@ class Problem(ABC):
         return None if name == "denoiser" else Gaussian()
 
 
+def _counted(found: object) -> str:
+    if isinstance(found, tuple | list):
+        return f"a {type(found).__name__} of {len(found)}"
+    return f"a {type(found).__name__}"
+
+
 class ImageProblem(Problem):
     """Images of few or 256 grey levels or colours, stored as uint8 codes k = 0 … num_levels - 1.
 
@@ -253,7 +306,9 @@ class ImageProblem(Problem):
       Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
       need ``transform``'s log-determinant and ``dequantized_levels``.
 
-    Subclasses name their U-Nets in ``networks``, or define :meth:`network` themselves.
+    A subclass needs no more than a ``name`` and :meth:`load` (or :meth:`split`, for official
+    parts), which gives uint8 (n, C, H, W) with C = 1 or 3. It may name other U-Nets in ``networks``
+    or define :meth:`network` itself.
 
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
@@ -266,14 +321,16 @@ class ImageProblem(Problem):
 
     Raises:
         ValueError: an unknown protocol, network or decoder; a margin out of range; a margin or
-            decoder without the protocol.
+            decoder without the protocol; images that are no codes of the levels, or whose size does
+            not suit the network.
     """
 
+    max_log_snr: float = 13.0
     num_levels: int = 256
     form: Literal["tilt", "logits"] = "tilt"
     """What a discrete denoiser's network gives a pixel: two tilts, or a logit for each level."""
 
-    networks: ClassVar[dict[str, dict[str, Any]]] = {}
+    networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
     """Options of :class:`UNet` by name; the first is the default."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
@@ -296,6 +353,11 @@ class ImageProblem(Problem):
                     f"--{option} is {value}, which is for dequantized images; give --protocol "
                     "dequantized too, or leave it out"
                 )
+        if logit_margin is not None and not 0 <= logit_margin < 0.5:
+            raise ValueError(
+                f"--logit_margin is {logit_margin}, expected a number in [0, 0.5), such as the "
+                "paper's 0.05"
+            )
         if decoder not in (None, "tweedie", "joint_tweedie"):
             raise ValueError(f"--decoder is {decoder!r}, expected 'tweedie' or 'joint_tweedie'")
         self.decoder = decoder
@@ -303,6 +365,7 @@ class ImageProblem(Problem):
         if self.network_name in self.learning_rates:
             self.learning_rate = self.learning_rates[self.network_name]
         super().__init__(holdout=holdout)
+        self._check_size()
         self.levels = torch.linspace(-1.0, 1.0, self.num_levels, dtype=torch.float64)
         self.dequantization: LogitDequantization | None = None
         if protocol == "discrete":
@@ -311,6 +374,31 @@ class ImageProblem(Problem):
             margin = {} if logit_margin is None else {"margin": logit_margin}
             self.dequantization = LogitDequantization(self.num_levels, **margin)
             self.max_log_snr = 9.0  # of VPSDE at the paper's ε = 1e-3
+
+    def check(self, data: Tensor, what: str) -> None:
+        check_images(data, self.num_levels, what)
+        super().check(data, what)
+
+    def _check_size(self) -> None:
+        if self.network_name is None:
+            return
+        options = self.networks[self.network_name]
+        patch, levels = options.get("patch", 1), len(options.get("multipliers", (1, 2)))
+        height, width = self.event_shape[1:]
+        smallest = patch * 2 ** (levels - 1)
+        if height % patch or width % patch or min(height, width) < smallest:
+            fitting = max(smallest, min(height, width) // patch * patch)
+            others = [name for name in self.networks if name != self.network_name]
+            raise ValueError(
+                f"images of {height}×{width} pixels do not suit --network {self.network_name}, "
+                f"which needs sides of at least {smallest} that are multiples of {patch}; "
+                f"{self.resize_advice(fitting)}, or use "
+                f"{' or '.join(others) or 'another U-Net, named in networks'}"
+            )
+
+    def resize_advice(self, size: int) -> str:
+        """How images get ``size`` pixels a side, in a message."""
+        return f"crop, pad or scale them to {size}×{size}"
 
     def _choose(self, network: str | None) -> str | None:
         """The name of the network; None where a subclass makes its own."""

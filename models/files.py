@@ -8,6 +8,7 @@ take long to decode are decoded once and memory-mapped from then on (:func:`cach
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import pickle
 import shlex
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,9 +31,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 __all__ = [
+    "IDX_BYTES",
     "DataError",
     "Published",
     "cached",
+    "idx_array",
     "idx_images",
     "python_command",
     "spread",
@@ -40,6 +44,9 @@ __all__ = [
 
 CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
+
+GZIP, IDX_BYTES = b"\x1f\x8b", b"\0\0\x08"
+"""How gzipped files begin, and IDX files of unsigned bytes."""
 
 Images = NDArray[np.uint8]
 
@@ -129,12 +136,33 @@ def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
     Raises:
         DataError: it is no such file, or has images of another size.
     """
-    header = struct.unpack(">4i", content[:16]) if len(content) >= 16 else ()
-    if header[:1] != (0x803,) or len(content) != 16 + math.prod(header[1:]):
-        raise DataError(f"{place}: expected an IDX file of images, unsigned bytes of three sizes")
-    if header[2:] != shape:
-        raise DataError(f"{place}: found images of {header[2:]} pixels, expected {shape}")
-    return torch.from_numpy(np.frombuffer(content[16:], dtype=np.uint8).copy()).view(-1, 1, *shape)
+    images = idx_array(content, place)
+    if images.ndim != 3 or images.shape[1:] != shape:
+        raise DataError(f"{place}: found images of {images.shape[1:]} pixels, expected {shape}")
+    return torch.from_numpy(images).view(-1, 1, *shape)
+
+
+def idx_array(content: bytes, place: str) -> Images:
+    """The unsigned bytes in an IDX file, images of three or four sizes, gzipped or not.
+
+    Args:
+        content: of the file;  place: what the file is called in messages.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+    """
+    if content[:2] == GZIP:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{place} is damaged: {error}") from error
+    sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 16 else 0
+    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if sizes in (3, 4) else ()
+    if not shape or len(content) != 4 + 4 * sizes + math.prod(shape):
+        raise DataError(
+            f"{place}: expected an IDX file of images, unsigned bytes of three or four sizes"
+        )
+    return np.frombuffer(content[4 + 4 * sizes :], dtype=np.uint8).reshape(shape).copy()
 
 
 # -- pickles ---------------------------------------------------------------------------------------

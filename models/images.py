@@ -1,8 +1,9 @@
-"""Images of your own: a folder of PNG, JPEG, WebP or BMP files, or arrays in an .npz file."""
+"""Images of your own: a folder of PNG, JPEG, WebP or BMP files, an .npz file, or IDX files."""
 
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from models.base import PAPER, PUBLISHED, SMALL, ImageProblem
-from models.files import DataError
+from models.files import IDX_BYTES, DataError, idx_array
 
 __all__ = ["Images"]
 
@@ -37,6 +38,10 @@ PARTS = {
 }
 """Names of subfolders and arrays that are parts of the data."""
 
+IDX_PARTS = PARTS | {"t10k": "test"}
+IDX_NAME = re.compile(r"[-.]idx[34]-ubyte(\.gz)?$")
+"""Files of images, as MNIST calls them; idx1 are its labels."""
+
 GREY = frozenset(["1", "L", "LA", "La"])
 COLOUR = frozenset(["P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
 TRANSPARENT = frozenset(["LA", "La", "PA", "RGBA", "RGBa"])
@@ -49,20 +54,22 @@ U = TypeVar("U")
 class Images(ImageProblem):
     """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
 
-    ``data`` is a folder or an .npz file. In a folder, images are searched for at any depth and
-    taken in the order of their paths; hidden files and files with other suffixes are passed over.
-    Images are turned upright as their EXIF data say, transparent ones are laid on white, and only
-    the first frame of an animation counts. All have one channel if all files are of a grey kind
-    (palettes are colours), else three.
-    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3.
+    ``data`` is a folder, an .npz file or an IDX file, the format of MNIST. In a folder, images are
+    searched for at any depth and taken in the order of their paths; hidden files and files with
+    other suffixes are passed over. Images are turned upright as their EXIF data say, transparent
+    ones are laid on white, and only the first frame of an animation counts. All have one channel if
+    all files are of a grey kind (palettes are colours), else three.
+    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3, an
+    IDX file, gzipped or not, one of them. Of a folder with files ``…-idx3-ubyte`` only those count.
 
-    Subfolders, or arrays, named ``train``, ``validation`` (or ``val``, ``valid``) and ``test`` are
-    the parts. Where there is no ``test``, every 10th of the training images, 0, 10, 20, …, is;
-    where there is no ``validation``, ``holdout`` keeps 8, 18, 28, …. Without ``holdout`` a
-    ``validation`` is trained on.
+    Subfolders, arrays or IDX files named ``train``, ``validation`` (or ``val``, ``valid``) and
+    ``test`` (or ``t10k``, of IDX files, whose names may have other words too) are the parts. Where
+    there is no ``test``, every 10th of the training images, 0, 10, 20, …, is; where there is no
+    ``validation``, ``holdout`` keeps 8, 18, 28, …. Without ``holdout`` a ``validation`` is trained
+    on.
 
     Args:
-        data: the folder or .npz file.
+        data: the folder or file.
         image_size: cut the middle square out of each image and scale it to this many pixels a side
             (Lanczos, antialiased).
         protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
@@ -92,8 +99,8 @@ class Images(ImageProblem):
     ) -> None:
         if data is None:
             raise ValueError(
-                "--model images needs --data PATH, a folder of images (PNG, JPEG, WebP, BMP, …) or "
-                "an .npz file with arrays of uint8"
+                "--model images needs --data PATH: a folder of images (PNG, JPEG, WebP, BMP, …), "
+                "an .npz file with arrays of uint8, or IDX files like those of MNIST"
             )
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
@@ -107,15 +114,17 @@ class Images(ImageProblem):
         )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        if self.root.is_dir():
+        if idx := _idx_files(self.root):
+            parts = _from_idx(idx, self.root, self.image_size)
+        elif self.root.is_dir():
             parts = _from_folder(self.root, self.image_size)
         elif self.root.is_file() and self.root.suffix == ".npz":
             parts = _from_npz(self.root, self.image_size)
         else:
-            what = "is neither a folder nor an .npz file" if self.root.exists() else "is not there"
+            known = "is neither a folder nor an .npz file nor an IDX file"
             raise DataError(
-                f"--data {self.root} {what}; expected a folder of images or an .npz file with "
-                "arrays of uint8"
+                f"--data {self.root} {known if self.root.exists() else 'is not there'}; expected a "
+                "folder of images, an .npz file with arrays of uint8, or an IDX file like MNIST's"
             )
         if (count := sum(map(len, parts.values()))) < FEWEST:
             what = f" ({', '.join(sorted(SUFFIXES))})" if self.root.is_dir() else ""
@@ -124,7 +133,6 @@ class Images(ImageProblem):
             raise DataError(f"{self.root} has no images for {', '.join(empty)}")
         train = parts["train"]
         self.event_shape = tuple(train.shape[1:])
-        self._check_size()
 
         index = torch.arange(len(train))
         chosen = torch.zeros(len(train), dtype=torch.bool)
@@ -143,20 +151,8 @@ class Images(ImageProblem):
             return torch.cat([train[~chosen], parts["validation"]]), validation, test
         return (train[~chosen] if bool(chosen.any()) else train), validation, test
 
-    def _check_size(self) -> None:
-        if self.network_name is None:
-            return
-        options = self.networks[self.network_name]
-        patch, levels = options.get("patch", 1), len(options["multipliers"])
-        height, width = self.event_shape[1:]
-        smallest = patch * 2 ** (levels - 1)
-        if height % patch or width % patch or min(height, width) < smallest:
-            fitting = max(smallest, min(height, width) // patch * patch)
-            raise ValueError(
-                f"images of {height}×{width} pixels do not suit --network {self.network_name}, "
-                f"which needs sides of at least {smallest} that are multiples of {patch}; use "
-                f"--image_size {fitting}, or another of {', '.join(self.networks)}"
-            )
+    def resize_advice(self, size: int) -> str:
+        return f"use --image_size {size}"
 
 
 # -- what both kinds of files need -----------------------------------------------------------------
@@ -296,12 +292,24 @@ def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
                 if len(names) != 1:
                     raise DataError(
                         f"{path} has arrays {', '.join(names) or '(none)'}; expected train and, if "
-                        "there are, validation and test, or a single one"
+                        "there are, validation and test, or a single one. Save them under these "
+                        "names: np.savez('own.npz', train=…, test=…)"
                     )
                 named = {"train": names[0]}
+            unknown = [name for name in names if name not in named.values()]
+            if images := [name for name in unknown if file[name].ndim > 2]:  # labels may be there
+                raise DataError(
+                    f"{path} has arrays {', '.join(names)}, and {', '.join(images)} may be images "
+                    "of no known part; expected train, validation (or val, valid) and test"
+                )
             arrays = {part: _planes(file[name], path, name) for part, name in named.items()}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as arrays of numbers: {error}") from error
+    return _sized(arrays, path, image_size)
+
+
+def _sized(arrays: dict[str, Pixels], path: Path, image_size: int | None) -> dict[str, Tensor]:
+    """Parts (n, C, H, W) of one size."""
     channels = {name: array.shape[1] for name, array in arrays.items()}
     if len(set(channels.values())) > 1:
         raise DataError(f"{path} has arrays of different channels: {channels}")
@@ -311,6 +319,37 @@ def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
         if array.shape[2:] != train:
             raise _other_size(f"train in {path}", train, f"{part} in {path}", array.shape[2:])
     return {part: torch.from_numpy(array) for part, array in arrays.items()}
+
+
+def _idx_files(root: Path) -> list[Path]:
+    """The IDX files of images that ``root`` is or holds, each once: not also its .gz."""
+    if root.is_file():
+        with open(root, "rb") as file:
+            begin = file.read(3)
+        return [root] if begin == IDX_BYTES or IDX_NAME.search(root.name) else []
+    if not root.is_dir():
+        return []
+    found = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
+    return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
+
+
+def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict[str, Tensor]:
+    parts: dict[str, Path] = {}
+    for path in files:
+        words = re.split(r"[^a-z0-9]+", path.name.lower())
+        part = next((IDX_PARTS[word] for word in words if word in IDX_PARTS), "train")
+        if part in parts:
+            raise DataError(f"{root} has both {parts[part].name} and {path.name} for {part}")
+        parts[part] = path
+    if "train" not in parts:
+        raise DataError(
+            f"{root} has {', '.join(path.name for path in files)} but no file of training images"
+        )
+    arrays = {
+        part: _planes(idx_array(path.read_bytes(), str(path)), path, "images")
+        for part, path in parts.items()
+    }
+    return _sized(arrays, root, image_size)
 
 
 def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:

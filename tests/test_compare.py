@@ -497,7 +497,7 @@ def test_mistakes_on_the_command_line_end_with_their_message(
         main([str(tmp_path / "nowhere"), *out])
     with pytest.raises(RunError):
         main(["--debug", str(tmp_path / "nowhere"), *out])
-    with pytest.raises(SystemExit, match="error: half_width is -1"):
+    with pytest.raises(SystemExit, match="error: --half_width is -1"):
         main([str(runs["cld"]), "--half_width", "-1", *out])
     for words in ([], [str(runs["cld"]), "--part", "train"], [str(runs["cld"]), "--wdith", "1"]):
         with pytest.raises(SystemExit, match="2"):
@@ -505,7 +505,7 @@ def test_mistakes_on_the_command_line_end_with_their_message(
     assert "--wdith" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "runs [runs ...]" in capsys.readouterr().out
+    assert "RUNS …" in capsys.readouterr().out
 
 
 def test_a_trained_run(tiny: str, tmp_path: Path) -> None:

@@ -1052,6 +1052,47 @@ def test_images_are_cut_square_and_scaled_with_antialiasing(kind, tmp_path):
     assert (inside[0] - 64).abs().max() <= 4 and (inside[1] - 128).abs().max() <= 4
 
 
+def idx(images: Array) -> bytes:
+    """An IDX file of unsigned bytes."""
+    return struct.pack(f">4B{images.ndim}i", 0, 0, 8, images.ndim, *images.shape) + images.tobytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("axes", [3, 4])
+def test_idx_files_of_ones_own(packed, axes, tmp_path):
+    train, test = pixels(30, 3, 8, 10), pixels(25, 3, 8, 10, seed=1)
+    if axes == 3:
+        train, test = train[:, :1], test[:, :1]
+
+    def write(name: str, images: Array) -> Path:
+        content = idx(images[:, 0] if axes == 3 else images)
+        path = tmp_path / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content) if packed else content)
+        return path
+
+    one = write(f"own.idx{axes}-ubyte", train)
+    problem = Images(data=one, holdout=True)
+    index = np.arange(30) % 10
+    check_parts(problem, train[(index != 0) & (index != 8)], train[index == 8], train[index == 0])
+    one.unlink()
+    write(f"emnist-letters-train-images-idx{axes}-ubyte", train)
+    write(f"t10k-images-idx{axes}-ubyte", test)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(30, np.uint8)))
+    problem = Images(data=tmp_path)
+    check_parts(problem, train, train[:0], test)
+    assert problem.event_shape == train.shape[1:]
+
+
+def test_of_idx_files_that_are_there_packed_too_one_is_read(tmp_path):
+    images = pixels(30, 1, 8, 8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images[:, 0]))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"torn")
+    check_parts(Images(data=tmp_path), images[np.arange(30) % 10 != 0], images[:0], images[::10])
+    (tmp_path / "more-train-idx3-ubyte").write_bytes(idx(images[:, 0]))
+    with pytest.raises(DataError, match=r"has both more-train.* and train-images.* for train"):
+        Images(data=tmp_path)
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match=r"needs --data PATH"):
         Images()

@@ -130,9 +130,14 @@ def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path)
     assert (tmp_path / "summary.png").exists() and not (tmp_path / "movement.png").exists()
 
 
-def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the programs are found from any folder
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     cell = Cell("nowhere", "denoiser", 0, {"model": "toy", "guide": "nowhere"})
     with pytest.raises(RunError, match=r"denoiser-nowhere-0 failed: .*unknown guide 'nowhere'"):
+        train_all([cell], tmp_path, workers=1)
+    cell = Cell("cld", "denoiser", 0, {"model": "toy", "guide": "cld", "stpes": 3})
+    with pytest.raises(RunError, match=r"error: there is no option --stpes=3; did you mean --ste"):
         train_all([cell], tmp_path, workers=1)
 
 

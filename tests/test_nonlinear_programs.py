@@ -266,7 +266,7 @@ def test_every_parameter_gets_a_gradient_as_several_processes_need(
 def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(
     tmp_path: Path, mine: str, options: dict[str, Any]
 ) -> None:
-    options |= {"guide": f"{mine}:ready", "steps": 1}
+    options |= {"guide": f"{mine}:learned", "steps": 1}
     given: dict[str, Any] = {"step_size": 0.5, "solver": "euler", "objective": "local_dsm"}
     given |= {"probes": 2, "probe_law": "gaussian", "backpropagation": "adjoint"}
     train(**options, **given, run=tmp_path / "run")

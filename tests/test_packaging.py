@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,10 +81,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_wheel_holds_the_library_alone(wheel):
+def test_wheel_holds_the_library_and_its_command_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     info = {name.split("/")[0] for name in names if ".dist-info/" in name}
-    assert {name.split("/")[0] for name in names} == {"pyro_mdm"} | info
+    assert {name.split("/")[0] for name in names} == {"pyro_mdm", "pyro_mdm_cli.py"} | info
     library = {f"pyro_mdm/{path.name}" for path in (ROOT / "pyro_mdm").glob("*.py")}
     assert library | {"pyro_mdm/py.typed"} == {n for n in names if n.startswith("pyro_mdm/")}
     assert any(name.endswith("LICENSE") for name in names)
@@ -195,3 +196,54 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
     place, value = done.stdout.split()
     assert Path(place).is_relative_to(site)
     assert -20.0 < float(value) < 20.0
+
+
+# -- the command pyro-mdm --------------------------------------------------------------------------
+
+
+def command(place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """``pyro-mdm``, as pip makes it for what lies in ``place``, called in ``folder``."""
+    program = "import sys; sys.path[0] = sys.argv.pop(1); import pyro_mdm_cli; pyro_mdm_cli.main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, str(place), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_is_installed_under_its_name(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+    assert "[console_scripts]\npyro-mdm = pyro_mdm_cli:main" in archive.read(name).decode()
+
+
+def test_the_command_runs_the_programs_of_the_checkout_from_any_folder(tmp_path):
+    (tmp_path / "mine.py").write_text("from pyro_mdm import CLD as Mine")
+    (tmp_path / "inference.py").write_text("raise RuntimeError('another inference')")
+    words = ("--guide", "mine:Mine", "--model", "toy", "--out", "mine.png")
+    done = command(ROOT, tmp_path, "inspect", *words)
+    assert done.returncode == 0, done.stderr
+    assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
+
+
+def test_the_command_lists_the_programs_and_knows_no_other(tmp_path):
+    done = command(ROOT, tmp_path)
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    runnable = {
+        path.stem
+        for path in (ROOT / "inference").glob("*.py")
+        if re.search(r'^if __name__ == "__main__":|^args = ', path.read_text(), re.MULTILINE)
+    }
+    assert done.returncode == 0 and listed == runnable >= {"train", "evaluate", "svi"}
+    done = command(ROOT, tmp_path, "trian")
+    assert done.returncode == 2 and "did you mean train?" in done.stderr
+    done = command(ROOT, tmp_path, "train", "--stpes", "3")
+    assert done.returncode == 2 and "did you mean --steps?" in done.stderr
+
+
+def test_the_command_of_a_wheel_says_where_the_programs_are(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    done = command(tmp_path / "site", tmp_path, "train")
+    assert done.returncode == 1
+    assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr

@@ -39,6 +39,7 @@ from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
+from pyro_mdm.networks import MLP
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -669,6 +670,60 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, options: dict[
     assert 0 < step == latest_checkpoint(run / "checkpoints").step
 
 
+def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
+
+    schedule, usual = recipe.schedule, MLP.forward
+
+    def failing(step: int) -> str:
+        def rate(at: int, *rest: Any) -> float:
+            return 1e30 if at == step - 1 else schedule(at, *rest)
+
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
+            patch.setattr(recipe, "schedule", rate)
+            if step == 0:
+                patch.setattr(MLP, "forward", lambda *inputs: usual(*inputs) * math.nan)
+            with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:
+                train(**options, run=run)
+        return str(caught.value)
+
+    first = failing(0)
+    assert "no learning rate is at fault: look at the data" in first and "checkpoint" not in first
+    second = failing(1)  # in the same folder: nothing of the first is worth keeping
+    assert second.endswith("--diffusion_learning_rate; no checkpoint was written yet")
+    options["checkpoint_every"] = 1
+    assert failing(2).endswith("--diffusion_learning_rate; the last checkpoint is good")
+    with pytest.raises(RunError, match="already holds a run"):
+        train(**options, run=run)
+
+
+def test_a_batch_of_ones_own_data_is_no_larger_than_they_are(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "few.py").write_text(TINY + "\n\nTiny.batch_size = 1000\n")
+    options |= {"model": f"{tmp_path / 'few.py'}:Tiny", "steps": 1}
+    train(**options, run=tmp_path / "run")
+    assert (
+        Run.open(tmp_path / "run").config["batch_size"] == 160
+    )  # of 200, without test, validation
+
+
+def test_a_start_that_nobody_asked_for_is_noted(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("from pyro_mdm import CLD\nearly = CLD(max_log_snr=5.0)\n")
+    guides = {f"{tmp_path / 'mine.py'}:early": True, "cld": False}
+    guides["inference.guides.published:vpsde_at_time"] = False  # at 9.2, which is at its time
+    for i, (guide, noted) in enumerate(guides.items()):
+        train(**options | {"guide": guide, "steps": 1}, run=tmp_path / str(i))
+        note = "early starts at log SNR 5, where .*Tiny would have 9; a guide with a keyword max_"
+        assert bool(re.search(note, capsys.readouterr().out)) == noted
+
+
 def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
     build = functools.partial(build_diffusion, "learned", max_log_snr=9.0)
     learned = build(num_variables=3, rank=1, min_log_snr=-8.0)
@@ -826,7 +881,7 @@ def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
     options |= {"measure_every": 6, "checkpoint_every": 1, "diffusion_learning_rate": 0.015}
     message = (
         r"error: step (\d): Losing: noise reaches 1 of 2 variables with Q = .*, D = .*rank"
-        r"\. If the diffusion was .*lower --diffusion_learning_rate; a checkpoint before this step"
+        r"\. If the diffusion was .*lower --diffusion_learning_rate; the last checkpoint is good"
     )
     with pytest.raises(SystemExit, match=message):
         words = [f"--{k}={v}" for k, v in options.items()]

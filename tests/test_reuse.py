@@ -263,8 +263,6 @@ def test_either_a_run_or_reuse(run: Path) -> None:
         open_run(None, run, None)
     with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
         open_run(run, None, "cld", rank=1, max_log_snr=None)
-    with pytest.raises(RunError, match="there is no option --dras"):
-        open_run(Path("--dras"), run, "cld")
 
 
 # -- the command lines -----------------------------------------------------------------------------
@@ -289,7 +287,7 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
     assert capsys.readouterr().out.splitlines()[-1] == str(bound(result.own))
     with pytest.raises(SystemExit, match="error: neither a run nor --reuse"):
         run_program("evaluate", "--draws", 4)
-    with pytest.raises(SystemExit, match="error: there is no option --dras"):
+    with pytest.raises(SystemExit, match="2"):
         run_program("evaluate", "--dras", 4, "--reuse", run)
 
 

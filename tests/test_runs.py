@@ -343,6 +343,25 @@ def test_an_existing_run_is_refused_unless_asked(
     }
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Run.create(folder, {"seed": 1}) as run:
+        run.log(3, "train", {"bits_per_dim": 2.0})
+        with pytest.raises(RunError, match="is being written by this process"):
+            Run.create(folder, {"seed": 2})
+    with Run.create(folder, {"seed": 2}) as run:
+        assert Run.open(folder).config["seed"] == 2
+        assert len(pd.read_csv(folder / "metrics.csv")) == 0
+        run.write_json("results.json", {})
+    with pytest.raises(RunError, match="already holds a run"):  # whose checkpoints were removed
+        Run.create(folder, {"seed": 3})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("seed: 5")  # as one writes it for --config
+    with pytest.raises(RunError, match="already holds a run"):
+        Run.create(tmp_path / "mine", {"seed": 3})
+    assert (tmp_path / "mine" / "config.yaml").read_text() == "seed: 5"
+
+
 def test_a_run_that_was_half_replaced_is_still_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,9 +616,7 @@ def test_a_folder_has_one_writer_in_one_process_too(tmp_path: Path) -> None:
     run = Run.resume(folder)
     del run  # never closed
     gc.collect()
-    with pytest.raises(RunError, match="already holds a run"):
-        Run.create(folder, {})
-    Run.create(folder, {}, overwrite=True)
+    Run.create(folder, {})
 
 
 def test_a_run_that_cannot_be_opened_is_not_locked(

@@ -1,0 +1,154 @@
+"""Words of a command line are what the signature of a program says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from inference.cli import command_line
+from inference.train import GROUPS, train
+
+Found = dict[str, Any]
+
+
+def program(
+    runs: Sequence[Path] = (),
+    steps: int | None = None,
+    rate: float = 0.5,
+    kind: Literal["plain", "fancy"] | None = None,
+    probes: Literal["exact"] | int | None = None,
+    noise: float | list[float] | list[list[float]] | None = None,
+    out: Path | None = None,
+    name: str | None = None,
+    holdout: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Do it.
+
+    With 5% of the effort.
+
+    Args:
+        runs: folders.
+        steps, rate: numbers
+            of two kinds.
+        kind: a choice.
+    """
+    CALLS.append(dict(locals()))
+
+
+CALLS: list[Found] = []
+
+
+def call(*words: str, unnamed: str | None = "runs", function: Callable[..., None] = program) -> Any:
+    """What the program is called with, but for defaults."""
+    CALLS.clear()
+    command_line(function, words, unnamed=unnamed)
+    (found,) = CALLS
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {}),
+        ("--steps 3", {"steps": 3}),
+        ("--steps=1e3", {"steps": 1000}),
+        ("--steps 123456789012345678901", {"steps": 123456789012345678901}),
+        ("--rate -1e-3", {"rate": -1e-3}),
+        ("--rate 2", {"rate": 2.0}),
+        ("--steps null --kind fancy", {"kind": "fancy"}),
+        ("--probes 4", {"probes": 4}),
+        ("--probes exact", {"probes": "exact"}),
+        ("--noise 0.25", {"noise": 0.25}),
+        ("--noise [1,2e-1]", {"noise": [1.0, 0.2]}),
+        ("--noise [[1,0.3],[0.3,1]]", {"noise": [[1.0, 0.3], [0.3, 1.0]]}),
+        ("--out a/b.png", {"out": Path("a/b.png")}),
+        ("--name 3", {"name": "3"}),
+        ("--name a=b", {"name": "a=b"}),
+        ("a b", {"runs": [Path("a"), Path("b")]}),
+        ("a --steps 3 b", {"runs": [Path("a"), Path("b")], "steps": 3}),
+        ("--overwrite", {"overwrite": True}),
+        ("--overwrite a", {"overwrite": True, "runs": [Path("a")]}),
+        ("--holdout False --overwrite true", {"holdout": False, "overwrite": True}),
+        ("--steps 3 --steps 4", {"steps": 4}),
+    ],
+)
+def test_words_are_read_as_the_signature_says(words: str, expected: Found) -> None:
+    found = call(*words.split())
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+def test_a_config_goes_before_defaults_and_behind_words(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    file.write_text("steps: 1e3\nrate: 1e-4\nout: a\nruns: [x, y]\nholdout: false\nnoise: [1, 2]\n")
+    other.write_text("rate: 3\n")
+    found = call("--rate", "2", "--config", str(file))
+    assert found.pop("runs") == [Path("x"), Path("y")]
+    whole = {"steps": 1000, "out": Path("a"), "holdout": False, "noise": [1.0, 2.0]}
+    assert found == whole | {"rate": 2.0}
+    assert call("--config", str(file), f"--config={other}")["rate"] == 3.0
+
+
+def test_a_printed_config_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("a", "--steps", "1e3", "--out", "b", "--noise", "[1, 2]", "--rate", "1e-5")
+    with pytest.raises(SystemExit) as caught:
+        call(*words, "--print_config")
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and list(yaml.safe_load(printed)) == list(
+        inspect.signature(program).parameters
+    )
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert call("--config", str(tmp_path / "printed.yaml")) == call(*words)
+
+
+def test_the_help_has_every_option_once_below_its_title(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["-h"], ["a", "--help", "--steps", "3"]):
+        with pytest.raises(SystemExit) as caught:
+            command_line(program, words, unnamed="runs", groups={"numbers": "steps rate"})
+        text = capsys.readouterr().out
+        assert caught.value.code == 0
+    first, second = text.split("\nnumbers:\n")
+    assert (
+        "RUNS …" in first and "With 5% of the effort." in first and "--kind {plain,fancy}" in first
+    )
+    assert "--noise NUMBER|[NUMBER, …]|[[NUMBER, …], …]" in first
+    assert second.split("\n\n")[0] == (
+        "  --steps INTEGER         numbers of two kinds.\n"
+        "  --rate NUMBER           numbers of two kinds. [0.5]"
+    )
+    grouped = [name for names in GROUPS.values() for name in names.split()]
+    assert sorted(grouped) == sorted(inspect.signature(train).parameters)
+    with pytest.raises(SystemExit):
+        command_line(train, ["--help"], groups=GROUPS)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for name in grouped:
+        assert text.count(f"\n  --{name} ") == 1
+
+
+def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def wrong(steps: int = 1) -> None:
+        """Fail."""
+        raise ValueError("no")
+
+    with pytest.raises(SystemExit, match=r"^error: no$"):
+        command_line(wrong, [])
+    with pytest.raises(ValueError, match=r"^no$"):
+        command_line(wrong, ["--debug", "--steps", "3"])
+    with pytest.raises(SystemExit) as caught:
+        command_line(wrong, ["--steps", "x"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --steps is 'x', expected an integer\n--help lists the options\n"
+    )
