@@ -1,4 +1,4 @@
-"""The tables of experiments: runs that are kept, resumed and refused, and what they say together."""
+"""The tables of experiments: runs kept, resumed and refused, and what they say together."""
 
 from __future__ import annotations
 

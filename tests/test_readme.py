@@ -33,7 +33,7 @@ def blocks(page: str, language: str) -> list[str]:
 def run(block: str, page: str) -> dict[str, Any]:
     """What an example defines, run by itself; of long loops two rounds."""
     found: dict[str, Any] = {"__name__": page}
-    exec(compile(re.sub(r"range\(\d{3,}\)", "range(2)", block), page, "exec"), found)
+    exec(compile(re.sub(r"in range\(\d{3,}\)", "in range(2)", block), page, "exec"), found)
     return found
 
 
