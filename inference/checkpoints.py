@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyro_mdm.settings import EXTRA_STATE, SettingsError
+from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
 __all__ = [
     "ArchitectureError",
@@ -338,7 +338,7 @@ def _digest(body: Any) -> str:
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load ``tensors`` into ``module``, all of them or none.
 
-    Settings in a checkpoint (:mod:`pyro_mdm.settings`) are taken over; one that is older than they
+    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are taken over; one that is older than they
     are leaves those of ``module``.
 
     Raises:

@@ -24,8 +24,8 @@ from inference.checkpoints import ArchitectureError, CheckpointError
 from inference.loading import NameNotFoundError
 from inference.runs import RunError
 from models import DataError
-from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.simulation import SimulationError
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.simulation import SimulationError
 
 __all__ = ["OptionError", "check_positive", "command_line", "read_value"]
 

@@ -36,7 +36,7 @@ from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
 from pyro_mdm import LinearDiffusion, evaluation
-from pyro_mdm.evaluation import Z95, Comparison, Difference
+from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
 
 __all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
 

@@ -30,7 +30,7 @@ import yaml
 from inference.cli import check_positive, command_line
 from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint
-from pyro_mdm.progress import progress_bar
+from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
 

@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from inference import compare
 from inference.checkpoints import write_atomically
-from pyro_mdm.evaluation import Z95
+from pyro_mdm.evaluation.estimates import Z95
 
 __all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
 

@@ -48,9 +48,10 @@ from inference.loading import (
     load_trained,
 )
 from inference.sample import check_out
-from pyro_mdm import Diffusion, LinearDiffusion, kernels
-from pyro_mdm.diffusions import MAX_AMPLIFICATION, apply_matrix
-from pyro_mdm.laws import prior_kl
+from pyro_mdm import Diffusion, LinearDiffusion
+from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION, apply_matrix
+from pyro_mdm.paths.divergence import prior_kl
 
 __all__ = ["Inspection", "figure", "inspect", "look", "prior_kl_curve", "table"]
 
@@ -523,7 +524,7 @@ def inspect(
             raise ValueError(
                 f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
                 "closed form, which only a LinearDiffusion has. See its paths and its drift: "
-                "pyro_mdm.figures.paths_figure and field_figure, or TensorBoard of a run"
+                "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
             )
         found.append(look(name, diffusion, x))
         if not found[-1].errors:

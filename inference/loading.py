@@ -36,8 +36,9 @@ from pyro_mdm import (
     LinearDiffusion,
     NonlinearDiffusion,
 )
-from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.scores import DenoiserScore, Score
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.denoiser import DenoiserScore
 
 __all__ = [
     "GUIDES",

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference.loading import seed_from
 from pyro_mdm import DiffusionModel
-from pyro_mdm.scores import DenoiserScore
+from pyro_mdm.scores.denoiser import DenoiserScore
 
 __all__ = ["adam", "averaging", "close_range", "indices", "mean_and_error", "schedule"]
 

@@ -25,16 +25,10 @@ from inference.loading import Programs, seed_from
 from inference.runs import Run
 from models.base import Problem
 from models.files import spread
-from pyro_mdm import (
-    Diffusion,
-    DiffusionModel,
-    LinearDiffusion,
-    NonlinearDiffusion,
-    bits_per_dim,
-    tensorboard,
-)
-from pyro_mdm.evaluation import log_likelihood
-from pyro_mdm.figures import snapshot
+from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion, NonlinearDiffusion, bits_per_dim
+from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.plots import tensorboard
+from pyro_mdm.plots.figures import snapshot
 
 __all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training", "objective"]
 

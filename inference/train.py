@@ -52,11 +52,12 @@ from inference.processes import (
 from inference.runs import Run, RunError, create_default, fingerprint
 from models import ImageProblem, Images
 from models.base import FileImages
-from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, draws
-from pyro_mdm.diffusions import UnreachableError
-from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.progress import progress_bar
-from pyro_mdm.simulation import SimulationError
+from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["train"]
 

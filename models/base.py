@@ -27,17 +27,12 @@ from pyro_mdm import (
     RawScore,
     ResidualScore,
 )
-from pyro_mdm.likelihoods import (
-    Dequantized,
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    Likelihood,
-    LogitDequantization,
-    Tweedie,
-)
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
+from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import UNet
-from pyro_mdm.scores import Score
+from pyro_mdm.scores.base import Score
 
 __all__ = ["FIT_SIZE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem", "Problem"]
 

@@ -4,20 +4,26 @@ The noising diffusion with its auxiliary variables is a guide, the reverse SDE i
 maximizes the evidence lower bound over both at once.
 """
 
-from pyro_mdm.bounds import Bound, bound
-from pyro_mdm.diffusions import Diffusion, LinearDiffusion
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
+from pyro_mdm.evaluation.bound import Bound, bound
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.laws import GenerativeChain, GenerativePath, NoisingPath
-from pyro_mdm.likelihoods import bits_per_dim
+from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.nonlinear import LearnedDrift, NonlinearDiffusion, Simulated
-from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.residual import ResidualScore
-from pyro_mdm.scores import Denoiser, DiscreteDenoiser, NoisePrediction, RawScore
-from pyro_mdm.simulated import SimulatedPath
-from pyro_mdm.simulation import Simulation
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.paths.simulated import SimulatedPath
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.raw import NoisePrediction, RawScore
+from pyro_mdm.scores.residual import ResidualScore
 
 __all__ = [
     "ALDA",

@@ -28,17 +28,13 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_mdm.diffusions import shared_ends
-from pyro_mdm.laws import (
-    GenerativeChain,
-    GenerativePath,
-    NoisingPath,
-    PathKL,
-    chain_kl,
-    path_kl,
-)
-from pyro_mdm.measured import Measured, table
-from pyro_mdm.simulated import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.diffusions.linear import shared_ends
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.divergence import PathKL, chain_kl, path_kl
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.support.measured import Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
 
@@ -378,7 +374,7 @@ def elbo_terms(
     It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
     data in batches, with standard errors and without gradients, see :func:`pyro_mdm.bound`.
 
-    Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.simulated.arrival`, from a path of its own
+    Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.paths.arrival`, from a path of its own
     to T, and ``diffusion`` all else of the divergence; where paths arrive at the prior they mean
     what they mean for a linear diffusion.
 

@@ -8,14 +8,15 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from pyro_mdm.checks import check_instance
-from pyro_mdm.diffusions import Diffusion, LinearDiffusion
-from pyro_mdm.laws import NoisingPath
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.model import check_diffusion, check_times
+from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.paths.simulated import SimulatedPath
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
-from pyro_mdm.settings import described
-from pyro_mdm.simulated import SimulatedPath
-from pyro_mdm.simulation import Simulation
+from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.settings import described
 
 __all__ = ["DiffusionGuide"]
 
@@ -24,8 +25,8 @@ class DiffusionGuide(Registered):
     """``path ~ q(path | x)`` in a plate of the batch, as the model's.
 
     The law of the path is in closed form for a linear diffusion
-    (:class:`~pyro_mdm.laws.NoisingPath`) and simulated for any other
-    (:class:`~pyro_mdm.simulated.SimulatedPath`).
+    (:class:`~pyro_mdm.paths.NoisingPath`) and simulated for any other
+    (:class:`~pyro_mdm.paths.SimulatedPath`).
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.

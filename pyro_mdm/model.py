@@ -11,7 +11,15 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.checks import (
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.generative import BoundScore, GenerativePath
+from pyro_mdm.pretrained import load_folder, save_folder
+from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.support.checks import (
     check_count,
     check_data,
     check_instance,
@@ -20,16 +28,11 @@ from pyro_mdm.checks import (
     floating_dtypes,
     tensor_device,
 )
-from pyro_mdm.diffusions import Diffusion, LinearDiffusion
-from pyro_mdm.laws import BoundScore, GenerativeChain, GenerativePath
-from pyro_mdm.pretrained import load_folder, save_folder
-from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
-from pyro_mdm.samplers import EulerMaruyama, Splitting
-from pyro_mdm.settings import described
+from pyro_mdm.support.settings import described
 
 if TYPE_CHECKING:
-    from pyro_mdm.likelihoods import Likelihood
-    from pyro_mdm.scores import Score
+    from pyro_mdm.likelihoods.base import Likelihood
+    from pyro_mdm.scores.base import Score
 
 __all__ = ["DiffusionModel"]
 
@@ -238,8 +241,8 @@ class DiffusionModel(Registered):
 
 def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any = None) -> None:
     """Raises TypeError unless all are objects of their kind, the diffusion first."""
-    from pyro_mdm.likelihoods import Likelihood
-    from pyro_mdm.scores import Score
+    from pyro_mdm.likelihoods.base import Likelihood
+    from pyro_mdm.scores.base import Score
 
     if isinstance(diffusion, Score) and isinstance(score, Diffusion):
         raise TypeError(

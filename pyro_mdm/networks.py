@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm.checks import check_count, describe
-from pyro_mdm.settings import Recorded, Restorable
+from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.settings import Recorded, Restorable
 
 __all__ = ["MLP", "LogSNREmbedding", "UNet"]
 

@@ -15,10 +15,10 @@ from pyro.poutine.runtime import _PYRO_STACK, get_plates
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_mdm.checks import check_count
-from pyro_mdm.diffusions import Diffusion
-from pyro_mdm.laws import different_diffusions
-from pyro_mdm.settings import Restorable
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.paths.divergence import different_diffusions
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.settings import Restorable
 
 __all__ = ["OnePath", "Registered", "batch_plate", "grid_times", "restored_times"]
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_mdm.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.diffusions import LinearDiffusion, apply_vector
-from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_vector
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
 

@@ -21,7 +21,7 @@ from inference.loading import build, load_trained
 from inference.runs import Run, RunError
 from inference.train import train
 from pyro_mdm import evaluation
-from pyro_mdm.evaluation import Z95
+from pyro_mdm.evaluation.estimates import Z95
 from tests.test_programs import run_program
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.diffusions import LinearDiffusion, UnreachableError, apply_matrix, apply_vector
-from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from tests.problems import DIFFUSIONS, ExactScore, learned, mixture, normal, random_linear
 
 every_diffusion = pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from pyro_mdm import (
     LinearDiffusion,
     NoisePrediction,
     RawScore,
-    draws,
     elbo_terms,
 )
-from pyro_mdm.likelihoods import LogitDequantization
+from pyro_mdm import noise as draws
+from pyro_mdm.likelihoods.dequantization import LogitDequantization
 from pyro_mdm.networks import MLP
 
 N, D = 48, 3

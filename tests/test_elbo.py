@@ -35,13 +35,13 @@ from pyro_mdm import (
     ResidualScore,
     elbo_terms,
 )
-from pyro_mdm.clocks import LinearBeta
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.evaluation import log_likelihood
-from pyro_mdm.laws import prior_kl
-from pyro_mdm.likelihoods import Gaussian, JointTweedie
+from pyro_mdm.diffusions.clocks import LinearBeta
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
-from pyro_mdm.samplers import EulerMaruyama
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from tests.problems import DIFFUSIONS, normal
 
 MEAN, VARIANCE, DIMS = 0.3, 0.49, 3

@@ -17,11 +17,12 @@ from pyro_mdm import (
     DiscreteDenoiser,
     NoisePrediction,
     RawScore,
-    discrete,
 )
-from pyro_mdm.evaluation import _holm, compare, log_likelihood
-from pyro_mdm.likelihoods import Gaussian, Tweedie
-from pyro_mdm.strata import StratifiedIntegrals
+from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.estimates import holm
+from pyro_mdm.evaluation.strata import StratifiedIntegrals
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from tests.test_elbo import (
     MEAN,
     VARIANCE,
@@ -63,8 +64,8 @@ def test_bound_of_a_wrong_denoiser_is_known_and_the_intervals_cover_it(make) -> 
 
 
 def test_the_baseline_has_one_table_for_each_level_however_many_data(monkeypatch) -> None:
-    monkeypatch.setattr("pyro_mdm.scores.KL_TABLES_BYTES", 1)  # none is kept
-    monkeypatch.setattr("pyro_mdm.evaluation.DIMS_AT_ONCE", 3)
+    monkeypatch.setattr("pyro_mdm.scores.discrete_denoiser.KL_TABLES_BYTES", 1)  # none is kept
+    monkeypatch.setattr("pyro_mdm.evaluation.closed_form.DIMS_AT_ONCE", 3)
     made, table = [], discrete.mixture_kl
     monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(len(a[0])) or table(*a))
     images = torch.linspace(-1, 1, 17)[torch.randint(17, (60, 1, 2, 2))]
@@ -232,8 +233,8 @@ def test_one_seed_is_one_result_and_the_state_of_the_caller_is_kept() -> None:
 
 def test_holm() -> None:
     # sorted: 0.01 ≤ 0.05/4, 0.015 ≤ 0.05/3, 0.03 > 0.05/2 and there it ends
-    assert _holm([0.03, 0.01, 0.04, 0.015]) == [False, True, False, True]
-    assert _holm([]) == []
+    assert holm([0.03, 0.01, 0.04, 0.015]) == [False, True, False, True]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize(

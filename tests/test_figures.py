@@ -12,7 +12,8 @@ import torch
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion, figures
+from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.plots import figures
 
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from pyro_mdm import hamiltonian
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.kernels import semidefinite_cholesky
-from pyro_mdm.nonlinear import NonlinearDiffusion
-from pyro_mdm.path_integral import path_integral
-from pyro_mdm.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.sde import check_dispersion
-from pyro_mdm.simulation import Simulation, advance
+from pyro_mdm.diffusions import hamiltonian
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.diffusions.kernels import semidefinite_cholesky
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
+from pyro_mdm.diffusions.sde import check_dispersion
+from pyro_mdm.diffusions.simulation import Simulation, advance
+from pyro_mdm.paths.path_integral import path_integral
 from tests.problems import DIFFUSIONS, generator, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared

@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from pyro_mdm import CLD, MALDA, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
-from pyro_mdm.samplers import EulerMaruyama
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from tests.problems import normal
 from tests.test_elbo import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
 

@@ -19,7 +19,7 @@ from inference.inspect import figure, inspect, look, prior_kl_curve, table
 from inference.loading import build
 from inference.runs import Run, RunError
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal
 from tests.test_programs import run_program
 

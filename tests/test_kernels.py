@@ -9,11 +9,17 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.diffusions import LinearDiffusion, Marginal, Transition
-from pyro_mdm.kernels import KernelPrecisionError, noise_basis, scaled_cholesky, transition_moments
-from pyro_mdm.posterior import posterior
-from pyro_mdm.presets import ALDA, CLD, LearnedDiffusion
+from pyro_mdm.diffusions.base import Marginal, Transition
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.kernels import (
+    KernelPrecisionError,
+    noise_basis,
+    scaled_cholesky,
+    transition_moments,
+)
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.diffusions.presets import ALDA, CLD, LearnedDiffusion
 from tests.problems import DIFFUSIONS, chain, learned, normal, random_linear
 
 Matrix = Any  # mpmath's, which has no stubs

@@ -21,11 +21,12 @@ from pyro_mdm import (
     LearnedDiffusion,
     NoisingPath,
 )
-from pyro_mdm import laws as laws_module
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.kernels import KernelPrecisionError
-from pyro_mdm.laws import GenerativeChain, chain_kl
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.paths import base as laws_module
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.divergence import chain_kl
 from tests.problems import DIFFUSIONS
 from tests.test_elbo import (
     DIMS,

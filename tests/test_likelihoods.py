@@ -10,21 +10,18 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mdm import Simulated, discrete
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix
-from pyro_mdm.likelihoods import (
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    LevelPosterior,
-    Likelihood,
-    LogitDequantization,
-    NetworkPosterior,
-    Tweedie,
-    bits_per_dim,
-)
-from pyro_mdm.presets import CLD, VPSDE
-from pyro_mdm.scores import Denoiser, DiscreteDenoiser, RawScore
+from pyro_mdm import Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.presets import CLD, VPSDE
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.base import Likelihood, bits_per_dim
+from pyro_mdm.likelihoods.dequantization import LogitDequantization
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
+from pyro_mdm.likelihoods.levels import DiscretizedGaussian, LevelPosterior, NetworkPosterior
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.raw import RawScore
 from tests.problems import learned, normal
 from tests.test_scores import DIFFUSIONS, EVENT, LEVELS, Wave, Zero, prior
 

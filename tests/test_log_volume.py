@@ -16,10 +16,11 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor, nn
 
-from pyro_mdm import NoisePrediction, RawScore, draws
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.presets import ALDA, CLD, VPSDE, LearnedDiffusion
-from pyro_mdm.scores import Score
+from pyro_mdm import NoisePrediction, RawScore
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
+from pyro_mdm.scores.base import Score
 from tests.problems import DIFFUSIONS, Factory, learned, normal
 from tests.test_kernels import exact, log_det, marginal_truth
 from tests.test_scores import level_at

@@ -37,11 +37,13 @@ from pyro_mdm import (
     Simulation,
     bound,
 )
-from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.evaluation import compare, log_likelihood
-from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.samplers import Ancestral, EulerMaruyama, Splitting
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import generator, normal
 
 X = normal(0, 16, 2).float()

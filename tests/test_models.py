@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
 from models.files import spread
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_terms
-from pyro_mdm.likelihoods import JointTweedie, Tweedie
+from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
-from pyro_mdm.scores import Denoiser
+from pyro_mdm.scores.denoiser import Denoiser
 
 SIZES = {"toy": 10_000, "digits": 1_797, "mnist5k": 5_000}
 EMBEDDED = {name: MODELS[name] for name in SIZES}

@@ -35,19 +35,22 @@ from pyro_mdm import (
     Simulated,
     SimulatedPath,
     Simulation,
-    draws,
     elbo_terms,
 )
-from pyro_mdm import simulated as simulated_module
-from pyro_mdm.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.laws import prior_kl
-from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.sde import fold, unfold
+from pyro_mdm.diffusions.simulation import advance
+from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP
-from pyro_mdm.path_integral import path_integral
-from pyro_mdm.priors import GaussianPrior
-from pyro_mdm.samplers import Ancestral, EulerMaruyama, Splitting, simulation_grid
-from pyro_mdm.sde import fold, unfold
-from pyro_mdm.simulation import advance
+from pyro_mdm.paths import simulated as simulated_module
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.path_integral import path_integral
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.grids import simulation_grid
+from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import DIFFUSIONS, ExactScore, gaussian, learned, normal
 
 D = 2

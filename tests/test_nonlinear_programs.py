@@ -33,12 +33,13 @@ from pyro_mdm import (
     ResidualScore,
     Simulated,
     Simulation,
-    draws,
-    figures,
 )
-from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
+from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import MLP
-from pyro_mdm.simulation import SimulationError
+from pyro_mdm.plots import figures
 from tests.test_programs import Stopped as Killed
 from tests.test_programs import assert_same_run, last_line, run_program, stop_after
 from tests.test_training import objective

@@ -172,7 +172,7 @@ def test_a_broken_matplotlib_is_not_called_absent():
     program = (
         "import sys; sys.modules['PIL'] = None\n"  # what matplotlib imports, not what it is
         "try:\n"
-        "    import pyro_mdm.figures\n"
+        "    import pyro_mdm.plots.figures\n"
         "except ImportError as error:\n"
         "    print(error)\n"
     )

@@ -22,11 +22,11 @@ from pyro_mdm import (
     Simulated,
     Simulation,
 )
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.evaluation import compare, log_likelihood
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.networks import MLP
-from pyro_mdm.path_evaluation import step_size_bias
-from pyro_mdm.priors import GaussianPrior
 from tests.problems import learned, normal
 
 MEAN, SD, D = 0.5, 0.7, 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_mdm import MALDA, VPSDE, pictures
+from pyro_mdm import MALDA, VPSDE
+from pyro_mdm.plots import pictures
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 3, 8, 8), (30, 2), (30, 1)])

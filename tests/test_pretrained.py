@@ -42,20 +42,18 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm import pretrained as pretrained_module
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.likelihoods import (
-    DiscretizedGaussian,
-    Gaussian,
-    JointTweedie,
-    Likelihood,
-    NetworkPosterior,
-    Tweedie,
-)
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
+from pyro_mdm.likelihoods.levels import DiscretizedGaussian, NetworkPosterior
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError, library_classes
-from pyro_mdm.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.samplers import Ancestral, EulerMaruyama, Sampler, Splitting
-from pyro_mdm.settings import Recorded
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.support.settings import Recorded
 from tests.problems import DIFFUSIONS, normal
 
 LEVELS = torch.linspace(-1.0, 1.0, 5).double()

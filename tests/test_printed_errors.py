@@ -11,7 +11,8 @@ from torch import Tensor
 
 from inference.evaluate import in_bits
 from pyro_mdm import ALDA, VPSDE
-from pyro_mdm.evaluation import Estimate, compare, log_likelihood
+from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.estimates import Estimate
 from tests.benchmarks.coverage import lognormal
 from tests.problems import normal
 from tests.test_elbo import DIMS, MEAN, VARIANCE, denoiser, programs

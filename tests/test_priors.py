@@ -19,8 +19,8 @@ from torch.distributions import (
     StudentT,
 )
 
-from pyro_mdm import priors
-from pyro_mdm.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
+from pyro_mdm.diffusions import priors
+from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
 from tests.problems import generator, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared

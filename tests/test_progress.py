@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from inference.sample import draw
 from pyro_mdm import CLD
-from pyro_mdm.evaluation import log_likelihood
-from pyro_mdm.progress import LogProgress, Progress, progress_bar
+from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.support.progress import LogProgress, Progress, progress_bar
 from tests.test_elbo import data, denoiser, programs
 
 

@@ -18,7 +18,7 @@ from inference.runs import Run
 from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
-from pyro_mdm.likelihoods import JointTweedie
+from pyro_mdm.likelihoods.gaussian import JointTweedie
 from pyro_mdm.networks import UNet
 
 RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))

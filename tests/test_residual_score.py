@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.likelihoods.gaussian import Gaussian
 from tests.problems import DIFFUSIONS, GaussianMixture, learned, normal
 
 MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, VPSDE
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.samplers import (
-    Ancestral,
-    EulerMaruyama,
-    Sampler,
-    Splitting,
-    information_grid,
-    log_snr_grid,
-)
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.grids import information_grid, log_snr_grid
+from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
 from tests.test_sde import SE, assert_moments, reverse_law, scalar
 
@@ -65,12 +62,12 @@ class TabulatedScore:
 
 def moments(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[Tensor, Tensor]:
     """Exact mean and covariance of what the sampler draws, step by step."""
-    from pyro_mdm.samplers import _Questions
+    from pyro_mdm.samplers.base import Questions
 
     K = diffusion.num_variables
     with torch.no_grad():
         plan = sampler.plan(diffusion, sampler.times(diffusion))
-        ask = _Questions(diffusion, TabulatedScore(diffusion, plan.s), torch.float64)
+        ask = Questions(diffusion, TabulatedScore(diffusion, plan.s), torch.float64)
         draws = 2 if isinstance(sampler, Splitting) else 1
         size = 1 + K * (1 + draws)  # nothing, unit states, unit noises
         probes = torch.eye(size, dtype=torch.float64)

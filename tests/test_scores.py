@@ -12,19 +12,17 @@ from scipy import integrate
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pyro_mdm import discrete
-from pyro_mdm.diffusions import LinearDiffusion, apply_matrix, apply_vector
-from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, bits_per_dim
-from pyro_mdm.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.scores import (
-    Denoiser,
-    DenoiserScore,
-    DiscreteDenoiser,
-    NoisePrediction,
-    RawScore,
-    Score,
-    rotated,
-)
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.base import bits_per_dim
+from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.likelihoods.levels import DiscretizedGaussian
+from pyro_mdm.scores.base import Score, rotated
+from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from tests.problems import learned, normal, random_linear
 
 DIFFUSIONS = {
@@ -406,7 +404,7 @@ def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeyp
     torch.testing.assert_close(part, first[:3].flip(0))
     score.load_state_dict(other.state_dict())
     torch.testing.assert_close(score.baseline_kl(x, 2.0), second)
-    monkeypatch.setattr("pyro_mdm.scores.KL_TABLES_BYTES", 1)
+    monkeypatch.setattr("pyro_mdm.scores.discrete_denoiser.KL_TABLES_BYTES", 1)
     for log_snr in (1.0, 2.0, 3.0):
         score.baseline_kl(x, log_snr)
     assert [key[0] for key in score._kl_tables] == [3.0]
@@ -436,7 +434,7 @@ def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
 
 @pytest.mark.parametrize("name", ["17", "256", "uneven", "gaussian"])
 def test_baseline_integrals_are_differences_of_baseline_kl(name: str, monkeypatch) -> None:
-    monkeypatch.setattr("pyro_mdm.scores.DATA_AT_ONCE", 4)
+    monkeypatch.setattr("pyro_mdm.scores.denoiser.DATA_AT_ONCE", 4)
     if name == "gaussian":
         score: DenoiserScore = Denoiser(Zero(), torch.randn(EVENT), 0.5 + torch.rand(EVENT))
         x = torch.randn(10, *EVENT)

@@ -15,9 +15,9 @@ import torchsde
 from torch import Tensor
 
 from pyro_mdm import ALDA, CLD
-from pyro_mdm.diffusions import LinearDiffusion
-from pyro_mdm.samplers import information_grid
-from pyro_mdm.sde import ForwardSDE, ReverseSDE, fold, unfold
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, unfold
+from pyro_mdm.samplers.grids import information_grid
 from tests.problems import DIFFUSIONS, ExactScore, GaussianMixture, gaussian, learned, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared

@@ -40,11 +40,12 @@ from pyro_mdm import (
     Simulation,
     elbo_terms,
 )
-from pyro_mdm.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
+from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
+from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
+from pyro_mdm.likelihoods.levels import NetworkPosterior
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.priors import DistributionPrior, GaussianPrior, QuadraturePrior
-from pyro_mdm.settings import EXTRA_STATE, Recorded
+from pyro_mdm.support.settings import EXTRA_STATE, Recorded
 from tests.problems import normal
 
 

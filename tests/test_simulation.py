@@ -23,14 +23,16 @@ import torchsde
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from pyro_mdm import CLD, VPSDE, LinearDiffusion, NonlinearDiffusion, Simulated, Simulation, draws
-from pyro_mdm.clocks import ConstantBeta, LinearBeta
-from pyro_mdm.laws import prior_kl
-from pyro_mdm.nonlinear import matrix_divergence
-from pyro_mdm.path_integral import divergence, path_integral
-from pyro_mdm.priors import GaussianPrior, Prior, QuadraturePrior
-from pyro_mdm.sde import fold
-from pyro_mdm.simulation import SimulationError, advance, simulate
+from pyro_mdm import CLD, VPSDE, LinearDiffusion, NonlinearDiffusion, Simulated, Simulation
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.divergence import divergence
+from pyro_mdm.diffusions.nonlinear import matrix_divergence
+from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
+from pyro_mdm.diffusions.sde import fold
+from pyro_mdm.diffusions.simulation import SimulationError, advance, simulate
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.path_integral import path_integral
 from tests.problems import DIFFUSIONS, gaussian, learned, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.strata import StratifiedIntegrals
+from pyro_mdm.evaluation.strata import StratifiedIntegrals
 
 LOW, HIGH, CELLS, N, WIDTH = -6.0, 8.0, 14, 64, 0.7
 EDGES = torch.linspace(LOW, HIGH, CELLS + 1, dtype=torch.float64)

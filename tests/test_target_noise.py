@@ -18,7 +18,7 @@ from inference.loading import build, build_diffusion, load_trained
 from inference.runs import Run
 from inference.train import train
 from pyro_mdm import MALDA, LearnedDiffusion
-from pyro_mdm.laws import prior_kl
+from pyro_mdm.paths.divergence import prior_kl
 from tests.problems import generator, normal
 from tests.test_programs import run_program
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import CLD, LearnedDrift, LinearDiffusion, Simulated, Simulation
-from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.networks import MLP
 
 SIMULATION = Simulation(step_size=1 / 80, points=16, objective="local_dsm")

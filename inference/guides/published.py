@@ -52,7 +52,7 @@ from typing import Any
 import torch
 
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.clocks import LinearBeta
+from pyro_mdm.diffusions.clocks import LinearBeta
 
 START_TIME = 1e-3
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import HamiltonianDiffusion, Simulation
-from pyro_mdm.clocks import ConstantBeta
+from pyro_mdm.diffusions.clocks import ConstantBeta
 
 
 class Relativistic(HamiltonianDiffusion):

@@ -20,9 +20,11 @@ from tqdm.auto import tqdm
 from inference.evaluate import baseline
 from inference.loading import load_trained
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
-from pyro_mdm.evaluation import Z95, compare
-from pyro_mdm.likelihoods import Gaussian, Likelihood
-from pyro_mdm.scores import Score
+from pyro_mdm.evaluation.compare import compare
+from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.scores.base import Score
 
 __all__ = ["Lognormal", "coverage", "lognormal"]
 

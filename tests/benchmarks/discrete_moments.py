@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm import discrete
+from pyro_mdm.likelihoods import discrete
 
 
 def timed(run: Callable[[], object], repeat: int, device: torch.device) -> str:

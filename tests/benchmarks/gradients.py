@@ -15,8 +15,9 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import LearnedDiffusion, LinearDiffusion, NoisePrediction, draws
-from pyro_mdm.diffusions import apply_matrix
+from pyro_mdm import LearnedDiffusion, LinearDiffusion, NoisePrediction
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.matrices import apply_matrix
 
 BATCH, DIMS = 128, 16
 

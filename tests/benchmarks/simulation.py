@@ -17,11 +17,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation, draws
-from pyro_mdm.clocks import ConstantBeta
-from pyro_mdm.laws import prior_kl
-from pyro_mdm.path_integral import PathIntegral, path_integral
-from pyro_mdm.simulated import SimulatedPath
+from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.path_integral import PathIntegral, path_integral
+from pyro_mdm.paths.simulated import SimulatedPath
 from tests.problems import learned
 
 DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {

@@ -43,7 +43,8 @@ from inference.processes import autocast_dtype, loss_scale, start
 from inference.train import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
-from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, draws
+from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide
+from pyro_mdm import noise as draws
 
 SETTINGS = {
     "learning_rate": 2e-4,

@@ -1,0 +1,39 @@
+r"""Noising diffusions: two matrices and a clock.
+
+The state ``y = (x, v_1, …, v_{K-1})`` holds the data and K-1 auxiliary variables per data dimension
+and follows
+
+    dy = A(s) y ds + G(s) dB_s,    A = -(Q + D) Σ_∞^{-1},    G Gᵀ = 2 D,    Q = -Qᵀ,    D ⪰ 0,
+
+times a common clock β(s). N(0, Σ_∞) is stationary for every such Q and D, and every linear
+diffusion with a non-degenerate centred Gaussian stationary law has this form (Ma, Chen & Fox 2015).
+Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all
+the bound needs to know.
+
+Source of the family: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How to
+Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
+"""
+
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
+from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+
+__all__ = [
+    "ALDA",
+    "CLD",
+    "Diffusion",
+    "HamiltonianDiffusion",
+    "LearnedDiffusion",
+    "LearnedDrift",
+    "LinearDiffusion",
+    "MALDA",
+    "Marginal",
+    "NonlinearDiffusion",
+    "Simulated",
+    "Transition",
+    "UnreachableError",
+    "VPSDE",
+]

@@ -1,0 +1,178 @@
+"""What every noising diffusion answers, whether it has a closed form or not."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.clocks import Clock
+from pyro_mdm.diffusions.priors import Prior
+from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
+from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Diffusion", "Marginal", "Transition", "UnreachableError"]
+
+Times = float | Tensor
+
+
+Matrix = Sequence[Sequence[float]] | Tensor
+
+
+class UnreachableError(ValueError):
+    """A log SNR that a diffusion's clock cannot be scaled to, or variables its noise never reaches.
+
+    Of given matrices it is a mistake; of learned ones, where their training has led.
+    """
+
+
+class Marginal(NamedTuple):
+    """y_s | x ~ N(a x, Σ), per data dimension, and how the state is read: z = kᵀ y."""
+
+    mean: Tensor  # a (…, K)
+    covariance: Tensor  # Σ (…, K, K)
+    scale_tril: Tensor  # L (…, K, K), lower triangular, L Lᵀ = Σ
+    readout: Tensor  # k (…, K): z = kᵀ y = aᵀ Σ^{-1} y / SNR = x + SNR^{-1/2} ε
+    log_snr: Tensor  # λ = log aᵀ Σ^{-1} a, (…)
+    log_det: Tensor  # log det Σ, (…)
+
+
+class Transition(NamedTuple):
+    """y_s | y_r ~ N(M y_r, P), per data dimension."""
+
+    matrix: Tensor  # M (…, K, K)
+    covariance: Tensor  # P (…, K, K)
+    scale_tril: Tensor  # (…, K, K), lower triangular
+    log_det: Tensor  # log det P, (…)
+
+
+class Diffusion(Restorable, nn.Module, ABC):
+    """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
+
+    It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
+    where the generative process takes its prior. :class:`LinearDiffusion` has a closed form for
+    all that lies between; a :class:`~pyro_mdm.diffusions.NonlinearDiffusion` is simulated.
+
+    Noise levels count the way from ε to T: ``noise_level(s)`` falls from :attr:`max_log_snr` to
+    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by;
+    log SNR for a linear diffusion, nominal otherwise.
+
+    Floating-point parameters and buffers stay in float64 when the module is cast to another
+    precision; moving it to another device moves them.
+    """
+
+    num_variables: int
+    horizon: float
+    noise_depends_on_state: bool = False
+    """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
+
+    @abstractmethod
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """f(y, s), like y (*batch, K, *event_shape), for s (*batch) or one time for all."""
+
+    @abstractmethod
+    def dispersion(self, y: Tensor, s: Times) -> Tensor:
+        """G(y, s), with G Gᵀ = g², one K×K block for each data dimension, in float64 or y's dtype.
+
+        (*batch, K, K), or (K, K) for one time: shared by all data dimensions, not depending on y;
+        or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
+        """
+
+    @property
+    @abstractmethod
+    def prior(self) -> Prior:
+        """π, the law that the generative process starts from at T."""
+
+    @property
+    @abstractmethod
+    def max_log_snr(self) -> float:
+        """λ at the start time ε."""
+
+    @property
+    @abstractmethod
+    def terminal_log_snr(self) -> Tensor:
+        """The noise level at T, 0-dim."""
+
+    @property
+    @abstractmethod
+    def start_time(self) -> Tensor:
+        """ε, 0-dim."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Marginal:
+        """The law of y_ε given x."""
+
+    @abstractmethod
+    def noise_level(self, s: Times) -> Tensor:
+        """The noise level at s, like s; decreasing."""
+
+    @abstractmethod
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """Minus its derivative in s, like s; positive."""
+
+    @abstractmethod
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """The time of a noise level, like it."""
+
+    @abstractmethod
+    def clock(self, s: Times) -> Tensor:
+        """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
+
+    def noise_level_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in noise level."""
+        if num_times < 2:
+            raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
+        low = self.terminal_log_snr
+        fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
+        s = self.time_at_noise_level(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
+        return torch.cat([s, self._tensor(self.horizon).reshape(1)])
+
+    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
+        """∇·g², like y: 0 where noise does not depend on the state."""
+        return torch.zeros_like(y)
+
+    def forward_sde(self, event_shape: Sequence[int] = ()) -> ForwardSDE:
+        """This diffusion as a torchsde object over states (batch·d, K); see :mod:`pyro_mdm.diffusions.sde`."""
+        return ForwardSDE(self, event_shape)
+
+    def reverse_sde(
+        self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
+    ) -> ReverseSDE:
+        """The generative SDE in t = T - s as a torchsde object; see :mod:`pyro_mdm.diffusions.sde`."""
+        return ReverseSDE(self, score, event_shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+
+    def _tensor(self, value: Times) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self._device())
+
+    def _device(self) -> torch.device:
+        tensors = itertools.chain(self.buffers(), self.parameters())
+        return next((t.device for t in tensors), torch.device("cpu"))
+
+    def _time(self, name: str, value: Times) -> Tensor:
+        s = self._tensor(value)
+        if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
+            bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
+            raise ValueError(
+                f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
+                "data at 0 to the noise at T"
+            )
+        return s
+
+
+def check_horizon(horizon: Any) -> float:
+    """T, a positive finite number."""
+    return check_number("horizon", horizon, "a positive end time T, e.g. 1.0", positive=True)
+
+
+def check_clock(beta: Any) -> None:
+    """Raises TypeError unless β is a clock."""
+    check_instance("beta", beta, Clock, "e.g. ConstantBeta(4.0) or LinearBeta(0.1, 20.0)")

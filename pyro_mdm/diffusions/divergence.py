@@ -1,0 +1,97 @@
+"""The divergence ∇·(G r) of a field, exactly or by Hutchinson's estimator."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.simulation import Simulation
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["divergence"]
+
+EXACT = 8
+"""The most derivatives for which a divergence is exact by default."""
+
+
+def as_rows(y: Tensor) -> Tensor:
+    """(n, K, *event_shape) -> (n, d, K)."""
+    return y.reshape(*y.shape[:2], -1).mT
+
+
+def apply_root_transposed(G: Tensor, r: Tensor) -> Tensor:
+    """Gᵀ r, (n, d, K)."""
+    return (G.mT @ r.unsqueeze(-1)).squeeze(-1)
+
+
+def apply_root(G: Tensor, xi: Tensor) -> Tensor:
+    """G ξ, (n, d, K)."""
+    return (G @ xi.unsqueeze(-1)).squeeze(-1)
+
+
+def own_node(y: Tensor) -> Tensor:
+    """A node for y of its own: derivatives with respect to it do not see y's other uses."""
+    return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+
+
+class Trace(NamedTuple):
+    value: Tensor  # (n,)
+    variance: Tensor  # (n,) of the value, by its probes; 0 if exact, NaN for a single probe
+
+
+def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulation) -> Trace:
+    r"""tr(Gᵀ J G) for the Jacobian J of a field (n, K, *event_shape) at y, or tr J for G = None.
+
+    Args:
+        field: computed from y, which requires gradients.
+        G: (n, d or 1, K, K), held fixed.
+    """
+    n, K = y.shape[:2]
+    d = y[0, 0].numel()
+    rows = as_rows(field)
+    if not field.requires_grad:
+        return Trace(y.new_zeros(n), y.new_zeros(n))
+    # The graph is needed if anything else carries gradients; the caller detaches if not.
+    along = rows if G is None else apply_root_transposed(G, rows)
+    used = list(range(K))
+    if G is not None:
+        used = G.detach().abs().amax((0, 1, 2)).nonzero().squeeze(1).tolist()
+    probes = simulation.probes
+    if probes is None:
+        probes = "exact" if d * len(used) <= EXACT else 1
+    if probes == "exact":
+        total = y.new_zeros(n)
+        for j in range(d):
+            for k in used:
+                grad = _gradient(along[:, j, k].sum(), y)[:, j]
+                total = total + (grad[:, k] if G is None else (grad * _column(G, j, k)).sum(-1))
+        return Trace(total, y.new_zeros(n))
+    estimates = []
+    for _ in range(probes):
+        xi = _probe((n, d, K), simulation.probe_law, y)
+        grad = _gradient((along * xi).sum(), y)
+        estimates.append((grad * (xi if G is None else apply_root(G, xi))).flatten(1).sum(1))
+    values = torch.stack(estimates)
+    variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
+    return Trace(values.mean(0), variance)
+
+
+def _column(G: Tensor, j: int, k: int) -> Tensor:
+    return G[:, j if G.shape[1] > 1 else 0, :, k]
+
+
+def _gradient(value: Tensor, y: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(value, y, create_graph=True, allow_unused=True)
+    return as_rows(torch.zeros_like(y) if grad is None else grad)
+
+
+def _probe(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
+    if law == "gaussian":
+        return draws.normal(shape, like.dtype, like.device)
+    return 2.0 * (draws.uniform(shape, like.dtype, like.device) < 0.5).to(like.dtype) - 1.0

@@ -1,0 +1,150 @@
+"""Diffusions made of a linear one: simulated, or with a network in the drift."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Times
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.support.checks import check_instance, check_network, check_number
+
+__all__ = ["LearnedDrift", "Simulated"]
+
+
+class _FromLinear(NonlinearDiffusion, ABC):
+    """Starts as a linear diffusion has it at ε, with its noise, prior and clock."""
+
+    def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
+        check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
+        super().__init__(
+            linear.num_variables,
+            beta=linear.beta,
+            horizon=linear.horizon,
+            max_log_snr=linear.max_log_snr,
+            min_log_snr=min(linear.terminal_log_snr.item(), linear.max_log_snr - 1e-6),
+            simulation=simulation,
+        )
+        del self.beta  # the clock is the linear diffusion's
+        self.linear = linear
+
+    @property
+    def max_log_snr(self) -> float:
+        """That of the linear diffusion."""
+        return self.linear.max_log_snr
+
+    @property
+    def prior(self) -> GaussianPrior:
+        """N(0, Σ_π) of the linear diffusion."""
+        return self.linear.prior
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε of the linear diffusion, held fixed in gradients."""
+        return self.linear.start_time.detach()
+
+    @property
+    def start(self) -> Marginal:
+        """Its law at ε."""
+        return self.linear.marginal(self.start_time)
+
+    def clock(self, s: Times) -> Tensor:
+        """That of the linear diffusion."""
+        return self.linear.clock(s)
+
+    def rate(self, s: Times) -> Tensor:
+        """That of the linear diffusion."""
+        return self.linear.rate(s)
+
+    def _clock_parameters(self) -> Iterator[nn.Parameter]:
+        return self.linear.parameters()
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.linear._from_clock(tau)
+
+    def dispersion(self, y: Tensor, s: Times) -> Tensor:
+        """G(s) of the linear diffusion."""
+        return self.linear.dispersion_matrix(s)
+
+
+class Simulated(_FromLinear):
+    """A linear diffusion by its drift and dispersion alone, simulated as if it had no closed form.
+
+    The yardstick of simulation: its bound differs from the closed form by the step size and noise.
+
+    Args:
+        linear: the diffusion.
+        simulation: how paths are simulated.
+    """
+
+    stationary_prior = True
+
+    def __init__(self, linear: LinearDiffusion, simulation: Simulation | None = None) -> None:
+        super().__init__(linear, simulation)
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y, like y."""
+        return self.linear.drift(y, s)
+
+
+class LearnedDrift(_FromLinear):
+    r"""A linear diffusion and a small network: ``dy = (A y + β u(y, λ)) ds + G dB``.
+
+    u = c tanh(F / c) is within ± c, so that paths cannot run away; at F = 0, where networks of this
+    library begin, the diffusion is the linear one. The prior stays that of the linear diffusion,
+    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.paths.path_integral`).
+
+    Args:
+        linear: any linear diffusion, a learned one too.
+        network: F, called with the K variables as channels, (n, K·C, *spatial), and the noise level
+            (n,); returns the shape of its input.
+        limit: c, per unit of the clock and variable.
+        simulation: how paths are simulated.
+
+    Raises:
+        ValueError: a limit that is not positive, a network output of another shape.
+    """
+
+    def __init__(
+        self,
+        linear: LinearDiffusion,
+        network: nn.Module,
+        *,
+        limit: float = 4.0,
+        simulation: Simulation | None = None,
+    ) -> None:
+        super().__init__(linear, simulation)
+        check_network("network", network, Diffusion)
+        self.network = network
+        expected = "a positive bound of the added drift"
+        self.limit = check_number("limit", limit, expected, positive=True)
+
+    def added(self, y: Tensor, s: Times) -> Tensor:
+        """β u, like y (batch, K, *event_shape), for s (batch,)."""
+        s = self._tensor(s).expand(len(y))
+        dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
+        level = self.noise_level(s)
+        inputs = y.flatten(1, 2) if y.dim() > 2 else y
+        out = self.network(inputs.to(dtype), level.to(dtype))
+        if out.shape != inputs.shape:
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(out.shape)} for inputs "
+                f"{tuple(inputs.shape)}, expected the same shape"
+            )
+        u = self.limit * torch.tanh(out / self.limit)
+        rate = self.rate(s).to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
+        return rate * u.to(y.dtype).reshape(y.shape)
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y + β(s) u(y, λ(s)), like y."""
+        return self.linear.drift(y, s) + self.added(y, s)
+
+    def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+        """β u: the linear diffusion's own part leaves the prior as it is."""
+        return self.added(y, s)

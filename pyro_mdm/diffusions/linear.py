@@ -1,0 +1,767 @@
+"""Linear diffusions of constant Q and D under one clock: all of them in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.base import (
+    Diffusion,
+    Marginal,
+    Matrix,
+    Times,
+    Transition,
+    UnreachableError,
+    check_clock,
+    check_horizon,
+)
+from pyro_mdm.diffusions.clocks import Clock, LinearBeta
+from pyro_mdm.diffusions.matrices import (
+    MAX_AMPLIFICATION,
+    apply_matrix,
+    covariance_matrix,
+    square_matrix,
+)
+from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.settings import described
+
+__all__ = ["LinearDiffusion"]
+
+LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
+
+
+_shared: dict[tuple[int, str], Any] | None = None
+
+
+@contextmanager
+def shared_ends() -> Iterator[None]:
+    """Within it, what the ends of a learned diffusion need is computed once, gradients included.
+
+    For the time of one loss and its parameters; nothing is kept after it.
+    """
+    global _shared
+    outer, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = outer
+
+
+class LinearDiffusion(Diffusion):
+    r"""``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
+
+    Args:
+        Q: (K, K), skew-symmetric. Moves mass between variables without changing N(0, Σ_∞).
+        D: (K, K), symmetric positive semi-definite. Adds noise and forgets.
+        beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
+        horizon: T.
+        stationary_variance: Σ_∞ as a number (times the identity), K variances, or a (K, K) matrix.
+        initial_variance: Σ_v, the variance of the auxiliary variables at s = 0: a number or K-1.
+        max_log_snr: λ at the start time ε, where the generative process hands over to the decoder.
+            The same λ makes diffusions comparable; the same ε does not.
+        min_log_snr: if given, the clock is multiplied by the number that makes log SNR(T) equal it.
+        cut_time: ε as a time, as the paper has it, instead of by ``max_log_snr``, which then is
+            whatever λ(ε) is, also while the diffusion is learned. Not with ``min_log_snr``.
+
+    Raises:
+        ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
+            semi-definite, Σ_∞ not positive definite, ends that make no sense.
+        UnreachableError: (A, G) not controllable, or a log SNR that float64 does not reach. Of a
+            learned diffusion, at any later use too.
+
+    Example:
+        >>> diffusion = LinearDiffusion(Q=[[0.0, -1.0], [1.0, 0.0]], D=[[0.0, 0.0], [0.0, 2.0]])
+        >>> diffusion.marginal(0.5).covariance.shape
+        torch.Size([2, 2])
+    """
+
+    _Q: Tensor
+    _D: Tensor
+    stationary_covariance: Tensor
+    initial_covariance: Tensor
+
+    def __init__(
+        self,
+        Q: Matrix,
+        D: Matrix,
+        *,
+        beta: Clock | None = None,
+        horizon: float = 1.0,
+        stationary_variance: float | Sequence[float] | Matrix = 1.0,
+        initial_variance: float | Sequence[float] = 0.01,
+        max_log_snr: float = 13.0,
+        min_log_snr: float | None = None,
+        cut_time: float | None = None,
+    ) -> None:
+        super().__init__()
+        Q, D = square_matrix("Q", Q), square_matrix("D", D)
+        if Q.shape != D.shape:
+            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
+        K = self.num_variables = Q.shape[0]
+        self.horizon = check_horizon(horizon)
+        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self._guess: Tensor | None = None
+        self._min_log_snr: float | None = None
+        self.max_log_snr = max_log_snr
+        self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
+        self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
+        check_clock(self.beta)
+        self._register_matrices(Q, D)
+        stationary = covariance_matrix("stationary_variance", stationary_variance, K)
+        initial = torch.zeros(K, K, dtype=torch.float64)
+        initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
+        self.register_buffer("stationary_covariance", stationary)
+        self.register_buffer("initial_covariance", initial)
+        self._check_family()
+        if min_log_snr is not None:
+            self.min_log_snr = min_log_snr
+        with torch.no_grad():
+            self._end_clocks()  # an end that is out of reach is a mistake now, not when it is used
+
+    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
+        self.register_buffer("_Q", Q)
+        self.register_buffer("_D", D)
+
+    def _check_family(self) -> None:
+        Q, D = self.Q.detach(), self.D.detach()
+        if (skew := (Q + Q.mT).abs().max().item()) > 1e-12 * max(1.0, Q.abs().max().item()):
+            raise ValueError(
+                f"Q is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
+            )
+        if (asym := (D - D.mT).abs().max().item()) > 1e-12 * max(1.0, D.abs().max().item()):
+            raise ValueError(
+                f"D is not symmetric: |D - Dᵀ| reaches {asym:.3g}, expected 0; use D = B Bᵀ"
+            )
+        if (low := torch.linalg.eigvalsh(D).min().item()) < -1e-12 * max(1.0, D.abs().max().item()):
+            raise ValueError(
+                f"D is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
+                "expected ≥ 0; use D = B Bᵀ"
+            )
+        self._check_controllable()
+
+    def _check_controllable(self) -> None:
+        with torch.no_grad():
+            reached = kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
+        if reached < self.num_variables:
+            raise UnreachableError(
+                f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
+                f"with {self._matrices()}: (A, G) is not controllable and the process does not "
+                "converge to its stationary law; couple the variables through Q or widen the range "
+                f"of D{self._remedy()}"
+            )
+
+    def _matrices(self) -> str:
+        """Q and D in numbers, for messages."""
+        return ", ".join(
+            f"{name} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
+            for name, matrix in (("Q", self.Q.detach()), ("D", self.D.detach()))
+        )
+
+    def _remedy(self) -> str:
+        """What else to do about matrices like these, for messages."""
+        return ""
+
+    # -- matrices ----------------------------------------------------------------------------------
+
+    @property
+    def Q(self) -> Tensor:
+        """(K, K) float64, skew-symmetric."""
+        return self._Q
+
+    @property
+    def D(self) -> Tensor:
+        """(K, K) float64, positive semi-definite."""
+        return self._D
+
+    @property
+    def prior_covariance(self) -> Tensor:
+        """Σ_π of the generative model's prior N(0, Σ_π): the stationary covariance."""
+        return self.stationary_covariance
+
+    @property
+    def prior(self) -> GaussianPrior:
+        """N(0, Σ_π)."""
+        return GaussianPrior(self.prior_covariance)
+
+    @property
+    def unit_drift(self) -> Tensor:
+        """A_0 = -(Q + D) Σ_∞^{-1}, the drift matrix per unit of clock time b."""
+        return -torch.linalg.solve(self.stationary_covariance, self.Q + self.D, left=False)
+
+    @property
+    def unit_noise(self) -> Tensor:
+        """g²_0 = 2 D, the noise covariance per unit of clock time b."""
+        return 2 * self.D
+
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        return self._cached("basis", lambda: kernels.noise_basis(self.unit_drift, self.D))
+
+    def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A quantity of the diffusion alone, kept until a parameter changes its value.
+
+        What carries a gradient is kept within :func:`shared_ends` only.
+        """
+        parameters = list(self.parameters())
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            if _shared is None:
+                return compute()
+            if (id(self), name) not in _shared:
+                _shared[id(self), name] = compute()
+            return _shared[id(self), name]
+        kept = self._cache.get(name)
+        if kept is not None and all(map(torch.equal, kept[0], parameters)):
+            return kept[1]
+        with torch.no_grad():
+            value = compute()
+        self._cache[name] = ([p.detach().clone() for p in parameters], value)
+        return value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "horizon": self.horizon,
+            "beta": described(self.beta),
+            "max_log_snr": self._max_log_snr,
+            "min_log_snr": self._min_log_snr,
+            "cut_time": self._cut_time,
+            "guess": None if self._guess is None else self._guess.tolist(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The ends, and where Newton's method begins, on which the last digits depend."""
+        self._cache.clear()
+        self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
+        self._cut_time = saved["cut_time"]
+        self._guess = None if saved["guess"] is None else self._tensor(saved["guess"])
+
+    # -- the clock ---------------------------------------------------------------------------------
+
+    def _clock_scale(self) -> Tensor:
+        def scale() -> Tensor:
+            end = self.beta.integral(self._tensor(self.horizon))
+            if self.min_log_snr is None:
+                return torch.ones_like(end)
+            return self._end_clocks()[1] / end
+
+        return self._cached("clock_scale", scale)
+
+    def clock(self, s: Times) -> Tensor:
+        """b(s) = ∫_0^s β, like s: the time that kernels depend on."""
+        return self._clock_scale() * self.beta.integral(self._time("s", s))
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.beta.inverse(tau / self._clock_scale())
+
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
+        s = self._from_clock(tau)
+        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+
+    def rate(self, s: Times) -> Tensor:
+        """β(s), like s."""
+        return self._clock_scale() * self.beta.rate(self._time("s", s))
+
+    def drift_matrix(self, s: Times) -> Tensor:
+        """A(s), (*s.shape, K, K)."""
+        return self.rate(s)[..., None, None] * self.unit_drift
+
+    def noise_covariance(self, s: Times) -> Tensor:
+        """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
+        return self.rate(s)[..., None, None] * self.unit_noise
+
+    @property
+    def unit_dispersion(self) -> Tensor:
+        """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root, or, where D is learned, a
+        triangular one, which is differentiable whatever its rank."""
+
+        def root() -> Tensor:
+            if self.D.requires_grad:
+                return kernels.semidefinite_cholesky(self.unit_noise)
+            values, vectors = torch.linalg.eigh(self.unit_noise)
+            return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+        found: Tensor = self._cached("unit_dispersion", root)
+        return found
+
+    def dispersion_matrix(self, s: Times) -> Tensor:
+        """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""
+        return self.rate(s).sqrt()[..., None, None] * self.unit_dispersion
+
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
+        """G(s), (*s.shape, K, K), whatever the state."""
+        return self.dispersion_matrix(s)
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y, like y (*batch, K, *event_shape)."""
+        return apply_matrix(self.drift_matrix(s), y)
+
+    # -- kernels -----------------------------------------------------------------------------------
+
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        r"""The law of y_s given y_r: N(M(s, r) y_r, P(s, r)).
+
+        Args:
+            s, r: times in [0, T] with s > r, broadcast together to shape (…).
+
+        Returns:
+            :class:`Transition` with matrices (…, K, K) in float64.
+
+        Raises:
+            ValueError: a time outside [0, T] or s ≤ r.
+            KernelPrecisionError: float64 cannot hold the factors of P.
+        """
+        later, earlier = torch.broadcast_tensors(self._time("s", s), self._time("r", r))
+        if bool((wrong := later <= earlier).any()):
+            raise ValueError(
+                f"transition from r = {earlier[wrong][0].item():.6g} to s = "
+                f"{later[wrong][0].item():.6g}, expected s > r; noising runs forward"
+            )
+        tau = self.clock(later) - self.clock(earlier)
+        A, GG = self.unit_drift, self.unit_noise
+        M, P = kernels.transition_moments(A, GG, tau)
+        F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
+        self._check_precision(growth, tau, "the transition covariance")
+        return Transition(M, P, kernels.lower_triangular(F), log_det)
+
+    def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the columns noise enters by.
+
+        G's range is spanned by the last m columns of F, whatever the others add to the state: with
+        y_s = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
+        """
+        tau = self.clock(s) - self.clock(r)
+        A, GG = self.unit_drift, self.unit_noise
+        U, level = self._basis()
+        M, _ = kernels.transition_moments(A, GG, tau)
+        F, inverse, _, growth = kernels.transition_factor(A, GG, tau, (U.flip(-1), level.flip(0)))
+        self._check_precision(growth, tau, "the transition covariance")
+        return M, F, inverse, int((level == 0).sum())
+
+    def marginal(self, s: Times) -> Marginal:
+        r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
+
+        Args:
+            s: times in (0, T], any shape (…).
+
+        Returns:
+            :class:`Marginal` in float64, differentiable in Q, D and the clock.
+
+        Raises:
+            ValueError: a time outside (0, T].
+            KernelPrecisionError: float64 cannot hold log SNR(s).
+        """
+        return self._marginal(self._positive_clock(s))
+
+    def _positive_clock(self, s: Times) -> Tensor:
+        s = self._time("s", s)
+        if not bool((s > 0).all()):
+            raise ValueError(
+                "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
+                "SNR infinite; use s > 0, e.g. the start_time ε"
+            )
+        return self.clock(s)
+
+    def _marginal(self, tau: Tensor) -> Marginal:
+        a, Sigma, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the marginal covariance")
+        L = kernels.lower_triangular(factor.root)
+        return Marginal(a, Sigma, L, factor.readout, factor.log_snr, factor.log_det)
+
+    def log_snr(self, s: Times) -> Tensor:
+        """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
+        tau = self._positive_clock(s)
+        _, _, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
+        return factor.log_snr
+
+    def _factor(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
+        """a, Σ and its factorization at clock times τ, each time by the route that keeps digits."""
+        A, GG, Sigma0 = self.unit_drift, self.unit_noise, self.initial_covariance
+        M, P = kernels.transition_moments(A, GG, tau)
+        a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
+        direct = kernels.direct_factor(Sigma, a)
+        norm = torch.linalg.matrix_norm(A.detach(), ord=2)
+        near = tau.detach() * norm < 20.0  # beyond, exp(-Aτ) has lost every digit there is
+        if not bool(near.any()):
+            return a, Sigma, direct
+        shape = tau.shape
+        index = near.flatten().nonzero()[:, 0]
+        near_tau = tau.flatten()[index]
+        pulled = kernels.pulled_back_factor(
+            A, GG, Sigma0, M.reshape(-1, *M.shape[-2:])[index], near_tau
+        )
+        better = pulled.amplification < direct.amplification.flatten()[index]
+        if bool(better.all()) and len(index) == max(tau.numel(), 1):
+            return a, Sigma, kernels.Factor(*(f.reshape(shape + f.shape[1:]) for f in pulled))
+        index = index[better]
+        fields = []
+        for d, p in zip(direct, pulled, strict=True):
+            flat = d.reshape(-1, *d.shape[len(shape) :])
+            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        return a, Sigma, kernels.Factor(*fields)
+
+    # -- the two ends, and inversion ---------------------------------------------------------------
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        """λ(T), 0-dim: what is left of the data when the prior takes over.
+
+        A constant where ``min_log_snr`` is given.
+        """
+        if self.min_log_snr is not None:
+            return self._tensor(self.min_log_snr)
+        return self.terminal.log_snr
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ at the start time ε; it follows the diffusion if that is cut at a time."""
+        if self._cut_time is None:
+            return self._max_log_snr
+        with torch.no_grad():
+            return float(self.start.log_snr)
+
+    @max_log_snr.setter
+    def max_log_snr(self, value: float) -> None:
+        self._set_ends(value, self.min_log_snr)
+
+    @property
+    def min_log_snr(self) -> float | None:
+        """λ(T) that the clock is scaled to, or None for the clock as it is."""
+        return self._min_log_snr
+
+    @min_log_snr.setter
+    def min_log_snr(self, value: float | None) -> None:
+        self._set_ends(self.max_log_snr, value)
+
+    def _set_ends(self, high: float, low: float | None) -> None:
+        high = check_number("max_log_snr", high, "a finite log SNR, e.g. 13")
+        if low is not None:
+            low = check_number("min_log_snr", low, "a finite log SNR, e.g. -10")
+        if low is not None and not low < high:
+            raise ValueError(
+                f"min_log_snr {low} must be below max_log_snr {high}: log SNR falls from the data "
+                "to the noise; raise max_log_snr or lower min_log_snr"
+            )
+        self._cache.clear()
+        self._max_log_snr, self._min_log_snr = high, low
+        self._cut_time = None
+
+    @property
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time. Setting an end by its log SNR ends that."""
+        return self._cut_time
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
+        return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
+
+    @property
+    def start(self) -> Marginal:
+        """The marginal at ε."""
+        return Marginal(*(field[0] for field in self._ends()))
+
+    @property
+    def terminal(self) -> Marginal:
+        """The marginal at T."""
+        return Marginal(*(field[1] for field in self._ends()))
+
+    def _ends(self) -> Marginal:
+        """The marginals at ε and T, (2, …)."""
+
+        def compute() -> Marginal:
+            return self._marginal(torch.stack([self._start_clock(), self.clock(self.horizon)]))
+
+        return self._cached("ends", compute)
+
+    def _start_clock(self) -> Tensor:
+        """The clock time of ε, 0-dim."""
+        if self._cut_time is not None:
+            return self.clock(self._cut_time)
+        start, end = self._end_clocks()[0], self.clock(self.horizon)
+        if not start.item() < end.item():
+            low = self._factor(end)[2].log_snr.item()
+            self._check_controllable()
+            raise UnreachableError(
+                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
+                f"{self._matrices()}: nothing is left between the start time and T; use a faster "
+                f"clock, or set min_log_snr{self._remedy()}"
+            )
+        return start
+
+    def _end_clocks(self) -> Tensor:
+        """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
+
+        def compute() -> Tensor:
+            ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
+            targets = self._tensor(torch.tensor(ends, dtype=torch.float64))
+            with torch.no_grad():
+                roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
+            return self._clock_gradient(roots, targets)
+
+        return self._cached("end_clocks", compute)
+
+    def log_snr_rate(self, s: Times) -> Tensor:
+        """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
+        s = self._time("s", s)
+        _, _, factor = self._factor(self.clock(s))
+        return self.rate(s) * _decay(factor, self.unit_noise)
+
+    def noise_level(self, s: Times) -> Tensor:
+        """λ(s), log SNR."""
+        return self.log_snr(s)
+
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """-dλ/ds."""
+        return self.log_snr_rate(s)
+
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """As :meth:`time_at_log_snr`."""
+        return self.time_at_log_snr(level)
+
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
+
+        Raises:
+            ValueError: a value below λ(T), which this diffusion never reaches.
+            UnreachableError: one so high that float64 does not.
+        """
+        value = self._tensor(value)
+        with torch.no_grad():
+            low = self.terminal_log_snr
+        if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
+            raise ValueError(
+                f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
+                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
+            )
+        tau = self._clock_gradient(self._clock_root(value), value)
+        return self.time_at_clock(tau)
+
+    def log_snr_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
+        return self.noise_level_grid(num_times)
+
+    # -- log volume --------------------------------------------------------------------------------
+
+    def log_volume(self, s: Times) -> Tensor:
+        """κ(s) = log det Σ(s) - 2 ∫_0^s tr A, like s: the log volume of Σ pulled back to time 0.
+
+        It increases, κ' = tr(Σ^{-1} g²) > 0, where log SNR may pause: per unit of κ the divergence
+        of a score of the raw state is a weighted mean of squares, whatever Q and D. For K = 1 it
+        is -λ. Raises as :meth:`marginal` does.
+        """
+        tau = self._positive_clock(s)
+        _, _, factor = self._factor(tau)
+        self._check_precision(factor.amplification, tau, "the log volume")
+        return self._log_volume(factor.log_det, tau)
+
+    def log_volume_rate(self, s: Times) -> Tensor:
+        """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
+        tau = self._positive_clock(s)
+        _, _, factor = self._factor(tau)
+        return self.rate(s) * _volume_rate(factor, self.unit_noise)
+
+    @property
+    def log_volume_ends(self) -> Tensor:
+        """κ(ε) and κ(T), (2,)."""
+
+        def compute() -> Tensor:
+            tau = torch.stack([self._start_clock(), self.clock(self.horizon)])
+            return self._log_volume(self._ends().log_det, tau)
+
+        found: Tensor = self._cached("log_volume_ends", compute)
+        return found
+
+    def time_at_log_volume(self, value: Times) -> Tensor:
+        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
+
+        Raises:
+            ValueError: a value outside [κ(ε), κ(T)].
+        """
+        value = self._tensor(value)
+        with torch.no_grad():
+            low, high = self.log_volume_ends.tolist()
+        room = 1e-9 * (1 + abs(low) + abs(high))
+        outside = ~((value >= low - room) & (value <= high + room))
+        if bool(outside.any()):
+            raise ValueError(
+                f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
+                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
+            )
+        tau = self._clock_gradient(self._clock_root(value, of=LOG_VOLUME), value, LOG_VOLUME)
+        return self.time_at_clock(tau)
+
+    def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
+        return log_det - 2 * tau * self.unit_drift.diagonal().sum()
+
+    # -- inversion: both coordinates as increasing functions of log τ -----------------------------
+
+    def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """-λ or κ at clock times τ, and its derivative in τ."""
+        _, _, factor = self._factor(tau)
+        if of == LOG_SNR:
+            return -factor.log_snr, _decay(factor, self.unit_noise)
+        return self._log_volume(factor.log_det, tau), _volume_rate(factor, self.unit_noise)
+
+    def _clock_root(self, value: Tensor, guess: Tensor | None = None, of: str = LOG_SNR) -> Tensor:
+        """The τ with λ(τ) or κ(τ) = value: by Newton steps in log τ from a guess, or safe ones."""
+        with torch.no_grad():
+            wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
+            if guess is not None and guess.shape == wanted.shape:
+                x = guess.log()
+                for _ in range(12):
+                    error, step = self._newton(x, wanted, of)
+                    x = x + step
+                    if not bool((step.abs() < 3).all()):
+                        break
+                    if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                        return x.exp().reshape(value.shape)
+            knots, found, slope = self._table(of)
+            if of == LOG_SNR:
+                self._check_reached(-wanted, -found[slope.isfinite()])
+            i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
+            low, high = knots[i - 1], knots[i]
+            # cubic Hermite interpolation of log τ as a function of the coordinate
+            h = found[i] - found[i - 1]
+            u = ((wanted - found[i - 1]) / h).clamp(0, 1)
+            x = (
+                (1 + 2 * u) * (1 - u) ** 2 * low
+                + u**2 * (3 - 2 * u) * high
+                + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
+            )
+            x = torch.maximum(torch.minimum(x, high), low)
+            for _ in range(60):
+                error, step = self._newton(x, wanted, of)
+                low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
+                inside = (x + step >= low) & (x + step <= high)
+                previous, x = x, torch.where(inside, x + step, (low + high) / 2)
+                if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                    break  # Newton's next step is below rounding
+        return x.exp().reshape(value.shape)
+
+    def _check_reached(self, log_snr: Tensor, found: Tensor) -> None:
+        """Whether values of λ are between those found at the earliest and the latest time."""
+        known = found[found.isfinite()]
+        if known.numel():
+            low, high = known.min().item(), known.max().item()
+            room = 1e-9 * (1 + abs(low))
+            missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
+            if not len(missed):
+                return
+        self._check_controllable()
+        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
+        value = log_snr[0].item() if not known.numel() else missed[0].item()
+        reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
+        raise UnreachableError(
+            f"{type(self).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach of "
+            f"float64, whatever the clock: with {self._matrices()} {reach}; ask for a log SNR "
+            f"between these, or bring the time scales of Q and D together{self._remedy()}"
+        )
+
+    def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
+        """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
+        tau = x.exp()
+        found, slope = self._coordinate(of, tau)
+        error = found - wanted
+        return error, -error / (tau * slope)
+
+    def _clock_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
+        """τ, given as a number the root for ``value``: one Newton step carries gradients."""
+        learned = value.requires_grad or any(p.requires_grad for p in self.parameters())
+        if not (learned and torch.is_grad_enabled()):
+            return tau
+        found, slope = self._coordinate(of, tau)
+        wanted = -value if of == LOG_SNR else value
+        return tau + (wanted - found) / slope.detach()
+
+    def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
+        """log τ, the coordinate there (increasing), and d log τ by d coordinate.
+
+        For λ from far below ε to far past T, for κ from ε to T.
+        """
+
+        def build() -> tuple[Tensor, Tensor, Tensor]:
+            A = self.unit_drift
+            if of == LOG_VOLUME:
+                first, last = (
+                    self._start_clock().log().item(),
+                    self.clock(self.horizon).log().item(),
+                )
+                x = torch.linspace(first, last, 129, dtype=torch.float64).to(A)
+            else:
+                # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+                fast = torch.linalg.matrix_norm(A, ord=2).log().item()
+                slow = (-torch.linalg.eigvals(A).real.max()).clamp_min(1e-12).log().item()
+                lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
+                x = torch.cat(
+                    [
+                        torch.linspace(lowest, -2.0 - fast, 65),
+                        torch.linspace(-2.0 - fast, 3.5 - slow, 97)[1:],
+                    ]
+                ).to(A)
+            tau = x.exp()
+            found, slope = self._coordinate(of, tau)
+            return x, found, 1 / (tau * slope)
+
+        with torch.no_grad():
+            return self._cached(f"table of {of}", build)
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def _device(self) -> torch.device:
+        return self.stationary_covariance.device
+
+    def _check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
+            self._check_controllable()  # a better reason than precision
+            worst = int(growth.flatten().argmax())
+            s = self._from_clock(tau.detach())
+            raise kernels.KernelPrecisionError(
+                f"{type(self).__name__}: float64 cannot hold {what} at s = "
+                f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
+                f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
+                "max_log_snr, take longer steps, or bring the time scales of Q and D together"
+            )
+
+    def extra_repr(self) -> str:
+        text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
+        return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
+
+
+def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """-dλ/dτ = SNR kᵀ g² k."""
+    k = factor.readout
+    root = (factor.log_snr / 2).exp()[..., None] * k
+    return torch.einsum("...i,ij,...j->...", root, unit_noise, root)
+
+
+def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²)."""
+    W = factor.whitener
+    return ((W @ unit_noise) * W).sum((-2, -1))
+
+
+def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:
+    if value is None:
+        return None
+    if not 0 < check_number("cut_time", value, "a time in (0, T)") < horizon:
+        raise ValueError(f"cut_time is {value}, expected a time between 0 and T = {horizon:g}")
+    if min_log_snr is not None:
+        raise ValueError(
+            f"cut_time is {value} and min_log_snr {min_log_snr}, to which the clock is scaled and "
+            "with it what that time means; give max_log_snr instead of cut_time"
+        )
+    return float(value)

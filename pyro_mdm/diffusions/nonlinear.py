@@ -1,0 +1,406 @@
+r"""Noising diffusions without a closed form: write the drift, and paths are simulated.
+
+    dy = f(y, s) ds + G(y, s) dB_s        from ε to T
+
+The law of y_ε given x is Gaussian and exact, so that decoders and the model's ends are as for
+linear diffusions; all else is known by simulation (:mod:`pyro_mdm.diffusions.simulation`).
+
+Example:
+    >>> class Cubic(NonlinearDiffusion):
+    ...     "Over-damped motion in the potential y⁴/4, whose law at rest is exp(-y⁴/4)."
+    ...     stationary_prior = True
+    ...     def __init__(self):
+    ...         super().__init__(1, horizon=3.0, prior=QuadraturePrior([lambda y: y**4 / 4]))
+    ...     def drift(self, y, s):
+    ...         return -(y**3)
+    ...     def dispersion(self, y, s):
+    ...         return 2**0.5 * torch.eye(1, dtype=torch.float64)
+    >>> Cubic().start_time
+    tensor(0., dtype=torch.float64)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, check_clock, check_horizon
+from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
+from pyro_mdm.diffusions.divergence import divergence, own_node
+from pyro_mdm.diffusions.matrices import covariance_matrix, full_precision
+from pyro_mdm.diffusions.priors import GaussianPrior, Prior
+from pyro_mdm.diffusions.sde import check_dispersion
+from pyro_mdm.diffusions.simulation import Simulation, noise_root
+from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.settings import described
+
+__all__ = ["NonlinearDiffusion"]
+
+CHECKED_DERIVATIVES, PROBES = 64, 64
+"""Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
+
+
+MISMATCH = 1e-4
+"""Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
+
+
+class NonlinearDiffusion(Diffusion, ABC):
+    """Any Itô diffusion. Subclasses define :meth:`drift` and :meth:`dispersion`, rates included.
+
+    They are asked in the precision of the data while training, in float64 by :meth:`check` and by
+    samplers: a network inside must cast its inputs, as :class:`LearnedDrift` does.
+
+    At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
+    ``v_0 ~ N(0, Σ_v)``. Noise levels are nominal, a logarithm of the clock's time from
+    ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
+    network is told of the time, never what the bound is.
+
+    Args:
+        num_variables: K.
+        beta: a clock β that says where in [0, T] things happen, :class:`ConstantBeta` (1) by
+            default. ``self.rate(s)`` is there for drifts to use.
+        horizon: T.
+        initial_variance: Σ_v at s = 0: a number or K-1.
+        max_log_snr: λ at the start, where the decoder takes over.
+        min_log_snr: the nominal noise level at T.
+        prior: π, N(0, I) by default. One that depends on parameters of the diffusion belongs into
+            an overridden property ``prior``, so that a copy of the diffusion has its own.
+        simulation: how paths are simulated.
+
+    Attributes:
+        stationary_prior: whether π is stationary at every s. Declare it where it is known: then
+            (1) of :mod:`pyro_mdm.paths.path_integral` has no term c, and it is checked. The bound is
+            right either way.
+
+    Raises:
+        ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,
+            a prior of another K. On first use: a drift or dispersion of another shape than
+            declared, a prior declared stationary that is not.
+    """
+
+    stationary_prior: bool = False
+    initial_covariance: Tensor
+
+    def __init__(
+        self,
+        num_variables: int,
+        *,
+        beta: Clock | None = None,
+        horizon: float = 1.0,
+        initial_variance: float | Sequence[float] = 0.01,
+        max_log_snr: float = 13.0,
+        min_log_snr: float = -10.0,
+        prior: Prior | None = None,
+        simulation: Simulation | None = None,
+    ) -> None:
+        super().__init__()
+        K = num_variables
+        check_count("num_variables", K, "the number K of variables, the data among them")
+        max_log_snr = check_number("max_log_snr", max_log_snr, "a finite log SNR, e.g. 13")
+        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite noise level, e.g. -10")
+        if not min_log_snr < max_log_snr:
+            raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
+        if prior is not None:
+            check_instance("prior", prior, Prior, "see pyro_mdm.diffusions.priors")
+        if prior is not None and prior.num_variables != K:
+            raise ValueError(f"the prior is of K = {prior.num_variables} variables, expected {K}")
+        self.num_variables, self.horizon = K, check_horizon(horizon)
+        self._max_log_snr, self._min_log_snr = max_log_snr, min_log_snr
+        self.beta = beta if beta is not None else ConstantBeta(1.0)
+        check_clock(self.beta)
+        self._prior = prior
+        self.simulation = simulation if simulation is not None else Simulation()
+        fix = "e.g. Simulation(step_size=0.02)"
+        check_instance("simulation", self.simulation, Simulation, fix)
+        initial = torch.zeros(K, K, dtype=torch.float64)
+        initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
+        initial[0, 0] = math.exp(-max_log_snr)
+        self.register_buffer("initial_covariance", initial)
+        self._checked: set[torch.Size] = set()
+        self._kept_ends: tuple[Tensor, Tensor, Tensor] | None = None
+
+    # -- ends and levels ---------------------------------------------------------------------------
+
+    @property
+    def prior(self) -> Prior:
+        """π: N(0, I) if none was given."""
+        if self._prior is None:
+            return GaussianPrior(torch.eye(self.num_variables).to(self.initial_covariance))
+        return self._prior
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ of the state at ε."""
+        return self._max_log_snr
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        """The nominal noise level at T, 0-dim."""
+        return self._tensor(self._min_log_snr)
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε = 0."""
+        return self._tensor(0.0)
+
+    @property
+    def start(self) -> Marginal:
+        """y_ε given x: N((x, 0), diag(e^{-λ}, Σ_v))."""
+        a = torch.zeros(self.num_variables).to(self.initial_covariance)
+        a[0] = 1.0
+        Sigma = self.initial_covariance
+        log_snr = self._tensor(self.max_log_snr)
+        return Marginal(a, Sigma, torch.linalg.cholesky(Sigma), a, log_snr, torch.logdet(Sigma))
+
+    def clock(self, s: Times) -> Tensor:
+        """b(s) = ∫_0^s β, like s."""
+        return self.beta.integral(self._time("s", s))
+
+    def rate(self, s: Times) -> Tensor:
+        """β(s), like s, float64."""
+        return self.beta.rate(self._time("s", s))
+
+    def noise_level(self, s: Times) -> Tensor:
+        """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
+        return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
+
+    def noise_level_rate(self, s: Times) -> Tensor:
+        """Minus its derivative in s, like s."""
+        return self._width * self.rate(s) / (self._unit + self._done(s))
+
+    def time_at_noise_level(self, level: Times) -> Tensor:
+        """The time of a nominal level, like it."""
+        fraction = (self.max_log_snr - self._tensor(level)) / self._width
+        tau = self._ends()[0] + self._unit * fraction.expm1()
+        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
+
+    def progress(self, s: Times) -> Tensor:
+        """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
+
+        Steps of it are short both for what noise does late and for the data's scales early.
+        """
+        done, whole = self._done(s), self._ends()[1]
+        level = (done / self._unit).log1p() / (whole / self._unit).log1p()
+        return (done / whole + level) / 2
+
+    def progress_rate(self, s: Times) -> Tensor:
+        """Its derivative in s, like s."""
+        done, whole = self._done(s), self._ends()[1]
+        level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
+        return self.rate(s) * (1 / whole + level) / 2
+
+    @torch.no_grad()
+    def time_at_progress(self, progress: Times) -> Tensor:
+        """Its inverse, like progress."""
+        wanted = self._tensor(progress)
+        start, whole = self._ends()
+        whole = whole / self._unit
+        end = whole.log1p()
+        x = end.expand(wanted.shape)  # log1p(done / unit): Newton's method from above is monotone
+        for _ in range(60):
+            error = (x.expm1() / whole + x / end) / 2 - wanted
+            step = error / ((x.exp() / whole + 1 / end) / 2)
+            x = (x - step).clamp_min(0.0)
+            if not bool((step.abs() > 1e-12 * end).any()):
+                break
+        tau = start + self._unit * x.expm1()
+        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
+
+    def _done(self, s: Times) -> Tensor:
+        return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The clock at ε, and from there to T; kept if nothing about them is learned."""
+        at = self.start_time
+        if self._kept_ends is None or not torch.equal(self._kept_ends[0], at):
+            start = self.clock(at)
+            ends = at, start, self.clock(self.horizon) - start
+            if any(True for _ in self._clock_parameters()):
+                return ends[1:]
+            self._kept_ends = ends
+        return self._kept_ends[1:]
+
+    def _clock_parameters(self) -> Iterator[nn.Parameter]:
+        """Of everything that could move the clock."""
+        return self.parameters()
+
+    def _from_clock(self, tau: Tensor) -> Tensor:
+        return self.beta.inverse(tau)
+
+    @property
+    def _unit(self) -> float:
+        return math.exp(-self.max_log_snr / 2)
+
+    @property
+    def _width(self) -> Tensor:
+        """Levels per unit of log1p(clock / unit)."""
+        whole = self._ends()[1]
+        return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
+
+    # -- what the bound needs ----------------------------------------------------------------------
+
+    def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
+        """∇·g², like y: Σ_j ∂_j g²_ij within each data dimension, by automatic differentiation."""
+        if not self.noise_depends_on_state:
+            return torch.zeros_like(y)
+        with torch.enable_grad():
+            point = own_node(y)
+            G = noise_root(self, point, self._tensor(s))
+            found = matrix_divergence(G @ G.mT, point)
+        learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
+        return found if torch.is_grad_enabled() and learned else found.detach()
+
+    def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
+        """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
+        if self.stationary_prior:
+            return None
+        return self._prior_current(y, s)
+
+    def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
+        G = noise_root(self, y, s)
+        score = self.prior.score(y)
+        rows = score.reshape(*y.shape[:2], -1).mT.unsqueeze(-1)
+        pulled = (G @ (G.mT @ rows)).squeeze(-1).mT.reshape(y.shape)
+        drift = self.drift(y, s).to(y.dtype)
+        return drift - 0.5 * (pulled + self.noise_divergence(y, s))
+
+    def check(self, event_shape: Sequence[int]) -> None:
+        """What the diffusion declares, tried on a few states from the prior; once per shape.
+
+        Raises:
+            ValueError: see the class.
+        """
+        event_shape = torch.Size(event_shape)
+        if event_shape in self._checked:
+            return
+        name, K = type(self).__name__, self.num_variables
+        device = self._device()
+        generator = torch.Generator(device).manual_seed(0)
+        n = 16
+        with torch.no_grad(), full_precision(self.initial_covariance):
+            y = self.prior.sample((n, K, *event_shape), generator)
+            unit = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+            s = self.start_time + (self.horizon - self.start_time) * unit
+            try:
+                f, raw = self.drift(y, s), self.dispersion(y, s)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{name} cannot be asked at float64 states {tuple(y.shape)}: {error}. Cast "
+                    "what a network in its drift is given, as LearnedDrift does"
+                ) from error
+            if f.shape != y.shape:
+                raise ValueError(
+                    f"the drift of {name} has shape {tuple(f.shape)}, expected y's {tuple(y.shape)}"
+                )
+            G = check_dispersion(self, raw, y)
+            for what, value in (("drift", f), ("dispersion", G)):
+                if not bool(value.isfinite().all()):
+                    raise ValueError(
+                        f"the {what} of {name} is not finite at states drawn from its prior; "
+                        f"e.g. {value[~value.isfinite()][0].item()}"
+                    )
+            self._check_structure(y, s)
+        if self.stationary_prior:
+            self._check_prior(y, s)
+        self._checked.add(event_shape)
+
+    def _check_structure(self, y: Tensor, s: Tensor) -> None:
+        """Whether noise depends on the state as declared: not at all, or within a dimension."""
+        s = s[:1].expand(len(y))
+        here = check_dispersion(self, self.dispersion(y, s), y)
+        if not self.noise_depends_on_state:
+            there = check_dispersion(self, self.dispersion(y.roll(1, 0), s), y)
+            if not torch.allclose(here, there):
+                raise ValueError(
+                    f"the dispersion of {type(self).__name__} changes with the state, but "
+                    "noise_depends_on_state is False; set it to True and return a block for each "
+                    "data dimension, (*batch, *event_shape, K, K)"
+                )
+        elif y[0, 0].numel() > 1:
+            other = y.flatten(2).clone()
+            other[:, :, 0] = other[:, :, 0].roll(1, 0)
+            there = check_dispersion(self, self.dispersion(other.reshape(y.shape), s), y)
+            if not torch.allclose(here[:, 1:], there[:, 1:]):
+                raise ValueError(
+                    f"the dispersion of {type(self).__name__} for one data dimension changes with "
+                    "another, expected K×K blocks that depend on their own dimension's variables"
+                )
+
+    def _check_prior(self, y: Tensor, s: Tensor) -> None:
+        exact = y[0].numel() <= CHECKED_DERIVATIVES
+        settings = Simulation(probes="exact" if exact else PROBES)
+        with torch.enable_grad():
+            point = y.detach().requires_grad_()
+            F = self._prior_current(point, s)
+            with draws.piece(0, 1, 0):
+                trace = divergence(F, point, None, settings)
+            along = (F * self.prior.score(point)).flatten(1).sum(1)
+            first, second = trace.value.detach(), along.detach()
+        scale = float(first.square().mean().sqrt() + second.square().mean().sqrt())
+        allowed = MISMATCH * scale + 1e-8 + 7 * trace.variance.detach().sqrt()
+        if not bool(((first + second).abs() <= allowed).all()):
+            worst = int((first + second).abs().argmax())
+            raise ValueError(
+                f"{type(self).__name__} declares stationary_prior, but its prior is not the "
+                f"stationary law: ∇·(F π)/π is {float((first + second)[worst]):.3g} at "
+                f"s = {float(s[worst]):.3g}, expected 0 (its parts are of the size {scale:.3g}). "
+                "Give the stationary law as prior, correct the drift (state-dependent Q and D need "
+                "Γ, see HamiltonianDiffusion), or set stationary_prior = False: the bound then "
+                "counts the mismatch"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Also the arguments of a subclass that are numbers, strings or None."""
+        in_buffers = ("num_variables", "initial_variance")
+        own = {name: v for name, v in super().settings().items() if name not in in_buffers}
+        return own | {
+            "horizon": self.horizon,
+            "beta": described(getattr(self, "beta", None)),
+            "max_log_snr": self._max_log_snr,
+            "min_log_snr": self._min_log_snr,
+            "prior": described(self._prior),
+            "simulation": dataclasses.asdict(self.simulation),
+            "stationary_prior": self.stationary_prior,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The ends, and how paths are simulated."""
+        self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
+        self.simulation = Simulation(**saved["simulation"])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._checked.clear()
+        self._kept_ends = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
+
+
+def matrix_divergence(matrix: Tensor, y: Tensor) -> Tensor:
+    """Σ_j ∂_j m_ij like y (n, K, *event_shape), for blocks m (n, d, K, K) computed from y.
+
+    The block of a data dimension must depend on that dimension's variables alone.
+    """
+    n, K = y.shape[:2]
+    rows = []
+    for i in range(K):
+        total = torch.zeros(n, matrix.shape[1], dtype=y.dtype, device=y.device)
+        for j in range(K):
+            entry = matrix[:, :, i, j]
+            if not entry.requires_grad:
+                continue
+            (grad,) = torch.autograd.grad(
+                entry.sum(), y, create_graph=True, retain_graph=True, allow_unused=True
+            )
+            if grad is not None:
+                total = total + grad[:, j].reshape(n, -1)
+        rows.append(total)
+    return torch.stack(rows, 1).reshape(y.shape)

@@ -1,0 +1,297 @@
+r"""Linear diffusions by name: the published ones, and the one that is learned.
+
+Source of the constants: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How
+to Get Back", ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.clocks import LearnedBeta
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.checks import check_count, check_instance, check_number
+
+__all__ = ["ALDA", "CLD", "LearnedDiffusion", "MALDA", "VPSDE"]
+
+
+class VPSDE(LinearDiffusion):
+    """The variance-preserving SDE, K = 1: Q = 0, D = ½ (Song et al. 2021).
+
+    Keyword arguments are those of :class:`LinearDiffusion`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__([[0.0]], [[0.5]], **options)
+
+
+class CLD(LinearDiffusion):
+    """Critically-damped Langevin diffusion, K = 2 (Dockhorn et al. 2022).
+
+    Q = [[0, -1], [1, 0]], D = diag(0, Γ), Σ_∞ = diag(1, M).
+
+    Args:
+        mass: M.
+        friction: Γ, 2√M by default (critical damping).
+        options: keyword arguments of :class:`LinearDiffusion`.
+
+    Dockhorn's own constants: ``CLD(mass=0.25, friction=1.0, beta=ConstantBeta(4.0),
+    initial_variance=0.01)``.
+    """
+
+    def __init__(self, mass: float = 1.0, friction: float | None = None, **options: Any) -> None:
+        mass = _positive("mass", mass)
+        friction = 2 * math.sqrt(mass) if friction is None else _positive("friction", friction)
+        options.setdefault("stationary_variance", [1.0, mass])
+        super().__init__([[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, friction]], **options)
+
+
+class MALDA(LinearDiffusion):
+    """Modified accelerated Langevin diffusion, K = 3 (the paper).
+
+    Q = [[0, -1/L, -1], [1/L, 0, -γ], [1, γ, 0]], D = diag(0, 2√M, 2√M), Σ_∞ = diag(1, M, M).
+
+    Args:
+        mass: M;  gamma: γ;  lipschitz: L, 1/M by default.
+        options: keyword arguments of :class:`LinearDiffusion`.
+    """
+
+    def __init__(
+        self,
+        mass: float = 1.0,
+        gamma: float = 1.0,
+        lipschitz: float | None = None,
+        **options: Any,
+    ) -> None:
+        mass = _positive("mass", mass)
+        r = mass if lipschitz is None else 1 / _positive("lipschitz", lipschitz)
+        gamma = check_number("gamma", gamma, "a number, e.g. 1.0")
+        d = 2 * math.sqrt(mass)
+        options.setdefault("stationary_variance", [1.0, mass, mass])
+        super().__init__(
+            [[0.0, -r, -1.0], [r, 0.0, -gamma], [1.0, gamma, 0.0]],
+            [[0.0, 0.0, 0.0], [0.0, d, 0.0], [0.0, 0.0, d]],
+            **options,
+        )
+
+
+class ALDA(LinearDiffusion):
+    """Accelerated Langevin diffusion, K = 3, third order (Mou et al. 2019; the paper).
+
+    Q = [[0, -1/L, 0], [1/L, 0, -γ], [0, γ, 0]], D = diag(0, 0, ψ/L), Σ_∞ = diag(1, M, M).
+
+    Args:
+        mass: M;  gamma: γ;  psi: ψ;  lipschitz: L, 1/M by default.
+        options: keyword arguments of :class:`LinearDiffusion`.
+    """
+
+    def __init__(
+        self,
+        mass: float = 1.0,
+        gamma: float = 1.0,
+        psi: float = 1.0,
+        lipschitz: float | None = None,
+        **options: Any,
+    ) -> None:
+        mass = _positive("mass", mass)
+        r = mass if lipschitz is None else 1 / _positive("lipschitz", lipschitz)
+        gamma = check_number("gamma", gamma, "a number other than 0, e.g. 1.0")
+        psi = _positive("psi", psi)
+        options.setdefault("stationary_variance", [1.0, mass, mass])
+        super().__init__(
+            [[0.0, -r, 0.0], [r, 0.0, -gamma], [0.0, gamma, 0.0]],
+            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, psi * r]],
+            **options,
+        )
+
+
+SMALLEST = 1e-3
+"""The least entry of a learned diagonal D, as in the paper's released code."""
+
+
+class LearnedDiffusion(LinearDiffusion):
+    r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
+
+    W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
+    constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family.
+
+    Args:
+        num_variables: K ≥ 1.
+        rank: rank of D, K by default.
+        learn_beta: whether β(s) is learned too (:class:`~pyro_mdm.diffusions.clocks.LearnedBeta`).
+        diagonal: D = diag(softplus(d) + 0.001) instead, as in the paper's released code: always of
+            full rank, so that CLD, MALDA and ALDA are not members.
+        seed: start at random by this seed, all of W (full, with Q = W - Wᵀ), and B or d uniform
+            within ±1/√K; None: at the chain below.
+        min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
+            With a denoiser the bound depends on Q and D through the prior mismatch alone, and
+            without this they could only lengthen or shorten the same path.
+        options: keyword arguments of :class:`LinearDiffusion`.
+
+    It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
+    :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
+    """
+
+    def __init__(
+        self,
+        num_variables: int,
+        rank: int | None = None,
+        learn_beta: bool = False,
+        *,
+        diagonal: bool = False,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        K = num_variables
+        check_count("num_variables", K, "the number K of variables, the data among them")
+        if rank is not None:
+            check_count("rank", rank, "the rank of D")
+        if diagonal and rank not in (None, K):
+            raise ValueError(
+                f"rank is {rank}, but a diagonal D has rank num_variables = {K}; leave rank out, "
+                "or diagonal"
+            )
+        rank = K if rank is None else rank
+        if not 1 <= rank <= K:
+            raise ValueError(f"rank is {rank}, expected between 1 and num_variables = {K}")
+        Q = torch.zeros(K, K, dtype=torch.float64)
+        i = torch.arange(1, K)
+        Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
+        D = torch.zeros(K, K, dtype=torch.float64)
+        D.diagonal()[K - rank :] = 0.5
+        self._rank, self._diagonal, self._seed = rank, diagonal, seed
+        if learn_beta:
+            horizon = options.get("horizon", 1.0)
+            options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
+        super().__init__(Q, D, **options)
+        # where Newton's method begins in every later step: not the step before, so that the
+        # digits of a resumed training do not depend on its past
+        self._guess = self._end_clocks().detach()
+
+    @classmethod
+    def from_diffusion(
+        cls,
+        start: LinearDiffusion,
+        rank: int | None = None,
+        learn_beta: bool = False,
+        **options: Any,
+    ) -> LearnedDiffusion:
+        """The learned diffusion that begins as ``start``.
+
+        Args:
+            start: any linear diffusion, e.g. a preset.
+            rank: rank of the learned D, K by default; at least the rank of ``start.D``. Where it is
+                more, D begins with 1e-12 of its largest eigenvalue in the directions that
+                ``start`` leaves without noise: from 0 no gradient leads anywhere, and the rank
+                would be that of ``start`` for ever.
+            learn_beta: whether the clock is learned too.
+            options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
+        """
+        fix = "e.g. LearnedDiffusion.from_diffusion(CLD())"
+        check_instance("start", start, LinearDiffusion, fix)
+        K = start.num_variables
+        settings: dict[str, Any] = {
+            "beta": start.beta,
+            "horizon": start.horizon,
+            "stationary_variance": start.stationary_covariance,
+            "initial_variance": start.initial_covariance[1:, 1:],
+            "max_log_snr": start.max_log_snr,
+            "min_log_snr": start.min_log_snr,
+        }
+        if start.cut_time is not None and not {"max_log_snr", "min_log_snr"} & set(options):
+            settings["cut_time"] = start.cut_time
+        learned = cls(K, rank, learn_beta, **(settings | options))
+        if learned._diagonal:
+            learned._start_diagonal(start)
+            return learned
+        values, vectors = torch.linalg.eigh(start.D.detach())
+        smallest = 1e-12 * values.max()
+        needed = int((values > smallest).sum())
+        if needed > learned._rank:
+            raise ValueError(
+                f"rank is {learned._rank}, but D of {type(start).__name__} has rank {needed}; "
+                f"expected rank ≥ {needed}"
+            )
+        roots = vectors * values.maximum(smallest).sqrt()
+        with torch.no_grad():
+            learned.lower.copy_(start.Q[learned._row, learned._column])
+            learned.B.copy_(roots.flip(-1)[:, : learned._rank])
+        return learned
+
+    def _set_ends(self, high: float, low: float | None) -> None:
+        super()._set_ends(high, low)
+        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
+            self._guess = None
+            self._guess = self._end_clocks().detach()
+
+    def _remedy(self) -> str:
+        return (
+            ". If training brought them here, lower the learning rate of the diffusion, or give D "
+            "a higher rank"
+        )
+
+    def _start_diagonal(self, start: LinearDiffusion) -> None:
+        D = start.D.detach()
+        values = D.diagonal()
+        if bool((D - torch.diag(values)).any()) or not bool((values > SMALLEST).all()):
+            raise ValueError(
+                f"D of {type(start).__name__} is {D.tolist()}, expected a diagonal one with "
+                f"entries above {SMALLEST}; leave diagonal out"
+            )
+        with torch.no_grad():
+            self.lower.copy_(start.Q[self._row, self._column])
+            self.d.copy_(_inverse_softplus(values - SMALLEST))
+
+    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
+        K = len(Q)
+        self._row, self._column = torch.tril_indices(K, K, offset=-1).unbind()
+        B = torch.diag(D.diagonal().sqrt())[:, K - self._rank :].clone()
+        d = _inverse_softplus(D.diagonal() - SMALLEST) if self._diagonal else D.diagonal()
+        if self._seed is not None:
+            generator = torch.Generator().manual_seed(self._seed)
+
+            def uniform(*shape: int) -> Tensor:
+                unit = torch.rand(shape, dtype=torch.float64, generator=generator)
+                return (2 * unit - 1) / math.sqrt(K)
+
+            W = uniform(K, K)
+            Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)
+        self.lower = nn.Parameter(Q[self._row, self._column])
+        if self._diagonal:
+            self.d = nn.Parameter(d)
+        else:
+            self.B = nn.Parameter(B)
+
+    @property
+    def Q(self) -> Tensor:
+        """W - Wᵀ, (K, K)."""
+        W = self.lower.new_zeros(self.num_variables, self.num_variables)
+        W = W.index_put((self._row, self._column), self.lower)
+        return W - W.mT
+
+    @property
+    def D(self) -> Tensor:
+        """B Bᵀ or diag(softplus(d) + 0.001), (K, K)."""
+        if self._diagonal:
+            return torch.diag(nn.functional.softplus(self.d) + SMALLEST)
+        return self.B @ self.B.mT
+
+    @property
+    def unit_dispersion(self) -> Tensor:
+        """√2 B and columns of zeros, differentiable where a symmetric root of D is not, or that
+        root if D is diagonal."""
+        if self._diagonal:
+            return torch.diag((2 * self.D.diagonal()).sqrt())
+        return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))
+
+
+def _positive(name: str, value: float) -> float:
+    return check_number(name, value, "a positive number, e.g. 1.0", positive=True)
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))

@@ -1,0 +1,359 @@
+r"""Laws that the generative process starts from: independent data dimensions, K variables in each.
+
+A prior π is known by its density, its score ∇ log π, samples and its entropy. It may have
+parameters, through which all of these are differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+from pyro_mdm.support.settings import Recorded, described
+
+__all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
+
+POINTS = 4001
+"""Nodes of a quadrature over one variable."""
+
+
+REACH = 36.0
+"""The integrand of a quadrature is followed to e^-36 of its highest value."""
+
+
+FARTHEST = 1e18
+"""Where a quadrature looks for the end of a law."""
+
+
+ROUGH = 1e-4
+"""The most, in nats, that a normalizer may change if every second node is left out."""
+
+
+class Prior(Recorded, ABC):
+    """π(y) = Π_j π_1(y_j) over data dimensions j, π_1 a law of K variables.
+
+    Raises:
+        ValueError: a y that is not (batch, K, *event_shape).
+    """
+
+    num_variables: int
+
+    @abstractmethod
+    def log_prob(self, y: Tensor) -> Tensor:
+        """log π(y), (batch,), nats, for y (batch, K, *event_shape)."""
+
+    @abstractmethod
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """y of ``shape`` (batch, K, *event_shape), float64, on the generator's device."""
+
+    @abstractmethod
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        """-E log π(y) of ``num_dims`` data dimensions, 0-dim, nats."""
+
+    def score(self, y: Tensor) -> Tensor:
+        """∇ log π(y), like y (batch, K, *event_shape); differentiable in y."""
+        self._check(y)
+        with torch.enable_grad():
+            point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
+        return found if torch.is_grad_enabled() else found.detach()
+
+    def _check(self, y: Tensor) -> int:
+        """The number of data dimensions."""
+        if y.dim() < 2 or y.shape[1] != self.num_variables:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape) with "
+                f"K = {self.num_variables}"
+            )
+        return math.prod(y.shape[2:])
+
+
+class GaussianPrior(Prior):
+    """N(0, Σ_π) per data dimension.
+
+    Args:
+        covariance: Σ_π (K, K) float64, positive definite.
+
+    Raises:
+        ValueError: a covariance that is not square.
+
+    Example:
+        >>> GaussianPrior(torch.eye(2)).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    def __init__(self, covariance: Tensor) -> None:
+        if covariance.dim() != 2 or covariance.shape[0] != covariance.shape[1]:
+            raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
+        self.covariance = covariance
+        self.num_variables = covariance.shape[-1]
+
+    def settings(self) -> dict[str, Any]:
+        return {"covariance": self.covariance.tolist()}
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        d = self._check(y)
+        log_det = torch.logdet(self.covariance)
+        constant = d * (log_det + self.num_variables * math.log(2 * math.pi))
+        return 0.5 * ((y * self.score(y)).flatten(1).sum(1) - constant.to(y))
+
+    def score(self, y: Tensor) -> Tensor:
+        """-Σ_π^{-1} y."""
+        self._check(y)
+        precision = torch.linalg.inv(self.covariance).to(y)
+        with torch.autocast(y.device.type, enabled=False):
+            if y.dim() == 2:
+                return -(y @ precision)
+            return -(precision @ y.flatten(2)).reshape(y.shape)
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        root = torch.linalg.cholesky(self.covariance)
+        device = root.device if generator is None else generator.device
+        noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+        return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
+
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        K = self.num_variables
+        return 0.5 * num_dims * (torch.logdet(self.covariance) + K * math.log(2 * math.pi * math.e))
+
+
+class DistributionPrior(Prior):
+    """A distribution of PyTorch or Pyro over the K variables of one data dimension.
+
+    Its density is computed in its own dtype, so give it float64 parameters. Samples are
+    differentiable where it has ``rsample``.
+
+    Args:
+        distribution: with batch shape () and event shape (K,).
+        num_samples: for its entropy, where the distribution does not know it (Monte Carlo).
+
+    Raises:
+        ValueError: another shape.
+
+    Example:
+        >>> one = torch.distributions.StudentT(torch.full((2,), 5.0, dtype=torch.float64))
+        >>> prior = DistributionPrior(torch.distributions.Independent(one, 1))
+        >>> prior.sample((4, 2, 3)).shape
+        torch.Size([4, 2, 3])
+    """
+
+    def __init__(self, distribution: Distribution, num_samples: int = 65536) -> None:
+        if distribution.batch_shape or len(distribution.event_shape) != 1:
+            raise ValueError(
+                f"the distribution has batch shape {tuple(distribution.batch_shape)} and event "
+                f"shape {tuple(distribution.event_shape)}, expected () and (K,): one data "
+                "dimension of K variables; see torch.distributions.Independent"
+            )
+        self.distribution = distribution
+        self.num_variables = distribution.event_shape[0]
+        self.num_samples = num_samples
+        used = torch.cuda.is_initialized()
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else []):
+            drawn = distribution.sample()
+        self._dtype, self._device = drawn.dtype, drawn.device
+
+    def settings(self) -> dict[str, Any]:
+        return {"distribution": _parameters(self.distribution)}
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        self._check(y)
+        value = y.movedim(1, -1).to(self._device, self._dtype)
+        each: Tensor = self.distribution.log_prob(value).to(y)
+        return each.flatten(1).sum(1) if each.dim() > 1 else each
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """The distribution draws from torch's global generator, seeded here by ``generator``."""
+        lead = torch.Size((shape[0], *shape[2:]))
+        draw = self.distribution.rsample if self.distribution.has_rsample else None
+        draw = draw or self.distribution.sample
+        if generator is None:
+            drawn = draw(lead)
+        else:
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            cuda = [self._device] if self._device.type == "cuda" else []
+            with torch.random.fork_rng(devices=cuda):
+                torch.default_generator.manual_seed(seed)
+                if cuda:
+                    torch.cuda.manual_seed(seed)
+                drawn = draw(lead).to(generator.device)
+        return drawn.movedim(-1, 1).double()
+
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        try:
+            one: Tensor = self.distribution.entropy()
+        except NotImplementedError:
+            y = self.sample((self.num_samples, self.num_variables), _generator())
+            one = -self.distribution.log_prob(y.to(self._device, self._dtype)).mean()
+        return num_dims * one.double()
+
+
+class QuadraturePrior(Prior):
+    r"""π_1 ∝ exp(-Σ_k H_k(y_k)): K independent variables with an energy each.
+
+    Normalizers, entropies and distribution functions are integrals over one variable by the
+    trapezoidal rule in u = asinh(1000 y), of exponential accuracy for smooth energies with light
+    tails or heavy ones. Samples are quantiles of uniform numbers, the distribution function being
+    interpolated linearly between nodes.
+
+    Args:
+        energies: H_k, each a function of a float64 tensor of any shape, applied elementwise;
+            exp(-H_k) must be integrable. With parameters, everything is differentiable in them,
+            samples too.
+        device: where the integrals are computed.
+
+    Raises:
+        ValueError: on use, an energy that returns another shape, is not finite where its law is,
+            does not grow fast enough in both directions for exp(-H) to be integrable, or varies
+            too quickly for the quadrature.
+
+    Example:
+        >>> quartic = QuadraturePrior([lambda y: y**4 / 4])
+        >>> quartic.entropy()
+        tensor(1.1914, dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        energies: Sequence[Callable[[Tensor], Tensor]],
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.energies = list(energies)
+        self.num_variables = len(self.energies)
+        self.device = torch.device("cpu" if device is None else device)
+
+    def settings(self) -> dict[str, Any]:
+        return {"energies": described(self.energies)}
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        d = self._check(y)
+        total = y.new_zeros(len(y), dtype=torch.float64)
+        for k in range(self.num_variables):
+            normalizer = self._table(k)[2].to(y.device)
+            total = total - self._energy(k, y[:, k]).reshape(len(y), d).sum(1) - d * normalizer
+        return total.to(y.dtype)
+
+    def score(self, y: Tensor) -> Tensor:
+        """-∇H, like y; the normalizer has no part in it."""
+        self._check(y)
+        with torch.enable_grad():
+            point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
+            energies = [self._energy(k, point[:, k]).sum() for k in range(self.num_variables)]
+            (found,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
+        return -found if torch.is_grad_enabled() else -found.detach()
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        lead = (shape[0], *shape[2:])
+        device = self.device if generator is None else generator.device
+        columns = []
+        for k in range(self.num_variables):
+            nodes, log_mass, _ = self._table(k)
+            mass = log_mass.softmax(0)
+            cells = (mass[1:] + mass[:-1]) / 2
+            cdf = torch.cat([cells.new_zeros(1), cells.cumsum(0)]) / cells.sum()
+            q = torch.rand(lead, generator=generator, dtype=torch.float64, device=device).to(cdf)
+            i = torch.searchsorted(cdf.detach(), q).clamp(1, len(cdf) - 1)
+            part = (q - cdf[i - 1]) / (cdf[i] - cdf[i - 1]).clamp_min(1e-300)
+            u = _inverse(nodes)
+            columns.append(_line(torch.lerp(u[i - 1], u[i], part.clamp(0, 1))))
+        return torch.stack(columns, 1).to(device)
+
+    def entropy(self, num_dims: int = 1) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for k in range(self.num_variables):
+            nodes, log_mass, normalizer = self._table(k)
+            energy = self._energy(k, nodes)
+            total = total + (log_mass.softmax(0) * energy).sum() + normalizer
+        return num_dims * total
+
+    def _energy(self, k: int, v: Tensor) -> Tensor:
+        """H_k, like v, float64."""
+        found = self.energies[k](v.double())
+        if found.shape != v.shape:
+            raise ValueError(
+                f"the energy of variable {k} returned shape {tuple(found.shape)} for an argument "
+                f"of shape {tuple(v.shape)}, expected the same: it is applied elementwise"
+            )
+        return found.double()
+
+    def _table(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Nodes y(u) at equal steps of u, the log of exp(-H) dy/du there, and log ∫ exp(-H)."""
+        low, high = self._bounds(k)
+        u = torch.linspace(low, high, POINTS, dtype=torch.float64, device=self.device)
+        log_mass = _log_stretch(u) - self._energy(k, _line(u))
+        step = math.log((high - low) / (POINTS - 1))
+        normalizer = torch.logsumexp(log_mass, 0) + step
+        coarse = torch.logsumexp(log_mass.detach()[::2], 0) + step + math.log(2)
+        if not (rough := abs(float(coarse - normalizer.detach()))) < ROUGH:
+            raise ValueError(
+                f"the energy of variable {k} varies too quickly: its normalizer changes by "
+                f"{rough:.3g} nats if every second of {POINTS} nodes is left out, expected less "
+                f"than {ROUGH:g}; use a smoother function, and modes that are not far apart for "
+                "their width"
+            )
+        return _line(u), log_mass, normalizer
+
+    @torch.no_grad()
+    def _bounds(self, k: int) -> tuple[float, float]:
+        """Where exp(-H) dy/du falls to e^-REACH of its highest value on both sides, in u."""
+        end = float(_inverse(torch.tensor(FARTHEST, dtype=torch.float64)))
+        half = POINTS // 2
+        steps = torch.arange(-half, half + 1, dtype=torch.float64, device=self.device)
+        u = steps * (end / half)  # 0 among them
+        y = _line(u)
+        energy = self._energy(k, y)
+        log_mass = (_log_stretch(u) - energy).nan_to_num(nan=-math.inf, neginf=-math.inf)
+        near = (log_mass > log_mass.max() - REACH).nonzero().squeeze(1)
+        first, last = (int(near[0]), int(near[-1])) if len(near) else (0, POINTS - 1)
+        seen = slice(max(first - 1, 0), last + 2)
+        if bool((wrong := ~energy[seen].isfinite()).any()):
+            raise ValueError(
+                f"the energy of variable {k} is {energy[seen][wrong][0].item()} at "
+                f"{y[seen][wrong][0].item():.3g}, expected a finite function of one variable"
+            )
+        if first == 0 or last == POINTS - 1:
+            raise ValueError(
+                f"the energy of variable {k} hardly grows up to |y| = {FARTHEST:g}: exp(-H) is not "
+                "integrable, or barely; add a confining term such as y²/2"
+            )
+        return float(u[first - 1]), float(u[last + 1])
+
+
+def _line(u: Tensor) -> Tensor:
+    """y(u) = sinh(u) / 1000: even near 0, in proportion far from it."""
+    return 1e-3 * u.sinh()
+
+
+def _inverse(y: Tensor) -> Tensor:
+    return (1e3 * y).asinh()
+
+
+def _log_stretch(u: Tensor) -> Tensor:
+    """log dy/du."""
+    return torch.logaddexp(u, -u) - math.log(2e3)
+
+
+def _parameters(distribution: Distribution) -> dict[str, Any]:
+    """A distribution's class and tensors, and those of the distributions it is made of."""
+    found: dict[str, Any] = {"class": type(distribution).__name__}
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            found[name] = _parameters(value)
+        elif isinstance(value, Tensor) and not _is_lazy(distribution, name):
+            found[name] = value.tolist()
+    return found
+
+
+def _is_lazy(distribution: Distribution, name: str) -> bool:
+    """Whether an attribute is computed from others when it is first asked for."""
+    return isinstance(getattr(type(distribution), name, None), lazy_property)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,174 @@
+r"""Diffusions as torchsde objects: the noising SDE and the generative one.
+
+torchsde integrates two-dimensional states forward in time. So data dimensions are folded into the
+batch, a state (batch, K, *event_shape) becoming (batch·d, K) with a K×K dispersion, and the
+generative SDE runs in t = T - s,
+
+    du = ( g² s_θ(u, T-t) + ∇·g² - f(u, T-t) ) dt + G(u, T-t) dB_t,    g² = G Gᵀ
+
+(Singhal, Goldstein & Ranganath, ICLR 2023, equation 3, where ∇·g² = 0 and f = A u; Anderson 1982).
+
+Example:
+    >>> import torch, torchsde
+    >>> from pyro_mdm import CLD
+    >>> sde = CLD().forward_sde()
+    >>> y0 = torch.zeros(5, 2, 3)  # 5 data of 3 dimensions, K = 2
+    >>> ys = torchsde.sdeint(sde, fold(y0), torch.tensor([0.0, 0.1]), method="euler", dt=0.05)
+    >>> unfold(ys[-1], (3,)).shape
+    torch.Size([5, 2, 3])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions.base import Diffusion
+
+__all__ = ["ForwardSDE", "ReverseSDE", "check_dispersion", "fold", "unfold"]
+
+
+def fold(y: Tensor) -> Tensor:
+    """(batch, K, *event_shape) -> (batch·d, K)."""
+    if y.dim() < 2:
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape)")
+    return y.movedim(1, -1).reshape(-1, y.shape[1])
+
+
+def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """(batch·d, K) -> (batch, K, *event_shape)."""
+    d = math.prod(event_shape)
+    if states.dim() != 2 or states.shape[0] % d:
+        raise ValueError(
+            f"states have shape {tuple(states.shape)}, expected (batch·{d}, K): the {d} dimensions "
+            f"of event shape {tuple(event_shape)} are folded into the batch"
+        )
+    return states.reshape(-1, *event_shape, states.shape[-1]).movedim(-1, 1)
+
+
+def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
+    """G(y, s) as (batch, d or 1, K, K), if it has the shape that its diffusion declares.
+
+    Raises:
+        ValueError: another shape.
+    """
+    n, K, event = len(y), diffusion.num_variables, y.shape[2:]
+    if diffusion.noise_depends_on_state:
+        if G.shape == (n, *event, K, K):
+            return G.reshape(n, -1, K, K)
+        expected = f"({', '.join(map(str, (n, *event, K, K)))}), a K×K block per data dimension"
+    else:
+        if G.shape in ((K, K), (n, K, K)):
+            return G.expand(n, K, K).unsqueeze(1)
+        expected = f"({n}, {K}, {K}) or ({K}, {K}), one block for all data dimensions"
+    raise ValueError(
+        f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "
+        f"{expected}, as noise_depends_on_state is {diffusion.noise_depends_on_state}"
+    )
+
+
+class _DiffusionSDE(nn.Module):
+    """What both directions share: Itô noise, K×K dispersions."""
+
+    sde_type = "ito"
+
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.event_shape = torch.Size(event_shape)
+        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+
+    def _state(self, states: Tensor) -> Tensor:
+        K = self.diffusion.num_variables
+        if states.dim() != 2 or states.shape[1] != K:
+            raise ValueError(
+                f"states have shape {tuple(states.shape)}, expected (batch·d, K) with the K = {K} "
+                f"variables of {type(self.diffusion).__name__}; use pyro_mdm.diffusions.sde.fold"
+            )
+        return unfold(states, self.event_shape)
+
+    def _time(self, s: Tensor) -> Tensor:
+        """s in float64, put back into [0, T] where the rounding of t moved it out."""
+        T = self.diffusion.horizon
+        slack = 4 * torch.finfo(s.dtype).eps * T
+        s = s.double()
+        return torch.where((s > -slack) & (s < T + slack), s.clamp(0.0, T), s)
+
+    def _drift(self, y: Tensor, s: Tensor) -> Tensor:
+        return self.diffusion.drift(y, s.expand(len(y)))
+
+    def _dispersion(self, states: Tensor, s: Tensor) -> Tensor:
+        y, s = self._state(states), self._time(s)
+        G = check_dispersion(self.diffusion, self.diffusion.dispersion(y, s.expand(len(y))), y)
+        G = G.to(states.dtype)
+        return G.expand(-1, y[0, 0].numel(), -1, -1).reshape(len(states), *G.shape[2:])
+
+
+class ForwardSDE(_DiffusionSDE):
+    """dy = f(y, s) ds + G(y, s) dB_s over states (batch·d, K), with torchsde's time s itself.
+
+    Args:
+        diffusion: the noising diffusion.
+        event_shape: shape of a datum, for a drift that couples data dimensions.
+
+    Raises:
+        ValueError: states of another shape, a time outside [0, T].
+    """
+
+    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int] = ()) -> None:
+        super().__init__(diffusion, event_shape)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(y, t), like y (batch·d, K)."""
+        return fold(self._drift(self._state(y), self._time(t)).to(y.dtype))
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """G(y, t), (batch·d, K, K)."""
+        return self._dispersion(y, t)
+
+
+class ReverseSDE(_DiffusionSDE):
+    """The generative SDE over states (batch·d, K), with torchsde's time t = T - s.
+
+    Integrate from t = 0, where the state is drawn from the prior, to T - ε.
+
+    Args:
+        diffusion: the noising diffusion that is reversed.
+        score: ``score(y, s) -> like y`` for y (batch, K, *event_shape) and s (batch,).
+        event_shape: shape of a datum.
+
+    Raises:
+        ValueError: states of another shape, a time outside [0, T], a score of another shape.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        score: Callable[[Tensor, Tensor], Tensor],
+        event_shape: Sequence[int],
+    ) -> None:
+        super().__init__(diffusion, event_shape)
+        self.score = score
+
+    def f(self, t: Tensor, u: Tensor) -> Tensor:
+        """g² s_θ(u, T - t) + ∇·g² - f(u, T - t), like u (batch·d, K)."""
+        y = self._state(u)
+        s = self._time(self.diffusion.horizon - t)
+        score = self.score(y, s.expand(len(y)))
+        if score.shape != y.shape:
+            raise ValueError(
+                f"the score has shape {tuple(score.shape)}, expected y's {tuple(y.shape)}"
+            )
+        G = self._dispersion(u, s)
+        white = G.mT @ fold(score.to(u.dtype)).unsqueeze(-1)
+        drift = self._drift(y, s) - self.diffusion.noise_divergence(y, s.expand(len(y)))
+        return (G @ white).squeeze(-1) - fold(drift.to(u.dtype))
+
+    def g(self, t: Tensor, u: Tensor) -> Tensor:
+        """G(u, T - t), (batch·d, K, K)."""
+        return self._dispersion(u, self.diffusion.horizon - t)

@@ -1,0 +1,255 @@
+r"""Paths of diffusions without a closed form, simulated from y_ε by torchsde.
+
+Every path has times of its own: s runs linearly with torchsde's u between knots that are drawn for
+each datum, and data dimensions are folded into the batch, so that noise stays K×K. What is done
+with the states is :mod:`pyro_mdm.paths.path_integral`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torchsde
+from torch import Tensor, nn
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.sde import check_dispersion, fold, unfold
+from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.settings import Recorded
+
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+
+__all__ = ["Simulation", "SimulationError", "advance", "noise_root", "simulate"]
+
+LIMIT = 1e6
+"""A state beyond this has exploded."""
+
+
+class SimulationError(ArithmeticError):
+    """A simulated path left the range of numbers that mean anything."""
+
+
+@dataclass(frozen=True)
+class Simulation(Recorded):
+    """How paths are simulated and the bound is estimated on them.
+
+    Args:
+        step_size: the average step, as a part of the way from ε to T
+            (:meth:`~pyro_mdm.diffusions.NonlinearDiffusion.progress`); within a stratum steps are
+            even in s. It biases the bound, of first order in the step for ``euler`` and of second
+            for ``srk``; measure that with :func:`pyro_mdm.evaluation.simulated.step_size_bias`.
+        points: how often the integrand is evaluated along a path, at times that are drawn; more of
+            them are worth their price where the network is cheap beside the steps.
+        method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
+            on the state, and the default there) or ``euler`` (the default otherwise).
+        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of the
+            states alone, and gradients of another discretization, which differ by several percent
+            at ordinary steps and by more where noise depends on the state.
+        objective: ``ism`` or ``local_dsm``, see :mod:`pyro_mdm.paths.path_integral`.
+        increment: of ``local_dsm``, as a part of a step: where noise depends on the state it is
+            biased by that, of first order.
+        probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
+            and else 1.
+        probe_law: ``rademacher`` (±1) or ``gaussian``.
+
+    Raises:
+        ValueError: a step size that is not positive, an unknown name, fewer than 1 probe.
+    """
+
+    step_size: float = 0.02
+    points: int = 4
+    method: Literal["euler", "srk"] | None = None
+    backpropagation: Literal["direct", "adjoint"] = "direct"
+    objective: Literal["ism", "local_dsm"] = "ism"
+    increment: float = 0.05
+    probes: int | Literal["exact"] | None = None
+    probe_law: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        expected = "a positive part of the way from ε to T, e.g. 0.02"
+        check_number("step_size", self.step_size, expected, positive=True)
+        expected = "a part of a step, in (0, 1)"
+        if not 0 < check_number("increment", self.increment, expected) < 1:
+            raise ValueError(f"increment is {self.increment}, expected {expected}")
+        check_count("points", self.points, "the number of evaluations along a path")
+        known = {
+            "method": (None, "euler", "srk"),
+            "backpropagation": ("direct", "adjoint"),
+            "objective": ("ism", "local_dsm"),
+            "probe_law": ("rademacher", "gaussian"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                text = ", ".join(map(str, values))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {text}")
+        if self.probes not in (None, "exact") and not (
+            isinstance(self.probes, int) and self.probes >= 1
+        ):
+            raise ValueError(f"probes is {self.probes!r}, expected 'exact' or a number ≥ 1")
+
+    def steps(self) -> int:
+        """The number of steps of a path, a multiple of its points."""
+        return self.points * max(1, math.ceil(1 / (self.points * self.step_size) - 1e-9))
+
+    def solver(self, diffusion: Diffusion) -> str:
+        """The method that is used for a diffusion.
+
+        Raises:
+            ValueError: ``srk`` for noise that depends on the state.
+        """
+        if not diffusion.noise_depends_on_state:
+            return self.method or "srk"
+        if self.method == "srk":
+            raise ValueError(
+                f"method is 'srk', but the noise of {type(diffusion).__name__} depends on the "
+                "state; use method='euler'"
+            )
+        return "euler"
+
+
+# -- paths -----------------------------------------------------------------------------------------
+class _TimedSDE(nn.Module):
+    """dy in u ∈ [low, high], s running linearly from begin to end, each datum with its own.
+
+    States are (n·d, K), data dimensions folded into the batch.
+
+    Args:
+        begin, end: times (n,).
+        steps: of the integrator, for messages.
+    """
+
+    sde_type = "ito"
+
+    def __init__(
+        self,
+        diffusion: NonlinearDiffusion,
+        begin: Tensor,
+        end: Tensor,
+        interval: tuple[float, float],
+        event_shape: torch.Size,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+        self.begin, self.low = begin, interval[0]
+        self.speed = (end - begin) / (interval[1] - interval[0])  # ds/du
+        self.end, self.event_shape, self.steps = end, event_shape, steps
+
+    def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y, s (n,) and ds/du (n,) at u."""
+        y = unfold(states, self.event_shape)
+        s = self.begin + self.speed * (float(u) - self.low)
+        s = torch.minimum(torch.maximum(s, self.begin), self.end)  # rounding of u
+        return y, s, self.speed
+
+    def f(self, u: Tensor, states: Tensor) -> Tensor:
+        """The drift times ds/du, like states."""
+        y, s, speed = self._at(u, states)
+        self.check(y, s)
+        drift = self.diffusion.drift(y, s)
+        if drift.shape != y.shape:
+            raise ValueError(
+                f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
+                f"expected y's {tuple(y.shape)}"
+            )
+        return fold(drift.to(y.dtype) * speed.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
+
+    def g(self, u: Tensor, states: Tensor) -> Tensor:
+        """The dispersion times √(ds/du), (n·d, K, K)."""
+        y, s, speed = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y.dtype)[:, None, None, None]
+        return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
+
+    def check(self, y: Tensor, s: Tensor) -> None:
+        """Raise SimulationError if a state of y at times s (n,) has exploded."""
+        size = y.detach().abs().flatten(1).amax(1)
+        wrong = ~(size < LIMIT)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            step = float((self.end - self.begin).max()) / self.steps
+            raise SimulationError(
+                f"a path of {type(self.diffusion).__name__} exploded: a state of "
+                f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of up to "
+                f"{step:.3g} in s ({int(wrong.sum())} of {len(y)} paths). Try a smaller step_size, "
+                "a drift that pulls back from afar and grows at most linearly (or is limited, "
+                "f/(1 + h‖f‖)), or a slower clock"
+            )
+
+
+def advance(
+    diffusion: NonlinearDiffusion,
+    y: Tensor,
+    knots: Tensor,
+    steps: int,
+    simulation: Simulation,
+    brownian: Any = None,
+) -> Tensor:
+    """States (M, n, K, *event_shape) at knots[1:] of paths that are at y at knots[0].
+
+    Args:
+        y: (n, K, *event_shape).
+        knots: (M + 1,) or (M + 1, n) increasing times; no gradient reaches them.
+        steps: between two knots.
+        brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
+    """
+    event_shape = y.shape[2:]
+    knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
+    M = len(knots) - 1
+    method = simulation.solver(diffusion)
+    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
+    graph = torch.is_grad_enabled() and (bool(learned) or y.requires_grad)
+    adjoint = graph and simulation.backpropagation == "adjoint"
+    dtype = y.dtype
+    if adjoint:  # torchsde joins the states' and the parameters' adjoints in one tensor
+        for p in learned:
+            dtype = torch.promote_types(dtype, p.dtype)
+    if brownian is None:
+        area = "space-time" if method == "srk" else "none"
+        d = event_shape.numel()
+        brownian = draws.brownian(len(y), d, y.shape[1], dtype, y.device, area)
+    # a step must end at every knot, and not a rounding error before it
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
+    found, states = [], fold(y.to(dtype))
+    for i in range(M):
+        interval = (i / M, (i + 1) / M)
+        sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
+        with full_precision(y):
+            if adjoint:
+                # every step is kept, since a path that is run backwards is soon another one
+                ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
+                ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
+            else:
+                ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
+                ends = torchsde.sdeint(sde, states, ts, **options)
+        states = ends[-1]
+        found.append(unfold(states, event_shape).to(y.dtype))
+        sde.check(found[-1], knots[i + 1])
+    return torch.stack(found)
+
+
+def simulate(
+    diffusion: NonlinearDiffusion, y: Tensor, times: Tensor, simulation: Simulation
+) -> Tensor:
+    """A path at common times: (n, N, K, *event_shape) for y (n, K, *event_shape) at times[0].
+
+    Args:
+        times: (N,) increasing, in [ε, T].
+    """
+    if len(times) == 1:
+        return y.unsqueeze(1)
+    gap = float(diffusion.progress(times).diff().max())
+    steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
+    found = advance(diffusion, y, times, steps, simulation)
+    return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
+
+
+def noise_root(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)

@@ -1,0 +1,215 @@
+"""The bound of data in numbers: each term with its standard error, and no gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.elbo import elbo_terms
+from pyro_mdm.evaluation.closed_form import FEWEST
+from pyro_mdm.evaluation.compare import check_programs, log_likelihood
+from pyro_mdm.evaluation.estimates import Estimate
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.checks import check_count, check_data
+from pyro_mdm.support.measured import Measured, table
+
+__all__ = ["Bound", "bound"]
+
+TERMS = ("reconstruction", "prior_kl", "diffusion", "elbo")
+
+
+@dataclass(frozen=True, repr=False)
+class Bound:
+    """A lower bound on the mean log-likelihood of data, by term, in nats per datum.
+
+    Terms are (mean, standard error). The error is over the data and includes the noise of the
+    estimate; of one datum it is that noise alone. ``monte_carlo_error`` is what other noise would
+    change in ``elbo`` for the same data, and what more draws make small.
+    """
+
+    reconstruction: Measured  # E log p(x | y_ε)
+    prior_kl: Measured  # KL(q(y_T|x) ‖ π)
+    diffusion: Measured  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
+    elbo: Measured  # reconstruction - prior_kl - diffusion
+    monte_carlo_error: float  # NaN if it cannot be told from one draw
+    num_dims: int  # d, of a datum
+    per_datum: Tensor  # (n,) bound of each datum, nats
+    per_datum_error: Tensor  # (n,) its noise; NaN for a datum drawn less than twice
+
+    def items(self) -> Iterator[tuple[str, Measured]]:
+        """Each term by its name, nats per datum, the whole (``elbo``) last."""
+        return ((name, getattr(self, name)) for name in TERMS)
+
+    @property
+    def num_data(self) -> int:
+        """n."""
+        return len(self.per_datum)
+
+    @property
+    def bits_per_dim(self) -> Measured:
+        """-elbo / (d ln 2). Of dequantized data see :func:`pyro_mdm.bits_per_dim`."""
+        return self.elbo.scaled(-1 / self._unit)
+
+    def in_bits(self) -> dict[str, Measured]:
+        """Each term in bits/dim, with the sign that makes them add up to ``bits_per_dim``."""
+        signs = {"reconstruction": -1, "elbo": -1}
+        return {name: term.scaled(signs.get(name, 1) / self._unit) for name, term in self.items()}
+
+    @property
+    def _unit(self) -> float:
+        return self.num_dims * math.log(2)
+
+    def __repr__(self) -> str:
+        bits = self.in_bits()
+        return table(
+            f"bound of {self.num_data} data of {self.num_dims} dimensions, mean ± standard error",
+            ("", "nats per datum", "bits/dim"),
+            [(name, str(term), str(bits[name])) for name, term in self.items()],
+        )
+
+
+def bound(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *,
+    draws: int = 4,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Bound:
+    """Estimate the evidence lower bound of data: ``print(bound(model, guide, x))``.
+
+    The model is put in evaluation mode meanwhile. For a :class:`DiffusionModel` and its guide this
+    is :func:`pyro_mdm.evaluation.log_likelihood`, which has more settings and makes the most of
+    every network call. For chains on a grid (``times``), of which it is the exact discrete-time
+    bound, for programs of your own that :func:`elbo_terms` takes, and for fewer than 8 data,
+    estimates by :func:`elbo_terms` are averaged.
+
+    Args:
+        model, guide: over one diffusion, linear or not.
+        x: data in model space, (n, *event_shape); n ≥ 1.
+        draws: network evaluations per datum for the diffusion term; of a simulated diffusion, as
+            many as make whole paths, two at least.
+        batch_size: data per network call, which bounds the memory.
+        seed: of the noise; the caller's random state stays as it is.
+        progress: show a progress bar.
+
+    Returns:
+        :class:`Bound`, in nats per datum and bits/dim.
+
+    Raises:
+        TypeError: x that is no tensor, programs swapped.
+        ValueError: what the programs refuse, numbers below 1.
+    """
+    check_count("draws", draws, "the number of draws for each datum")
+    check_count("batch_size", batch_size, "the number of data for each network call")
+    check_programs(model, guide)
+    check_data("x", x)
+    if isinstance(model, DiffusionModel):
+        model.check_data(x)
+    if _is_continuous(model, guide) and len(x) >= FEWEST:
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+        return _of_estimate(log_likelihood(model, guide, x, draws=draws, **options))  # type: ignore
+    with torch.no_grad(), _evaluating(model, guide), _seeded(seed, x.device):
+        return _averaged(model, guide, x, draws, batch_size, progress)
+
+
+def _is_continuous(model: Any, guide: Any) -> bool:
+    """Whether these are the library's programs, not on a grid."""
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    return ours and model.times is None and guide.times is None
+
+
+def _of_estimate(found: Estimate) -> Bound:
+    return Bound(
+        reconstruction=Measured(*found.reconstruction),
+        prior_kl=Measured(*found.prior_kl),
+        diffusion=Measured(*found.diffusion),
+        elbo=Measured(found.mean, found.standard_error),
+        monte_carlo_error=found.monte_carlo_error,
+        num_dims=found.num_dims,
+        per_datum=found.per_datum,
+        per_datum_error=found.per_datum_error,
+    )
+
+
+def _averaged(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    draws: int,
+    batch_size: int,
+    progress: bool,
+) -> Bound:
+    from tqdm.auto import tqdm
+
+    n = len(x)
+    total, square = torch.zeros(2, len(TERMS), n, dtype=torch.float64)
+    with tqdm(total=draws * n, desc="bound", disable=not progress, leave=False) as bar:
+        for part in torch.arange(n).split(batch_size):
+            chosen = x[part.to(x.device)]
+            for _ in range(draws):
+                drawn = _terms(model, guide, chosen)
+                total[:, part] += drawn
+                square[:, part] += drawn.square()
+                bar.update(len(part))
+    mean = total / draws
+    noise = torch.full_like(mean, math.nan)
+    if draws > 1:
+        variance = (square / draws - mean.square()).clamp_min(0) * draws / (draws - 1)
+        noise = (variance / draws).sqrt()
+    of_mean = noise.square().sum(1).sqrt() / n
+    terms = {
+        name: Measured.of(mean[i]) if n > 1 else Measured(float(mean[i]), float(of_mean[i]))
+        for i, name in enumerate(TERMS)
+    }
+    whole = TERMS.index("elbo")
+    return Bound(
+        **terms,
+        monte_carlo_error=float(of_mean[whole]),
+        num_dims=math.prod(x.shape[1:]),
+        per_datum=mean[whole],
+        per_datum_error=noise[whole],
+    )
+
+
+def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
+    """One estimate of TERMS of each datum, (4, n), float64 on the CPU."""
+    found = elbo_terms(model, guide, x)
+    if found.elbo.shape != x.shape[:1]:
+        raise ValueError(
+            f"the terms of the programs have shape {tuple(found.elbo.shape)} for x of shape "
+            f"{tuple(x.shape)}, expected one for each datum, ({len(x)},); give x a single batch "
+            "dimension, and the programs the whole of it"
+        )
+    return torch.stack([getattr(found, name).double().cpu() for name in TERMS])
+
+
+@contextmanager
+def _evaluating(*programs: Any) -> Iterator[None]:
+    """Modules in evaluation mode, and then as they were."""
+    modules = [p for p in programs if isinstance(p, nn.Module)]
+    training = [m.training for m in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.train(was)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators seeded, and then as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

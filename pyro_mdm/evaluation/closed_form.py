@@ -1,0 +1,453 @@
+"""The bound of models over linear diffusions, by strata of noise level and a baseline."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.evaluation.estimates import (
+    Z95,
+    Comparison,
+    Difference,
+    Estimate,
+    holm,
+    mean_and_error,
+    population_error,
+    two_sided_p_value,
+)
+from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegrals, Target
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.scores.base import rotated
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.progress import Progress, progress_bar
+
+__all__ = []
+
+FEWEST = 8  # data whose spread is an error
+
+
+FIRST_ROUND = 256
+
+
+SMALLEST_ROUND = 64
+
+
+PILOT_SHARE = 3
+"""The estimate has at most so many draws for each of the pilot that says how many there must be."""
+
+
+SAFETY = 1.3
+"""Times the draws that the pilot says are needed: its word is an estimate."""
+
+
+DIMS_AT_ONCE = 256
+"""Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
+
+
+MANY_PASSES = 64
+"""Over all data; from then on a round may be an eighth of all draws before it."""
+
+
+Pair = tuple[DiffusionModel, DiffusionGuide]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which parts of the work this process does, and the sum over all processes."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_group(cls, device: torch.device) -> Share:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise RuntimeError(
+                "distributed=True, but this process belongs to no group; start the program with "
+                "torchrun, or call torch.distributed.init_process_group"
+            )
+        return cls(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def has(self, part: int) -> bool:
+        """Whether part number ``part`` is done here."""
+        return part % self.size == self.rank
+
+    def first(self, values: Tensor) -> Tensor:
+        """The first process's values of a CPU tensor, for decisions that all must take alike."""
+        return (
+            values
+            if self.size == 1
+            else self.sum(values if self.rank == 0 else torch.zeros_like(values))
+        )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Σ over processes of a CPU tensor; exact where all others have zeros."""
+        if self.size == 1:
+            return values
+        moved = values.to(self.device)  # a group may reduce on its own kind of device alone
+        torch.distributed.all_reduce(moved)
+        return moved.cpu()
+
+
+class ClosedFormComparison:
+    """The state of a comparison: what is known, and the draws so far."""
+
+    def __init__(
+        self,
+        programs: Mapping[str, Pair],
+        x: Tensor,
+        batch_size: int,
+        seed: int,
+        control_variate: bool,
+        baseline: DenoiserScore | None,
+        bins: int,
+        adapt: bool,
+        share: Share,
+        progress: bool = False,
+    ) -> None:
+        self.share, self.progress = share, progress
+        self.names = list(programs)
+        self.models = [model for model, _ in programs.values()]
+        self.x, self.batch_size = x, batch_size
+        self.num_dims = math.prod(x.shape[1:])
+        self.unit = self.num_dims * math.log(2)
+        self.generator = torch.Generator().manual_seed(seed)
+        scores = [m.score_function for m in self.models]
+        if control_variate and baseline is None:
+            baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
+        self.baseline = baseline if control_variate else None
+        self.calls = [0] * len(self.models)
+
+        lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
+        highs = torch.tensor([m.diffusion.max_log_snr for m in self.models], dtype=torch.float64)
+        self.edges = _edges(lows, highs, bins)
+        middle = (self.edges[1:] + self.edges[:-1]) / 2
+        self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
+        known = self._known() if self.baseline is not None else None
+        self.integrals = self._integrals(
+            known=known,
+            density=self._first_density(known) if adapt and known is not None else None,
+            adapt=adapt,
+        )
+        event_dim = x.dim() - 1
+        self.prior_kl = torch.stack(
+            [prior_kl(m.diffusion, x.double(), event_dim).cpu() for m in self.models]
+        )
+        self.reconstruction: list[Tensor] = []  # (M, n) each
+
+    def _integrals(self, **options: Any) -> StratifiedIntegrals:
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
+
+    def until(self, draws: int, half_width: float | None) -> Comparison:
+        """All ``draws``, or as many as a pilot says the half-width takes."""
+        most = draws * len(self.x)
+        pairs = list(itertools.combinations(range(len(self.models)), 2))
+        targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
+        wanted = None if half_width is None else half_width * self.unit / Z95
+        self._reconstruct_enough(targets, draws, wanted)
+        total = most * len(self.models)
+        with progress_bar(total, "evaluating", "calls", shown=self.progress) as bar:
+            if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
+                done = self.integrals.num_draws
+                need = max(SMALLEST_ROUND, self._needed(plan, wanted))
+                self.integrals = self._integrals(known=self.integrals.known, plan=plan)
+                self._round(min(need, most - done), bar)
+            else:
+                while (left := most - self.integrals.num_draws) > 0:
+                    self._round(min(self._round_size(), left), bar)
+                    self.integrals.allocate(targets)
+        reached = wanted is not None and max(self._errors(targets)) <= wanted
+        estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
+        differences = self._differences(pairs)
+        return Comparison(estimates, differences, sum(self.calls), half_width, reached)
+
+    # -- draws -------------------------------------------------------------------------------------
+
+    def _round_size(self) -> int:
+        done, n = self.integrals.num_draws, len(self.x)
+        # whole passes, the first in two parts, so that the density can adapt early
+        if done % n:
+            return n - done % n
+        if done == 0:
+            return (n + 1) // 2
+        # what a round costs besides its calls is in proportion to all draws so far
+        return n if done < MANY_PASSES * n else done // (8 * n) * n
+
+    def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
+        """Rounds until they are enough to say what the half-width takes: PILOT_SHARE to one.
+
+        None where ``most`` leaves no room for a pilot: then all of it is drawn.
+        """
+        room, size = most // (PILOT_SHARE + 1), min(len(self.x), FIRST_ROUND)
+        if room < SMALLEST_ROUND:
+            return None
+        while True:
+            self._round(min(size, room - self.integrals.num_draws), bar)
+            plan, done = self._plan(targets), self.integrals.num_draws
+            need = self._needed(plan, wanted)
+            width = Z95 * math.sqrt(need / SAFETY / done) * wanted / self.unit
+            bar.set_postfix_str(f"pilot: ± {width:.4f} of {Z95 * wanted / self.unit:g} bits/dim")
+            if need <= PILOT_SHARE * done or done >= room:
+                return plan
+            size = max(SMALLEST_ROUND, min(done, math.ceil(need / PILOT_SHARE) - done))
+            worst = max(map(plan.error, targets))
+            self.integrals.allocate([t for t in targets if plan.error(t) > worst / 2])
+
+    def _plan(self, targets: list[Target]) -> Plan:
+        """The same for all processes."""
+        plan = self.integrals.plan(targets)
+        numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
+        spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return Plan(
+            self.share.first(plan.coefficients),
+            self.share.first(plan.density),
+            plan.num_draws,
+            dict(zip(targets, spread, strict=True)),
+            dict(zip(targets, skewness, strict=True)),
+        )
+
+    def _needed(self, plan: Plan, wanted: float) -> int:
+        """Draws after which every error is the one wanted."""
+        need = 0.0
+        for target in plan.spread:
+            left = wanted**2 - self._reconstruction_error(target) ** 2
+            need = max(need, plan.error(target) ** 2 / left if left > 0 else math.inf)
+        return math.ceil(SAFETY * need) if math.isfinite(need) else 2**62
+
+    def _round(self, size: int, bar: Progress) -> None:
+        draws = Draws(*map(self.share.first, self.integrals.draw(size)))
+        values = torch.zeros(len(self.models), size, dtype=torch.float64)
+        baseline = torch.zeros(size, dtype=torch.float64)
+        cell = (torch.bucketize(draws.level, self.edges, right=True) - 1).clamp(
+            0, len(self.edges) - 2
+        )
+        for i, part in enumerate(torch.arange(size).split(self.batch_size)):
+            noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
+            before = sum(self.calls)
+            for m in range(len(self.models)):
+                self.calls[m] += int(self.covers[m, cell[part]].sum())
+            bar.update(sum(self.calls) - before)
+            if not self.share.has(i):
+                continue
+            x = self.x[draws.datum[part].to(self.x.device)]
+            level, noise = draws.level[part].to(x.device), noise.to(x.device)
+            for m, model in enumerate(self.models):
+                inside = self.covers[m, cell[part]]
+                here = inside.to(x.device)
+                if not bool(inside.any()):
+                    continue
+                ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
+                h = model.score_function.integrand(
+                    model.diffusion, x[here], level[here].clamp(*ends), noise[here]
+                )
+                values[m, part[inside]] = h.double().cpu()
+            if self.baseline is not None:
+                h0 = self.baseline.baseline_integrand(x, level, noise)
+                baseline[part] = h0.double().cpu()
+        values = self.share.sum(values)
+        if self.baseline is not None:
+            baseline = self.share.sum(baseline)
+        self.integrals.add(draws, values, baseline if self.baseline is not None else None)
+
+    def _reconstruct(self, data: Tensor | None = None) -> Tensor:
+        """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
+        data = torch.arange(len(self.x)) if data is None else data
+        found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
+        for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
+            noise = self._noise(len(part))
+            for m, model in enumerate(self.models):
+                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
+            if not self.share.has(i):
+                continue
+            x = self.x[data[part].to(self.x.device)]
+            noise = noise.to(x.device)
+            for m, model in enumerate(self.models):
+                diffusion = model.diffusion
+                y = _state(diffusion.start, x, noise)
+                law = model.likelihood(diffusion, model.score_function, y)
+                found[m, part] = law.log_prob(x).double().cpu()
+        return self.share.sum(found)
+
+    def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
+        """So often that this error is at most a third of the one wanted, as two of some data say.
+
+        Those two are no part of the estimate.
+        """
+        number = max(2, min(draws, 4))
+        if wanted is not None:
+            few = torch.randperm(len(self.x), generator=self.generator)[:FIRST_ROUND]
+            pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
+            variance = max(float(_of_target(pilot, t).var(0).mean()) for t in targets)
+            costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
+            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
+            need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
+            number = max(2, min(math.ceil(need), draws if costs else 64))
+        self.reconstruction += [self._reconstruct() for _ in range(number)]
+
+    def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
+        """Indices below ``number`` in parts of ``size``, numbered; shown if it takes long."""
+        with progress_bar(number, what, units, delay=1, shown=self.progress) as bar:
+            for i, part in enumerate(torch.arange(number).split(size)):
+                yield i, part
+                bar.update(len(part))
+
+    def _noise(self, n: int) -> Tensor:
+        K = max(model.diffusion.num_variables for model in self.models)
+        shape = (n, K, *self.x.shape[1:])
+        return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
+
+    def _known(self) -> Tensor:
+        """(n, S) the baseline's diffusion term of each datum over each cell."""
+        assert self.baseline is not None
+        known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
+        edges = self.edges.to(self.x.device)
+        for i, part in self._parts("baseline", self.num_dims, DIMS_AT_ONCE, "dimensions"):
+            if self.share.has(i):
+                dims = slice(int(part[0]), int(part[-1]) + 1)
+                known += self.baseline.baseline_integrals(self.x, edges, dims).cpu()
+        return self.share.sum(known)
+
+    def _first_density(self, known: Tensor) -> Tensor:
+        """Standard deviation of the baseline's own noise in each cell: what the first round has."""
+        assert self.baseline is not None
+        few = min(len(self.x), FIRST_ROUND)
+        x, width = self.x[:few], self.edges.diff()
+        log_snr = self.edges[0] + (self.edges[-1] - self.edges[0]) * (
+            (torch.randperm(few, generator=self.generator) + 0.5) / few
+        )
+        noise = self._noise(few).to(x.device)
+        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise)
+        h0 = self.share.first(h0.double().cpu())
+        cell = (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(width) - 1)
+        rest = h0 - (known / width)[torch.arange(few), cell]
+        total = torch.zeros_like(width).index_add_(0, cell, rest.square())
+        number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
+        return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def _reconstruction_of(self, target: Target) -> Tensor:
+        """(draws, n)."""
+        return _of_target(torch.stack(self.reconstruction), target)
+
+    def _reconstruction_error(self, target: Target) -> float:
+        terms = self._reconstruction_of(target)
+        return math.sqrt(float(self.share.first(terms.var(0).mean())) / terms.numel())
+
+    def _errors(self, targets: list[Target]) -> list[float]:
+        """Monte Carlo errors in nats."""
+        parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
+        errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
+        found: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
+        return found
+
+    def _terms(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Integral]:
+        """Reconstruction, prior KL and diffusion of each datum, and the integral."""
+        first, second = target
+        kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
+        integral = self.integrals.integral(first, second)
+        # each datum's own estimate, shifted to the mean of all draws
+        diffusion = integral.per_datum + (integral.mean - integral.per_datum.mean())
+        return self._reconstruction_of(target).mean(0), kl, diffusion, integral
+
+    def _estimate(self, m: int) -> Estimate:
+        reconstruction, kl, diffusion, integral = self._terms((m, None))
+        per_datum = reconstruction - kl - diffusion
+        mine = self.covers[m].nonzero().squeeze(1)
+        first, last = int(mine[0]), int(mine[-1]) + 1
+        noise = self._reconstruction_of((m, None)).var(0) / len(self.reconstruction)
+        per_datum_error = (integral.per_datum_error.square() + noise).sqrt()
+        monte_carlo_error = self._errors([(m, None)])[0]
+        edges, density = self.edges[first : last + 1], integral.density[first:last]
+        # levels as log SNR: the mass of a cell stays
+        log_snr_edges = self._log_snr_at(self.models[m], edges)
+        stretch = edges.diff() / log_snr_edges.diff()
+        return Estimate(
+            mean=float(per_datum.mean()),
+            standard_error=population_error(per_datum, per_datum_error, monte_carlo_error),
+            monte_carlo_error=monte_carlo_error,
+            reconstruction=mean_and_error(reconstruction),
+            prior_kl=mean_and_error(kl),
+            diffusion=(
+                float(diffusion.mean()),
+                population_error(diffusion, integral.per_datum_error, integral.error),
+            ),
+            num_data=len(self.x),
+            num_dims=self.num_dims,
+            network_calls=self.calls[m],
+            per_datum=per_datum,
+            per_datum_error=per_datum_error,
+            log_snr_edges=log_snr_edges,
+            density=density * stretch,
+            density_error=integral.density_error[first:last] * stretch,
+        )
+
+    def _log_snr_at(self, model: DiffusionModel, level: Tensor) -> Tensor:
+        diffusion = model.diffusion
+        at = level.to(diffusion.start_time.device)
+        found = model.score_function.log_snr_at(diffusion, at).cpu()
+        found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
+        return found
+
+    def _differences(self, pairs: list[tuple[int, int]]) -> tuple[Difference, ...]:
+        found: list[dict[str, Any]] = []
+        for pair in pairs:
+            reconstruction, kl, diffusion, integral = self._terms(pair)
+            total = diffusion + kl - reconstruction
+            noise = self._reconstruction_of(pair).var(0) / len(self.reconstruction)
+            total_error = (integral.per_datum_error.square() + noise).sqrt()
+            monte_carlo_error = self._errors([pair])[0]
+            bits = population_error(total, total_error, monte_carlo_error)
+            of_diffusion = population_error(diffusion, integral.per_datum_error, integral.error)
+            terms = {
+                "bits_per_dim": (float(total.mean()), bits),
+                "reconstruction": mean_and_error(-reconstruction),
+                "prior_kl": mean_and_error(kl),
+                "diffusion": (float(diffusion.mean()), of_diffusion),
+            }
+            found.append(
+                {name: (v / self.unit, e / self.unit) for name, (v, e) in terms.items()}
+                | {
+                    "first": self.names[pair[0]],
+                    "second": self.names[pair[1]],
+                    "monte_carlo_error": monte_carlo_error / self.unit,
+                }
+            )
+        resolved = holm([two_sided_p_value(*d["bits_per_dim"]) for d in found])
+        return tuple(Difference(**d, resolved=r) for d, r in zip(found, resolved, strict=True))
+
+
+def _of_target(terms: Tensor, target: Target) -> Tensor:
+    """(draws, n) of one model, or of one less another, from (draws, M, n)."""
+    first, second = target
+    return terms[:, first] if second is None else terms[:, first] - terms[:, second]
+
+
+def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
+    """Cells that no range ends inside of: ``bins`` even ones, cut at every end."""
+    even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
+    ends = torch.cat([lows, highs]).unique()
+    apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
+    edges = torch.cat([even[apart], ends]).sort().values
+    keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-6])
+    return edges[keep]
+
+
+def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
+    """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
+    one = Marginal(*(t.unsqueeze(0) for t in marginal))
+    noise = rotated(one, noise.transpose(0, 1).flatten(1).unsqueeze(0))
+    noise = noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1)
+    a = marginal.mean.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+    L = marginal.scale_tril.to(x.dtype)
+    return a * x.unsqueeze(1) + (L @ noise.flatten(2)).reshape(noise.shape)

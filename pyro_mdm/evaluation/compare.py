@@ -1,0 +1,231 @@
+"""The bound of one model, or of several at the same draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
+from pyro_mdm.evaluation.estimates import Comparison, Estimate
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.divergence import different_diffusions
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
+
+__all__ = ["check_programs", "compare", "log_likelihood"]
+
+
+def log_likelihood(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    method: str = "elbo",
+    draws: int = 4,
+    half_width: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    control_variate: bool = True,
+    baseline: DenoiserScore | None = None,
+    bins: int = 20,
+    progress: bool = False,
+    distributed: bool = False,
+) -> Estimate:
+    """Estimate the evidence lower bound of each datum and its mean.
+
+    Args:
+        model, guide: over one diffusion, linear or not.
+        x: data in model space, (n, *event_shape).
+        method: "elbo", the continuous-time bound.
+        draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
+        half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
+            goes, takes to be ± this. A pilot tells how many: a fourth of all, or more if they are
+            few. It is no part of the estimate, which is unbiased for it. None: all ``draws``.
+        batch_size: data per network call.
+        seed: of the noise; the same seed gives different models the same noise.
+        control_variate: whether to use a baseline.
+        baseline: a denoiser fitted to such data, of which only the baseline is used; by default the
+            score itself if it is one.
+        bins: cells of noise level, for coefficients, the density of draws and the estimate's own
+            density.
+        progress: show on standard error how far it is (:mod:`pyro_mdm.support.progress`).
+        distributed: share the network calls among the processes of torch.distributed's default
+            group, all of which must call this alike; every one gets the same estimate, which is a
+            single process's to rounding.
+
+    Raises:
+        RuntimeError: ``distributed`` without a process group.
+        ValueError: an unknown method, fewer than 8 data or 1 draw, a half-width that is not
+            positive, or programs over different diffusions.
+    """
+    if method != "elbo":
+        raise ValueError(f"method is {method!r}, expected 'elbo', the one there is")
+    found = compare(
+        {"model": (model, guide)},
+        x,
+        draws=draws,
+        half_width=half_width,
+        batch_size=batch_size,
+        seed=seed,
+        control_variate=control_variate,
+        baseline=baseline,
+        bins=bins,
+        progress=progress,
+        distributed=distributed,
+    )
+    return found.estimates["model"]
+
+
+def compare(
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    *,
+    draws: int = 64,
+    half_width: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    control_variate: bool = True,
+    baseline: DenoiserScore | None = None,
+    bins: int = 20,
+    adapt: bool = True,
+    progress: bool = False,
+    distributed: bool = False,
+) -> Comparison:
+    """Estimate the bounds of several models on the same data at the same draws.
+
+    Args:
+        programs: (model, guide) by name; scores and diffusions may be of any kind.
+        x, batch_size, seed, control_variate, bins, progress, distributed: as for
+            :func:`log_likelihood`.
+        draws: network evaluations per datum and model for the diffusion term; the most, with
+            ``half_width``.
+        half_width: as for :func:`log_likelihood`, for every bound and every difference.
+        baseline: as for :func:`log_likelihood`; by default the first score that is a denoiser.
+        adapt: whether the density of noise levels follows what was found.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`log_likelihood`, and no model, or models of different
+            event shapes.
+    """
+    _check(programs, x, draws, batch_size, half_width)
+    share = Share.of_group(x.device) if distributed else Share(x.device)
+    models = [model for model, _ in programs.values()]
+    linear = {
+        name: pair
+        for name, pair in programs.items()
+        if isinstance(pair[0].diffusion, LinearDiffusion)
+    }
+    if len(linear) < len(programs):
+        options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+        options |= {"bins": bins, "progress": progress}
+        known = None
+        if linear:  # which has half of the variance of a difference
+            part = None if half_width is None else half_width / math.sqrt(2)
+            known = compare(
+                linear,
+                x,
+                batch_size=batch_size,
+                control_variate=control_variate,
+                baseline=baseline,
+                adapt=adapt,
+                distributed=distributed,
+                **(options | {"half_width": part}),
+            )
+        return _compare_paths(programs, x, known, share, options)
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            run = ClosedFormComparison(
+                programs,
+                x,
+                batch_size,
+                seed,
+                control_variate,
+                baseline,
+                bins,
+                adapt,
+                share,
+                progress,
+            )
+            return run.until(draws, half_width)
+    finally:
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
+
+
+def _compare_paths(
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    linear: Comparison | None,
+    share: Share,
+    options: Mapping[str, Any],
+) -> Comparison:
+    from pyro_mdm.evaluation.simulated import compare_paths
+
+    models = [model for model, _ in programs.values()]
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            return compare_paths(programs, x, linear, share=share, **options)
+    finally:
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
+
+
+def check_programs(model: Any, guide: Any) -> None:
+    """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
+    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
+        raise TypeError(
+            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
+            "comes first"
+        )
+    for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not callable(program):
+            raise TypeError(
+                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
+                "score) and DiffusionGuide(diffusion)"
+            )
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    if ours and model.diffusion is not guide.diffusion:
+        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
+
+
+def _check(
+    programs: Mapping[str, Pair], x: Tensor, draws: int, batch_size: int, half_width: float | None
+) -> None:
+    if not isinstance(programs, Mapping) or not programs:
+        raise ValueError(
+            f"programs is {describe(programs)}, expected at least one (model, guide) by name; "
+            'e.g. {"cld": (model, guide)}'
+        )
+    check_count("draws", draws, "the number of network calls for each datum")
+    check_count("batch_size", batch_size, "the number of data for each network call")
+    if half_width is not None:
+        expected = "a positive number of bits/dim"
+        check_number("half_width", half_width, expected, positive=True)
+    for name, (model, guide) in programs.items():
+        check_programs(model, guide)
+        fix = "use pyro_mdm.bound for programs of your own"
+        check_instance(f"the model of {name}", model, DiffusionModel, fix)
+        check_instance(f"the guide of {name}", guide, DiffusionGuide, fix)
+        if model.times is not None:
+            raise ValueError(
+                f"{name} is a chain on a grid, expected a model in continuous time; leave out "
+                "times, or use pyro_mdm.bound"
+            )
+        model.check_data(x)
+        if x.dim() != len(model.event_shape) + 1 or len(x) < FEWEST:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n at least "
+                f"{FEWEST} data, whose spread is an error; use pyro_mdm.bound for fewer"
+            )

@@ -1,0 +1,136 @@
+"""Estimates of bounds and of their differences, with their errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Comparison", "Difference", "Estimate"]
+
+Z95 = 1.959964  # of a normal distribution, two-sided
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
+
+    ``standard_error`` is over the data (it includes the Monte Carlo error);
+    ``monte_carlo_error`` is what drawing other noise for the same data would change.
+    """
+
+    mean: float
+    standard_error: float
+    monte_carlo_error: float
+    reconstruction: tuple[float, float]  # mean, standard error; nats per datum
+    prior_kl: tuple[float, float]
+    diffusion: tuple[float, float]
+    num_data: int
+    num_dims: int
+    network_calls: int  # network evaluations of one datum
+    per_datum: Tensor  # (num_data,) bound of each datum, nats
+    per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
+    log_snr_edges: Tensor  # (bins + 1,)
+    density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
+    density_error: Tensor  # (bins,) its Monte Carlo error
+    probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """-mean / (d ln 2)."""
+        return -self.mean / (self.num_dims * math.log(2))
+
+    @property
+    def bits_per_dim_error(self) -> float:
+        """The standard error in bits/dim."""
+        return self.standard_error / (self.num_dims * math.log(2))
+
+    def __str__(self) -> str:
+        unit = self.num_dims * math.log(2)
+        return (
+            f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} "
+            f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
+            f"prior KL {self.prior_kl[0] / unit:.4f}, diffusion {self.diffusion[0] / unit:.4f})"
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The bound of ``first`` less that of ``second`` on the same data, in bits/dim: < 0 if better.
+
+    Each term is (mean, standard error over the data, Monte Carlo error included).
+    """
+
+    first: str
+    second: str
+    bits_per_dim: tuple[float, float]
+    reconstruction: tuple[float, float]
+    prior_kl: tuple[float, float]
+    diffusion: tuple[float, float]
+    monte_carlo_error: float  # of bits_per_dim
+    resolved: bool  # from 0, by Holm's procedure over all differences of the comparison at 5%
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of bits_per_dim, for this difference alone."""
+        mean, error = self.bits_per_dim
+        return mean - Z95 * error, mean + Z95 * error
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the difference is 0."""
+        mean, error = self.bits_per_dim
+        return two_sided_p_value(mean, error)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimates of several models at the same draws, and all differences of two."""
+
+    estimates: dict[str, Estimate]
+    differences: tuple[Difference, ...]
+    network_calls: int  # network evaluations of one datum by one model, over all models
+    half_width: float | None  # asked for, bits/dim
+    reached: bool  # whether every 95% Monte Carlo half-width is within it
+
+
+def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure rejects, at a family-wise error rate."""
+    resolved = [False] * len(p_values)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, i in enumerate(order):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        resolved[i] = True
+    return resolved
+
+
+def two_sided_p_value(mean: float, error: float) -> float:
+    if not error > 0:
+        return 1.0 if mean == 0 else 0.0
+    return math.erfc(abs(mean) / error / math.sqrt(2))
+
+
+def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
+    """Standard error over data of their mean, noise included.
+
+    What data differ by is told by those that were drawn, less their noise; others have a
+    prediction, whose spread is not theirs. A datum's own noise says little of the mean's, which
+    draws of low discrepancy and densities pooled over rounds make smaller.
+
+    Args:
+        per_datum: (n,) estimates;  noise: (n,) their errors, NaN where a datum was not drawn.
+        monte_carlo_error: of the mean.
+    """
+    drawn, n = noise.isfinite(), len(per_datum)
+    between = float(per_datum[drawn].var() - noise[drawn].square().mean())
+    return math.sqrt(monte_carlo_error**2 + max(between, 0.0) / n)
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), _standard_error(values)

@@ -1,0 +1,396 @@
+r"""The bound of models whose noising diffusion is simulated, with errors, and in pairs.
+
+Draws come in rounds: a path for every datum from a start y_ε to T, looked at once in every stratum
+of the way, at an offset that is spread evenly over the data. Rounds are independent, so that their
+spread is the Monte Carlo error; how many a half-width takes is told by a pilot of two, which are no
+part of the estimate. The decoder and the divergence are evaluated at the same y_ε, whose
+noise cancels.
+
+The step of the simulation is one more error, of another kind: :func:`step_size_bias` measures it by
+running the same paths (the same Brownian motion) with half the step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import noise as seeded
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share
+from pyro_mdm.evaluation.estimates import (
+    Z95,
+    Comparison,
+    Difference,
+    Estimate,
+    holm,
+    mean_and_error,
+    population_error,
+)
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.path_integral import path_integral
+from pyro_mdm.paths.simulated import SimulatedPath, arrival
+from pyro_mdm.support.progress import Progress, progress_bar
+
+__all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
+
+ROWS = 2048
+"""Paths that are simulated together: steps cost almost the same for fewer."""
+
+
+PILOT = 2
+"""Rounds that say how many a half-width takes, and are no part of the estimate."""
+
+
+TERMS = ("reconstruction", "prior_kl", "diffusion")
+
+
+@dataclass(frozen=True)
+class StepSizeBias:
+    """What halving the step changes about the bound, nats per datum, at the same noise.
+
+    The bias of the whole step is twice the difference for a method of first order, 4/3 of it for
+    one of second order (``srk``, in most cases).
+    """
+
+    step_size: float
+    difference: float  # mean bound with the step less that with half of it
+    standard_error: float  # of the difference, over data and noise
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the difference."""
+        return (
+            self.difference - Z95 * self.standard_error,
+            self.difference + Z95 * self.standard_error,
+        )
+
+
+def step_size_bias(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+) -> StepSizeBias:
+    """Measure what the step of the simulation does to the bound.
+
+    Args:
+        model, guide: over one nonlinear diffusion.
+        x: data in model space, (n, *event_shape).
+        draws: paths per datum, each simulated twice.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
+    """
+    if isinstance(model.diffusion, LinearDiffusion):
+        raise ValueError(
+            f"{type(model.diffusion).__name__} is known in closed form and has no step size"
+        )
+    if len(x) < 8 or draws < 1:
+        raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
+    found = torch.zeros(draws, len(x), dtype=torch.float64)
+    step, training = 0.0, model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for m, (k, part) in itertools.product(
+                range(draws), enumerate(torch.arange(len(x)).split(ROWS))
+            ):
+                with seeded.piece(0, 1, _seed(seed, m, k)):
+                    law = _law(guide, x[part])
+                    step = 1 / law.simulation.steps()
+                    found[m, part] = _halved(model, law)
+    finally:
+        model.train(training)
+    mean = found.mean(0)
+    return StepSizeBias(step, float(mean.mean()), float(mean.std() / math.sqrt(len(x))))
+
+
+def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
+    """The integral with half the step less that with the whole, (n,): the bound has it negative."""
+    diffusion, settings = model.diffusion, law.simulation
+    y = law.rsample().squeeze(1)
+    n, d, K = len(y), law.num_dims, diffusion.num_variables
+    area = "space-time" if settings.solver(diffusion) == "srk" else "none"
+    shared: dict[str, Any] = {
+        "fraction": seeded.low_discrepancy(n, y.device),
+        "brownian": seeded.brownian(n, d, K, y.dtype, y.device, area),
+        "noise": seeded.normal((n * settings.points, d, K), y.dtype, y.device),
+    }
+    steps = settings.steps()
+    probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both
+    values = []
+    for times in (1, 2):
+        own = replace(settings, step_size=1 / (times * steps))
+        with seeded.piece(0, 1, probes):
+            values.append(path_integral(diffusion, model.score, y, own, **shared).value)
+    return (values[1] - values[0]).double().cpu()
+
+
+class _Rounds:
+    """Draws of one model, by round and datum."""
+
+    def __init__(
+        self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, bins: int, share: Share
+    ) -> None:
+        self.model, self.guide, self.x, self.share = model, guide, x, share
+        self.calls = 0
+        self.number = 0  # of rounds, forgotten ones too
+        diffusion = model.diffusion
+        low = float(diffusion.terminal_log_snr)
+        self.edges = torch.linspace(low, diffusion.max_log_snr, bins + 1, dtype=torch.float64)
+        self.forget()
+
+    def forget(self) -> None:
+        """All rounds so far are no part of the estimate."""
+        self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
+        self.probe_variance = 0.0  # summed over draws
+        # number, sum, sum of squares
+        self.histogram = torch.zeros(3, len(self.edges) - 1, dtype=torch.float64)
+
+    @property
+    def calls_per_path(self) -> int:
+        """Evaluations of the score on each path."""
+        settings = self._simulation()
+        return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
+
+    def add(self, seed: int, bar: Progress) -> None:
+        """One more round: a path for every datum."""
+        n, r = len(self.x), self.number
+        generator = torch.Generator().manual_seed(_seed(seed, r))
+        spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        terms = torch.zeros(3, n, dtype=torch.float64)
+        probe = torch.zeros(1, dtype=torch.float64)
+        histogram = torch.zeros_like(self.histogram)
+        for k, part in enumerate(torch.arange(n).split(ROWS)):
+            if self.share.has(k):
+                with seeded.piece(0, 1, _seed(seed, r, k)):
+                    self._draw(part, spread[part].double(), terms, histogram, probe)
+            bar.update(len(part) * self.calls_per_path)
+        self.number += 1
+        self.terms.append(self.share.sum(terms))
+        self.histogram += self.share.sum(histogram)
+        self.probe_variance += float(self.share.sum(probe))
+        decoder = getattr(self.model.likelihood, "network_calls", 0)
+        self.calls += n * (self.calls_per_path + decoder)
+
+    def _simulation(self) -> Any:
+        return self.guide.simulation or self.model.diffusion.simulation
+
+    def _draw(
+        self, part: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor
+    ) -> None:
+        model, diffusion, device = self.model, self.model.diffusion, self.x.device
+        x = self.x[part.to(device)]
+        law = _law(self.guide, x)
+        path = law.rsample()
+        y = path.squeeze(1)
+        found = path_integral(
+            diffusion, model.score, y, law.simulation, fraction=spread.to(device), to_end=True
+        )
+        start = law.log_prob(path) - diffusion.prior.log_prob(y)
+        decoded = model.likelihood(diffusion, model.score_function, y, x.dim() - 1).log_prob(x)
+        excess = arrival(law, path, found.end)
+        # decoded and start have the noise of y in common: it cancels in their difference
+        for row, value in enumerate((decoded, excess, start + found.value - excess)):
+            terms[row, part] = value.double().cpu()
+        probe += found.probe_variance.double().sum().cpu()
+        level, density = found.level.flatten().cpu(), found.density.double().flatten().cpu()
+        cell = (torch.bucketize(level, self.edges) - 1).clamp(0, len(self.edges) - 2)
+        for row, value in enumerate((torch.ones_like(density), density, density.square())):
+            histogram[row].index_add_(0, cell, value)
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def totals(self) -> Tensor:
+        """(rounds, n) the bound."""
+        terms = torch.stack(self.terms)
+        return terms[:, 0] - terms[:, 1] - terms[:, 2]
+
+    def term(self, name: str) -> Tensor:
+        """(n,) the mean of one of TERMS."""
+        return torch.stack([terms[TERMS.index(name)] for terms in self.terms]).mean(0)
+
+    def estimate(self) -> Estimate:
+        """All of it."""
+        totals = self.totals()
+        n = totals.shape[1]
+        per_datum = totals.mean(0)
+        per_datum_error, monte_carlo_error = _noise(totals)
+        number, total, squares = self.histogram
+        density = total / number.clamp_min(1)
+        variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
+        return Estimate(
+            mean=float(per_datum.mean()),
+            standard_error=population_error(per_datum, per_datum_error, monte_carlo_error),
+            monte_carlo_error=monte_carlo_error,
+            reconstruction=mean_and_error(self.term("reconstruction")),
+            prior_kl=mean_and_error(self.term("prior_kl")),
+            diffusion=mean_and_error(self.term("diffusion")),
+            num_data=n,
+            num_dims=math.prod(self.x.shape[1:]),
+            network_calls=self.calls,
+            per_datum=per_datum,
+            per_datum_error=per_datum_error,
+            log_snr_edges=self.edges,
+            density=density,
+            density_error=(variance / number.clamp_min(1)).sqrt(),
+            probe_error=math.sqrt(self.probe_variance) / (n * len(totals)),
+        )
+
+
+def compare_paths(
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    linear: Comparison | None,
+    *,
+    draws: int,
+    half_width: float | None,
+    seed: int,
+    bins: int,
+    progress: bool,
+    share: Share,
+) -> Comparison:
+    """As :func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
+
+    Args:
+        linear: the comparison of the programs over linear diffusions, if there are any.
+
+    Simulated models of the same shape see the same noise, as linear ones do: their differences are
+    paired. Those of a linear and a simulated model are paired over data alone.
+    """
+    known = {} if linear is None else linear.estimates
+    simulated = {
+        name: _Rounds(model, guide, x, bins, share)
+        for name, (model, guide) in programs.items()
+        if name not in known
+    }
+    wanted = None if half_width is None else half_width * math.log(2) * math.prod(x.shape[1:]) / Z95
+    most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
+    total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
+    with progress_bar(total * len(x), "evaluating", "calls", shown=progress) as bar:
+        rounds = max(most.values())
+        if wanted is not None and min(most.values()) >= 2 * PILOT:
+            for _, found in itertools.product(range(PILOT), simulated.values()):
+                found.add(seed, bar)
+            need = PILOT * SAFETY * _needed(programs, known, simulated, wanted)
+            need = float(share.first(torch.tensor([need], dtype=torch.float64)))
+            rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
+            most = {name: number - PILOT for name, number in most.items()}
+            for found in simulated.values():
+                found.forget()
+        for r, (name, found) in itertools.product(range(rounds), simulated.items()):
+            if r < most[name]:
+                found.add(seed, bar)
+    estimates = {
+        name: known[name] if name in known else simulated[name].estimate() for name in programs
+    }
+    paired = {} if linear is None else {(d.first, d.second): d for d in linear.differences}
+    differences = [
+        paired[pair] if pair in paired else _difference(pair, estimates, simulated)
+        for pair in itertools.combinations(programs, 2)
+    ]
+    resolved = holm([d.p_value for d in differences])
+    widths = [Z95 * e.monte_carlo_error for e in estimates.values()]
+    unit = math.log(2) * math.prod(x.shape[1:])
+    widths += [Z95 * d.monte_carlo_error * unit for d in differences]
+    return Comparison(
+        estimates,
+        tuple(replace(d, resolved=r) for d, r in zip(differences, resolved, strict=True)),
+        sum(e.network_calls for e in estimates.values()),
+        half_width,
+        half_width is not None and max(widths) <= half_width * unit,
+    )
+
+
+def _needed(
+    programs: Mapping[str, Pair],
+    linear: Mapping[str, Estimate],
+    simulated: Mapping[str, _Rounds],
+    wanted: float,
+) -> float:
+    """Times the rounds so far after which every error that they are part of is the one wanted."""
+    estimates = {name: found.estimate() for name, found in simulated.items()}
+    need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
+    estimates |= linear
+    for pair in itertools.combinations(programs, 2):
+        fixed = [linear[name].monte_carlo_error for name in pair if name in linear]
+        if len(fixed) == 2:
+            continue
+        _, error = _pair_noise(pair, estimates, simulated)
+        moving = error**2 - sum(fixed) ** 2
+        left = wanted**2 - sum(fixed) ** 2
+        need = max(need, moving / left if left > 0 else math.inf)
+    return need
+
+
+def _difference(
+    pair: tuple[str, str], estimates: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
+) -> Difference:
+    first, second = (estimates[name] for name in pair)
+    unit = first.num_dims * math.log(2)
+    each = second.per_datum - first.per_datum  # bits are minus nats
+    noise, error = _pair_noise(pair, estimates, simulated)
+
+    def term(name: str) -> tuple[float, float]:
+        sign = -1 if name == "reconstruction" else 1
+        if all(key in simulated for key in pair):  # paired over data
+            a, b = (simulated[key].term(name) for key in pair)
+            value, spread = mean_and_error(a - b)
+            return sign * value / unit, spread / unit
+        a, b = getattr(first, name), getattr(second, name)
+        return sign * (a[0] - b[0]) / unit, math.hypot(a[1], b[1]) / unit
+
+    total = (float(each.mean()) / unit, population_error(each, noise, error) / unit)
+    terms = {name: term(name) for name in TERMS}
+    return Difference(
+        *pair,
+        bits_per_dim=total,
+        reconstruction=terms["reconstruction"],
+        prior_kl=terms["prior_kl"],
+        diffusion=terms["diffusion"],
+        monte_carlo_error=error / unit,
+        resolved=False,
+    )
+
+
+def _pair_noise(
+    pair: tuple[str, str], estimates: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
+) -> tuple[Tensor, float]:
+    both = [simulated[name].totals() for name in pair if name in simulated]
+    if len(both) == 2 and both[0].shape == both[1].shape:
+        return _noise(both[0] - both[1])
+    first, second = (estimates[name] for name in pair)
+    each = (first.per_datum_error.square() + second.per_datum_error.square()).sqrt()
+    return each, math.hypot(first.monte_carlo_error, second.monte_carlo_error)
+
+
+def _noise(totals: Tensor) -> tuple[Tensor, float]:
+    """Monte Carlo errors of each datum's mean over rounds (rounds, n), and of the whole mean."""
+    rounds, n = totals.shape
+    variance = totals.var(0) / rounds
+    return variance.sqrt(), math.sqrt(float(variance.sum())) / n
+
+
+def _law(guide: DiffusionGuide, x: Tensor) -> SimulatedPath:
+    law = guide.law(x)
+    assert isinstance(law, SimulatedPath)
+    return law
+
+
+def _seed(*numbers: int) -> int:
+    """One seed for each use of randomness."""
+    state = 0
+    for number in numbers:
+        state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**62
+    return state

@@ -1,0 +1,406 @@
+r"""Integrals over noise level, averaged over data, from few evaluations of several integrands.
+
+What is wanted of every integrand h_m(x, λ, ε) is (1/n) Σ_i ∫ E h_m(x_i, λ, ε) dλ, and an evaluation
+is a network call. λ is the level that :meth:`pyro_mdm.scores.Score.integrand` takes. Four things
+make it cheap:
+
+- *A control variate.* A baseline h_0 of the same x, λ and ε has a known integral H_s(x) over each
+  cell s of a partition of the range. Near λ the difference h_m - h_0 is predicted by
+
+      p = β_0 + β_1 (h_0 - H_s(x)/w_s) + β_2 H_s(x)/w_s,
+
+  w_s being the cell's width, whose integral over λ is known for every x, so that only
+  h_m - h_0 - p is random. β_1 takes out the noise that the network shares with the baseline, β_2
+  that some data are harder than others.
+- *Allocation.* λ is drawn with a density proportional to the standard deviation of what is left
+  (Neyman 1934), a tenth of it uniform.
+- *Stratification.* Within a round the λ are spread evenly over the quantiles of that density.
+- *Pairing.* All integrands are evaluated at the same draws; a difference has the variance of a
+  difference.
+
+Given coefficients and densities that owe nothing to the draws of an estimate, it is unbiased. They
+come from a :class:`Plan`, made from a pilot that is no part of the estimate; then its number of
+draws may come from the pilot too. Without a plan they come from the data of other folds
+(cross-fitting), and no draw is lost. That is for a number of draws given beforehand: stopping when
+the draws themselves look good would stop early, and low, where tails are heavy. (From the third
+round on a density has seen a little of its own fold, through the others' coefficients.
+tests/test_strata.py looks for a bias of either kind.)
+
+Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
+Techniques", 1977, chapter 7), with coefficients that vary with λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target"]
+
+FOLDS = 4
+
+
+UNIFORM_SHARE = 0.1
+
+
+SMALL = 0.05  # part of the baseline's largest density below which data are not told apart
+
+
+Target = tuple[int, int | None]  # an integrand, or two for their difference
+
+
+class Draws(NamedTuple):
+    """Where to evaluate the integrands: one entry per call."""
+
+    datum: Tensor  # (m,) int64
+    level: Tensor  # (m,) float64
+
+
+class Plan(NamedTuple):
+    """What a pilot says about draws to come, whose estimate it is no part of."""
+
+    coefficients: Tensor  # (M, S, p)
+    density: Tensor  # (S,) over level
+    num_draws: int  # of the pilot
+    spread: dict[Target, float]  # standard deviation of one draw's estimate, for each target
+    skewness: dict[Target, float]  # of the pilot's mean
+
+    def error(self, target: Target) -> float:
+        """What the error of a mean is to be, times the root of its number of draws."""
+        return self.spread[target] * _allowance(self.skewness[target])
+
+
+class Integral(NamedTuple):
+    """An estimate for one integrand, or for the difference of two."""
+
+    mean: float
+    error: float  # standard error of the mean over other draws for the same data
+    per_datum: Tensor  # (n,)
+    per_datum_error: Tensor  # (n,) standard error over other draws; NaN for a datum never drawn
+    density: Tensor  # (cells,) per unit of level
+    density_error: Tensor  # (cells,)
+
+
+class StratifiedIntegrals:
+    """Rounds of draws, and estimates from all of them.
+
+    Args:
+        edges: (S + 1,) increasing levels, the cells' bounds.
+        covers: (M, S) whether a cell belongs to the range of integrand m; it is 0 outside.
+        num_data: n.
+        known: (n, S) integral of the baseline over each cell; None without a baseline.
+        density: (S,) of the first round over level, up to a factor; None for uniform.
+        adapt: whether later rounds have densities of their own.
+        seed: of the draws.
+        plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
+    """
+
+    def __init__(
+        self,
+        edges: Tensor,
+        covers: Tensor,
+        num_data: int,
+        *,
+        known: Tensor | None = None,
+        density: Tensor | None = None,
+        adapt: bool = True,
+        seed: int = 0,
+        plan: Plan | None = None,
+    ) -> None:
+        self._plan = plan
+        self.folds = FOLDS if plan is None else 1
+        self.edges, self.width = edges, edges.diff()
+        self.covers = covers
+        self.num_data = num_data
+        self.known = known
+        self.adapt = adapt and plan is None
+        self._generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(num_data, generator=self._generator)
+        self._fold_of = torch.empty(num_data, dtype=torch.int64)
+        self._fold_of[order] = torch.arange(num_data) % self.folds
+        self._queue = order.new_empty(0)
+        if plan is not None:
+            first = plan.density
+        else:
+            first = self._with_floor(torch.ones(len(self.width)) if density is None else density)
+        self._next = first.expand(self.folds, -1).clone()  # density of each fold's next round
+        self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
+        self._scale = torch.ones(len(self.width), dtype=torch.float64)
+        if known is not None:
+            profile = known.mean(0) / self.width
+            self._scale = profile + SMALL * profile.max()
+        m = len(covers)
+        self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
+        self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
+        self._values = torch.empty(m, 0, dtype=torch.float64)
+        self._left = torch.empty(m, 0, dtype=torch.float64)  # h - h_0 - p, per unit of level
+        self._predicted = torch.zeros(m, num_data, len(self.width), dtype=torch.float64)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws so far."""
+        return len(self._datum)
+
+    def draw(self, size: int) -> Draws:
+        """The next round: ``size`` data, each at one level; call :meth:`add` with the values."""
+        while len(self._queue) < size:
+            more = torch.randperm(self.num_data, generator=self._generator)
+            self._queue = torch.cat([self._queue, more])
+        datum, self._queue = self._queue[:size], self._queue[size:]
+        level = torch.empty(size, dtype=torch.float64)
+        for f in range(self.folds):
+            mine = (self._fold_of[datum] == f).nonzero().squeeze(1)
+            m = len(mine)
+            u = torch.randperm(m, generator=self._generator).double()
+            u = (u + torch.rand(m, generator=self._generator, dtype=torch.float64)) / max(m, 1)
+            level[mine] = self._quantile(self._next[f], u)
+        return Draws(datum, level)
+
+    def add(self, draws: Draws, values: Tensor, baseline: Tensor | None = None) -> None:
+        """The integrands (M, m) and the baseline (m,) at the round's draws, per unit of level."""
+        calls = torch.bincount(self._fold_of[draws.datum], minlength=self.folds)
+        self._rounds.append((calls, self._next.clone()))
+        self._round = torch.cat([self._round, torch.full_like(draws.datum, len(self._rounds) - 1)])
+        self._datum = torch.cat([self._datum, draws.datum])
+        self._level = torch.cat([self._level, draws.level])
+        self._values = torch.cat([self._values, values], 1)
+        if baseline is not None:
+            self._baseline = torch.cat([self._baseline, baseline])
+        self._fit()
+
+    def integral(self, first: int, second: int | None = None) -> Integral:
+        """The estimate for integrand ``first``, or for it less integrand ``second``."""
+        left, known = self._left[first], self._predicted[first]
+        if second is not None:
+            left, known = left - self._left[second], known - self._predicted[second]
+        n, own = self.num_data, self._own_density()
+        value = self._weight() * left
+        number = torch.bincount(self._datum, minlength=n).double()
+        mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
+        square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
+        per_datum = known.sum(1) + mine / number.clamp_min(1)
+        cell = self._cell(self._level)
+        density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
+        density.index_add_(0, cell, value)
+        spread.index_add_(0, cell, value.square())
+        return Integral(
+            mean=float(known.sum(1).mean() + value.sum()),
+            error=float(self.errors([(first, second)])),
+            per_datum=per_datum,
+            per_datum_error=square.sqrt() / number,  # NaN for 0 / 0
+            density=(known.mean(0) + density) / self.width,
+            density_error=spread.sqrt() / self.width,
+        )
+
+    def errors(self, targets: Sequence[Target]) -> Tensor:
+        """(len(targets),) the error of :meth:`integral` for each target.
+
+        With a plan, whose targets these must be, from the spread of the pilot's draws too: draws of
+        a heavy-tailed integrand that come out low look alike, and the pilot's do not know of it.
+        And where few draws make the most of the mean, and so of its skewness t, an interval of
+        normal size covers too little: the error is 1 + 3 t² times what the spread says, by
+        measurement (tests/benchmarks/coverage.py).
+        """
+        error, skewness = self._error_of_sum(self._weight() * self._left_of(targets))
+        plan, N = self._plan, self.num_draws
+        if plan is None or not N:
+            return error
+        foreseen = torch.tensor([plan.spread[t] for t in targets], dtype=torch.float64)
+        pooled = error.square() * N * N + foreseen.square() * plan.num_draws
+        known = torch.tensor([plan.skewness[t] for t in targets], dtype=torch.float64)
+        allowance = _allowance(torch.maximum(skewness.abs(), known))
+        return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
+
+    def plan(self, targets: Sequence[Target]) -> Plan:
+        """Coefficients and a density for other draws, which serves ``targets`` best, evenly."""
+        everything = torch.ones(self.num_draws, dtype=torch.bool)
+        density = self._best_density(targets, everything) if self.adapt else self._next[0]
+        columns, excess, scale = self._regression()
+        q = self._pooled_density() * density[self._cell(self._level)]
+        one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
+        error, skewness = self._error_of_sum(one, torch.zeros_like(self._round))
+        spread = error / self.num_draws**0.5
+        return Plan(
+            self._coefficients(columns, excess, scale, everything),
+            density,
+            self.num_draws,
+            dict(zip(targets, spread.tolist(), strict=True)),
+            dict(zip(targets, skewness.abs().tolist(), strict=True)),
+        )
+
+    def allocate(self, targets: Sequence[Target]) -> None:
+        """Set the densities of the next round to what serves ``targets`` best, evenly."""
+        if not self.adapt or not targets:
+            return
+        fold = self._fold_of[self._datum]
+        for f in range(self.folds):
+            self._next[f] = self._best_density(targets, fold != f)
+
+    # -- the parts ---------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        """Coefficients by cell for each fold, from the others; what is left of every call."""
+        cell, fold = self._cell(self._level), self._fold_of[self._datum]
+        columns, excess, scale = self._regression()
+        self._left = torch.zeros_like(self._values)
+        for f in range(self.folds):
+            if self._plan is not None:
+                coefficients = self._plan.coefficients
+            else:
+                coefficients = self._coefficients(columns, excess, scale, fold != f)
+            mine = fold == f
+            data = self._fold_of == f
+            for m, (covered, beta) in enumerate(zip(self.covers, coefficients, strict=True)):
+                prediction = (columns[mine] * beta[cell[mine]]).sum(1)
+                left = excess[m, mine] - scale[mine] * prediction
+                self._left[m, mine] = left * covered[cell[mine]]
+                per_unit = beta[:, 0].expand(int(data.sum()), -1)
+                known = torch.zeros_like(per_unit)
+                if self.known is not None:
+                    per_unit = per_unit + beta[:, 2] * self._difficulty(data)
+                    known = self.known[data]
+                self._predicted[m, data] = (known + self._scale * self.width * per_unit) * covered
+
+    def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Columns (N, p), h_m - h_0 (M, N), and the unit (N,) in which it is predicted."""
+        cell = self._cell(self._level)
+        columns, scale = [torch.ones_like(self._level)], self._scale[cell]
+        excess = self._values
+        if self.known is not None:
+            at = (self.known / self.width / self._scale)[self._datum, cell]
+            mean = (self.known / self.width / self._scale).mean(0)[cell]
+            columns += [self._baseline / scale - at, at - mean]
+            excess = excess - self._baseline
+        return torch.stack(columns, 1), excess, scale
+
+    def _difficulty(self, data: Tensor) -> Tensor:
+        """The baseline's integrals for some data less those of all, in units of the profile."""
+        assert self.known is not None
+        level = self.known / self.width / self._scale
+        return level[data] - level.mean(0)
+
+    def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
+        """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
+        kernel, cell = self._kernel(self._level[use]), self._cell(self._level[use])
+        y = (excess / scale)[:, use]
+        return torch.stack(
+            [
+                _local_regression(kernel * covered[cell].double(), columns[use], y[m])
+                for m, covered in enumerate(self.covers)
+            ]
+        )
+
+    def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
+        """(S,) proportional to the standard deviation of what is left, told by some draws."""
+        need = self.errors(targets).square().clamp_min(1e-300)
+        importance = (self._left_of(targets).square() / need[:, None]).sum(0)
+        kernel = self._kernel(self._level[use])
+        variance = kernel @ importance[use] / kernel.sum(1).clamp_min(1e-12)
+        return self._with_floor(variance.sqrt())
+
+    def _kernel(self, level: Tensor) -> Tensor:
+        """(S, m) weight of each draw for the cell's centre, wide enough to hold some 40 draws."""
+        span = float(self.edges[-1] - self.edges[0])
+        bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
+        centre = (self.edges[1:] + self.edges[:-1]) / 2
+        return (-0.5 * ((level - centre[:, None]) / bandwidth).square()).exp()
+
+    def _cell(self, level: Tensor) -> Tensor:
+        return (torch.bucketize(level, self.edges, right=True) - 1).clamp(0, len(self.width) - 1)
+
+    def _quantile(self, density: Tensor, u: Tensor) -> Tensor:
+        mass = torch.cat([density.new_zeros(1), (density * self.width).cumsum(0)])
+        i = (torch.bucketize(u * mass[-1], mass, right=True) - 1).clamp(0, len(density) - 1)
+        return torch.minimum(self.edges[i] + (u * mass[-1] - mass[i]) / density[i], self.edges[-1])
+
+    def _with_floor(self, density: Tensor) -> Tensor:
+        """Normalized, mixed with a uniform part, and 0 where no integrand is."""
+        used = self.covers.any(0).double()
+        uniform = used / (used * self.width).sum()
+        density = density.double() * used
+        total = float((density * self.width).sum())
+        if not total > 0:
+            return uniform
+        return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
+
+    def _left_of(self, targets: Sequence[Target]) -> Tensor:
+        """(len(targets), N) what is left of each draw."""
+        return torch.stack(
+            [self._left[a] if b is None else self._left[a] - self._left[b] for a, b in targets]
+        )
+
+    def _weight(self) -> Tensor:
+        """(N,) of each draw in the mean over data of the integral: folds count by their data."""
+        fold = self._fold_of[self._datum]
+        share = torch.bincount(self._fold_of, minlength=self.folds).double() / self.num_data
+        calls = torch.bincount(fold, minlength=self.folds).double()
+        return (share / calls.clamp_min(1))[fold] / self._pooled_density()
+
+    def _error_of_sum(self, value: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Standard error and skewness of Σ value (…, N), from neighbours in λ in their group.
+
+        Groups (N,) are each round's draws of each fold, unless given.
+
+        Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
+        while the spread of all would count what varies smoothly with λ, which cancels in the sum.
+        """
+        if group is None:
+            group = self._round * self.folds + self._fold_of[self._datum]
+        order = torch.argsort(self._level)
+        order = order[torch.argsort(group[order], stable=True)]
+        group, value = group[order], value[..., order]
+        size = torch.bincount(group).double()[group]
+        same = group[1:] == group[:-1]
+        square = 0.5 * value.diff().square() * same
+        alone = value.square() * (size == 1)  # without a neighbour: all of it
+        scaled = square * (size / (size - 1).clamp_min(1))[1:]
+        error = (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        if value.shape[-1] < 3:
+            return error, torch.zeros_like(error)
+        off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
+        off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
+        variance = (off.square().sum(-1) / 1.5).clamp_min(1e-150)
+        return error, off.pow(3).sum(-1) / 0.75 / variance.pow(1.5)
+
+    def _pooled_density(self) -> Tensor:
+        """(N,) of each call's λ, over all rounds of its fold together."""
+        fold, cell = self._fold_of[self._datum], self._cell(self._level)
+        pooled = torch.zeros(self.folds, len(self.width), dtype=torch.float64)
+        for calls, density in self._rounds:
+            pooled += calls.double()[:, None] * density
+        total = sum(calls for calls, _ in self._rounds)
+        return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
+
+    def _own_density(self) -> Tensor:
+        """(N,) of each call's λ, over the rounds in which its datum was drawn."""
+        densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
+        visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
+        ones = torch.ones(self.num_draws, dtype=torch.float64)
+        visits.index_put_((self._round, self._datum), ones, accumulate=True)
+        visits = visits / visits.sum(0).clamp_min(1)
+        of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
+        for f in range(self.folds):
+            of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
+        return of_datum[self._datum, self._cell(self._level)]
+
+
+def _allowance(skewness: Any) -> Any:
+    """Times the error that the spread says."""
+    return 1 + 3 * skewness**2
+
+
+def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    """Weighted least squares of y (m,) on X (m, p) for each row of ``weight`` (S, m): (S, p).
+
+    Shrunk to 0 by one observation's worth, so that few draws do not make wild coefficients.
+    """
+    p = X.shape[1]
+    normal = torch.einsum("sm,mp,mq->spq", weight, X, X)
+    right = torch.einsum("sm,mp,m->sp", weight, X, y)
+    size = weight.sum(1).clamp_min(1e-12)
+    typical = normal.diagonal(dim1=-2, dim2=-1) / size[:, None]  # mean square of each column
+    ridge = torch.diag_embed(typical.clamp_min(1e-12))
+    return torch.linalg.solve(normal + ridge, right) if p else right

@@ -1,0 +1,32 @@
+r"""Decoders p(x | y_ε), and bits per dimension.
+
+At the start time ε, where λ = log SNR is as large as the diffusion goes, the state still says
+``z = kᵀ y_ε = x + e^{-λ/2} ε``. A likelihood is called with the diffusion, the score and the state
+and returns a Pyro distribution of x with the batch shape of the state and its event shape.
+"""
+
+from pyro_mdm.likelihoods.base import Likelihood, bits_per_dim
+from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
+from pyro_mdm.likelihoods.levels import (
+    DiscretizedGaussian,
+    LevelCategorical,
+    LevelDistribution,
+    LevelPosterior,
+    NetworkPosterior,
+)
+
+__all__ = [
+    "Dequantized",
+    "DiscretizedGaussian",
+    "Gaussian",
+    "JointTweedie",
+    "LevelCategorical",
+    "LevelDistribution",
+    "LevelPosterior",
+    "Likelihood",
+    "LogitDequantization",
+    "NetworkPosterior",
+    "Tweedie",
+    "bits_per_dim",
+]

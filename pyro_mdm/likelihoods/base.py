@@ -1,0 +1,101 @@
+"""What every p(x | y_ε) answers, and bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Likelihood", "bits_per_dim"]
+
+
+def bits_per_dim(
+    log_prob: Any,
+    num_dims: int,
+    *,
+    log_det: Any = 0.0,
+    num_levels: int | None = None,
+) -> Any:
+    r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
+
+    Args:
+        log_prob: log p(x) in nats summed over the d dimensions, a number or a tensor (…).
+        num_dims: d.
+        log_det: log|det ∂x/∂w| summed over dimensions, where x = T(w) is what log p is a density
+            of; 0 if nothing was transformed.
+        num_levels: number n of levels if w = (k + u)/n was dequantized by uniform noise u, whose
+            density is then n^d times the probability of k. None for a probability of levels.
+
+    Returns:
+        Like ``log_prob``; for dequantized data, in expectation over u, at least the bits of the
+        discrete likelihood ∫ p(w) du.
+    """
+    if num_dims < 1:
+        raise ValueError(f"num_dims is {num_dims}, expected the number of data dimensions, ≥ 1")
+    if num_levels is not None and num_levels < 2:
+        raise ValueError(f"num_levels is {num_levels}, expected at least 2, or None")
+    bits = -(log_prob + log_det) / (num_dims * math.log(2))
+    return bits if num_levels is None else bits + math.log2(num_levels)
+
+
+# -- likelihoods -----------------------------------------------------------------------------------
+class Likelihood(Restorable, nn.Module, ABC):
+    """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
+
+    network_calls: ClassVar[int] = 0
+    """Network calls that a decoder's distribution takes."""
+
+    @abstractmethod
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> TorchDistributionMixin:
+        """The decoder's distribution of x.
+
+        Args:
+            diffusion: which noised x;  score: the :class:`~pyro_mdm.scores.Score` in use.
+            y: the state at ``diffusion.start_time``, (*batch, K, *event_shape).
+            event_dim: number of event dimensions; None: those of the score's event shape if it has
+                one, else all but one batch dimension.
+
+        Returns:
+            A Pyro distribution with batch shape (*batch) and event shape (*event_shape).
+        """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Likelihood:
+        exact = {name: b for name, b in self._buffers.items() if b is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            if moved is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class Reading(NamedTuple):
+    """z = kᵀ y_ε (*batch, *event_shape) and λ(ε), in float64."""
+
+    z: Tensor
+    log_snr: Tensor
+    batch_dim: int
+
+
+def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None) -> Reading:
+    """What the state at ε says about x; arguments as for :class:`Likelihood`."""
+    if event_dim is None:
+        known = getattr(score, "event_shape", None)
+        event_dim = y.dim() - 2 if known is None else len(known)
+    batch_dim, K = y.dim() - 1 - event_dim, diffusion.num_variables
+    if event_dim < 0 or batch_dim < 0 or y.shape[batch_dim] != K:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, expected (*batch, K, *event_shape) with K = {K} "
+            f"variables and {event_dim} event dimensions"
+        )
+    start = diffusion.start
+    return Reading(y.double().movedim(batch_dim, -1) @ start.readout, start.log_snr, batch_dim)

@@ -1,0 +1,213 @@
+"""Continuous data: Gaussian decoders of the state at the start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
+from pyro_mdm.likelihoods.base import Likelihood, read_state
+
+__all__ = ["Gaussian", "JointTweedie", "Tweedie"]
+
+
+class Gaussian(Likelihood):
+    r"""Decoder for continuous data: the posterior of x given z = x + e^{-λ/2} ε.
+
+        N( x; μ + σ²/(σ²+v) (z - μ), σ² v/(σ²+v) ),  v = e^{-λ},    or N(x; z, v) for σ² = ∞
+
+    Args:
+        prior_mean, prior_variance: μ, σ²: numbers, or tensors of the event shape. By default flat.
+
+    Raises:
+        ValueError: a variance that is not positive, a mean that is not finite.
+    """
+
+    prior_mean: Tensor
+    prior_variance: Tensor
+
+    def __init__(
+        self, prior_mean: float | Tensor = 0.0, prior_variance: float | Tensor = math.inf
+    ) -> None:
+        super().__init__()
+        mean = torch.as_tensor(prior_mean, dtype=torch.float64).detach().clone()
+        variance = torch.as_tensor(prior_variance, dtype=torch.float64).detach().clone()
+        if not bool((variance > 0).all()) or not bool(mean.isfinite().all()):
+            raise ValueError(
+                f"prior_variance reaches {variance.min().item():.3g} and prior_mean "
+                f"{mean.abs().max().item():.3g}, expected positive variances (inf: flat) and "
+                "finite means"
+            )
+        self.register_buffer("prior_mean", mean)
+        self.register_buffer("prior_variance", variance)
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> TorchDistributionMixin:
+        """N(x; …), see the class; differentiable in y and the diffusion."""
+        z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
+        mean = z + ratio / (1 + ratio) * (self.prior_mean - z)
+        return _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
+
+
+class Tweedie(Likelihood):
+    """N(x; x̂(y_ε, ε), e^{-λ}): one network call. The paper's decoder for K = 1."""
+
+    network_calls = 1
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> TorchDistributionMixin:
+        """N(x; x̂, e^{-λ})."""
+        _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
+        return _normal(x, -log_snr / 2, y.dtype, batch_dim)
+
+
+class JointTweedie(Likelihood):
+    r"""The paper's decoder: of (x, v_0) from y_ε by the score, less log q(v_0). One network call.
+
+    With y_ε | y_0 ~ N(M y_0, P) and y_0 = (x, v_0), Tweedie's formula for the joint state makes
+    p(y_0 | y_ε) = N(M^{-1} (y_ε + P s_θ), M^{-1} P M^{-T}), and with the v_0 that led to y_ε
+
+        log p(x | y_ε) ≥ E_{q(v_0 | x, y_ε)}[ log p(x, v_0 | y_ε) - log q(v_0 | x, y_ε) ]
+
+    is a bound of its own (q(v_0 | x, y_ε) = q(v_0) q(y_ε | x, v_0) / q(y_ε | x), so that adding it
+    to the divergence of paths from y_ε is the paper's bound). Here v_0 is integrated out:
+
+        -½ ‖s_θ + Σ^{-1}(y_ε - a x)‖²_P + ½ log det Σ_v - ½ κ(ε) - ½ log 2π + ½ (tr Σ^{-1}P - 1)
+
+    per data dimension, κ being log volume. For K = 1 it is :class:`Tweedie`; for K > 1 and the
+    exact score it is on average below it, the more the further ε is from 0.
+
+    Source: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and the appendix on its likelihood.
+    """
+
+    network_calls = 1
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> JointTweedieDecoder:
+        """The decoder at y_ε. The network is called when that is first asked for a number.
+
+        Raises:
+            TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
+        """
+        if not isinstance(diffusion, LinearDiffusion):
+            raise TypeError(
+                f"JointTweedie is made of the law of y_ε given x and v_0, and "
+                f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"
+            )
+        batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
+        return JointTweedieDecoder(diffusion, score, y, batch_dim)
+
+
+class JointTweedieDecoder(TorchDistribution):
+    """x under :class:`JointTweedie`, with v_0 integrated out.
+
+    ``log_prob`` is the bound on the log density of what ``sample`` draws, the x of (x, v_0) ~
+    p(x, v_0 | y_ε); for K = 1 it is that density.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, diffusion: LinearDiffusion, score: Any, y: Tensor, batch_dim: int) -> None:
+        self._diffusion, self._score, self._y = diffusion, score, y
+        self._known: Tensor | None = None
+        self._root: JointTweedieDecoder = self  # has what an expanded one needs
+        super().__init__(y.shape[:batch_dim], y.shape[batch_dim + 1 :], validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: JointTweedieDecoder | None = None
+    ) -> JointTweedieDecoder:
+        new = cast(JointTweedieDecoder, self._get_checked_instance(JointTweedieDecoder, _instance))
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def _state_score(self) -> Tensor:
+        """s_θ(y_ε), like y."""
+        root = self._root
+        if root._known is None:
+            s = root._diffusion.start_time.expand(root.batch_shape)
+            root._known = root._score.score(root._diffusion, root._y, s)
+        return root._known
+
+    def _apply(self, matrix: Tensor, state: Tensor) -> Tensor:
+        """``matrix`` (K, K) on a state of the root, in float64."""
+        lead = len(self._root.batch_shape)
+        flat = state.double().flatten(0, lead - 1) if lead else state.double().unsqueeze(0)
+        with full_precision(state):
+            return apply_matrix(matrix, flat).reshape(state.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The bound, nats, (*sample, *batch)."""
+        diffusion, event_dim = self._diffusion, len(self.event_shape)
+        if value.shape[value.dim() - event_dim :] != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(value.shape)}, expected (…, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
+        start, P = diffusion.start, diffusion.transition(diffusion.start_time).covariance
+        L = start.scale_tril
+        eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        W = torch.linalg.solve_triangular(L, eye, upper=False)
+        B = W @ P @ W.mT
+        # Lᵀ (s_θ + Σ^{-1} (y - a x)), whitened: each part is of order one
+        known = self._apply(L.mT, self._state_score()) + self._apply(W, self._root._y)
+        of_x = (W @ start.mean).reshape(-1, *[1] * event_dim)
+        error = known - of_x * value.double().unsqueeze(value.dim() - event_dim)
+        rows = error.flatten(-event_dim) if event_dim else error.unsqueeze(-1)
+        square = (rows * (B @ rows)).sum((-2, -1))
+        Sigma_v = diffusion.initial_covariance[1:, 1:]
+        constant = torch.logdet(Sigma_v) if len(Sigma_v) else Sigma_v.new_zeros(())
+        constant = constant - diffusion.log_volume_ends[0] - math.log(2 * math.pi)
+        constant = constant + B.diagonal().sum() - 1
+        found = 0.5 * (self.event_shape.numel() * constant - square)
+        lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - event_dim])
+        return found.expand(lead).to(self._y.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
+        step = self._diffusion.transition(self._diffusion.start_time)
+        back = torch.linalg.inv(step.matrix)
+        found = self._apply(back, self._root._y) + self._apply(
+            back @ step.covariance, self._state_score()
+        )
+        first = found.select(len(self._root.batch_shape), 0).to(self._y.dtype)
+        return first.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the x that ``sample`` draws: the first of M^{-1} P M^{-T}."""
+        step = self._diffusion.transition(self._diffusion.start_time)
+        row = torch.linalg.solve(step.matrix, step.scale_tril)[0]
+        return row.square().sum().to(self._y.dtype).expand(self.batch_shape + self.event_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """(*sample_shape, *batch, *event_shape)."""
+        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        noise = torch.randn(shape, dtype=self._y.dtype, device=self._y.device)
+        return self.mean + self.variance.sqrt() * noise
+
+
+def _normal(mean: Tensor, log_scale: Tensor, dtype: torch.dtype, batch_dim: int) -> Any:
+    scale = log_scale.exp().expand_as(mean)
+    return dist.Normal(mean.to(dtype), scale.to(dtype)).to_event(mean.dim() - batch_dim)

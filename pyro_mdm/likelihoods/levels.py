@@ -1,0 +1,312 @@
+"""Data of few levels: distributions over them, and likelihoods that give these."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.base import Likelihood, read_state
+
+__all__ = [
+    "DiscretizedGaussian",
+    "LevelCategorical",
+    "LevelDistribution",
+    "LevelPosterior",
+    "NetworkPosterior",
+]
+
+
+# -- distributions over levels ---------------------------------------------------------------------
+class LevelDistribution(TorchDistribution, ABC):
+    """Independent dimensions, each on the levels v_1 < … < v_n. Without reparameterized samples."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+    levels: Tensor
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @abstractmethod
+    def log_probs(self) -> Tensor:
+        """(*batch, *event_shape, n), levels last."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """(*batch, *event_shape)."""
+
+    def _log_prob_shape(self, value: Tensor) -> torch.Size:
+        event_dim = len(self.event_shape)
+        if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(value.shape)}, expected (…, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
+        return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
+
+
+class LevelPosterior(LevelDistribution):
+    """p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j (:mod:`pyro_mdm.likelihoods.discrete`).
+
+    Args:
+        levels: (n,) float64.
+        log_prior: log π, (*event_shape, n) float64.
+        centre, linear, quadratic: c, α, β, broadcastable to c, which is (*batch, *event_shape). The
+            log-odds are computed in c's dtype.
+        dtype: of samples and log-probabilities.
+        window: the levels, (B, d) first ones and their number, outside which the probability is
+            nil to rounding.
+    """
+
+    def __init__(
+        self,
+        levels: Tensor,
+        log_prior: Tensor,
+        centre: Tensor,
+        linear: Tensor,
+        quadratic: Tensor,
+        dtype: torch.dtype,
+        window: discrete.Window | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.levels, self.log_prior = levels, log_prior
+        self.centre = centre
+        self.linear, self.quadratic = linear.expand_as(centre), quadratic.expand_as(centre)
+        self.dtype, self.window = dtype, window
+        event = log_prior.shape[:-1]
+        self._log_normalizer: Tensor | None = None
+        super().__init__(
+            centre.shape[: centre.dim() - len(event)], event, validate_args=validate_args
+        )
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: LevelPosterior | None = None
+    ) -> LevelPosterior:
+        new = cast(LevelPosterior, self._get_checked_instance(LevelPosterior, _instance))
+        shape = torch.Size(batch_shape) + self.event_shape
+        new.levels, new.log_prior, new.dtype = self.levels, self.log_prior, self.dtype
+        new.centre = self.centre.expand(shape)
+        new.linear, new.quadratic = self.linear.expand(shape), self.quadratic.expand(shape)
+        new.window = self.window
+        if self.window is not None:
+            first = self.window.first.reshape(self.centre.shape).expand(shape)
+            new.window = discrete.Window(first.reshape(-1, self._dims), self.window.size)
+        known = self._log_normalizer
+        new._log_normalizer = None if known is None else known.expand(shape)
+        super(LevelPosterior, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def _dims(self) -> int:
+        return self.event_shape.numel()
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        dtype = self.centre.dtype
+        return self.log_prior.reshape(self._dims, -1).to(dtype), self.levels.to(dtype)
+
+    def _odds(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        c, alpha, beta = (
+            t.reshape(-1, self._dims) for t in (self.centre, self.linear, self.quadratic)
+        )
+        return (*self._tables(), c, alpha, beta)
+
+    @property
+    def log_normalizer(self) -> Tensor:
+        """log Σ_k π_jk exp(α δ_k + β δ_k²), (*batch, *event_shape)."""
+        if self._log_normalizer is None:
+            value = discrete.log_normalizer(*self._odds(), window=self.window)
+            self._log_normalizer = value.reshape(self.centre.shape)
+        return self._log_normalizer
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x), nats, summed over dimensions.
+
+        Raises:
+            ValueError: x off the levels.
+        """
+        shape = self._log_prob_shape(value)
+        prior, levels = self._tables()
+        index = discrete.level_index(value, self.levels)
+        columns = torch.arange(self._dims, device=index.device).reshape(self.event_shape)
+        delta = levels[index] - self.centre
+        odds = prior[columns, index] + (self.linear + self.quadratic * delta) * delta
+        terms = (odds - self.log_normalizer).expand(shape)
+        return terms.flatten(len(shape) - len(self.event_shape)).sum(-1).to(self.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Levels, (*sample_shape, *batch, *event_shape)."""
+        sample_shape = torch.Size(sample_shape)
+        odds = self._odds()
+        levels, count = odds[1], sample_shape.numel()
+        out = torch.empty(count, *odds[2].shape, dtype=self.dtype, device=levels.device)
+        for block in discrete.log_odds_blocks(*odds, window=self.window):
+            R, C, p = block.rows, block.columns, block.log_odds.softmax(-1)
+            k = torch.multinomial(p.flatten(0, 1), count, replacement=True)
+            if block.chosen is not None:
+                k = block.chosen.flatten(0, 1).gather(-1, k)
+            out[:, R, C] = levels[k].mT.reshape(count, *p.shape[:2]).to(self.dtype)
+        return out.reshape(sample_shape + self.batch_shape + self.event_shape)
+
+    def log_probs(self) -> Tensor:
+        prior, levels = self._tables()
+        delta = levels - self.centre.unsqueeze(-1)
+        odds = (self.linear.unsqueeze(-1) + self.quadratic.unsqueeze(-1) * delta) * delta
+        return (prior.reshape(*self.event_shape, -1) + odds).log_softmax(-1).to(self.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        delta = discrete.posterior_mean(*self._odds())
+        return (self.centre + delta.reshape(self.centre.shape)).to(self.dtype)
+
+
+class LevelCategorical(LevelDistribution):
+    """p(x_j = v_k), given as log-probabilities.
+
+    Args:
+        levels: (n,);  log_probs: (*batch, *event_shape, n);  event_dim: len(event_shape).
+    """
+
+    def __init__(
+        self,
+        levels: Tensor,
+        log_probs: Tensor,
+        event_dim: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.levels, self._log_probs = levels, log_probs
+        batch_dim = log_probs.dim() - 1 - event_dim
+        super().__init__(
+            log_probs.shape[:batch_dim], log_probs.shape[batch_dim:-1], validate_args=validate_args
+        )
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: LevelCategorical | None = None
+    ) -> LevelCategorical:
+        new = cast(LevelCategorical, self._get_checked_instance(LevelCategorical, _instance))
+        new.levels = self.levels
+        tail = self._log_probs.shape[len(self.batch_shape) :]
+        new._log_probs = self._log_probs.expand(torch.Size(batch_shape) + tail)
+        super(LevelCategorical, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x), nats, summed over dimensions. Raises ValueError for x off the levels."""
+        shape = self._log_prob_shape(value)
+        index = discrete.level_index(value, self.levels).expand(shape).unsqueeze(-1)
+        terms = self._log_probs.expand(*shape, -1).gather(-1, index).squeeze(-1)
+        return terms.flatten(len(shape) - len(self.event_shape)).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Levels, (*sample_shape, *batch, *event_shape)."""
+        sample_shape = torch.Size(sample_shape)
+        p = self._log_probs.exp().flatten(0, -2)
+        k = torch.multinomial(p, sample_shape.numel(), replacement=True)
+        values = self.levels.to(p.dtype)[k].mT
+        return values.reshape(sample_shape + self.batch_shape + self.event_shape)
+
+    def log_probs(self) -> Tensor:
+        return self._log_probs
+
+    @property
+    def mean(self) -> Tensor:
+        return self._log_probs.exp() @ self.levels.to(self._log_probs.dtype)
+
+
+class DiscretizedGaussian(Likelihood):
+    r"""Decoder for data with levels: p(x_j = v_k | y_ε) ∝ π_jk N(z_j; v_k, e^{-λ}), Σ_k = 1.
+
+    A probability of levels, so that bits per dimension need no dequantization. Computed in
+    float64; at large λ over the few levels near z that matter to its last digit.
+
+    Args:
+        levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
+        log_prior: log π, (*event_shape, n): the baseline's posterior, of which the discrete
+            denoiser's bound is made. None: flat, the decoder of Kingma et al., "Variational
+            Diffusion Models", 2021, eq. 8.
+
+    Raises:
+        ValueError: a bad prior or levels; from ``log_prob``, x off the levels.
+    """
+
+    levels: Tensor
+    log_prior: Tensor | None
+
+    def __init__(
+        self, levels: int | Sequence[float] | Tensor, log_prior: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        values = discrete.level_values(levels)
+        if log_prior is not None:
+            log_prior = discrete.check_log_prior(log_prior, len(values))
+            values = values.to(log_prior.device)
+        self.register_buffer("levels", values)
+        self.register_buffer("log_prior", log_prior)
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> LevelPosterior:
+        """p(x | y_ε), differentiable in y and the diffusion; no network call."""
+        if event_dim is None and self.log_prior is not None:
+            event_dim = self.log_prior.dim() - 1
+        z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        event, n = z.shape[batch_dim:], len(self.levels)
+        if self.log_prior is None:
+            prior = self.levels.new_full((1,), -math.log(n)).expand(*event, n)
+        else:
+            prior = self.log_prior
+        if prior.shape[:-1] != event:
+            raise ValueError(
+                f"y has event shape {tuple(event)}, expected that of log_prior, "
+                f"{tuple(prior.shape[:-1])}"
+            )
+        centre, linear, quadratic = discrete.noise_odds(z, log_snr, self.levels)
+        window: discrete.Window | None = discrete.level_window(
+            self.levels,
+            centre.reshape(-1, event.numel()),
+            log_snr.item(),
+            (prior.amax(-1) - prior.amin(-1)).max().item(),
+        )
+        if window is not None and 2 * window.size > n:
+            window = None
+        return LevelPosterior(self.levels, prior, centre, linear, quadratic, y.dtype, window)
+
+
+class NetworkPosterior(Likelihood):
+    """The discrete denoiser's own posterior p_θ(x | z, λ) at ε: one network call.
+
+    Raises:
+        TypeError: a score that has no posterior over levels.
+    """
+
+    network_calls = 1
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> LevelDistribution:
+        """p_θ(x | z_ε, λ)."""
+        if not hasattr(score, "posterior"):
+            raise TypeError(
+                f"NetworkPosterior needs a score with a posterior over levels, got "
+                f"{type(score).__name__}; use DiscreteDenoiser, or DiscretizedGaussian(levels)"
+            )
+        z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        return score.posterior(z.to(y.dtype), log_snr.expand(z.shape[:batch_dim]))

@@ -1,0 +1,32 @@
+r"""Laws of paths, as Pyro distributions: the noising path (guide) and the generative path (model).
+
+A value is the state at N times, (*batch, N, K, *event_shape). By default N = 1, the start time ε
+alone: the evidence lower bound needs no more of the path, because Girsanov's theorem gives the
+divergence of the two continuous-time laws,
+
+    KL(Q ‖ P) = KL(q(y_T|x) ‖ π) + ½ ∫_ε^T E ‖s_θ(y_s, s) - ∇ log q(y_s|x)‖²_{g²(s)} ds.
+
+On a grid ε = s_1 < … < s_N = T both laws are Markov chains with exact densities.
+
+Source of the bound: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1; in the form above its
+closed-form parts are integrated out.
+"""
+
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.divergence import PathKL, different_diffusions, path_kl, prior_kl
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
+
+__all__ = [
+    "GenerativeChain",
+    "GenerativePath",
+    "NoisingPath",
+    "PathKL",
+    "SimulatedPath",
+    "arrival",
+    "different_diffusions",
+    "path_kl",
+    "prior_kl",
+    "simulated_kl",
+]

@@ -1,0 +1,131 @@
+"""Shapes that all laws of paths share, and Gaussians of states."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.support.checks import check_data, tensor_device
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = []
+
+Self = TypeVar("Self", bound="PathLaw")
+
+
+def apply_block(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    """(K, K) on the variables of y (*lead, K, *event), in y's dtype."""
+    flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
+    with full_precision(y):
+        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
+
+
+def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
+    return torch.linalg.solve_triangular(scale_tril.to(y.dtype), flat, upper=False).reshape(y.shape)
+
+
+def outer(a: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    """(K,) times x (*lead, *event): (*lead, K, *event)."""
+    x = x.unsqueeze(x.dim() - event_dim)
+    return a.to(x.dtype).reshape(-1, *(1,) * event_dim) * x
+
+
+def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
+    """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead)."""
+    dims = tuple(range(-event_dim - 1, 0))
+    sizes = white.shape[white.dim() - event_dim - 1 :]
+    d, K = math.prod(sizes[1:]), sizes[0]
+    constant = d * (log_det + K * math.log(2 * math.pi)).to(white.dtype)
+    return -0.5 * (white.square().sum(dims) + constant)
+
+
+def gaussian_log_prob(
+    residual: Tensor, scale_tril: Tensor, log_det: Tensor, event_dim: int
+) -> Tensor:
+    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead)."""
+    return white_log_prob(_solve(scale_tril, residual, event_dim), log_det, event_dim)
+
+
+class PathLaw(TorchDistribution):
+    """Shapes shared by the laws: batch_shape, and event_shape (N, K, *event_shape of x)."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    diffusion: Any  # a Diffusion; of the kind that the law is for
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        batch_shape: torch.Size,
+        x_shape: torch.Size,
+        num_times: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.diffusion = diffusion
+        self.x_shape = x_shape
+        event_shape = torch.Size((num_times, diffusion.num_variables, *x_shape))
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    @property
+    def x_dim(self) -> int:
+        """Number of dimensions of a datum."""
+        return len(self.x_shape)
+
+    @property
+    def num_dims(self) -> int:
+        """d, the number of data dimensions."""
+        return math.prod(self.x_shape)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def _expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
+        new = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def _states(self, path: Tensor) -> tuple[Tensor, ...]:
+        """The states at each time, each (*lead, K, *event)."""
+        return path.unbind(path.dim() - len(self.event_shape))
+
+
+def num_batch_dims(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> int:
+    """The number of batch dimensions of data, checked."""
+    check_data("x", x, tensor_device(diffusion))
+    event_dim = x.dim() - 1 if event_dim is None else event_dim
+    if not 0 <= event_dim <= x.dim():
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
+    return x.dim() - event_dim
+
+
+def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:
+    """Times checked at the door: (N,), increasing, and from ε to T if ``whole``."""
+    s = torch.as_tensor(times, dtype=torch.float64)
+    if s.dim() != 1 or not len(s) or not bool((s.diff() > 0).all()):
+        raise ValueError(f"times are {times_text(s)}, expected an increasing vector (N,)")
+    if whole:
+        start, end = diffusion.start_time.detach(), diffusion.horizon
+        first, last = s[0].detach(), s[-1].detach()
+        if len(s) < 2 or (first - start).abs() > 1e-9 * start or abs(last - end) > 1e-9 * end:
+            raise ValueError(
+                f"times run from {first:.6g} to {last:.6g}, expected a grid from the start time "
+                f"{start:.6g} (max_log_snr) to T = {end:g}; see LinearDiffusion.log_snr_grid"
+            )
+    return s
+
+
+def times_text(times: Tensor | None) -> str:
+    if times is None:
+        return "ε alone"
+    return f"{times.numel()} times" if times.numel() > 4 else str(times.tolist())

@@ -1,0 +1,110 @@
+"""The generative path on a grid of times: a Markov chain with an exact density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.posterior import posterior
+
+if TYPE_CHECKING:
+    from pyro_mdm.scores.base import Score
+from pyro_mdm.paths.base import apply_block, checked_times, gaussian_log_prob, outer, white_log_prob
+from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
+
+__all__ = ["GenerativeChain"]
+
+
+class GenerativeChain(GenerativeLaw):
+    """The generative law on a grid ε = s_1 < … < s_N = T: a Markov chain with an exact density.
+
+    y_T ~ N(0, Σ_π), and each step is the exact Gaussian posterior q(y_{s_i} | y_{s_{i+1}}, x̂) of
+    the noising process with the denoised estimate in place of x.
+
+    Args:
+        diffusion: the noising diffusion that is reversed.
+        score: a :class:`~pyro_mdm.scores.Score`.
+        event_shape: shape of a datum.
+        times: (N,) from ε to T.
+    """
+
+    def __init__(
+        self,
+        diffusion: LinearDiffusion,
+        score: Score,
+        event_shape: Sequence[int],
+        times: Tensor,
+        *,
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
+    ) -> None:
+        self.score = score
+        self.times = checked_times(diffusion, times, whole=True)
+        super().__init__(
+            diffusion, torch.Size(batch_shape), torch.Size(event_shape), len(times), validate_args
+        )
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        lead = (*sample_shape, *self.batch_shape)
+        shape = (math.prod(lead), *self.event_shape[1:])
+        device = self.times.device
+        score = BoundScore(self.diffusion, self.score)
+        with torch.no_grad():
+            steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
+            root = torch.linalg.cholesky(self.diffusion.prior_covariance)
+            y = apply_block(
+                root, torch.randn(shape, dtype=torch.float64, device=device), self.x_dim
+            )
+            states = [y]
+            for i in range(len(self.times) - 2, -1, -1):
+                x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
+                mean = apply_block(steps.gain[i], y, self.x_dim)
+                mean = mean + outer(steps.mean_coefficient[i], x_hat, self.x_dim)
+                y = mean + apply_block(steps.scale_tril[i], torch.randn_like(y), self.x_dim)
+                states.append(y)
+        path = torch.stack(states[::-1], 1).to(score.dtype)
+        return path.reshape(*lead, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p_θ(path), exact, (*batch), nats. One network call for all steps together."""
+        if self._validate_args:
+            self._validate_sample(value)
+        steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
+        self._check_resolution(steps.resolution, value.dtype)
+        states = self._states(value)
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
+        s = self.times[1:].reshape(-1, *(1,) * len(lead)).expand(-1, *lead)
+        x_hat = self.score.denoise(
+            self.diffusion, later.reshape(-1, *self.event_shape[1:]), s.reshape(-1)
+        ).reshape(len(s), *lead, *self.x_shape)
+        # K×K algebra and residuals in float64: they are small differences of the states
+        total = gaussian_log_prob(
+            states[-1].double(),
+            torch.linalg.cholesky(self.diffusion.prior_covariance),
+            torch.logdet(self.diffusion.prior_covariance),
+            self.x_dim,
+        )
+        for i in range(len(states) - 1):
+            mean = apply_block(steps.gain[i], states[i + 1].double(), self.x_dim)
+            mean = mean + outer(steps.mean_coefficient[i], x_hat[i].double(), self.x_dim)
+            white = apply_block(steps.whitener[i], states[i].double() - mean, self.x_dim)
+            total = total + white_log_prob(white, steps.log_det[i], self.x_dim)
+        return total.to(value.dtype)
+
+    def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:
+        """Refuse a density at states whose own rounding decides it."""
+        ratio = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+        worst = ratio * resolution.detach().max().item()
+        if not worst <= 0.1:
+            raise KernelPrecisionError(
+                f"rounding states to {dtype} moves them by {worst:.1e} standard deviations of a "
+                f"step of this {len(self.times)}-time grid, expected at most 0.1; use float64 "
+                "states, fewer times, or a diffusion whose noise does not reach x so late"
+            )

@@ -1,0 +1,152 @@
+"""How far the laws of two paths are apart, registered as KL divergences."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.linear import LinearDiffusion
+
+if TYPE_CHECKING:
+    pass
+from pyro_mdm.paths.base import apply_block, outer, times_text
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.generative import GenerativeLaw, GenerativePath
+from pyro_mdm.paths.noising import NoisingPath
+
+__all__ = ["PathKL", "different_diffusions", "path_kl", "prior_kl"]
+
+
+class PathKL(NamedTuple):
+    """The path divergence of each datum and what it is made of, (*batch), nats."""
+
+    prior: Tensor  # KL(q(y_T|x) ‖ π), closed form
+    diffusion: Tensor  # one unbiased estimate of the integral
+    log_snr: Tensor  # the λ at which it was estimated
+
+
+# -- divergences -----------------------------------------------------------------------------------
+def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
+    """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats."""
+    end, prior = diffusion.terminal, diffusion.prior_covariance
+    K = diffusion.num_variables
+    d = math.prod(x.shape[x.dim() - event_dim :])
+    trace = torch.linalg.solve(prior, end.covariance).diagonal().sum()
+    constant = 0.5 * d * (trace - K + torch.logdet(prior) - end.log_det)
+    quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
+    square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
+    return constant.to(x.dtype) + quadratic.to(x.dtype) * square
+
+
+def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
+    r"""The divergence of the continuous-time path laws, one network call.
+
+    The diffusion term is :meth:`~pyro_mdm.scores.Score.diffusion_term`: over λ = log SNR for a
+    denoiser, over log volume for a score of the raw state.
+
+    Returns:
+        :class:`PathKL`, (*batch), nats.
+
+    Raises:
+        ValueError: the laws are of different diffusions (then they are mutually singular).
+    """
+    diffusion = shared_diffusion(noising, generative)
+    event_dim = noising.x_dim
+    x = noising.x.reshape(-1, *noising.x_shape)
+    values, log_snr = generative.score.diffusion_term(diffusion, x)
+    shape = noising.batch_shape
+    return PathKL(
+        prior_kl(diffusion, noising.x, event_dim), values.reshape(shape), log_snr.reshape(shape)
+    )
+
+
+def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
+    """The divergence of the chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
+
+    One noise draw per time; the sum over the grid is complete. ``log_snr`` is λ(T).
+    """
+    diffusion = shared_diffusion(noising, generative)
+    if noising.times is None or not torch.equal(noising.times, generative.times):
+        raise ValueError(
+            f"the guide's path is seen at {times_text(noising.times)}, the model's at "
+            f"{times_text(generative.times)}; expected one grid, give both the same times"
+        )
+    x = noising.x.reshape(-1, *noising.x_shape)
+    marginal = diffusion.marginal(generative.times[1:])
+    n, N = len(x), len(generative.times) - 1
+    snr = diffusion.log_snr(generative.times).exp()
+    shape = (n, *noising.event_shape[1:])
+    terms = []
+    for i in range(N):
+        noise = draws.normal(shape, x.dtype, x.device)
+        y = outer(marginal.mean[i], x, noising.x_dim)
+        y = y + apply_block(marginal.scale_tril[i], noise, noising.x_dim)
+        s = generative.times[i + 1].expand(n)
+        error = (x - generative.score.denoise(diffusion, y, s)).square().flatten(1).sum(1)
+        terms.append(0.5 * (snr[i] - snr[i + 1]).to(x.dtype) * error)
+    return PathKL(
+        prior_kl(diffusion, noising.x, noising.x_dim),
+        torch.stack(terms).sum(0).reshape(noising.batch_shape),
+        diffusion.terminal_log_snr.detach().expand(noising.batch_shape),
+    )
+
+
+@register_kl(NoisingPath, GenerativePath)
+def _kl_path(noising: NoisingPath, generative: GenerativePath) -> Tensor:
+    kl = path_kl(noising, generative)
+    return kl.prior + kl.diffusion
+
+
+@register_kl(NoisingPath, GenerativeChain)
+def _kl_chain(noising: NoisingPath, generative: GenerativeChain) -> Tensor:
+    kl = chain_kl(noising, generative)
+    return kl.prior + kl.diffusion
+
+
+def different_diffusions(guide: Any, model: Any) -> str:
+    """What is wrong with two programs over these two diffusions, and what tells the two apart."""
+    one, other = _described(guide), _described(model)
+    if one == other:
+        for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):
+            ours, theirs = (_in_short(getattr(d, name, None)) for d in (guide, model))
+            if ours != theirs:
+                one, other = f"{one} with {name} {ours}", f"{other} with {name} {theirs}"
+                break
+    if one == other:
+        what = f"the guide and the model each have a {one} of their own, expected one that both use"
+    else:
+        what = f"the guide runs {one} and the model reverses {other}; their path laws are mutually "
+        what += "singular"
+    return f"{what}. Build both over one diffusion object: DiffusionGuide(model.diffusion)"
+
+
+def _described(diffusion: Any) -> str:
+    extra = diffusion.extra_repr() if isinstance(diffusion, torch.nn.Module) else ""
+    return f"{type(diffusion).__name__}({extra})"
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str([[round(float(e), 4) for e in row] for row in value.reshape(-1, len(value))])
+    return str(value)
+
+
+def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
+    if noising.diffusion is not generative.diffusion:
+        raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
+    if noising.x_shape != generative.x_shape:
+        raise ValueError(
+            f"the guide's data have shape {tuple(noising.x_shape)}, the model expects "
+            f"{tuple(generative.x_shape)}"
+        )
+    if isinstance(generative, GenerativePath) and noising.times is not None:
+        raise ValueError(
+            f"the guide's path is seen at {times_text(noising.times)}, the model's at ε alone; "
+            "give both the same times, or none"
+        )
+    return noising.diffusion

@@ -1,0 +1,103 @@
+"""The noising path of a linear diffusion: a Gaussian chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.linear import LinearDiffusion
+
+if TYPE_CHECKING:
+    pass
+from pyro_mdm.paths.base import (
+    PathLaw,
+    apply_block,
+    checked_times,
+    gaussian_log_prob,
+    num_batch_dims,
+    outer,
+)
+
+__all__ = ["NoisingPath"]
+
+
+class NoisingPath(PathLaw):
+    """The law q(y_{s_1}, …, y_{s_N} | x) of a linear diffusion started at x: a Gaussian chain.
+
+    Args:
+        diffusion: the noising diffusion.
+        x: data, (*batch, *event_shape).
+        times: (N,) increasing times in (0, T]; the start time ε alone by default.
+        event_dim: number of dimensions of a datum; all of x's but the first by default.
+
+    Values are (*batch, N, K, *event_shape) in x's dtype; ``rsample`` carries gradients to Q, D and
+    the clock, ``log_prob`` is exact.
+
+    Raises:
+        ValueError: x with no batch dimension or with entries that are not finite.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        times: Tensor | None = None,
+        *,
+        event_dim: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        cut = num_batch_dims(diffusion, x, event_dim)
+        self.x = x
+        self.times = None if times is None else checked_times(diffusion, times)
+        num_times = 1 if times is None else len(times)
+        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NoisingPath:
+        new = self._expanded(batch_shape, _instance)
+        new.x = self.x.expand(*batch_shape, *self.x_shape)
+        return new
+
+    def _kernels(self) -> tuple[Any, Any]:
+        if self.times is None:
+            return self.diffusion.start, None
+        first = self.diffusion.marginal(self.times[0])
+        if len(self.times) == 1:
+            return first, None
+        return first, self.diffusion.transition(self.times[1:], self.times[:-1])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        first, steps = self._kernels()
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        noise = draws.normal(shape, self.x.dtype, self.x.device)
+        states: list[Tensor] = []
+        for i, e in enumerate(self._states(noise)):
+            if i == 0:
+                y = outer(first.mean, self.x, self.x_dim) + apply_block(
+                    first.scale_tril, e, self.x_dim
+                )
+            else:
+                y = apply_block(steps.matrix[i - 1], states[-1], self.x_dim)
+                y = y + apply_block(steps.scale_tril[i - 1], e, self.x_dim)
+            states.append(y)
+        return torch.stack(states, noise.dim() - len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(path | x), (*batch), nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        first, steps = self._kernels()
+        y, *rest = self._states(value)
+        residual = y - outer(first.mean, self.x, self.x_dim)
+        total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
+        for i, after in enumerate(rest):
+            residual = after - apply_block(steps.matrix[i], y, self.x_dim)
+            total = total + gaussian_log_prob(
+                residual, steps.scale_tril[i], steps.log_det[i], self.x_dim
+            )
+            y = after
+        return total

@@ -1,0 +1,199 @@
+r"""The bound that needs nothing but simulated paths of the noising diffusion dy = f ds + G dB.
+
+Girsanov's theorem and integration by parts give, with ℓ = log π, g² = G Gᵀ and r = s_θ - ∇ℓ,
+
+    log p_θ(y_ε) ≥ log π(y_ε) - ∫_ε^T E[ ½ ‖r‖²_{g²} + ∇ℓ · g² r + ∇·(g² r) - c ] ds          (1)
+
+    c = ∇·F + F · ∇ℓ,    F = f - ½ (g² ∇ℓ + ∇·g²)
+
+at states y_s of the path from y_ε. It is the implicit (ISM) bound E[ log π(y_T) + ∫ -½ ‖s_θ‖² -
+∇·(g² s_θ - f) - ½ ∇·∇·g² ds ] with log π(y_T) written as log π(y_ε) plus an integral (Itô), so that
+no path need reach T. F is the velocity of probability at π: c = ∇·(F π)/π vanishes if π is
+stationary. A model at rest (r = 0) then has exactly log π(y_ε): what is estimated is what it gains.
+
+The divergence is
+
+- ISM: ∇·(g² r) = (∇·g²)·r + tr(Gᵀ J G), J the Jacobian of r; the trace exactly, or by Hutchinson's
+  probes ξᵀ Gᵀ J G ξ, which see the range of G alone;
+- local denoising score matching: over an Euler-Maruyama increment y_s = y_r + f δ + √δ G ξ, by
+  Stein's identity, E tr(Gᵀ J G)(y_s) = E ⟨Gᵀ r(y_s), ξ⟩ / √δ; exactly for the simulated state if
+  noise does not depend on it, else to first order in δ, one step. ξ is used with both signs: a
+  central difference, of finite variance for any δ, that needs no derivative of the network.
+
+Sources: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and appendices (ISM, DSM); the same
+authors, "What's the score? Automated Denoising Score Matching for Nonlinear Diffusions", ICML 2024
+(local increments; they linearize the drift within one); Hutchinson 1990.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
+
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.divergence import (
+    Trace,
+    apply_root,
+    apply_root_transposed,
+    as_rows,
+    divergence,
+    own_node,
+)
+
+__all__ = ["PathIntegral", "path_integral"]
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class PathIntegral(NamedTuple):
+    """One estimate of the integral in (1) for each datum; P points on each path."""
+
+    value: Tensor  # (n,), nats
+    level: Tensor  # (P, n) the noise levels where the integrand was evaluated
+    density: Tensor  # (P, n) the integrand per unit of noise level, nats
+    probe_variance: Tensor  # (n,) of the value, by Hutchinson's probes; 0 if exact, NaN for one
+    end: Tensor | None  # (n, K, *event_shape) the state at T, if asked for
+
+
+def path_integral(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    y: Tensor,
+    simulation: Simulation,
+    *,
+    fraction: Tensor | None = None,
+    brownian: Any = None,
+    noise: Tensor | None = None,
+    to_end: bool = False,
+) -> PathIntegral:
+    """The integral of (1) from one path per datum, which starts at y (n, K, *event_shape) at ε.
+
+    The way from ε to T (``progress``) is cut into P equal strata, ``points`` of the simulation; the
+    path is looked at once in each, at the same part of it.
+
+    Args:
+        score: ``score(y, s) -> like y`` for times (n,).
+        fraction: (n,) in [0, 1): which part; by default of low discrepancy. Times are held fixed in
+            gradients.
+        brownian, noise: of the path, over [0, 1], (n·d, K), and of the increments of local DSM,
+            (n·P, d, K); by default drawn.
+        to_end: go on to T.
+    """
+    n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
+    with torch.no_grad():
+        start, end = diffusion.start_time, diffusion._tensor(diffusion.horizon)
+        u = draws.low_discrepancy(n, y.device) if fraction is None else fraction
+        strata = torch.arange(P, dtype=torch.float64, device=y.device)[:, None]
+        s = diffusion.time_at_progress((strata + u) / P)  # (P, n)
+        knots = torch.cat([start.expand(1, n), s])
+        local = simulation.objective == "local_dsm"
+        r = s - simulation.increment * knots.diff(dim=0) / steps if local else s
+        knots = torch.cat([knots[:1], r, *([end.expand(1, n)] if to_end else [])])
+        weight = 1 / diffusion.progress_rate(s)
+        level, level_rate = diffusion.noise_level(s), diffusion.noise_level_rate(s)
+    inside = torch.is_grad_enabled()
+    states = advance(diffusion, y, knots, steps, simulation, brownian)
+    points, times = states[:P].flatten(0, 1), s.flatten()
+    if local:
+        value, variance = _local(diffusion, score, points, r.flatten(), times, simulation, noise)
+    else:
+        value, variance = _implicit(diffusion, score, points, times, simulation)
+    if not inside:
+        value = value.detach()
+    value, weight = value.reshape(P, n), weight.to(value.dtype)
+    variance = (weight**2 * variance.reshape(P, n)).sum(0) / P**2
+    density = value.detach() / level_rate.to(value.dtype)
+    return PathIntegral(
+        (weight * value).mean(0), level, density, variance, states[-1] if to_end else None
+    )
+
+
+def _implicit(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    y: Tensor,
+    s: Tensor,
+    simulation: Simulation,
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad(), full_precision(y):
+        G = noise_root(diffusion, y, s)
+        point = own_node(y)
+        residual = _residual(diffusion, score, point, s)
+        trace = divergence(residual, point, G, simulation)
+        value = _products(diffusion, point, residual, G) + trace.value
+        value = value + _spurious(diffusion, y, s, residual)
+        current = _current(diffusion, y, s, simulation)
+        return value - current.value, trace.variance + current.variance
+
+
+def _local(
+    diffusion: NonlinearDiffusion,
+    score: ScoreFunction,
+    before: Tensor,
+    r: Tensor,
+    s: Tensor,
+    simulation: Simulation,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    with full_precision(before):
+        n, K = before.shape[:2]
+        d = before[0, 0].numel()
+        delta = (s - r).to(before.dtype).reshape(-1, *(1,) * (before.dim() - 1))
+        root = delta.sqrt().reshape(-1, 1, 1)
+        # noise that does not depend on the state is taken at the end of the step, where g² r is
+        depends = diffusion.noise_depends_on_state
+        G = noise_root(diffusion, before, r if depends else s)
+        xi = draws.normal((n, d, K), before.dtype, before.device) if noise is None else noise
+        centre = before + delta * diffusion.drift(before, r).to(before.dtype)
+        kick = (root * apply_root(G, xi)).mT.reshape(before.shape)
+        both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
+        residual = _residual(diffusion, score, both, times)
+        plus, minus = apply_root_transposed(torch.cat([G, G]), as_rows(residual)).split(n)
+        trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
+        here = noise_root(diffusion, both, times) if depends else torch.cat([G, G])
+        products = _products(diffusion, both, residual, here)
+        products = products + _spurious(diffusion, both, times, residual)
+        current = _current(diffusion, both, times, simulation)
+        c, variance = (t.expand(2 * n).reshape(2, n).mean(0) for t in current)
+        return products.reshape(2, n).mean(0) + trace - c, variance / 2
+
+
+def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s: Tensor) -> Tensor:
+    found = score(y, s)
+    if found.shape != y.shape:
+        raise ValueError(f"the score has shape {tuple(found.shape)}, expected y's {tuple(y.shape)}")
+    return found.to(y.dtype) - diffusion.prior.score(y)
+
+
+def _products(diffusion: NonlinearDiffusion, y: Tensor, residual: Tensor, G: Tensor) -> Tensor:
+    """½ ‖r‖²_{g²} + ∇ℓ · g² r, (n,)."""
+    white = apply_root_transposed(G, as_rows(residual))
+    rest = apply_root_transposed(G, as_rows(diffusion.prior.score(y)))
+    return ((0.5 * white + rest) * white).flatten(1).sum(1)
+
+
+def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Tensor) -> Tensor:
+    """(∇·g²) · r, (n,)."""
+    if not diffusion.noise_depends_on_state:
+        return residual.new_zeros(len(y))
+    return (diffusion.noise_divergence(y, s) * residual).flatten(1).sum(1)
+
+
+def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:
+    """c = ∇·F + F·∇ℓ, (n,); numbers 0 if π is stationary."""
+    with torch.enable_grad():
+        point = own_node(y)
+        F = diffusion.prior_current(point, s)
+        if F is None:
+            return Trace(y.new_zeros(()), y.new_zeros(()))
+        found = divergence(F, point, None, simulation)
+        along = (F * diffusion.prior.score(point)).flatten(1).sum(1)
+        return Trace(found.value + along, found.variance)

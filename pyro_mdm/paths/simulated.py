@@ -1,0 +1,170 @@
+r"""The law of a simulated noising path, and its divergence from a generative one.
+
+What a :class:`~pyro_mdm.paths.NoisingPath` is for linear diffusions, in closed form, this is for all
+others: exact at the start time ε, simulated by torchsde beyond it, as far as the bound needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.simulation import Simulation, advance, simulate
+from pyro_mdm.paths.base import (
+    PathLaw,
+    apply_block,
+    checked_times,
+    gaussian_log_prob,
+    num_batch_dims,
+    outer,
+    times_text,
+)
+from pyro_mdm.paths.divergence import PathKL, shared_diffusion
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.path_integral import path_integral
+
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+
+__all__ = ["SimulatedPath", "arrival", "simulated_kl"]
+
+
+class SimulatedPath(PathLaw):
+    """The law q(y_{s_1}, …, y_{s_N} | x) of a nonlinear diffusion started at x, by simulation.
+
+    Args:
+        diffusion: the noising diffusion.
+        x: data, (*batch, *event_shape).
+        times: (N,) increasing times in (ε, T]; the start time ε alone by default.
+        event_dim: number of dimensions of a datum; all of x's but the first by default.
+        simulation: how paths are simulated and the bound is estimated; the diffusion's by default.
+
+    Values are (*batch, N, K, *event_shape) in x's dtype. At ε the law is Gaussian and has a
+    density; later it can be sampled only.
+
+    Raises:
+        ValueError: as :class:`NoisingPath`, and what :class:`NonlinearDiffusion` finds wrong with
+            itself.
+        SimulationError: a path exploded.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        diffusion: NonlinearDiffusion,
+        x: Tensor,
+        times: Tensor | None = None,
+        *,
+        event_dim: int | None = None,
+        simulation: Simulation | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        cut = num_batch_dims(diffusion, x, event_dim)
+        diffusion.check(x.shape[cut:])
+        self.x = x
+        self.simulation = simulation if simulation is not None else diffusion.simulation
+        self.times = None if times is None else checked_times(diffusion, times)
+        if self.times is not None and self.times[0] < diffusion.start_time - 1e-9:
+            raise ValueError(
+                f"times start at {float(self.times[0]):.4g}, before the start time "
+                f"{float(diffusion.start_time):.4g}, where y given x is known"
+            )
+        num_times = 1 if times is None else len(times)
+        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SimulatedPath:
+        new = self._expanded(batch_shape, _instance)
+        new.x = self.x.expand(*batch_shape, *self.x_shape)
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        start = self.diffusion.start
+        lead = (*sample_shape, *self.batch_shape)
+        shape = (*lead, *self.event_shape[1:])
+        noise = draws.normal(shape, self.x.dtype, self.x.device)
+        y = outer(start.mean, self.x, self.x_dim) + apply_block(start.scale_tril, noise, self.x_dim)
+        if self.times is None:
+            return y.unsqueeze(len(lead))
+        begin = self.diffusion.start_time
+        flat = y.reshape(-1, *self.event_shape[1:])
+        first = bool(self.times[0] <= begin)
+        times = self.times if first else torch.cat([begin.reshape(1), self.times])
+        path = simulate(self.diffusion, flat, times, self.simulation)
+        return path[:, 0 if first else 1 :].reshape(*lead, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(y_ε | x), (*batch), nats.
+
+        Raises:
+            NotImplementedError: the path is seen later than at ε.
+        """
+        if self.times is not None:
+            raise NotImplementedError(
+                f"a simulated path of {type(self.diffusion).__name__} has no density at "
+                f"{times_text(self.times)}; leave out times, or use a LinearDiffusion"
+            )
+        if self._validate_args:
+            self._validate_sample(value)
+        start = self.diffusion.start
+        residual = self._states(value)[0] - outer(start.mean, self.x, self.x_dim)
+        return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
+
+
+def simulated_kl(
+    noising: SimulatedPath, generative: GenerativePath, path: Tensor | None = None
+) -> PathKL:
+    """The divergence of the path laws of a nonlinear diffusion, from one path per datum.
+
+    Args:
+        path: the state at ε, (*batch, 1, K, *event_shape), from ``noising``; None to draw it. With
+            the one that a decoder is evaluated at, the noise of both cancels.
+
+    Returns:
+        :class:`PathKL`, (*batch), nats. ``prior`` is KL(q(y_ε|x) ‖ π), one draw of it: the price of
+        a model at rest. ``diffusion`` is what the score changes about it, negative if it has
+        learned anything, see (1) of :mod:`pyro_mdm.paths.path_integral`. Their sum is the divergence.
+
+    Raises:
+        ValueError: the laws are of different diffusions (then they are mutually singular).
+        SimulationError: a path exploded.
+    """
+    diffusion = shared_diffusion(noising, generative)
+    y = noising.rsample() if path is None else path
+    (state,) = noising._states(y)
+    flat = state.reshape(-1, *noising.event_shape[1:])
+    found = path_integral(diffusion, generative._score_at, flat, noising.simulation)
+    shape = noising.batch_shape
+    rest = noising.log_prob(y) - diffusion.prior.log_prob(flat).reshape(shape)
+    return PathKL(rest, found.value.reshape(shape), found.level[0].reshape(shape))
+
+
+@torch.no_grad()
+def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
+    """-log π(y_T) - H(π) at the end of one path per datum, (*batch), nats: 0 on average at π.
+
+    How far the prior's code is from the shortest for the states that arrive there: their
+    cross-entropy with the prior in excess of its entropy. It may be negative.
+
+    Args:
+        path: the state at ε, (*batch, 1, K, *event_shape).
+        end: the states at T, (n, K, *event_shape); None to simulate them.
+    """
+    diffusion, settings = noising.diffusion, noising.simulation
+    if end is None:
+        y = path.reshape(-1, *noising.event_shape[1:])
+        whole = torch.linspace(0, 1, settings.points + 1)
+        knots, steps = diffusion.time_at_progress(whole), settings.steps() // settings.points
+        end = advance(diffusion, y, knots, steps, settings)[-1]
+    entropy = diffusion.prior.entropy(noising.num_dims).to(end)
+    return (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
+
+
+@register_kl(SimulatedPath, GenerativePath)
+def _kl_simulated(noising: SimulatedPath, generative: GenerativePath) -> Tensor:
+    kl = simulated_kl(noising, generative)
+    return kl.prior + kl.diffusion

@@ -1,0 +1,1 @@
+"""Pictures of diffusions, bounds and data, alone and in TensorBoard."""

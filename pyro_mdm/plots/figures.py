@@ -1,0 +1,573 @@
+r"""Figures of a diffusion and its bound, drawn off screen with matplotlib.
+
+Bounds are in bits/dim, and every mean that is estimated is drawn with its standard error. The
+figures of training take what was recorded at its measurements, earliest first, as mappings that
+JSON can hold (:func:`snapshot` makes those of the diffusion):
+
+    bounds      step; terms, name → (value, standard error); log_snr_edges, (n + 1,);
+                diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
+                error being what other noise would change (Monte Carlo)
+    snapshots   step; and the fields of :func:`snapshot`
+
+Of a diffusion without a closed form there are simulated paths (:func:`paths_figure`) and the field
+of its drift (:func:`field_figure`).
+
+matplotlib comes with ``pip install "pyro-mdm[plots]"``; without it this module, and those that draw
+with it, raise ModuleNotFoundError when they are imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
+from pyro_mdm.samplers.grids import simulation_grid
+
+__all__ = [
+    "clock_figure",
+    "curves_figure",
+    "diffusion_term_figure",
+    "diffusion_term_history_figure",
+    "eigenvalues_figure",
+    "field_figure",
+    "new_figure",
+    "paths_figure",
+    "preset_eigenvalues",
+    "snapshot",
+    "terms_figure",
+    "variable_name",
+]
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "matplotlib":
+        raise  # matplotlib is there, something it imports is not
+    raise ModuleNotFoundError(
+        "pyro_mdm.plots.figures, pictures and tensorboard draw with matplotlib, which is not installed "
+        'and which the rest of the library does without; pip install "pyro-mdm[plots]"',
+        name="matplotlib",
+    ) from error
+
+
+DPI = 160
+
+
+CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
+
+
+COLUMNS = 100  # of a heat map, at most
+
+
+PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
+
+
+PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
+
+
+Record = Mapping[str, Any]
+
+
+# -- the bound -------------------------------------------------------------------------------------
+def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
+    """What moves in the terms of the bound over training, stacked, and the whole of each part.
+
+    The layer of a term is what it has above its least over the steps. The stack stands on the sum
+    of those, so that it reaches the whole bound and the axis shows where terms differ, however
+    large they are; the legend has what each amounts to at the last step.
+
+    Args:
+        bounds: the records of each part of the data, at least one each; the terms of the last part
+            are stacked.
+
+    Raises:
+        ValueError: no part, or a part without a record.
+    """
+    if not bounds or not all(bounds.values()):
+        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
+    stacked = list(bounds)[-1]
+    figure = new_figure(*CARD)
+    axes = figure.add_subplot()
+    steps, _, _ = _series(bounds[stacked], "bits_per_dim")
+    terms = {t: _series(bounds[stacked], t) for t in ("diffusion", "reconstruction", "prior_kl")}
+    top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
+    shown = [top]  # heights that the axis must hold
+    for i, (term, (_, value, error)) in enumerate(terms.items()):
+        bottom, top = top, top + value - value.min()
+        label = f"{term.replace('_kl', ' KL')} {_with_error(value[-1], error[-1])}"
+        axes.fill_between(steps, bottom, top, color=f"C{i}", alpha=0.35, lw=0, label=label)
+    for i, (part, records) in enumerate(bounds.items()):
+        steps, total, error = _series(records, "bits_per_dim")
+        style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
+        style |= {"color": "k" if part == stacked else f"C{i + 3}"}
+        label = f"{part} {_with_error(total[-1], error[-1])}"
+        axes.errorbar(steps, total, _bars(error), label=label, **style)
+        shown += [total - _bars(error), total + _bars(error)]
+    _fit(axes, np.concatenate(shown))
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits/dim, ± 1 s.e.")
+    axes.set_title(f"bound by term, above its least ({stacked})", fontsize=10)
+    figure.legend(fontsize=8, title="at the last step", title_fontsize=8, loc="outside right upper")
+    return figure
+
+
+def _fit(axes: Any, heights: np.ndarray) -> None:
+    """Cut the axis to those of ``heights`` that are finite."""
+    known = heights[np.isfinite(heights)]
+    if len(known):
+        margin = 0.08 * max(float(np.ptp(known)), 1e-3)
+        axes.set_ylim(known.min() - margin, known.max() + margin)
+
+
+def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, values and standard errors; what is missing is NaN."""
+    pairs = [record["terms"][term] for record in records]
+    values = np.array(pairs, dtype=float)  # None becomes NaN
+    return np.array([r["step"] for r in records], dtype=float), values[:, 0], values[:, 1]
+
+
+def _bars(error: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(error)  # an unknown error has no bar
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
+
+
+def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
+    """The density of the diffusion term over log SNR: its integral is the diffusion term.
+
+    Args:
+        edges: (n + 1,) increasing bounds of the intervals of log SNR.
+        mean: (n,) the diffusion term per interval, in bits/dim; NaN where nothing was drawn.
+        standard_error: (n,) likewise, what other noise would change (Monte Carlo).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    edges, mean, error = (
+        torch.as_tensor(t, dtype=torch.float64).detach().cpu()
+        for t in (edges, mean, standard_error)
+    )
+    n = len(edges) - 1
+    if mean.shape != (n,) or error.shape != (n,):
+        raise ValueError(
+            f"{n + 1} edges, {tuple(mean.shape)} means and {tuple(error.shape)} standard errors, "
+            f"expected ({n},) of both: one for each interval"
+        )
+    width = edges.diff()
+    center = (edges[1:] + edges[:-1]) / 2
+    figure = new_figure(*CARD)
+    axes = figure.add_subplot()
+    axes.stairs((mean / width).numpy(), edges.numpy(), color="C0", fill=True, alpha=0.25)
+    x, y, bars = (v.numpy() for v in (center, mean / width, error / width))
+    axes.errorbar(x, y, bars, fmt="o", ms=3, capsize=3, color="C0")
+    axes.axhline(0.0, color="0.6", lw=0.8)
+    axes.set_xlabel("log SNR λ   (noise ← → data)")
+    axes.set_ylabel("bits/dim per unit of λ")
+    total = _with_error(float(mean.nansum()), float(error.square().nansum().sqrt()))
+    axes.set_title(f"diffusion term by noise level, {total} in all", fontsize=10)
+    return figure
+
+
+def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
+    """The density of the diffusion term over log SNR and step, and its Monte Carlo error.
+
+    Two heat maps, in bits/dim per unit of log SNR; the integral of a column is the diffusion term
+    at that step. Grey: nothing was drawn there. Of many records, about 100 are shown.
+
+    Raises:
+        ValueError: no record.
+    """
+    if not bounds:
+        raise ValueError("no record of a bound, expected at least one")
+    bounds = _thin(bounds, COLUMNS)
+    sides = _sides(np.array([record["step"] for record in bounds], dtype=float))
+    figure = new_figure(9.6, 3.7)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, name, title in zip(
+        panels,
+        ("diffusion_by_log_snr", "diffusion_by_log_snr_error"),
+        ("diffusion term by noise level over training", "its Monte Carlo standard error"),
+        strict=True,
+    ):
+        edges = [np.array(record["log_snr_edges"], dtype=float) for record in bounds]
+        columns = [
+            np.array(record[name], dtype=float) / np.diff(edge)
+            for record, edge in zip(bounds, edges, strict=True)
+        ]
+        known = np.concatenate(columns)
+        known = known[np.isfinite(known)]
+        # one outlier among the noisiest should not darken all the rest
+        low, high = (min(0.0, known.min()), np.quantile(known, 0.995)) if len(known) else (0, 1)
+        norm = Normalize(low, max(high, low + 1e-12))
+        for i, (edge, column) in enumerate(zip(edges, columns, strict=True)):
+            axes.pcolormesh(sides[i : i + 2], edge, column[:, None], norm=norm, cmap="magma")
+        label = "bits/dim per unit of λ"
+        figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label=label, extend="max")
+        axes.set_facecolor("0.8")
+        axes.set_xlabel("step")
+        axes.set_title(title)
+    panels[0].set_ylabel("log SNR λ   (noise ↓ ↑ data)")
+    return figure
+
+
+def _thin(records: Sequence[Record], most: int) -> list[Record]:
+    """At most ``most`` of the records, evenly chosen, the first and the last among them."""
+    chosen = np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int)
+    return [records[i] for i in chosen]
+
+
+def _sides(steps: np.ndarray) -> np.ndarray:
+    """The sides of columns at ``steps``, half way between neighbours."""
+    if len(steps) == 1:
+        return np.array([0.0, 2 * max(steps[0], 1.0)])
+    middle = (steps[1:] + steps[:-1]) / 2
+    return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
+
+
+# -- the diffusion ---------------------------------------------------------------------------------
+@torch.no_grad()
+def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
+    """What the figures of training need to know of a diffusion as it is now, as lists of numbers.
+
+    ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
+    ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
+    b(T) A_0, K pairs (real, imaginary), too.
+    """
+    s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
+    on_device = s.to(diffusion.start_time.device)
+    matrices = {}
+    if isinstance(diffusion, LinearDiffusion):
+        matrices = {
+            "Q": diffusion.Q.tolist(),
+            "D": diffusion.D.tolist(),
+            "eigenvalues": _eigenvalues(diffusion),
+        }
+    return {
+        **matrices,
+        "times": s.tolist(),
+        "rate": diffusion.rate(on_device).tolist(),
+        "clock": diffusion.clock(on_device).tolist(),
+        "start_time": diffusion.start_time.item(),
+        "terminal_log_snr": diffusion.terminal_log_snr.item(),
+    }
+
+
+def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
+    A = diffusion.clock(diffusion.horizon) * diffusion.unit_drift
+    values = torch.linalg.eigvals(A.cpu())
+    return torch.view_as_real(values).tolist()
+
+
+@torch.no_grad()
+def preset_eigenvalues(diffusion: LinearDiffusion) -> dict[str, list[list[float]]]:
+    """Eigenvalues of b(T) A_0 of each preset with as many variables, by name.
+
+    Their clocks are scaled so that they end at the log SNR at which ``diffusion`` ends.
+    """
+    end = diffusion.terminal_log_snr.item()
+    presets = {name: preset(min_log_snr=end) for name, preset in PRESETS.items()}
+    K = diffusion.num_variables
+    return {name: _eigenvalues(p) for name, p in presets.items() if p.num_variables == K}
+
+
+def eigenvalues_figure(
+    snapshots: Sequence[Record], presets: Mapping[str, Sequence[Sequence[float]]] | None = None
+) -> Figure:
+    """The eigenvalues μ of b(T) A_0 over training, in the complex plane.
+
+    e^μ is what is left at T of a mode of the drift: -Re μ e-folds of decay, Im μ radians turned.
+    On the real axis modes only decay (overdamped); off it they come in pairs that turn while they
+    decay (underdamped); where a pair meets the axis it is critically damped. Thin lines join
+    eigenvalues of one damping ratio ζ = -Re μ / |μ|. If they moved, a second panel shows how.
+
+    Args:
+        snapshots: records with ``step`` and ``eigenvalues``, at least one.
+        presets: eigenvalues to compare with, see :func:`preset_eigenvalues`.
+
+    Raises:
+        ValueError: no snapshot.
+    """
+    if not snapshots:
+        raise ValueError("no snapshot of a diffusion, expected at least one")
+    others = {name: np.array(values, float) for name, values in (presets or {}).items()}
+    trail = np.array([s["eigenvalues"] for s in snapshots], dtype=float)  # (n, K, 2)
+    steps = np.array([s["step"] for s in snapshots], dtype=float)
+    shown = np.concatenate([trail.reshape(-1, 2), *others.values()])
+    left = 1.15 * shown[:, 0].min()
+    top = max(1.2 * np.abs(shown[:, 1]).max(), 0.2 * abs(left))
+    moved = bool(np.ptp(trail, axis=0).max() > 1e-6 * abs(left))
+
+    figure = new_figure(*CARD)
+    panels = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
+    for axes in panels:
+        axes.axhline(0.0, color="C3", lw=1.5, zorder=1, label="critical damping")
+        real, imaginary = trail.reshape(-1, 2).T
+        color = np.repeat(steps, trail.shape[1])
+        drawn = axes.scatter(real, imaginary, c=color, s=16, cmap="viridis", zorder=3)
+        label = f"step {steps[-1]:.0f}"
+        axes.plot(*trail[-1].T, "o", ms=12, mfc="none", mec="C1", mew=2, ls="none", label=label)
+        axes.set_xlabel("Re μ   (−Re μ: e-folds of decay)" if axes is panels[-1] else "Re μ")
+    panels[0].set_ylabel("Im μ   (radians turned)")
+    plane = panels[0]
+    for ratio in (0.9, 0.7, 0.4):
+        slope = math.sqrt(1 / ratio**2 - 1)
+        end = max(left, -top / slope)
+        plane.plot([end, 0, end], [slope * end, 0, -slope * end], color="0.85", lw=0.8, zorder=0)
+        at = (0.94 * end, -0.94 * slope * end)
+        plane.annotate(f"ζ = {ratio}", at, fontsize=8, color="0.4", ha="left", va="top")
+    for (name, values), marker in zip(others.items(), "sD", strict=False):
+        label = f"{name} with this λ(T)"
+        plane.plot(*values.T, marker, ms=9, mfc="none", color="0.3", ls="none", label=label)
+    plane.set_xlim(left, -0.08 * left)
+    plane.set_ylim(-top, top)
+    plane.axvline(0.0, color="0.6", lw=0.8)
+    plane.set_title("eigenvalues μ of b(T) A₀", fontsize=10)
+    if moved:
+        figure.colorbar(drawn, ax=panels[1], label="step")
+        upper = trail[trail[..., 1] >= 0]
+        margin = 0.1 * max(np.ptp(upper, axis=0).max(), 1e-3 * abs(left))
+        panels[1].set_xlim(upper[:, 0].min() - margin, upper[:, 0].max() + margin)
+        panels[1].set_ylim(upper[:, 1].min() - margin, upper[:, 1].max() + margin)
+        panels[1].set_title("over training, Im μ ≥ 0", fontsize=10)
+    handles, labels = plane.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
+    """The clock over training: β(s) and b(s) of the first, the last and some snapshots between.
+
+    A clock that never changed is drawn once.
+
+    Raises:
+        ValueError: no snapshot.
+    """
+    if not snapshots:
+        raise ValueError("no snapshot of a diffusion, expected at least one")
+    chosen = _thin(snapshots, most)
+    if all(np.allclose(s["clock"], chosen[0]["clock"], rtol=1e-9) for s in chosen):
+        chosen = chosen[-1:]
+    figure = new_figure(8.6, 3.4)
+    panels = figure.subplots(1, 2)
+    colors = colormaps["viridis"](np.linspace(0, 1, len(chosen)))
+    for axes, name, label in zip(panels, ("rate", "clock"), ("β(s)", "b(s)"), strict=True):
+        for i, record in enumerate(chosen):
+            width = 2.2 if i == len(chosen) - 1 else 1.2
+            label_i = f"step {record['step']}"
+            axes.plot(record["times"], record[name], color=colors[i], lw=width, label=label_i)
+        axes.set_xlabel("noising time s   (0 data, T noise)")
+        axes.set_ylabel(label)
+        axes.set_xlim(0.0, chosen[-1]["times"][-1])
+        axes.set_ylim(bottom=0.0)
+        if len(chosen) > 1:
+            axes.legend(fontsize=8)
+    panels[0].set_title("clock rate β(s)")
+    panels[1].set_title(f"clock b(s), to b(T) = {chosen[-1]['clock'][-1]:.3g}")
+    return figure
+
+
+@torch.no_grad()
+def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
+    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
+    K, T, start = diffusion.num_variables, diffusion.horizon, diffusion.start_time
+    times = torch.linspace(float(start), T, points, dtype=torch.float64)
+    marginal = diffusion.marginal(times.to(start.device))
+    s = times.numpy()
+    a, Sigma, log_snr = (
+        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
+    )
+    figure = new_figure(11.0, 3.5)
+    left, middle, right = figure.subplots(1, 3)
+    for i in range(K):
+        left.plot(s, a[:, i], label=variable_name(i))
+        for j in range(i, K):
+            style = "-" if i == j else "--"
+            label = (
+                f"var {variable_name(i)}"
+                if i == j
+                else f"cov {variable_name(i)}, {variable_name(j)}"
+            )
+            middle.plot(s, Sigma[:, i, j], style, label=label)
+    left.set_title("a(s): mean of each variable per unit of x")
+    middle.set_title("Σ(s): covariance given x")
+    right.plot(s, log_snr, color="k")
+    right.axhline(0.0, color="0.7", lw=0.8)
+    right.set_title(
+        f"log SNR(s): {log_snr[0]:.1f} at ε = {start:.2g}, {log_snr[-1]:.1f} at T", fontsize=11
+    )
+    for axes, label in ((left, "a(s)"), (middle, "Σ(s)"), (right, "log SNR")):
+        axes.set_xlabel("noising time s   (0 data, T noise)")
+        axes.set_ylabel(label)
+        axes.set_xlim(0.0, T)
+    for axes in (left, middle):
+        axes.legend(fontsize=8, ncols=1 if K < 4 else 2)
+    return figure
+
+
+@torch.no_grad()
+def paths_figure(
+    diffusion: Any, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
+) -> Figure:
+    """Simulated noising paths from data: each variable over time, and for points of the plane x.
+
+    One line is one datum; of many data dimensions the one is drawn that varies most. Dashed lines
+    at T are the 5, 50 and 95% quantiles of the prior, which paths should arrive at.
+
+    Args:
+        diffusion: a :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
+        x: data, (n, *event_shape), in model space, evenly chosen if they are more than ``most``.
+        points: times, from ε to T, between which lines are straight.
+        seed: of the noise; the caller's random state stays as it is.
+
+    Raises:
+        ValueError: fewer than 2 data.
+        SimulationError: a path exploded.
+    """
+    from pyro_mdm.paths.simulated import SimulatedPath
+
+    if len(x) < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n ≥ 2")
+    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    dimension = int(x.flatten(1).var(0).argmax())
+    chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
+    x = x[chosen.to(x.device)].to(device)
+    s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64, device=device)
+    with draws.piece(0, 1, seed):
+        y = SimulatedPath(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
+    generator = torch.Generator(device).manual_seed(seed)
+    prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator).squeeze(-1)
+    at = torch.tensor([0.05, 0.5, 0.95], dtype=prior.dtype, device=prior.device)
+    quantiles = prior.quantile(at, dim=0).cpu().numpy()
+    times, lines = s.cpu().numpy(), y.flatten(3).cpu().numpy()
+
+    plane = x.shape[1:] == (2,)
+    columns = min(K, 3) + plane
+    rows = math.ceil((K + plane) / columns)
+    figure = new_figure(2.6 * columns, 2.7 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for k, axes in enumerate(grid[:K]):
+        axes.plot(times, lines[:, :, k, dimension].T, lw=0.7, alpha=0.65)
+        for quantile in quantiles[:, k]:
+            axes.plot([0.86 * T, T], [quantile] * 2, "k--", lw=1.2)
+        axes.set_xlim(0.0, T)
+        axes.set_xlabel("noising time s")
+        axes.set_ylabel(variable_name(k))
+        of = f", dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
+        axes.set_title(f"{variable_name(k)} of {len(x)} data{of}", fontsize=10)
+    grid[0].plot([], [], "k--", lw=1.2, label="5, 50, 95% of the prior")
+    grid[0].legend(fontsize=8, loc="upper left")
+    if plane:
+        axes = grid[K]
+        axes.plot(*lines[:, :, 0].transpose(2, 1, 0), lw=0.6, alpha=0.5)
+        for i, (style, label) in enumerate((("ko", "at ε"), ("C3s", "at T"))):
+            axes.plot(*lines[:, -i, 0].T, style, ms=3, label=label, zorder=3)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("x_0")
+        axes.set_ylabel("x_1")
+        axes.set_title("x in the plane", fontsize=10)
+        axes.legend(fontsize=8, loc="upper left")
+    for axes in grid[K + plane :]:
+        axes.axis("off")
+    return figure
+
+
+@torch.no_grad()
+def field_figure(
+    diffusion: Any,
+    x: Tensor | None = None,
+    *,
+    times: Sequence[float] | None = None,
+    reach: float | None = None,
+    arrows: int = 17,
+) -> Figure:
+    """The drift f(y, s) over the plane of x, auxiliary variables at 0, at a few times.
+
+    A column for each time and a row for each variable whose drift is not 0 there: for one that is
+    driven by a velocity it is the velocity's row that shows the force. Arrows have the direction of
+    the drift, colours its size.
+
+    Args:
+        diffusion: any diffusion whose data are points of the plane.
+        x: data (n, 2) in model space, drawn as dots.
+        times: in [ε, T]; by default ε, T, and one half way by clock and noise level.
+        reach: the plane is drawn to ± this; by default as far as the prior and x go.
+        arrows: in a row.
+
+    Raises:
+        ValueError: x of another shape, times outside [ε, T].
+    """
+    if x is not None and (x.dim() != 2 or x.shape[1] != 2):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, 2): points of the plane")
+    K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
+    start = float(diffusion.start_time)
+    if times is None:
+        times = simulation_grid(diffusion, 2).flip(0).tolist()
+    if len(times) == 0 or not all(start <= time <= T for time in times):
+        raise ValueError(f"times are {list(times)}, expected some in [ε, T] = [{start:.3g}, {T:g}]")
+    if reach is None:
+        generator = torch.Generator(device).manual_seed(0)
+        prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator)[:, 0]
+        reach = float(prior.abs().quantile(0.99))
+        reach = max(reach, 1.05 * float(x.abs().max()) if x is not None else 0.0)
+    side = torch.linspace(-reach, reach, arrows, device=device)
+    points = torch.cartesian_prod(side, side)
+    y = torch.zeros(len(points), K, 2, device=device)
+    y[:, 0] = points
+    s = torch.tensor(times, dtype=torch.float64, device=device)
+    f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
+    size = f.norm(dim=-1)  # (times, points, K)
+    shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
+    level = diffusion.noise_level(s).tolist()
+
+    figure = new_figure(2.4 * len(times) + 0.4, 2.2 * len(shown) + 0.8)
+    grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)
+    places, data = points.cpu().numpy(), None if x is None else x.detach().cpu().numpy()
+    for (j, row), k in zip(enumerate(grid), shown, strict=True):
+        for i, axes in enumerate(row):
+            if data is not None:
+                axes.plot(*data.T, ".", color="0.75", ms=2, zorder=0)
+            length = size[i, :, k].numpy()
+            unit = f[i, :, k].numpy() / np.maximum(length, 1e-12)[:, None]
+            drawn = axes.quiver(
+                *places.T, *unit.T, length, cmap="viridis", pivot="mid", scale=1.2 * arrows
+            )
+            drawn.set_clim(0.0, max(float(length.max()), 1e-9))
+            figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=MaxNLocator(4))
+            axes.set_aspect("equal")
+            axes.set_xlim(-1.05 * reach, 1.05 * reach)
+            axes.set_ylim(-1.05 * reach, 1.05 * reach)
+            if j == 0:
+                axes.set_title(f"s = {times[i]:.3g}\nnoise level {level[i]:.1f}", fontsize=9)
+            if j == len(shown) - 1:
+                axes.set_xlabel("x_0")
+        row[0].set_ylabel(f"drift of {variable_name(k)}\nx_1")
+    at_rest = "; auxiliary variables at 0" if K > 1 else ""
+    figure.suptitle(f"drift per unit of s over the plane of x{at_rest}", fontsize=11)
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, drawn off screen whatever backend the process has."""
+    figure = Figure((width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def variable_name(i: int) -> str:
+    """x, v1, v2, …: what the variables of the state are called."""
+    return "x" if i == 0 else f"v{i}"

@@ -1,0 +1,186 @@
+"""Pictures of data: samples in a grid, ranked images, and what noise makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.plots.figures import new_figure, variable_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["image_grid", "noising_figure", "pictures_figure", "ranked_images_figure"]
+
+
+def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
+    """Images in a grid, enlarged by a whole factor so that small ones can be seen.
+
+    The gap between them is a tenth of their shorter side, at least 2 pixels.
+
+    Args:
+        images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
+        columns: images per row; None: about as many as rows.
+        side: the grid is enlarged while it stays within this many pixels a side.
+
+    Returns:
+        uint8 (3, height, width).
+
+    Raises:
+        ValueError: another shape, or no image.
+    """
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, expected (n, C, H, W), n ≥ 1, C = 1 or 3"
+        )
+    n, _, height, width = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    factor = max(1, side // (max(rows * height, columns * width)))
+    pixels = images.detach().cpu()
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels = pixels.expand(-1, 3, -1, -1)
+    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width = height * factor, width * factor
+    gap = max(2, min(height, width) // 10)
+    grid = torch.full(
+        (3, rows * (height + gap) + gap, columns * (width + gap) + gap), 96, dtype=torch.uint8
+    )
+    for i in range(n):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        grid[:, top : top + height, left : left + width] = pixels[i]
+    return grid
+
+
+def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure:
+    """Images in two rows: the better half by bits/dim, best first, and the worse half, worst first.
+
+    Args:
+        images: (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
+        bits, errors: (n,) the bits/dim of each and its Monte Carlo standard error, written above.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    n = len(images)
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or n < 2:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, expected (n, C, H, W), n ≥ 2, C = 1 or 3"
+        )
+    if bits.shape != (n,) or errors.shape != (n,):
+        raise ValueError(
+            f"{tuple(bits.shape)} bits and {tuple(errors.shape)} errors, expected ({n},) of both"
+        )
+    order = bits.argsort().tolist()
+    rows = {"best": order[: n // 2], "worst": order[: n // 2 - 1 : -1]}
+    columns = max(map(len, rows.values()))
+    figure = new_figure(1.05 * columns + 0.4, 3.1)
+    grid = figure.subplots(2, columns, squeeze=False)
+    for (name, chosen), axes_row in zip(rows.items(), grid, strict=True):
+        for axes in axes_row:
+            axes.axis("off")
+        for i, axes in zip(chosen, axes_row[: len(chosen)], strict=True):
+            _image(axes, images[i])
+            axes.set_title(f"{bits[i]:.2f} ± {errors[i]:.2f}", fontsize=9)
+        axes_row[0].axis("on")
+        axes_row[0].set_ylabel(name)
+    figure.suptitle("test images by bits/dim, ± Monte Carlo error", fontsize=11)
+    return figure
+
+
+def pictures_figure(pictures: Mapping[str, Tensor], columns: int) -> Figure:
+    """Pictures, uint8 (3, height, width), beside each other under their titles.
+
+    Args:
+        pictures: by title, in rows from the left.
+        columns: pictures in a row.
+
+    Raises:
+        ValueError: no picture, or no column.
+    """
+    if not pictures or columns < 1:
+        raise ValueError(f"{len(pictures)} pictures in {columns} columns, expected 1 or more")
+    rows = math.ceil(len(pictures) / columns)
+    figure = new_figure(2.7 * columns, 2.9 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(pictures) :]:
+        axes.axis("off")
+    for (title, picture), axes in zip(pictures.items(), grid[: len(pictures)], strict=True):
+        _image(axes, picture)
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _image(axes: Axes, pixels: Tensor) -> None:
+    """Draw uint8 (C, H, W), C = 1 or 3, without ticks."""
+    axes.imshow(pixels.movedim(0, -1).expand(-1, -1, 3).numpy())
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+@torch.no_grad()
+def noising_figure(
+    diffusion: LinearDiffusion, x: Tensor, *, columns: int = 9, seed: int = 0
+) -> Figure:
+    r"""Noised data: a row for each variable, columns from data to noise at equal steps of log SNR.
+
+    Each column is a draw of ``y_s | x``, all with the same ε. Images are drawn in grey or colour
+    with the range of each variable over the row; vectors as a scatter of their first two
+    coordinates (against ε where there is one).
+
+    Args:
+        x: (n, C, H, W), of which the first is drawn, or (n, features), of which all are.
+
+    Raises:
+        ValueError: x of another shape.
+    """
+    if x.dim() not in (2, 4):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected images (n, C, H, W) or vectors (n, features)"
+        )
+    K, image = diffusion.num_variables, x.dim() == 4
+    x = x[:1] if image else x[:512]
+    device = diffusion.start_time.device
+    ends = (diffusion.max_log_snr, float(diffusion.terminal_log_snr))
+    log_snr = torch.linspace(*ends, columns, dtype=torch.float64, device=device)
+    s = diffusion.time_at_log_snr(log_snr)
+    marginal = diffusion.marginal(s)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
+    y = torch.stack(
+        [
+            m.reshape(K, *[1] * (x.dim() - 1)).cpu() * x.detach().cpu().double()[:, None]
+            + apply_matrix(L.cpu(), noise)
+            for m, L in zip(marginal.mean, marginal.scale_tril, strict=True)
+        ]
+    )  # (columns, n, K, *event)
+    figure = new_figure(1.35 * columns + 0.6, 1.45 * K + 0.7)
+    grid = figure.subplots(K, columns, squeeze=False)
+    for i in range(K):
+        reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))
+        for column, axes in enumerate(grid[i]):
+            if image:
+                pixels = ((y[column, 0, i] / reach + 1) / 2).clamp(0, 1).movedim(0, -1)
+                axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0)
+            else:
+                points = y[column, :, i]
+                other = points[:, 1] if points.shape[1] > 1 else noise[:, 0, 0]
+                axes.plot(points[:, 0].numpy(), other.numpy(), ".", ms=2, alpha=0.5)
+                axes.set_xlim(-reach, reach)
+                axes.set_ylim(-reach, reach)
+                axes.set_aspect("equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if i == 0:
+                axes.set_title(f"s = {s[column]:.3g}\nλ = {log_snr[column]:.1f}", fontsize=8)
+            if column == 0:
+                axes.set_ylabel(f"{variable_name(i)}  (±{reach:.2g})", fontsize=9)
+    return figure

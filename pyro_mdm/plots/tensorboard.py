@@ -1,0 +1,408 @@
+r"""What a run writes for people to look at.
+
+Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
+TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
+first two groups of its Time Series page. So the groups are, in this order,
+
+    Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
+                    (of a diffusion without a closed form its paths and its drift) and samples
+    bound           the bound and its terms for each part of the data, as curves
+    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data
+    objective       of training
+    samples         by sampler
+    test            what is measured once, at the end
+    training        figures of the bound over training
+    uncertainty     standard errors, and the ends of value ± error
+
+and beside them the Custom Scalars page has the bound with its errors, HParams a row for each run,
+and Text its settings. Bounds are in bits/dim. In a training loop of your own,
+:func:`write_terms` is the line that writes the terms of the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.elbo import ELBOTerms
+from pyro_mdm.likelihoods.base import bits_per_dim
+from pyro_mdm.plots import figures, pictures
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = [
+    "TERMS",
+    "write_bound",
+    "write_bound_history",
+    "write_curves",
+    "write_diffusion",
+    "write_diffusion_history",
+    "write_diffusion_term",
+    "write_finished",
+    "write_layout",
+    "write_mean",
+    "write_noising",
+    "write_paths",
+    "write_pictures",
+    "write_ranked_images",
+    "write_samples",
+    "write_settings",
+    "write_simulated",
+    "write_terms",
+    "write_text",
+]
+
+TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
+
+
+PARTS = ("train", "validation")
+
+
+Terms = Mapping[str, tuple[float, float]]
+
+
+Record = Mapping[str, Any]
+
+
+# -- the table of runs -----------------------------------------------------------------------------
+def write_settings(
+    writer: SummaryWriter, settings: Mapping[str, str | float], metrics: Mapping[str, str]
+) -> None:
+    """Start this run's row of the hparams table.
+
+    The row belongs to the run itself (``SummaryWriter.add_hparams`` would add a run of its own).
+    The table takes its columns from one of its runs, so give every run the same names in the same
+    order. At first it shows five settings and five metrics, of which six columns in all fit a
+    window of 1,600 pixels.
+
+    Args:
+        settings: text or number by name.
+        metrics: title by tag of the scalar whose last value is shown.
+    """
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    columns = []
+    for i, (title, value) in enumerate(settings.items()):
+        name = f"{i:02d} {title}"  # the table sorts by name
+        if isinstance(value, str):
+            start.hparams[name].string_value, kind = value, api_pb2.DATA_TYPE_STRING
+        else:
+            start.hparams[name].number_value, kind = value, api_pb2.DATA_TYPE_FLOAT64
+        columns.append(api_pb2.HParamInfo(name=name, display_name=title, type=kind))
+    shown = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
+        for tag, title in metrics.items()
+    ]
+    experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=shown)
+    _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
+    _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
+
+
+def write_finished(writer: SummaryWriter) -> None:
+    """End this run's row of the hparams table: it is done."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
+    plugin = SummaryMetadata.PluginData(
+        plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
+    )
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+    writer._get_file_writer().add_summary(Summary(value=[value]))
+
+
+def write_text(writer: SummaryWriter, tag: str, rows: Mapping[str, str | float]) -> None:
+    """Write names and values as a table of the Text page."""
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    writer.add_text(tag, "\n".join(lines))
+
+
+# -- the bound -------------------------------------------------------------------------------------
+def write_terms(
+    writer: SummaryWriter,
+    terms: ELBOTerms,
+    step: int,
+    *,
+    part: str = "train",
+    num_dims: int | None = None,
+) -> None:
+    """Write the terms of the bound in a training loop of your own, each with its standard error.
+
+        write_terms(writer, elbo_terms(model, guide, x), step)
+
+    The scalars are means over the batch: ``bound/elbo/<part>``, ``bound/reconstruction/<part>``,
+    ``bound/prior_kl/<part>`` and ``bound/diffusion/<part>``, in nats per datum, with the signs of
+    :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Their errors
+    are written as by :func:`write_mean`, and shown as bands after one call of
+
+        write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
+
+    Args:
+        terms: of :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
+        step: training steps so far.
+        part: what the batch is of, ``"train"`` or ``"validation"`` say.
+        num_dims: dimensions d of a datum; if given, all is in bits/dim instead, as by
+            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion.
+
+    Raises:
+        TypeError: ``terms`` are of another type.
+        ValueError: ``num_dims`` is below 1.
+    """
+    if not isinstance(terms, ELBOTerms):
+        raise TypeError(
+            f"terms is a {type(terms).__name__}, expected ELBOTerms; "
+            "pass elbo_terms(model, guide, x)"
+        )
+    if num_dims is None:
+        each = {"elbo": terms.elbo, "reconstruction": terms.reconstruction}
+        each |= {"prior_kl": terms.prior_kl, "diffusion": terms.diffusion}
+    else:
+        costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
+        costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}
+        each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
+    for name, values in each.items():
+        values = values.detach().double()
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        write_mean(writer, f"bound/{name}/{part}", values.mean().item(), error, step)
+
+
+def write_layout(
+    writer: SummaryWriter,
+    parts: Sequence[str] = PARTS,
+    terms: Sequence[str] = TERMS,
+    *,
+    others: Sequence[str] = (),
+    unit: str = "bits/dim",
+) -> None:
+    """Lay out the Custom Scalars page: the terms of the bound as curves with bands of ± 1 error.
+
+    Of several calls the last counts.
+
+    Args:
+        parts: of the data, as given to :func:`write_bound` or :func:`write_terms`.
+        terms: those whose errors will be written.
+        others: further tags that :func:`write_mean` will write.
+        unit: for the titles.
+    """
+    tags = {term: [f"bound/{term}/{part}" for part in parts] for term in terms}
+    tags |= {tag: [tag] for tag in others}
+    layout = {
+        f"{term} ({unit} ± 1 s.e.)": {
+            tag.removeprefix("bound/"): ["Margin", [tag, *_band(tag)]] for tag in of_term
+        }
+        for term, of_term in tags.items()
+    }
+    writer.add_custom_scalars(layout)
+
+
+def _band(tag: str) -> tuple[str, str]:
+    return f"uncertainty/low/{tag}", f"uncertainty/high/{tag}"
+
+
+def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step: int) -> None:
+    """Write a mean, its standard error, and the ends of value ± error for the margin charts.
+
+    The error is ``uncertainty/standard_error/<tag>``, the ends ``uncertainty/low/<tag>`` and
+    ``uncertainty/high/<tag>``. An error that is not finite is left out.
+    """
+    writer.add_scalar(tag, value, step)
+    if math.isfinite(error):
+        low, high = _band(tag)
+        writer.add_scalar(f"uncertainty/standard_error/{tag}", error, step)
+        writer.add_scalar(low, value - error, step)
+        writer.add_scalar(high, value + error, step)
+
+
+def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> None:
+    """Write the bound of one part of the data, term by term, each as :func:`write_mean` does.
+
+    As ``bound/<term>/<part>``; test data, which are measured once, as ``test/<term>``.
+
+    Args:
+        part: ``"train"``, ``"validation"`` or ``"test"``.
+        terms: (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
+            ``prior_kl`` and ``diffusion``, or of some of these.
+        step: training steps so far.
+
+    Raises:
+        ValueError: a term of another name.
+    """
+    if unknown := sorted(set(terms) - set(TERMS)):
+        raise ValueError(f"unknown terms {unknown}, expected some of {list(TERMS)}")
+    for term, (value, error) in terms.items():
+        tag = f"test/{term}" if part == "test" else f"bound/{term}/{part}"
+        write_mean(writer, tag, value, error, step)
+
+
+def write_diffusion_term(
+    writer: SummaryWriter, tag: str, edges: Any, mean: Any, standard_error: Any, step: int
+) -> None:
+    """Write the density of the diffusion term as ``tag``.
+
+    See :func:`~pyro_mdm.plots.figures.diffusion_term_figure`.
+    """
+    writer.add_figure(tag, figures.diffusion_term_figure(edges, mean, standard_error), step)
+
+
+def write_bound_history(
+    writer: SummaryWriter, bounds: Mapping[str, Sequence[Record]], step: int
+) -> None:
+    """Write ``Overview/bound_by_term`` and ``training/diffusion_term_by_log_snr``.
+
+    Args:
+        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the last part is the one
+            whose terms are shown. Nothing is written before its second record.
+        step: training steps so far.
+    """
+    shown = list(bounds.values())[-1]
+    if len(shown) > 1:
+        writer.add_figure("Overview/bound_by_term", figures.terms_figure(bounds), step)
+        heat_map = figures.diffusion_term_history_figure(shown)
+        writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
+
+
+# -- the diffusion ---------------------------------------------------------------------------------
+@torch.no_grad()
+def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
+    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars.
+
+    Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown.
+    """
+    Q, D, K = diffusion.Q.cpu(), diffusion.D.cpu(), diffusion.num_variables
+    for i in range(K):
+        for j in range(i, K):
+            if i != j:  # the lower triangle is the negative of this
+                writer.add_scalar(f"diffusion/Q/entry_{i}{j}", Q[i, j].item(), step)
+            writer.add_scalar(f"diffusion/D/entry_{i}{j}", D[i, j].item(), step)
+    frequencies = torch.linalg.eigvals(Q).imag.abs().sort(descending=True).values
+    for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
+        writer.add_scalar(f"diffusion/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
+        writer.add_scalar(f"diffusion/D_eigenvalues/{i}", value.item(), step)
+    _write_ends(writer, diffusion, step)
+
+
+def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
+    start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
+    writer.add_scalar("diffusion/ends/start_time", start, step)
+    writer.add_scalar("diffusion/ends/terminal_log_snr", end, step)
+
+
+@torch.no_grad()
+def write_simulated(
+    writer: SummaryWriter, diffusion: Any, x: Tensor, step: int, *, seed: int = 0
+) -> None:
+    """Write what is known of a diffusion without a closed form, as scalars.
+
+    Both its ends, its parameters that are single numbers, and, if it has a learned drift ``added``
+    to another one, the root mean square of that per dimension and variable, at data at ε
+    (``diffusion/learned_drift/rms_at_data``) and at draws of the prior at T (``…/rms_at_prior``).
+
+    Args:
+        x: data, (n, *event_shape), in model space.
+        seed: of the states; the caller's random state stays as it is.
+    """
+    _write_ends(writer, diffusion, step)
+    for name, parameter in diffusion.named_parameters():
+        if parameter.numel() == 1:
+            writer.add_scalar(f"diffusion/parameters/{name}", parameter.item(), step)
+    added = getattr(diffusion, "added", None)
+    if added is None:
+        return
+    start, device = diffusion.start, diffusion.start_time.device
+    x = x.to(device)
+    shape = (len(x), diffusion.num_variables, *x.shape[1:])
+    generator = torch.Generator(device).manual_seed(seed)
+    noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+    spread = (start.scale_tril @ noise.flatten(2)).reshape(shape)
+    data = start.mean.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1) + spread
+    states = {
+        "data": (data, diffusion.start_time),
+        "prior": (diffusion.prior.sample(shape, generator), diffusion._tensor(diffusion.horizon)),
+    }
+    for name, (y, s) in states.items():
+        rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()
+        writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
+
+
+def write_curves(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
+    """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``."""
+    writer.add_figure("diffusion/curves", figures.curves_figure(diffusion), step)
+
+
+def write_paths(
+    writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
+) -> None:
+    """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
+
+    And, of points of the plane, :func:`~pyro_mdm.plots.figures.field_figure` as ``Overview/drift_field``.
+
+    Args:
+        x: data, (n, *event_shape), in model space.
+    """
+    writer.add_figure("Overview/paths", figures.paths_figure(diffusion, x, seed=seed), step)
+    if x.shape[1:] == (2,):
+        writer.add_figure("Overview/drift_field", figures.field_figure(diffusion, x), step)
+
+
+def write_diffusion_history(
+    writer: SummaryWriter, snapshots: Sequence[Record], diffusion: Diffusion, step: int
+) -> None:
+    """Write the eigenvalues of the drift over training, with those of the presets, and the clock.
+
+    As ``Overview/eigenvalues`` (of a linear diffusion with K > 1: one variable has one real
+    eigenvalue) and ``diffusion/clock``.
+
+    Args:
+        snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.
+        diffusion: as it is now; the presets are scaled to its log SNR at T.
+        step: training steps so far.
+    """
+    if isinstance(diffusion, LinearDiffusion) and diffusion.num_variables > 1:
+        presets = figures.preset_eigenvalues(diffusion)
+        writer.add_figure(
+            "Overview/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step
+        )
+    writer.add_figure("diffusion/clock", figures.clock_figure(snapshots), step)
+
+
+# -- pictures --------------------------------------------------------------------------------------
+def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
+    """Write a picture, uint8 (3, height, width) of :func:`image_grid`, as ``Overview/samples``."""
+    writer.add_image("Overview/samples", picture, step)
+
+
+def write_pictures(
+    writer: SummaryWriter, tag: str, by_title: Mapping[str, Tensor], columns: int, step: int
+) -> None:
+    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``."""
+    writer.add_figure(tag, pictures.pictures_figure(by_title, columns), step)
+
+
+def write_ranked_images(
+    writer: SummaryWriter, images: Tensor, bits: Tensor, errors: Tensor, step: int
+) -> None:
+    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``."""
+    figure = pictures.ranked_images_figure(images, bits, errors)
+    writer.add_figure("test/best_and_worst", figure, step)
+
+
+def write_noising(
+    writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
+) -> None:
+    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``diffusion/noising``."""
+    writer.add_figure("diffusion/noising", pictures.noising_figure(diffusion, x, seed=seed), step)

@@ -1,0 +1,37 @@
+r"""Integrators of the generative SDE, from the prior at T to y_ε.
+
+In reverse time t = T - s the generative process is
+
+    du = ( g² s_θ(u, s) + ∇·g² - f(u, s) ) dt + G dB_t,    u_0 ~ π,
+
+for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π).
+
+Each integrator is one class, called as
+
+    sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε
+
+with ``shape = (batch, K, *event_shape)`` and ``score(y, s) -> like y`` for times s (batch,). The
+state is held in float64, because late steps are small differences of it; the score is called in
+``dtype``, and its answer is taken back to float64. All K×K kernels of the grid are computed in one
+batched call before the first step.
+
+A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
+default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which :class:`Ancestral`
+uses; without it the denoiser is found from the score by its projection on g².
+"""
+
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.grids import information_grid, log_snr_grid, simulation_grid
+from pyro_mdm.samplers.splitting import Splitting
+
+__all__ = [
+    "Ancestral",
+    "EulerMaruyama",
+    "Sampler",
+    "Splitting",
+    "information_grid",
+    "log_snr_grid",
+    "simulation_grid",
+]

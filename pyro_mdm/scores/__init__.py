@@ -1,0 +1,35 @@
+r"""Parameterizations of the score: they own a network, not a diffusion.
+
+``z = kᵀ y = x + e^{-λ/2} ε`` is sufficient for x given the whole state, whatever Q, D and K, so
+
+    E[x | y_s] = E[x | z_s],    ∇ log q(y_s) = -Σ^{-1} ( y_s - a E[x | z_s] )    (exact),
+
+and one network x̂(z, λ), λ = log SNR, gives the score of *every* linear diffusion
+(:class:`Denoiser`, :class:`DiscreteDenoiser`). Conversely any score defines a denoiser through what
+the loss sees of it, g² s_θ:
+
+    x̂ = aᵀ Σ^{-1} g² ( s_θ + Σ^{-1} y ) / ( aᵀ Σ^{-1} g² Σ^{-1} a )
+
+(:class:`NoisePrediction`, :class:`RawScore`). For diffusions without a closed form there is no z:
+:class:`RawScore`, and :class:`~pyro_mdm.scores.ResidualScore` in better coordinates.
+
+Shapes: data ``(*batch, *event_shape)``, states ``(*batch, K, *event_shape)``, times and log SNRs
+``(*batch)``, or one number for a single batch dimension (any batch if the event shape is known).
+Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` and ``(n,)``.
+"""
+
+from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.raw import NoisePrediction, RawScore
+from pyro_mdm.scores.residual import ResidualScore
+
+__all__ = [
+    "Denoiser",
+    "DenoiserScore",
+    "DiscreteDenoiser",
+    "NoisePrediction",
+    "RawScore",
+    "ResidualScore",
+    "Score",
+]

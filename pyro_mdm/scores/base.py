@@ -1,0 +1,357 @@
+"""What every score answers: networks read as ∇ log q and as x̂, and their diffusion term."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Score"]
+
+Number = float | Tensor
+
+
+Times = Literal["log_volume", "vpsde"]
+
+
+class Score(Restorable, nn.Module, ABC):
+    """What every parameterization offers, and nothing about the diffusion it is used with.
+
+    Those made of the closed-form law of y_s given x serve linear diffusions alone.
+
+    Buffers stay in float64 when the module is cast to another precision.
+    """
+
+    network: nn.Module
+    event_shape: tuple[int, ...] | None  # None: any
+    serves_nonlinear: ClassVar[bool] = False
+    """Whether it is a score for diffusions without a closed form too."""
+
+    _times: Times = "log_volume"
+
+    @property
+    def times(self) -> Times:
+        """Law of the times of :meth:`diffusion_term`, for raw scores of linear diffusions.
+
+        Uniform in log volume; or the paper's, VPSDE's importance times, uniform in the log SNR that
+        VPSDE has on the same clock b: density ∝ β/(1 - e^{-b}) (Song et al. 2021). Both are
+        weighted and differentiated to be unbiased; for VPSDE they are one.
+        """
+        return self._times
+
+    @times.setter
+    def times(self, value: Times) -> None:
+        if value not in get_args(Times):
+            raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
+        self._times = value
+
+    autocast_dtype: torch.dtype | None = None
+    """Mixed precision: the network, and nothing else, runs under autocast to this type."""
+
+    def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        check_network("network", network, Score, Diffusion)
+        self.network = network
+        self.event_shape = event_shape
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"network": self.network}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"times": self.times}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The law of times."""
+        self.times = saved["times"]
+
+    @abstractmethod
+    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
+
+    @abstractmethod
+    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """x̂ (*batch, *event_shape), the expected data given the state y at time s."""
+
+    @abstractmethod
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """The decoder p(x | y_ε) that fits this parameterization and costs no network call."""
+
+    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
+
+        Scores of the raw state are integrated over log volume κ
+        (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
+        discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
+        h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
+        rank, its variance would be infinite. With u fixed all else is differentiated, the time and
+        both ends included. :attr:`times` may ask for another law of times.
+
+        Args:
+            x: data (n, *event_shape).
+
+        Returns:
+            (n,) nats, differentiable in the network and the diffusion, and the log SNRs (n,) at
+            which it was estimated. One network call.
+        """
+        u = draws.low_discrepancy(len(x), x.device)
+        value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
+        return value, log_snr.detach()
+
+    def integrand(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        level: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
+
+        Levels run over [λ(T), λ(ε)] like log SNR, which they are for a denoiser. For a score of the
+        raw state they are log volume κ, decreasing and scaled to the same ends; for K = 1 that is
+        log SNR too.
+
+        Args:
+            x: data (n, *event_shape);  level: (n,).
+            noise: standard normal (n, ≥ K, *event_shape) of which the first makes
+                z = x + e^{-λ/2} noise_0, whatever the diffusion; None to draw it.
+
+        Returns:
+            (n,), nats per unit of level, for one draw of y_s at each level. One network call.
+        """
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.detach()
+        value, _ = self._on_the_way(diffusion, x, (high - level) / (high - low), noise)
+        return value / (high - low).to(value.dtype)
+
+    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+        """λ where :meth:`integrand` is evaluated at ``level``, like it; increasing."""
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+        return diffusion.log_snr(_time_on_the_way(diffusion, (high - level) / (high - low)))
+
+    def _on_the_way(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        u: Tensor,
+        noise: Tensor | None,
+        times: Times = "log_volume",
+    ) -> tuple[Tensor, Tensor]:
+        """A draw at the part u of the way from ε to T by the law of ``times``, whose integral over
+        u is the diffusion term; and λ there."""
+        if times == "vpsde":
+            s, clock_rate = _importance_time(diffusion, u)
+        else:
+            s, clock_rate = _time_on_the_way(diffusion, u), None
+        marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
+        a = marginal.mean
+        if noise is None:
+            noise = draws.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
+        else:
+            noise = rotated(marginal, noise)
+        a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))
+        y = a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
+        theta = self.score(diffusion, y, s)
+        with full_precision(x):
+            W = inverse_tril(marginal.scale_tril)
+            error = theta.double() + apply_matrix(W.mT, noise.double())
+            square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
+            if clock_rate is not None:
+                return (clock_rate * 0.5 * square).to(x.dtype), marginal.log_snr
+            rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
+            start, end = diffusion.log_volume_ends
+            return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Score:
+        exact = {name: b for name, b in self._buffers.items() if b is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            if moved is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def _values(self, name: str, value: Tensor, log_snr: Number) -> tuple[int, Tensor]:
+        """Number of batch dimensions of ``value`` and λ in float64, both checked."""
+        log_snr = torch.as_tensor(log_snr, dtype=torch.float64, device=value.device)
+        if self.event_shape is None:
+            batch_dim = log_snr.dim() or 1
+            fits = value.dim() > batch_dim
+            event = "*event_shape"
+        else:
+            batch_dim = value.dim() - len(self.event_shape)
+            fits = batch_dim >= 0 and value.shape[batch_dim:] == self.event_shape
+            event = ", ".join(map(str, self.event_shape))
+        if not fits:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, expected (*batch, {event}) with batch "
+                f"dimensions as those of log_snr, {tuple(log_snr.shape)}"
+            )
+        if log_snr.dim() and log_snr.shape != value.shape[:batch_dim]:
+            raise ValueError(
+                f"log_snr has shape {tuple(log_snr.shape)} and {name} {tuple(value.shape)}, "
+                f"expected one log SNR per datum, {tuple(value.shape[:batch_dim])}, or a number"
+            )
+        check_finite(name, value)
+        check_finite("log_snr", log_snr)
+        return batch_dim, log_snr
+
+    def _state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
+        """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
+        if not (self.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
+            raise TypeError(
+                f"{type(self).__name__} is made of the closed-form law of y_s given x, and "
+                f"{type(diffusion).__name__} has none; use ResidualScore or RawScore"
+            )
+        K = diffusion.num_variables
+        s = torch.as_tensor(s, dtype=torch.float64, device=y.device)
+        batch_dim = s.dim() or 1
+        if self.event_shape is not None:
+            batch_dim = max(y.dim() - 1 - len(self.event_shape), 1)
+        if (
+            y.dim() <= batch_dim
+            or y.shape[batch_dim] != K
+            or (s.dim() and y.shape[:batch_dim] != s.shape)
+        ):
+            raise ValueError(
+                f"y has shape {tuple(y.shape)} for times of shape {tuple(s.shape)}, expected "
+                f"(*batch, K, *event_shape) with K = {K} variables of {type(diffusion).__name__} "
+                "and times (*batch)"
+            )
+        if batch_dim > 1:
+            s = s.expand(y.shape[:batch_dim])
+        check_finite("y", y)
+        return s
+
+    def _call(self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1) -> Tensor:
+        """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact."""
+        batch, event = inputs.shape[:batch_dim], inputs.shape[batch_dim:]
+        if not event:
+            raise ValueError(
+                f"data of shape {tuple(inputs.shape)} has no event dimension, expected "
+                "(*batch, features) or (*batch, C, *spatial); give scalars the event shape (1,)"
+            )
+        flat = inputs.reshape(-1, *event)
+        lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
+        if self.autocast_dtype is None:
+            out = self.network(flat, lam)
+        else:
+            with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
+                out = self.network(flat, lam)
+        expected = (flat.shape[0], factor * event[0], *event[1:])
+        if not isinstance(out, Tensor) or out.shape != expected:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            name = "out_channels" if len(event) > 1 else "out_features"
+            raise ValueError(
+                f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
+                f"expected {expected}; build it with {name}={expected[1]}"
+            )
+        self._check_output(out)
+        return out.to(inputs.dtype).reshape(*batch, *expected[1:])
+
+    def _check_output(self, out: Tensor) -> None:
+        """Weights that are NaN are named; what finite ones return is the caller's to judge."""
+        if torch.compiler.is_compiling() or bool(out.isfinite().all()):
+            return
+        check_weights(self.network)
+
+
+def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:
+    r"""The denoiser of any score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
+
+    Args:
+        score, y: (*batch, K, *event_shape);  s: (*batch), or a number for one batch dimension.
+
+    Returns:
+        (*batch, *event_shape), in the dtype of y; computed in float64.
+    """
+    if not isinstance(diffusion, LinearDiffusion):
+        raise TypeError(
+            f"a score gives back a denoiser by the closed-form law of y_s given x, and "
+            f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "
+            "reads y_ε alone"
+        )
+    marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
+    with full_precision(y):
+        k = marginal.readout.unsqueeze(-1)  # Σ^{-1} a / SNR
+        r = g2 @ k
+        r = r / ((k.mT @ r) * marginal.log_snr.exp()[..., None, None])
+        W = inverse_tril(marginal.scale_tril)
+        of_y = (W.mT @ (W @ r)).squeeze(-1)
+        x = apply_vector(of_y, y.double()) + apply_vector(r.squeeze(-1), score.double())
+        return x.to(y.dtype)
+
+
+def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
+    """The time at which the part u of the log volume between ε and T has passed, like u."""
+    start, end = diffusion.log_volume_ends
+    return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
+
+
+def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The time at the part u of the way by F = log(e^b - 1), which is -λ of VPSDE on the same clock
+    b, and db/du there, like u."""
+    start = diffusion.clock(diffusion.start_time)
+    tau = torch.stack([start, diffusion.clock(diffusion.horizon)])
+    low, high = tau + torch.log(-torch.expm1(-tau))
+    F = low + u.clamp(0, 1) * (high - low)
+    tau = torch.logaddexp(F, torch.zeros_like(F))
+    return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
+
+
+def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
+    r"""Standard normal η with L η = (y - a x) such that the first of ``noise`` is that of z.
+
+    z - x = kᵀ L η = e^{-λ/2} uᵀη for a unit vector u; η = H noise for the reflection H that takes
+    the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
+
+    Args:
+        marginal: of times (n,);  noise: standard normal (n, ≥ K, *event_shape).
+    """
+    K = marginal.mean.shape[-1]
+    u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)
+    u = u * (marginal.log_snr / 2).exp().unsqueeze(-1)
+    sign = torch.where(u[:, :1] < 0, -1.0, 1.0).to(u)
+    v = torch.cat([u[:, :1] + sign, u[:, 1:]], 1)
+    reflection = torch.eye(K, dtype=u.dtype, device=u.device) - v[:, :, None] * (
+        v / (1 + u[:, :1].abs())
+    ).unsqueeze(1)
+    return apply_matrix(-sign.unsqueeze(-1) * reflection, noise[:, :K])
+
+
+def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:
+    if y.dim() == batch_dim + 1:
+        return score._call(y, log_snr, batch_dim)
+    return score._call(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(y.shape)
+
+
+def inverse_tril(L: Tensor) -> Tensor:
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
+
+
+def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
+    """A value per datum, (*batch), as (*batch, 1, …, 1)."""
+    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def check_fit(network: Any, train_x: Any) -> None:
+    """Raises unless a network comes first, and then data (N, *event_shape) to fit to."""
+    check_network("network", network, Score, Diffusion)
+    check_data("train_x", train_x)
+    if train_x.dim() < 2:
+        raise ValueError(
+            f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape); give scalars "
+            "the event shape (1,), as x[:, None]"
+        )

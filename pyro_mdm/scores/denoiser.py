@@ -1,0 +1,300 @@
+"""Denoisers of z, which serve every linear diffusion, and their Gaussian baseline."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.scores.base import Number, Score, check_fit, inverse_tril, with_event_dims
+from pyro_mdm.support.checks import check_finite
+
+__all__ = ["Denoiser", "DenoiserScore"]
+
+# a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
+VARIANCE_FLOOR = 0.5
+
+
+# data whose baseline is integrated together, in cache
+DATA_AT_ONCE = 256
+
+
+class DenoiserScore(Score):
+    """A score by a denoiser x̂(z, λ), with a baseline model p_0 where the network's output is 0.
+
+    The baseline is a product of independent dimensions with an exact denoiser, so its own bound is
+    known: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
+    """
+
+    trained_min: Tensor
+    trained_max: Tensor
+
+    def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None) -> None:
+        super().__init__(network, event_shape)
+        self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
+        self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
+
+    @abstractmethod
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z], like z (*batch, *event_shape), at log SNR λ (*batch). One network call."""
+
+    @abstractmethod
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """The baseline's E[x | z], like z. No network call."""
+
+    @abstractmethod
+    def baseline_log_prob(self, x: Tensor) -> Tensor:
+        """log p_0(x), (*batch), nats, in float64."""
+
+    @abstractmethod
+    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
+        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, in float64.
+
+        Its derivative in λ is ½ e^λ E‖x - x̂_0‖²: the baseline's diffusion term over [λ_0, λ_1] is
+        ``baseline_kl(x, λ_1) - baseline_kl(x, λ_0)``.
+        """
+
+    @abstractmethod
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """Some dimensions' part of the baseline's diffusion term between each λ and the next.
+
+        Args:
+            x: data (n, *event_shape).
+            edges: increasing λ, (S + 1,) in float64.
+            dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
+                edge less that at the edge before.
+
+        Returns:
+            (n, S), nats, in float64.
+        """
+
+    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
+        s = self._state(diffusion, y, s)
+        marginal = diffusion.marginal(s)
+        z = apply_vector(marginal.readout, y.double()).to(y.dtype)
+        x = self.x_hat(z, marginal.log_snr)
+        with full_precision(y):
+            x = x.double().unsqueeze(s.dim() or 1)
+            a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (y.dim() - (s.dim() or 1) - 1))
+            W = inverse_tril(marginal.scale_tril)
+            noise = apply_matrix(W, y.double() - a * x)
+            return -apply_matrix(W.mT, noise).to(y.dtype)
+
+    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
+        s = self._state(diffusion, y, s)
+        marginal = diffusion.marginal(s)
+        z = apply_vector(marginal.readout, y.double()).to(y.dtype)
+        return self.x_hat(z, marginal.log_snr)
+
+    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
+
+        λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
+        diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+
+        Raises:
+            ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
+        """
+        low = diffusion.terminal_log_snr
+        if diffusion.cut_time is not None and low.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
+                f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
+                "score of the raw state, such as NoisePrediction"
+            )
+        width = diffusion.max_log_snr - low.detach()
+        log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
+        if not low.requires_grad:
+            return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
+        with draws.subset(len(x), 16, x.device) as (chosen, weight):
+            both = torch.cat([x, x[chosen]])
+            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
+            found = self.integrand(diffusion, both, at)
+        values, boundary = found.split([len(x), len(chosen)])
+        change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
+        each = boundary.sum().detach() * (weight / len(x))
+        return width.to(x.dtype) * values - change * each, log_snr
+
+    def integrand(
+        self,
+        diffusion: LinearDiffusion,
+        x: Tensor,
+        level: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
+        return self._error(x, self._noised(x, level, noise), level, self.x_hat)
+
+    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+        """The level itself."""
+        return level
+
+    def baseline_integrand(self, x: Tensor, log_snr: Tensor, noise: Tensor | None = None) -> Tensor:
+        """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call."""
+        return self._error(x, self._noised(x, log_snr, noise), log_snr, self.baseline_x_hat)
+
+    @staticmethod
+    def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
+        """z = x + e^{-λ/2} ε."""
+        epsilon = draws.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
+        return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
+
+    @staticmethod
+    def _error(
+        x: Tensor, z: Tensor, log_snr: Tensor, denoiser: Callable[[Tensor, Number], Tensor]
+    ) -> Tensor:
+        square = (x - denoiser(z, log_snr)).square().flatten(1).sum(1)
+        return 0.5 * torch.exp(log_snr).to(x.dtype) * square
+
+    def set_trained_range(self, low: float, high: float) -> None:
+        """Declares the λ the network was trained on; :meth:`x_hat` refuses others."""
+        if not low < high:
+            raise ValueError(f"trained range of log SNR is [{low}, {high}], expected low < high")
+        self.trained_min.fill_(low)
+        self.trained_max.fill_(high)
+
+    def check_log_snr(self, log_snr: Number) -> None:
+        """Raises ValueError for a λ outside the trained range (to 1e-3, which rounding needs)."""
+        if torch.compiler.is_compiling():
+            return
+        lam = torch.as_tensor(log_snr, dtype=torch.float64, device=self.trained_min.device)
+        outside = (lam < self.trained_min - 1e-3) | (lam > self.trained_max + 1e-3)
+        if bool(outside.any()):
+            raise ValueError(
+                f"log SNR {lam[outside][0].item():.6g} is outside [{self.trained_min.item():.6g}, "
+                f"{self.trained_max.item():.6g}], where the network was trained; choose the "
+                "diffusion's max_log_snr and min_log_snr inside it, or train on a wider range"
+            )
+
+
+class Denoiser(DenoiserScore):
+    r"""Denoiser for continuous data, scaled so that network inputs and outputs have unit variance.
+
+    With v = e^{-λ} and the data's mean μ and variance σ², per dimension,
+
+        x̂ = μ + σ²/(σ²+v) (z - μ) + sqrt(σ² v / (σ²+v)) F( (z - μ)/sqrt(σ²+v), λ ).
+
+    At F = 0 it is exact for N(μ, σ²), whose bound is then the model's.
+
+    Args:
+        network: F, called with z scaled, like z, and λ; returns the shape of its input.
+        data_mean, data_variance: μ, σ²: numbers, or tensors of the event shape.
+
+    Raises:
+        ValueError: σ² that is not positive, values that are not finite, a network output of another
+            shape, data of the wrong shape, NaN, λ outside the trained range.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
+    NeurIPS 2022, table 1, for a mean and variance per dimension.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> denoiser = Denoiser(MLP(features=2), data_mean=0.5, data_variance=4.0)
+        >>> denoiser.x_hat(torch.zeros(3, 2), 0.0).shape
+        torch.Size([3, 2])
+    """
+
+    data_mean: Tensor
+    data_variance: Tensor
+
+    def __init__(
+        self, network: nn.Module, data_mean: Number = 0.0, data_variance: Number = 1.0
+    ) -> None:
+        mean, variance = torch.broadcast_tensors(
+            torch.as_tensor(data_mean, dtype=torch.float64).detach(),
+            torch.as_tensor(data_variance, dtype=torch.float64).detach(),
+        )
+        super().__init__(network, tuple(mean.shape) or None)
+        check_finite("data_mean", mean)
+        if not bool(((variance > 0) & variance.isfinite()).all()):
+            raise ValueError(
+                f"data_variance reaches {variance.min().item():.3g}, expected positive finite "
+                "variances; Denoiser.fit puts a floor under constant dimensions"
+            )
+        self.register_buffer("data_mean", mean.clone())
+        self.register_buffer("data_variance", variance.clone())
+
+    @classmethod
+    def fit(cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3) -> Denoiser:
+        """The denoiser with μ and σ² of ``train_x`` (N, *event_shape), per dimension.
+
+        σ² is at least ``floor`` times its average over dimensions.
+        """
+        check_fit(network, train_x)
+        n, mean, square = 0, torch.zeros(()), torch.zeros(())
+        for part in train_x.split(1024):  # one pass: merge means and sums of squares
+            part = part.double()
+            centre, m = part.mean(0), len(part)
+            shift = centre - mean
+            square = square + (part - centre).square().sum(0) + shift.square() * n * m / (n + m)
+            mean = mean + shift * m / (n + m)
+            n += m
+        variance = square / n
+        if not variance.mean() > 0:
+            raise ValueError(f"the {n} data are all equal, expected some variance")
+        return cls(network, mean, variance.clamp_min(floor * variance.mean()))
+
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z], like z. See the class."""
+        batch_dim, lam = self._values("z", z, log_snr)
+        self.check_log_snr(lam)
+        with full_precision(z):
+            mu, s2, v = self._scales(z, lam)
+            inputs = (z - mu) * (s2 + v).rsqrt()
+        F = self._call(inputs, lam, batch_dim)
+        with full_precision(z):
+            gain = s2 / (s2 + v)
+            return mu + gain * (z - mu) + (gain * v).sqrt() * F
+
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """μ + σ²/(σ²+v) (z - μ), like z."""
+        _, lam = self._values("z", z, log_snr)
+        mu, s2, v = self._scales(z, lam)
+        return mu + s2 / (s2 + v) * (z - mu)
+
+    def baseline_log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; μ, σ²), (*batch), nats."""
+        batch_dim, _ = self._values("x", x, 0.0)
+        mu, s2 = self.data_mean, self.data_variance
+        terms = (x.double() - mu).square() / s2 + (2 * math.pi * s2).log()
+        return -0.5 * terms.flatten(batch_dim).sum(-1)
+
+    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
+        """½ Σ_j [ (x-μ)²/(σ²+v) + log((σ²+v)/v) - σ²/(σ²+v) ], (*batch), nats."""
+        batch_dim, lam = self._values("x", x, log_snr)
+        x = x.double()
+        mu, s2, v = self._scales(x, lam)
+        terms = ((x - mu).square() - s2) / (s2 + v) + (s2 / v).log1p()
+        return 0.5 * terms.flatten(batch_dim).sum(-1)
+
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """See :class:`DenoiserScore`."""
+        self._values("x", x, 0.0)
+        both = (self.data_mean, self.data_variance)
+        mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)
+        v = torch.exp(-edges).unsqueeze(1)
+        of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p().sum(1).diff()
+        return torch.cat(
+            [
+                0.5 * (((part.double() - mu).square() - s2) @ of_square + constant)
+                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+            ]
+        )
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """:class:`~pyro_mdm.likelihoods.Gaussian` with the prior N(μ, σ²)."""
+        return likelihoods.Gaussian(self.data_mean, self.data_variance)
+
+    def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """μ, σ² and v = e^{-λ}, broadcastable to z, in its dtype."""
+        v = with_event_dims(torch.exp(-lam), z)
+        return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)

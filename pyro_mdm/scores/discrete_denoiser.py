@@ -1,0 +1,254 @@
+"""Denoisers of data of few levels: a distribution over the levels of each dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.scores.base import Number, check_fit, with_event_dims
+from pyro_mdm.scores.denoiser import DATA_AT_ONCE, VARIANCE_FLOOR, DenoiserScore
+
+__all__ = ["DiscreteDenoiser"]
+
+Form = Literal["tilt", "logits"]
+
+
+# memory for what baseline_kl of a discrete denoiser has found
+KL_TABLES_BYTES = 256 * 2**20
+
+
+class DiscreteDenoiser(DenoiserScore):
+    r"""Denoiser for data with levels v_1 … v_n: Bayes' rule with a prior tilted by the network.
+
+        p_θ(x_j = v_k | z, λ) ∝ π_jk exp(T_jk(z, λ)) N(z_j; v_k, e^{-λ}),    x̂_j = Σ_k v_k p_θ(v_k)
+
+    ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with
+    u = (v_k - m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior
+    N(μ, σ²), and w at least half the smallest gap. f(F2) = F2 for F2 < 0 and
+    ½ tanh(2 F2) else, so that a tilt can cancel the curvature of the noise but never exceed it by
+    more than the prior's own. Costs no tensor with a level axis after the forward pass.
+    ``form="logits"``, for few: T_jk = F_k, one output per level.
+
+    At F = 0 the bound is that of the independent dimensions π.
+
+    Args:
+        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), μ and σ² the mean and
+            variance of π, σ² at least half its average over dimensions; returns
+            (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, or (n, levels·C, *spatial),
+            arranged levels × C.
+        levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
+        log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
+        form: "tilt" or "logits"; None: logits up to 32 levels.
+
+    Raises:
+        ValueError: a prior that is not finite, normalized and (…, n), values of x off the levels, a
+            network output of another shape, data of the wrong shape, NaN, λ outside the trained
+            range.
+
+    Example:
+        >>> from pyro_mdm.networks import UNet
+        >>> images = torch.linspace(-1, 1, 256)[torch.randint(256, (32, 1, 8, 8))]
+        >>> network = UNet(1, out_channels=2, base=8, multipliers=(1,))
+        >>> score = DiscreteDenoiser.fit(network, images, levels=256)
+        >>> score.x_hat(images + 0.1 * torch.randn(32, 1, 8, 8), 4.6).shape
+        torch.Size([32, 1, 8, 8])
+    """
+
+    levels: Tensor
+    log_prior: Tensor
+    data_mean: Tensor
+    data_variance: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: int | Sequence[float] | Tensor,
+        log_prior: Tensor,
+        form: Form | None = None,
+    ) -> None:
+        values = discrete.level_values(levels).to(log_prior.device)
+        n = len(values)
+        if form is None:
+            form = "logits" if n <= 32 else "tilt"
+        if form not in ("tilt", "logits"):
+            raise ValueError(f"form is {form!r}, expected 'tilt' or 'logits'")
+        log_prior = discrete.check_log_prior(log_prior, n)
+        super().__init__(network, tuple(log_prior.shape[:-1]))
+        self.form: Form = form
+        self._kl_tables: dict[tuple[float, int | None, int | None], Tensor] = {}
+        self.register_buffer("levels", values)
+        self.register_buffer("log_prior", log_prior)
+        mean = log_prior.exp() @ values
+        variance = (log_prior.exp() * (values - mean.unsqueeze(-1)).square()).sum(-1)
+        self.register_buffer("data_mean", mean)
+        self.register_buffer(
+            "data_variance", variance.clamp_min(VARIANCE_FLOOR * variance.mean().item())
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        network: nn.Module,
+        train_x: Tensor,
+        levels: int | Sequence[float] | Tensor,
+        form: Form | None = None,
+    ) -> DiscreteDenoiser:
+        """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
+
+        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`.
+        """
+        check_fit(network, train_x)
+        values = discrete.level_values(levels).to(train_x.device)
+        return cls(network, values, discrete.smoothed_histogram(train_x, values), form)
+
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z] = Σ_k v_k p_θ(v_k | z, λ), like z."""
+        F, lam = self._network_output(z, log_snr)
+        with full_precision(z):
+            if self.form == "logits":
+                k = self._batch_dim(z)
+                centre, delta, odds = self._level_odds(z, lam, F, k)
+                return centre + (odds.softmax(k) * delta).sum(k)
+            return self._mean(*self._tilted(z, lam, F))
+
+    def log_probs(self, z: Tensor, log_snr: Number) -> Tensor:
+        """log p_θ(x_j = v_k | z, λ), (*batch, *event_shape, n): levels last, all in memory."""
+        F, lam = self._network_output(z, log_snr)
+        with full_precision(z):
+            return self._posterior(z, lam, F).log_probs()
+
+    def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
+        """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One network call."""
+        F, lam = self._network_output(z, log_snr)
+        with full_precision(z):
+            return self._posterior(z, lam, F)
+
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ}), like z."""
+        _, lam = self._values("z", z, log_snr)
+        with full_precision(z):
+            return self._mean(*discrete.noise_odds(z, with_event_dims(lam, z), self.levels))
+
+    def baseline_log_prob(self, x: Tensor) -> Tensor:
+        """Σ_j log π_jk with x_j = v_k, (*batch), nats."""
+        batch_dim, _ = self._values("x", x, 0.0)
+        index = discrete.level_index(x, self.levels).unsqueeze(-1)
+        prior = self.log_prior.expand(*index.shape[:-1], -1)
+        return prior.gather(-1, index).flatten(batch_dim).sum(-1)
+
+    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
+        """Σ_j KL( N(x_j, e^{-λ}) ‖ Σ_k π_jk N(v_k, e^{-λ}) ), (*batch), nats, by quadrature.
+
+        Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
+
+        The work is that of a table of all levels of all dimensions for each different λ, and later
+        calls with that λ find it done.
+        """
+        batch_dim, lam = self._values("x", x, log_snr)
+        if torch.is_grad_enabled() and lam.requires_grad:
+            raise ValueError(
+                "baseline_kl of a DiscreteDenoiser has no gradient in log_snr; detach it"
+            )
+        index = discrete.level_index(x, self.levels).reshape(-1, math.prod(x.shape[batch_dim:]))
+        index += len(self.levels) * torch.arange(index.shape[1], device=x.device)
+        lam = lam.detach().expand(x.shape[:batch_dim]).reshape(-1)
+        total = torch.empty(len(index), dtype=torch.float64, device=x.device)
+        for value in torch.unique(lam).tolist():
+            same = lam == value
+            total[same] = self._kl_table(value, slice(None)).take(index[same]).sum(-1)
+        return total.reshape(x.shape[:batch_dim])
+
+    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
+        self._values("x", x, 0.0)
+        ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
+        table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
+        row = len(self.levels) * torch.arange(len(ends), device=x.device)
+        return torch.cat(
+            [
+                nn.functional.embedding_bag(
+                    row + discrete.level_index(part, self.levels), table, mode="sum"
+                )
+                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+            ]
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kl_tables.clear()  # they are of the prior that is replaced
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _kl_table(self, log_snr: float, dims: slice) -> Tensor:
+        """(dims, n) divergence of each dimension at each level, kept for later calls."""
+        tables, key = self._kl_tables, (log_snr, dims.start, dims.stop)
+        table = tables.pop(key, None)
+        if table is None or table.device != self.log_prior.device:
+            table = discrete.mixture_kl(self.log_prior.flatten(0, -2)[dims], self.levels, log_snr)
+        tables[key] = table  # the latest last
+        while sum(t.nbytes for t in tables.values()) > KL_TABLES_BYTES and len(tables) > 1:
+            del tables[next(iter(tables))]
+        return table
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """The baseline's posterior, :class:`~pyro_mdm.likelihoods.DiscretizedGaussian` with π."""
+        return likelihoods.DiscretizedGaussian(self.levels, self.log_prior)
+
+    def _batch_dim(self, z: Tensor) -> int:
+        return z.dim() - self.log_prior.dim() + 1
+
+    def _network_output(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
+        batch_dim, lam = self._values("z", z, log_snr)
+        self.check_log_snr(lam)
+        with full_precision(z):
+            v = with_event_dims(torch.exp(-lam), z).to(z.dtype)
+            inputs = (z - self.data_mean.to(z.dtype)) * (self.data_variance.to(z.dtype) + v).rsqrt()
+        factor = len(self.levels) if self.form == "logits" else 2
+        F = self._call(inputs, lam, batch_dim, factor)
+        return F.unflatten(batch_dim, (factor, -1)), lam
+
+    def _tilted(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centre c, α and β of the log-odds log π + α δ + β δ², δ = v_k - c; each like z."""
+        F1, F2 = F.unbind(self._batch_dim(z))
+        F2 = torch.where(F2 < 0, F2, 0.5 * torch.tanh(2 * F2))
+        mu, s2 = self.data_mean.to(z.dtype), self.data_variance.to(z.dtype)
+        v = with_event_dims(torch.exp(-lam), z).to(z.dtype)
+        gain = s2 / (s2 + v)
+        m = mu + gain * (z - mu)
+        w = (gain * v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
+        c, alpha, beta = discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
+        # u = (δ + c - m)/w; what does not depend on k drops out
+        return c, alpha + (F1 + 2 * F2 * (c - m) / w) / w, beta + F2 / w.square()
+
+    def _mean(self, c: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        shape = (-1, self.log_prior.shape[:-1].numel())
+        prior = self.log_prior.to(c.dtype).reshape(shape[1], -1)
+        flat = (t.expand_as(c).reshape(shape) for t in (c, alpha, beta))
+        return c + discrete.posterior_mean(prior, self.levels.to(c.dtype), *flat).reshape(c.shape)
+
+    def _level_odds(self, z: Tensor, lam: Tensor, F: Tensor, k: int) -> tuple[Tensor, ...]:
+        """Centre like z; δ and log-odds with the levels on axis k."""
+        c, alpha, beta = (
+            t.unsqueeze(k) for t in discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
+        )
+        levels = self.levels.to(z.dtype).reshape(-1, *[1] * (z.dim() - k))
+        delta = levels - c
+        return (
+            c.squeeze(k),
+            delta,
+            F + self.log_prior.to(z.dtype).movedim(-1, 0) + (alpha + beta * delta) * delta,
+        )
+
+    def _posterior(self, z: Tensor, lam: Tensor, F: Tensor) -> likelihoods.LevelDistribution:
+        if self.form == "logits":
+            k = self._batch_dim(z)
+            odds = self._level_odds(z, lam, F, k)[2].movedim(k, -1)
+            return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
+        return likelihoods.LevelPosterior(
+            self.levels, self.log_prior, *self._tilted(z, lam, F), z.dtype
+        )

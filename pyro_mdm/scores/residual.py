@@ -1,0 +1,162 @@
+r"""A score in coordinates in which noised data have unit variance, for any diffusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm import noise as draws
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.simulation import advance
+from pyro_mdm.paths.simulated import SimulatedPath
+from pyro_mdm.scores.base import (
+    Number,
+    Score,
+    call_on_state,
+    check_fit,
+    inverse_tril,
+    project,
+    with_event_dims,
+)
+from pyro_mdm.support.checks import check_count, check_finite, check_instance
+
+__all__ = ["ResidualScore"]
+
+
+class ResidualScore(Score):
+    r"""The score of a Gaussian fit of y_s, and what a network adds to it, for any diffusion.
+
+        s_θ(y, s) = Wᵀ ( F(W (y - m), λ(s)) - W (y - m) ),    W = L^{-1},    C = L Lᵀ
+
+    m and C are the mean and covariance (K×K per data dimension) of noised data at the time, fitted
+    once by :meth:`fit` on a grid of noise levels, m and W being interpolated linearly: network
+    inputs and outputs have unit variance, and at F = 0 the model is that of Gaussian data. They are
+    a choice of coordinates, and need not stay exact while a diffusion is learned.
+
+    Args:
+        network: F, called with the K variables as channels, (n, K·C, *spatial), and λ; returns the
+            shape of its input.
+        levels: (M,) increasing noise levels.
+        mean: (M, K, *event_shape).
+        covariance: (M, *event_shape, K, K), positive definite.
+
+    Raises:
+        ValueError: NaN, states of the wrong shape, a network output of another shape.
+    """
+
+    serves_nonlinear = True
+    levels: Tensor
+    mean: Tensor
+    whitener: Tensor
+
+    def __init__(
+        self, network: nn.Module, levels: Tensor, mean: Tensor, covariance: Tensor
+    ) -> None:
+        super().__init__(network, tuple(mean.shape[2:]))
+        expected = (len(levels), *mean.shape[2:], mean.shape[1], mean.shape[1])
+        if len(levels) != len(mean) or covariance.shape != expected or len(levels) < 2:
+            raise ValueError(
+                f"mean has shape {tuple(mean.shape)} and covariance {tuple(covariance.shape)} at "
+                f"{len(levels)} levels, expected (M, K, *event_shape) and (M, *event_shape, K, K) "
+                "with M ≥ 2"
+            )
+        for name, value in (("levels", levels), ("mean", mean), ("covariance", covariance)):
+            check_finite(name, value)
+        self.register_buffer("levels", levels.detach().double().clone())
+        self.register_buffer("mean", mean.detach().double().clone())
+        root = torch.linalg.cholesky(covariance.detach().double())
+        self.register_buffer("whitener", inverse_tril(root).contiguous())
+
+    @classmethod
+    def fit(
+        cls,
+        network: nn.Module,
+        diffusion: Diffusion,
+        train_x: Tensor,
+        *,
+        num_levels: int = 33,
+        num_paths: int = 512,
+        seed: int = 0,
+    ) -> ResidualScore:
+        """Fit m and C to noised data: in closed form if linear, else by simulation.
+
+        Args:
+            train_x: data in model space, (N, *event_shape).
+            num_levels: between the ends of the diffusion.
+            num_paths: simulated to each level.
+            seed: of the paths; the caller's random state stays as it is.
+        """
+        check_fit(network, train_x)
+        fix = "the order is ResidualScore.fit(network, diffusion, train_x)"
+        check_instance("diffusion", diffusion, Diffusion, fix)
+        check_count("num_levels", num_levels, "the number of noise levels, both ends among them", 2)
+        check_count("num_paths", num_paths, "the number of paths to each level")
+        with torch.no_grad():
+            s = diffusion.noise_level_grid(num_levels).flip(0)
+            levels = diffusion.noise_level(s)
+            device = s.device
+            if isinstance(diffusion, LinearDiffusion):
+                marginal = diffusion.marginal(s)
+                x = train_x.to(device).double()
+                a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
+                aa = marginal.mean.unsqueeze(-1) * marginal.mean.unsqueeze(-2)
+                variance = x.var(0, unbiased=False)[..., None, None]
+                shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
+                covariance = marginal.covariance.reshape(shape) + variance * aa.reshape(shape)
+                return cls(network, levels, a * x.mean(0), covariance)
+            with draws.piece(0, 1, seed):
+                states = _noised_data(diffusion, train_x, s, num_paths)
+            mean = states.mean(1)
+            rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
+            covariance = torch.einsum("mn...i,mn...j->m...ij", rest, rest) / num_paths
+            return cls(network, levels, mean, covariance)
+
+    def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
+        """s_θ, like y."""
+        s = self._state(diffusion, y, s)
+        batch_dim = s.dim() or 1
+        level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
+        m, W = (t.to(y.dtype) for t in self._coordinates(level))
+        with full_precision(y):
+            rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
+            white = (W @ rest).squeeze(-1).movedim(-1, batch_dim)
+        out = call_on_state(self, white, level, batch_dim)
+        with full_precision(y):
+            target = (out - white).movedim(batch_dim, -1).unsqueeze(-1)
+            return (W.mT @ target).squeeze(-1).movedim(-1, batch_dim)
+
+    def _coordinates(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """m like a state and W (*batch, *event_shape, K, K) at noise levels (*batch)."""
+        i = torch.searchsorted(self.levels, level.detach().contiguous()).clamp(
+            1, len(self.levels) - 1
+        )
+        low, high = self.levels[i - 1], self.levels[i]
+        w = ((level - low) / (high - low)).clamp(0, 1)
+        m = torch.lerp(self.mean[i - 1], self.mean[i], with_event_dims(w, self.mean[i]))
+        W = torch.lerp(self.whitener[i - 1], self.whitener[i], with_event_dims(w, self.whitener[i]))
+        return m, W
+
+    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """x̂ by the projection on g² s_θ, (*batch, *event_shape); linear diffusions only."""
+        return project(diffusion, self.score(diffusion, y, s), y, s)
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """:class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior."""
+        return likelihoods.Gaussian()
+
+
+def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> Tensor:
+    """States (M, n, K, *event_shape) of ``num_paths`` paths from data to each time of s (M,)."""
+    chosen = torch.arange(num_paths) * len(train_x) // num_paths
+    x = train_x[chosen].to(s.device).double()
+    path = SimulatedPath(diffusion, x.repeat(len(s), *[1] * (x.dim() - 1)))
+    start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
+    knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
+    settings = path.simulation
+    y = advance(diffusion, path.rsample().squeeze(1), knots, settings.steps(), settings)
+    return y.reshape(len(s), num_paths, *y.shape[2:])

@@ -1,0 +1,242 @@
+"""The door: what users hand over is checked once, before it is used.
+
+Every message has the value, what was expected, and the fix. Wrong kinds of object raise TypeError,
+wrong values ValueError.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "check_count",
+    "check_data",
+    "check_finite",
+    "check_instance",
+    "check_network",
+    "check_number",
+    "check_resolution",
+    "check_weights",
+    "describe",
+    "floating_dtypes",
+    "real_tensor",
+    "tensor_device",
+]
+
+
+# -- kinds of objects ------------------------------------------------------------------------------
+def check_instance(name: str, value: Any, kind: type | tuple[type, ...], fix: str) -> None:
+    """Raises TypeError unless ``value`` is an object of ``kind``; ``fix`` ends the message."""
+    if isinstance(value, kind):
+        return
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = " or ".join(k.__name__ for k in kinds)
+    if isinstance(value, type) and issubclass(value, kinds):
+        raise TypeError(
+            f"{name} is the class {value.__name__}, expected an object of it: "
+            f"{value.__name__}(…); {fix}"
+        )
+    raise TypeError(f"{name} is {describe(value)}, expected a {expected}; {fix}")
+
+
+def check_network(name: str, network: Any, *others: type) -> None:
+    """Raises TypeError unless ``network`` can be called as a network, and is none of ``others``.
+
+    A score is no network, nor are data: they are what is handed over in its place.
+    """
+    call = f"{name} is called as {name}(inputs, log_snr)"
+    if isinstance(network, type):
+        raise TypeError(
+            f"{name} is the class {network.__name__}, expected an object of it: "
+            f"{network.__name__}(…); {call}"
+        )
+    if not callable(network) or isinstance(network, others):
+        raise TypeError(
+            f"{name} is {describe(network)}, expected a torch.nn.Module, such as MLP or UNet of "
+            f"pyro_mdm.networks; {call}, and comes before data"
+        )
+    if not _takes_two(network):
+        raise TypeError(
+            f"{name} is {describe(network)}, which does not take two arguments; {call}: write a "
+            "module whose forward takes both"
+        )
+
+
+def _takes_two(network: Any) -> bool:
+    """Whether a callable can be called with two arguments, as far as its signature tells."""
+    call = network.forward if isinstance(network, nn.Module) else network
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def describe(value: Any) -> str:
+    """A short name of a value for messages."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}(…)"
+    text = repr(value)
+    short = len(text) <= 60 and not text.startswith("<")
+    return text if short else f"a {type(value).__name__}"
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+def check_count(name: str, value: Any, expected: str, least: int = 1) -> None:
+    """Raises unless ``value`` is a whole number ≥ ``least``; 2.0 and True are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        whole = isinstance(value, float) and value.is_integer()
+        fix = f"; write {int(value)}" if whole else ""
+        raise TypeError(f"{name} is {describe(value)}, expected a whole number, {expected}{fix}")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
+
+
+def check_number(name: str, value: Any, expected: str, *, positive: bool = False) -> float:
+    """A real number as a float: finite, and above 0 if ``positive``."""
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number) or (positive and not number > 0):
+        raise ValueError(f"{name} is {describe(value)}, expected {expected}")
+    return number
+
+
+def real_tensor(name: str, value: Any, expected: str) -> Tensor:
+    """Real numbers of any shape, in float64, without gradient."""
+    try:
+        given = hasattr(value, "dtype")  # else Python's floats, which are float64
+        found = torch.as_tensor(value, dtype=None if given else torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is {describe(value)}, expected {expected}; give numbers, in rows of one length"
+        ) from error
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} is {found.dtype}, expected {expected}; give real numbers")
+    if found.requires_grad:
+        raise ValueError(
+            f"{name} requires gradients, but what is given is not learned: use LearnedDiffusion, "
+            f"or pass {name}.detach()"
+        )
+    return found.to(torch.float64)
+
+
+# -- data ------------------------------------------------------------------------------------------
+def check_data(name: str, x: Any, device: torch.device | None = None) -> None:
+    """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
+
+    Args:
+        device: where it must be, if that is known.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} is {x.dtype}, expected floating-point data in model space; e.g. pixels "
+            f"0 … 255 as {name}.float() / 127.5 - 1"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} is {x.dtype}, expected float32 or float64: its digits are too few for the "
+            f"bound; pass {name}.float(), and for mixed precision set the score's autocast_dtype"
+        )
+    if not x.numel():
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected at least one datum; look at the loader "
+            "or the selection that made it"
+        )
+    if device is not None and x.device != device:
+        raise ValueError(
+            f"{name} is on {x.device} and the programs are on {device}, expected one device; pass "
+            f"{name}.to({str(device)!r}), or move the model: model.to({str(x.device)!r})"
+        )
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"{name} has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
+            "finite data; check the transform that made it"
+        )
+
+
+def _not_a_tensor(name: str, x: Any) -> str:
+    expected = "expected a torch tensor"
+    if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
+        kind = type(x).__name__
+        return f"a {kind} of tensors, {expected}; if it is a loader's batch, pass {name}[0]"
+    if type(x).__module__ == "numpy":
+        return (
+            f"a NumPy array of {getattr(x, 'dtype', '')}, {expected}; pass "
+            f"torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    return f"{describe(x)}, {expected}; pass torch.as_tensor({name}, dtype=torch.float32)"
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raises ValueError with the first entry that is NaN or infinite."""
+    if torch.compiler.is_compiling():
+        return
+    bad = ~value.isfinite()
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} holds {value[where].item()} at {where} "
+            f"({int(bad.sum())} of {value.numel()} values), expected finite numbers; look for the "
+            "data or the sampler's step before"
+        )
+
+
+def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float = 1.0) -> None:
+    """Raises ValueError where z = x + e^{-λ/2} ε is x itself to the rounding of ``dtype``."""
+    if not mean_square > 0:
+        return
+    limit = -2 * math.log(torch.finfo(dtype).eps) - math.log(mean_square)
+    if max_log_snr > limit:
+        raise ValueError(
+            f"max_log_snr is {max_log_snr:g}, expected at most {limit:.0f}: beyond it the noise "
+            f"that a denoiser is to remove is below the rounding of {dtype}; lower it (13 resolves "
+            "8-bit pixels), or scale the data"
+        )
+
+
+# -- modules ---------------------------------------------------------------------------------------
+def floating_dtypes(module: Any) -> set[torch.dtype]:
+    """The precisions of a module's parameters; a plain function has none."""
+    if not isinstance(module, nn.Module):
+        return set()
+    return {p.dtype for p in module.parameters() if p.is_floating_point()}
+
+
+def tensor_device(module: nn.Module) -> torch.device | None:
+    """Where a module's tensors are; None if it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((t.device for t in tensors), None)
+
+
+def check_weights(network: Any) -> None:
+    """Raises ValueError if a parameter of a network is NaN or infinite."""
+    if not isinstance(network, nn.Module):
+        return
+    for name, parameter in network.named_parameters():
+        if bool(parameter.isfinite().all()):
+            continue
+        bad = parameter[~parameter.isfinite()]
+        raise ValueError(
+            f"{name} of {type(network).__name__} holds {bad[0].item()} ({bad.numel()} of "
+            f"{parameter.numel()} weights), expected finite weights; load the last good ones, and "
+            "lower the learning rate or clip gradients if training led here"
+        )

@@ -1,0 +1,173 @@
+"""Objects that know what they were made of, and state dicts that say what decides the bound.
+
+A state dict holds parameters and buffers. Numbers that are neither, such as ``max_log_snr``, decide
+a bound as much, so a module that is :class:`Restorable` puts them beside its tensors, under
+``_extra_state``: as JSON in a tensor of bytes, so that a state dict still is tensors alone, for
+``torch.load(weights_only=True)`` and safetensors too. Loading restores what can be set and refuses
+what cannot. A state dict that has none, of an earlier version, lacks these keys; ``strict=False``
+loads it and keeps the settings that are there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described", "is_plain"]
+
+R = TypeVar("R", bound="Recorded")
+
+
+EXTRA_STATE = "_extra_state"
+"""How the names of settings end in a state dict; PyTorch's name."""
+
+
+class SettingsError(ValueError):
+    """A state dict was saved by a module with other settings."""
+
+
+class Recorded:
+    """An object that remembers the arguments of its constructor, defaults too; so do subclasses."""
+
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls: type[R], *args: Any, **kwargs: Any) -> R:
+        self = super().__new__(cls)
+        named = {name: _without_graph(value) for name, value in kwargs.items()}
+        self.__dict__["_given"] = tuple(map(_without_graph, args)), named
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the constructor that make an object like this one.
+
+        What is changed later is in :meth:`settings`, parameters or buffers.
+        """
+        args, kwargs = self._given
+        signature = inspect.signature(type(self).__init__)
+        given = signature.bind(self, *args, **kwargs).arguments
+        found: dict[str, Any] = {}
+        for name, parameter in list(signature.parameters.items())[1:]:
+            value = given.get(name, parameter.default)
+            if name not in given and not is_plain(value):
+                continue  # the default of a function or the like need not be remembered
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                found |= value
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                found[f"*{name}"] = value
+            else:
+                found[name] = value
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the object's part in a bound, by name, and is no parameter or buffer.
+
+        By default the constructor's arguments that are numbers, strings or None, as the attributes
+        of these names are now, without those that became buffers.
+        """
+        buffers = vars(self).get("_buffers", {})
+        now = {name: vars(self).get(name, v) for name, v in self.arguments().items()}
+        return {name: v for name, v in now.items() if is_plain(v) and name not in buffers}
+
+
+def _without_graph(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+class Restorable(Recorded):
+    """A module whose settings are in its state dict. Put it before ``nn.Module`` among bases."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set those of :meth:`settings` that can be set after construction; by default none."""
+
+    def get_extra_state(self) -> Tensor:
+        """The class's name and the settings, as JSON in bytes (n,), uint8."""
+        return _packed({"class": type(self).__name__} | self.settings())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the settings of a state dict.
+
+        Raises:
+            SettingsError: they are of another class, or differ in what cannot be set.
+        """
+        saved, name = _unpacked(state), type(self).__name__
+        if saved.get("class") != name:
+            raise SettingsError(
+                f"the state dict is of the class {saved.get('class')}, this is a {name}; build the "
+                "object that was saved"
+            )
+        del saved["class"]
+        try:
+            self.restore(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"the settings of the {name} in the state dict cannot be taken over ({error!r}); "
+                "another version of pyro_mdm saved them"
+            ) from error
+        own = _unpacked(_packed(self.settings()))
+        differing = [
+            f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
+            "here"
+            for key in own | saved
+            if key not in own or key not in saved or own[key] != saved[key]
+        ]
+        if differing:
+            raise SettingsError(f"{'; '.join(differing)}: build the {name} as it was saved")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = state_dict, prefix, local_metadata, strict
+        try:
+            super()._load_from_state_dict(  # type: ignore[misc]
+                *given, missing_keys, unexpected_keys, error_msgs
+            )
+        except SettingsError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a string or None."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def described(value: Any) -> Any:
+    """A setting as JSON can hold it: an object by its class and settings, a function by its name.
+
+    Two that are described alike may differ in what a function of the user's computes.
+    """
+    if isinstance(value, Recorded):
+        own = {key: described(v) for key, v in value.settings().items()}
+        return {"class": type(value).__name__} | own
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: described(v) for key, v in value.items()}
+    if isinstance(value, list | tuple | nn.ModuleList):
+        return [described(v) for v in value]
+    return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
+
+
+def _packed(content: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def _unpacked(state: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(bytes(state.cpu().tolist()))
+        return dict(found)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"the settings in the state dict cannot be read ({error}), expected JSON in a tensor "
+            "of bytes; save it again"
+        ) from error
