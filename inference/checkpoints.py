@@ -338,8 +338,8 @@ def _digest(body: Any) -> str:
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load ``tensors`` into ``module``, all of them or none.
 
-    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are taken over; one that is older than they
-    are leaves those of ``module``.
+    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are taken over; one that is older
+    than they are leaves those of ``module``.
 
     Raises:
         ArchitectureError: names, shapes or settings differ; the message lists where.

@@ -23,7 +23,7 @@ from inference.loading import Programs, Reused, open_run
 from inference.processes import Precision, autocast_dtype, start
 from models.files import spread
 from pyro_mdm import LinearDiffusion, bits_per_dim
-from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.scores.denoiser import DenoiserScore

@@ -26,7 +26,7 @@ from inference.runs import Run
 from models.base import Problem
 from models.files import spread
 from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion, NonlinearDiffusion, bits_per_dim
-from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
 

@@ -28,12 +28,12 @@ from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion
+from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.support.progress import progress_bar
-from pyro_mdm.tensorboard import image_grid
 
 __all__ = [
     "SAMPLERS",
@@ -132,8 +132,8 @@ def draw(
 def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
     """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
 
-    ``columns`` is as of :func:`~pyro_mdm.plots.pictures.image_grid`. Points are shown by their first two
-    coordinates, beside test data.
+    ``columns`` is as of :func:`~pyro_mdm.plots.pictures.image_grid`. Points are shown by their
+    first two coordinates, beside test data.
     """
     images = problem.to_images(x)
     if images is not None:

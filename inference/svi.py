@@ -17,8 +17,7 @@ from tqdm.auto import trange
 import pyro_mdm
 from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.plots.tensorboard import write_terms
-from pyro_mdm.tensorboard import image_grid
+from pyro_mdm.plots.tensorboard import image_grid, write_terms
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", choices=["tumours", "digits"], default="tumours")

@@ -52,8 +52,7 @@ from inference.processes import (
 from inference.runs import Run, RunError, create_default, fingerprint
 from models import ImageProblem, Images
 from models.base import FileImages
-from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion
-from pyro_mdm import noise as draws
+from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, randomness
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -340,7 +339,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
                 torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
                 last = r == mine[-1]
                 with _naming(step, run), fabric.no_backward_sync(loss_of, enabled=not last):
-                    with draws.piece(r, count, noise_seed):
+                    with randomness.piece(r, count, noise_seed):
                         x, log_det = problem.transform(part)
                         loss = loss_of(x) / (batch_size * num_dims)
                     fabric.backward(loss * world)  # processes are averaged, and their sum is meant

@@ -12,7 +12,7 @@ from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
-from pyro_mdm.evaluation.bound import Bound, bound
+from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel

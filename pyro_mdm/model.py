@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pyro_mdm.likelihoods.base import Likelihood
     from pyro_mdm.scores.base import Score
 
-__all__ = ["DiffusionModel"]
+__all__ = ["DiffusionModel", "check_diffusion", "check_times"]
 
 
 class DiffusionModel(Registered):

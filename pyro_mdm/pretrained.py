@@ -32,6 +32,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pyro_mdm import networks  # noqa: F401  its classes are known by name
 from pyro_mdm.support.settings import Recorded, is_plain
 
 __all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]

@@ -22,7 +22,7 @@ from pyro_mdm import (
     bound,
     elbo_terms,
 )
-from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.support.measured import Measured
 from tests.test_elbo import DIMS, MEAN, VARIANCE, Wrong, data, denoiser, exact_bound, programs

@@ -18,7 +18,7 @@ from pyro_mdm import (
     NoisePrediction,
     RawScore,
 )
-from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import holm
 from pyro_mdm.evaluation.strata import StratifiedIntegrals
 from pyro_mdm.likelihoods import discrete

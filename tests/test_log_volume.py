@@ -16,8 +16,7 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor, nn
 
-from pyro_mdm import NoisePrediction, RawScore
-from pyro_mdm import noise as draws
+from pyro_mdm import NoisePrediction, RawScore, randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score
@@ -171,8 +170,8 @@ def expected_term(
     nodes, weights = gauss(200)
     u, weight = nodes.repeat_interleave(K + 1), weights.repeat_interleave(K + 1)
     axes = torch.eye(K + 1, dtype=torch.float64).repeat(len(nodes), 1)
-    monkeypatch.setattr(draws, "low_discrepancy", lambda n, device: u)
-    monkeypatch.setattr(draws, "normal", lambda *args: axes[:, 1:].unsqueeze(-1))
+    monkeypatch.setattr(randomness, "low_discrepancy", lambda n, device: u)
+    monkeypatch.setattr(randomness, "normal", lambda *args: axes[:, 1:].unsqueeze(-1))
     values, _ = SCORES[kind](network).diffusion_term(diffusion, SD * axes[:, :1])
     return (weight * values).sum()
 

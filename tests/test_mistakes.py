@@ -38,7 +38,7 @@ from pyro_mdm import (
     bound,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
-from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.samplers.ancestral import Ancestral

@@ -36,8 +36,8 @@ from pyro_mdm import (
     SimulatedPath,
     Simulation,
     elbo_terms,
+    randomness,
 )
-from pyro_mdm import noise as draws
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.sde import fold, unfold
@@ -421,7 +421,7 @@ def test_loss_and_gradients_of_the_pieces_add_up_to_those_of_the_batch(name, est
     model.zero_grad()
     total = 0.0
     for r in range(count):
-        with draws.piece(r, count, 7):
+        with randomness.piece(r, count, 7):
             loss = loss_of(x[r::count])
         loss.backward()
         total += loss.item()

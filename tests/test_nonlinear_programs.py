@@ -33,8 +33,8 @@ from pyro_mdm import (
     ResidualScore,
     Simulated,
     Simulation,
+    randomness,
 )
-from pyro_mdm import noise as draws
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
@@ -475,7 +475,7 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol
     for name, kind in (("default", ResidualScore), ("score", RawScore)):
         model = problem.build(diffusion, score=name)
         assert isinstance(model.score_function, kind) and isinstance(model.likelihood, decoder)
-        with draws.piece(0, 1, 0):
+        with randomness.piece(0, 1, 0):
             loss = MDM_ELBO()(model, DiffusionGuide(diffusion))(x)
         loss.backward()
         assert bool(loss.isfinite())

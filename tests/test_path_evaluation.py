@@ -24,7 +24,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.priors import GaussianPrior
-from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.networks import MLP
 from tests.problems import learned, normal

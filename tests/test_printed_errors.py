@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference.evaluate import in_bits
 from pyro_mdm import ALDA, VPSDE
-from pyro_mdm.evaluation.compare import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate
 from tests.benchmarks.coverage import lognormal
 from tests.problems import normal

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from inference.sample import draw
 from pyro_mdm import CLD
-from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.support.progress import LogProgress, Progress, progress_bar
 from tests.test_elbo import data, denoiser, programs
 
@@ -101,7 +101,7 @@ def test_an_evaluation_shows_each_of_its_parts(monkeypatch) -> None:
         asked.append((what, units, total, shown))
         return progress_bar(total, what, units, shown=False)
 
-    monkeypatch.setattr("pyro_mdm.evaluation.progress_bar", recorded)
+    monkeypatch.setattr("pyro_mdm.evaluation.closed_form.progress_bar", recorded)
     log_likelihood(*programs(CLD(max_log_snr=3.0), denoiser(0.5)), data(20), draws=1, progress=True)
     assert asked[0] == ("baseline", "dimensions", 3, True)
     assert asked[1] == ("reconstruction", "data", 20, True)

@@ -23,8 +23,15 @@ import torchsde
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from pyro_mdm import CLD, VPSDE, LinearDiffusion, NonlinearDiffusion, Simulated, Simulation
-from pyro_mdm import noise as draws
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    LinearDiffusion,
+    NonlinearDiffusion,
+    Simulated,
+    Simulation,
+    randomness,
+)
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.nonlinear import matrix_divergence
@@ -966,8 +973,8 @@ def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
     n, d, K = 6, 2, 3
     rows = []
     for r in range(2):
-        with draws.piece(r, 2, 5):
-            bm = draws.brownian(n // 2, d, K, torch.float64, torch.device("cpu"), area)
+        with randomness.piece(r, 2, 5):
+            bm = randomness.brownian(n // 2, d, K, torch.float64, torch.device("cpu"), area)
             assert bm.shape == (n // 2 * d, K) and bm.levy_area_approximation == area
             assert bm.dtype == torch.float64 and bm.device == torch.device("cpu")
             assert "rows" in repr(bm)
@@ -979,13 +986,13 @@ def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
                 W, U = bm(0.0, 0.5, return_U=True)
                 assert torch.equal(W, halves[0]) and U.shape == W.shape
     torch.manual_seed(5)
-    whole = draws.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
+    whole = randomness.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
     whole(0.0, 0.5), whole(0.5, 1.0)
     expected = whole(0.0, 0.5).reshape(n, d, K)
     assert torch.equal(torch.stack(rows, 1).flatten(0, 1), expected)
-    many = draws.brownian(20000, 1, 2, torch.float64, torch.device("cpu"), area)
+    many = randomness.brownian(20000, 1, 2, torch.float64, torch.device("cpu"), area)
     assert_standard_normal(torch.cat([many(0.0, 0.25), many(0.25, 0.5)], 1) * 2)
-    other = draws.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
+    other = randomness.brownian(n, d, K, torch.float64, torch.device("cpu"), area)
     assert not torch.equal(other(0.0, 0.5).reshape(n, d, K), expected)
 
 

@@ -32,7 +32,7 @@ from inference.runs import Run, RunError
 from inference.train import _check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
-from pyro_mdm.evaluation.compare import log_likelihood
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 
 ROOT = Path(__file__).parent.parent

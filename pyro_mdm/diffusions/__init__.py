@@ -15,15 +15,30 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 """
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
+from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
+from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 
 __all__ = [
     "ALDA",
     "CLD",
+    "Clock",
+    "ConstantBeta",
+    "GaussianPrior",
+    "LearnedBeta",
+    "LinearBeta",
+    "Prior",
+    "QuadraturePrior",
+    "Simulation",
+    "SimulationError",
+    "apply_matrix",
+    "apply_vector",
     "Diffusion",
     "HamiltonianDiffusion",
     "LearnedDiffusion",

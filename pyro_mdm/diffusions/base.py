@@ -16,7 +16,16 @@ from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
 from pyro_mdm.support.checks import check_instance, check_number
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Diffusion", "Marginal", "Transition", "UnreachableError"]
+__all__ = [
+    "Diffusion",
+    "Marginal",
+    "Matrix",
+    "Times",
+    "Transition",
+    "UnreachableError",
+    "check_clock",
+    "check_horizon",
+]
 
 Times = float | Tensor
 
@@ -138,13 +147,13 @@ class Diffusion(Restorable, nn.Module, ABC):
         return torch.zeros_like(y)
 
     def forward_sde(self, event_shape: Sequence[int] = ()) -> ForwardSDE:
-        """This diffusion as a torchsde object over states (batch·d, K); see :mod:`pyro_mdm.diffusions.sde`."""
+        """This diffusion as a torchsde object over states (batch·d, K)."""
         return ForwardSDE(self, event_shape)
 
     def reverse_sde(
         self, score: Callable[[Tensor, Tensor], Tensor], event_shape: Sequence[int]
     ) -> ReverseSDE:
-        """The generative SDE in t = T - s as a torchsde object; see :mod:`pyro_mdm.diffusions.sde`."""
+        """The generative SDE in t = T - s as a torchsde object."""
         return ReverseSDE(self, score, event_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:

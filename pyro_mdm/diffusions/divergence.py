@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.simulation import Simulation
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["divergence"]
+__all__ = ["Trace", "apply_root", "apply_root_transposed", "as_rows", "divergence", "own_node"]
 
 EXACT = 8
 """The most derivatives for which a divergence is exact by default."""
@@ -93,5 +90,5 @@ def _gradient(value: Tensor, y: Tensor) -> Tensor:
 
 def _probe(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
     if law == "gaussian":
-        return draws.normal(shape, like.dtype, like.device)
-    return 2.0 * (draws.uniform(shape, like.dtype, like.device) < 0.5).to(like.dtype) - 1.0
+        return randomness.normal(shape, like.dtype, like.device)
+    return 2.0 * (randomness.uniform(shape, like.dtype, like.device) < 0.5).to(like.dtype) - 1.0

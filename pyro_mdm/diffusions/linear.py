@@ -31,7 +31,7 @@ from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion"]
+__all__ = ["LinearDiffusion", "shared_ends"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 

@@ -11,7 +11,14 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Matrix
 from pyro_mdm.support.checks import real_tensor
 
-__all__ = []
+__all__ = [
+    "MAX_AMPLIFICATION",
+    "apply_matrix",
+    "apply_vector",
+    "covariance_matrix",
+    "full_precision",
+    "square_matrix",
+]
 
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
 MAX_AMPLIFICATION = 2e7

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
@@ -41,7 +41,7 @@ from pyro_mdm.diffusions.simulation import Simulation, noise_root
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["NonlinearDiffusion"]
+__all__ = ["NonlinearDiffusion", "matrix_divergence"]
 
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
@@ -76,8 +76,8 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     Attributes:
         stationary_prior: whether π is stationary at every s. Declare it where it is known: then
-            (1) of :mod:`pyro_mdm.paths.path_integral` has no term c, and it is checked. The bound is
-            right either way.
+            (1) of :mod:`pyro_mdm.paths.path_integral` has no term c, and it is checked. The bound
+            is right either way.
 
     Raises:
         ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,
@@ -339,7 +339,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         with torch.enable_grad():
             point = y.detach().requires_grad_()
             F = self._prior_current(point, s)
-            with draws.piece(0, 1, 0):
+            with randomness.piece(0, 1, 0):
                 trace = divergence(F, point, None, settings)
             along = (F * self.prior.score(point)).flatten(1).sum(1)
             first, second = trace.value.detach(), along.detach()

@@ -15,7 +15,7 @@ import torch
 import torchsde
 from torch import Tensor, nn
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.sde import check_dispersion, fold, unfold
@@ -25,7 +25,7 @@ from pyro_mdm.support.settings import Recorded
 if TYPE_CHECKING:
     from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 
-__all__ = ["Simulation", "SimulationError", "advance", "noise_root", "simulate"]
+__all__ = ["LIMIT", "Simulation", "SimulationError", "advance", "noise_root", "simulate"]
 
 LIMIT = 1e6
 """A state beyond this has exploded."""
@@ -213,7 +213,7 @@ def advance(
     if brownian is None:
         area = "space-time" if method == "srk" else "none"
         d = event_shape.numel()
-        brownian = draws.brownian(len(y), d, y.shape[1], dtype, y.device, area)
+        brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
     found, states = [], fold(y.to(dtype))

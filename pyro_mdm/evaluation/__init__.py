@@ -1,19 +1,19 @@
 r"""The bound of trained models, with errors, alone and in pairs.
 
-The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_mdm.evaluation.strata` describes: a
-likelihood ratio to a baseline with an exact denoiser, at noise levels (log SNR, or log volume for
-scores of the raw state) spread evenly over a density that adapts. The prior's divergence is exact,
-and the decoder's term costs no network call unless the decoder is a network. Models that are
-compared see the same data, noise levels and noise: state noise is drawn such that its first part is
-that of z, whatever the diffusion (z itself is the same where levels are log SNR for both). Models
-whose diffusion is simulated are evaluated as :mod:`pyro_mdm.evaluation.simulated` describes.
+The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_mdm.evaluation.strata`
+describes: a likelihood ratio to a baseline with an exact denoiser, at noise levels (log SNR, or log
+volume for scores of the raw state) spread evenly over a density that adapts. The prior's divergence
+is exact, and the decoder's term costs no network call unless the decoder is a network. Models that
+are compared see the same data, noise levels and noise: state noise is drawn such that its first
+part is that of z, whatever the diffusion (z itself is the same where levels are log SNR for both).
+Models whose diffusion is simulated are evaluated as :mod:`pyro_mdm.evaluation.simulated` describes.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
 and what more network calls make small; the standard error is over the data and includes it.
 """
 
-from pyro_mdm.evaluation.bound import Bound, bound
-from pyro_mdm.evaluation.compare import check_programs, compare, log_likelihood
+from pyro_mdm.evaluation.bounds import Bound, bound
+from pyro_mdm.evaluation.comparison import check_programs, compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate
 
 __all__ = [

@@ -30,7 +30,7 @@ from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = []
+__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share"]
 
 FEWEST = 8  # data whose spread is an error
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Comparison", "Difference", "Estimate"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Estimate",
+    "Z95",
+    "holm",
+    "mean_and_error",
+    "population_error",
+    "two_sided_p_value",
+]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 

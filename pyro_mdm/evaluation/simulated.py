@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as seeded
+from pyro_mdm import randomness as seeded
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share
 from pyro_mdm.evaluation.estimates import (

@@ -5,7 +5,7 @@ At the start time ε, where λ = log SNR is as large as the diffusion goes, the 
 and returns a Pyro distribution of x with the batch shape of the state and its event shape.
 """
 
-from pyro_mdm.likelihoods.base import Likelihood, bits_per_dim
+from pyro_mdm.likelihoods.base import Likelihood, Reading, bits_per_dim, read_state
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import (
@@ -27,6 +27,8 @@ __all__ = [
     "Likelihood",
     "LogitDequantization",
     "NetworkPosterior",
+    "Reading",
     "Tweedie",
     "bits_per_dim",
+    "read_state",
 ]

@@ -14,7 +14,7 @@ from torch.distributions.transforms import (
     Transform,
 )
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 
 __all__ = ["Dequantized", "LogitDequantization"]
 
@@ -80,7 +80,7 @@ class LogitDequantization:
                 "such as uint8 pixels"
             )
         if generator is None:
-            u = draws.uniform(k.shape, torch.float64, k.device)
+            u = randomness.uniform(k.shape, torch.float64, k.device)
         else:
             u = torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
         w = (codes + u) / self.num_levels

@@ -57,7 +57,9 @@ class LevelDistribution(TorchDistribution, ABC):
 
 
 class LevelPosterior(LevelDistribution):
-    """p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j (:mod:`pyro_mdm.likelihoods.discrete`).
+    """p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j.
+
+    See :mod:`pyro_mdm.likelihoods.discrete`.
 
     Args:
         levels: (n,) float64.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -14,10 +14,17 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.support.checks import check_data, tensor_device
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = []
+__all__ = [
+    "PathLaw",
+    "Self",
+    "apply_block",
+    "checked_times",
+    "gaussian_log_prob",
+    "num_batch_dims",
+    "outer",
+    "times_text",
+    "white_log_prob",
+]
 
 Self = TypeVar("Self", bound="PathLaw")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.generative import GenerativeLaw, GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
 
-__all__ = ["PathKL", "different_diffusions", "path_kl", "prior_kl"]
+__all__ = ["PathKL", "chain_kl", "different_diffusions", "path_kl", "prior_kl", "shared_diffusion"]
 
 
 class PathKL(NamedTuple):
@@ -83,7 +83,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
     shape = (n, *noising.event_shape[1:])
     terms = []
     for i in range(N):
-        noise = draws.normal(shape, x.dtype, x.device)
+        noise = randomness.normal(shape, x.dtype, x.device)
         y = outer(marginal.mean[i], x, noising.x_dim)
         y = y + apply_block(marginal.scale_tril[i], noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)

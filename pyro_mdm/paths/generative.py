@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
 from pyro_mdm.paths.base import PathLaw, Self
 
-__all__ = ["GenerativePath"]
+__all__ = ["BoundScore", "GenerativeLaw", "GenerativePath"]
 
 Sampler = Callable[..., Tensor]
 
@@ -89,13 +89,13 @@ class GenerativePath(GenerativeLaw):
             return (diffusion.prior.log_prob(y0) - gain.value).reshape(lead)
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
-        u = draws.low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
+        u = randomness.low_discrepancy(len(y0), y0.device).clamp_min(1e-4)
         s = start + (diffusion.horizon - start) * u.square()
         weight = 2 * (diffusion.horizon - start) * u
         M, F, F_inverse, m = diffusion.noise_last_root(s, start)
         # pairs differ in the noise that G adds last, given the rest of y_s: of s_θ · g² ∇ log q
         # only its dependence on that noise counts, and all else cancels
-        noise = draws.normal(y0.shape, y0.dtype, y0.device)
+        noise = randomness.normal(y0.shape, y0.dtype, y0.device)
         flipped = torch.cat([noise[:, :-m], -noise[:, -m:]], 1)
         both = apply_matrix(M, y0).repeat(2, *(1,) * (y0.dim() - 1))
         both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])

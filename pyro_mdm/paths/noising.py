@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class NoisingPath(PathLaw):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
-        noise = draws.normal(shape, self.x.dtype, self.x.device)
+        noise = randomness.normal(shape, self.x.dtype, self.x.device)
         states: list[Tensor] = []
         for i, e in enumerate(self._states(noise)):
             if i == 0:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
 
@@ -90,7 +90,7 @@ def path_integral(
     n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
     with torch.no_grad():
         start, end = diffusion.start_time, diffusion._tensor(diffusion.horizon)
-        u = draws.low_discrepancy(n, y.device) if fraction is None else fraction
+        u = randomness.low_discrepancy(n, y.device) if fraction is None else fraction
         strata = torch.arange(P, dtype=torch.float64, device=y.device)[:, None]
         s = diffusion.time_at_progress((strata + u) / P)  # (P, n)
         knots = torch.cat([start.expand(1, n), s])
@@ -151,7 +151,7 @@ def _local(
         # noise that does not depend on the state is taken at the end of the step, where g² r is
         depends = diffusion.noise_depends_on_state
         G = noise_root(diffusion, before, r if depends else s)
-        xi = draws.normal((n, d, K), before.dtype, before.device) if noise is None else noise
+        xi = randomness.normal((n, d, K), before.dtype, before.device) if noise is None else noise
         centre = before + delta * diffusion.drift(before, r).to(before.dtype)
         kick = (root * apply_root(G, xi)).mT.reshape(before.shape)
         both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])

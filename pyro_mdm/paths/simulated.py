@@ -1,7 +1,7 @@
 r"""The law of a simulated noising path, and its divergence from a generative one.
 
-What a :class:`~pyro_mdm.paths.NoisingPath` is for linear diffusions, in closed form, this is for all
-others: exact at the start time ε, simulated by torchsde beyond it, as far as the bound needs.
+What a :class:`~pyro_mdm.paths.NoisingPath` is for linear diffusions, in closed form, this is for
+all others: exact at the start time ε, simulated by torchsde beyond it, as far as the bound needs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.simulation import Simulation, advance, simulate
 from pyro_mdm.paths.base import (
     PathLaw,
@@ -86,7 +86,7 @@ class SimulatedPath(PathLaw):
         start = self.diffusion.start
         lead = (*sample_shape, *self.batch_shape)
         shape = (*lead, *self.event_shape[1:])
-        noise = draws.normal(shape, self.x.dtype, self.x.device)
+        noise = randomness.normal(shape, self.x.dtype, self.x.device)
         y = outer(start.mean, self.x, self.x_dim) + apply_block(start.scale_tril, noise, self.x_dim)
         if self.times is None:
             return y.unsqueeze(len(lead))
@@ -127,7 +127,8 @@ def simulated_kl(
     Returns:
         :class:`PathKL`, (*batch), nats. ``prior`` is KL(q(y_ε|x) ‖ π), one draw of it: the price of
         a model at rest. ``diffusion`` is what the score changes about it, negative if it has
-        learned anything, see (1) of :mod:`pyro_mdm.paths.path_integral`. Their sum is the divergence.
+        learned anything, see (1) of :mod:`pyro_mdm.paths.path_integral`. Their sum is the
+        divergence.
 
     Raises:
         ValueError: the laws are of different diffusions (then they are mutually singular).

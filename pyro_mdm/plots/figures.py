@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mdm import noise as draws
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers.grids import simulation_grid
@@ -57,7 +57,7 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "matplotlib":
         raise  # matplotlib is there, something it imports is not
     raise ModuleNotFoundError(
-        "pyro_mdm.plots.figures, pictures and tensorboard draw with matplotlib, which is not installed "
+        "pyro_mdm.plots draws with matplotlib, which is not installed "
         'and which the rest of the library does without; pip install "pyro-mdm[plots]"',
         name="matplotlib",
     ) from error
@@ -447,7 +447,7 @@ def paths_figure(
     chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
     x = x[chosen.to(x.device)].to(device)
     s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64, device=device)
-    with draws.piece(0, 1, seed):
+    with randomness.piece(0, 1, seed):
         y = SimulatedPath(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
     generator = torch.Generator(device).manual_seed(seed)
     prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator).squeeze(-1)

@@ -33,11 +33,13 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
+from pyro_mdm.plots.pictures import image_grid
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 __all__ = [
+    "image_grid",
     "TERMS",
     "write_bound",
     "write_bound_history",
@@ -265,8 +267,8 @@ def write_bound_history(
     """Write ``Overview/bound_by_term`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the last part is the one
-            whose terms are shown. Nothing is written before its second record.
+        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the last part is the
+            one whose terms are shown. Nothing is written before its second record.
         step: training steps so far.
     """
     shown = list(bounds.values())[-1]
@@ -349,7 +351,8 @@ def write_paths(
 ) -> None:
     """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
 
-    And, of points of the plane, :func:`~pyro_mdm.plots.figures.field_figure` as ``Overview/drift_field``.
+    And, of points of the plane, :func:`~pyro_mdm.plots.figures.field_figure` as
+    ``Overview/drift_field``.
 
     Args:
         x: data, (n, *event_shape), in model space.

@@ -5,21 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.scores.base import Score as Parameterization
+from pyro_mdm.scores.base import project
 from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Sampler"]
+__all__ = ["Questions", "Sampler"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,7 +78,8 @@ class Sampler(Recorded, ABC):
             shape: (batch, K, *event_shape).
             generator: source of randomness, on the diffusion's device.
             dtype: precision of the score's inputs and of the result.
-            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or what counts them.
+            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or what counts
+                them.
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
@@ -135,8 +135,6 @@ class Questions:
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
-            from pyro_mdm.scores.base import project
-
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
         out = denoise(y.to(self.dtype), s.expand(len(y)))
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
@@ -149,10 +147,8 @@ class Questions:
 
 def _check_score(score: Any) -> None:
     """Raises TypeError for what has a score in it, or is none."""
-    from pyro_mdm.model import DiffusionModel
-    from pyro_mdm.scores.base import Score as Parameterization
-
-    if isinstance(score, (DiffusionModel, Parameterization)) or not callable(score):
+    has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
+    if has_a_score or not callable(score):
         raise TypeError(
             f"score is {describe(score)}, expected a function score(y, s); pass model.bound_score"
         )

@@ -9,15 +9,23 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods
-from pyro_mdm import noise as draws
+from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Score"]
+__all__ = [
+    "Number",
+    "Score",
+    "call_on_state",
+    "check_fit",
+    "inverse_tril",
+    "project",
+    "rotated",
+    "with_event_dims",
+]
 
 Number = float | Tensor
 
@@ -104,7 +112,7 @@ class Score(Restorable, nn.Module, ABC):
             (n,) nats, differentiable in the network and the diffusion, and the log SNRs (n,) at
             which it was estimated. One network call.
         """
-        u = draws.low_discrepancy(len(x), x.device)
+        u = randomness.low_discrepancy(len(x), x.device)
         value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
         return value, log_snr.detach()
 
@@ -155,7 +163,7 @@ class Score(Restorable, nn.Module, ABC):
         marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
         a = marginal.mean
         if noise is None:
-            noise = draws.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
+            noise = randomness.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
         a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))

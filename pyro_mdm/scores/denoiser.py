@@ -9,14 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods
-from pyro_mdm import noise as draws
+from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.scores.base import Number, Score, check_fit, inverse_tril, with_event_dims
 from pyro_mdm.support.checks import check_finite
 
-__all__ = ["Denoiser", "DenoiserScore"]
+__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "VARIANCE_FLOOR"]
 
 # a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
 VARIANCE_FLOOR = 0.5
@@ -112,10 +111,10 @@ class DenoiserScore(Score):
                 "score of the raw state, such as NoisePrediction"
             )
         width = diffusion.max_log_snr - low.detach()
-        log_snr = low.detach() + width * draws.low_discrepancy(len(x), x.device)
+        log_snr = low.detach() + width * randomness.low_discrepancy(len(x), x.device)
         if not low.requires_grad:
             return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
-        with draws.subset(len(x), 16, x.device) as (chosen, weight):
+        with randomness.subset(len(x), 16, x.device) as (chosen, weight):
             both = torch.cat([x, x[chosen]])
             at = torch.cat([log_snr, low.detach().expand(len(chosen))])
             found = self.integrand(diffusion, both, at)
@@ -145,7 +144,7 @@ class DenoiserScore(Score):
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
-        epsilon = draws.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
+        epsilon = randomness.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
         return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
     @staticmethod

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods
-from pyro_mdm import noise as draws
+from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
 from pyro_mdm.diffusions.simulation import advance
-from pyro_mdm.paths.simulated import SimulatedPath
 from pyro_mdm.scores.base import (
     Number,
     Score,
@@ -109,7 +107,7 @@ class ResidualScore(Score):
                 shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
                 covariance = marginal.covariance.reshape(shape) + variance * aa.reshape(shape)
                 return cls(network, levels, a * x.mean(0), covariance)
-            with draws.piece(0, 1, seed):
+            with randomness.piece(0, 1, seed):
                 states = _noised_data(diffusion, train_x, s, num_paths)
             mean = states.mean(1)
             rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
@@ -154,9 +152,13 @@ def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> 
     """States (M, n, K, *event_shape) of ``num_paths`` paths from data to each time of s (M,)."""
     chosen = torch.arange(num_paths) * len(train_x) // num_paths
     x = train_x[chosen].to(s.device).double()
-    path = SimulatedPath(diffusion, x.repeat(len(s), *[1] * (x.dim() - 1)))
+    diffusion.check(x.shape[1:])
+    x = x.repeat(len(s), *[1] * (x.dim() - 1)).unsqueeze(1)
+    noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[2:]), x.dtype, x.device)
+    mean = diffusion.start.mean.reshape(-1, *[1] * (x.dim() - 2)) * x
+    y = mean + apply_matrix(diffusion.start.scale_tril, noise)
     start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
     knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
-    settings = path.simulation
-    y = advance(diffusion, path.rsample().squeeze(1), knots, settings.steps(), settings)
+    settings = diffusion.simulation
+    y = advance(diffusion, y, knots, settings.steps(), settings)
     return y.reshape(len(s), num_paths, *y.shape[2:])

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from inference.evaluate import baseline
 from inference.loading import load_trained
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
-from pyro_mdm.evaluation.compare import compare
+from pyro_mdm.evaluation.comparison import compare
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian

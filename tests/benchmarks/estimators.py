@@ -34,7 +34,7 @@ from torch import Tensor
 
 from inference.loading import load_trained
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, DiffusionGuide, DiffusionModel, LinearDiffusion
-from pyro_mdm.evaluation.compare import compare
+from pyro_mdm.evaluation.comparison import compare
 
 IMAGES, HALF_WIDTH, Z = 500, 0.01, 1.959964
 MIN_LOG_SNR = -10.0

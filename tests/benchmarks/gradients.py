@@ -15,8 +15,7 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import LearnedDiffusion, LinearDiffusion, NoisePrediction
-from pyro_mdm import noise as draws
+from pyro_mdm import LearnedDiffusion, LinearDiffusion, NoisePrediction, randomness
 from pyro_mdm.diffusions.matrices import apply_matrix
 
 BATCH, DIMS = 128, 16
@@ -31,7 +30,7 @@ def by_log_snr(score: NoisePrediction, diffusion: LinearDiffusion, x: Tensor) ->
     """(n,) the diffusion term with λ uniform; its ends are left as they are."""
     low = diffusion.terminal_log_snr.detach()
     width = diffusion.max_log_snr - low
-    s = diffusion.time_at_log_snr(low + width * draws.low_discrepancy(len(x), x.device))
+    s = diffusion.time_at_log_snr(low + width * randomness.low_discrepancy(len(x), x.device))
     marginal = diffusion.marginal(s)
     noise = torch.randn(len(x), diffusion.num_variables, DIMS, dtype=x.dtype)
     y = marginal.mean.unsqueeze(-1) * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)

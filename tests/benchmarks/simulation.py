@@ -17,8 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation
-from pyro_mdm import noise as draws
+from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation, randomness
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.path_integral import PathIntegral, path_integral
@@ -57,7 +56,7 @@ def estimate(
 ) -> tuple[Tensor, PathIntegral]:
     """The same, one draw per datum, simulated."""
     simulated = Simulated(diffusion, settings)
-    with draws.piece(0, 1, seed):
+    with randomness.piece(0, 1, seed):
         law = SimulatedPath(simulated, x)
         path = law.rsample()
         y = path.squeeze(1)

@@ -43,8 +43,7 @@ from inference.processes import autocast_dtype, loss_scale, start
 from inference.train import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
-from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide
-from pyro_mdm import noise as draws
+from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, randomness
 
 SETTINGS = {
     "learning_rate": 2e-4,
@@ -109,7 +108,7 @@ class Job:
     def step(self) -> None:
         (part,) = self.batches(self.number)
         self.trainee.optimizer.zero_grad(set_to_none=True)
-        with draws.piece(self.rank, self.count, self.number):
+        with randomness.piece(self.rank, self.count, self.number):
             x, _ = self.problem.transform(part)
             loss = self.loss_of(x) / (self.batch * x[0].numel())
         self.fabric.backward(loss * self.count)

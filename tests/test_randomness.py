@@ -21,8 +21,8 @@ from pyro_mdm import (
     NoisePrediction,
     RawScore,
     elbo_terms,
+    randomness,
 )
-from pyro_mdm import noise as draws
 from pyro_mdm.likelihoods.dequantization import LogitDequantization
 from pyro_mdm.networks import MLP
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def pieces(count: int, draw: Callable[[int], Tensor], seed: int = 5) -> list[Tensor]:
     found = []
     for r in range(count):
-        with draws.piece(r, count, seed):
+        with randomness.piece(r, count, seed):
             found.append(draw(N // count))
     return found
 
@@ -50,10 +50,10 @@ def test_pieces_draw_the_rows_of_the_whole_in_whatever_order_they_come(
     count: int, kind: str
 ) -> None:
     def draw(n: int) -> Tensor:
-        first = draws.uniform((n, 2), torch.float32, CPU)
+        first = randomness.uniform((n, 2), torch.float32, CPU)
         if kind == "low_discrepancy":
-            return draws.low_discrepancy(n)
-        found: Tensor = getattr(draws, kind)((n, 2, D), torch.float64, CPU)
+            return randomness.low_discrepancy(n)
+        found: Tensor = getattr(randomness, kind)((n, 2, D), torch.float64, CPU)
         assert found.shape == (n, 2, D) and first.shape == (n, 2)
         return found
 
@@ -66,7 +66,7 @@ def test_pieces_draw_the_rows_of_the_whole_in_whatever_order_they_come(
 
 
 def test_log_snrs_are_spread_evenly_over_all_pieces_and_over_each() -> None:
-    parts = pieces(4, draws.low_discrepancy)
+    parts = pieces(4, randomness.low_discrepancy)
     u = torch.cat(parts).sort().values
     torch.testing.assert_close(u.diff(), torch.full((N - 1,), 1 / N, dtype=torch.float64))
     for part in parts:
@@ -77,21 +77,21 @@ def test_log_snrs_are_spread_evenly_over_all_pieces_and_over_each() -> None:
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_a_subset_is_chosen_from_the_whole_batch(count: int) -> None:
     torch.manual_seed(5)
-    with draws.subset(N, 16, CPU) as (chosen, weight):
+    with randomness.subset(N, 16, CPU) as (chosen, weight):
         whole = chosen.clone()
         rows = torch.randn(N + len(chosen), D)
     assert len(whole) == N // 16 and weight == 16
     found, noise = {}, {}
     for r in range(count):
         n = N // count
-        with draws.piece(r, count, 5), draws.subset(n, 16, CPU) as (mine, weight):
-            drawn = draws.normal((n + len(mine), D), torch.float32, CPU)
+        with randomness.piece(r, count, 5), randomness.subset(n, 16, CPU) as (mine, weight):
+            drawn = randomness.normal((n + len(mine), D), torch.float32, CPU)
             assert weight == 16
             assert torch.equal(drawn[:n], rows[:N][r::count])
             for j, e in zip(mine.tolist(), drawn[n:], strict=True):
                 found[r + count * j] = noise[r + count * j] = e
-        with draws.piece(r, count, 5):  # after it, draws are for the piece again
-            assert draws.normal((n, D), torch.float32, CPU).shape == (n, D)
+        with randomness.piece(r, count, 5):  # after it, draws are for the piece again
+            assert randomness.normal((n, D), torch.float32, CPU).shape == (n, D)
     assert sorted(found) == sorted(whole.tolist())
     for i, e in zip(whole.tolist(), rows[N:], strict=True):
         assert torch.equal(noise[i], e)
@@ -99,14 +99,14 @@ def test_a_subset_is_chosen_from_the_whole_batch(count: int) -> None:
 
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="piece 2 of 2, expected an index from 0 to 1"):
-        draws.piece(2, 2, 0).__enter__()
+        randomness.piece(2, 2, 0).__enter__()
     with (
-        draws.piece(0, 2, 0),
-        draws.subset(8, 4, CPU) as (chosen, _),
+        randomness.piece(0, 2, 0),
+        randomness.subset(8, 4, CPU) as (chosen, _),
         pytest.raises(ValueError, match=f"8 rows are drawn, expected {8 + len(chosen)} of a"),
     ):
-        draws.normal((8, 2), torch.float32, CPU)
-    assert draws.normal((8, 2), torch.float32, CPU).shape == (8, 2)
+        randomness.normal((8, 2), torch.float32, CPU)
+    assert randomness.normal((8, 2), torch.float32, CPU).shape == (8, 2)
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_loss_and_gradients_of_the_pieces_add_up_to_those_of_the_batch(
     model.zero_grad()
     total = 0.0
     for r in range(count):
-        with draws.piece(r, count, 7):
+        with randomness.piece(r, count, 7):
             loss = loss_of(x[r::count])
         loss.backward()
         total += loss.item()
@@ -176,7 +176,7 @@ def test_dequantization_in_pieces_is_that_of_the_batch() -> None:
     whole = transform(k)
     parts = []
     for r in range(4):
-        with draws.piece(r, 4, 3):
+        with randomness.piece(r, 4, 3):
             parts.append(transform(k[r::4]).x)
     assert torch.equal(woven(parts), whole.x)
 
