@@ -5,7 +5,7 @@ The command `pyro-mdm` finds them there, if that is where this is installed from
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 readme = here / "README.md"
@@ -41,7 +41,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["pyro_mdm"],
+    packages=find_packages(include=["pyro_mdm", "pyro_mdm.*"]),
     py_modules=["pyro_mdm_cli"],
     entry_points={"console_scripts": ["pyro-mdm = pyro_mdm_cli:main"]},
     package_data={"pyro_mdm": ["py.typed"]},

@@ -85,7 +85,7 @@ def test_wheel_holds_the_library_and_its_command_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     info = {name.split("/")[0] for name in names if ".dist-info/" in name}
     assert {name.split("/")[0] for name in names} == {"pyro_mdm", "pyro_mdm_cli.py"} | info
-    library = {f"pyro_mdm/{path.name}" for path in (ROOT / "pyro_mdm").glob("*.py")}
+    library = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_mdm").rglob("*.py")}
     assert library | {"pyro_mdm/py.typed"} == {n for n in names if n.startswith("pyro_mdm/")}
     assert any(name.endswith("LICENSE") for name in names)
 
@@ -120,7 +120,7 @@ def test_what_the_library_imports_is_required(described):
     """Also inside functions: by itself, not because something else happens to bring it."""
     known = {r.name for r in required(described)}
     plots = known | {r.name for r in required(described, "plots")}
-    for path in sorted((ROOT / "pyro_mdm").glob("*.py")):
+    for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
         allowed = plots if path.name in ("figures.py", "pictures.py") else known
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
@@ -146,9 +146,10 @@ def test_only_pictures_need_more_than_the_library_installs(described):
         "sys.meta_path.insert(0, Absent())\n"
         "import pyro_mdm\n"
         "errors = {}\n"
-        "for module in pkgutil.iter_modules(pyro_mdm.__path__):\n"
+        "modules = pkgutil.walk_packages(pyro_mdm.__path__, 'pyro_mdm.')\n"
+        "for module in modules:\n"
         "    try:\n"
-        "        importlib.import_module(f'pyro_mdm.{module.name}')\n"
+        "        importlib.import_module(module.name)\n"
         "    except ImportError as error:\n"
         "        errors[module.name] = [type(error).__name__, error.name, str(error)]\n"
         "print(json.dumps(errors))\n"
@@ -161,7 +162,8 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert set(errors) == {"figures", "pictures", "tensorboard"}
+    drawing = ("figures", "pictures", "tensorboard")
+    assert set(errors) == {f"pyro_mdm.plots.{name}" for name in drawing}
     for kind, name, message in errors.values():
         assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
         assert "matplotlib, which is not installed" in message

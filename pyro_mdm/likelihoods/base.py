@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Likelihood", "bits_per_dim", "read_state"]
+__all__ = ["Likelihood", "Reading", "bits_per_dim", "read_state"]
 
 
 def bits_per_dim(

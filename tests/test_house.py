@@ -1,0 +1,150 @@
+"""How the library is built: imports run one way, without circles, and through public names.
+
+A module may import from its own floor and from floors below; ``TYPE_CHECKING`` and imports inside
+functions count too, except that a type may be named upwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = (
+    ("support", "randomness"),
+    ("networks",),
+    ("diffusions",),
+    ("likelihoods",),
+    ("scores",),
+    ("paths",),
+    ("samplers",),
+    ("pretrained", "program"),
+    ("model",),
+    ("guide",),
+    ("elbo",),
+    ("evaluation",),
+    ("plots",),
+)
+"""The library's rooms from the ground up."""
+PROGRAMS = ("pyro_mdm", "models", "inference")
+
+
+class Import(NamedTuple):
+    by: str  # module
+    of: str  # module
+    name: str | None  # in it; None for the module itself
+    for_types: bool
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PROGRAMS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, node: ast.AST | None = None, for_types: bool = False) -> Iterator[Import]:
+    """Everything of ours that a module imports, wherever in it."""
+    if node is None:
+        node = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for child in ast.iter_child_nodes(node):
+        types = for_types or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
+        if isinstance(child, ast.ImportFrom) and child.module:
+            for alias in child.names:
+                whole = f"{child.module}.{alias.name}"
+                if whole in MODULES:
+                    yield Import(module, whole, None, types)
+                elif child.module in MODULES:
+                    yield Import(module, child.module, alias.name, types)
+        elif isinstance(child, ast.Import):
+            for alias in child.names:
+                if alias.name in MODULES:
+                    yield Import(module, alias.name, None, types)
+        yield from imports(module, child, types)
+
+
+ALL = [found for module in MODULES for found in imports(module)]
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[1]
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_there_are_imports_to_look_at() -> None:
+    assert len(MODULES) > 80 and len(ALL) > 300
+
+
+def test_every_room_of_the_library_has_its_floor() -> None:
+    for module in MODULES:
+        if module.startswith("pyro_mdm.") and module != "pyro_mdm.__main__":
+            floor(module)
+
+
+def test_imports_of_the_library_run_downwards() -> None:
+    upwards = [
+        f"{i.by} imports {i.of}"
+        for i in ALL
+        if i.by.startswith("pyro_mdm.") and not i.for_types and i.by != "pyro_mdm.__main__"
+        if not i.of.startswith("pyro_mdm.") or floor(i.of) > floor(i.by)
+    ]
+    assert not upwards
+
+
+def test_programs_are_above_models_and_models_above_the_library() -> None:
+    order = {name: i for i, name in enumerate(PROGRAMS)}
+    upwards = [
+        f"{i.by} imports {i.of}"
+        for i in ALL
+        if order[i.of.partition(".")[0]] > order[i.by.partition(".")[0]]
+    ]
+    assert not upwards
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    below: dict[str, set[str]] = {module: set() for module in MODULES}
+    for i in ALL:
+        if not i.for_types:
+            below[i.by].add(i.of)
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"circle: {' -> '.join([*way, module])}"
+        if module not in done:
+            for other in sorted(below[module]):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_no_private_name_crosses_a_module() -> None:
+    private = [
+        f"{i.by} imports {i.name} of {i.of}"
+        for i in ALL
+        if i.name is not None and i.name.startswith("_") and not i.name.startswith("__")
+    ]
+    assert not private
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("pyro_mdm")])
+def test_what_others_import_is_exported(module: str) -> None:
+    """By ``__all__``, which holds nothing that isn't there; so the seams are listed."""
+    if module in ("pyro_mdm.__main__", "pyro_mdm.plots", "pyro_mdm.support"):
+        return
+    loaded = importlib.import_module(module)
+    exported = set(loaded.__all__)
+    assert not [name for name in exported if not hasattr(loaded, name)]
+    wanted = {i.name for i in ALL if i.of == module and i.name is not None}
+    assert not wanted - exported
