@@ -223,7 +223,7 @@ def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
 
 
 def _amplification(diffusion: LinearDiffusion) -> float:
-    _, _, factor = diffusion._factor(diffusion.clock(diffusion.log_snr_grid(POINTS)))
+    _, _, factor = diffusion.factorization(diffusion.clock(diffusion.log_snr_grid(POINTS)))
     return factor.amplification.max().item()
 
 
@@ -231,8 +231,8 @@ def _step_amplification(diffusion: LinearDiffusion) -> float:
     s = diffusion.log_snr_grid(STEPS + 1)
     tau = diffusion.clock(s).diff()
     A, GG = diffusion.unit_drift, diffusion.unit_noise
-    growth = kernels.transition_factor(A, GG, tau, diffusion._basis())[3]
-    diffusion._check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
+    growth = kernels.transition_factor(A, GG, tau, diffusion.noise_basis())[3]
+    diffusion.check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
     return growth.max().item()
 
 

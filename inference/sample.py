@@ -67,7 +67,7 @@ def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Sampler:
     """
     sampler = SAMPLERS[default_sampler(diffusion) if name is None else name](steps)
     try:
-        sampler._check(diffusion)
+        sampler.check(diffusion)
     except TypeError as error:
         raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
     return sampler

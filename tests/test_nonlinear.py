@@ -321,8 +321,8 @@ class FixedTimes(Simulated):
     def rate(self, s: Any) -> Tensor:
         return self.frozen[0].rate(s)
 
-    def _from_clock(self, tau: Tensor) -> Tensor:
-        return self.frozen[0]._from_clock(tau)
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        return self.frozen[0].inverse_clock(tau)
 
 
 def slope(value: Callable[[], Tensor], p: Tensor, direction: Tensor, h: float = 1e-5) -> float:
@@ -637,7 +637,7 @@ def test_at_a_zero_network_it_is_the_linear_diffusion():
     found = []
     for each in (diffusion, Simulated(linear)):
         torch.manual_seed(2)
-        of = GenerativePath(each, score, (D,))._score_at
+        of = GenerativePath(each, score, (D,)).score_at
         found.append(path_integral(each, of, y, Simulation(0.2)))
     torch.testing.assert_close(found[0].value, found[1].value)
 

@@ -215,7 +215,8 @@ def test_every_page_is_linked_from_the_first() -> None:
 
 def test_the_map_of_the_library_names_every_file() -> None:
     table = PAGES["pyro_mdm/README.md"].partition("\n## Map\n")[2].partition("\n## ")[0]
-    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
-    named = sorted(re.findall(r"`(\w+)`", " ".join(first)))
-    files = (path.stem for path in (ROOT / "pyro_mdm").glob("*.py"))
-    assert named == sorted(name for name in files if name != "__init__")
+    named = set(re.findall(r"`(\w+)/?`", table))
+    library = ROOT / "pyro_mdm"
+    files = {path.stem for path in library.rglob("*.py") if not path.stem.startswith("__")}
+    rooms = {path.parent.name for path in library.glob("*/__init__.py")}
+    assert not (files | rooms) - named

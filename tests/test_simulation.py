@@ -82,7 +82,7 @@ class Problem(NonlinearDiffusion):
 
     @property
     def start_time(self) -> Tensor:
-        return self._tensor(self.begin)
+        return self.as_tensor(self.begin)
 
 
 class Cubic(Problem):

@@ -140,7 +140,7 @@ class Diffusion(Restorable, nn.Module, ABC):
         low = self.terminal_log_snr
         fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
         s = self.time_at_noise_level(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
-        return torch.cat([s, self._tensor(self.horizon).reshape(1)])
+        return torch.cat([s, self.as_tensor(self.horizon).reshape(1)])
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
         """∇·g², like y: 0 where noise does not depend on the state."""
@@ -159,15 +159,17 @@ class Diffusion(Restorable, nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
         return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
 
-    def _tensor(self, value: Times) -> Tensor:
+    def as_tensor(self, value: Times) -> Tensor:
+        """A number or tensor in float64 on the device of the diffusion."""
         return torch.as_tensor(value, dtype=torch.float64, device=self._device())
 
     def _device(self) -> torch.device:
         tensors = itertools.chain(self.buffers(), self.parameters())
         return next((t.device for t in tensors), torch.device("cpu"))
 
-    def _time(self, name: str, value: Times) -> Tensor:
-        s = self._tensor(value)
+    def checked_time(self, name: str, value: Times) -> Tensor:
+        """Times in float64; raises ValueError outside [0, T]."""
+        s = self.as_tensor(value)
         if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
             bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
             raise ValueError(

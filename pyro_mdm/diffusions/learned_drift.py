@@ -65,8 +65,8 @@ class _FromLinear(NonlinearDiffusion, ABC):
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         return self.linear.parameters()
 
-    def _from_clock(self, tau: Tensor) -> Tensor:
-        return self.linear._from_clock(tau)
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        return self.linear.inverse_clock(tau)
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
         """G(s) of the linear diffusion."""
@@ -127,7 +127,7 @@ class LearnedDrift(_FromLinear):
 
     def added(self, y: Tensor, s: Times) -> Tensor:
         """β u, like y (batch, K, *event_shape), for s (batch,)."""
-        s = self._tensor(s).expand(len(y))
+        s = self.as_tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
         level = self.noise_level(s)
         inputs = y.flatten(1, 2) if y.dim() > 2 else y

@@ -122,7 +122,7 @@ class LinearDiffusion(Diffusion):
         if min_log_snr is not None:
             self.min_log_snr = min_log_snr
         with torch.no_grad():
-            self._end_clocks()  # an end that is out of reach is a mistake now, not when it is used
+            self.end_clocks()  # an end that is out of reach is a mistake now, not when it is used
 
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
         self.register_buffer("_Q", Q)
@@ -199,7 +199,8 @@ class LinearDiffusion(Diffusion):
         """g²_0 = 2 D, the noise covariance per unit of clock time b."""
         return 2 * self.D
 
-    def _basis(self) -> tuple[Tensor, Tensor]:
+    def noise_basis(self) -> tuple[Tensor, Tensor]:
+        """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
         return self._cached("basis", lambda: kernels.noise_basis(self.unit_drift, self.D))
 
     def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -245,34 +246,35 @@ class LinearDiffusion(Diffusion):
         self._cache.clear()
         self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
         self._cut_time = saved["cut_time"]
-        self._guess = None if saved["guess"] is None else self._tensor(saved["guess"])
+        self._guess = None if saved["guess"] is None else self.as_tensor(saved["guess"])
 
     # -- the clock ---------------------------------------------------------------------------------
 
     def _clock_scale(self) -> Tensor:
         def scale() -> Tensor:
-            end = self.beta.integral(self._tensor(self.horizon))
+            end = self.beta.integral(self.as_tensor(self.horizon))
             if self.min_log_snr is None:
                 return torch.ones_like(end)
-            return self._end_clocks()[1] / end
+            return self.end_clocks()[1] / end
 
         return self._cached("clock_scale", scale)
 
     def clock(self, s: Times) -> Tensor:
         """b(s) = ∫_0^s β, like s: the time that kernels depend on."""
-        return self._clock_scale() * self.beta.integral(self._time("s", s))
+        return self._clock_scale() * self.beta.integral(self.checked_time("s", s))
 
-    def _from_clock(self, tau: Tensor) -> Tensor:
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        """The inverse of :meth:`clock` as β gives it, which rounding may put past T; like τ."""
         return self.beta.inverse(tau / self._clock_scale())
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
         """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
-        s = self._from_clock(tau)
+        s = self.inverse_clock(tau)
         return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
 
     def rate(self, s: Times) -> Tensor:
         """β(s), like s."""
-        return self._clock_scale() * self.beta.rate(self._time("s", s))
+        return self._clock_scale() * self.beta.rate(self.checked_time("s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
         """A(s), (*s.shape, K, K)."""
@@ -323,7 +325,9 @@ class LinearDiffusion(Diffusion):
             ValueError: a time outside [0, T] or s ≤ r.
             KernelPrecisionError: float64 cannot hold the factors of P.
         """
-        later, earlier = torch.broadcast_tensors(self._time("s", s), self._time("r", r))
+        later, earlier = torch.broadcast_tensors(
+            self.checked_time("s", s), self.checked_time("r", r)
+        )
         if bool((wrong := later <= earlier).any()):
             raise ValueError(
                 f"transition from r = {earlier[wrong][0].item():.6g} to s = "
@@ -332,8 +336,8 @@ class LinearDiffusion(Diffusion):
         tau = self.clock(later) - self.clock(earlier)
         A, GG = self.unit_drift, self.unit_noise
         M, P = kernels.transition_moments(A, GG, tau)
-        F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self._basis())
-        self._check_precision(growth, tau, "the transition covariance")
+        F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self.noise_basis())
+        self.check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
 
     def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -344,10 +348,10 @@ class LinearDiffusion(Diffusion):
         """
         tau = self.clock(s) - self.clock(r)
         A, GG = self.unit_drift, self.unit_noise
-        U, level = self._basis()
+        U, level = self.noise_basis()
         M, _ = kernels.transition_moments(A, GG, tau)
         F, inverse, _, growth = kernels.transition_factor(A, GG, tau, (U.flip(-1), level.flip(0)))
-        self._check_precision(growth, tau, "the transition covariance")
+        self.check_precision(growth, tau, "the transition covariance")
         return M, F, inverse, int((level == 0).sum())
 
     def marginal(self, s: Times) -> Marginal:
@@ -366,7 +370,7 @@ class LinearDiffusion(Diffusion):
         return self._marginal(self._positive_clock(s))
 
     def _positive_clock(self, s: Times) -> Tensor:
-        s = self._time("s", s)
+        s = self.checked_time("s", s)
         if not bool((s > 0).all()):
             raise ValueError(
                 "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
@@ -375,19 +379,19 @@ class LinearDiffusion(Diffusion):
         return self.clock(s)
 
     def _marginal(self, tau: Tensor) -> Marginal:
-        a, Sigma, factor = self._factor(tau)
-        self._check_precision(factor.amplification, tau, "the marginal covariance")
+        a, Sigma, factor = self.factorization(tau)
+        self.check_precision(factor.amplification, tau, "the marginal covariance")
         L = kernels.lower_triangular(factor.root)
         return Marginal(a, Sigma, L, factor.readout, factor.log_snr, factor.log_det)
 
     def log_snr(self, s: Times) -> Tensor:
         """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
         tau = self._positive_clock(s)
-        _, _, factor = self._factor(tau)
-        self._check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
+        _, _, factor = self.factorization(tau)
+        self.check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
         return factor.log_snr
 
-    def _factor(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
+    def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and its factorization at clock times τ, each time by the route that keeps digits."""
         A, GG, Sigma0 = self.unit_drift, self.unit_noise, self.initial_covariance
         M, P = kernels.transition_moments(A, GG, tau)
@@ -422,7 +426,7 @@ class LinearDiffusion(Diffusion):
         A constant where ``min_log_snr`` is given.
         """
         if self.min_log_snr is not None:
-            return self._tensor(self.min_log_snr)
+            return self.as_tensor(self.min_log_snr)
         return self.terminal.log_snr
 
     @property
@@ -467,7 +471,7 @@ class LinearDiffusion(Diffusion):
     @property
     def start_time(self) -> Tensor:
         """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
-        return self._cached("start_time", lambda: self._from_clock(self._start_clock()))
+        return self._cached("start_time", lambda: self.inverse_clock(self._start_clock()))
 
     @property
     def start(self) -> Marginal:
@@ -491,9 +495,9 @@ class LinearDiffusion(Diffusion):
         """The clock time of ε, 0-dim."""
         if self._cut_time is not None:
             return self.clock(self._cut_time)
-        start, end = self._end_clocks()[0], self.clock(self.horizon)
+        start, end = self.end_clocks()[0], self.clock(self.horizon)
         if not start.item() < end.item():
-            low = self._factor(end)[2].log_snr.item()
+            low = self.factorization(end)[2].log_snr.item()
             self._check_controllable()
             raise UnreachableError(
                 f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
@@ -502,12 +506,12 @@ class LinearDiffusion(Diffusion):
             )
         return start
 
-    def _end_clocks(self) -> Tensor:
+    def end_clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
             ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
-            targets = self._tensor(torch.tensor(ends, dtype=torch.float64))
+            targets = self.as_tensor(torch.tensor(ends, dtype=torch.float64))
             with torch.no_grad():
                 roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
             return self._clock_gradient(roots, targets)
@@ -516,8 +520,8 @@ class LinearDiffusion(Diffusion):
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
-        s = self._time("s", s)
-        _, _, factor = self._factor(self.clock(s))
+        s = self.checked_time("s", s)
+        _, _, factor = self.factorization(self.clock(s))
         return self.rate(s) * _decay(factor, self.unit_noise)
 
     def noise_level(self, s: Times) -> Tensor:
@@ -539,7 +543,7 @@ class LinearDiffusion(Diffusion):
             ValueError: a value below λ(T), which this diffusion never reaches.
             UnreachableError: one so high that float64 does not.
         """
-        value = self._tensor(value)
+        value = self.as_tensor(value)
         with torch.no_grad():
             low = self.terminal_log_snr
         if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
@@ -564,14 +568,14 @@ class LinearDiffusion(Diffusion):
         is -λ. Raises as :meth:`marginal` does.
         """
         tau = self._positive_clock(s)
-        _, _, factor = self._factor(tau)
-        self._check_precision(factor.amplification, tau, "the log volume")
+        _, _, factor = self.factorization(tau)
+        self.check_precision(factor.amplification, tau, "the log volume")
         return self._log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
         tau = self._positive_clock(s)
-        _, _, factor = self._factor(tau)
+        _, _, factor = self.factorization(tau)
         return self.rate(s) * _volume_rate(factor, self.unit_noise)
 
     @property
@@ -591,7 +595,7 @@ class LinearDiffusion(Diffusion):
         Raises:
             ValueError: a value outside [κ(ε), κ(T)].
         """
-        value = self._tensor(value)
+        value = self.as_tensor(value)
         with torch.no_grad():
             low, high = self.log_volume_ends.tolist()
         room = 1e-9 * (1 + abs(low) + abs(high))
@@ -611,7 +615,7 @@ class LinearDiffusion(Diffusion):
 
     def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        _, _, factor = self._factor(tau)
+        _, _, factor = self.factorization(tau)
         if of == LOG_SNR:
             return -factor.log_snr, _decay(factor, self.unit_noise)
         return self._log_volume(factor.log_det, tau), _volume_rate(factor, self.unit_noise)
@@ -724,11 +728,12 @@ class LinearDiffusion(Diffusion):
     def _device(self) -> torch.device:
         return self.stationary_covariance.device
 
-    def _check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+    def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
             self._check_controllable()  # a better reason than precision
             worst = int(growth.flatten().argmax())
-            s = self._from_clock(tau.detach())
+            s = self.inverse_clock(tau.detach())
             raise kernels.KernelPrecisionError(
                 f"{type(self).__name__}: float64 cannot hold {what} at s = "
                 f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "

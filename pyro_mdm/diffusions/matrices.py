@@ -52,6 +52,7 @@ def full_precision(like: Tensor) -> torch.autocast:
 
 
 def square_matrix(name: str, value: Matrix) -> Tensor:
+    """A (K, K) matrix of finite numbers in float64, checked."""
     matrix = real_tensor(name, value, "a square matrix (K, K)").clone()
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")

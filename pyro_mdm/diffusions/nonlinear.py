@@ -143,12 +143,12 @@ class NonlinearDiffusion(Diffusion, ABC):
     @property
     def terminal_log_snr(self) -> Tensor:
         """The nominal noise level at T, 0-dim."""
-        return self._tensor(self._min_log_snr)
+        return self.as_tensor(self._min_log_snr)
 
     @property
     def start_time(self) -> Tensor:
         """ε = 0."""
-        return self._tensor(0.0)
+        return self.as_tensor(0.0)
 
     @property
     def start(self) -> Marginal:
@@ -156,16 +156,16 @@ class NonlinearDiffusion(Diffusion, ABC):
         a = torch.zeros(self.num_variables).to(self.initial_covariance)
         a[0] = 1.0
         Sigma = self.initial_covariance
-        log_snr = self._tensor(self.max_log_snr)
+        log_snr = self.as_tensor(self.max_log_snr)
         return Marginal(a, Sigma, torch.linalg.cholesky(Sigma), a, log_snr, torch.logdet(Sigma))
 
     def clock(self, s: Times) -> Tensor:
         """b(s) = ∫_0^s β, like s."""
-        return self.beta.integral(self._time("s", s))
+        return self.beta.integral(self.checked_time("s", s))
 
     def rate(self, s: Times) -> Tensor:
         """β(s), like s, float64."""
-        return self.beta.rate(self._time("s", s))
+        return self.beta.rate(self.checked_time("s", s))
 
     def noise_level(self, s: Times) -> Tensor:
         """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
@@ -177,9 +177,9 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def time_at_noise_level(self, level: Times) -> Tensor:
         """The time of a nominal level, like it."""
-        fraction = (self.max_log_snr - self._tensor(level)) / self._width
+        fraction = (self.max_log_snr - self.as_tensor(level)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
-        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
+        return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
         """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
@@ -199,7 +199,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     @torch.no_grad()
     def time_at_progress(self, progress: Times) -> Tensor:
         """Its inverse, like progress."""
-        wanted = self._tensor(progress)
+        wanted = self.as_tensor(progress)
         start, whole = self._ends()
         whole = whole / self._unit
         end = whole.log1p()
@@ -211,7 +211,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             if not bool((step.abs() > 1e-12 * end).any()):
                 break
         tau = start + self._unit * x.expm1()
-        return torch.maximum(self._from_clock(tau).clamp(max=self.horizon), self.start_time)
+        return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def _done(self, s: Times) -> Tensor:
         return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
@@ -231,7 +231,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         """Of everything that could move the clock."""
         return self.parameters()
 
-    def _from_clock(self, tau: Tensor) -> Tensor:
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        """The inverse of :meth:`clock` as β gives it, which rounding may put past T; like τ."""
         return self.beta.inverse(tau)
 
     @property
@@ -252,7 +253,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             return torch.zeros_like(y)
         with torch.enable_grad():
             point = own_node(y)
-            G = noise_root(self, point, self._tensor(s))
+            G = noise_root(self, point, self.as_tensor(s))
             found = matrix_divergence(G @ G.mT, point)
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
         return found if torch.is_grad_enabled() and learned else found.detach()

@@ -60,7 +60,9 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
         ValueError: a time outside (0, T] or s ≤ r.
         KernelPrecisionError: float64 cannot hold the factors.
     """
-    later, earlier = torch.broadcast_tensors(diffusion._time("s", s), diffusion._time("r", r))
+    later, earlier = torch.broadcast_tensors(
+        diffusion.checked_time("s", s), diffusion.checked_time("r", r)
+    )
     wrong = ~((later > earlier) & (earlier > 0))
     if bool(wrong.any()):
         raise ValueError(
@@ -70,8 +72,8 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
         )
     tau_r = diffusion.clock(earlier)
     tau = diffusion.clock(later) - tau_r
-    a_r, Sigma_r, given_x = diffusion._factor(tau_r)
-    diffusion._check_precision(given_x.amplification, tau_r, "the marginal covariance")
+    a_r, Sigma_r, given_x = diffusion.factorization(tau_r)
+    diffusion.check_precision(given_x.amplification, tau_r, "the marginal covariance")
 
     norm = torch.linalg.matrix_norm(diffusion.unit_drift.detach(), ord=2)
     short = tau.detach() * norm < SHORT
@@ -87,7 +89,7 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
             torch.where(short.reshape(short.shape + (1,) * (n.dim() - short.dim())), n, f)
             for n, f in zip(near, far, strict=True)
         )
-    diffusion._check_precision(growth, tau_r, "the posterior covariance")
+    diffusion.check_precision(growth, tau_r, "the posterior covariance")
 
     information = given_x.log_snr.exp()[..., None] * given_x.readout  # Σ_r^{-1} a_r
     signal = (root.mT @ information[..., None])[..., 0]
@@ -122,7 +124,7 @@ def _contract(root: Tensor, inverse: Tensor, N: Tensor) -> tuple[Tensor, Tensor,
 def _short_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor) -> _Step:
     A, GG = diffusion.unit_drift, diffusion.unit_noise
     M_inverse, _ = kernels.transition_moments(-A, GG, tau)
-    F, F_inverse, log_det, grow = kernels.transition_factor(-A, GG, tau, diffusion._basis())
+    F, F_inverse, log_det, grow = kernels.transition_factor(-A, GG, tau, diffusion.noise_basis())
     R_inverse = given_x.whitener
     root, whitener, log_ratio, growth = _contract(F, F_inverse, R_inverse @ F)
     reduction = root @ (R_inverse @ root).mT @ R_inverse  # V Σ_r^{-1}
@@ -135,9 +137,9 @@ def _long_step(
 ) -> _Step:
     A, GG = diffusion.unit_drift, diffusion.unit_noise
     M, _ = kernels.transition_moments(A, GG, tau)
-    _, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion._basis())
+    _, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion.noise_basis())
     R = given_x.root
     root, whitener, log_ratio, growth = _contract(R, given_x.whitener, F_inverse @ M @ R)
-    _, _, later = diffusion._factor(tau_r + tau)
+    _, _, later = diffusion.factorization(tau_r + tau)
     gain = R @ (later.whitener @ M @ R).mT @ later.whitener
     return root, whitener, gain, given_x.log_det - log_ratio, torch.maximum(grow, growth)

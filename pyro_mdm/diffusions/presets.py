@@ -170,7 +170,7 @@ class LearnedDiffusion(LinearDiffusion):
         super().__init__(Q, D, **options)
         # where Newton's method begins in every later step: not the step before, so that the
         # digits of a resumed training do not depend on its past
-        self._guess = self._end_clocks().detach()
+        self._guess = self.end_clocks().detach()
 
     @classmethod
     def from_diffusion(
@@ -226,7 +226,7 @@ class LearnedDiffusion(LinearDiffusion):
         super()._set_ends(high, low)
         if self._guess is not None and len(self._guess) != (1 if low is None else 2):
             self._guess = None
-            self._guess = self._end_clocks().detach()
+            self._guess = self.end_clocks().detach()
 
     def _remedy(self) -> str:
         return (

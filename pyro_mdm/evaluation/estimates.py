@@ -116,6 +116,7 @@ def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
 
 
 def two_sided_p_value(mean: float, error: float) -> float:
+    """Of the hypothesis that the mean is 0, by a normal law."""
     if not error > 0:
         return 1.0 if mean == 0 else 0.0
     return math.erfc(abs(mean) / error / math.sqrt(2))
@@ -142,4 +143,5 @@ def _standard_error(values: Tensor) -> float:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of values (n,) and its standard error."""
     return float(values.mean()), _standard_error(values)

@@ -96,13 +96,14 @@ class PathLaw(TorchDistribution):
     def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def _expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
+    def expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
+        """A copy of the law with another batch shape; what depends on data is the caller's."""
         new = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         new._batch_shape = torch.Size(batch_shape)
         return new
 
-    def _states(self, path: Tensor) -> tuple[Tensor, ...]:
+    def states(self, path: Tensor) -> tuple[Tensor, ...]:
         """The states at each time, each (*lead, K, *event)."""
         return path.unbind(path.dim() - len(self.event_shape))
 
@@ -133,6 +134,7 @@ def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> T
 
 
 def times_text(times: Tensor | None) -> str:
+    """Times in words, for messages."""
     if times is None:
         return "ε alone"
     return f"{times.numel()} times" if times.numel() > 4 else str(times.tolist())

@@ -77,7 +77,7 @@ class GenerativeChain(GenerativeLaw):
             self._validate_sample(value)
         steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
         self._check_resolution(steps.resolution, value.dtype)
-        states = self._states(value)
+        states = self.states(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
         s = self.times[1:].reshape(-1, *(1,) * len(lead)).expand(-1, *lead)

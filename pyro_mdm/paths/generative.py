@@ -31,7 +31,7 @@ class GenerativeLaw(PathLaw):
     score: Score
 
     def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
-        return self._expanded(batch_shape, _instance)
+        return self.expanded(batch_shape, _instance)
 
 
 class GenerativePath(GenerativeLaw):
@@ -80,12 +80,12 @@ class GenerativePath(GenerativeLaw):
         if self._validate_args:
             self._validate_sample(value)
         diffusion, d = self.diffusion, self.num_dims
-        (state,) = self._states(value)
+        (state,) = self.states(value)
         lead = state.shape[: state.dim() - self.x_dim - 1]
         y0 = state.reshape(-1, *self.event_shape[1:])
         if not isinstance(diffusion, LinearDiffusion):
             settings = diffusion.simulation
-            gain = path_integral.path_integral(diffusion, self._score_at, y0, settings)
+            gain = path_integral.path_integral(diffusion, self.score_at, y0, settings)
             return (diffusion.prior.log_prob(y0) - gain.value).reshape(lead)
         start = diffusion.start_time
         # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
@@ -120,7 +120,8 @@ class GenerativePath(GenerativeLaw):
         bound = prior + weight.to(y0.dtype) * integrand + divergence.to(y0.dtype)
         return bound.reshape(lead)
 
-    def _score_at(self, y: Tensor, s: Tensor) -> Tensor:
+    def score_at(self, y: Tensor, s: Tensor) -> Tensor:
+        """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""
         return self.score.score(self.diffusion, y, s)
 
 

@@ -58,7 +58,7 @@ class NoisingPath(PathLaw):
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NoisingPath:
-        new = self._expanded(batch_shape, _instance)
+        new = self.expanded(batch_shape, _instance)
         new.x = self.x.expand(*batch_shape, *self.x_shape)
         return new
 
@@ -75,7 +75,7 @@ class NoisingPath(PathLaw):
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         noise = randomness.normal(shape, self.x.dtype, self.x.device)
         states: list[Tensor] = []
-        for i, e in enumerate(self._states(noise)):
+        for i, e in enumerate(self.states(noise)):
             if i == 0:
                 y = outer(first.mean, self.x, self.x_dim) + apply_block(
                     first.scale_tril, e, self.x_dim
@@ -91,7 +91,7 @@ class NoisingPath(PathLaw):
         if self._validate_args:
             self._validate_sample(value)
         first, steps = self._kernels()
-        y, *rest = self._states(value)
+        y, *rest = self.states(value)
         residual = y - outer(first.mean, self.x, self.x_dim)
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):

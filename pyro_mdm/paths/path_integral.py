@@ -89,7 +89,7 @@ def path_integral(
     """
     n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
     with torch.no_grad():
-        start, end = diffusion.start_time, diffusion._tensor(diffusion.horizon)
+        start, end = diffusion.start_time, diffusion.as_tensor(diffusion.horizon)
         u = randomness.low_discrepancy(n, y.device) if fraction is None else fraction
         strata = torch.arange(P, dtype=torch.float64, device=y.device)[:, None]
         s = diffusion.time_at_progress((strata + u) / P)  # (P, n)

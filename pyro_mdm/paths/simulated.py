@@ -78,7 +78,7 @@ class SimulatedPath(PathLaw):
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> SimulatedPath:
-        new = self._expanded(batch_shape, _instance)
+        new = self.expanded(batch_shape, _instance)
         new.x = self.x.expand(*batch_shape, *self.x_shape)
         return new
 
@@ -111,7 +111,7 @@ class SimulatedPath(PathLaw):
         if self._validate_args:
             self._validate_sample(value)
         start = self.diffusion.start
-        residual = self._states(value)[0] - outer(start.mean, self.x, self.x_dim)
+        residual = self.states(value)[0] - outer(start.mean, self.x, self.x_dim)
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
 
@@ -136,9 +136,9 @@ def simulated_kl(
     """
     diffusion = shared_diffusion(noising, generative)
     y = noising.rsample() if path is None else path
-    (state,) = noising._states(y)
+    (state,) = noising.states(y)
     flat = state.reshape(-1, *noising.event_shape[1:])
-    found = path_integral(diffusion, generative._score_at, flat, noising.simulation)
+    found = path_integral(diffusion, generative.score_at, flat, noising.simulation)
     shape = noising.batch_shape
     rest = noising.log_prob(y) - diffusion.prior.log_prob(flat).reshape(shape)
     return PathKL(rest, found.value.reshape(shape), found.level[0].reshape(shape))

@@ -334,7 +334,7 @@ def write_simulated(
     data = start.mean.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1) + spread
     states = {
         "data": (data, diffusion.start_time),
-        "prior": (diffusion.prior.sample(shape, generator), diffusion._tensor(diffusion.horizon)),
+        "prior": (diffusion.prior.sample(shape, generator), diffusion.as_tensor(diffusion.horizon)),
     }
     for name, (y, s) in states.items():
         rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()

@@ -52,7 +52,8 @@ class Sampler(Recorded, ABC):
     ) -> Tensor:
         """The state after step i, like y (batch, K, *event_shape), in float64."""
 
-    def _check(self, diffusion: Diffusion) -> None:
+    def check(self, diffusion: Diffusion) -> None:
+        """Raises TypeError for a diffusion that the sampler cannot integrate."""
         if not isinstance(diffusion, LinearDiffusion):
             raise TypeError(
                 f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
@@ -96,7 +97,7 @@ class Sampler(Recorded, ABC):
             )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
         device = diffusion.start_time.device
-        self._check(diffusion)
+        self.check(diffusion)
 
         def noise() -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)

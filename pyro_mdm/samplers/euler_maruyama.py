@@ -36,7 +36,7 @@ class EulerMaruyama(Sampler):
     on :func:`simulation_grid` for any other.
     """
 
-    def _check(self, diffusion: Diffusion) -> None:
+    def check(self, diffusion: Diffusion) -> None:
         pass
 
     def times(self, diffusion: Diffusion) -> Tensor:

@@ -34,12 +34,12 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     fraction = torch.linspace(0, 1, 1024).to(end)
     tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
     tau = tau.clamp(start, end).unique()
-    _, _, factor = diffusion._factor(tau)
+    _, _, factor = diffusion.factorization(tau)
     forgotten = factor.log_det - 2 * diffusion.unit_drift.trace() * tau - factor.log_snr
     wanted = forgotten[0] + (forgotten[-1] - forgotten[0]) * torch.linspace(0, 1, steps + 1).to(tau)
     i = torch.searchsorted(forgotten, wanted).clamp(1, len(tau) - 1)
     weight = (wanted - forgotten[i - 1]) / (forgotten[i] - forgotten[i - 1])
-    s = diffusion._from_clock(torch.lerp(tau[i - 1], tau[i], weight.clamp(0, 1)))
+    s = diffusion.inverse_clock(torch.lerp(tau[i - 1], tau[i], weight.clamp(0, 1)))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 

@@ -59,9 +59,9 @@ class Splitting(Sampler):
         precision = torch.linalg.inv(diffusion.stationary_covariance)
         A, GG = (diffusion.Q - diffusion.D) @ precision, diffusion.unit_noise
         half, _ = kernels.transition_moments(A, GG, tau / 2)
-        root, _, _, growth = kernels.transition_factor(A, GG, tau / 2, diffusion._basis())
-        diffusion._check_precision(growth, clock[1:], "the noise of half a step")
-        s = diffusion._from_clock((clock[:-1] + clock[1:]) / 2)
+        root, _, _, growth = kernels.transition_factor(A, GG, tau / 2, diffusion.noise_basis())
+        diffusion.check_precision(growth, clock[1:], "the noise of half a step")
+        s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)
         return _SplittingPlan(s, half, root, tau[:, None, None] * GG, precision)
 
     def step(

@@ -215,7 +215,7 @@ class Score(Restorable, nn.Module, ABC):
         check_finite("log_snr", log_snr)
         return batch_dim, log_snr
 
-    def _state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
+    def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
         if not (self.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
             raise TypeError(
@@ -242,7 +242,9 @@ class Score(Restorable, nn.Module, ABC):
         check_finite("y", y)
         return s
 
-    def _call(self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1) -> Tensor:
+    def call_network(
+        self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1
+    ) -> Tensor:
         """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact."""
         batch, event = inputs.shape[:batch_dim], inputs.shape[batch_dim:]
         if not event:
@@ -339,12 +341,16 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
 
 
 def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:
+    """The network on all variables of y (*batch, K, *event_shape), as channels; like y."""
     if y.dim() == batch_dim + 1:
-        return score._call(y, log_snr, batch_dim)
-    return score._call(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(y.shape)
+        return score.call_network(y, log_snr, batch_dim)
+    return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
+        y.shape
+    )
 
 
 def inverse_tril(L: Tensor) -> Tensor:
+    """L^{-1} of lower triangular L (…, K, K)."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
 

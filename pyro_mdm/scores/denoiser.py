@@ -76,7 +76,7 @@ class DenoiserScore(Score):
 
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
-        s = self._state(diffusion, y, s)
+        s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         x = self.x_hat(z, marginal.log_snr)
@@ -89,7 +89,7 @@ class DenoiserScore(Score):
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
-        s = self._state(diffusion, y, s)
+        s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         return self.x_hat(z, marginal.log_snr)
@@ -249,7 +249,7 @@ class Denoiser(DenoiserScore):
         with full_precision(z):
             mu, s2, v = self._scales(z, lam)
             inputs = (z - mu) * (s2 + v).rsqrt()
-        F = self._call(inputs, lam, batch_dim)
+        F = self.call_network(inputs, lam, batch_dim)
         with full_precision(z):
             gain = s2 / (s2 + v)
             return mu + gain * (z - mu) + (gain * v).sqrt() * F

@@ -209,7 +209,7 @@ class DiscreteDenoiser(DenoiserScore):
             v = with_event_dims(torch.exp(-lam), z).to(z.dtype)
             inputs = (z - self.data_mean.to(z.dtype)) * (self.data_variance.to(z.dtype) + v).rsqrt()
         factor = len(self.levels) if self.form == "logits" else 2
-        F = self._call(inputs, lam, batch_dim, factor)
+        F = self.call_network(inputs, lam, batch_dim, factor)
         return F.unflatten(batch_dim, (factor, -1)), lam
 
     def _tilted(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor]:

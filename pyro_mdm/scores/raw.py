@@ -33,7 +33,7 @@ class NoisePrediction(Score):
 
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-L^{-T} ε_θ, like y."""
-        s = self._state(diffusion, y, s)
+        s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         eps = call_on_state(self, y, marginal.log_snr, s.dim() or 1)
         with full_precision(y):
@@ -66,7 +66,7 @@ class RawScore(Score):
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """F(y, λ(s)), like y."""
-        s = self._state(diffusion, y, s)
+        s = self.checked_state(diffusion, y, s)
         return call_on_state(self, y, diffusion.noise_level(s), s.dim() or 1)
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:

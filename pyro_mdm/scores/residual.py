@@ -116,7 +116,7 @@ class ResidualScore(Score):
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ, like y."""
-        s = self._state(diffusion, y, s)
+        s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
         level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
         m, W = (t.to(y.dtype) for t in self._coordinates(level))
