@@ -16,7 +16,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.paths.divergence import different_diffusions
+from pyro_mdm.paths.base import PathLaw
+from pyro_mdm.paths.divergence import shared_diffusion
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.settings import Restorable
 
@@ -131,9 +132,8 @@ class OnePath(Messenger):
         for outer in _PYRO_STACK:
             if isinstance(outer, ReplayMessenger) and outer.trace and msg["name"] in outer.trace:
                 guide_law = outer.trace.nodes[msg["name"]]["fn"]
-                noising = getattr(guide_law, "diffusion", None)
-                if noising is not None and noising is not msg["fn"].diffusion:
-                    raise ValueError(different_diffusions(noising, msg["fn"].diffusion))
+                if isinstance(guide_law, PathLaw):
+                    shared_diffusion(guide_law, msg["fn"])
         event_shape = msg["fn"].event_shape
         given = msg["value"].shape
         if given[len(given) - len(event_shape) :] != event_shape:

@@ -674,9 +674,18 @@ def test_programs_over_two_diffusion_objects_are_found_by_every_objective(
 
 
 def test_a_path_of_other_shapes_is_refused(pair: Any) -> None:
-    mdm, _ = pair
-    on_a_grid = DiffusionGuide(mdm.diffusion, times=3)
+    mdm, noising = pair
+    x = data(4, DIMS)
+    chain = DiffusionModel(mdm.diffusion, mdm.score_function, event_shape=(DIMS,), times=3)
     of_scalars = inside(DiffusionGuide(mdm.diffusion, event_dim=0), 4, dim=-2)
-    for guide in (on_a_grid, of_scalars):
-        with pytest.raises(ValueError, match=r"'path' has shape .* expected \(\*batch, N, K"):
-            Trace_ELBO().loss(mdm, guide, data(4, DIMS))
+    given = poutine.condition(mdm, {"path": torch.zeros(4, 1, 3, DIMS)})
+    for run, message in (
+        (
+            lambda: Trace_ELBO().loss(chain, noising, x),
+            r"'path' has shape \(4, 1, 2, 16\), expected",
+        ),
+        (lambda: Trace_ELBO().loss(mdm, of_scalars, x), r"data have shape \(\), the model expects"),
+        (lambda: given(x), r"'path' has shape \(4, 1, 3, 16\), expected .* \(1, 2, 16\) after"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()

@@ -321,7 +321,7 @@ def test_paths_begin_at_the_data_and_keep_the_caller_s_random_state(mine: str) -
     assert torch.equal(torch.get_rng_state(), state)
     position, velocity, plane = figure.axes
     assert [axes.get_ylabel() for axes in figure.axes] == ["x", "v1", "x_1"]
-    assert "data dimension 0" in position.get_title()  # the one that varies most
+    assert "dimension 0" in position.get_title()  # the one that varies most
     for i in range(3):
         line = position.lines[i]
         assert line.get_xdata()[-1] == diffusion.horizon and len(line.get_xdata()) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -121,6 +122,7 @@ def command(
 
 
 def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
+    """Interrupted by SIGINT even where these tests run in the background, which ignores it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     return subprocess.Popen(
         words,
@@ -129,6 +131,7 @@ def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         **more,
     )
 

@@ -138,7 +138,7 @@ class LearnedDiffusion(LinearDiffusion):
 
     def __init__(
         self,
-        num_variables: int,
+        num_variables: int = 2,
         rank: int | None = None,
         learn_beta: bool = False,
         *,

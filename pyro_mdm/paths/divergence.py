@@ -137,6 +137,7 @@ def _in_short(value: Any) -> str:
 
 
 def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
+    """The diffusion of two laws; raises ValueError unless they are of one, of one path."""
     if noising.diffusion is not generative.diffusion:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
