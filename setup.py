@@ -15,6 +15,7 @@ programs = [
     *plots,
     "PyYAML>=6.0",
     "filelock>=3.12",
+    "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
     "scikit-learn>=1.3",
