@@ -43,8 +43,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=["pyro_mdm"],
-    py_modules=["pyro_mdm_cli"],
-    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm_cli:main"]},
+    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm.__main__:main"]},
     package_data={"pyro_mdm": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
