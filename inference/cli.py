@@ -100,16 +100,16 @@ class _Parser(ArgumentParser):
     hints: dict[str, Any]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        found = re.search(r"(?:key \"|required: |Option ')(\w+)", message)
+        found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
         name = found[1] if found else ""
         kinds = _kinds(self.hints.get(name, Path))
-        if "required: " in message:
-            text = f"{name} is missing, expected {_listed(kinds)}"
-        elif "is not accepted" in message:
-            text = f"no option is called {name}{_nearest(name, self.hints)}"
-        elif values := re.findall(r"(?:Got|Given) value: (.*)", message):
+        if values := re.findall(r"(?:Got|Given) value: (.*)", message):
             near = _nearest(values[-1], kinds)
             text = f"--{name} is {values[-1]!r}, expected {_listed(kinds)}{near}"
+        elif "required" in message:
+            text = f"{name} is missing, expected {_listed(kinds)}"
+        elif re.search(r"is not (accepted|expected)", message):
+            text = f"no option is called {name}{_nearest(name, self.hints)}"
         else:
             text = " ".join(message.split()).replace('"<unicode string>", ', "")
             text = text.replace("Unexpected config:", "expected options as name: value, found")
