@@ -15,6 +15,7 @@ programs = [
     *plots,
     "PyYAML>=6.0",
     "filelock>=3.12",
+    "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
     "scikit-learn>=1.3",
@@ -42,8 +43,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["pyro_mdm", "pyro_mdm.*"]),
-    py_modules=["pyro_mdm_cli"],
-    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm_cli:main"]},
+    entry_points={"console_scripts": ["pyro-mdm = pyro_mdm.__main__:main"]},
     package_data={"pyro_mdm": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[

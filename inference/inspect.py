@@ -476,7 +476,8 @@ def inspect(
             or run:FOLDER for the diffusion a run ended with; several with commas between them.
         model: data set for the prior KL and the noised images, as for inference.train.
         protocol: images only: levels in [-1, 1], or dequantized as in the paper.
-        data, image_size: as for inference.train.
+        data: where the data set's files are, as for inference.train.
+        image_size: of --model images, as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
         stationary_variance: Σ_∞ of learned, as for inference.train.

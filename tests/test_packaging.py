@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from inference import OPENMP_WAITING
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = metadata.packages_distributions()
@@ -81,10 +84,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_wheel_holds_the_library_and_its_command_alone(wheel):
+def test_wheel_holds_the_library_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     info = {name.split("/")[0] for name in names if ".dist-info/" in name}
-    assert {name.split("/")[0] for name in names} == {"pyro_mdm", "pyro_mdm_cli.py"} | info
+    assert {name.split("/")[0] for name in names} == {"pyro_mdm"} | info
     library = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_mdm").rglob("*.py")}
     assert library | {"pyro_mdm/py.typed"} == {n for n in names if n.startswith("pyro_mdm/")}
     assert any(name.endswith("LICENSE") for name in names)
@@ -205,7 +208,9 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
 
 def command(place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """``pyro-mdm``, as pip makes it for what lies in ``place``, called in ``folder``."""
-    program = "import sys; sys.path[0] = sys.argv.pop(1); import pyro_mdm_cli; pyro_mdm_cli.main()"
+    program = (
+        "import sys; sys.path[0] = sys.argv.pop(1); from pyro_mdm.__main__ import main; main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", program, str(place), *words],
         cwd=folder,
@@ -217,16 +222,46 @@ def command(place: Path, folder: Path, *words: str) -> subprocess.CompletedProce
 def test_the_command_is_installed_under_its_name(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
-    assert "[console_scripts]\npyro-mdm = pyro_mdm_cli:main" in archive.read(name).decode()
+    assert "[console_scripts]\npyro-mdm = pyro_mdm.__main__:main" in archive.read(name).decode()
 
 
 def test_the_command_runs_the_programs_of_the_checkout_from_any_folder(tmp_path):
     (tmp_path / "mine.py").write_text("from pyro_mdm import CLD as Mine")
-    (tmp_path / "inference.py").write_text("raise RuntimeError('another inference')")
+    if sys.version_info >= (3, 11):  # before, Python looks in the folder first
+        (tmp_path / "inference.py").write_text("raise RuntimeError('another inference')")
     words = ("--guide", "mine:Mine", "--model", "toy", "--out", "mine.png")
     done = command(ROOT, tmp_path, "inspect", *words)
     assert done.returncode == 0, done.stderr
     assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
+
+
+def test_the_package_is_the_command_and_its_programs_start_before_torch_is_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\nprint('waits', os.environ['OMP_WAIT_POLICY'])\nfrom pyro_mdm import CLD as Mine"
+    )
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Loaded:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'inference':\n"
+        "            print('torch loaded', 'torch' in sys.modules)\n"
+        "sys.meta_path.insert(0, Loaded())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in OPENMP_WAITING}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(site)])
+    words = ["inspect", "--guide", "mine:Mine", "--model", "toy", "--out", "mine.png"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_mdm", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch loaded False" in done.stdout and "torch loaded True" not in done.stdout
+    assert "waits PASSIVE" in done.stdout and (tmp_path / "mine.png").is_file()
 
 
 def test_the_command_lists_the_programs_and_knows_no_other(tmp_path):

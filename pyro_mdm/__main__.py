@@ -2,10 +2,10 @@
 
     pyro-mdm train --model digits --guide cld
 
-is ``python -m inference.train --model digits --guide cld`` in the checkout that this file lies in,
-where ``pip install -e .`` leaves it. Folders that are named or made, such as ``runs``, are those of
-the folder where it is called. The library is not imported, so that PyTorch is first loaded by the
-program.
+or ``python -m pyro_mdm train …`` is ``python -m inference.train --model digits --guide cld`` in the
+checkout that this file lies in, where ``pip install -e .`` leaves it. Folders that are named or
+made, such as ``runs``, are those of the folder where it is called. The program has a Python of its
+own: it sets how threads wait before PyTorch is loaded, which this package does.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import ast
 import difflib
 import os
-import runpy
+import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent
-"""The checkout, or where pip has copied this file to."""
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout, or where pip has copied the library to."""
 
 PROGRAMS = ("inspect", "train", "evaluate", "sample", "compare", "experiment", "svi")
 
@@ -32,7 +33,7 @@ def main() -> None:
             f"error: the programs are not in {ROOT}: pip installed the library without them. Get "
             'the repository, and in it: pip install -e ".[programs]"'
         )
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: pyro-mdm PROGRAM [--option VALUE …]; pyro-mdm PROGRAM --help lists options\n")
         print("\n".join(f"  {name:12}{_summary(name)}" for name in PROGRAMS))
@@ -42,12 +43,26 @@ def main() -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"error: {name!r} is none of {', '.join(PROGRAMS)}{hint}", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [f"pyro-mdm {name}", *sys.argv[2:]]
-    sys.path[:0] = [str(ROOT), os.getcwd()]  # as for python -m, a guide may be a module here
-    runpy.run_module(f"inference.{name}", run_name="__main__", alter_sys=True)
+    _run([sys.executable, "-m", f"inference.{name}", *words])
+
+
+def _run(command: list[str]) -> NoReturn:
+    """In place of this process where there is such a thing, else with its exit status.
+
+    The checkout comes before the folder where it is called, which may hold a module of a guide.
+    """
+    found = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join(found), "PYTHONSAFEPATH": "1"}
+    if os.name == "posix":
+        os.execve(command[0], command, os.environ | paths)
+    raise SystemExit(subprocess.run(command, env=os.environ | paths).returncode)
 
 
 def _summary(name: str) -> str:
     """The first line of a program's docstring."""
     text = (ROOT / "inference" / f"{name}.py").read_text("utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
