@@ -416,7 +416,7 @@ def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
     if simulated:
         notes.append(
             f"simulated: {', '.join(simulated)}. The step of the simulation is an error that no ± "
-            "holds (see\npyro_mdm.path_evaluation.step_size_bias), log SNR is a nominal noise "
+            "holds (see\npyro_mdm.evaluation.simulated.step_size_bias), log SNR is a nominal noise "
             "level but for that at ε, and only sums of\nprior KL and diffusion term compare with "
             "those of others."
         )

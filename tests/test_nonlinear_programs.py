@@ -48,9 +48,9 @@ MINE = """
 import torch
 from models.base import ImageProblem, Problem
 from pyro_mdm import CLD, LearnedDrift, NonlinearDiffusion, Simulated, Simulation
-from pyro_mdm.hamiltonian import HamiltonianDiffusion
+from pyro_mdm import HamiltonianDiffusion
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.nonlinear import QuadraturePrior
+from pyro_mdm.diffusions import QuadraturePrior
 
 COARSE = Simulation(step_size=0.25)
 
