@@ -24,7 +24,7 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.paths import base as laws_module
+from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import chain_kl
 from tests.problems import DIFFUSIONS
@@ -116,9 +116,9 @@ def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
     """TraceMeanField_ELBO falls back to log_prob without a word where no KL is registered."""
     model, guide = programs(CLD(), denoiser())
     called = []
-    original = laws_module.path_kl
+    original = divergences.path_kl
     monkeypatch.setattr(
-        laws_module, "path_kl", lambda q, p: called.append(type(q)) or original(q, p)
+        divergences, "path_kl", lambda q, p: called.append(type(q)) or original(q, p)
     )
     TraceMeanField_ELBO().loss(model, guide, data(5))
     assert called == [NoisingPath]
@@ -196,7 +196,7 @@ def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
     bias = v0 / (VARIANCE + v0) * (x - MEAN)
     spread = (VARIANCE / (VARIANCE + v0)) ** 2 * v0
     reconstruction = -0.5 * ((bias**2 + spread) / s + torch.log(2 * math.pi * s)).sum(-1)
-    kl = laws_module.prior_kl(diffusion, x, 1)
+    kl = divergences.prior_kl(diffusion, x, 1)
     return float((diffusion_term + kl - reconstruction).mean())
 
 
@@ -266,7 +266,7 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
         p = torch.distributions.MultivariateNormal(
             torch.zeros_like(end.mean), diffusion.prior_covariance
         )
-        found = laws_module.prior_kl(diffusion, x, 1)
+        found = divergences.prior_kl(diffusion, x, 1)
         torch.testing.assert_close(found, kl_divergence(q, p).sum(-1), rtol=1e-7, atol=1e-10)
 
 

@@ -962,12 +962,16 @@ def test_what_only_a_closed_form_or_only_a_simulation_has_is_refused():
         MDM_ELBO().loss(model, DiffusionGuide(diffusion, times=4), x)
     with pytest.raises(ValueError, match=r"limit is 0\.0, expected a positive"):
         LearnedDrift(CLD(), Net(2 * D, 20), limit=0.0)
-    narrow = LearnedDrift(CLD(), nn.Sequential())
-    narrow.network.forward = lambda y, level: y[:, :1]
-    with pytest.raises(
-        ValueError, match=r"Sequential returned \(16, 1\) for inputs \(16, 4\), exp"
-    ):
+    narrow = LearnedDrift(CLD(), Narrow())
+    with pytest.raises(ValueError, match=r"Narrow returned \(16, 1\) for inputs \(16, 4\), exp"):
         narrow.check((D,))
+
+
+class Narrow(nn.Module):
+    """A network that gives one number where a drift has as many as the state."""
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return y[:, :1]
 
 
 def test_programs_over_different_diffusions_are_refused():

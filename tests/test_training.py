@@ -124,6 +124,7 @@ def command(
 def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
     """Interrupted by SIGINT even where these tests run in the background, which ignores it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    more.setdefault("preexec_fn", functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(
         words,
         cwd=ROOT,
@@ -131,7 +132,6 @@ def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         **more,
     )
 
