@@ -9,8 +9,9 @@ import os
 OPENMP_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """What a user may have set of how OpenMP's threads wait for each other, whichever runtime it is."""
 
-# Threads sleep while they wait: beside other work, spinning takes the cores that it waits for. The
-# runtime reads it when torch is loaded, which comes later than this; processes started from here
-# inherit it.
+# Threads spin for a moment and then sleep while they wait: beside other work, spinning takes the
+# cores that it waits for, and alone, sleep costs more than it frees (tests/benchmarks/threads.py).
+# GCC's runtime, which PyTorch's wheels for Linux bring, reads it when torch is loaded, which comes
+# later than this; processes started from here inherit it.
 if not any(name in os.environ for name in OPENMP_WAITING):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = "10000"
