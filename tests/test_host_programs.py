@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal, AutoNormalMessenger
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -639,6 +639,102 @@ def test_auxiliary_sites_of_the_guide(pair: Any) -> None:
         return exact_bound(mdm.diffusion, x).sum() + dist.Normal(0.0, scale).entropy()
 
     check(MDM_ELBO(), mdm, guide, (x,), truth, [scale], largest_error=5.0)
+
+
+# -- programs that do not match, and guides that are effects ---------------------------------------
+
+
+def test_a_guide_that_is_an_effect() -> None:
+    """Pyro's AutoNormalMessenger, no program of its own: as TraceMeanField_ELBO has it."""
+    x = normal(1, 20)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("data", 20):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = AutoNormalMessenger(model)
+    found = []
+    for objective in (MDM_ELBO, OBJECTIVES["mean_field"]):
+        pyro.set_rng_seed(3)
+        found.append(objective().loss(model, guide))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_terms_of_masked_data_are_zero(pair: Any) -> None:
+    mdm, noising = pair
+    kept = torch.arange(8) > 2
+    masked = poutine.mask(mdm, mask=kept), poutine.mask(noising, mask=kept)
+    terms = elbo_terms(*masked, data(8, DIMS))
+    for name, values in terms.items():
+        assert bool((values[~kept] == 0).all()), name
+        assert bool((values[kept] != 0).any()), name
+
+
+def extra(program: Program, name: str, obs: Tensor | None = None) -> Program:
+    """A program with one site more."""
+
+    def longer(x: Tensor) -> None:
+        pyro.sample(name, dist.Normal(0.0, 1.0), obs=obs)
+        program(x)
+
+    return longer
+
+
+@pytest.mark.parametrize(
+    ("options", "programs", "message"),
+    [
+        (
+            {},
+            lambda m, g: (extra(m, "b", torch.tensor(0.3)), extra(g, "b")),
+            r"'b' is observed in the model and sampled in the guide; leave it out",
+        ),
+        (
+            {},
+            lambda m, g: (extra(m, "b"), g),
+            r"'b' is latent in the model and absent from",
+        ),
+        ({}, lambda m, g: (m, extra(g, "b")), r"'b' is in the guide and absent from the model"),
+        (
+            {"decoder": False},
+            lambda m, g: (extra(m, "y", torch.tensor(0.3)), g),
+            r"sites \['y', 'x'\] are observed with the paths \['path'\]; leave decoder out",
+        ),
+    ],
+)
+def test_sites_that_do_not_match_are_named(
+    options: dict[str, Any], programs: Any, message: str, pair: Any
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MDM_ELBO(**options).loss(*programs(*pair), data(4, DIMS))
+
+
+def test_a_site_outside_its_plate_is_named(pair: Any) -> None:
+    """As by Pyro's own objectives, where validation is on: batched values without a plate."""
+    mdm, noising = pair
+    law = dist.Normal(torch.zeros(3), 1.0)
+
+    def model(x: Tensor) -> None:
+        pyro.sample("b", law)
+        mdm(x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("b", law)
+        noising(x)
+
+    with pytest.raises(ValueError, match='at site "b", invalid log_prob shape'):
+        MDM_ELBO().loss(model, guide, data(4, DIMS))
+
+
+def test_a_path_that_the_guide_draws_too_early_is_warned_of(pair: Any) -> None:
+    mdm, noising = pair
+
+    def guide(x: Tensor) -> None:
+        noising(x)
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match=r"draws the path 'path' before \['b'\], the model after"):
+        MDM_ELBO().loss(extra(mdm, "b"), guide, data(4, DIMS))
 
 
 # -- guide and model of one diffusion --------------------------------------------------------------
