@@ -29,14 +29,17 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_mdm.diffusions.linear import shared_ends
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.divergence import PathKL, chain_kl, path_kl
+from pyro_mdm.paths.divergence import PathKL, chain_kl, different_diffusions, path_kl
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.support.checks import describe
 from pyro_mdm.support.measured import Measured, table
 
-__all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
+__all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,6 +247,7 @@ def run_programs(
     max_plate_nesting: float = math.inf,
 ) -> tuple[Any, Any]:
     """The traces of the model, replayed against the guide, and of the guide."""
+    check_programs(model, guide)
     messenger = poutine.unwrap(guide)
     if isinstance(messenger, GuideMessenger):
         guide(*args, **kwargs)
@@ -257,6 +261,24 @@ def run_programs(
     if is_validation_enabled():
         check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
     return model_trace, guide_trace
+
+
+def check_programs(model: Any, guide: Any) -> None:
+    """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
+    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
+        raise TypeError(
+            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
+            "comes first"
+        )
+    for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not callable(program):
+            raise TypeError(
+                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
+                "score) and DiffusionGuide(diffusion)"
+            )
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    if ours and model.diffusion is not guide.diffusion:
+        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:

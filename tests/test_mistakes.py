@@ -669,6 +669,10 @@ EVALUATION: Mistakes = {
         lambda: bound(*programs()[::-1], X),
         r"model is DiffusionGuide\(…\) and guide DiffusionModel\(…\): they are swapped; the model",
     ),
+    "objective, swapped": (
+        lambda: MDM_ELBO().loss(*programs()[::-1], X),
+        r"model is DiffusionGuide\(…\) and guide DiffusionModel\(…\): they are swapped; the model",
+    ),
     "bound of a class": (
         lambda: bound(DiffusionModel, programs()[1], X),
         r"model is the class DiffusionModel, expected a program: DiffusionModel\(diffusion",

@@ -13,7 +13,7 @@ and what more network calls make small; the standard error is over the data and 
 """
 
 from pyro_mdm.evaluation.bounds import Bound, bound
-from pyro_mdm.evaluation.comparison import check_programs, compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Difference",
     "Estimate",
     "bound",
-    "check_programs",
     "compare",
     "log_likelihood",
 ]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.elbo import elbo_terms
+from pyro_mdm.elbo import check_programs, elbo_terms
 from pyro_mdm.evaluation.closed_form import FEWEST
-from pyro_mdm.evaluation.comparison import check_programs, log_likelihood
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.divergence import different_diffusions
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
 
-__all__ = ["check_programs", "compare", "log_likelihood"]
+__all__ = ["compare", "log_likelihood"]
 
 
 def log_likelihood(
@@ -180,24 +180,6 @@ def _compare_paths(
     finally:
         for model, was in zip(models, training, strict=True):
             model.train(was)
-
-
-def check_programs(model: Any, guide: Any) -> None:
-    """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
-    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
-        raise TypeError(
-            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
-            "comes first"
-        )
-    for name, program in (("model", model), ("guide", guide)):
-        if isinstance(program, type) or not callable(program):
-            raise TypeError(
-                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
-                "score) and DiffusionGuide(diffusion)"
-            )
-    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
-    if ours and model.diffusion is not guide.diffusion:
-        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
 
 
 def _check(
