@@ -194,6 +194,7 @@ def experiment(
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,
+    scores: list[str] | None = None,
     half_width: float = 0.01,
     draws: int = 64,
     root: Path = RUNS,
@@ -205,6 +206,7 @@ def experiment(
         workers: runs trained at a time, each with one thread.
         steps: of each training, instead of the table's.
         seeds: how many, instead of the table's.
+        scores: the columns, some of the table's, e.g. [noise].
         half_width: of the comparisons, bits/dim, as of inference.compare.
         draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
@@ -215,6 +217,9 @@ def experiment(
         chosen = replace(chosen, options=chosen.options | {"steps": steps})
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
+    if scores is not None:
+        _check_scores(scores, table, chosen.scores)
+        chosen = replace(chosen, scores=tuple(scores))
     train_all(list(chosen.cells()), root / table, workers)
     rows = summarize(
         root / table,
@@ -225,6 +230,14 @@ def experiment(
         draws=draws,
     )
     print(markdown(rows))
+
+
+def _check_scores(scores: list[str], table: str, known: tuple[str, ...]) -> None:
+    if not scores or not set(scores) <= set(known):
+        raise RunError(
+            f"scores is {scores}, expected some of the table's: {', '.join(known)}; see "
+            f"inference.experiment.TABLES[{table!r}]"
+        )
 
 
 def train_all(cells: list[Cell], folder: Path, workers: int) -> None:

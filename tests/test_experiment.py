@@ -102,7 +102,7 @@ def test_a_table_is_trained_compared_and_kept(
         train_all([Cell("cld", "denoiser", 0, {**options, "steps": 5})], folder, workers=1)
 
 
-def test_steps_and_seeds_replace_those_of_the_table(
+def test_steps_seeds_and_scores_replace_those_of_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[Cell] = []
@@ -116,6 +116,12 @@ def test_steps_and_seeds_replace_those_of_the_table(
     assert {cell.options["steps"] for cell in trained} == {7} and compared == [range(2)]
     assert {cell.seed for cell in trained} == {0, 1}
     assert TABLES["ends"].seeds == 3 and TABLES["ends"].options["steps"] == 400
+    trained.clear()
+    experiment.experiment("digits", scores=["noise"], root=tmp_path)
+    assert {cell.score for cell in trained} == {"noise"}
+    assert {cell.guide for cell in trained} == {*experiment.GUIDES, *experiment.GAINS}
+    with pytest.raises(RunError, match=r"scores is \['nois'\], expected some of .* noise"):
+        experiment.experiment("digits", scores=["nois"], root=tmp_path)
 
 
 def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path) -> None:

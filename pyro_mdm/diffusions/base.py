@@ -77,6 +77,8 @@ class Diffusion(Restorable, nn.Module, ABC):
 
     num_variables: int
     horizon: float
+    closed_form: bool = False
+    """Whether marginals and transitions have a closed form; if not, paths are simulated."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 

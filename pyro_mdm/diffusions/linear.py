@@ -81,6 +81,7 @@ class LinearDiffusion(Diffusion):
         torch.Size([2, 2])
     """
 
+    closed_form = True
     _Q: Tensor
     _D: Tensor
     stationary_covariance: Tensor
