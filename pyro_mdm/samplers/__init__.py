@@ -33,16 +33,25 @@ from pyro_mdm.samplers.grids import (
     quadratic_grid,
     simulation_grid,
 )
+from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
+from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
+from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 
 __all__ = [
     "Ancestral",
     "EulerMaruyama",
     "ExponentialIntegrator",
     "GRIDS",
+    "PredictorCorrector",
+    "ProbabilityFlow",
     "Sampler",
     "Splitting",
     "StochasticExponentialIntegrator",
+    "StochasticHeun",
+    "ToleranceError",
+    "TorchSDE",
     "information_grid",
     "karras_grid",
     "log_snr_grid",

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.sde import check_dispersion
+from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
@@ -20,7 +22,7 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "rows"]
+__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "rows"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -81,9 +83,13 @@ class Sampler(Recorded, ABC):
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
             )
 
+    def planned(self, ask: Questions) -> Any:
+        """The plan for the diffusion and the score of a run."""
+        return self.plan(ask.diffusion, self.times(ask.diffusion))
+
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
-        plan = self.plan(ask.diffusion, self.times(ask.diffusion))
+        plan = self.planned(ask)
         for i in range(self.steps):
             y = self.step(plan, i, y, ask, noise)
             bar.update()
@@ -181,22 +187,38 @@ class Questions:
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
-        """dy/ds of the process that runs backwards with the part η of the noise, like y:
-
-        f - ∇·g² (1 + η)/2 - g² s_θ (1 + η)/2, for one time s; for any diffusion.
-        """
+        """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
+        part η of the noise, at one time s, for any diffusion."""
         diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
-        G = check_dispersion(diffusion, diffusion.dispersion(y, at), y).double()
-        white = G.mT @ rows(self.score(y, s)).unsqueeze(-1)
-        pull = (G @ white).squeeze(-1).mT.reshape(y.shape)
-        return diffusion.drift(y, at).double() - share * (
-            diffusion.noise_divergence(y, at).double() + pull
-        )
+        score = self.score(y, s)
+        if diffusion.closed_form:
+            pull = apply_matrix(diffusion.noise_covariance(s), score)
+            return apply_matrix(diffusion.drift_matrix(s), y) - share * pull
+        G = dispersion(diffusion, y, at)
+        pull = (G @ (G.mT @ rows(score).unsqueeze(-1))).squeeze(-1).mT.reshape(y.shape)
+        pull = pull + diffusion.noise_divergence(y, at).double()
+        return diffusion.drift(y, at).double() - share * pull
 
     def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
+
+
+def dispersion(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (batch, d or 1, K, K) in float64; checked."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
+
+
+def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
+    """Raises SimulationError for a state that has exploded, in step i at the time s."""
+    if bool((y.abs() < LIMIT).all()):
+        return
+    raise SimulationError(
+        f"sampling exploded: a state of {y.abs().max().item():.3g} at s = {s.item():.4g}, in step "
+        f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
+        "apart in reverse until the score is learned), or train on"
+    )
 
 
 def rows(v: Tensor) -> Tensor:

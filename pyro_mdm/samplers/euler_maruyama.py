@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, rows
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion, rows
 
 __all__ = ["EulerMaruyama"]
 
@@ -52,15 +50,8 @@ class EulerMaruyama(Sampler):
     @staticmethod
     def _general(times: Tensor, i: int, y: Tensor, ask: Questions, noise: Tensor) -> Tensor:
         diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
-        if not bool((y.abs() < LIMIT).all()):
-            raise SimulationError(
-                f"sampling exploded: a state of {y.abs().max().item():.3g} at s = "
-                f"{float(s[0]):.4g}, in step {i + 1} of {len(times) - 1} back from T. Take more "
-                "steps (a drift that pulls back strongly pushes apart in reverse until the score "
-                "is learned), or train on"
-            )
-        G = check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
-
+        check_size(y, times[i], i, len(times) - 1)
+        G = dispersion(diffusion, y, s)
         white = G.mT @ rows(ask.score(y, s[0])).unsqueeze(-1)
         moved = (G @ (h * white + h.sqrt() * rows(noise).unsqueeze(-1))).squeeze(-1)
         drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)
