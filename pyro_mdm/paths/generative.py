@@ -135,7 +135,6 @@ class BoundScore:
     def __init__(self, diffusion: Diffusion, score: Score) -> None:
         self.diffusion: Any = diffusion
         self.parameterization = score
-        self.denoises = score.denoises
         dtypes = [p.dtype for p in score.parameters() if p.is_floating_point()]
         self.dtype = dtypes[0] if dtypes else torch.get_default_dtype()
 

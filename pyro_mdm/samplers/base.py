@@ -22,7 +22,7 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "rows"]
+__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "outer", "rows"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -83,13 +83,9 @@ class Sampler(Recorded, ABC):
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
             )
 
-    def planned(self, ask: Questions) -> Any:
-        """The plan for the diffusion and the score of a run."""
-        return self.plan(ask.diffusion, self.times(ask.diffusion))
-
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
-        plan = self.planned(ask)
+        plan = self.plan(ask.diffusion, self.times(ask.diffusion))
         for i in range(self.steps):
             y = self.step(plan, i, y, ask, noise)
             bar.update()
@@ -168,11 +164,6 @@ class Questions:
         self.calls = 0
         self.past: deque[Any] = deque(maxlen=3)
 
-    @property
-    def denoises(self) -> bool:
-        """Whether x̂ is what the network predicts, and the score is made of it."""
-        return bool(getattr(self._score, "denoises", hasattr(self._score, "denoise")))
-
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls += 1
         out = self._score(y.to(self.dtype), s.expand(len(y)))
@@ -219,6 +210,11 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
         f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
         "apart in reverse until the score is learned), or train on"
     )
+
+
+def outer(vector: Tensor, x: Tensor) -> Tensor:
+    """(K,) times x (batch, *event_shape): (batch, K, *event_shape)."""
+    return vector.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1)
 
 
 def rows(v: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, outer
 from pyro_mdm.samplers.grids import Grid
-from pyro_mdm.samplers.transport import score_transport, transport
+from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.checks import check_number
 
 __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
@@ -25,9 +25,8 @@ __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 class _ExponentialPlan(NamedTuple):
     s: Tensor  # (steps,)
     gain: Tensor  # (steps, K, K)
-    weights: Tensor  # (steps, order, K, m), of what is asked in this step and in those before
+    weights: Tensor  # (steps, order, K), of x̂ in this step and in those before
     scale_tril: Tensor | None  # (steps, K, K)
-    whitener: Tensor | None  # (steps, m, K), of a score of the raw state; None for x̂, m = 1
 
 
 class _Exponential(Sampler):
@@ -44,19 +43,17 @@ class _Exponential(Sampler):
         self.order = order
 
     def _plan(self, diffusion: LinearDiffusion, times: Tensor, noise: float) -> _ExponentialPlan:
-        gain, moments, tril, volume = transport(diffusion, times, noise, _powers(self.order))
-        return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril, None)
+        powers = 3 if self.order == 3 else 1
+        gain, moments, tril, volume = transport(diffusion, times, noise, powers)
+        return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril)
 
     def step(
         self, plan: _ExponentialPlan, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
-        if plan.whitener is None:
-            ask.past.appendleft(ask.denoise(y, plan.s[i]).unsqueeze(1))
-        else:
-            ask.past.appendleft(_apply(plan.whitener[i], ask.score(y, plan.s[i])))
+        ask.past.appendleft(ask.denoise(y, plan.s[i]))
         y = apply_matrix(plan.gain[i], y)
-        for b, said in zip(plan.weights[i], ask.past, strict=False):
-            y = y + _apply(b, said)
+        for b, x_hat in zip(plan.weights[i], ask.past, strict=False):
+            y = y + outer(b, x_hat)
         if plan.scale_tril is None:
             return y
         return y + apply_matrix(plan.scale_tril[i], noise())
@@ -69,7 +66,8 @@ class ExponentialIntegrator(_Exponential):
 
     where x̂ is held over the step (order 1), extrapolated to its middle (2), or a parabola over it
     (3), in log volume κ, which for K = 1 is -λ. One network call a step, whatever the order. Of a
-    score of the raw state g² s_θ is extrapolated, whitened, and A alone is exact.
+    score of the raw state x̂ is the projection on g²: extrapolating the score itself, with A alone
+    exact, takes many more steps where K > 1.
 
     Args:
         steps: number of steps, which is the number of calls.
@@ -91,17 +89,8 @@ class ExponentialIntegrator(_Exponential):
     def __init__(self, steps: int, order: int = 2, grid: Grid | None = None) -> None:
         super().__init__(steps, order, grid)
 
-    def planned(self, ask: Questions) -> _ExponentialPlan:
-        return self.plan(ask.diffusion, self.times(ask.diffusion), ask.denoises)
-
-    def plan(
-        self, diffusion: LinearDiffusion, times: Tensor, denoises: bool = True
-    ) -> _ExponentialPlan:
-        if denoises:
-            return self._plan(diffusion, times, 0.0)
-        found, whitener = score_transport(diffusion, times, _powers(self.order))
-        weights = _weights(found.moments, found.volume, self.order)
-        return _ExponentialPlan(times[:-1], found.gain, weights, None, whitener)
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
+        return self._plan(diffusion, times, 0.0)
 
 
 class StochasticExponentialIntegrator(_Exponential):
@@ -142,33 +131,23 @@ class StochasticExponentialIntegrator(_Exponential):
         return self._plan(diffusion, times, self.noise)
 
 
-def _powers(order: int) -> int:
-    """How many moments of a step a method needs: a constant's, or a parabola's."""
-    return 3 if order == 3 else 1
-
-
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
-    """What multiplies the answers in this step and in those before, (N, order, K, m).
+    """What multiplies x̂ of this step and of those before, (N, order, K).
 
     Args:
-        moments: (N, 1 or 3, K, m), of the powers of the part of the step that is done.
-        volume: (N,), the lengths of the steps in log volume, in which answers are extrapolated.
+        moments: (N, 1 or 3, K), of the powers of the part of the step that is done.
+        volume: (N,), the lengths of the steps in log volume, in which x̂ is extrapolated.
     """
     held = moments[:, 0]
-    weights = torch.zeros(len(held), order, *held.shape[1:]).to(held)
+    weights = torch.zeros(len(held), order, held.shape[-1]).to(held)
     weights[:, 0] = held
     if order > 1:
-        half = (volume[1:] / volume[:-1] / 2)[:, None, None] * held[1:]
+        half = (volume[1:] / volume[:-1] / 2)[:, None] * held[1:]
         weights[1:, 0] += half
         weights[1:, 1] -= half
     if order > 2:
         ago = torch.stack([0 * volume[2:], volume[1:-1], volume[1:-1] + volume[:-2]], -1)
         nodes = -ago / volume[2:, None]
         powers = torch.linalg.inv(nodes[..., None] ** torch.arange(3).to(nodes))  # (N, power, node)
-        weights[2:] = torch.einsum("nkj,nkim->njim", powers, moments[2:])
+        weights[2:] = powers.mT @ moments[2:]
     return weights
-
-
-def _apply(matrix: Tensor, v: Tensor) -> Tensor:
-    """A matrix (i, j) on v (batch, j, *event_shape): (batch, i, *event_shape)."""
-    return (matrix @ v.reshape(*v.shape[:2], -1)).reshape(len(v), len(matrix), *v.shape[2:])

@@ -10,7 +10,7 @@ from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.posterior import Posterior, posterior
-from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, outer
 from pyro_mdm.samplers.grids import Grid
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -67,15 +67,10 @@ class PredictorCorrector(Sampler):
 
     def step(self, plan: _CorrectedPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         kernel, reached, keep = plan.kernel, plan.reached, plan.keep[i]
-        of_x = _times(kernel.mean_coefficient[i], ask.denoise(y, plan.s[i]))
+        of_x = outer(kernel.mean_coefficient[i], ask.denoise(y, plan.s[i]))
         y = apply_matrix(kernel.gain[i], y) + of_x + apply_matrix(kernel.scale_tril[i], noise())
         renewed = (1 - keep.square()).sqrt()
         for _ in range(self.corrections):
-            mean = _times(reached.mean[i], ask.denoise(y, plan.s[i + 1]))
+            mean = outer(reached.mean[i], ask.denoise(y, plan.s[i + 1]))
             y = mean + keep * (y - mean) + renewed * apply_matrix(reached.scale_tril[i], noise())
         return y
-
-
-def _times(vector: Tensor, x: Tensor) -> Tensor:
-    """(K,) and (batch, *event_shape): (batch, K, *event_shape)."""
-    return vector.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1)

@@ -40,7 +40,7 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.samplers.grids import Tabulated
 
-__all__ = ["Transport", "score_transport", "transport"]
+__all__ = ["Transport", "transport"]
 
 NODES = 10
 """Gauss points of a piece; with 10 the error is below rounding where κ gains one unit."""
@@ -50,7 +50,7 @@ class Transport(NamedTuple):
     """y_r = gain y_s + Σ_k moments_k x̂^(k) + scale_tril ξ, for each of N steps."""
 
     gain: Tensor  # C (N, K, K)
-    moments: Tensor  # b (N, powers, K, 1), or (N, powers, K, m) of m whitened scores
+    moments: Tensor  # b (N, powers, K)
     scale_tril: Tensor | None  # of V (N, K, K), lower triangular; None without noise
     volume: Tensor  # κ(s) - κ(r) > 0, (N,)
 
@@ -67,105 +67,46 @@ def transport(
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
     """
-    p = _Pieces(diffusion, times)
-    F, W = p.factor.root, p.factor.whitener
-    root = p.start @ p.back @ diffusion.unit_dispersion  # of H'
-    rate = (1 + noise) / 2 * torch.linalg.solve(p.H, root @ root.mT, left=False)
-    X = _inverse_flow(rate, p.h)  # X^{-1} at the nodes (pieces, N, NODES, K, K)
-    flow = p.weight * X @ rate  # -dX^{-1}
-    pushed = flow @ (W[:-1] @ p.a[:-1, ..., None])[:, :, None]
-    pieces = p.integrals(pushed, powers)
-    spread = (noise * p.weight).sqrt() * X @ root
+    A, GG = diffusion.unit_drift, diffusion.unit_noise
+    eye = torch.eye(A.shape[-1]).to(A)
+    knots = _knots(diffusion, times)
+    h = knots.diff(dim=0)  # (pieces, N)
+    a, _, factor = diffusion.factorization(knots)
+    diffusion.check_precision(factor.amplification, knots, "the marginal covariance")
+    F, W = factor.root, factor.whitener
+    start = W[:-1, :, None]
+    nodes, weights, partial = (c.to(knots) for c in _collocation(NODES))
+    weight = (h[..., None] * weights)[..., None, None]
 
-    path = torch.eye(F.shape[-1]).to(F)  # from a piece's frame to that of the step's end
+    u = h[..., None] * torch.cat([nodes, torch.ones_like(nodes[:1])])
+    back, P = kernels.transition_moments(-A, GG, u)  # (pieces, N, NODES + 1, K, K)
+    back, back_whole = back[..., :-1, :, :], back[..., -1, :, :]
+    H = eye + start @ P @ start.mT
+    root = start @ back @ diffusion.unit_dispersion  # of H'
+    rate = (1 + noise) / 2 * torch.linalg.solve(H[..., :-1, :, :], root @ root.mT, left=False)
+    X = _inverse_flow(rate, h, partial)  # X^{-1} at the nodes
+    flow = weight * X @ rate  # -dX^{-1}
+    spread = (noise * weight).sqrt() * X @ root
+
+    gained = 2 * torch.linalg.cholesky(H).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    volume = gained[..., -1].sum(0)
+    before = gained[..., -1].cumsum(0) - gained[..., -1]
+    done = 1 - (before[..., None] + gained[..., :-1]) / volume[:, None]  # θ at the nodes
+    pushed = (flow @ (W[:-1] @ a[:-1, ..., None])[:, :, None])[..., 0]
+    pieces = torch.einsum("pnqi,pnqk->pnki", pushed, done[..., None] ** torch.arange(powers).to(a))
+
+    path = eye  # from a piece's frame to that of the step's end
     moments, roots = torch.zeros_like(pieces[0]), []
-    for j in range(len(p.h)):
-        moments = moments + path[..., None, :, :] @ pieces[j]
+    for j in range(len(h)):
+        moments = moments + pieces[j] @ path.mT
         roots.append(path @ spread[j].movedim(1, 2).flatten(2))
-        across = torch.eye(F.shape[-1]).to(F) - flow[j].sum(1)
-        path = path @ across @ W[j] @ p.back_whole[j] @ F[j + 1]
+        path = path @ (eye - flow[j].sum(1)) @ W[j] @ back_whole[j] @ F[j + 1]
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
-    return Transport(F[0] @ path @ W[-1], F[0][:, None] @ moments, tril, p.volume)
+    return Transport(F[0] @ path @ W[-1], moments @ F[0].mT, tril, volume)
 
 
-def score_transport(
-    diffusion: LinearDiffusion, times: Tensor, powers: int = 1
-) -> tuple[Transport, Tensor]:
-    r"""The same for the ODE of a score of the raw state, of which g² s_θ is all that is trained.
-
-    With U an orthonormal basis of G's range and N = (Uᵀ Σ^{-1} U)^{1/2}, the m numbers
-    ε = N^{-1} Uᵀ s_θ have unit variance given x, at all times, and ε is what is a polynomial:
-
-        y_r = M^{-1} y_s + Σ_k b_k ε^(k),    b_k = ½ ∫ θ^k M(u, r)^{-1} g² U N du
-
-    For K = 1 ε is the prediction of the noise.
-
-    Returns:
-        the steps, and N^{-1} Uᵀ at their beginnings, (N, m, K).
-    """
-    p = _Pieces(diffusion, times)
-    basis, level = diffusion.noise_basis()
-    U = basis[:, level == 0]
-    seen = p.start @ p.back @ U
-    N = _power(seen.mT @ torch.linalg.solve(p.H, seen), 0.5)
-    pieces = p.integrals(0.5 * p.weight * p.back @ diffusion.unit_noise @ U @ N, powers)
-    path = torch.eye(len(U)).to(U)
-    moments = torch.zeros_like(pieces[0])
-    for j in range(len(p.h)):
-        moments = moments + path[..., None, :, :] @ pieces[j]
-        path = path @ p.back_whole[j]
-    whitened = p.factor.whitener[-1] @ U
-    return Transport(path, moments, None, p.volume), _power(whitened.mT @ whitened, -0.5) @ U.mT
-
-
-class _Pieces:
-    """The steps cut into pieces, and what both kinds of step are made of.
-
-    Attributes:
-        a, factor: at the ends of the pieces, (pieces + 1, N, …).
-        h: their lengths in clock time, (pieces, N).
-        back, back_whole: exp(-A u) at the nodes (pieces, N, NODES, K, K), and over a piece.
-        H: at the nodes.
-        start: the whitener of a piece's beginning, (pieces, N, 1, K, K).
-        theta: the part of the step that is done, at the nodes (pieces, N, NODES).
-        weight: of the nodes, (pieces, N, NODES, 1, 1).
-        volume: of the steps, (N,).
-    """
-
-    def __init__(self, diffusion: LinearDiffusion, times: Tensor) -> None:
-        A = diffusion.unit_drift
-        knots = _knots(diffusion, times)
-        self.a, _, self.factor = diffusion.factorization(knots)
-        diffusion.check_precision(self.factor.amplification, knots, "the marginal covariance")
-        self.start = self.factor.whitener[:-1, :, None]
-        self.h = h = knots.diff(dim=0)
-        x, weights, _ = (c.to(knots) for c in _collocation(NODES))
-        u = h[..., None] * torch.cat([x, torch.ones_like(x[:1])])
-        back, P = kernels.transition_moments(-A, diffusion.unit_noise, u)
-        self.back, self.back_whole = back[..., :-1, :, :], back[..., -1, :, :]
-        H = torch.eye(A.shape[-1]).to(A) + self.start @ P @ self.start.mT
-        self.H = H[..., :-1, :, :]
-        gained = 2 * torch.linalg.cholesky(H).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        self.volume = gained[..., -1].sum(0)
-        before = gained[..., -1].cumsum(0) - gained[..., -1]
-        self.theta = 1 - (before[..., None] + gained[..., :-1]) / self.volume[:, None]
-        self.weight = (h[..., None] * weights)[..., None, None]
-
-    def integrals(self, values: Tensor, powers: int) -> Tensor:
-        """Σ θ^k values over the nodes of each piece: (pieces, N, powers, K, m)."""
-        exponents = torch.arange(powers).to(self.theta)
-        return torch.einsum("pnqim,pnqk->pnkim", values, self.theta[..., None] ** exponents)
-
-
-def _power(S: Tensor, exponent: float) -> Tensor:
-    """A power of symmetric positive definite matrices (…, m, m)."""
-    values, vectors = torch.linalg.eigh(S)
-    return (vectors * values[..., None, :] ** exponent) @ vectors.mT
-
-
-def _inverse_flow(rate: Tensor, h: Tensor) -> Tensor:
+def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
     """Y = X^{-1} at the nodes, of Y' = -Y B, Y(0) = I, for B (…, q, K, K) and lengths h (…)."""
-    partial = _collocation(NODES)[2].to(h)
     q, K = rate.shape[-3], rate.shape[-1]
     blocks = torch.einsum("lm,...mij->...milj", partial, rate) * h[..., None, None, None, None]
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)

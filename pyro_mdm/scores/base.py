@@ -45,8 +45,6 @@ class Score(Restorable, nn.Module, ABC):
     event_shape: tuple[int, ...] | None  # None: any
     serves_nonlinear: ClassVar[bool] = False
     """Whether it is a score for diffusions without a closed form too."""
-    denoises: ClassVar[bool] = False
-    """Whether x̂ is what the network predicts, and the score is made of it."""
 
     _times: Times = "log_volume"
 

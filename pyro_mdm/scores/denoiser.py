@@ -32,7 +32,6 @@ class DenoiserScore(Score):
     known: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
     """
 
-    denoises = True
     trained_min: Tensor
     trained_max: Tensor
 
