@@ -9,7 +9,7 @@ import torchsde
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.sde import fold, unfold
+from pyro_mdm.diffusions.sde import ReverseSDE, fold, unfold
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 from pyro_mdm.samplers.grids import Grid
 
@@ -24,8 +24,9 @@ class TorchSDE(Sampler):
 
     Args:
         steps: number of steps.
-        method: ``euler``, which is :class:`EulerMaruyama`; ``srk``, weak order 2, two score calls a
-            step; ``reversible_heun``, one.
+        method: ``euler``, which is :class:`EulerMaruyama`, one score call a step; ``srk``, weak
+            order 2, two calls; ``reversible_heun``, two (its steps are checked before they are
+            made), weak order 2, but for K > 1 its errors grow unless steps are very short.
         grid: see :class:`Sampler`.
 
     Raises:
@@ -59,7 +60,7 @@ class TorchSDE(Sampler):
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         check_size(y, plan[i], i, len(plan) - 1)
         T, event_shape = ask.diffusion.horizon, y.shape[2:]
-        sde = ask.diffusion.reverse_sde(lambda u, s: ask.score(u, s[0]), event_shape)
+        sde = _ReverseSDE(ask.diffusion, lambda u, s: ask.score(u, s[0]), event_shape)
         sde.sde_type = METHODS[self.method]
         t = T - plan[i : i + 2]
         h = t[1] - t[0]
@@ -80,6 +81,17 @@ class TorchSDE(Sampler):
         if extra:
             ask.past.appendleft(extra)
         return unfold(states[-1], event_shape)
+
+
+class _ReverseSDE(ReverseSDE):
+    """Remembers the last drift, since torchsde asks for some of them more than once."""
+
+    _last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def f(self, t: Tensor, u: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not u or self._last[1] != t:
+            self._last = u, t, super().f(t, u)
+        return self._last[2]
 
 
 class _Step(torchsde.BaseBrownian):
