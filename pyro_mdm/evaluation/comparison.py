@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate
@@ -116,11 +115,7 @@ def compare(
     _check(programs, x, draws, batch_size, half_width)
     share = Share.of_group(x.device) if distributed else Share(x.device)
     models = [model for model, _ in programs.values()]
-    linear = {
-        name: pair
-        for name, pair in programs.items()
-        if isinstance(pair[0].diffusion, LinearDiffusion)
-    }
+    linear = {name: pair for name, pair in programs.items() if pair[0].diffusion.closed_form}
     if len(linear) < len(programs):
         options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
         options |= {"bins": bins, "progress": progress}

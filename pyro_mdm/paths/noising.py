@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.linear import LinearDiffusion
-
-if TYPE_CHECKING:
-    pass
-from pyro_mdm.paths.base import (
-    PathLaw,
-    apply_block,
-    checked_times,
-    gaussian_log_prob,
-    num_batch_dims,
-    outer,
-)
+from pyro_mdm.paths.base import NoisingLaw, apply_block, gaussian_log_prob, outer
 
 __all__ = ["NoisingPath"]
 
 
-class NoisingPath(PathLaw):
-    """The law q(y_{s_1}, …, y_{s_N} | x) of a linear diffusion started at x: a Gaussian chain.
+class NoisingPath(NoisingLaw):
+    """The law q(y_{s_1}, …, y_{s_N} | x) of a diffusion in closed form: a Gaussian chain.
 
     Args:
         diffusion: the noising diffusion.
@@ -39,28 +28,6 @@ class NoisingPath(PathLaw):
     Raises:
         ValueError: x with no batch dimension or with entries that are not finite.
     """
-
-    has_rsample = True
-
-    def __init__(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        times: Tensor | None = None,
-        *,
-        event_dim: int | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        cut = num_batch_dims(diffusion, x, event_dim)
-        self.x = x
-        self.times = None if times is None else checked_times(diffusion, times)
-        num_times = 1 if times is None else len(times)
-        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NoisingPath:
-        new = self.expanded(batch_shape, _instance)
-        new.x = self.x.expand(*batch_shape, *self.x_shape)
-        return new
 
     def _kernels(self) -> tuple[Any, Any]:
         if self.times is None:

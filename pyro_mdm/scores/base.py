@@ -217,7 +217,7 @@ class Score(Restorable, nn.Module, ABC):
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
-        if not (self.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
+        if not (self.serves_nonlinear or diffusion.closed_form):
             raise TypeError(
                 f"{type(self).__name__} is made of the closed-form law of y_s given x, and "
                 f"{type(diffusion).__name__} has none; use ResidualScore or RawScore"
@@ -286,7 +286,7 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
     """
-    if not isinstance(diffusion, LinearDiffusion):
+    if not diffusion.closed_form:
         raise TypeError(
             f"a score gives back a denoiser by the closed-form law of y_s given x, and "
             f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "

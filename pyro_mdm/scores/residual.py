@@ -98,7 +98,7 @@ class ResidualScore(Score):
             s = diffusion.noise_level_grid(num_levels).flip(0)
             levels = diffusion.noise_level(s)
             device = s.device
-            if isinstance(diffusion, LinearDiffusion):
+            if diffusion.closed_form:
                 marginal = diffusion.marginal(s)
                 x = train_x.to(device).double()
                 a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
