@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 Times = float | Tensor
-
-
 Matrix = Sequence[Sequence[float]] | Tensor
 
 
@@ -93,6 +91,21 @@ class Diffusion(Restorable, nn.Module, ABC):
 
         (*batch, K, K), or (K, K) for one time: shared by all data dimensions, not depending on y;
         or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
+        """
+
+    @abstractmethod
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths from y (n, K, *event_shape) at times[0], seen at ``times``.
+
+        Args:
+            times: (N,) increasing, in [ε, T].
+            simulation: how, where there is no closed form; the diffusion's own by default.
+
+        Returns:
+            (n, N, K, *event_shape), y itself first.
+
+        Raises:
+            SimulationError: a path exploded.
         """
 
     @property

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.support.checks import check_data, tensor_device
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "PathKL",
     "PathLaw",
     "Self",
-    "apply_block",
     "checked_times",
     "gaussian_log_prob",
     "num_batch_dims",
@@ -29,13 +27,6 @@ __all__ = [
 ]
 
 Self = TypeVar("Self", bound="PathLaw")
-
-
-def apply_block(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
-    """(K, K) on the variables of y (*lead, K, *event), in y's dtype."""
-    flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
-    with full_precision(y):
-        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
 
 
 def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch.distributions import register_kl
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.paths.base import NoisingLaw, PathKL, apply_block, outer, times_text
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import NoisingLaw, PathKL, outer, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
 
@@ -115,7 +116,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     for i in range(N):
         noise = randomness.normal(shape, x.dtype, x.device)
         y = outer(marginal.mean[i], x, noising.x_dim)
-        y = y + apply_block(marginal.scale_tril[i], noise, noising.x_dim)
+        y = y + apply_matrix(marginal.scale_tril[i], noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)
         error = (x - generative.score.denoise(diffusion, y, s)).square().flatten(1).sum(1)
         terms.append(0.5 * (snr[i] - snr[i + 1]).to(x.dtype) * error)

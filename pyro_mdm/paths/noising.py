@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.paths.base import NoisingLaw, apply_block, gaussian_log_prob, outer
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob, outer
 
 __all__ = ["NoisingPath"]
 
@@ -44,12 +45,12 @@ class NoisingPath(NoisingLaw):
         states: list[Tensor] = []
         for i, e in enumerate(self.states(noise)):
             if i == 0:
-                y = outer(first.mean, self.x, self.x_dim) + apply_block(
+                y = outer(first.mean, self.x, self.x_dim) + apply_matrix(
                     first.scale_tril, e, self.x_dim
                 )
             else:
-                y = apply_block(steps.matrix[i - 1], states[-1], self.x_dim)
-                y = y + apply_block(steps.scale_tril[i - 1], e, self.x_dim)
+                y = apply_matrix(steps.matrix[i - 1], states[-1], self.x_dim)
+                y = y + apply_matrix(steps.scale_tril[i - 1], e, self.x_dim)
             states.append(y)
         return torch.stack(states, noise.dim() - len(self.event_shape))
 
@@ -62,7 +63,7 @@ class NoisingPath(NoisingLaw):
         residual = y - outer(first.mean, self.x, self.x_dim)
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):
-            residual = after - apply_block(steps.matrix[i], y, self.x_dim)
+            residual = after - apply_matrix(steps.matrix[i], y, self.x_dim)
             total = total + gaussian_log_prob(
                 residual, steps.scale_tril[i], steps.log_det[i], self.x_dim
             )

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.simulation import Simulation, advance, simulate
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.simulation import Simulation, advance
 from pyro_mdm.paths.base import (
     NoisingLaw,
     PathKL,
-    apply_block,
     gaussian_log_prob,
     outer,
     times_text,
@@ -73,14 +73,16 @@ class SimulatedPath(NoisingLaw):
         lead = (*sample_shape, *self.batch_shape)
         shape = (*lead, *self.event_shape[1:])
         noise = randomness.normal(shape, self.x.dtype, self.x.device)
-        y = outer(start.mean, self.x, self.x_dim) + apply_block(start.scale_tril, noise, self.x_dim)
+        y = outer(start.mean, self.x, self.x_dim) + apply_matrix(
+            start.scale_tril, noise, self.x_dim
+        )
         if self.times is None:
             return y.unsqueeze(len(lead))
         begin = self.diffusion.start_time
         flat = y.reshape(-1, *self.event_shape[1:])
         first = bool(self.times[0] <= begin)
         times = self.times if first else torch.cat([begin.reshape(1), self.times])
-        path = simulate(self.diffusion, flat, times, self.simulation)
+        path = self.diffusion.simulate(flat, times, self.simulation)
         return path[:, 0 if first else 1 :].reshape(*lead, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

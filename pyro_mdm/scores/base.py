@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
@@ -21,7 +22,6 @@ __all__ = [
     "Score",
     "call_on_state",
     "check_fit",
-    "inverse_tril",
     "project",
     "rotated",
     "with_event_dims",
@@ -347,12 +347,6 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
     return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
         y.shape
     )
-
-
-def inverse_tril(L: Tensor) -> Tensor:
-    """L^{-1} of lower triangular L (…, K, K)."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:

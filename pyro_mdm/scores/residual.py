@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
 from pyro_mdm.diffusions.simulation import advance
@@ -17,7 +18,6 @@ from pyro_mdm.scores.base import (
     Score,
     call_on_state,
     check_fit,
-    inverse_tril,
     project,
     with_event_dims,
 )
