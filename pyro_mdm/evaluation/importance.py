@@ -156,11 +156,14 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
     """The estimate that log-weights (S, n), nats, make."""
     value, error = log_mean_weight(log_weights)
+    over_data = Measured.of(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
+    if len(log_weights) > 1 and len(value) > 1:  # else the noise is in the spread, or all there is
+        over_data = Measured(over_data.mean, population_error(value, error, of_mean))
     return Weighted(
         method=method,
-        mean=float(value.mean()),
-        standard_error=population_error(value, error, of_mean),
+        mean=over_data.mean,
+        standard_error=over_data.standard_error,
         monte_carlo_error=of_mean,
         bound=Measured.of(log_weights.mean(0)),
         num_dims=num_dims,
