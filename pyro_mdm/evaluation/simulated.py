@@ -71,12 +71,7 @@ class StepSizeBias:
 
 
 def step_size_bias(
-    model: DiffusionModel,
-    guide: DiffusionGuide,
-    x: Tensor,
-    *,
-    draws: int = 4,
-    seed: int = 0,
+    model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:
     """Measure what the step of the simulation does to the bound.
 

@@ -122,11 +122,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return value, log_snr.detach()
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
 

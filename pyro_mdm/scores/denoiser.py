@@ -121,11 +121,7 @@ class DenoiserScore(Score):
         return width.to(x.dtype) * values - change * each, log_snr
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
         return self._error(x, self._noised(x, level, noise), level, self.x_hat)
