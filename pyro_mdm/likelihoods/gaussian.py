@@ -101,7 +101,7 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
-        if not isinstance(diffusion, LinearDiffusion):
+        if not diffusion.closed_form:
             raise TypeError(
                 f"JointTweedie is made of the law of y_ε given x and v_0, and "
                 f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
-from pyro_mdm.scores.base import Number, Score, check_fit, inverse_tril, with_event_dims
+from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
 from pyro_mdm.support.checks import check_finite
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
