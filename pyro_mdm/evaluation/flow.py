@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.estimates import Weighted
@@ -22,11 +21,11 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.modules import evaluating
 
 __all__ = ["probability_flow"]
 
 
-@torch.no_grad()
 def probability_flow(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -73,5 +72,6 @@ def probability_flow(
 
     d = math.prod(model.event_shape)
     size = 8 * d * model.diffusion.num_variables
-    weights = draw_weights(log_weight, x, samples, size, seed, progress)
+    with evaluating(model):
+        weights = draw_weights(log_weight, x, samples, size, seed, progress)
     return weighted("flow", weights, d, samples * (calls + model.likelihood.network_calls))

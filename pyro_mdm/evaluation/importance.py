@@ -32,6 +32,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["draw_weights", "importance_weighted", "log_mean_weight", "pareto_k", "weighted"]
@@ -42,7 +43,6 @@ FEWEST_FOR_TAIL = 25
 """Weights of a datum from which a tail index is estimated."""
 
 
-@torch.no_grad()
 def importance_weighted(
     model: DiffusionModel,
     guide: DiffusionGuide,
@@ -83,7 +83,8 @@ def importance_weighted(
         return _log_weight(model, guide, chain, chosen, grid)
 
     size = len(grid) * diffusion.num_variables * math.prod(model.event_shape)
-    weights = draw_weights(log_weight, x, samples, size, seed, progress)
+    with evaluating(model):
+        weights = draw_weights(log_weight, x, samples, size, seed, progress)
     calls = samples * (len(grid) - 1 + model.likelihood.network_calls)
     return weighted("importance", weights, math.prod(model.event_shape), calls)
 
