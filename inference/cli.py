@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference.checkpoints import ArchitectureError, CheckpointError
-from inference.loading import NameNotFoundError
+from inference.names import NameNotFoundError
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError

@@ -31,11 +31,12 @@ from inference.cli import check_positive, command_line
 from inference.compare_figure import comparison_figure, png
 from inference.evaluate import baseline, in_bits
 from inference.loading import Programs, load_trained
+from inference.names import short_name
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
-from pyro_mdm import LinearDiffusion, evaluation
+from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
 
 __all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
@@ -83,7 +84,7 @@ class Entry(NamedTuple):
     @property
     def simulated(self) -> bool:
         """Whether the diffusion has no closed form."""
-        return not isinstance(self.programs.model.diffusion, LinearDiffusion)
+        return not self.programs.model.diffusion.closed_form
 
 
 class Tables(NamedTuple):
@@ -141,7 +142,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
         run, programs, checkpoint = load_trained(folder)
         config = run.config
         score = programs.problem.score_name(config["score"], programs.model.diffusion)
-        guide = str(config["guide"]).rpartition(":")[2]
+        guide, score = short_name(config["guide"]), short_name(score)
         entries.append(
             Entry(name, folder, programs, guide, score, config["protocol"], checkpoint.step)
         )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.loading import Programs, check_ends
-from pyro_mdm import LinearDiffusion, NonlinearDiffusion
 
 __all__ = ["check_effects", "start_note"]
 
@@ -24,7 +23,7 @@ def check_effects(settings: Mapping[str, Any], programs: Programs) -> None:
             "--learn_beta has no effect with --diffusion_learning_rate 0, which leaves the clock "
             "as it starts; leave out one of them"
         )
-    if isinstance(diffusion, NonlinearDiffusion):
+    if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network
     if settings["channels_last"] and all(weight.dim() != 4 for weight in network.parameters()):
@@ -38,7 +37,7 @@ def start_note(settings: Mapping[str, Any], programs: Programs) -> str | None:
     """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
-    at_a_time = isinstance(diffusion, LinearDiffusion) and diffusion.cut_time is not None
+    at_a_time = diffusion.closed_form and diffusion.cut_time is not None
     if settings["max_log_snr"] is not None or at_a_time or abs(own - usual) <= 1e-6:
         return None
     return (
@@ -47,7 +46,7 @@ def start_note(settings: Mapping[str, Any], programs: Programs) -> str | None:
     )
 
 
-def _check_simulation(settings: Mapping[str, Any], diffusion: NonlinearDiffusion) -> None:
+def _check_simulation(settings: Mapping[str, Any], diffusion: Any) -> None:
     learned = any(p.requires_grad for p in diffusion.parameters())
     if settings["backpropagation"] is not None and (
         not learned or settings["diffusion_learning_rate"] == 0

@@ -21,8 +21,9 @@ from torch import Tensor
 from inference.cli import check_positive, command_line
 from inference.loading import Programs, Reused, open_run
 from inference.processes import Precision, autocast_dtype, start
+from models.base import SCORES
 from models.files import spread
-from pyro_mdm import LinearDiffusion, bits_per_dim
+from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate
 from pyro_mdm.evaluation.simulated import step_size_bias
@@ -154,13 +155,13 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
 
     It is for diffusions with a closed form, if there are any.
     """
-    linear = [p for p in entries if isinstance(p.model.diffusion, LinearDiffusion)]
+    linear = [p for p in entries if p.model.diffusion.closed_form]
     if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
         return None
     problem, diffusion = linear[0].problem, linear[0].model.diffusion
     name = "discrete" if "discrete" in problem.scores else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
-        score = problem.score_function(name, diffusion)
+        score = problem.score_function(SCORES[name], diffusion)
     score = score.to(diffusion.start_time.device)
     return score if isinstance(score, DenoiserScore) else None
 
@@ -292,7 +293,7 @@ def evaluate(
             print(_compared(reused, own, bound, difference))
     if not lead:
         return
-    if not isinstance(programs.model.diffusion, LinearDiffusion):
+    if not programs.model.diffusion.closed_form:
         print(step_bias(programs, data, draws=draws, seed=seed))
         if bound.probe_error:
             print(

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +46,9 @@ from inference.loading import (
     give_learned_end,
     load_trained,
 )
+from inference.names import slug
 from inference.sample import check_out
-from pyro_mdm import Diffusion, LinearDiffusion
+from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION, apply_matrix
 from pyro_mdm.paths.divergence import prior_kl
@@ -488,7 +488,7 @@ def inspect(
         overwrite: replace ``out`` if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
-    slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
+    slugs = map(slug, (model, *names))
     given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
     given["stationary_variance"] = stationary_variance
     surplus = [f"--{key}" for key, value in given.items() if value is not None]
@@ -509,7 +509,7 @@ def inspect(
         if name == "learned":
             options |= given
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
-        diffusion: Diffusion
+        diffusion: Any
         if name.startswith("run:"):
             for option, value in (("max_log_snr", max_log_snr), ("min_log_snr", min_log_snr)):
                 if value is not None:
@@ -521,7 +521,7 @@ def inspect(
             diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
             check_ends(name, diffusion, max_log_snr, min_log_snr)
             give_learned_end(diffusion)
-        if not isinstance(diffusion, LinearDiffusion):
+        if not diffusion.closed_form:
             raise ValueError(
                 f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
                 "closed form, which only a LinearDiffusion has. See its paths and its drift: "

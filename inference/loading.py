@@ -1,73 +1,53 @@
-"""What ``--guide`` and ``--model`` names stand for, and the two programs that settings describe.
+"""The two programs that settings describe, and those of a trained run.
 
-A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
-something in a file of your own. Trained denoisers can be put over another diffusion: :func:`reuse`.
+Names are those of :mod:`inference.names`. Trained denoisers can be put over another diffusion:
+:func:`reuse`.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
+from inference.names import GUIDES, accepted, describe, find, make, takes, wrong_kind
 from inference.runs import LATER, Run, RunError
-from models import MODELS, DataError, Problem
+from models import DataError, Problem
+from models.base import SCORES, ScoreKind
 from pyro_mdm import (
-    ALDA,
-    CLD,
-    MALDA,
-    VPSDE,
     Diffusion,
     DiffusionGuide,
     DiffusionModel,
     LearnedDiffusion,
     LinearDiffusion,
-    NonlinearDiffusion,
 )
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 __all__ = [
-    "GUIDES",
     "SIMULATION",
-    "NameNotFoundError",
     "Programs",
     "Reused",
-    "absolute_name",
     "build",
     "build_diffusion",
     "build_problem",
     "check_ends",
-    "find",
     "give_learned_end",
     "load_trained",
     "load_weights",
     "open_run",
     "reuse",
     "seed_from",
-    "source_files",
 ]
-
-GUIDES: dict[str, Any] = {
-    "vpsde": VPSDE,
-    "cld": CLD,
-    "malda": MALDA,
-    "alda": ALDA,
-    "learned": LearnedDiffusion,
-}
 
 OPTIONS = {
     "protocol": "images",
@@ -100,96 +80,6 @@ RANGE_TOLERANCE = 1e-3
 """How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
-class NameNotFoundError(LookupError):
-    """A ``--guide`` or ``--model`` that names nothing."""
-
-
-def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """The object that ``name`` stands for.
-
-    Args:
-        kind: ``"guide"`` or ``"model"``, for messages.
-        name: a name in ``known``, ``module:Name`` or ``file.py:Name``.
-        known: names and what they stand for.
-
-    Raises:
-        NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
-    """
-    if name in known:
-        return known[name]
-    if kind == "guide" and name.startswith("run:"):
-        raise NameNotFoundError(
-            f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
-            "take alone; --resume goes on with a run"
-        )
-    place, colon, attribute = name.rpartition(":")
-    if not colon:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        if name.endswith(".py"):
-            hint = f" (which class or function of that file? {name}:Name)"
-        raise NameNotFoundError(
-            f"unknown {kind} {name!r}{hint}: use one of {', '.join(known)}, or name your own as "
-            "module:Name or file.py:Name"
-        )
-    module = _load_file(kind, Path(place)) if place.endswith(".py") else _load_module(kind, place)
-    if not hasattr(module, attribute):
-        own = [
-            n
-            for n, value in vars(module).items()
-            if not n.startswith("_") and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise NameNotFoundError(
-            f"{place} has no {attribute!r}; it defines {', '.join(own) or 'no class or function'}"
-        )
-    return getattr(module, attribute)
-
-
-def absolute_name(name: str) -> str:
-    """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
-    place, _, attribute = name.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
-
-
-def source_files(settings: Mapping[str, Any]) -> list[Path]:
-    """The files of the user's own that settings name, as ``file.py:Name``."""
-    names = ("model", "guide", "learned_from")
-    places = [str(settings.get(name)).rpartition(":")[0] for name in names]
-    return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
-
-
-def _load_file(kind: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise NameNotFoundError(f"--{kind}: there is no file {path} (looked in {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise NameNotFoundError(f"--{kind}: {path} cannot be read as a Python module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_module(kind: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # the module is there, something it imports is not
-        raise NameNotFoundError(
-            f"--{kind}: there is no module {name!r} ({error}); sys.path starts with "
-            f"{[p or '.' for p in sys.path[:3]]}"
-        ) from error
-
-
-def _accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that ``function`` takes as keywords."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return dict(options)
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
-    return {key: value for key, value in options.items() if key in names}
-
-
 def build_diffusion(
     name: str,
     *,
@@ -202,7 +92,7 @@ def build_diffusion(
     stationary_variance: StationaryVariance | torch.Tensor | None = None,
     event_shape: Sequence[int] | None = None,
     simulation: Mapping[str, Any] | None = None,
-) -> LinearDiffusion | NonlinearDiffusion:
+) -> Any:
     """The diffusion that ``name`` stands for.
 
     Args:
@@ -226,7 +116,7 @@ def build_diffusion(
         ValueError: an option of ``learned`` for another guide, of simulation for a linear one, or
             one that makes no sense.
     """
-    found = find("guide", name, GUIDES)
+    found = find("guide", name)
     diffusion: Any
     options: dict[str, Any] = {"max_log_snr": max_log_snr}
     if min_log_snr is not None:
@@ -250,17 +140,10 @@ def build_diffusion(
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"
             )
-        if event_shape is not None and _takes(found, "event_shape"):
+        if event_shape is not None and takes(found, "event_shape"):
             options["event_shape"] = tuple(event_shape)
-        ready = isinstance(found, Diffusion)
-        diffusion = copy.deepcopy(found) if ready else _call(name, found, options)
-    if not isinstance(diffusion, LinearDiffusion | NonlinearDiffusion):
-        what = f"{name} is" if diffusion is found else f"{name} returns"
-        raise TypeError(
-            f"{what} {_describe(diffusion)}, expected a LinearDiffusion or a NonlinearDiffusion: a "
-            "subclass, a function that returns one, or one itself (see inference/guides)"
-        )
-    if min_log_snr is not None and isinstance(diffusion, LinearDiffusion):
+        diffusion = make("guide", name, found, Diffusion, options)
+    if min_log_snr is not None and diffusion.closed_form:
         if diffusion.cut_time is not None:
             raise ValueError(
                 f"--min_log_snr is {min_log_snr:g}, but {name} is cut at the time "
@@ -298,7 +181,7 @@ def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> Lin
         start = build_diffusion(name, **ends)
     except (ValueError, TypeError) as error:
         raise type(error)(str(error).replace("--guide", "--learned_from")) from error
-    if isinstance(start, NonlinearDiffusion):
+    if not start.closed_form:
         raise ValueError(
             f"--learned_from {name} is {_title(start)}, which has no Q and D; expected a guide "
             f"with a closed form, such as {', '.join(key for key in GUIDES if key != 'learned')}"
@@ -346,9 +229,9 @@ def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float 
     return LEARNED_MIN_LOG_SNR
 
 
-def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]) -> None:
+def _set_simulation(name: str, diffusion: Any, settings: Mapping[str, Any]) -> None:
     given = {key: value for key, value in settings.items() if value is not None}
-    if not isinstance(diffusion, NonlinearDiffusion):
+    if diffusion.closed_form:
         if given:
             raise ValueError(
                 f"{', '.join(f'--{key}' for key in given)} is for nonlinear diffusions, which are "
@@ -367,30 +250,6 @@ def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]
         raise
 
 
-def _takes(function: Any, name: str) -> bool:
-    """Whether ``function`` has a keyword of that name of its own."""
-    return callable(function) and name in inspect.signature(function).parameters
-
-
-def _call(name: str, found: Any, options: Mapping[str, Any]) -> Any:
-    is_class = inspect.isclass(found)
-    if not callable(found) or (is_class and not issubclass(found, Diffusion)):
-        return found
-    taken = _accepted(found, options)
-    try:
-        inspect.signature(found).bind(**taken)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} cannot be called with {sorted(taken)} alone ({error}); give its other "
-            "arguments defaults, or name a function without arguments that returns the diffusion"
-        ) from error
-    return found(**taken)
-
-
-def _describe(value: Any) -> str:
-    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
-
-
 def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Problem:
     """The data set that ``name`` stands for.
 
@@ -406,22 +265,22 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         TypeError: what is named is no data set, or one that takes no ``holdout``.
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
-    found = find("model", name, MODELS)
+    found = find("model", name)
     given = {key: value for key, value in options.items() if value is not None}
     is_class = inspect.isclass(found) and issubclass(found, Problem)
-    accepted = _accepted(found, {"holdout": holdout} | given) if is_class else {}
+    taken = accepted(found, {"holdout": holdout} | given) if is_class else {}
     for key, value in given.items():
-        if key not in accepted:
+        if key not in taken:
             raise ValueError(f"--{key} {value} is for {OPTIONS[key]}; --model {name} has none")
-    if is_class and "holdout" not in accepted:
+    if is_class and "holdout" not in taken:
         raise TypeError(
             f"{name} does not take holdout; let its __init__ have a keyword holdout and call "
             "super().__init__(holdout=holdout)"
         )
-    problem = found(**accepted) if is_class else found
+    problem = found(**taken) if is_class else found
     if not isinstance(problem, Problem):
         raise TypeError(
-            f"{name} is {_describe(problem)}, expected a subclass of models.base.Problem: "
+            f"{name} is {describe(problem)}, expected a subclass of models.base.Problem: "
             "see models/digits.py"
         )
     if not hasattr(problem, "train"):
@@ -454,10 +313,13 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     options = {name: settings.get(name) for name in OPTIONS}
     problem = build_problem(settings["model"], holdout=settings["holdout"], **options)
     min_log_snr = settings["min_log_snr"]
+    score, likelihood = _score_kind(settings["score"]), _likelihood(settings, problem)
     if settings["guide"] == "learned" and min_log_snr is None:
-        score = problem.scores[0] if settings["score"] == "default" else settings["score"]
-        raw = score in ("noise", "score", "residual")
-        min_log_snr = None if raw else LEARNED_MIN_LOG_SNR
+        kind = score
+        if isinstance(score, str):
+            kind = SCORES[problem.scores[0] if score == "default" else score]
+        if inspect.isclass(kind) and issubclass(kind, DenoiserScore):
+            min_log_snr = LEARNED_MIN_LOG_SNR
     max_log_snr = settings["max_log_snr"]
     torch.manual_seed(seed_from(settings["seed"], "initial weights"))
     diffusion = build_diffusion(
@@ -472,7 +334,9 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )
-    model = problem.build(diffusion, score=settings["score"], fitted=fitted)
+    model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
+    if likelihood is not None:
+        _try_likelihood(settings["likelihood"], problem, model)
     cut = diffusion.cut_time if isinstance(diffusion, LearnedDiffusion) else None
     if cut is not None and isinstance(model.score_function, DenoiserScore):
         raise ValueError(
@@ -482,7 +346,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         )
     if (times := settings.get("times")) is not None:
         score = model.score_function
-        if isinstance(score, DenoiserScore) or not isinstance(diffusion, LinearDiffusion):
+        if isinstance(score, DenoiserScore) or not diffusion.closed_form:
             raise ValueError(
                 f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
                 f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
@@ -490,6 +354,56 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+def _score_kind(name: str) -> str | ScoreKind:
+    """A score's name if it is one of :mod:`models`, or else what it stands for."""
+    if name == "default" or name in SCORES:
+        return name
+    found: ScoreKind = find("score", name)
+    if not callable(found) or (inspect.isclass(found) and not issubclass(found, Score)):
+        raise wrong_kind("score", name, found, Score)
+    return found
+
+
+def _likelihood(settings: Mapping[str, Any], problem: Problem) -> Likelihood | None:
+    """The decoder that was asked for by name; None for the problem's own."""
+    name = settings.get("likelihood")
+    if name is None:
+        return None
+    if settings.get("decoder") is not None:
+        raise ValueError(
+            f"--decoder {settings['decoder']} and --likelihood {name} both say what p(x | y_ε) is; "
+            "leave out one of them"
+        )
+    found, levels = find("likelihood", name), getattr(problem, "num_levels", None)
+    given = levels is not None and takes(found, "levels")
+    options = {"levels": levels} if given else {}
+    return make("likelihood", name, found, Likelihood, options)
+
+
+@torch.no_grad()
+def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
+    """Whether a decoder is one of such data, under such a diffusion and score: by trying it.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    diffusion, event_shape = model.diffusion, model.event_shape
+    y = torch.zeros(2, diffusion.num_variables, *event_shape)
+    with torch.random.fork_rng(devices=[]):
+        x = problem.to_model_space(problem.train[:2])
+        try:
+            law = model.likelihood(diffusion, model.score_function, y, len(event_shape))
+            law.log_prob(x)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"--likelihood {name}: {error}") from error
+    if "discrete" in problem.scores and not isinstance(law, LevelDistribution):
+        raise ValueError(
+            f"--likelihood {name} is a density, {type(law).__name__}, and {problem.name} has "
+            "levels, whose bits/dim are of probabilities; use a LevelDistribution, such as "
+            "discretized_gaussian, or --protocol dequantized"
+        )
 
 
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
@@ -581,7 +495,7 @@ def reuse(
     """
     run, own, checkpoint = load_trained(folder)
     score, source = own.model.score_function, own.model.diffusion
-    if not isinstance(source, LinearDiffusion):
+    if not source.closed_form:
         raise RunError(
             f"{folder} was trained under {_title(source)}, and its score is for that alone: only a "
             "denoiser serves other diffusions, and it is for those with a closed form. "
@@ -638,8 +552,8 @@ def _programs(problem: Problem, model: DiffusionModel) -> Programs:
     return Programs(problem, model, DiffusionGuide(model.diffusion))
 
 
-def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
-    if isinstance(diffusion, LinearDiffusion):
+def _with_closed_form(guide: str, diffusion: Any) -> LinearDiffusion:
+    if diffusion.closed_form:
         return diffusion
     raise RunError(
         f"{guide} is {_title(diffusion)}, which is known by simulation alone. A denoiser reads "

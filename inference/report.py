@@ -25,7 +25,7 @@ from inference.loading import Programs, seed_from
 from inference.runs import Run
 from models.base import Problem
 from models.files import spread
-from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion, NonlinearDiffusion, bits_per_dim
+from pyro_mdm import DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
@@ -81,7 +81,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
-        "score": problem.score_name(config["score"], diffusion),
+        "score": problem.score_name(config["score"], diffusion).rpartition("/")[2],
         "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
         "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
@@ -93,6 +93,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",
+        "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
 
 
@@ -109,22 +110,22 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     return first | {"others": ", ".join(others)}
 
 
-def _matrices(diffusion: Diffusion) -> dict[str, str]:
-    if not isinstance(diffusion, LinearDiffusion):
+def _matrices(diffusion: Any) -> dict[str, str]:
+    if not diffusion.closed_form:
         return {}
     matrices = {"Q": diffusion.Q, "D": diffusion.D}
     return {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
 
 
-def _rank(diffusion: Diffusion) -> str:
-    if not isinstance(diffusion, LinearDiffusion):
+def _rank(diffusion: Any) -> str:
+    if not diffusion.closed_form:
         return "–"  # runs of one table have the same columns
     return str(int(torch.linalg.matrix_rank(diffusion.D.detach())))
 
 
-def _simulation(diffusion: Diffusion) -> str:
+def _simulation(diffusion: Any) -> str:
     """How paths are simulated and the bound is estimated; every run has an entry."""
-    if not isinstance(diffusion, NonlinearDiffusion):
+    if diffusion.closed_form:
         return "closed form"
     settings = diffusion.simulation
     return f"{settings.solver(diffusion)}, steps of {settings.step_size:g}, {settings.objective}"
@@ -193,11 +194,11 @@ def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
     try:
         x = sample.draw(model, n, **options)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
-        if isinstance(model.diffusion, LinearDiffusion):
+        if model.diffusion.closed_form:
             raise
         reason = str(error)
     else:
-        if isinstance(model.diffusion, LinearDiffusion) or bool(x.isfinite().all()):
+        if model.diffusion.closed_form or bool(x.isfinite().all()):
             return x
         reason = "they are not finite"
     print(f"no samples in {options['steps']} steps: {reason}", flush=True)
@@ -255,7 +256,7 @@ def at_end(
     if writer is None:
         return bound
     _log_bound(run, writer, programs, "test", bound, steps)
-    if not isinstance(model.diffusion, LinearDiffusion):
+    if not model.diffusion.closed_form:
         found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
         writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
@@ -321,14 +322,14 @@ def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: in
     run.record(step, "diffusion", snapshot(diffusion))
     if not _learned(diffusion):
         return  # its curves would be flat
-    if isinstance(diffusion, LinearDiffusion):
+    if diffusion.closed_form:
         tensorboard.write_diffusion(writer, diffusion, step)
     else:
         seed = run.config["seed"]
         tensorboard.write_simulated(writer, diffusion, _data(run, programs, 256), step, seed=seed)
 
 
-def _learned(diffusion: Diffusion) -> bool:
+def _learned(diffusion: Any) -> bool:
     return any(parameter.requires_grad for parameter in diffusion.parameters())
 
 
@@ -357,7 +358,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
             tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
-        if isinstance(diffusion, LinearDiffusion):
+        if diffusion.closed_form:
             tensorboard.write_curves(writer, diffusion, step)
         else:
             seed = run.config["seed"]
@@ -372,7 +373,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     problem, model, _ = programs
     step, seed = run.config["steps"], run.config["seed"]
     x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
-    if isinstance(model.diffusion, LinearDiffusion):
+    if model.diffusion.closed_form:
         tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
 
     images = problem.to_images(x[:1]) is not None

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,19 +22,16 @@ from torch import Tensor
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.loading import open_run, seed_from
+from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
-from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion
+from pyro_mdm import Diffusion, DiffusionModel
 from pyro_mdm.plots.tensorboard import image_grid
-from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = [
-    "SAMPLERS",
     "check_out",
     "default_sampler",
     "draw",
@@ -47,29 +42,36 @@ __all__ = [
     "samplers_for",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "splitting": Splitting,
-    "euler": EulerMaruyama,
-    "ancestral": Ancestral,
-}
-
 
 def default_sampler(diffusion: Diffusion) -> str:
-    """``splitting`` for a linear diffusion, and ``euler`` for one without a closed form."""
-    return "splitting" if isinstance(diffusion, LinearDiffusion) else "euler"
+    """``splitting`` for a diffusion with a closed form, and ``euler`` for one without."""
+    return "splitting" if diffusion.closed_form else "euler"
 
 
-def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Sampler:
+def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Callable[..., Tensor]:
     """The sampler called ``name``, by default :func:`default_sampler`, for a diffusion.
 
+    Args:
+        name: see :func:`~inference.names.find`. A class or function of ``steps`` is called with
+            them; what takes a ``shape`` is a sampler itself, and gets its steps if it takes them.
+
     Raises:
-        TypeError: it needs closed forms that the diffusion does not have.
+        NameNotFoundError: see :func:`~inference.names.find`.
+        TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
-    sampler = SAMPLERS[default_sampler(diffusion) if name is None else name](steps)
-    try:
-        sampler.check(diffusion)
-    except TypeError as error:
-        raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
+    name = default_sampler(diffusion) if name is None else name
+    sampler = find("sampler", name)
+    if callable(sampler) and not takes(sampler, "shape"):
+        sampler = call("sampler", name, sampler, {"steps": steps})
+    if not takes(sampler, "shape"):
+        raise wrong_kind("sampler", name, sampler, Sampler)
+    if takes(sampler, "steps"):
+        sampler = functools.partial(sampler, steps=steps)
+    if isinstance(sampler, Sampler):
+        try:
+            sampler.check(diffusion)
+        except TypeError as error:
+            raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
     return sampler
 
 
@@ -119,7 +121,7 @@ def draw(
             torch.no_grad(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
-            model.sampler = functools.partial(chosen, progress=bar)
+            model.sampler = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
             for i in starts:
                 torch.manual_seed(seed_from(seed, "samples", i))
                 parts.append(model(batch_size=min(batch_size, num_samples - i)).cpu())
@@ -174,7 +176,7 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
 def sample(
     run: Path | None = None,
     num_samples: int = 64,
-    sampler: Literal["splitting", "euler", "ancestral"] | None = None,
+    sampler: str | None = None,
     steps: int = 256,
     out: Path | None = None,
     batch_size: int = 256,
@@ -196,8 +198,9 @@ def sample(
     Args:
         run: the run folder.
         num_samples: how many.
-        sampler: symmetric splitting (the default), Euler-Maruyama (for any diffusion, and the
-            default of one without a closed form), or the exact Gaussian posteriors of a chain.
+        sampler: splitting (symmetric, the default), euler (Euler-Maruyama, for any diffusion, and
+            the default of one without a closed form), ancestral (the exact Gaussian posteriors of
+            a chain), module:Name or file.py:Name.
         steps: of the sampler, each one network call.
         out: a .png for a picture or a .npy for the data in model space; by default a picture in the
             run folder, named after the guide if reused, the sampler, steps and seed.
@@ -219,9 +222,9 @@ def sample(
     shape = {"num_variables": num_variables, "rank": rank}
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
     if out is None:
-        name = "" if guide is None else re.sub(r"\W+", "-", guide.rpartition(":")[2]) + "-"
         chosen = sampler or default_sampler(programs.model.diffusion)
-        out = folder / f"samples-{name}{chosen}-{steps}-{seed}.png"
+        parts = [*([] if guide is None else [guide]), chosen, str(steps), str(seed)]
+        out = folder / f"samples-{'-'.join(map(slug, parts))}.png"
     check_out(out, (".png", ".npy"), overwrite=overwrite)
     if reused is not None:
         print(*reused.notes, sep="\n")

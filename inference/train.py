@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
-from inference import evaluate, loading, recipe, report, sample
+from inference import evaluate, loading, names, recipe, report, sample
 from inference.batches import Batches
 from inference.checkpoints import (
     Checkpoint,
@@ -52,7 +52,7 @@ from inference.processes import (
 from inference.runs import Run, RunError, create_default, fingerprint
 from models import ImageProblem, Images
 from models.base import FileImages
-from pyro_mdm import MDM_ELBO, DiffusionGuide, NonlinearDiffusion, randomness
+from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -66,7 +66,7 @@ GROUPS = {
     "min_log_snr",
     "nonlinear guide, in place of what its own Simulation says": "step_size points "
     "solver objective probes probe_law backpropagation",
-    "score": "score network decoder decoder_in_loss times",
+    "score": "score network likelihood decoder decoder_in_loss times",
     "optimization": "steps batch_size micro_batches learning_rate diffusion_learning_rate "
     "weight_decay warmup decay clip ema_decay seed",
     "evaluation": "log_every measure_every draws test_size num_samples sampler sampler_steps "
@@ -84,6 +84,7 @@ def train(
     model: str = "digits",
     guide: str = "learned",
     score: str = "default",
+    likelihood: str | None = None,
     protocol: Literal["discrete", "dequantized"] | None = None,
     data: Path | None = None,
     image_size: int | None = None,
@@ -125,7 +126,7 @@ def train(
     draws: int = 32,
     test_size: int | None = None,
     num_samples: int = 64,
-    sampler: Literal["splitting", "euler", "ancestral"] | None = None,
+    sampler: str | None = None,
     sampler_steps: int = 256,
     figures: bool = True,
     accelerator: str = "auto",
@@ -142,8 +143,11 @@ def train(
         model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
             imagenet32_new, images, module:Name or file.py:Name.
         guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
-        score: parameterization of the score; "default" for the data set's own, or residual for a
-            guide without a closed form.
+        score: parameterization of the score: discrete, denoiser, noise, score, residual,
+            module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
+            without a closed form.
+        likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
+            network_posterior, module:Name or file.py:Name; by default the data set's own.
         protocol: images only: a likelihood over the levels, or dequantized as in the paper.
         data: where data sets that are read from files are, "data" by default; for --model images
             your folder of images or .npz file.
@@ -199,7 +203,8 @@ def train(
         test_size: the most test data at the end, spread evenly over the test part; by default all.
             inference.evaluate and compare take all.
         num_samples: data generated at the end.
-        sampler: that generates them; by default splitting, or euler for a nonlinear guide.
+        sampler: that generates them: splitting, euler, ancestral, module:Name or file.py:Name; by
+            default splitting, or euler for a nonlinear guide.
         sampler_steps: its steps, each one network call.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
@@ -226,8 +231,8 @@ def train(
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
     for name in ("run", "resume", "overwrite"):
         del settings[name]
-    settings["model"], settings["guide"] = map(loading.absolute_name, (model, guide))
-    settings["learned_from"] = learned_from and loading.absolute_name(learned_from)
+    for name in names.NAMED:
+        settings[name] = settings[name] and names.absolute_name(settings[name])
     settings["data"] = None if data is None else str(data)
     programs = loading.build(settings)  # mistakes show before a folder is made
     check_effects(settings, programs)
@@ -291,7 +296,7 @@ def _fit(fabric: Fabric, run: Run, programs: loading.Programs, *, resumed: bool)
     _check_alike(fabric, run, (first, fingerprint(parts)))
     if lead:
         run.check_data(fingerprint(parts))
-        run.keep_sources(loading.source_files(settings))
+        run.keep_sources(names.source_files(settings))
         if resumed:
             run.rewind(first, measured=not unmeasured)
         run.begin_session(first, processes=world, device=str(fabric.device))
@@ -568,7 +573,7 @@ def _check(settings: Mapping[str, Any], programs: loading.Programs, processes: i
     if backend is not None and backend not in torch.compiler.list_backends(None):
         usual = ", ".join(torch.compiler.list_backends())
         raise ValueError(f"--compile is {backend!r}, expected one of {usual}")
-    if isinstance(diffusion, NonlinearDiffusion):
+    if not diffusion.closed_form:
         if not settings["decoder_in_loss"]:
             raise ValueError(
                 f"--decoder_in_loss false needs the law of y_ε given x in closed form, and "

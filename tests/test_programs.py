@@ -34,7 +34,8 @@ from inference.checkpoints import (
     save_checkpoint,
 )
 from inference.evaluate import evaluate, measure
-from inference.loading import NameNotFoundError, build, build_diffusion, load_trained
+from inference.loading import build, build_diffusion, load_trained
+from inference.names import NameNotFoundError
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
@@ -558,8 +559,8 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
     assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
     for wrong, message in {
-        "wrong": "wrong returns a int, expected a LinearDiffusion",
-        "Unrelated": "Unrelated is the class Unrelated, expected a LinearDiffusion",
+        "wrong": "wrong returns a int, expected a Diffusion",
+        "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():
         with pytest.raises(TypeError, match=message):
