@@ -39,7 +39,6 @@ from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.loading import (
     LEARNED_MIN_LOG_SNR,
-    StationaryVariance,
     build_diffusion,
     build_problem,
     check_ends,
@@ -47,6 +46,7 @@ from inference.loading import (
     load_trained,
 )
 from inference.names import slug
+from inference.options import StationaryVariance
 from inference.sample import check_out
 from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels

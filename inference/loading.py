@@ -18,6 +18,7 @@ import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, accepted, describe, find, make, takes, wrong_kind
+from inference.options import StationaryVariance
 from inference.runs import LATER, Run, RunError
 from models import DataError, Problem
 from models.base import SCORES, ScoreKind
@@ -72,9 +73,6 @@ SIMULATION = {
 
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
-
-StationaryVariance = float | list[float] | list[list[float]]
-"""Σ_∞ as an option: a number, K variances or K rows of a covariance."""
 
 RANGE_TOLERANCE = 1e-3
 """How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from inference import names, report, sample
 from inference.loading import build, load_trained
+from inference.options import Training
 from inference.runs import Run
 from inference.train import train
 from models import Digits, Toy
@@ -79,10 +81,9 @@ def options(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def settings_of(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
     """What a run with these options has in its config.yaml."""
-    train(**options | {"steps": 1}, run=tmp_path / "settings")
-    return Run.open(tmp_path / "settings").config
+    return asdict(Training(**options))
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -166,7 +167,7 @@ def test_files_of_ones_own_are_kept_and_found_from_any_folder(
 def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> None:
     """Classes and functions of scores, objects of likelihoods, functions of samplers."""
     own = f"{tmp_path}/own.py"
-    config = settings_of(options, tmp_path)
+    config = settings_of(options)
     plain = build(config).model
     half = build(config | {"score": f"{own}:Half"}).model.score_function
     assert isinstance(half, RawScore) and half.network(torch.ones(1, 4), torch.zeros(1)).shape[1]
@@ -215,9 +216,9 @@ def test_built_in_scores_are_in_one_list(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", names.LIKELIHOODS)
 def test_a_built_in_likelihood_serves_levels_or_densities(
-    name: str, tmp_path: Path, options: dict[str, Any]
+    name: str, options: dict[str, Any]
 ) -> None:
-    config = settings_of(options, tmp_path) | {"model": "digits", "likelihood": name}
+    config = settings_of(options) | {"model": "digits", "likelihood": name}
     of_levels = name in ("discretized_gaussian", "network_posterior")
     for protocol in ("discrete", "dequantized"):
         this = config | {"protocol": protocol}
@@ -231,9 +232,9 @@ def test_a_built_in_likelihood_serves_levels_or_densities(
                 build(this)
 
 
-def test_trying_a_likelihood_draws_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
     """The weights of a run are the same, whatever its decoder."""
-    config = settings_of(options, tmp_path)
+    config = settings_of(options)
     states = []
     for likelihood in (None, "tweedie", "gaussian"):
         torch.manual_seed(0)

@@ -36,6 +36,7 @@ from inference.checkpoints import (
 from inference.evaluate import evaluate, measure
 from inference.loading import build, build_diffusion, load_trained
 from inference.names import NameNotFoundError
+from inference.options import Optimization
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
@@ -912,7 +913,7 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
 
 def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
-    settings = {"learning_rate": 1e-3, "diffusion_learning_rate": 0.02, "weight_decay": 0.1}
+    settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02, weight_decay=0.1)
     names, optimizer = recipe.adam(programs.model, settings)
     network, diffusion = optimizer.param_groups
     assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
@@ -944,8 +945,10 @@ def test_the_average_follows_at_first_and_smooths_later() -> None:
 
 
 def test_mean_and_error_from_sums() -> None:
-    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
-    mean, error = recipe.mean_and_error(4, values.sum().item(), values.square().sum().item())
+    values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.Window()
+    for value in values.tolist():
+        window.add(value)
+    mean, error = window.mean_and_error
     assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
 
 
