@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
+from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import Recorded, is_plain
 
 __all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
@@ -72,31 +73,15 @@ def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     writer = _Writer(model)
     tree = writer.encode(model, "model")
     tensors = safetensors.torch.save(_unshared(writer.tensors), {"format": "pt"})
-    digest = hashlib.sha256(tensors).hexdigest()
-    config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
-    text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
-    _write({folder / TENSORS: tensors, folder / CONFIG: text.encode()})
-
-
-def _write(files: Mapping[Path, bytes]) -> None:
-    """Replace files: all are on the disk before the first gets its name."""
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    try:
-        for path, data in files.items():
-            with open(temporary[path], "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(temporary[path], path)
-    except BaseException:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-        raise
+    with replacing() as write:
+        digest = write(folder / TENSORS, [tensors])
+        config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
+        text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write(folder / CONFIG, [text.encode()])
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
