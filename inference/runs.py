@@ -54,12 +54,12 @@ from inference.checkpoints import (
     raw_bytes,
     remove_leftovers,
     save_checkpoint,
-    temporary,
     write_atomically,
 )
 from inference.names import slug
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
+from pyro_mdm.support.files import temporary
 
 __all__ = [
     "LATER",
