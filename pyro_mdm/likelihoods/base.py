@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
 __all__ = ["Likelihood", "Reading", "bits_per_dim", "read_state"]
@@ -45,8 +45,7 @@ def bits_per_dim(
     return bits if num_levels is None else bits + math.log2(num_levels)
 
 
-# -- likelihoods -----------------------------------------------------------------------------------
-class Likelihood(Restorable, nn.Module, ABC):
+class Likelihood(Restorable, ExactBuffers, ABC):
     """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
 
     network_calls: ClassVar[int] = 0
@@ -67,15 +66,6 @@ class Likelihood(Restorable, nn.Module, ABC):
         Returns:
             A Pyro distribution with batch shape (*batch) and event shape (*event_shape).
         """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Likelihood:
-        exact = {name: b for name, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and not buffer.is_meta:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 class Reading(NamedTuple):

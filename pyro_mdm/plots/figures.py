@@ -64,20 +64,10 @@ except ModuleNotFoundError as error:
 
 
 DPI = 160
-
-
 CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
-
-
 COLUMNS = 100  # of a heat map, at most
-
-
 PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
-
-
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
-
-
 Record = Mapping[str, Any]
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.plots.figures import new_figure, variable_name
+from pyro_mdm.scores.base import noised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,13 +156,9 @@ def noising_figure(
     marginal = diffusion.marginal(s)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    y = torch.stack(
-        [
-            m.reshape(K, *[1] * (x.dim() - 1)).cpu() * x.detach().cpu().double()[:, None]
-            + apply_matrix(L.cpu(), noise)
-            for m, L in zip(marginal.mean, marginal.scale_tril, strict=True)
-        ]
-    )  # (columns, n, K, *event)
+    each = [Marginal(*(field[i].cpu() for field in marginal)) for i in range(columns)]
+    x = x.detach().cpu().double()
+    y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
     figure = new_figure(1.35 * columns + 0.6, 1.45 * K + 0.7)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):

@@ -34,6 +34,7 @@ from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
 from pyro_mdm.plots.pictures import image_grid
+from pyro_mdm.scores.base import noised
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,14 +63,8 @@ __all__ = [
 ]
 
 TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
-
-
 PARTS = ("train", "validation")
-
-
 Terms = Mapping[str, tuple[float, float]]
-
-
 Record = Mapping[str, Any]
 
 
@@ -325,15 +320,13 @@ def write_simulated(
     added = getattr(diffusion, "added", None)
     if added is None:
         return
-    start, device = diffusion.start, diffusion.start_time.device
+    device = diffusion.start_time.device
     x = x.to(device)
     shape = (len(x), diffusion.num_variables, *x.shape[1:])
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
-    spread = (start.scale_tril @ noise.flatten(2)).reshape(shape)
-    data = start.mean.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1) + spread
     states = {
-        "data": (data, diffusion.start_time),
+        "data": (noised(diffusion.start, x.double(), noise), diffusion.start_time),
         "prior": (diffusion.prior.sample(shape, generator), diffusion.as_tensor(diffusion.horizon)),
     }
     for name, (y, s) in states.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from pyro_mdm.diffusions.base import Diffusion, Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
+from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -22,18 +22,17 @@ __all__ = [
     "call_on_state",
     "check_fit",
     "inverse_tril",
+    "noised",
     "project",
     "rotated",
     "with_event_dims",
 ]
 
 Number = float | Tensor
-
-
 Times = Literal["log_volume", "vpsde"]
 
 
-class Score(Restorable, nn.Module, ABC):
+class Score(Restorable, ExactBuffers, ABC):
     """What every parameterization offers, and nothing about the diffusion it is used with.
 
     Those made of the closed-form law of y_s given x serve linear diffusions alone.
@@ -87,13 +86,19 @@ class Score(Restorable, nn.Module, ABC):
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
-    @abstractmethod
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
-        """x̂ (*batch, *event_shape), the expected data given the state y at time s."""
+        """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
-    @abstractmethod
+        Unless overridden by the projection on g² s_θ, for linear diffusions only.
+        """
+        return project(diffusion, self.score(diffusion, y, s), y, s)
+
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """The decoder p(x | y_ε) that fits this parameterization and costs no network call."""
+        """The decoder p(x | y_ε) that fits this parameterization and costs no network call.
+
+        Unless overridden :class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior.
+        """
+        return likelihoods.Gaussian()
 
     def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
@@ -161,14 +166,12 @@ class Score(Restorable, nn.Module, ABC):
         else:
             s, clock_rate = _time_on_the_way(diffusion, u), None
         marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
-        a = marginal.mean
         if noise is None:
-            noise = randomness.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
+            shape = (len(x), diffusion.num_variables, *x.shape[1:])
+            noise = randomness.normal(shape, x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
-        a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))
-        y = a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
-        theta = self.score(diffusion, y, s)
+        theta = self.score(diffusion, noised(marginal, x, noise), s)
         with full_precision(x):
             W = inverse_tril(marginal.scale_tril)
             error = theta.double() + apply_matrix(W.mT, noise.double())
@@ -178,15 +181,6 @@ class Score(Restorable, nn.Module, ABC):
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
             start, end = diffusion.log_volume_ends
             return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Score:
-        exact = {name: b for name, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and not buffer.is_meta:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -318,6 +312,17 @@ def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Ten
     F = low + u.clamp(0, 1) * (high - low)
     tau = torch.logaddexp(F, torch.zeros_like(F))
     return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
+
+
+def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
+    """y = a x + L η, like η (n, K, *event_shape), for data (n, *event_shape), in their dtype.
+
+    Args:
+        marginal: of times (n,), or of one time for all.
+    """
+    a = marginal.mean.to(x.dtype)
+    a = a.reshape(*a.shape, *[1] * (x.dim() - 1))
+    return a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "VARIANCE_FLOOR"]
 # a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
 VARIANCE_FLOOR = 0.5
 
-
 # data whose baseline is integrated together, in cache
 DATA_AT_ONCE = 256
 

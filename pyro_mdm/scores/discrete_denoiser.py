@@ -19,7 +19,6 @@ __all__ = ["DiscreteDenoiser"]
 
 Form = Literal["tilt", "logits"]
 
-
 # memory for what baseline_kl of a discrete denoiser has found
 KL_TABLES_BYTES = 256 * 2**20
 
