@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inference.cli import check_positive, command_line
 from inference.loading import Programs, Reused, open_run
+from inference.output import aligned
 from inference.processes import Precision, autocast_dtype, start
 from models.base import SCORES
 from models.files import spread
@@ -28,12 +29,14 @@ from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.measured import TERMS
 
 __all__ = [
     "Bound",
     "StepBias",
     "against_own",
     "baseline",
+    "bound_of",
     "evaluate",
     "in_bits",
     "measure",
@@ -91,8 +94,7 @@ class Bound:
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
         """(value, standard error) by name."""
-        names = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("bits_per_dim", *TERMS)}
 
     @property
     def by_log_snr(self) -> tuple[list[float], list[float], list[float]]:
@@ -141,7 +143,7 @@ def measure(
     estimate = log_likelihood(
         model, guide, x, baseline=baseline([programs]), progress=progress, **options
     )
-    return _bound(estimate, log_det, problem.dequantized_levels)
+    return bound_of(estimate, log_det, problem.dequantized_levels)
 
 
 def _in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -185,7 +187,8 @@ def in_bits(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> 
     return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
 
 
-def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
+def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> Bound:
+    """An estimate in bits/dim; arguments as for :func:`in_bits`."""
     unit = estimate.num_dims * math.log(2)
     value, error = in_bits(estimate, log_det, levels)
     prior_kl, diffusion = ((t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion))
@@ -228,7 +231,7 @@ def against_own(
     options |= {"batch_size": batch_size, "distributed": distributed}
     found = compare(pairs, x, progress=progress, **options)
     levels = reused.own.problem.dequantized_levels
-    own, new = (_bound(found.estimates[name], log_det, levels) for name in ("own", "new"))
+    own, new = (bound_of(found.estimates[name], log_det, levels) for name in ("own", "new"))
     return own, new, found.differences[0]
 
 
@@ -319,17 +322,13 @@ def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Ste
 
 def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:
     """The bound by term under both diffusions, and what differs at the same draws."""
-    heads = (f"own ({_name(reused.own)})", f"new ({_name(reused.programs)})", "new - own, paired")
-    lines = [f"{'':16}" + "".join(f"{head:>28}" for head in heads)]
+    names = (type(p.model.diffusion).__name__ for p in (reused.own, reused.programs))
+    rows = [["", *map("{} ({})".format, ("own", "new"), names), "new - own, paired"]]
     for term in own.terms:
         row = (own.terms[term], new.terms[term], getattr(difference, term))
         cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0
-        lines.append(f"{term:16}" + "".join(f"{cell:>28}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _name(programs: Programs) -> str:
-    return type(programs.model.diffusion).__name__
+        rows.append([term, *cells])
+    return aligned(rows)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from inference import evaluate, sample
 from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
+from inference.output import png
 from inference.runs import Run
 from models.base import Problem
 from models.files import spread
@@ -266,7 +267,7 @@ def at_end(
     if samples is not None:
         few = sample.picture(problem, samples[: _few(problem)], columns=6)
         tensorboard.write_samples(writer, few, steps)
-        write_atomically(run.folder / "samples.png", sample.png(sample.picture(problem, samples)))
+        write_atomically(run.folder / "samples.png", png(sample.picture(problem, samples)))
     if _draws(run):
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)

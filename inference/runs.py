@@ -60,6 +60,7 @@ from inference.names import slug
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
 from pyro_mdm.support.files import temporary
+from pyro_mdm.support.measured import TERMS
 
 __all__ = [
     "LATER",
@@ -74,11 +75,10 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
-TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 COLUMNS = (
     "step",
     "part",
-    *(column for term in TERMS for column in (term, f"{term}_standard_error")),
+    *(f"{term}{of}" for term in ("bits_per_dim", *TERMS) for of in ("", "_standard_error")),
     "learning_rate",
     "gradient_norm",
     "seconds",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,28 +16,26 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.loading import open_run, seed_from
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
+from inference.output import check_out, png
 from inference.processes import start
-from inference.runs import RunError
 from models import Problem
 from pyro_mdm import Diffusion, DiffusionModel
 from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = [
-    "check_out",
     "default_sampler",
     "draw",
     "make_sampler",
     "picture",
-    "png",
     "sample",
     "samplers_for",
 ]
@@ -109,16 +107,14 @@ def draw(
             f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
             "least 1 of each"
         )
-    device = model.diffusion.start_time.device
-    usual, training = model.sampler, model.training
+    device, usual = model.diffusion.start_time.device, model.sampler
     chosen = make_sampler(sampler, steps, model.diffusion)
-    model.eval()
     starts = range(0, num_samples, batch_size)
     parts = []
     try:
         with (
             progress_bar(steps * len(starts), "sampling", "steps", shown=progress) as bar,
-            torch.no_grad(),
+            evaluating(model),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             model.sampler = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
@@ -127,7 +123,6 @@ def draw(
                 parts.append(model(batch_size=min(batch_size, num_samples - i)).cpu())
     finally:
         model.sampler = usual
-        model.train(training)
     return torch.cat(parts)
 
 
@@ -154,23 +149,6 @@ def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tenso
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)
-
-
-def png(picture: Tensor) -> bytes:
-    """A picture, uint8 (3, height, width), as a PNG file's content."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Raise RunError unless the file ``out`` may be written: suffix, folder, nothing in its way."""
-    if out.suffix not in suffixes:
-        raise RunError(f"--out is {out}, expected a name that ends in {' or '.join(suffixes)}")
-    if out.exists() and not overwrite:
-        raise RunError(f"{out} exists; give another --out, or --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise RunError(f"--out is {out}, but there is no folder {out.parent}; make it first")
 
 
 def sample(
