@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from inference.batches import Batches
 from inference.loading import Programs
 from inference.options import Decided
 from inference.processes import start
@@ -69,30 +70,13 @@ class Codes(ImageProblem):
 class Job:
     """One way of training, step by step."""
 
-    def __init__(
-        self,
-        network: str,
-        batch: int,
-        fabric: Fabric,
-        *,
-        precision: str = "32-true",
-        channels_last: bool = False,
-        compile: str | None = None,
-    ) -> None:
+    def __init__(self, network: str, batch: int, fabric: Fabric, **machine: Any) -> None:
         torch.manual_seed(0)
         problem = Codes(network=network)
         diffusion = CLD(max_log_snr=problem.max_log_snr)
         model = problem.build(diffusion)
-        settings = Decided(
-            steps=10**6,
-            batch_size=batch,
-            learning_rate=2e-4,
-            warmup=1,
-            ema_decay=0.9999,
-            precision=precision,
-            channels_last=channels_last,
-            compile=compile,
-        )
+        rates: dict[str, Any] = {"learning_rate": 2e-4, "warmup": 1, "ema_decay": 0.9999}
+        settings = Decided(steps=10**6, batch_size=batch, **rates, **machine)
         programs = Programs(problem, model, DiffusionGuide(diffusion))
         self.trainee = Trainee(fabric, programs, settings)
         self.network, self.fabric, self.batch = model.score_function.network, fabric, batch
@@ -173,7 +157,7 @@ def child(options: argparse.Namespace) -> None:
     for _ in range(options.repeat):
         job.step()
     seconds = (time.perf_counter() - began) / options.repeat
-    job.batches.close()
+    job.trainee.batches.close()
     if fabric.is_global_zero:
         found = {"seconds": seconds, "peak": peak_memory(fabric.device)}
         print(json.dumps(found))
