@@ -39,7 +39,9 @@ __all__ = [
     "bound_of",
     "evaluate",
     "in_bits",
+    "in_model_space",
     "measure",
+    "some",
     "step_bias",
 ]
 
@@ -121,33 +123,27 @@ class Bound:
         )
 
 
-def measure(
-    programs: Programs,
-    data: Tensor,
-    *,
-    draws: int,
-    batch_size: int = 256,
-    half_width: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    distributed: bool = False,
-) -> Bound:
+def measure(programs: Programs, data: Tensor, *, seed: int = 0, **options: Any) -> Bound:
     """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim.
 
-    ``distributed``: shared among processes, see :func:`pyro_mdm.evaluation.log_likelihood`.
+    Args:
+        seed: of the noise, that of dequantization too.
+        options: draws, batch_size, …, of :func:`pyro_mdm.evaluation.log_likelihood`.
     """
     problem, model, guide = programs
-    x, log_det = _in_model_space(programs, data, seed)
-    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
-    options |= {"batch_size": batch_size, "distributed": distributed}
-    estimate = log_likelihood(
-        model, guide, x, baseline=baseline([programs]), progress=progress, **options
-    )
+    x, log_det = in_model_space(programs, data, seed)
+    options |= {"seed": seed, "baseline": baseline([programs])}
+    estimate = log_likelihood(model, guide, x, **options)
     return bound_of(estimate, log_det, problem.dequantized_levels)
 
 
-def _in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """x on the model's device, and the log-determinants."""
+def some(data: Tensor, most: int = 256) -> Tensor:
+    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
+    return data if len(data) <= most else data[spread(len(data), most)]
+
+
+def in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Stored data as x on the model's device, and the log-determinants."""
     x, log_det = programs.problem.transform(data, torch.Generator().manual_seed(seed))
     return x.to(programs.model.diffusion.start_time.device), log_det
 
@@ -210,26 +206,17 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
 
 
 def against_own(
-    reused: Reused,
-    data: Tensor,
-    *,
-    draws: int,
-    batch_size: int = 256,
-    half_width: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    distributed: bool = False,
+    reused: Reused, data: Tensor, *, seed: int = 0, **options: Any
 ) -> tuple[Bound, Bound, Difference]:
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
     Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
-    ranges of log SNR overlap, the diffusion terms differ by rounding.
+    ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
+    :func:`measure`.
     """
-    x, log_det = _in_model_space(reused.own, data, seed)
+    x, log_det = in_model_space(reused.own, data, seed)
     pairs = {"new": reused.programs[1:], "own": reused.own[1:]}
-    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
-    options |= {"batch_size": batch_size, "distributed": distributed}
-    found = compare(pairs, x, progress=progress, **options)
+    found = compare(pairs, x, seed=seed, **options)
     levels = reused.own.problem.dequantized_levels
     own, new = (bound_of(found.estimates[name], log_det, levels) for name in ("own", "new"))
     return own, new, found.differences[0]
@@ -312,8 +299,7 @@ def evaluate(
 
 def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:
     """Measure it on some of the data."""
-    few = data if len(data) <= BIAS_DATA else data[spread(len(data), BIAS_DATA)]
-    x, _ = _in_model_space(programs, few, seed)
+    x, _ = in_model_space(programs, some(data, BIAS_DATA), seed)
     _, model, guide = programs
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)

@@ -25,7 +25,6 @@ from inference.loading import Programs, seed_from
 from inference.output import png
 from inference.runs import Run
 from models.base import Problem
-from models.files import spread
 from pyro_mdm import DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.plots import tensorboard
@@ -68,9 +67,11 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
     tensorboard.write_settings(writer, columns(of_run), METRICS)
-    tensorboard.write_text(writer, "settings", of_run | _matrices(diffusion))
+    matrices = {"Q": diffusion.Q, "D": diffusion.D} if diffusion.closed_form else {}
+    starts = {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
+    tensorboard.write_text(writer, "settings", of_run | starts)
     _log_diffusion(run, writer, programs, 0)
-    if _draws(run):
+    if run.config["figures"]:
         draw_training(run, writer, programs, 0)
 
 
@@ -109,13 +110,6 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     rest = [name for name in settings if name not in (*first, "num_variables")]
     others = [f"{name} {settings[name]}" for name in rest if settings[name] not in usual]
     return first | {"others": ", ".join(others)}
-
-
-def _matrices(diffusion: Any) -> dict[str, str]:
-    if not diffusion.closed_form:
-        return {}
-    matrices = {"Q": diffusion.Q, "D": diffusion.D}
-    return {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
 
 
 def _rank(diffusion: Any) -> str:
@@ -159,7 +153,7 @@ def at_step(
     """
     problem, model, _ = programs
     options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
-    parts = {name: _some(getattr(problem, name)) for name in ("train", "validation")}
+    parts = {name: evaluate.some(getattr(problem, name)) for name in ("train", "validation")}
     for part, data in parts.items():
         if len(data):
             bound = evaluate.measure(programs, data, **options)
@@ -180,9 +174,8 @@ def at_step(
         tensorboard.write_samples(writer, sample.picture(problem, few, columns=6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
-    if (
-        _draws(run) and power_of_two and step < run.config["steps"]
-    ):  # at_end draws those of the last step
+    last = step == run.config["steps"]  # which at_end draws
+    if run.config["figures"] and power_of_two and not last:
         draw_training(run, writer, programs, step)
 
 
@@ -210,11 +203,6 @@ def _few(problem: Problem) -> int:
     """How many samples the picture holds that training updates."""
     images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
     return SAMPLES if images else POINTS
-
-
-def _some(data: Tensor, most: int = 256) -> Tensor:
-    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
-    return data if len(data) <= most else data[spread(len(data), most)]
 
 
 @contextmanager
@@ -252,7 +240,7 @@ def at_end(
     options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
     progress = writer is not None
     size = run.config["test_size"]
-    test = problem.test if size is None else _some(problem.test, size)
+    test = problem.test if size is None else evaluate.some(problem.test, size)
     bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
@@ -268,16 +256,12 @@ def at_end(
         few = sample.picture(problem, samples[: _few(problem)], columns=6)
         tensorboard.write_samples(writer, few, steps)
         write_atomically(run.folder / "samples.png", png(sample.picture(problem, samples)))
-    if _draws(run):
+    if run.config["figures"]:
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
-
-
-def _draws(run: Run) -> bool:
-    return bool(run.config.get("figures", True))  # a run of an older version has no such setting
 
 
 def _log_bound(
@@ -337,7 +321,7 @@ def _learned(diffusion: Any) -> bool:
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
     """Some training data in model space."""
     generator = torch.Generator().manual_seed(run.config["seed"])
-    return programs.problem.to_model_space(_some(programs.problem.train, most), generator)
+    return programs.problem.to_model_space(evaluate.some(programs.problem.train, most), generator)
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -400,7 +384,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     unlucky in the choice does not count. Of many images, some are looked at.
     """
     problem = programs.problem
-    test = _some(problem.test, RANKED_OF)
+    test = evaluate.some(problem.test, RANKED_OF)
     order = _bits(programs, test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
     k = min(RANKED, len(order) // 2)
     data = test[torch.cat([order[:k], order[-k:]])]
@@ -416,8 +400,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
 def _bits(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Tensor:
     """The bound of each datum in bits/dim, (n,)."""
     problem, model, guide = programs
-    x, log_det = problem.transform(data, torch.Generator().manual_seed(seed))
-    x = x.to(model.diffusion.start_time.device)
+    x, log_det = evaluate.in_model_space(programs, data, seed)
     estimate = log_likelihood(model, guide, x, draws=draws, seed=seed)
     d, levels = estimate.num_dims, problem.dequantized_levels
     return bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
