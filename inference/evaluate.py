@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from inference.cli import check_positive, command_line
-from inference.loading import Programs, Reused, open_run
+from inference.loading import Programs
 from inference.output import aligned
 from inference.processes import Precision, autocast_dtype, start
+from inference.reuse import Reused, open_run
 from models.base import SCORES
 from models.files import spread
 from pyro_mdm import bits_per_dim

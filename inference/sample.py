@@ -20,10 +20,11 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import open_run, seed_from
+from inference.loading import seed_from
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, png
 from inference.processes import start
+from inference.reuse import open_run
 from models import Problem
 from pyro_mdm import Diffusion, DiffusionModel
 from pyro_mdm.plots.tensorboard import image_grid
