@@ -176,7 +176,8 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
                 taken = trainee.step(done - 1, caught.number)
             window.add(taken.bits)
             bar.update()
-            if done % settings.log_every == 0 or done == steps:
+            last = done == steps
+            if done % settings.log_every == 0 or last:
                 mean, error = window.mean_and_error
                 window = recipe.Window()
                 bar.set_postfix_str(f"{mean:.3f} ± {error:.3f} bits/dim")
@@ -184,9 +185,9 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
                     row = taken.row | {"seconds": time.monotonic() - began}
                     report.objective(run, writer, mean, error, row, done)
             # saved first, so that a process that ends while it measures has lost nothing
-            due = done % settings.measure_every == 0 or done == steps
-            if done % settings.checkpoint_every == 0 or done == steps or taken.stop:
-                if done == steps:
+            due = done % settings.measure_every == 0 or last
+            if done % settings.checkpoint_every == 0 or last or taken.stop:
+                if last:
                     recipe.close_range(programs.model, averaged.model)
                 if lead:
                     seconds = time.monotonic() - began
