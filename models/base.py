@@ -150,9 +150,10 @@ class Problem(ABC):
                 )
         found = self.split(holdout)
         if not isinstance(found, tuple | list) or len(found) != 3:
+            count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
             raise TypeError(
-                f"{self.name}: split returned {_counted(found)}, expected three: training, "
-                "validation (empty without holdout) and test data"
+                f"{self.name}: split returned a {type(found).__name__}{count}, expected three: "
+                "training, validation (empty without holdout) and test data"
             )
         names = ("training", "validation", "test")
         self.train, self.validation, self.test = (
@@ -344,12 +345,6 @@ class Problem(ABC):
         return None
 
 
-def _counted(found: object) -> str:
-    if isinstance(found, tuple | list):
-        return f"a {type(found).__name__} of {len(found)}"
-    return f"a {type(found).__name__}"
-
-
 class ImageProblem(Problem):
     """Images of few or 256 grey levels or colours, stored as uint8 codes k = 0 … num_levels - 1.
 
@@ -507,17 +502,17 @@ class ImageProblem(Problem):
         return discrete.fit(network, self.fit_x(), self.num_levels, form=self.form)
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
-        if self.dequantization is not None:
-            if not diffusion.closed_form:
-                if self.decoder is not None:
-                    raise ValueError(
-                        f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
-                        f"and {type(diffusion).__name__} has none in closed form; leave it out"
-                    )
-                return Gaussian()
+        if self.dequantization is None:
+            own = isinstance(score, DiscreteDenoiser)
+            return None if own else DiscretizedGaussian(self.num_levels)
+        if diffusion.closed_form:
             return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
-        own = isinstance(score, DiscreteDenoiser)
-        return None if own else DiscretizedGaussian(self.num_levels)
+        if self.decoder is not None:
+            raise ValueError(
+                f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
+                f"and {type(diffusion).__name__} has none in closed form; leave it out"
+            )
+        return Gaussian()
 
 
 class FileImages(ImageProblem):

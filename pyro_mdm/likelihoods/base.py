@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Likelihood", "Reading", "bits_per_dim", "read_state"]
+__all__ = ["DecoderDistribution", "Likelihood", "Reading", "bits_per_dim", "read_state"]
+
+D = TypeVar("D", bound="DecoderDistribution")
 
 
 def bits_per_dim(
@@ -66,6 +71,32 @@ class Likelihood(Restorable, ExactBuffers, ABC):
         Returns:
             A Pyro distribution with batch shape (*batch) and event shape (*event_shape).
         """
+
+
+class DecoderDistribution(TorchDistribution):
+    """What distributions of x have in common. Their samples are not reparameterized."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self: D, batch_shape: Sequence[int], _instance: D | None = None) -> D:
+        """A copy of another batch shape; subclasses expand the tensors in it."""
+        new: D = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def check_event(self, value: Tensor) -> None:
+        """Raises ValueError unless the last sizes of x are the event shape."""
+        if value.shape[max(value.dim() - len(self.event_shape), 0) :] != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(value.shape)}, expected (…, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
 
 
 class Reading(NamedTuple):

@@ -35,6 +35,7 @@ from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.scores.base import noised
+from pyro_mdm.support import measured
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,7 +63,7 @@ __all__ = [
     "write_text",
 ]
 
-TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
+TERMS = ("bits_per_dim", *measured.TERMS)
 PARTS = ("train", "validation")
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
@@ -165,17 +166,13 @@ def write_terms(
             f"terms is a {type(terms).__name__}, expected ELBOTerms; "
             "pass elbo_terms(model, guide, x)"
         )
-    if num_dims is None:
-        each = {"elbo": terms.elbo, "reconstruction": terms.reconstruction}
-        each |= {"prior_kl": terms.prior_kl, "diffusion": terms.diffusion}
-    else:
+    each = {"elbo": terms.elbo, **dict(terms.items())}
+    if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
         costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}
         each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
     for name, values in each.items():
-        values = values.detach().double()
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        write_mean(writer, f"bound/{name}/{part}", values.mean().item(), error, step)
+        write_mean(writer, f"bound/{name}/{part}", *measured.Measured.of(values), step)
 
 
 def write_layout(
