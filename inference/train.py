@@ -17,9 +17,9 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,7 +168,7 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
-        first, window = progress.step, progress.window
+        first, window = progress.step, recipe.Window(*progress.window)
         bar = progress_bar(steps, "training", "steps", initial=first, leave=True, shown=lead)
         stack.enter_context(bar)
         for done in range(first + 1, steps + 1):
@@ -182,7 +182,8 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
                 window = recipe.Window()
                 bar.set_postfix_str(f"{mean:.3f} ± {error:.3f} bits/dim")
                 if writer is not None:
-                    row = taken.row | {"seconds": time.monotonic() - began}
+                    row = {"learning_rate": taken.rate, "gradient_norm": taken.norm}
+                    row |= {"seconds": time.monotonic() - began}
                     report.objective(run, writer, mean, error, row, done)
             # saved first, so that a process that ends while it measures has lost nothing
             due = done % settings.measure_every == 0 or last
@@ -191,7 +192,7 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
                     recipe.close_range(programs.model, averaged.model)
                 if lead:
                     seconds = time.monotonic() - began
-                    trainee.save(run, Progress(done, seconds, window, unmeasured=due))
+                    trainee.save(run, Progress(done, seconds, astuple(window), due))
             if taken.stop:
                 bar.close()
                 raise _stopped(run, done, taken.stop)
@@ -212,30 +213,13 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
     return bound
 
 
-@dataclass
-class Progress:
-    """How far a run is, beside its tensors."""
+class Progress(NamedTuple):
+    """How far a run is, as a checkpoint has it beside its tensors."""
 
     step: int = 0
     seconds: float = 0.0
-    window: recipe.Window = field(default_factory=recipe.Window)  # losses not yet written
+    window: Sequence[float] = ()  # the losses not yet written, as recipe.Window has them
     unmeasured: bool = False  # whether the bound is due at this step
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "window": list(astuple(self.window)),
-            "unmeasured": self.unmeasured,
-        }
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """The inverse of :attr:`state`."""
-        window = recipe.Window(*state["window"])
-        return cls(state["step"], state["seconds"], window, state.get("unmeasured", False))
 
 
 class Step(NamedTuple):
@@ -245,11 +229,6 @@ class Step(NamedTuple):
     norm: float  # of its gradient, nats/dim
     rate: float  # learning rate of the network
     stop: int  # the signal that any process was stopped by, or 0
-
-    @property
-    def row(self) -> dict[str, float]:
-        """For the table of the objective."""
-        return {"learning_rate": self.rate, "gradient_norm": self.norm}
 
 
 class Trainee:
@@ -356,7 +335,7 @@ class Trainee:
         }
         tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
         averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
-        state = progress.state | {"config": dict(run.config)} | averages
+        state = progress._asdict() | {"config": dict(run.config)} | averages
         run.save(Checkpoint(progress.step, tensors, state))
         run.save_model(self.averaged.model)
 
@@ -368,7 +347,8 @@ class Trainee:
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
         self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
         self.scale.load(checkpoint.state.get("loss_scale", {}))
-        return Progress.of(checkpoint.state)
+        saved = checkpoint.state
+        return Progress(**{name: saved[name] for name in Progress._fields if name in saved})
 
 
 # -- around it -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe, report
+from inference import recipe, report, runs
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
@@ -950,6 +950,20 @@ def test_mean_and_error_from_sums() -> None:
         window.add(value)
     mean, error = window.mean_and_error
     assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
+
+
+def test_data_are_hashed_once(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, fingerprint = [], runs.fingerprint
+
+    def counted(parts: Any) -> Any:
+        hashed.append(sorted(parts))
+        return fingerprint(parts)
+
+    monkeypatch.setitem(train.__globals__, "fingerprint", counted)
+    train(**options | {"steps": 1}, run=tmp_path / "run")
+    assert hashed == [["test", "train", "validation"]]
 
 
 def test_presets_by_name_are_the_library_s_own() -> None:
