@@ -7,6 +7,7 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,11 +60,13 @@ def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Callable
         TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
     name = default_sampler(diffusion) if name is None else name
-    sampler = find("sampler", name)
-    if callable(sampler) and not takes(sampler, "shape"):
-        sampler = call("sampler", name, sampler, {"steps": steps})
-    if not takes(sampler, "shape"):
-        raise wrong_kind("sampler", name, sampler, Sampler)
+    found = sampler = find("sampler", name)
+    other = inspect.isclass(found) and not issubclass(found, Sampler)
+    if callable(found) and not (other or takes(found, "shape")):
+        sampler = call("sampler", name, found, {"steps": steps})
+    if other or not takes(sampler, "shape"):
+        returned = sampler is not found
+        raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
     if takes(sampler, "steps"):
         sampler = functools.partial(sampler, steps=steps)
     if isinstance(sampler, Sampler):

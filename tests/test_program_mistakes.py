@@ -333,7 +333,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "a guide as a sampler": (
         f"{POINTS} --sampler pyro_mdm:CLD",
         1,
-        "CLD returns a CLD, expected a Sampler",
+        "is the class CLD, expected a Sampler: a subclass",
     ),
     "a sampler of closed forms": (
         f"{POINTS} --guide {{own}}/own.py:simulated --sampler pyro_mdm.samplers:Ancestral",
