@@ -113,15 +113,14 @@ class _Parser(ArgumentParser):
         """A file of options, of which some may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
             found = yaml.safe_load(content)
-            if isinstance(found, dict) and any(map(self._is_group, found.items())):
+            if isinstance(found, dict) and any(isinstance(v, dict) for v in found.values()):
                 flat: dict[str, Any] = {}
-                for item in found.items():
-                    flat |= item[1] if self._is_group(item) else dict([item])
+                for name, value in found.items():
+                    group = value.items() if isinstance(value, dict) else ()
+                    flat |= {self.ungrouped(f"{name}.{key}"): v for key, v in group}
+                    flat |= {} if group else {name: value}
                 content = yaml.safe_dump(flat)
         return super().parse_string(content, *arguments, **options)
-
-    def _is_group(self, item: tuple[str, Any]) -> bool:
-        return item[0] in self.option_groups and isinstance(item[1], dict)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)

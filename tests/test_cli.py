@@ -186,6 +186,17 @@ def test_a_name_in_the_wrong_group_is_no_option(
     assert f"error: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["machine: {steps: 3}", "optimisation: {steps: 3}"])
+def test_a_name_in_the_wrong_group_of_a_file_is_no_option(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        command_line(train, ["--config", str(tmp_path / "wrong.yaml")], groups=GROUPS)
+    message = f"error: no option is called {text.partition(':')[0]}"
+    assert message in capsys.readouterr().err
+
+
 def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
