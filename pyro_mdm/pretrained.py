@@ -260,10 +260,14 @@ class _Reader:
                 found = self._yours(name, place)
             case {"class": str(name), "arguments": dict(arguments)}:
                 found = self._build(self._library(name, place), arguments, place)
-            case {"your_class": str(name), "arguments": dict(arguments)}:
-                found = self._build(self._yours(name, place), arguments, place)
-            case {"your_class": str(name), "arguments": None}:
-                found = self._make(self._yours(name, place), name, place)
+            case {"your_class": str(name), "arguments": dict() | None as arguments}:
+                found = self._yours(name, place)
+                if not callable(found) or isinstance(found, nn.Module):
+                    found = self._once(found, place)
+                elif arguments is None:
+                    found = self._make(found, name, place)
+                else:
+                    found = self._build(found, arguments, place)
             case _:
                 raise PretrainedError(
                     f"{self.file} is damaged: {place} is {str(content)[:100]}, expected an object "
@@ -289,9 +293,7 @@ class _Reader:
         return self.yours[name]
 
     def _build(self, given: Any, arguments: dict[str, Any], place: str) -> Any:
-        """``given`` with recorded arguments, or itself if it is an object."""
-        if not callable(given) or isinstance(given, nn.Module):
-            return self._once(given, place)
+        """What ``given`` returns for recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
@@ -302,9 +304,7 @@ class _Reader:
             ) from error
 
     def _make(self, given: Any, name: str, place: str) -> Any:
-        """``given`` as it is if it is an object, else what it returns."""
-        if not callable(given) or isinstance(given, nn.Module):
-            return self._once(given, place)
+        """What ``given`` returns."""
         try:
             return given()
         except TypeError as error:
@@ -315,6 +315,7 @@ class _Reader:
             ) from error
 
     def _once(self, given: Any, place: str) -> Any:
+        """The object ``given``, which has one place."""
         if id(given) in self._used:
             raise PretrainedError(
                 f"the {type(given).__name__} in classes is used already when {place} needs one; "

@@ -76,10 +76,7 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 
 
 def _draw(
-    law: Callable[..., Tensor],
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device | str,
+    law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """All rows of the whole batch are drawn, and ours kept."""
     if _current is None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate
@@ -122,11 +121,7 @@ def compare(
         )
         return run.until(draws, half_width)
 
-    linear = {
-        name: pair
-        for name, pair in programs.items()
-        if isinstance(pair[0].diffusion, LinearDiffusion)
-    }
+    linear = {name: pair for name, pair in programs.items() if pair[0].diffusion.closed_form}
     with evaluating(*(model for model, _ in programs.values())):
         if len(linear) == len(programs):
             return closed_form(programs, half_width)

@@ -11,15 +11,7 @@ from torch import Tensor
 
 from pyro_mdm.support.measured import Measured
 
-__all__ = [
-    "Comparison",
-    "Difference",
-    "Estimate",
-    "Z95",
-    "holm",
-    "population_error",
-    "resolved",
-]
+__all__ = ["Comparison", "Difference", "Estimate", "Z95", "holm", "population_error", "resolved"]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness as seeded
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share
 from pyro_mdm.evaluation.estimates import (
     Z95,
@@ -71,12 +70,7 @@ class StepSizeBias:
 
 
 def step_size_bias(
-    model: DiffusionModel,
-    guide: DiffusionGuide,
-    x: Tensor,
-    *,
-    draws: int = 4,
-    seed: int = 0,
+    model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:
     """Measure what the step of the simulation does to the bound.
 
@@ -89,7 +83,7 @@ def step_size_bias(
     Raises:
         ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
     """
-    if isinstance(model.diffusion, LinearDiffusion):
+    if model.diffusion.closed_form:
         raise ValueError(
             f"{type(model.diffusion).__name__} is known in closed form and has no step size"
         )
@@ -100,7 +94,7 @@ def step_size_bias(
     with evaluating(model):
         for m, (k, part) in itertools.product(range(draws), parts):
             with seeded.piece(0, 1, _seed(seed, m, k)):
-                law = _law(guide, x[part])
+                law: Any = guide.law(x[part])
                 step = 1 / law.simulation.steps()
                 found[m, part] = _halved(model, law)
     return StepSizeBias(step, *Measured.of(found.mean(0)))
@@ -182,7 +176,7 @@ class _Rounds:
     ) -> None:
         model, diffusion, device = self.model, self.model.diffusion, self.x.device
         x = self.x[part.to(device)]
-        law = _law(self.guide, x)
+        law: Any = self.guide.law(x)
         path = law.rsample()
         y = path.squeeze(1)
         found = path_integral(
@@ -355,12 +349,6 @@ def _noise(totals: Tensor) -> tuple[Tensor, float]:
     rounds, n = totals.shape
     variance = totals.var(0) / rounds
     return variance.sqrt(), math.sqrt(float(variance.sum())) / n
-
-
-def _law(guide: DiffusionGuide, x: Tensor) -> SimulatedPath:
-    law = guide.law(x)
-    assert isinstance(law, SimulatedPath)
-    return law
 
 
 def _seed(*numbers: int) -> int:

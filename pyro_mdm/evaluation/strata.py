@@ -104,28 +104,26 @@ class StratifiedIntegrals:
         seed: int = 0,
         plan: Plan | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
-        self.edges, self.width = edges, edges.diff()
-        self.covers = covers
-        self.num_data = num_data
-        self.known = known
-        self.adapt = adapt and plan is None
+        self.edges, self.width, self.covers = edges, edges.diff(), covers
+        self.num_data, self.known = num_data, known
         self._generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(num_data, generator=self._generator)
         self._fold_of = torch.empty(num_data, dtype=torch.int64)
         self._fold_of[order] = torch.arange(num_data) % self.folds
         self._queue = order.new_empty(0)
-        if plan is not None:
-            first = plan.density
-        else:
-            first = self._with_floor(torch.ones(len(self.width)) if density is None else density)
+        if density is None:
+            density = torch.ones(len(self.width))
+        first = self._with_floor(density) if plan is None else plan.density
         self._next = first.expand(self.folds, -1).clone()  # density of each fold's next round
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
+        self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
         if known is not None:
             profile = known.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
+            self._hardness = known / self.width / self._scale  # in units of the profile
         m = len(covers)
         self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
         self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
@@ -254,7 +252,8 @@ class StratifiedIntegrals:
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 known = torch.zeros_like(per_unit)
                 if self.known is not None:
-                    per_unit = per_unit + beta[:, 2] * self._difficulty(data)
+                    harder = self._hardness[data] - self._hardness.mean(0)
+                    per_unit = per_unit + beta[:, 2] * harder
                     known = self.known[data]
                 self._predicted[m, data] = (known + self._scale * self.width * per_unit) * covered
 
@@ -264,27 +263,18 @@ class StratifiedIntegrals:
         columns, scale = [torch.ones_like(self._level)], self._scale[cell]
         excess = self._values
         if self.known is not None:
-            at = (self.known / self.width / self._scale)[self._datum, cell]
-            mean = (self.known / self.width / self._scale).mean(0)[cell]
-            columns += [self._baseline / scale - at, at - mean]
+            at = self._hardness[self._datum, cell]
+            columns += [self._baseline / scale - at, at - self._hardness.mean(0)[cell]]
             excess = excess - self._baseline
         return torch.stack(columns, 1), excess, scale
-
-    def _difficulty(self, data: Tensor) -> Tensor:
-        """The baseline's integrals for some data less those of all, in units of the profile."""
-        assert self.known is not None
-        level = self.known / self.width / self._scale
-        return level[data] - level.mean(0)
 
     def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
         """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
         kernel, cell = self._kernel(self._level[use]), cells(self._level[use], self.edges)
         y = (excess / scale)[:, use]
+        weights = (kernel * covered[cell].double() for covered in self.covers)
         return torch.stack(
-            [
-                _local_regression(kernel * covered[cell].double(), columns[use], y[m])
-                for m, covered in enumerate(self.covers)
-            ]
+            [_local_regression(w, columns[use], y[m]) for m, w in enumerate(weights)]
         )
 
     def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:

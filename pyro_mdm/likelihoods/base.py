@@ -22,11 +22,7 @@ D = TypeVar("D", bound="DecoderDistribution")
 
 
 def bits_per_dim(
-    log_prob: Any,
-    num_dims: int,
-    *,
-    log_det: Any = 0.0,
-    num_levels: int | None = None,
+    log_prob: Any, num_dims: int, *, log_det: Any = 0.0, num_levels: int | None = None
 ) -> Any:
     r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
 

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
@@ -101,7 +101,7 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
-        if not isinstance(diffusion, LinearDiffusion):
+        if not diffusion.closed_form:
             raise TypeError(
                 f"JointTweedie is made of the law of y_ε given x and v_0, and "
                 f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"
@@ -133,10 +133,8 @@ class JointTweedieDecoder(DecoderDistribution):
 
     def _apply(self, matrix: Tensor, state: Tensor) -> Tensor:
         """``matrix`` (K, K) on a state of the root, in float64."""
-        lead = len(self._root.batch_shape)
-        flat = state.double().flatten(0, lead - 1) if lead else state.double().unsqueeze(0)
-        with full_precision(state):
-            return apply_matrix(matrix, flat).reshape(state.shape)
+        flat = state.double().reshape(-1, *state.shape[len(self._root.batch_shape) :])
+        return apply_matrix(matrix, flat).reshape(state.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The bound, nats, (*sample, *batch)."""

@@ -165,11 +165,7 @@ class LevelCategorical(LevelDistribution):
     """
 
     def __init__(
-        self,
-        levels: Tensor,
-        log_probs: Tensor,
-        event_dim: int,
-        validate_args: bool | None = None,
+        self, levels: Tensor, log_probs: Tensor, event_dim: int, validate_args: bool | None = None
     ) -> None:
         self.levels, self._log_probs = levels, log_probs
         batch_dim = log_probs.dim() - 1 - event_dim

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers.grids import simulation_grid
@@ -254,7 +255,7 @@ def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
 
 
 @torch.no_grad()
-def preset_eigenvalues(diffusion: LinearDiffusion) -> dict[str, list[list[float]]]:
+def preset_eigenvalues(diffusion: Diffusion) -> dict[str, list[list[float]]]:
     """Eigenvalues of b(T) A_0 of each preset with as many variables, by name.
 
     Their clocks are scaled so that they end at the log SNR at which ``diffusion`` ends.

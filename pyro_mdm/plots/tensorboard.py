@@ -365,7 +365,7 @@ def write_diffusion_history(
         diffusion: as it is now; the presets are scaled to its log SNR at T.
         step: training steps so far.
     """
-    if isinstance(diffusion, LinearDiffusion) and diffusion.num_variables > 1:
+    if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
         presets = figures.preset_eigenvalues(diffusion)
         writer.add_figure(
             "Overview/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step

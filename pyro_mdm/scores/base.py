@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
@@ -21,7 +22,6 @@ __all__ = [
     "Score",
     "call_on_state",
     "check_fit",
-    "inverse_tril",
     "noised",
     "project",
     "rotated",
@@ -122,11 +122,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return value, log_snr.detach()
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
 
@@ -211,7 +207,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
-        if not (self.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
+        if not (self.serves_nonlinear or diffusion.closed_form):
             raise TypeError(
                 f"{type(self).__name__} is made of the closed-form law of y_s given x, and "
                 f"{type(diffusion).__name__} has none; use ResidualScore or RawScore"
@@ -280,7 +276,7 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
     """
-    if not isinstance(diffusion, LinearDiffusion):
+    if not diffusion.closed_form:
         raise TypeError(
             f"a score gives back a denoiser by the closed-form law of y_s given x, and "
             f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "
@@ -352,12 +348,6 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
     return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
         y.shape
     )
-
-
-def inverse_tril(L: Tensor) -> Tensor:
-    """L^{-1} of lower triangular L (…, K, K)."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
-from pyro_mdm.scores.base import Number, Score, check_fit, inverse_tril, with_event_dims
+from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
 from pyro_mdm.support.checks import check_finite
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
@@ -121,11 +122,7 @@ class DenoiserScore(Score):
         return width.to(x.dtype) * values - change * each, log_snr
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
         return self._error(x, self._noised(x, level, noise), level, self.x_hat)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
-from pyro_mdm.scores.base import Number, Score, call_on_state, inverse_tril
+from pyro_mdm.scores.base import Number, Score, call_on_state
 
 __all__ = ["NoisePrediction", "RawScore"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.simulation import advance
 from pyro_mdm.scores.base import (
@@ -17,7 +17,6 @@ from pyro_mdm.scores.base import (
     Score,
     call_on_state,
     check_fit,
-    inverse_tril,
     noised,
     with_event_dims,
 )
@@ -98,7 +97,7 @@ class ResidualScore(Score):
             s = diffusion.noise_level_grid(num_levels).flip(0)
             levels = diffusion.noise_level(s)
             device = s.device
-            if isinstance(diffusion, LinearDiffusion):
+            if diffusion.closed_form:
                 marginal = diffusion.marginal(s)
                 x = train_x.to(device).double()
                 a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
