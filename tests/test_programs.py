@@ -10,7 +10,6 @@ import math
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -40,6 +39,7 @@ from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
+from tests.processes import Program
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -400,14 +400,9 @@ def test_killed_without_warning_it_still_resumes(tmp_path: Path, options: dict[s
         f"--{k}={v}"
         for k, v in (options | {"run": run, "steps": 4000, "measure_every": 2000}).items()
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inference.train", *words],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    process = Program("inference.train", *words)
     while not list(run.glob("checkpoints/step-*6.json")):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
