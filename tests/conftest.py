@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -54,3 +56,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes most of the time of a short run is left out: figures, and many samples.
+
+    The picture of samples shows their bytes instead, so that it still tells samples apart.
+    """
+    from inference import environment, report
+
+    for name in ("draw_training", "draw_end"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
+    monkeypatch.setattr(report, "POINTS", 8)
+    monkeypatch.setattr(report, "SAMPLES", 2)
+    monkeypatch.setattr(report.sample, "picture", _picture)
+    monkeypatch.setattr(environment, "_packages", _once(environment._packages))
+
+
+def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tensor:
+    return x.flatten(1).contiguous().view(torch.uint8).expand(3, -1, -1)
+
+
+@functools.cache
+def _once(function: Callable[[], object]) -> Callable[[], object]:
+    found = function()
+    return lambda: found

@@ -7,6 +7,7 @@ does before torch is loaded is not seen here: tests of that start a Python of th
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -55,9 +56,7 @@ class Program:
         weakref.finalize(self, shutil.rmtree, said)
         self._files = [Path(said) / name for name in ("out", "err")]
         variables = {**os.environ, **(environment or {})}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(ROOT)  # where the server finds what it loads
-            multiprocessing.forkserver.ensure_running()
+        _serve()
         self._process = FORK.Process(
             target=_run,
             args=(module, [str(word) for word in words], folder, variables, self._files, before),
@@ -113,6 +112,14 @@ def together(number: int, module: str, *words: object) -> str:
     }
     ranks = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(number)]
     return finish(*(Program(module, *words, environment=shared | rank) for rank in ranks))
+
+
+@functools.cache
+def _serve() -> None:
+    """Start the server in the folder where it finds what it is to load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        multiprocessing.forkserver.ensure_running()
 
 
 def _run(

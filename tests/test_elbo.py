@@ -134,20 +134,27 @@ def estimates(
     return torch.tensor([-elbo.loss(model, guide, x) / len(x) for _ in range(repeats)])
 
 
-@diffusions
-def test_bound_is_known(make) -> None:
-    """A denoiser wrong by a known amount, through all three objectives."""
-    check_objectives(make(), 200, size=0.4, largest_error=0.09, repeats=(20, 12, 16))
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        pytest.param(make, ("mean_field", "trace")[i % 2], id=name)
+        for i, (name, make) in enumerate(DIFFUSIONS)
+    ],
+)
+def test_bound_is_known(make, other: str) -> None:
+    """A denoiser wrong by a known amount, through MDM_ELBO and one of Pyro's own in turn."""
+    check_objectives(make(), 200, size=0.4, largest_error=0.09, repeats={"mdm": 20, other: 16})
 
 
 @pytest.mark.parametrize("make", [VPSDE, CLD, MALDA, lambda: LearnedDiffusion(4)], ids=range(1, 5))
 def test_bound_of_the_exact_score_is_the_likelihood(make) -> None:
     """K = 1 … 4: log p(x) less the prior's mismatch, to 0.02 nats per dimension."""
-    check_objectives(make(), 400, size=0.0, largest_error=0.02, repeats=(20, 12, 40))
+    repeats = {"mdm": 20, "mean_field": 12, "trace": 40}
+    check_objectives(make(), 400, size=0.0, largest_error=0.02, repeats=repeats)
 
 
 def check_objectives(
-    diffusion: LinearDiffusion, n: int, size: float, largest_error: float, repeats: tuple[int, ...]
+    diffusion: LinearDiffusion, n: int, size: float, largest_error: float, repeats: dict[str, int]
 ) -> None:
     pyro.set_rng_seed(1)
     diffusion.max_log_snr = 3.0
@@ -156,7 +163,7 @@ def check_objectives(
         x = data(n, dims)
         model, guide = programs(diffusion, denoiser(size), dims)
         truth = exact_bound(diffusion, x, size).mean()
-        for objective, times in zip(OBJECTIVES, repeats, strict=True):
+        for objective, times in repeats.items():
             values = estimates(objective, model, guide, x, times)
             check_mean(values, truth, largest_error * dims)
 
@@ -350,15 +357,16 @@ def test_gradient_to_the_diffusion_with_a_moving_end(
     parameters = list(moving_end.parameters())
     elbo = OBJECTIVES[objective]()(model, guide)
     draws = []
-    for _ in range(24):
+    for _ in range(24 if objective == "mdm" else 16):
         loss = -elbo(x) / x.numel()
         draws.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
     drawn = torch.stack(draws)
     error = drawn.std(0) / math.sqrt(len(drawn))
     deviation = (drawn.mean(0) - expected).abs()
     assert expected.abs().max() > 0.01
-    assert float(error.max()) < 0.6 * float(expected.abs().max())
-    assert bool((deviation < 6 * error + 1e-6).all()), (deviation / error).tolist()
+    assert float(error.max()) < 0.7 * float(expected.abs().max())
+    limit = student.isf(1e-6, len(draws) - 1)
+    assert bool((deviation < limit * error + 1e-6).all()), (deviation / error).tolist()
 
 
 @pytest.mark.parametrize("make", [VPSDE, CLD, MALDA], ids=["K1", "K2", "K3"])

@@ -36,6 +36,8 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 from tests.processes import Program, finish, together
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
@@ -84,12 +86,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("problem") / "tiny.py"
     path.write_text(TINY)
     return f"{path}:Tiny"
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_training", "draw_end"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
 
 
 @pytest.fixture
