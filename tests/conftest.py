@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -60,7 +61,7 @@ def _fresh_start() -> None:
 
 @pytest.fixture
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes most of the time of a short run is left out: figures, and many samples.
+    """What takes most of the time of a short run is left out: figures, and most of sampling.
 
     The picture of samples shows their bytes instead, so that it still tells samples apart.
     """
@@ -71,7 +72,15 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "POINTS", 8)
     monkeypatch.setattr(report, "SAMPLES", 2)
     monkeypatch.setattr(report.sample, "picture", _picture)
+    monkeypatch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     monkeypatch.setattr(environment, "_packages", _once(environment._packages))
+
+
+def _quickly(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def few_steps(*arguments: Any, steps: int = 256, **options: Any) -> torch.Tensor:
+        return draw(*arguments, steps=min(steps, 8), **options)
+
+    return few_steps
 
 
 def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tensor:

@@ -7,6 +7,7 @@ does before torch is loaded is not seen here: tests of that start a Python of th
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -138,8 +139,11 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as where Python starts
     sys.argv = [module, *words]
     before()
-    if Path(module).is_file():
-        runpy.run_path(module, run_name="__main__")
-    else:
-        sys.modules.pop(module, None)
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        if Path(module).is_file():
+            runpy.run_path(module, run_name="__main__")
+        else:
+            sys.modules.pop(module, None)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # as Python does where it ends, and a fork does not

@@ -30,7 +30,7 @@ from tests.test_programs import TINY
 BRIEF = {
     "steps": 4,
     "batch_size": 8,
-    "measure_every": 2,
+    "measure_every": 4,
     "checkpoint_every": 2,
     "draws": 2,
     "num_samples": 4,

@@ -294,7 +294,7 @@ def test_score_function_gradients(
         return (q @ values).sum() - n * kl
 
     model, guide = mixture(pair, logits, local)
-    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=400, largest_error=8.0)
+    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=400, largest_error=9.0)
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
@@ -399,7 +399,7 @@ def test_a_plate_of_ones_own_that_subsamples(objective: str, pair: Any) -> None:
     assert trace.nodes["path"]["value"].shape == (10, 1, 2, DIMS)
     programs = program(mdm), program(noising)
     truth = exact_bound(mdm.diffusion, x).sum
-    check(OBJECTIVES[objective](), *programs, (x,), truth, [], repeats=80, largest_error=25.0)
+    check(OBJECTIVES[objective](), *programs, (x,), truth, [], repeats=80, largest_error=28.0)
 
 
 def test_plates_around_at_other_dims(pair: Any) -> None:

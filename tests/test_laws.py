@@ -154,7 +154,7 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
                 square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
                 gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
             error = float(values.std() / math.sqrt(6000))
-            assert error < 0.25 * DIMS
+            assert error < 0.3 * DIMS
             assert abs(float(values.mean() - (exact - gap))) < 5 * error
 
 
@@ -201,7 +201,7 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    n = 15000
+    n = 40000
     x = data(1, 1).expand(n, 1)
     with torch.no_grad():
         model, guide = programs(diffusion, denoiser(0.2), 1, times=6)
@@ -226,7 +226,7 @@ def test_chain_log_prob_is_a_density() -> None:
         other = float(values.logsumexp(0) - math.log(len(values)))
         scaled = (values - values.max()).exp()
         other_error = float(scaled.std() / scaled.mean() / math.sqrt(len(values)))
-    assert error < 0.08 and other_error < 0.08
+    assert error < 0.05 and other_error < 0.05
     assert abs(log_p - other) < 5 * math.hypot(error, other_error)
     assert float(log_weight.mean()) < log_p  # discrete bound ≤ log p_grid
 

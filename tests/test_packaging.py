@@ -227,16 +227,10 @@ def test_the_command_is_installed_under_its_name(wheel):
 
 
 def test_the_command_runs_the_programs_of_the_checkout_from_any_folder(tmp_path):
+    """As ``python -m pyro_mdm``; the program sets how threads wait before it loads torch."""
     (tmp_path / "mine.py").write_text("from pyro_mdm import CLD as Mine")
     if sys.version_info >= (3, 11):  # before, Python looks in the folder first
         (tmp_path / "inference.py").write_text("raise RuntimeError('another inference')")
-    words = ("--guide", "mine:Mine", "--model", "toy", "--out", "mine.png")
-    done = command(ROOT, tmp_path, "inspect", *words)
-    assert done.returncode == 0, done.stderr
-    assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
-
-
-def test_the_package_is_the_command_and_its_programs_start_before_torch_is_loaded(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
@@ -251,16 +245,33 @@ def test_the_package_is_the_command_and_its_programs_start_before_torch_is_loade
     )
     environment = {k: v for k, v in os.environ.items() if k not in OPENMP_WAITING}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(site)])
+    words = ["--guide", "mine:Mine", "--model", "toy", "--out", "mine.png"]
     done = subprocess.run(
-        [sys.executable, "-m", "pyro_mdm", "inspect", "--giude", "cld"],
+        [sys.executable, "-m", "pyro_mdm", "inspect", *words],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "did you mean --guide?" in done.stderr
+    assert done.returncode == 0, done.stderr
     assert "torch loaded False" in done.stdout and "torch loaded True" not in done.stdout
     assert "waits 10000" in done.stdout
+    assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no process becomes another there")
+def test_the_command_becomes_its_program_whose_exit_status_it_has(monkeypatch):
+    class Becomes(Exception):
+        pass
+
+    def execve(file: str, words: list[str], environment: dict[str, str]) -> None:
+        assert file == words[0] == sys.executable
+        raise Becomes(" ".join(words[1:]))
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["pyro-mdm", "train", "--steps", "3"])
+    with pytest.raises(Becomes, match=r"^-m inference\.train --steps 3$"):
+        __main__.main()
 
 
 def test_the_command_lists_the_programs_and_knows_no_other(monkeypatch, capsys):

@@ -74,7 +74,7 @@ def simulated(**options: Any) -> Simulated:
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     x = data(64, 1)
     model, guide = programs(simulated(**options))
-    found = log_likelihood(model, guide, x, draws=160, seed=1)
+    found = log_likelihood(model, guide, x, draws=120, seed=1)
     bias = step_size_bias(model, guide, x, seed=2)
     gap = found.mean - float(log_prob(x).mean())
     assert abs(gap) < 5 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02

@@ -17,7 +17,7 @@ from tests.benchmarks.coverage import lognormal
 from tests.problems import normal
 from tests.test_elbo import DIMS, MEAN, VARIANCE, denoiser, programs
 
-REPEATS = 80
+REPEATS = 60
 UNIT = DIMS * math.log(2)
 
 
@@ -30,7 +30,7 @@ def fresh(seed: int, n: int) -> Tensor:
 def spread(one: Callable[[int], list[tuple[float, float]]]) -> list[float]:
     """The errors that are printed, in root mean square, over the spreads of the values.
 
-    Their tenth is their own error.
+    A ninth of them is their own error.
     """
     found = torch.tensor([one(seed) for seed in range(REPEATS)], dtype=torch.float64)
     value, error = found.unbind(-1)
@@ -66,8 +66,8 @@ def test_error_of_a_bound(case: str, control_variate: bool) -> None:
 
     plain, dequantized = spread(one)
     assert not control_variate or least <= sum(parts) / REPEATS <= most
-    assert 0.68 < plain < 1.7
-    assert 0.68 < dequantized < 1.7
+    assert 0.65 < plain < 1.8
+    assert 0.65 < dequantized < 1.8
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -84,12 +84,12 @@ def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
         found = compare(pairs, fresh(seed, n), seed=seed, bins=6, **options)
         return [found.differences[0].bits_per_dim]
 
-    assert 0.68 < spread(one)[0] < 2.6  # few draws where the ends differ: careful, never too small
+    assert 0.65 < spread(one)[0] < 2.7  # few draws where the ends differ: careful, never too small
 
 
 def test_stopping_leaves_no_bias_where_tails_are_heavy() -> None:
     """Lognormal integrands, σ = 1.5: a rule that looks at its own draws is 3% low (σ = 2: 5%)."""
-    found = [lognormal(1.5, seed) for seed in range(160)]
+    found = [lognormal(1.5, seed) for seed in range(200)]
     off, error = torch.tensor([f[:2] for f in found], dtype=torch.float64).mT
     assert abs(float(off.mean())) < 5 * float(off.std()) / math.sqrt(len(off))
     assert float(off.std()) / math.sqrt(len(off)) < 0.006  # so that 3% would show

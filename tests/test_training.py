@@ -199,13 +199,13 @@ from pyro_mdm.networks import MLP
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)
 levels = torch.linspace(-1, 1, 5)
-x = levels[torch.randint(5, (101, 3))]
+x = levels[torch.randint(5, (45, 3))]
 cld, vpsde = CLD(max_log_snr=6.0), VPSDE(max_log_snr=5.0)
 scores = DiscreteDenoiser.fit(MLP(3, 8, 1, 15), x, 5), NoisePrediction(MLP(3, 8, 1))
 models = [DiffusionModel(d, s, event_shape=(3,)) for d, s in zip((cld, vpsde), scores)]
 pairs = {str(i): (m, DiffusionGuide(m.diffusion)) for i, m in enumerate(models)}
-for options in ({"draws": 3}, {"draws": 40, "half_width": 0.4}):
-    options |= {"batch_size": 16}
+for options in ({"draws": 3}, {"draws": 16, "half_width": 0.4}):
+    options |= {"batch_size": 8}
     seen = []
     for score in scores:
         score.network.register_forward_hook(lambda m, a, out: seen.append(len(out)))
