@@ -126,9 +126,10 @@ class Problem(ABC):
                 )
         found = self.split(holdout)
         if not isinstance(found, tuple | list) or len(found) != 3:
+            count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
             raise TypeError(
-                f"{self.name}: split returned {_counted(found)}, expected three: training, "
-                "validation (empty without holdout) and test data"
+                f"{self.name}: split returned a {type(found).__name__}{count}, expected three: "
+                "training, validation (empty without holdout) and test data"
             )
         names = ("training", "validation", "test")
         self.train, self.validation, self.test = (
@@ -258,17 +259,13 @@ class Problem(ABC):
 
     def score_function(self, name: str, diffusion: Diffusion) -> Score:
         """The score called ``name``; all but ``denoiser`` see all K variables as channels."""
-        channels = self.event_shape[0]
-        if name == "denoiser":
-            network = self.network(channels, channels)
-            return Denoiser.fit(network, self.fit_x())
-        channels *= diffusion.num_variables
+        channels = self.event_shape[0] * (1 if name == "denoiser" else diffusion.num_variables)
         network = self.network(channels, channels)
+        if name == "denoiser":
+            return Denoiser.fit(network, self.fit_x())
         if name == "residual":
-            paths = self._num_paths(diffusion)
-            return ResidualScore.fit(
-                network, diffusion, self.fit_x(), num_levels=FIT_LEVELS, num_paths=paths
-            )
+            options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
+            return ResidualScore.fit(network, diffusion, self.fit_x(), **options)
         return NoisePrediction(network) if name == "noise" else RawScore(network)
 
     def _num_paths(self, diffusion: Diffusion) -> int:
@@ -281,12 +278,6 @@ class Problem(ABC):
     def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for the score called ``name``; None for the score's own."""
         return None if name == "denoiser" else Gaussian()
-
-
-def _counted(found: object) -> str:
-    if isinstance(found, tuple | list):
-        return f"a {type(found).__name__} of {len(found)}"
-    return f"a {type(found).__name__}"
 
 
 class ImageProblem(Problem):
@@ -441,24 +432,20 @@ class ImageProblem(Problem):
             return super().score_function(name, diffusion)
         channels = self.event_shape[0]
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
-        return DiscreteDenoiser.fit(
-            self.network(channels, outputs),
-            self.fit_x(),
-            self.num_levels,
-            form=self.form,
-        )
+        network = self.network(channels, outputs)
+        return DiscreteDenoiser.fit(network, self.fit_x(), self.num_levels, form=self.form)
 
     def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
-        if self.dequantization is not None:
-            if not isinstance(diffusion, LinearDiffusion):
-                if self.decoder is not None:
-                    raise ValueError(
-                        f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
-                        f"and {type(diffusion).__name__} has none in closed form; leave it out"
-                    )
-                return Gaussian()
+        if self.dequantization is None:
+            return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
+        if isinstance(diffusion, LinearDiffusion):
             return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
-        return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
+        if self.decoder is not None:
+            raise ValueError(
+                f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
+                f"and {type(diffusion).__name__} has none in closed form; leave it out"
+            )
+        return Gaussian()
 
 
 class FileImages(ImageProblem):

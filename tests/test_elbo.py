@@ -10,6 +10,7 @@ A score that is wrong by a known amount lowers the bound by a known amount.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -501,6 +502,33 @@ def test_a_shared_diffusion_is_stepped_once() -> None:
     assert float(moved.max()) == pytest.approx(1e-3, rel=1e-2)
     names = list(pyro.get_param_store().keys())
     assert len(names) == len(list(model.parameters()))
+
+
+def test_a_copy_of_a_model_is_trained_apart_from_it() -> None:
+    pyro.clear_param_store()
+    model, guide = tiny(CLD(max_log_snr=6.0))
+    optim = pyro.optim.Adam({"lr": 1e-3})
+    SVI(model, guide, optim, loss=MDM_ELBO()).step(data(32).float())
+    kept = [p.detach().clone() for p in model.parameters()]
+    copied = copy.deepcopy(model)
+    own_guide = DiffusionGuide(copied.diffusion)
+    SVI(copied, own_guide, optim, loss=MDM_ELBO()).step(data(32).float())
+    assert all(map(torch.equal, kept, model.parameters()))
+    assert not all(map(torch.equal, kept, copied.parameters()))
+
+
+def test_weights_that_the_store_would_replace_are_an_error() -> None:
+    """Pyro's store may hold another tensor under a name; a step would move that one alone."""
+    pyro.clear_param_store()
+    model, guide = tiny(CLD(max_log_snr=6.0))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=MDM_ELBO())
+    svi.step(data(32).float())
+    name, parameter = next(iter(model.score_function.network.named_parameters()))
+    owner, _, last = name.rpartition(".")
+    replaced = nn.Parameter(parameter.detach().clone())
+    setattr(model.score_function.network.get_submodule(owner), last, replaced)
+    with pytest.raises(RuntimeError, match="store holds another tensor"):
+        svi.step(data(32).float())
 
 
 def test_torch_optimizer_moves_every_parameter_and_leaves_the_store_alone() -> None:

@@ -16,14 +16,18 @@ from pyro_mdm import (
     CLD,
     MDM_ELBO,
     VPSDE,
+    DiffusionGuide,
     DiffusionModel,
     GenerativePath,
     LearnedDiffusion,
     NoisingPath,
+    Simulated,
+    elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import chain_kl
@@ -292,3 +296,42 @@ def test_a_chain_density_that_rounding_decides_is_refused() -> None:
     model, guide = programs(diffusion, denoiser(), times=200)
     with pytest.raises(KernelPrecisionError, match="rounding states to"):
         Trace_ELBO().loss(model.float(), guide, data(2).float())
+
+
+class Held(NoisingLaw):
+    """A law of one's own: the data in every variable, and nothing moves."""
+
+    def rsample(self, sample_shape=()):
+        return self.x[:, None, None].expand(*sample_shape, *self.batch_shape, *self.event_shape)
+
+
+def test_a_law_of_ones_own_registers_its_divergence() -> None:
+    """The bound takes it from there, and so does everyone who asks for a KL divergence."""
+    model, _ = programs(CLD(), denoiser())
+    x = data(5)
+
+    class Guide(DiffusionGuide):
+        def law(self, x, times=None):
+            return Held(self.diffusion, x, times)
+
+    guide = Guide(model.diffusion)
+    with pytest.raises(NotImplementedError, match="no divergence is registered for Held"):
+        MDM_ELBO().loss(model, guide, x)
+    ones = torch.ones(5)
+    divergences.path_divergence.register(Held, lambda q, p, path=None: PathKL(ones, 2 * ones, ones))
+    torch.testing.assert_close(kl_divergence(Held(model.diffusion, x), model.path_law()), 3 * ones)
+    terms = elbo_terms(model, guide, x)
+    assert torch.equal(terms.prior_kl, ones) and torch.equal(terms.diffusion, 2 * ones)
+
+
+def test_a_kind_of_diffusion_without_a_bound_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="no bound is registered for object"):
+        density_bound(object(), denoiser(), torch.zeros(2, 1, 2))
+
+
+def test_what_has_no_closed_form_says_so() -> None:
+    diffusion = Simulated(CLD())
+    assert CLD().closed_form and not diffusion.closed_form
+    for ask in (diffusion.marginal, diffusion.transition):
+        with pytest.raises(NotImplementedError, match=r"Simulated past its start .* simulate it"):
+            ask(0.5)

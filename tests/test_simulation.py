@@ -37,7 +37,7 @@ from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.nonlinear import matrix_divergence
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.sde import fold
-from pyro_mdm.diffusions.simulation import SimulationError, advance, simulate
+from pyro_mdm.diffusions.simulation import SimulationError, advance
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.path_integral import path_integral
 from tests.problems import DIFFUSIONS, gaussian, learned, normal
@@ -501,22 +501,24 @@ def test_simulated_paths_have_the_moments_of_the_kernel(make, per_row, method):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("known", [True, False], ids=["closed form", "simulated"])
 @linear
-def test_paths_at_common_times_are_the_markov_chain(make):
+def test_paths_at_common_times_are_the_markov_chain(make, known):
     lin = make()
+    diffusion = lin if known else Simulated(lin)
     torch.manual_seed(1)
     n, K = 6000, lin.num_variables
     start = lin.start
     y = start.mean[:, None] * 0.7 + start.scale_tril @ normal(2, n, K, 1)
     begin = lin.start_time.reshape(1)
     times = torch.cat([begin, begin + torch.tensor([0.1, 0.13, 0.4], dtype=torch.float64)])
-    path = simulate(Simulated(lin), y, times, Simulation(step_size=0.01))
+    path = diffusion.simulate(y, times, Simulation(step_size=0.01))
     assert path.shape == (n, 4, K, 1) and torch.equal(path[:, 0], y)
     steps = lin.transition(times[1:], times[:-1])
     rest = path[:, 1:] - steps.matrix @ path[:, :-1]
     white = torch.linalg.solve_triangular(steps.scale_tril, rest, upper=False)
     assert_standard_normal(white.flatten(1))
-    alone = simulate(Simulated(lin), y, times[:1], Simulation())
+    alone = diffusion.simulate(y, times[:1])
     assert torch.equal(alone, y.unsqueeze(1))
 
 

@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 Times = float | Tensor
-
-
 Matrix = Sequence[Sequence[float]] | Tensor
 
 
@@ -64,8 +62,9 @@ class Diffusion(Restorable, nn.Module, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
-    where the generative process takes its prior. :class:`LinearDiffusion` has a closed form for
-    all that lies between; a :class:`~pyro_mdm.diffusions.NonlinearDiffusion` is simulated.
+    where the generative process takes its prior. What lies between has a closed form or is
+    simulated (:attr:`closed_form`): the first for a :class:`LinearDiffusion`, the second for a
+    :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
 
     Noise levels count the way from ε to T: ``noise_level(s)`` falls from :attr:`max_log_snr` to
     :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by;
@@ -78,7 +77,7 @@ class Diffusion(Restorable, nn.Module, ABC):
     num_variables: int
     horizon: float
     closed_form: bool = False
-    """Whether marginals and transitions have a closed form; if not, paths are simulated."""
+    """Whether :meth:`marginal` and :meth:`transition` are known; if not, paths are simulated."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
@@ -92,6 +91,21 @@ class Diffusion(Restorable, nn.Module, ABC):
 
         (*batch, K, K), or (K, K) for one time: shared by all data dimensions, not depending on y;
         or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
+        """
+
+    @abstractmethod
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths from y (n, K, *event_shape) at times[0], seen at ``times``.
+
+        Args:
+            times: (N,) increasing, in [ε, T].
+            simulation: how, where there is no closed form; the diffusion's own by default.
+
+        Returns:
+            (n, N, K, *event_shape), y itself first.
+
+        Raises:
+            SimulationError: a path exploded.
         """
 
     @property
@@ -134,6 +148,35 @@ class Diffusion(Restorable, nn.Module, ABC):
     @abstractmethod
     def clock(self, s: Times) -> Tensor:
         """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
+
+    def marginal(self, s: Times) -> Marginal:
+        """The law of y_s given x per data dimension, for s (…), if it has a closed form.
+
+        Raises:
+            NotImplementedError: it has none.
+        """
+        raise NotImplementedError(self._no_closed_form())
+
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        """The law of y_s given y_r per data dimension, s > r (…), if it has a closed form.
+
+        Raises:
+            NotImplementedError: it has none.
+        """
+        raise NotImplementedError(self._no_closed_form())
+
+    def _no_closed_form(self) -> str:
+        return (
+            f"the law of {type(self).__name__} past its start time has no closed form; simulate "
+            "it, DiffusionGuide(diffusion).law(x, times).sample()"
+        )
+
+    def check(self, event_shape: Sequence[int]) -> None:
+        """What the diffusion declares, tried on states of this event shape, where it can be wrong.
+
+        Raises:
+            ValueError: it is not as declared.
+        """
 
     def noise_level_grid(self, num_times: int) -> Tensor:
         """(num_times,) increasing times from ε to T, equally spaced in noise level."""

@@ -34,10 +34,15 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import covariance_matrix, full_precision
+from pyro_mdm.diffusions.matrices import (
+    apply_to_rows,
+    as_rows,
+    covariance_matrix,
+    full_precision,
+)
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior
 from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import Simulation, noise_root
+from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 from pyro_mdm.support.settings import described
 
@@ -45,8 +50,6 @@ __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
-
-
 MISMATCH = 1e-4
 """Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
 
@@ -245,6 +248,16 @@ class NonlinearDiffusion(Diffusion, ABC):
         whole = self._ends()[1]
         return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
+    def simulate(self, y: Tensor, times: Tensor, simulation: Simulation | None = None) -> Tensor:
+        """Paths by torchsde, in steps of at most ``step_size`` of :meth:`progress`."""
+        if len(times) == 1:
+            return y.unsqueeze(1)
+        simulation = self.simulation if simulation is None else simulation
+        gap = float(self.progress(times).diff().max())
+        steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
+        found = advance(self, y, times, steps, simulation)
+        return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
+
     # -- what the bound needs ----------------------------------------------------------------------
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
@@ -266,11 +279,9 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
         G = noise_root(self, y, s)
-        score = self.prior.score(y)
-        rows = score.reshape(*y.shape[:2], -1).mT.unsqueeze(-1)
-        pulled = (G @ (G.mT @ rows)).squeeze(-1).mT.reshape(y.shape)
+        pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(self.prior.score(y))))
         drift = self.drift(y, s).to(y.dtype)
-        return drift - 0.5 * (pulled + self.noise_divergence(y, s))
+        return drift - 0.5 * (pulled.mT.reshape(y.shape) + self.noise_divergence(y, s))
 
     def check(self, event_shape: Sequence[int]) -> None:
         """What the diffusion declares, tried on a few states from the prior; once per shape.

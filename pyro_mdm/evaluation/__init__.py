@@ -16,12 +16,4 @@ from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate
 
-__all__ = [
-    "Bound",
-    "Comparison",
-    "Difference",
-    "Estimate",
-    "bound",
-    "compare",
-    "log_likelihood",
-]
+__all__ = ["Bound", "Comparison", "Difference", "Estimate", "bound", "compare", "log_likelihood"]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-__all__ = [
-    "Comparison",
-    "Difference",
-    "Estimate",
-    "Z95",
-    "holm",
-    "mean_and_error",
-    "population_error",
-    "two_sided_p_value",
-]
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["Comparison", "Difference", "Estimate", "Z95", "holm", "population_error", "resolved"]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 
@@ -32,9 +27,9 @@ class Estimate:
     mean: float
     standard_error: float
     monte_carlo_error: float
-    reconstruction: tuple[float, float]  # mean, standard error; nats per datum
-    prior_kl: tuple[float, float]
-    diffusion: tuple[float, float]
+    reconstruction: Measured  # nats per datum
+    prior_kl: Measured
+    diffusion: Measured
     num_data: int
     num_dims: int
     network_calls: int  # network evaluations of one datum
@@ -78,7 +73,26 @@ class Difference:
     prior_kl: tuple[float, float]
     diffusion: tuple[float, float]
     monte_carlo_error: float  # of bits_per_dim
-    resolved: bool  # from 0, by Holm's procedure over all differences of the comparison at 5%
+    resolved: bool = False  # from 0, by Holm's procedure over all of the comparison at 5%
+
+    @classmethod
+    def of(
+        cls,
+        pair: tuple[str, str],
+        total: Measured,
+        terms: Mapping[str, Measured],
+        monte_carlo_error: float,
+        unit: float,
+    ) -> Difference:
+        """From nats: ``total`` as a cost, ``terms`` as those of a bound.
+
+        Args:
+            unit: nats in a bit/dim, d ln 2.
+        """
+        bits = {"bits_per_dim": total, **terms}
+        bits["reconstruction"] = bits["reconstruction"].scaled(-1)
+        each: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
+        return cls(*pair, **each, monte_carlo_error=monte_carlo_error / unit)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -90,7 +104,9 @@ class Difference:
     def p_value(self) -> float:
         """Two-sided, of the hypothesis that the difference is 0."""
         mean, error = self.bits_per_dim
-        return two_sided_p_value(mean, error)
+        if not error > 0:
+            return 1.0 if mean == 0 else 0.0
+        return math.erfc(abs(mean) / error / math.sqrt(2))
 
 
 @dataclass(frozen=True)
@@ -104,22 +120,22 @@ class Comparison:
     reached: bool  # whether every 95% Monte Carlo half-width is within it
 
 
+def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """All differences of a comparison, with whether each is resolved from 0."""
+    found = list(differences)
+    rejected = holm([difference.p_value for difference in found])
+    return tuple(replace(d, resolved=r) for d, r in zip(found, rejected, strict=True))
+
+
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
     """Which hypotheses Holm's step-down procedure rejects, at a family-wise error rate."""
-    resolved = [False] * len(p_values)
+    rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):
         if p_values[i] > level / (len(p_values) - rank):
             break
-        resolved[i] = True
-    return resolved
-
-
-def two_sided_p_value(mean: float, error: float) -> float:
-    """Of the hypothesis that the mean is 0, by a normal law."""
-    if not error > 0:
-        return 1.0 if mean == 0 else 0.0
-    return math.erfc(abs(mean) / error / math.sqrt(2))
+        rejected[i] = True
+    return rejected
 
 
 def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
@@ -136,12 +152,3 @@ def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float)
     drawn, n = noise.isfinite(), len(per_datum)
     between = float(per_datum[drawn].var() - noise[drawn].square().mean())
     return math.sqrt(monte_carlo_error**2 + max(between, 0.0) / n)
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values)))
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of values (n,) and its standard error."""
-    return float(values.mean()), _standard_error(values)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.posterior import Posterior, posterior
-
-if TYPE_CHECKING:
-    pass
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.grids import log_snr_grid
 

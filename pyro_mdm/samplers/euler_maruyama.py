@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
-
-if TYPE_CHECKING:
-    pass
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.grids import information_grid, simulation_grid
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
-
-if TYPE_CHECKING:
-    pass
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.grids import information_grid
 

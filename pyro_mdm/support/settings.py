@@ -21,7 +21,6 @@ __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described"
 
 R = TypeVar("R", bound="Recorded")
 
-
 EXTRA_STATE = "_extra_state"
 """How the names of settings end in a state dict; PyTorch's name."""
 
