@@ -25,6 +25,8 @@ from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
 from tests.test_programs import run_program
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 
 TINY = """

@@ -22,6 +22,8 @@ from models.cifar10 import CIFAR10
 from pyro_mdm.likelihoods.gaussian import JointTweedie
 from pyro_mdm.networks import UNet
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
