@@ -156,7 +156,7 @@ class OnePath(Messenger):
 
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
     """A number of times, equally spaced in noise level, or the times themselves."""
-    return diffusion.noise_level_grid(times) if isinstance(times, int) else times
+    return diffusion.log_snr_grid(times) if isinstance(times, int) else times
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:

@@ -65,7 +65,7 @@ def test_importance_weights_give_the_density_of_the_chain(make) -> None:
     """On average the mean weight is p_grid(x), and its log below it, less so with more paths."""
     model, guide = programs(make(), denoiser(), dims=1)
     x = data(24, dims=1)
-    times = model.diffusion.noise_level_grid(33)
+    times = model.diffusion.log_snr_grid(33)
     truth = chain_log_prob(model, times, x)
     found = importance_weighted(model, guide, x, samples=200, times=times)
     relative = (found.per_datum - truth).exp() - 1  # of the mean weight, unbiased

@@ -150,9 +150,9 @@ def test_levels_and_progress_go_from_one_end_to_the_other(make):
     for values, time_at, value_at, rate_at, sign in (
         (
             levels,
-            diffusion.time_at_noise_level,
-            diffusion.noise_level,
-            diffusion.noise_level_rate,
+            diffusion.time_at_log_snr,
+            diffusion.log_snr,
+            diffusion.log_snr_rate,
             -1,
         ),
         (parts, diffusion.time_at_progress, diffusion.progress, diffusion.progress_rate, 1),
@@ -169,7 +169,7 @@ def test_levels_and_progress_go_from_one_end_to_the_other(make):
     half = (diffusion.clock(s) - diffusion.clock(start)) / (
         diffusion.clock(T) - diffusion.clock(start)
     )
-    level = (high - diffusion.noise_level(s)) / (high - low)
+    level = (high - diffusion.log_snr(s)) / (high - low)
     torch.testing.assert_close((half + level) / 2, diffusion.progress(s))
     grid = simulation_grid(diffusion, 7)
     assert float(grid[0]) == pytest.approx(T, rel=1e-12)
@@ -609,7 +609,7 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     diffusion = drifting(limit=0.7)
     linear = diffusion.linear
     y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
-    raw = diffusion.network(y.flatten(1), diffusion.noise_level(s)).reshape(y.shape)
+    raw = diffusion.network(y.flatten(1), diffusion.log_snr(s)).reshape(y.shape)
     expected = linear.rate(s).reshape(5, 1, 1) * 0.7 * torch.tanh(raw / 0.7)
     added = diffusion.drift(y, s) - linear.drift(y, s)
     torch.testing.assert_close(added, expected, rtol=1e-9, atol=1e-12)

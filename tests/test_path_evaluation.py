@@ -60,7 +60,7 @@ def linear(**options: Any) -> CLD:
 
 def programs(diffusion: Any, strength: float = 0.0) -> tuple[DiffusionModel, DiffusionGuide]:
     score = ResidualScore.fit(Pull(strength), linear(), data(4096))
-    score.levels.copy_(diffusion.noise_level(linear().noise_level_grid(33).flip(0)).detach())
+    score.levels.copy_(diffusion.log_snr(linear().log_snr_grid(33).flip(0)).detach())
     return DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
 
 

@@ -236,9 +236,9 @@ def integrand(diffusion: NonlinearDiffusion, y: Tensor, simulation: Simulation =
     first, still = torch.zeros(len(y)).double(), Tape(torch.zeros(1, *fold(y).shape).double())
     found = path_integral(diffusion, score, y, simulation, fraction=first, brownian=still)
     start = diffusion.start_time
-    torch.testing.assert_close(found.level, diffusion.noise_level(start).expand(1, len(y)))
+    torch.testing.assert_close(found.level, diffusion.log_snr(start).expand(1, len(y)))
     value = found.value * diffusion.progress_rate(start)
-    torch.testing.assert_close(found.density[0] * diffusion.noise_level_rate(start), value.detach())
+    torch.testing.assert_close(found.density[0] * diffusion.log_snr_rate(start), value.detach())
     assert found.end is None
     return value
 
@@ -698,8 +698,8 @@ def test_times_are_weighted_by_what_is_left_out(points):
         assert float(found.value.mean()) == pytest.approx(float(expected), rel=1e-3)
         at = (torch.arange(points).double()[:, None] + torch.cat([u, u])) / points
         s = diffusion.time_at_progress(at)
-        torch.testing.assert_close(found.level, diffusion.noise_level(s))
-        value = (found.density * diffusion.noise_level_rate(s) / diffusion.progress_rate(s)).mean(0)
+        torch.testing.assert_close(found.level, diffusion.log_snr(s))
+        value = (found.density * diffusion.log_snr_rate(s) / diffusion.progress_rate(s)).mean(0)
         torch.testing.assert_close(value, found.value)
 
 

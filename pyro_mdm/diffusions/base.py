@@ -66,9 +66,9 @@ class Diffusion(Restorable, nn.Module, ABC):
     simulated (:attr:`closed_form`): the first for a :class:`LinearDiffusion`, the second for a
     :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
 
-    Noise levels count the way from ε to T: ``noise_level(s)`` falls from :attr:`max_log_snr` to
-    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by;
-    log SNR for a linear diffusion, nominal otherwise.
+    Log SNR counts the way from ε to T: ``log_snr(s)`` falls from :attr:`max_log_snr` to
+    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by.
+    At ε it is what it says; later, of a diffusion without a closed form, it is nominal.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
     precision; moving it to another device moves them.
@@ -121,7 +121,7 @@ class Diffusion(Restorable, nn.Module, ABC):
     @property
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
-        """The noise level at T, 0-dim."""
+        """λ at T, 0-dim."""
 
     @property
     @abstractmethod
@@ -134,16 +134,16 @@ class Diffusion(Restorable, nn.Module, ABC):
         """The law of y_ε given x."""
 
     @abstractmethod
-    def noise_level(self, s: Times) -> Tensor:
-        """The noise level at s, like s; decreasing."""
+    def log_snr(self, s: Times) -> Tensor:
+        """λ(s), like s; decreasing."""
 
     @abstractmethod
-    def noise_level_rate(self, s: Times) -> Tensor:
-        """Minus its derivative in s, like s; positive."""
+    def log_snr_rate(self, s: Times) -> Tensor:
+        """-dλ/ds, like s; positive."""
 
     @abstractmethod
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """The time of a noise level, like it."""
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value."""
 
     @abstractmethod
     def clock(self, s: Times) -> Tensor:
@@ -178,13 +178,13 @@ class Diffusion(Restorable, nn.Module, ABC):
             ValueError: it is not as declared.
         """
 
-    def noise_level_grid(self, num_times: int) -> Tensor:
-        """(num_times,) increasing times from ε to T, equally spaced in noise level."""
+    def log_snr_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
         if num_times < 2:
             raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
         low = self.terminal_log_snr
         fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
-        s = self.time_at_noise_level(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
+        s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
         return torch.cat([s, self.as_tensor(self.horizon).reshape(1)])
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:

@@ -523,18 +523,6 @@ class LinearDiffusion(Diffusion):
         _, _, factor = self.factorization(self.clock(s))
         return self.rate(s) * _decay(factor, self.unit_noise)
 
-    def noise_level(self, s: Times) -> Tensor:
-        """λ(s), log SNR."""
-        return self.log_snr(s)
-
-    def noise_level_rate(self, s: Times) -> Tensor:
-        """-dλ/ds."""
-        return self.log_snr_rate(s)
-
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """As :meth:`time_at_log_snr`."""
-        return self.time_at_log_snr(level)
-
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
 
@@ -552,10 +540,6 @@ class LinearDiffusion(Diffusion):
             )
         tau = self._clock_gradient(self._clock_root(value), value)
         return self.time_at_clock(tau)
-
-    def log_snr_grid(self, num_times: int) -> Tensor:
-        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
-        return self.noise_level_grid(num_times)
 
     # -- log volume --------------------------------------------------------------------------------
 

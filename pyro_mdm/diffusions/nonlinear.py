@@ -61,7 +61,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     samplers: a network inside must cast its inputs, as :class:`LearnedDrift` does.
 
     At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
-    ``v_0 ~ N(0, Σ_v)``. Noise levels are nominal, a logarithm of the clock's time from
+    ``v_0 ~ N(0, Σ_v)``. Later log SNR is nominal, a logarithm of the clock's time from
     ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
     network is told of the time, never what the bound is.
 
@@ -72,7 +72,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         horizon: T.
         initial_variance: Σ_v at s = 0: a number or K-1.
         max_log_snr: λ at the start, where the decoder takes over.
-        min_log_snr: the nominal noise level at T.
+        min_log_snr: the nominal log SNR at T.
         prior: π, N(0, I) by default. One that depends on parameters of the diffusion belongs into
             an overridden property ``prior``, so that a copy of the diffusion has its own.
         simulation: how paths are simulated.
@@ -107,7 +107,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")
         max_log_snr = check_number("max_log_snr", max_log_snr, "a finite log SNR, e.g. 13")
-        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite noise level, e.g. -10")
+        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite log SNR, e.g. -10")
         if not min_log_snr < max_log_snr:
             raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
         if prior is not None:
@@ -145,7 +145,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def terminal_log_snr(self) -> Tensor:
-        """The nominal noise level at T, 0-dim."""
+        """Nominal λ at T, 0-dim."""
         return self.as_tensor(self._min_log_snr)
 
     @property
@@ -170,17 +170,17 @@ class NonlinearDiffusion(Diffusion, ABC):
         """β(s), like s, float64."""
         return self.beta.rate(self.checked_time("s", s))
 
-    def noise_level(self, s: Times) -> Tensor:
-        """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
+    def log_snr(self, s: Times) -> Tensor:
+        """Nominal λ(s), like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
-    def noise_level_rate(self, s: Times) -> Tensor:
+    def log_snr_rate(self, s: Times) -> Tensor:
         """Minus its derivative in s, like s."""
         return self._width * self.rate(s) / (self._unit + self._done(s))
 
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """The time of a nominal level, like it."""
-        fraction = (self.max_log_snr - self.as_tensor(level)) / self._width
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time with nominal λ(s) = value, like value."""
+        fraction = (self.max_log_snr - self.as_tensor(value)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 

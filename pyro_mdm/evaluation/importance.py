@@ -76,7 +76,7 @@ def importance_weighted(
             "probability flow"
         )
     times = 65 if times is None else times
-    grid = diffusion.noise_level_grid(times) if isinstance(times, int) else times
+    grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
     chain = GenerativeChain(diffusion, model.score_function, model.event_shape, grid)
 
     def log_weight(chosen: Tensor) -> Tensor:

@@ -133,8 +133,8 @@ class _Flow:
             s = diffusion.time_at_log_volume(start + u * (end - start))
             return s, (end - start) / diffusion.log_volume_rate(s)
         start, end = diffusion.max_log_snr, diffusion.terminal_log_snr
-        s = diffusion.time_at_noise_level(start + u * (end - start))
-        return s, (start - end) / diffusion.noise_level_rate(s)
+        s = diffusion.time_at_log_snr(start + u * (end - start))
+        return s, (start - end) / diffusion.log_snr_rate(s)
 
     def _velocity(self, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         diffusion = self.diffusion

@@ -91,7 +91,7 @@ def path_integral(
         r = s - simulation.increment * knots.diff(dim=0) / steps if local else s
         knots = torch.cat([knots[:1], r, *([end.expand(1, n)] if to_end else [])])
         weight = 1 / diffusion.progress_rate(s)
-        level, level_rate = diffusion.noise_level(s), diffusion.noise_level_rate(s)
+        level, level_rate = diffusion.log_snr(s), diffusion.log_snr_rate(s)
     inside = torch.is_grad_enabled()
     states = advance(diffusion, y, knots, steps, simulation, brownian)
     points, times = states[:P].flatten(0, 1), s.flatten()

@@ -511,7 +511,7 @@ def field_figure(
     f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
     size = f.norm(dim=-1)  # (times, points, K)
     shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
-    level = diffusion.noise_level(s).tolist()
+    level = diffusion.log_snr(s).tolist()
 
     figure = new_figure(2.4 * len(times) + 0.4, 2.2 * len(shown) + 0.8)
     grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)

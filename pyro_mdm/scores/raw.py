@@ -59,4 +59,4 @@ class RawScore(Score):
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """F(y, λ(s)), like y."""
         s = self.checked_state(diffusion, y, s)
-        return call_on_state(self, y, diffusion.noise_level(s), s.dim() or 1)
+        return call_on_state(self, y, diffusion.log_snr(s), s.dim() or 1)

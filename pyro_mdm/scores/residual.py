@@ -94,8 +94,8 @@ class ResidualScore(Score):
         check_count("num_levels", num_levels, "the number of noise levels, both ends among them", 2)
         check_count("num_paths", num_paths, "the number of paths to each level")
         with torch.no_grad():
-            s = diffusion.noise_level_grid(num_levels).flip(0)
-            levels = diffusion.noise_level(s)
+            s = diffusion.log_snr_grid(num_levels).flip(0)
+            levels = diffusion.log_snr(s)
             device = s.device
             if diffusion.closed_form:
                 marginal = diffusion.marginal(s)
@@ -117,7 +117,7 @@ class ResidualScore(Score):
         """s_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
-        level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
+        level = diffusion.log_snr(s).expand(y.shape[:batch_dim])
         m, W = (t.to(y.dtype) for t in self._coordinates(level))
         with full_precision(y):
             rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
