@@ -138,8 +138,8 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
             start = diffusion.start
             x = data(1)
             y = NoisingPath(diffusion, x).sample()
-            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((20000,))
-            values = generative.log_prob(y.expand(20000, *y.shape[1:]))
+            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((6000,))
+            values = generative.log_prob(y.expand(6000, *y.shape[1:]))
             total = start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
             mean = MEAN * start.mean
             exact = torch.distributions.MultivariateNormal(mean, total).log_prob(y[0, 0].mT).sum()
@@ -157,8 +157,8 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
                 r = end - m
                 square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
                 gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
-            error = float(values.std() / math.sqrt(20000))
-            assert error < 0.15 * DIMS
+            error = float(values.std() / math.sqrt(6000))
+            assert error < 0.3 * DIMS
             assert abs(float(values.mean() - (exact - gap))) < 5 * error
 
 
@@ -170,20 +170,17 @@ def test_discrete_bound_converges_to_the_continuous_one(make) -> None:
     pyro.set_rng_seed(3)
     diffusion, dims = make(), 64
     diffusion.max_log_snr = 5.0
-    x = data(100, dims)
+    x = data(50, dims)
     with torch.no_grad():
         truth = float(exact_bound(diffusion, x).mean())
         gaps = [truth + discrete_loss(diffusion, times, x) for times in (65, 129, 257)]
         assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.1)
         assert gaps[1] / gaps[2] == pytest.approx(2.0, rel=0.05)
-        for times in (9, 17):
-            model, guide = programs(diffusion, denoiser(), dims, times=times)
-            analytic = -discrete_loss(diffusion, times, x)
-            for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
-                values = torch.tensor(
-                    [-objective.loss(model, guide, x) / len(x) for _ in range(10)]
-                )
-                check_mean(values, analytic, largest_error=0.04 * dims)
+        model, guide = programs(diffusion, denoiser(), dims, times=13)
+        analytic = -discrete_loss(diffusion, 13, x)
+        for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
+            values = torch.tensor([-objective.loss(model, guide, x) / len(x) for _ in range(10)])
+            check_mean(values, analytic, largest_error=0.06 * dims)
 
 
 def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
@@ -208,7 +205,8 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    x = data(1, 1).expand(40000, 1)
+    n = 40000
+    x = data(1, 1).expand(n, 1)
     with torch.no_grad():
         model, guide = programs(diffusion, denoiser(0.2), 1, times=6)
         guide_trace = poutine.trace(guide).get_trace(x)
@@ -226,7 +224,7 @@ def test_chain_log_prob_is_a_density() -> None:
         # the same number from samples of the model: p(x) = E p(x | y_ε) under its own paths
         path = GenerativeChain(
             diffusion, model.score_function, (1,), diffusion.log_snr_grid(6)
-        ).sample((40000,))
+        ).sample((n,))
         law = model.likelihood(diffusion, model.score_function, path[:, 0].double())
         values = law.log_prob(x)
         other = float(values.logsumexp(0) - math.log(len(values)))

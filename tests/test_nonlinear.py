@@ -460,7 +460,7 @@ def test_svi_moves_every_parameter(name, objective):
 def test_objectives_agree_on_the_bound(name):
     """Trace_ELBO by log_prob, TraceMeanField_ELBO by the registered divergence, and MDM_ELBO."""
     model, guide = programs(MAKES[name](Simulation(step_size=0.1, points=2)))
-    x = normal(7, 1, D).expand(2000, D)
+    x = normal(7, 1, D).expand(1000, D)
     found = {}
     for key, objective in OBJECTIVES.items():
         pyro.set_rng_seed(11)
@@ -471,7 +471,7 @@ def test_objectives_agree_on_the_bound(name):
     mean, error = found["mdm"]
     for key in ("mean_field", "trace"):
         assert abs(found[key][0] - mean) < 6 * math.hypot(error, found[key][1]), found
-    assert error < 0.05 * abs(mean), found
+    assert error < 0.07 * abs(mean), found
 
 
 def test_mean_field_takes_the_registered_divergence_under_a_plate(monkeypatch):

@@ -44,6 +44,8 @@ from tests.test_programs import Stopped as Killed
 from tests.test_programs import assert_same_run, last_line, run_program, stop_after
 from tests.test_training import objective
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 MINE = """
 import torch
 from models.base import ImageProblem, Problem

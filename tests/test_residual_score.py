@@ -121,7 +121,7 @@ def test_a_fit_by_simulation_is_the_closed_form_within_its_sampling_error(make):
     linear = make()
     linear.max_log_snr = 4.0
     linear.beta = ConstantBeta(3.0)
-    n, K = 4000, linear.num_variables
+    n, K = 2000, linear.num_variables
     diffusion = Simulated(linear, Simulation(step_size=1 / 60))
     x = data(500)
     state = torch.get_rng_state()

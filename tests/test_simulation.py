@@ -648,12 +648,12 @@ def test_the_divergence_of_paths_is_the_closed_form(name, estimator):
     """A wrong linear score, whose divergence from the noised path is a Gaussian integral."""
     lin = LINEAR[name]()
     truth = path_divergence(lin, wrong(lin)) - start_divergence(lin)
-    n = {"vpsde": 6000, "cld": 10000, "learned_3": 5000}[name]
+    n = {"vpsde": 3000, "cld": 5000, "learned_3": 2500}[name]
     counts = (60, 120) if name == "cld" and "euler" in estimator else (24, 48)
     (coarse, _), (fine, _) = run(lin, n, counts, **ESTIMATORS[estimator])
     change = float((coarse - fine).mean())
     size = path_divergence(lin, wrong(lin)).item()
-    check_mean(2 * fine - coarse, truth, largest_error=0.05 * size, more=0.5 * abs(change))
+    check_mean(2 * fine - coarse, truth, largest_error=0.08 * size, more=0.5 * abs(change))
     assert abs(change) < 0.2 * size
 
 
