@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -58,9 +57,11 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
     pixels = pixels.expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     gap = max(2, min(pixels.shape[2:]) // 10)
-    if n == 1:  # make_grid gives it no border
-        return nn.functional.pad(pixels[0], [gap] * 4, value=96)
-    return make_grid(pixels, columns, gap, pad_value=96)
+    blank = pixels.new_full((rows * columns - n, *pixels.shape[1:]), 96)
+    cells = nn.functional.pad(torch.cat([pixels, blank]), (0, gap, 0, gap), value=96)
+    grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    grid = grid.reshape(3, rows * cells.shape[2], -1)
+    return nn.functional.pad(grid, (gap, 0, gap, 0), value=96)
 
 
 def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure:
