@@ -583,6 +583,9 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
         train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
         train(model="digit", run=tmp_path / "run")
+    scores = "discrete, denoiser, noise, score, residual"
+    with pytest.raises(NameNotFoundError, match=f"unknown score 'magic': use one of {scores}, or"):
+        train(**options | {"score": "magic"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no file"):
         train(**options | {"guide": "nowhere.py:Mine"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no module 'nowhere'"):
@@ -622,7 +625,10 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
             r"learned and cut at the time 0\.001, .* a denoiser takes as fixed; use --score noise",
         ),
         ({"diffusion_learning_rate": -0.1}, r"--diffusion_learning_rate is -0\.1, expected a pos"),
-        ({"score": "magic"}, "score is 'magic'"),
+        (
+            {"score": "discrete"},
+            r"score is 'discrete', expected 'default' \(denoiser\) or one of den",
+        ),
         ({"protocol": "dequantized"}, "is for images"),
         ({"steps": 0}, "--steps is 0, expected a positive number"),
         ({"ema_decay": 1.0}, r"--ema_decay is 1\.0, expected a number from 0, no averaging, to 1"),
