@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from inference import experiment, experiment_summary
-from inference.compare_figure import png
 from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
 from inference.experiment_summary import (
     markdown,
@@ -23,6 +22,7 @@ from inference.experiment_summary import (
     summary_rows,
 )
 from inference.loading import build_diffusion
+from inference.output import png
 from inference.runs import RunError
 from tests.processes import Program
 from tests.test_programs import TINY

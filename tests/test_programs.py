@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe, report
+from inference import recipe, report, runs
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
@@ -33,7 +33,9 @@ from inference.checkpoints import (
     save_checkpoint,
 )
 from inference.evaluate import evaluate, measure
-from inference.loading import NameNotFoundError, build, build_diffusion, load_trained
+from inference.loading import build, build_diffusion, load_trained
+from inference.names import NameNotFoundError
+from inference.options import Optimization
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
@@ -560,8 +562,8 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
     assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
     for wrong, message in {
-        "wrong": "wrong returns a int, expected a LinearDiffusion",
-        "Unrelated": "Unrelated is the class Unrelated, expected a LinearDiffusion",
+        "wrong": "wrong returns a int, expected a Diffusion",
+        "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():
         with pytest.raises(TypeError, match=message):
@@ -921,7 +923,7 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
 
 def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
-    settings = {"learning_rate": 1e-3, "diffusion_learning_rate": 0.02, "weight_decay": 0.1}
+    settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02, weight_decay=0.1)
     names, optimizer = recipe.adam(programs.model, settings)
     network, diffusion = optimizer.param_groups
     assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
@@ -953,9 +955,25 @@ def test_the_average_follows_at_first_and_smooths_later() -> None:
 
 
 def test_mean_and_error_from_sums() -> None:
-    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
-    mean, error = recipe.mean_and_error(4, values.sum().item(), values.square().sum().item())
+    values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.Window()
+    for value in values.tolist():
+        window.add(value)
+    mean, error = window.mean_and_error
     assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
+
+
+def test_data_are_hashed_once(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, fingerprint = [], runs.fingerprint
+
+    def counted(parts: Any) -> Any:
+        hashed.append(sorted(parts))
+        return fingerprint(parts)
+
+    monkeypatch.setitem(train.__globals__, "fingerprint", counted)
+    train(**options | {"steps": 1}, run=tmp_path / "run")
+    assert hashed == [["test", "train", "validation"]]
 
 
 def test_presets_by_name_are_the_library_s_own() -> None:

@@ -29,7 +29,7 @@ from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
 from inference.runs import Run, RunError
-from inference.train import _check_alike, train
+from inference.train import check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
@@ -662,10 +662,10 @@ def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
 
     fabric: Any = Second()
     with Run.create(tmp_path / "run", {}) as run:
-        _check_alike(fabric, run, (40, {"train": "a"}))
+        check_alike(fabric, run, (40, {"train": "a"}))
         for mine in ((20, {"train": "a"}), (40, {"train": "b"})):
             with pytest.raises(RunError, match=r"process 1 .* at step .* the same files"):
-                _check_alike(fabric, run, mine)
+                check_alike(fabric, run, mine)
 
 
 def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict[str, Any]) -> None:

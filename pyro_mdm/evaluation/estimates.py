@@ -11,13 +11,41 @@ from torch import Tensor
 
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["Comparison", "Difference", "Estimate", "Z95", "holm", "population_error", "resolved"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Estimate",
+    "InBits",
+    "Weighted",
+    "Z95",
+    "holm",
+    "population_error",
+    "resolved",
+]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 
 
+class InBits:
+    """A mean over data in nats per datum, read in bits/dim."""
+
+    mean: float
+    standard_error: float
+    num_dims: int
+
+    @property
+    def bits_per_dim(self) -> float:
+        """-mean / (d ln 2)."""
+        return -self.mean / (self.num_dims * math.log(2))
+
+    @property
+    def bits_per_dim_error(self) -> float:
+        """The standard error in bits/dim."""
+        return self.standard_error / (self.num_dims * math.log(2))
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(InBits):
     """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
 
     ``standard_error`` is over the data (it includes the Monte Carlo error);
@@ -40,16 +68,6 @@ class Estimate:
     density_error: Tensor  # (bins,) its Monte Carlo error
     probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
 
-    @property
-    def bits_per_dim(self) -> float:
-        """-mean / (d ln 2)."""
-        return -self.mean / (self.num_dims * math.log(2))
-
-    @property
-    def bits_per_dim_error(self) -> float:
-        """The standard error in bits/dim."""
-        return self.standard_error / (self.num_dims * math.log(2))
-
     def __str__(self) -> str:
         unit = self.num_dims * math.log(2)
         return (
@@ -57,6 +75,33 @@ class Estimate:
             f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
             f"prior KL {self.prior_kl[0] / unit:.4f}, diffusion {self.diffusion[0] / unit:.4f})"
         )
+
+
+@dataclass(frozen=True)
+class Weighted(InBits):
+    """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
+
+    Of which model is told by ``method``: those of different methods are not ordered. The standard
+    error is over the data and includes the Monte Carlo error.
+    """
+
+    method: str
+    mean: float
+    standard_error: float
+    monte_carlo_error: float
+    bound: Measured  # the mean of log w: the bound of the same model by one weight
+    num_dims: int
+    network_calls: int  # network evaluations of one datum
+    per_datum: Tensor  # (n,) nats
+    per_datum_error: Tensor  # (n,) its Monte Carlo error
+    effective_samples: Tensor  # (n,) (Σ w)² / Σ w², of S
+    pareto_k: Tensor  # (n,) tail index of the weights, trusted below 0.7; NaN for few of them
+
+    def __str__(self) -> str:
+        k = self.pareto_k[self.pareto_k.isfinite()]
+        tail = f", k̂ above 0.7 for {float((k > 0.7).double().mean()):.0%}" if len(k) else ""
+        S = f"{float(self.effective_samples.mean()):.1f} effective samples{tail}"
+        return f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} ({S})"
 
 
 @dataclass(frozen=True)

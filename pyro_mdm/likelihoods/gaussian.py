@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
@@ -133,17 +134,14 @@ class JointTweedieDecoder(DecoderDistribution):
 
     def _apply(self, matrix: Tensor, state: Tensor) -> Tensor:
         """``matrix`` (K, K) on a state of the root, in float64."""
-        flat = state.double().reshape(-1, *state.shape[len(self._root.batch_shape) :])
-        return apply_matrix(matrix, flat).reshape(state.shape)
+        return apply_matrix(matrix, state.double(), len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The bound, nats, (*sample, *batch)."""
         diffusion, event_dim = self._diffusion, len(self.event_shape)
         self.check_event(value)
         start, P = diffusion.start, diffusion.transition(diffusion.start_time).covariance
-        L = start.scale_tril
-        eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
-        W = torch.linalg.solve_triangular(L, eye, upper=False)
+        L, W = start.scale_tril, inverse_tril(start.scale_tril)
         B = W @ P @ W.mT
         # Lᵀ (s_θ + Σ^{-1} (y - a x)), whitened: each part is of order one
         known = self._apply(L.mT, self._state_score()) + self._apply(W, self._root._y)
@@ -164,9 +162,8 @@ class JointTweedieDecoder(DecoderDistribution):
         """Of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
-        found = self._apply(back, self._root._y) + self._apply(
-            back @ step.covariance, self._state_score()
-        )
+        found = self._apply(back, self._root._y)
+        found = found + self._apply(back @ step.covariance, self._state_score())
         first = found.select(len(self._root.batch_shape), 0).to(self._y.dtype)
         return first.expand(self.batch_shape + self.event_shape)
 

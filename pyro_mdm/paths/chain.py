@@ -82,9 +82,9 @@ class GenerativeChain(GenerativeLaw):
         lead = value.shape[: value.dim() - len(self.event_shape)]
         later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
         s = self.times[1:].reshape(-1, *(1,) * len(lead)).expand(-1, *lead)
-        x_hat = self.score.denoise(
-            self.diffusion, later.reshape(-1, *self.event_shape[1:]), s.reshape(-1)
-        ).reshape(len(s), *lead, *self.x_shape)
+        score = BoundScore(self.diffusion, self.score)  # asked in its network's precision
+        x_hat = score.denoise(later.reshape(-1, *self.event_shape[1:]), s.reshape(-1))
+        x_hat = x_hat.reshape(len(s), *lead, *self.x_shape)
         # K×K algebra and residuals in float64: they are small differences of the states
         total = gaussian_log_prob(
             states[-1].double(),

@@ -37,6 +37,7 @@ __all__ = [
     "curves_figure",
     "diffusion_term_figure",
     "diffusion_term_history_figure",
+    "draw_moments",
     "eigenvalues_figure",
     "field_figure",
     "new_figure",
@@ -361,22 +362,10 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 @torch.no_grad()
 def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
     """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
-    K, T, start = diffusion.num_variables, diffusion.horizon, diffusion.start_time
-    times = torch.linspace(float(start), T, points, dtype=torch.float64)
-    marginal = diffusion.marginal(times.to(start.device))
-    s = times.numpy()
-    a, Sigma, log_snr = (
-        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
-    )
+    T, start = diffusion.horizon, diffusion.start_time
     figure = new_figure(11.0, 3.5)
     left, middle, right = figure.subplots(1, 3)
-    for i in range(K):
-        left.plot(s, a[:, i], label=variable_name(i))
-        for j in range(i, K):
-            style, label = "--", f"cov {variable_name(i)}, {variable_name(j)}"
-            if i == j:
-                style, label = "-", f"var {variable_name(i)}"
-            middle.plot(s, Sigma[:, i, j], style, label=label)
+    s, log_snr = draw_moments(left, middle, diffusion, points)
     left.set_title("a(s): mean of each variable per unit of x")
     middle.set_title("Σ(s): covariance given x")
     right.plot(s, log_snr, color="k")
@@ -386,9 +375,30 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
     )
     for axes, label in ((left, "a(s)"), (middle, "Σ(s)"), (right, "log SNR")):
         axes.set(xlabel=TIME, ylabel=label, xlim=(0.0, T))
-    for axes in (left, middle):
-        axes.legend(fontsize=8, ncols=1 if K < 4 else 2)
     return figure
+
+
+def draw_moments(
+    left: Any, right: Any, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a(s) and the entries of Σ(s) over time from ε to T, which is returned with log SNR."""
+    K, start = diffusion.num_variables, diffusion.start_time
+    times = torch.linspace(float(start), diffusion.horizon, points, dtype=torch.float64)
+    marginal = diffusion.marginal(times.to(start.device))
+    s = times.numpy()
+    a, Sigma, log_snr = (
+        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
+    )
+    for i in range(K):
+        name = variable_name(i)
+        left.plot(s, a[:, i], label=name)
+        for j in range(i, K):
+            both = f"cov {name}, {variable_name(j)}"
+            style, label = ("-", f"var {name}") if i == j else ("--", both)
+            right.plot(s, Sigma[:, i, j], style, label=label)
+    for axes in (left, right):
+        axes.legend(fontsize=fontsize, ncols=1 if K < 4 else 2)
+    return s, log_snr
 
 
 @torch.no_grad()

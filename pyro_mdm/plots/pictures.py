@@ -17,9 +17,15 @@ from pyro_mdm.scores.base import noised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["image_grid", "noising_figure", "pictures_figure", "ranked_images_figure"]
+__all__ = [
+    "draw_noising",
+    "image_grid",
+    "noising_figure",
+    "pictures_figure",
+    "ranked_images_figure",
+]
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
@@ -142,6 +148,20 @@ def noising_figure(
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected images (n, C, H, W) or vectors (n, features)"
         )
+    figure = new_figure(1.35 * columns + 0.6, 1.45 * diffusion.num_variables + 0.7)
+    draw_noising(figure, diffusion, x, columns=columns, seed=seed)
+    return figure
+
+
+def draw_noising(
+    figure: Figure | SubFigure,
+    diffusion: LinearDiffusion,
+    x: Tensor,
+    *,
+    columns: int = 9,
+    seed: int = 0,
+) -> None:
+    """Draw :func:`noising_figure` into an empty figure, or a part of one."""
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
     device = diffusion.start_time.device
@@ -154,7 +174,6 @@ def noising_figure(
     each = [Marginal(*(field[i].cpu() for field in marginal)) for i in range(columns)]
     x = x.detach().cpu().double()
     y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
-    figure = new_figure(1.35 * columns + 0.6, 1.45 * K + 0.7)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):
         reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))
@@ -172,4 +191,3 @@ def noising_figure(
                 axes.set_title(f"s = {s[column]:.3g}\nλ = {log_snr[column]:.1f}", fontsize=8)
             if column == 0:
                 axes.set_ylabel(f"{variable_name(i)}  (±{reach:.2g})", fontsize=9)
-    return figure
