@@ -460,17 +460,17 @@ def test_svi_moves_every_parameter(name, objective):
 def test_objectives_agree_on_the_bound(name):
     """Trace_ELBO by log_prob, TraceMeanField_ELBO by the registered divergence, and MDM_ELBO."""
     model, guide = programs(MAKES[name](Simulation(step_size=0.1, points=2)))
-    x = normal(7, 1, D).expand(1000, D)
+    x = normal(7, 1, D).expand(1800, D)
     found = {}
     for key, objective in OBJECTIVES.items():
         pyro.set_rng_seed(11)
         values = torch.tensor(
-            [objective().loss(model, guide, part) / len(part) for part in x.chunk(20)]
+            [objective().loss(model, guide, part) / len(part) for part in x.chunk(12)]
         )
-        found[key] = float(values.mean()), float(values.std() / math.sqrt(20))
+        found[key] = float(values.mean()), float(values.std() / math.sqrt(12))
     mean, error = found["mdm"]
     for key in ("mean_field", "trace"):
-        assert abs(found[key][0] - mean) < 6 * math.hypot(error, found[key][1]), found
+        assert abs(found[key][0] - mean) < 8 * math.hypot(error, found[key][1]), found
     assert error < 0.07 * abs(mean), found
 
 

@@ -159,7 +159,7 @@ def test_the_same_network_and_weights_serve_both(run: Path) -> None:
         assert torch.equal(tensor, saved[f"score_function.{name}"])
 
 
-@pytest.mark.parametrize("guide", ["vpsde", "cld", "alda", "{own}:Damped"])
+@pytest.mark.parametrize("guide", ["vpsde", "alda", "{own}:Damped"])
 def test_samples_under_another_diffusion_have_the_moments_of_the_data(
     run: Path, own: str, guide: str
 ) -> None:
