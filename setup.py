@@ -54,6 +54,7 @@ setup(
         "torchvision>=0.19",
         "pyro-ppl>=1.9",
         "torchsde>=0.2.6",
+        "torchdiffeq>=0.2.4",
         "safetensors>=0.4",
         "tensorboard>=2.14",
         "tqdm>=4.65",

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import warnings
@@ -29,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "raw_bytes",
     "remove_leftovers",
     "save_checkpoint",
-    "temporary",
     "write_atomically",
 ]
 
@@ -105,11 +104,6 @@ class Checkpoint:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def temporary(path: Path) -> Path:
-    """Where ``path`` is written before it is renamed."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 @contextlib.contextmanager
 def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
     """Turn the errors of a full disk, quota or file size limit into a :class:`StorageError`."""
@@ -129,48 +123,14 @@ def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _all_or_nothing(path: Path, needed: int) -> Iterator[None]:
-    """Whatever happens in between, no temporary file of ``path`` is left."""
-    with explain_full_disk(path, needed):
-        try:
-            yield
-        except BaseException:
-            temporary(path).unlink(missing_ok=True)
-            raise
-
-
-def _write_temporary(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Write ``path``'s temporary file, down to the disk; SHA-256 of its content."""
-    digest = hashlib.sha256()
-    with open(temporary(path), "wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _rename_temporary(path: Path) -> None:
-    """Make the temporary file ``path``."""
-    os.replace(temporary(path), path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name, too, must be on the disk
-    finally:
-        os.close(directory)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by a file holding ``data``: all of it or, whatever happens, none of it.
 
     Raises:
         StorageError: there is no space for it.
     """
-    with _all_or_nothing(path, len(data)):
-        _write_temporary(path, [data])
-        _rename_temporary(path)
+    with explain_full_disk(path, len(data)), replacing() as write:
+        write(path, [data])
 
 
 def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
@@ -204,20 +164,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     header, order = _header(checkpoint.tensors)
     tensors = [checkpoint.tensors[name] for name in order]
     size = len(header) + sum(t.numel() * t.element_size() for t in tensors)
-    with _all_or_nothing(file, size):
+    with explain_full_disk(file, size), replacing() as write:  # the tensors get their name first
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         pieces = (piece for tensor in tensors for piece in raw_bytes(tensor))
         body = {
             "step": checkpoint.step,
-            "tensors_sha256": _write_temporary(file, itertools.chain([header], pieces)),
+            "tensors_sha256": write(file, itertools.chain([header], pieces)),
             "state": checkpoint.state,
         }
         text = json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1).encode()
-        with _all_or_nothing(description, len(text)):
-            _write_temporary(description, [text])  # both on the disk before either has its name
-            _rename_temporary(file)
-            _rename_temporary(description)
+        with explain_full_disk(description, len(text)):
+            write(description, [text])
     for old in [d for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]:
         old.unlink()  # first what makes it a checkpoint
         old.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -1,12 +1,14 @@
 """Command lines from signatures, with errors for people.
 
 A program is a function: its parameters are the options, their annotations say what the words after
-them are read as, and its docstring is the help. Every program also has ``--config FILE.yaml``, for
-options from a file (those on the command line win), ``--print_config`` and ``--help``.
+them are read as, and its docstring is the help. If they are many, they are fields of dataclasses,
+by group. Every program also has ``--config FILE.yaml``, for options from a file (those on the
+command line win), ``--print_config`` and ``--help``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
@@ -18,10 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference.checkpoints import ArchitectureError, CheckpointError
-from inference.loading import NameNotFoundError
+from inference.names import NameNotFoundError
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -53,7 +56,7 @@ def command_line(
     arguments: Sequence[str] | None = None,
     *,
     unnamed: str | None = None,
-    groups: Mapping[str, str] | None = None,
+    groups: Mapping[str, type] | None = None,
 ) -> None:
     """Run ``function`` on the command line's arguments, typed and explained by its signature.
 
@@ -62,17 +65,18 @@ def command_line(
     for a word that is no option or no value of one, and 1 for what the program itself refuses.
 
     Args:
-        function: its parameters are the options.
+        function: its parameters are the options; or, with ``groups``, all of their fields.
         arguments: words; by default those of the process.
         unnamed: the option whose name may be left out.
-        groups: titles of the help and the names of the options below each, with spaces between
-            them; what is in none comes first.
+        groups: dataclasses by name. Their docstrings begin with a title for the help. An option
+            is called ``--steps``, or ``--optimization.steps`` with the name of its group; likewise
+            in files.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] == ["--debug"]
     try:
         parser = _parser(function, unnamed, groups or {})
-        options = parser.parse_args(_assign(words[1:] if debug else words, parser.hints, unnamed))
+        options = parser.parse_args(_assign(words[1:] if debug else words, parser, unnamed))
         function(**{name: options[name] for name in parser.hints})
     except (OptionError, *MISTAKES) as error:
         if debug:
@@ -98,6 +102,25 @@ class _Parser(ArgumentParser):
     """Its errors are in words, and its options are those of ``hints``."""
 
     hints: dict[str, Any]
+    option_groups: dict[str, dict[str, Any]]
+
+    def ungrouped(self, name: str) -> str:
+        """``steps`` for ``optimization.steps``."""
+        group, _, alone = name.rpartition(".")
+        return alone if alone in self.option_groups.get(group, {}) else name
+
+    def parse_string(self, content: str, *arguments: Any, **options: Any) -> Any:
+        """A file of options, of which some may be in their group."""
+        with contextlib.suppress(yaml.YAMLError):
+            found = yaml.safe_load(content)
+            if isinstance(found, dict) and any(isinstance(v, dict) for v in found.values()):
+                flat: dict[str, Any] = {}
+                for name, value in found.items():
+                    group = value.items() if isinstance(value, dict) else ()
+                    flat |= {self.ungrouped(f"{name}.{key}"): v for key, v in group}
+                    flat |= {} if group else {name: value}
+                content = yaml.safe_dump(flat)
+        return super().parse_string(content, *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
@@ -132,40 +155,46 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def _parser(
-    function: Callable[..., Any], unnamed: str | None, groups: Mapping[str, str]
+    function: Callable[..., Any], unnamed: str | None, groups: Mapping[str, type]
 ) -> _Parser:
-    doc, hints = inspect.getdoc(function) or "", typing.get_type_hints(function)
-    several = " …" if unnamed is not None and hints[unnamed] == SEVERAL else ""
-    program = f"{Path(inspect.getfile(function)).stem} {(unnamed or '').upper()}{several}".rstrip()
+    doc = inspect.getdoc(function) or ""
+    hints = {name: typing.get_type_hints(group) for name, group in groups.items()}
     parser = _Parser(
-        usage=f"python -m inference.{program} [--option VALUE …]",
         description=doc.partition("Args:\n")[0].strip(),
         epilog="--debug as the first word shows where an error was raised.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.hints = {name: hints[name] for name in inspect.signature(function).parameters}
+    parser.option_groups = hints
+    parser.hints = {name: hint for of_group in hints.values() for name, hint in of_group.items()}
+    if not groups:
+        known = typing.get_type_hints(function)
+        parser.hints = {name: known[name] for name in inspect.signature(function).parameters}
+    several = " …" if unnamed is not None and parser.hints[unnamed] == SEVERAL else ""
+    program = f"{Path(inspect.getfile(function)).stem} {(unnamed or '').upper()}{several}".rstrip()
+    parser.usage = f"python -m inference.{program} [--option VALUE …]"
     parser.add_argument("--config", action=_Config, help="YAML of options; those given here win.")
-    grouped = " ".join(groups.values()).split()
-    rest = " ".join(name for name in parser.hints if name not in grouped)
-    for title, names in {"": rest, **groups}.items():
-        group = parser.add_argument_group(title) if title else parser
-        skip: set[str | int] = {name for name in parser.hints if name not in names.split()}
-        group.add_function_arguments(function, as_group=False, skip=skip)
+    if not groups:
+        parser.add_function_arguments(function, as_group=False)
+    for group in groups.values():
+        title = (inspect.getdoc(group) or "").partition("\n")[0].rstrip(".")
+        parser.add_argument_group(title).add_class_arguments(group, as_group=False)
     return parser
 
 
-def _assign(words: Sequence[str], hints: Mapping[str, Any], unnamed: str | None) -> list[str]:
+def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[str]:
     """The words as ``--option=value`` each, files of options first.
 
     So values may begin with a minus, integers be written as 1e3, flags go without a value, and
     words of ``unnamed`` stand anywhere.
     """
+    hints = parser.hints
     known = {**hints, "config": Path}
     left, given, alone = list(words), [], []
     while left:
         word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
+        name = parser.ungrouped(name)
         if not word.startswith("-"):
             alone.append(word)
             continue

@@ -14,29 +14,30 @@ every difference to --half_width, as far as the noise goes. The folder holds
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.compare_figure import comparison_figure, png
-from inference.evaluate import baseline, in_bits
+from inference.compare_figure import comparison_figure
+from inference.evaluate import Bound, baseline, bound_of
 from inference.loading import Programs, load_trained
+from inference.names import short_name
+from inference.output import Row, aligned, csv_bytes, png
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
-from pyro_mdm import LinearDiffusion, evaluation
+from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
+from pyro_mdm.support.measured import TERMS
 
 __all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
 
@@ -44,7 +45,6 @@ FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 PRINTED = 15
 """Differences that are printed; with more pairs, those from the best run."""
 
-TERMS = ("reconstruction", "prior_kl", "diffusion")
 DIFFERENCE_COLUMNS = (
     "first",
     "second",
@@ -59,8 +59,6 @@ DIFFERENCE_COLUMNS = (
 )
 RANGE_TOLERANCE = 1e-3
 """How far the ends of log SNR of two runs may differ without a word about it."""
-
-Row = dict[str, Any]
 
 
 class Entry(NamedTuple):
@@ -83,7 +81,7 @@ class Entry(NamedTuple):
     @property
     def simulated(self) -> bool:
         """Whether the diffusion has no closed form."""
-        return not isinstance(self.programs.model.diffusion, LinearDiffusion)
+        return not self.programs.model.diffusion.closed_form
 
 
 class Tables(NamedTuple):
@@ -141,7 +139,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
         run, programs, checkpoint = load_trained(folder)
         config = run.config
         score = programs.problem.score_name(config["score"], programs.model.diffusion)
-        guide = str(config["guide"]).rpartition(":")[2]
+        guide, score = short_name(config["guide"]), short_name(score)
         entries.append(
             Entry(name, folder, programs, guide, score, config["protocol"], checkpoint.step)
         )
@@ -218,9 +216,8 @@ def tables(
     for entry in entries:
         estimate = comparison.estimates[entry.name]
         unit = estimate.num_dims * math.log(2)
-        value, error = in_bits(estimate, log_det, levels)
-        prior_kl, diffusion = estimate.prior_kl, estimate.diffusion
-        low, high = entry.log_snr_range
+        found = bound_of(estimate, log_det, levels)
+        (value, error), (low, high) = found.bits_per_dim, entry.log_snr_range
         bounds.append(
             {
                 "run": entry.name,
@@ -236,15 +233,8 @@ def tables(
                 "standard_error_bits_per_dim": error,
                 "low_95_bits_per_dim": value - Z95 * error,
                 "high_95_bits_per_dim": value + Z95 * error,
-                "monte_carlo_half_width_95_bits_per_dim": Z95 * estimate.monte_carlo_error / unit,
-                "reconstruction_bits_per_dim": value - (prior_kl[0] + diffusion[0]) / unit,
-                "reconstruction_standard_error_bits_per_dim": (
-                    estimate.reconstruction[1] / unit if levels is None else math.nan
-                ),
-                "prior_kl_bits_per_dim": prior_kl[0] / unit,
-                "prior_kl_standard_error_bits_per_dim": prior_kl[1] / unit,
-                "diffusion_bits_per_dim": diffusion[0] / unit,
-                "diffusion_standard_error_bits_per_dim": diffusion[1] / unit,
+                "monte_carlo_half_width_95_bits_per_dim": Z95 * found.monte_carlo_error,
+                **_by_term(found),
                 "num_data": estimate.num_data,
                 "network_calls_per_datum": estimate.network_calls / estimate.num_data,
             }
@@ -271,8 +261,17 @@ def tables(
     return Tables(bounds, [_difference_row(d) for d in comparison.differences], by_log_snr)
 
 
+def _by_term(found: Bound | Difference) -> Row:
+    """The columns of the terms and their errors."""
+    return {
+        f"{term}{of}_bits_per_dim": number
+        for term in TERMS
+        for of, number in zip(("", "_standard_error"), getattr(found, term), strict=True)
+    }
+
+
 def _difference_row(difference: Difference) -> Row:
-    row: Row = {
+    return {
         "first": difference.first,
         "second": difference.second,
         "difference_bits_per_dim": difference.bits_per_dim[0],
@@ -280,12 +279,10 @@ def _difference_row(difference: Difference) -> Row:
         "low_95_bits_per_dim": difference.interval[0],
         "high_95_bits_per_dim": difference.interval[1],
         "monte_carlo_half_width_95_bits_per_dim": Z95 * difference.monte_carlo_error,
+        **_by_term(difference),
+        "p_value": difference.p_value,
+        "resolved": difference.resolved,
     }
-    for term in TERMS:
-        value, error = getattr(difference, term)
-        row[f"{term}_bits_per_dim"] = value
-        row[f"{term}_standard_error_bits_per_dim"] = error
-    return row | {"p_value": difference.p_value, "resolved": difference.resolved}
 
 
 def turned(row: Row) -> Row:
@@ -298,14 +295,6 @@ def turned(row: Row) -> Row:
         "high_95_bits_per_dim": 0.0 - row["low_95_bits_per_dim"],
         **{name: 0.0 - row[name] for name in signed},
     }
-
-
-def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -345,7 +334,7 @@ def _bounds_text(bounds: Sequence[Row]) -> str:
         )
         for row in bounds
     ]
-    return _aligned(header, rows, left=(0, 1, 3))
+    return aligned([header, *rows], left=(0, 1, 3))
 
 
 def _differences_text(found: Tables) -> list[str]:
@@ -377,7 +366,7 @@ def _differences_text(found: Tables) -> list[str]:
         )
         for row in rows
     ]
-    return [_aligned(header, cells, left=(0, 1)), *note]
+    return [aligned([header, *cells], left=(0, 1)), *note]
 
 
 def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
@@ -438,18 +427,6 @@ def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
 def _signed(value: float) -> str:
     text = f"{value:+.4f}"
     return text if float(text) else "0.0000"
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -513,9 +490,9 @@ def compare(
         what += " (dequantized)"
     print(report(found, comparison, f"{what}, seed {seed}", draws))
     numbers = (
-        _csv(found.bounds, list(found.bounds[0])),
-        _csv(found.differences, DIFFERENCE_COLUMNS),
-        _csv(found.by_log_snr, list(found.by_log_snr[0])),
+        csv_bytes(found.bounds, list(found.bounds[0])),
+        csv_bytes(found.differences, DIFFERENCE_COLUMNS),
+        csv_bytes(found.by_log_snr, list(found.by_log_snr[0])),
     )
     out.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES[:-1], numbers, strict=True):

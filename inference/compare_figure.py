@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["comparison_figure", "png"]
+from inference.output import Row
+
+__all__ = ["comparison_figure"]
 
 DPI = 110
 FEW = 6
@@ -20,8 +20,6 @@ FEW = 6
 
 NARROW = 0.02
 """Cells of log SNR narrower than this, between ends that almost meet, are too noisy to draw."""
-
-Row = dict[str, Any]
 
 
 def comparison_figure(
@@ -40,7 +38,6 @@ def comparison_figure(
     few = 1 < len(names) <= FEW and not simulated
     height = 1.4 + 0.32 * max(len(names), 4)
     figure = Figure((13.0, height + 4.2), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title)
     parts: Any = figure.subfigures(2, 1, height_ratios=[height, 4.2])
     top, bottom = parts
@@ -63,13 +60,6 @@ def comparison_figure(
     else:
         density.legend(fontsize=8)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _colors(names: Sequence[str]) -> dict[str, Any]:

@@ -2,68 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from inference.loading import Programs, check_ends
-from pyro_mdm import LinearDiffusion, NonlinearDiffusion
+from inference.options import Training
 
 __all__ = ["check_effects", "start_note"]
 
 
-def check_effects(settings: Mapping[str, Any], programs: Programs) -> None:
+def check_effects(settings: Training, programs: Programs) -> None:
     """Whether each setting of a new run that was given changes something.
 
     Raises:
         ValueError: one does not; says why.
     """
     diffusion = programs.model.diffusion
-    check_ends(settings["guide"], diffusion, settings["max_log_snr"], settings["min_log_snr"])
-    if settings["learn_beta"] and settings["diffusion_learning_rate"] == 0:
+    check_ends(settings.guide, diffusion, settings.max_log_snr, settings.min_log_snr)
+    if settings.learn_beta and settings.diffusion_learning_rate == 0:
         raise ValueError(
             "--learn_beta has no effect with --diffusion_learning_rate 0, which leaves the clock "
             "as it starts; leave out one of them"
         )
-    if isinstance(diffusion, NonlinearDiffusion):
+    if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network
-    if settings["channels_last"] and all(weight.dim() != 4 for weight in network.parameters()):
+    if settings.channels_last and all(weight.dim() != 4 for weight in network.parameters()):
         raise ValueError(
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
             "convolutions over images; leave it out"
         )
 
 
-def start_note(settings: Mapping[str, Any], programs: Programs) -> str | None:
+def start_note(settings: Training, programs: Programs) -> str | None:
     """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
-    at_a_time = isinstance(diffusion, LinearDiffusion) and diffusion.cut_time is not None
-    if settings["max_log_snr"] is not None or at_a_time or abs(own - usual) <= 1e-6:
+    at_a_time = diffusion.closed_form and diffusion.cut_time is not None
+    if settings.max_log_snr is not None or at_a_time or abs(own - usual) <= 1e-6:
         return None
     return (
-        f"note: {settings['guide']} starts at log SNR {own:.4g}, where {settings['model']} would "
+        f"note: {settings.guide} starts at log SNR {own:.4g}, where {settings.model} would "
         f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
     )
 
 
-def _check_simulation(settings: Mapping[str, Any], diffusion: NonlinearDiffusion) -> None:
+def _check_simulation(settings: Training, diffusion: Any) -> None:
     learned = any(p.requires_grad for p in diffusion.parameters())
-    if settings["backpropagation"] is not None and (
-        not learned or settings["diffusion_learning_rate"] == 0
+    if settings.backpropagation is not None and (
+        not learned or settings.diffusion_learning_rate == 0
     ):
         raise ValueError(
             f"--backpropagation has no effect: no gradient goes through the paths of "
-            f"{settings['guide']}, where nothing is learned; leave it out"
+            f"{settings.guide}, where nothing is learned; leave it out"
         )
     simulation = diffusion.simulation
-    given = [f"--{name}" for name in ("probes", "probe_law") if settings[name] is not None]
+    given = [f"--{name}" for name in ("probes", "probe_law") if getattr(settings, name) is not None]
     if given and simulation.objective == "local_dsm" and diffusion.stationary_prior:
         raise ValueError(
             f"{', '.join(given)} has no effect: with --objective local_dsm and a prior that "
-            f"{settings['guide']} leaves at rest there is no divergence to estimate; leave it out"
+            f"{settings.guide} leaves at rest there is no divergence to estimate; leave it out"
         )
-    if settings["probe_law"] is not None and simulation.probes == "exact":
+    if settings.probe_law is not None and simulation.probes == "exact":
         raise ValueError(
             "--probe_law has no effect with --probes exact, which draws none; leave out one of them"
         )

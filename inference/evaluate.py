@@ -19,23 +19,30 @@ import torch
 from torch import Tensor
 
 from inference.cli import check_positive, command_line
-from inference.loading import Programs, Reused, open_run
+from inference.loading import Programs
+from inference.output import aligned
 from inference.processes import Precision, autocast_dtype, start
+from inference.reuse import Reused, open_run
+from models.base import SCORES
 from models.files import spread
-from pyro_mdm import LinearDiffusion, bits_per_dim
+from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.measured import TERMS
 
 __all__ = [
     "Bound",
     "StepBias",
     "against_own",
     "baseline",
+    "bound_of",
     "evaluate",
     "in_bits",
+    "in_model_space",
     "measure",
+    "some",
     "step_bias",
 ]
 
@@ -90,8 +97,7 @@ class Bound:
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
         """(value, standard error) by name."""
-        names = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("bits_per_dim", *TERMS)}
 
     @property
     def by_log_snr(self) -> tuple[list[float], list[float], list[float]]:
@@ -118,33 +124,27 @@ class Bound:
         )
 
 
-def measure(
-    programs: Programs,
-    data: Tensor,
-    *,
-    draws: int,
-    batch_size: int = 256,
-    half_width: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    distributed: bool = False,
-) -> Bound:
+def measure(programs: Programs, data: Tensor, *, seed: int = 0, **options: Any) -> Bound:
     """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim.
 
-    ``distributed``: shared among processes, see :func:`pyro_mdm.evaluation.log_likelihood`.
+    Args:
+        seed: of the noise, that of dequantization too.
+        options: draws, batch_size, …, of :func:`pyro_mdm.evaluation.log_likelihood`.
     """
     problem, model, guide = programs
-    x, log_det = _in_model_space(programs, data, seed)
-    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
-    options |= {"batch_size": batch_size, "distributed": distributed}
-    estimate = log_likelihood(
-        model, guide, x, baseline=baseline([programs]), progress=progress, **options
-    )
-    return _bound(estimate, log_det, problem.dequantized_levels)
+    x, log_det = in_model_space(programs, data, seed)
+    options |= {"seed": seed, "baseline": baseline([programs])}
+    estimate = log_likelihood(model, guide, x, **options)
+    return bound_of(estimate, log_det, problem.dequantized_levels)
 
 
-def _in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """x on the model's device, and the log-determinants."""
+def some(data: Tensor, most: int = 256) -> Tensor:
+    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
+    return data if len(data) <= most else data[spread(len(data), most)]
+
+
+def in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Stored data as x on the model's device, and the log-determinants."""
     x, log_det = programs.problem.transform(data, torch.Generator().manual_seed(seed))
     return x.to(programs.model.diffusion.start_time.device), log_det
 
@@ -154,13 +154,13 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
 
     It is for diffusions with a closed form, if there are any.
     """
-    linear = [p for p in entries if isinstance(p.model.diffusion, LinearDiffusion)]
+    linear = [p for p in entries if p.model.diffusion.closed_form]
     if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
         return None
     problem, diffusion = linear[0].problem, linear[0].model.diffusion
     name = "discrete" if "discrete" in problem.scores else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
-        score = problem.score_function(name, diffusion)
+        score = problem.score_function(SCORES[name], diffusion)
     score = score.to(diffusion.start_time.device)
     return score if isinstance(score, DenoiserScore) else None
 
@@ -184,7 +184,8 @@ def in_bits(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> 
     return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
 
 
-def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
+def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> Bound:
+    """An estimate in bits/dim; arguments as for :func:`in_bits`."""
     unit = estimate.num_dims * math.log(2)
     value, error = in_bits(estimate, log_det, levels)
     prior_kl, diffusion = ((t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion))
@@ -206,28 +207,19 @@ def _bound(estimate: Estimate, log_det: Tensor, levels: int | None) -> Bound:
 
 
 def against_own(
-    reused: Reused,
-    data: Tensor,
-    *,
-    draws: int,
-    batch_size: int = 256,
-    half_width: float | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    distributed: bool = False,
+    reused: Reused, data: Tensor, *, seed: int = 0, **options: Any
 ) -> tuple[Bound, Bound, Difference]:
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
     Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
-    ranges of log SNR overlap, the diffusion terms differ by rounding.
+    ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
+    :func:`measure`.
     """
-    x, log_det = _in_model_space(reused.own, data, seed)
+    x, log_det = in_model_space(reused.own, data, seed)
     pairs = {"new": reused.programs[1:], "own": reused.own[1:]}
-    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
-    options |= {"batch_size": batch_size, "distributed": distributed}
-    found = compare(pairs, x, progress=progress, **options)
+    found = compare(pairs, x, seed=seed, **options)
     levels = reused.own.problem.dequantized_levels
-    own, new = (_bound(found.estimates[name], log_det, levels) for name in ("own", "new"))
+    own, new = (bound_of(found.estimates[name], log_det, levels) for name in ("own", "new"))
     return own, new, found.differences[0]
 
 
@@ -292,7 +284,7 @@ def evaluate(
             print(_compared(reused, own, bound, difference))
     if not lead:
         return
-    if not isinstance(programs.model.diffusion, LinearDiffusion):
+    if not programs.model.diffusion.closed_form:
         print(step_bias(programs, data, draws=draws, seed=seed))
         if bound.probe_error:
             print(
@@ -308,8 +300,7 @@ def evaluate(
 
 def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:
     """Measure it on some of the data."""
-    few = data if len(data) <= BIAS_DATA else data[spread(len(data), BIAS_DATA)]
-    x, _ = _in_model_space(programs, few, seed)
+    x, _ = in_model_space(programs, some(data, BIAS_DATA), seed)
     _, model, guide = programs
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
@@ -318,17 +309,13 @@ def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Ste
 
 def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:
     """The bound by term under both diffusions, and what differs at the same draws."""
-    heads = (f"own ({_name(reused.own)})", f"new ({_name(reused.programs)})", "new - own, paired")
-    lines = [f"{'':16}" + "".join(f"{head:>28}" for head in heads)]
+    names = (type(p.model.diffusion).__name__ for p in (reused.own, reused.programs))
+    rows = [["", *map("{} ({})".format, ("own", "new"), names), "new - own, paired"]]
     for term in own.terms:
         row = (own.terms[term], new.terms[term], getattr(difference, term))
         cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0
-        lines.append(f"{term:16}" + "".join(f"{cell:>28}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _name(programs: Programs) -> str:
-    return type(programs.model.diffusion).__name__
+        rows.append([term, *cells])
+    return aligned(rows)
 
 
 if __name__ == "__main__":

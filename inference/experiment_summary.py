@@ -13,7 +13,6 @@ simulation would change, as the runs measured it at their end, is no part of any
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import statistics
@@ -21,18 +20,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import compare
 from inference.checkpoints import write_atomically
+from inference.output import Row, csv_bytes, png
 from pyro_mdm.evaluation.estimates import Z95
 
 __all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
 
-Row = dict[str, Any]
 TERMS = ("bits_per_dim", "reconstruction_bits_per_dim", "prior_kl_bits_per_dim")
 
 
@@ -65,9 +63,9 @@ def summarize(
                     runs, half_width=half_width, draws=draws, out=out, seed=seed, overwrite=True
                 )
     rows = summary_rows(folder, guides, seeds, starts)
-    write_atomically(folder / "summary.csv", _csv(rows))
+    write_atomically(folder / "summary.csv", csv_bytes(rows))
     write_atomically(folder / "summary.md", markdown(rows).encode())
-    write_atomically(folder / "summary.png", compare.png(summary_figure(rows)))
+    write_atomically(folder / "summary.png", png(summary_figure(rows)))
     moved = {
         score: [
             guide
@@ -81,7 +79,7 @@ def summarize(
     }
     if any(moved.values()):
         figure = movement_figure(folder, moved, seeds)
-        write_atomically(folder / "movement.png", compare.png(figure))
+        write_atomically(folder / "movement.png", png(figure))
     return rows
 
 
@@ -181,7 +179,6 @@ def summary_figure(rows: Sequence[Row]) -> Figure:
     """
     scores = list(dict.fromkeys(row["score"] for row in rows))
     figure = Figure((4.2 * len(scores) + 0.8, 7.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(scores), squeeze=False, sharex="col")
     for column, score in enumerate(scores):
         upper, lower = panels[:, column]
@@ -215,7 +212,6 @@ def movement_figure(
     guides = {score: names for score, names in guides.items() if names}
     columns = max(map(len, guides.values()))
     figure = Figure((3.3 * columns + 0.5, 3.0 * len(guides)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(guides), columns, squeeze=False)
     for line, (score, of_score) in enumerate(guides.items()):
         for axes in panels[line, len(of_score) :]:
@@ -311,11 +307,3 @@ def _error(values: Sequence[float]) -> float:
 def _reach(n: int) -> float:
     """Standard errors that a 95% interval of Student's t reaches to either side."""
     return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
-
-
-def _csv(rows: Sequence[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -23,16 +23,13 @@ Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -40,18 +37,21 @@ from inference.checkpoints import write_atomically
 from inference.cli import command_line
 from inference.loading import (
     LEARNED_MIN_LOG_SNR,
-    StationaryVariance,
     build_diffusion,
     build_problem,
     check_ends,
     give_learned_end,
     load_trained,
 )
-from inference.sample import check_out
-from pyro_mdm import Diffusion, LinearDiffusion
+from inference.names import slug
+from inference.options import StationaryVariance
+from inference.output import aligned, check_out, png
+from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION, apply_matrix
+from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.plots.figures import draw_moments
+from pyro_mdm.plots.pictures import draw_noising
 
 __all__ = ["Inspection", "figure", "inspect", "look", "prior_kl_curve", "table"]
 
@@ -311,11 +311,7 @@ def table(found: Sequence[Inspection]) -> str:
     ]
     cells = [["", *(f.name for f in found)]]
     cells += [[label, *(cell(f) for f in found)] for label, cell in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(found) + 1)]
-    lines = []
-    for first, *others in cells:
-        columns = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *columns]))
+    lines = [aligned(cells)]
     lines.append(f"digits of 15.7; growth above {MAX_AMPLIFICATION:.0e} is refused")
     for f in found:
         lines += [f"{f.name}: {error}" for error in f.errors]
@@ -358,14 +354,13 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     """
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(result)
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_overview(parts[0], names, diffusions, x)
     for part, name, diffusion in zip(parts[1:], names, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
         part.suptitle(f"{name}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left")
         _draw_moments(left, diffusion)
-        _draw_noising(right, diffusion, x)
+        draw_noising(right, diffusion, x)
     return result
 
 
@@ -404,52 +399,11 @@ def _draw_overview(
 
 def _draw_moments(part: Any, diffusion: LinearDiffusion) -> None:
     left, right = part.subplots(1, 2)
-    start, K = diffusion.start_time.item(), diffusion.num_variables
-    s = torch.linspace(start, diffusion.horizon, 200, dtype=torch.float64)
-    marginal = diffusion.marginal(s)
-    for i in range(K):
-        left.plot(s, marginal.mean[:, i], label=_variable(i))
-        for j in range(i, K):
-            name = _variable(i) if i == j else f"{_variable(i)},{_variable(j)}"
-            style = "-" if i == j else "--"
-            right.plot(s, marginal.covariance[:, i, j], style, label=name, lw=1.2)
+    draw_moments(left, right, diffusion, fontsize=7)
     for axes, title in ((left, "a(s)"), (right, "Σ(s)")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("s", fontsize=8)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=7, ncols=1 if K < 3 else 2)
-
-
-def _draw_noising(part: Any, diffusion: LinearDiffusion, x: Tensor, columns: int = 9) -> None:
-    """y_s | x for every variable (rows), the same noise in every column."""
-    image, K = x.dim() == 4, diffusion.num_variables
-    x = (x[:1] if image else x[:512]).double()
-    s = diffusion.log_snr_grid(columns)
-    marginal = diffusion.marginal(s)
-    noise = torch.randn(
-        len(x), K, *x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    grid = part.subplots(K, columns, squeeze=False)
-    for j in range(columns):
-        a = marginal.mean[j].reshape(K, *[1] * (x.dim() - 1))
-        y = a * x[:, None] + apply_matrix(marginal.scale_tril[j], noise)
-        for i, axes in enumerate(grid[:, j]):
-            reach = 2.5 * max(1.0, diffusion.stationary_covariance[i, i].sqrt().item())
-            if image:
-                pixels = (y[0, i] / reach + 1).div(2).clamp(0, 1).movedim(0, -1).squeeze(-1)
-                axes.imshow(pixels.numpy(), cmap="gray", vmin=0.0, vmax=1.0)
-            else:
-                other = y[:, i, 1] if x.shape[1] > 1 else noise[:, 0, 0]
-                axes.plot(y[:, i, 0], other, ".", ms=1.5, alpha=0.5)
-                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-            axes.set(xticks=[], yticks=[])
-        grid[0, j].set_title(f"s = {s[j]:.3g}\nλ = {marginal.log_snr[j]:.1f}", fontsize=8)
-    for i in range(K):
-        grid[i, 0].set_ylabel(_variable(i), fontsize=9)
-
-
-def _variable(i: int) -> str:
-    return "x" if i == 0 else f"v{i}"
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -488,7 +442,7 @@ def inspect(
         overwrite: replace ``out`` if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
-    slugs = [re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-") for name in (model, *names)]
+    slugs = map(slug, (model, *names))
     given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
     given["stationary_variance"] = stationary_variance
     surplus = [f"--{key}" for key, value in given.items() if value is not None]
@@ -509,7 +463,7 @@ def inspect(
         if name == "learned":
             options |= given
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
-        diffusion: Diffusion
+        diffusion: Any
         if name.startswith("run:"):
             for option, value in (("max_log_snr", max_log_snr), ("min_log_snr", min_log_snr)):
                 if value is not None:
@@ -521,7 +475,7 @@ def inspect(
             diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
             check_ends(name, diffusion, max_log_snr, min_log_snr)
             give_learned_end(diffusion)
-        if not isinstance(diffusion, LinearDiffusion):
+        if not diffusion.closed_form:
             raise ValueError(
                 f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
                 "closed form, which only a LinearDiffusion has. See its paths and its drift: "
@@ -533,9 +487,7 @@ def inspect(
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
     print(table(found))
     if drawn:
-        buffer = io.BytesIO()
-        figure(list(drawn), list(drawn.values()), x).savefig(buffer, format="png")
-        write_atomically(out, buffer.getvalue())
+        write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
 
 

@@ -1,73 +1,49 @@
-"""What ``--guide`` and ``--model`` names stand for, and the two programs that settings describe.
+"""The two programs that settings describe, and those of a trained run.
 
-A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
-something in a file of your own. Trained denoisers can be put over another diffusion: :func:`reuse`.
+Names are those of :mod:`inference.names`.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
-from inference.runs import LATER, Run, RunError
-from models import MODELS, DataError, Problem
+from inference.names import GUIDES, accepted, describe, find, make, takes, wrong_kind
+from inference.options import StationaryVariance
+from inference.runs import LATER, Run
+from models import DataError, Problem
+from models.base import SCORES, ScoreKind
 from pyro_mdm import (
-    ALDA,
-    CLD,
-    MALDA,
-    VPSDE,
     Diffusion,
     DiffusionGuide,
     DiffusionModel,
     LearnedDiffusion,
     LinearDiffusion,
-    NonlinearDiffusion,
 )
-from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 __all__ = [
-    "GUIDES",
     "SIMULATION",
-    "NameNotFoundError",
     "Programs",
-    "Reused",
-    "absolute_name",
     "build",
     "build_diffusion",
     "build_problem",
     "check_ends",
-    "find",
     "give_learned_end",
     "load_trained",
     "load_weights",
-    "open_run",
-    "reuse",
     "seed_from",
-    "source_files",
+    "title",
 ]
-
-GUIDES: dict[str, Any] = {
-    "vpsde": VPSDE,
-    "cld": CLD,
-    "malda": MALDA,
-    "alda": ALDA,
-    "learned": LearnedDiffusion,
-}
 
 OPTIONS = {
     "protocol": "images",
@@ -93,102 +69,6 @@ SIMULATION = {
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
-StationaryVariance = float | list[float] | list[list[float]]
-"""Σ_∞ as an option: a number, K variances or K rows of a covariance."""
-
-RANGE_TOLERANCE = 1e-3
-"""How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
-
-
-class NameNotFoundError(LookupError):
-    """A ``--guide`` or ``--model`` that names nothing."""
-
-
-def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """The object that ``name`` stands for.
-
-    Args:
-        kind: ``"guide"`` or ``"model"``, for messages.
-        name: a name in ``known``, ``module:Name`` or ``file.py:Name``.
-        known: names and what they stand for.
-
-    Raises:
-        NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
-    """
-    if name in known:
-        return known[name]
-    if kind == "guide" and name.startswith("run:"):
-        raise NameNotFoundError(
-            f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
-            "take alone; --resume goes on with a run"
-        )
-    place, colon, attribute = name.rpartition(":")
-    if not colon:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        if name.endswith(".py"):
-            hint = f" (which class or function of that file? {name}:Name)"
-        raise NameNotFoundError(
-            f"unknown {kind} {name!r}{hint}: use one of {', '.join(known)}, or name your own as "
-            "module:Name or file.py:Name"
-        )
-    module = _load_file(kind, Path(place)) if place.endswith(".py") else _load_module(kind, place)
-    if not hasattr(module, attribute):
-        own = [
-            n
-            for n, value in vars(module).items()
-            if not n.startswith("_") and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise NameNotFoundError(
-            f"{place} has no {attribute!r}; it defines {', '.join(own) or 'no class or function'}"
-        )
-    return getattr(module, attribute)
-
-
-def absolute_name(name: str) -> str:
-    """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
-    place, _, attribute = name.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
-
-
-def source_files(settings: Mapping[str, Any]) -> list[Path]:
-    """The files of the user's own that settings name, as ``file.py:Name``."""
-    names = ("model", "guide", "learned_from")
-    places = [str(settings.get(name)).rpartition(":")[0] for name in names]
-    return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
-
-
-def _load_file(kind: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise NameNotFoundError(f"--{kind}: there is no file {path} (looked in {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise NameNotFoundError(f"--{kind}: {path} cannot be read as a Python module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_module(kind: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # the module is there, something it imports is not
-        raise NameNotFoundError(
-            f"--{kind}: there is no module {name!r} ({error}); sys.path starts with "
-            f"{[p or '.' for p in sys.path[:3]]}"
-        ) from error
-
-
-def _accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that ``function`` takes as keywords."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return dict(options)
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
-    return {key: value for key, value in options.items() if key in names}
-
 
 def build_diffusion(
     name: str,
@@ -202,7 +82,7 @@ def build_diffusion(
     stationary_variance: StationaryVariance | torch.Tensor | None = None,
     event_shape: Sequence[int] | None = None,
     simulation: Mapping[str, Any] | None = None,
-) -> LinearDiffusion | NonlinearDiffusion:
+) -> Any:
     """The diffusion that ``name`` stands for.
 
     Args:
@@ -226,7 +106,7 @@ def build_diffusion(
         ValueError: an option of ``learned`` for another guide, of simulation for a linear one, or
             one that makes no sense.
     """
-    found = find("guide", name, GUIDES)
+    found = find("guide", name)
     diffusion: Any
     options: dict[str, Any] = {"max_log_snr": max_log_snr}
     if min_log_snr is not None:
@@ -250,17 +130,10 @@ def build_diffusion(
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"
             )
-        if event_shape is not None and _takes(found, "event_shape"):
+        if event_shape is not None and takes(found, "event_shape"):
             options["event_shape"] = tuple(event_shape)
-        ready = isinstance(found, Diffusion)
-        diffusion = copy.deepcopy(found) if ready else _call(name, found, options)
-    if not isinstance(diffusion, LinearDiffusion | NonlinearDiffusion):
-        what = f"{name} is" if diffusion is found else f"{name} returns"
-        raise TypeError(
-            f"{what} {_describe(diffusion)}, expected a LinearDiffusion or a NonlinearDiffusion: a "
-            "subclass, a function that returns one, or one itself (see inference/guides)"
-        )
-    if min_log_snr is not None and isinstance(diffusion, LinearDiffusion):
+        diffusion = make("guide", name, found, Diffusion, options)
+    if min_log_snr is not None and diffusion.closed_form:
         if diffusion.cut_time is not None:
             raise ValueError(
                 f"--min_log_snr is {min_log_snr:g}, but {name} is cut at the time "
@@ -298,9 +171,9 @@ def _start(name: str, num_variables: int | None, ends: Mapping[str, Any]) -> Lin
         start = build_diffusion(name, **ends)
     except (ValueError, TypeError) as error:
         raise type(error)(str(error).replace("--guide", "--learned_from")) from error
-    if isinstance(start, NonlinearDiffusion):
+    if not start.closed_form:
         raise ValueError(
-            f"--learned_from {name} is {_title(start)}, which has no Q and D; expected a guide "
+            f"--learned_from {name} is {title(start)}, which has no Q and D; expected a guide "
             f"with a closed form, such as {', '.join(key for key in GUIDES if key != 'learned')}"
         )
     if num_variables not in (None, start.num_variables):
@@ -346,9 +219,9 @@ def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float 
     return LEARNED_MIN_LOG_SNR
 
 
-def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]) -> None:
+def _set_simulation(name: str, diffusion: Any, settings: Mapping[str, Any]) -> None:
     given = {key: value for key, value in settings.items() if value is not None}
-    if not isinstance(diffusion, NonlinearDiffusion):
+    if diffusion.closed_form:
         if given:
             raise ValueError(
                 f"{', '.join(f'--{key}' for key in given)} is for nonlinear diffusions, which are "
@@ -367,30 +240,6 @@ def _set_simulation(name: str, diffusion: Diffusion, settings: Mapping[str, Any]
         raise
 
 
-def _takes(function: Any, name: str) -> bool:
-    """Whether ``function`` has a keyword of that name of its own."""
-    return callable(function) and name in inspect.signature(function).parameters
-
-
-def _call(name: str, found: Any, options: Mapping[str, Any]) -> Any:
-    is_class = inspect.isclass(found)
-    if not callable(found) or (is_class and not issubclass(found, Diffusion)):
-        return found
-    taken = _accepted(found, options)
-    try:
-        inspect.signature(found).bind(**taken)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} cannot be called with {sorted(taken)} alone ({error}); give its other "
-            "arguments defaults, or name a function without arguments that returns the diffusion"
-        ) from error
-    return found(**taken)
-
-
-def _describe(value: Any) -> str:
-    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
-
-
 def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Problem:
     """The data set that ``name`` stands for.
 
@@ -406,22 +255,22 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         TypeError: what is named is no data set, or one that takes no ``holdout``.
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
-    found = find("model", name, MODELS)
+    found = find("model", name)
     given = {key: value for key, value in options.items() if value is not None}
     is_class = inspect.isclass(found) and issubclass(found, Problem)
-    accepted = _accepted(found, {"holdout": holdout} | given) if is_class else {}
+    taken = accepted(found, {"holdout": holdout} | given) if is_class else {}
     for key, value in given.items():
-        if key not in accepted:
+        if key not in taken:
             raise ValueError(f"--{key} {value} is for {OPTIONS[key]}; --model {name} has none")
-    if is_class and "holdout" not in accepted:
+    if is_class and "holdout" not in taken:
         raise TypeError(
             f"{name} does not take holdout; let its __init__ have a keyword holdout and call "
             "super().__init__(holdout=holdout)"
         )
-    problem = found(**accepted) if is_class else found
+    problem = found(**taken) if is_class else found
     if not isinstance(problem, Problem):
         raise TypeError(
-            f"{name} is {_describe(problem)}, expected a subclass of models.base.Problem: "
+            f"{name} is {describe(problem)}, expected a subclass of models.base.Problem: "
             "see models/digits.py"
         )
     if not hasattr(problem, "train"):
@@ -454,10 +303,13 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     options = {name: settings.get(name) for name in OPTIONS}
     problem = build_problem(settings["model"], holdout=settings["holdout"], **options)
     min_log_snr = settings["min_log_snr"]
+    score, likelihood = _score_kind(settings["score"]), _likelihood(settings, problem)
     if settings["guide"] == "learned" and min_log_snr is None:
-        score = problem.scores[0] if settings["score"] == "default" else settings["score"]
-        raw = score in ("noise", "score", "residual")
-        min_log_snr = None if raw else LEARNED_MIN_LOG_SNR
+        kind = score
+        if isinstance(score, str):
+            kind = SCORES[problem.scores[0] if score == "default" else score]
+        if inspect.isclass(kind) and issubclass(kind, DenoiserScore):
+            min_log_snr = LEARNED_MIN_LOG_SNR
     max_log_snr = settings["max_log_snr"]
     torch.manual_seed(seed_from(settings["seed"], "initial weights"))
     diffusion = build_diffusion(
@@ -472,7 +324,9 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )
-    model = problem.build(diffusion, score=settings["score"], fitted=fitted)
+    model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
+    if likelihood is not None:
+        _try_likelihood(settings["likelihood"], problem, model)
     cut = diffusion.cut_time if isinstance(diffusion, LearnedDiffusion) else None
     if cut is not None and isinstance(model.score_function, DenoiserScore):
         raise ValueError(
@@ -482,7 +336,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         )
     if (times := settings.get("times")) is not None:
         score = model.score_function
-        if isinstance(score, DenoiserScore) or not isinstance(diffusion, LinearDiffusion):
+        if isinstance(score, DenoiserScore) or not diffusion.closed_form:
             raise ValueError(
                 f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
                 f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
@@ -490,6 +344,61 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+def _score_kind(name: str) -> str | ScoreKind:
+    """A score's name if it is one of :mod:`models`, or else what it stands for."""
+    if name == "default" or name in SCORES:
+        return name
+    found: ScoreKind = find("score", name)
+    if not callable(found) or (inspect.isclass(found) and not issubclass(found, Score)):
+        raise wrong_kind("score", name, found, Score)
+    return found
+
+
+def _likelihood(settings: Mapping[str, Any], problem: Problem) -> Likelihood | None:
+    """The decoder that was asked for by name; None for the problem's own."""
+    name = settings.get("likelihood")
+    if name is None:
+        return None
+    if settings.get("decoder") is not None:
+        raise ValueError(
+            f"--decoder {settings['decoder']} and --likelihood {name} both say what p(x | y_ε) is; "
+            "leave out one of them"
+        )
+    found, levels = find("likelihood", name), getattr(problem, "num_levels", None)
+    given = levels is not None and takes(found, "levels")
+    options = {"levels": levels} if given else {}
+    return make("likelihood", name, found, Likelihood, options)
+
+
+@torch.no_grad()
+def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
+    """Whether a decoder is one of such data, under such a diffusion and score: by trying it.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    diffusion, event_shape = model.diffusion, model.event_shape
+    y = torch.zeros(2, diffusion.num_variables, *event_shape)
+    with torch.random.fork_rng(devices=[]):
+        x = problem.to_model_space(problem.train[:2])
+        try:
+            law = model.likelihood(diffusion, model.score_function, y, len(event_shape))
+            law.log_prob(x)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"--likelihood {name}: {error}") from error
+    if "discrete" in problem.scores and not isinstance(law, LevelDistribution):
+        raise ValueError(
+            f"--likelihood {name} is a density, {type(law).__name__}, and {problem.name} has "
+            "levels, whose bits/dim are of probabilities; use a LevelDistribution, such as "
+            "discretized_gaussian, or --protocol dequantized"
+        )
+
+
+def title(diffusion: Diffusion) -> str:
+    """A diffusion in messages."""
+    return f"{type(diffusion).__name__} (K = {diffusion.num_variables})"
 
 
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
@@ -533,184 +442,3 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
     load_weights(programs.model, checkpoint, "ema", run)
     programs.model.eval()
     return run, programs, checkpoint
-
-
-# -- a trained denoiser over another diffusion -----------------------------------------------------
-
-
-class Reused(NamedTuple):
-    """A run's trained denoiser over its own diffusion and over another."""
-
-    run: Run
-    checkpoint: Checkpoint
-    own: Programs
-    programs: Programs  # over the other diffusion
-    notes: list[str]  # what was trained on what, and how the other diffusion was cut; for people
-
-
-def reuse(
-    folder: Path,
-    guide: str,
-    *,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
-    num_variables: int | None = None,
-    rank: int | None = None,
-) -> Reused:
-    """The trained denoiser of a run over another diffusion, without training.
-
-    x̂(z, λ) has never seen a diffusion: ``z = aᵀ Σ^{-1} y / SNR`` is all it reads. So its bound
-    under another one has the same integrand over λ, and differs by the prior KL and the ends alone.
-
-    Args:
-        folder: a run with a denoiser (``--score denoiser`` or ``discrete``).
-        guide: see :func:`build_diffusion`, or ``run:FOLDER`` for the diffusion another run ended
-            with. ``learned`` is that diffusion before its first step.
-        max_log_snr: λ(ε), by default the run's.
-        min_log_snr: λ(T), to which the clock is scaled. By default the diffusion keeps its own
-            clock if that ends inside the range of λ the network was trained on, and is scaled to
-            the lower end of that range if it ends below it.
-        num_variables, rank: for ``learned`` only.
-
-    Returns:
-        :class:`Reused`; both programs in eval mode, with one score between them.
-
-    Raises:
-        RunError: the run's score is no denoiser, or λ would leave the trained range.
-        NameNotFoundError, TypeError, ValueError: see :func:`build_diffusion`.
-    """
-    run, own, checkpoint = load_trained(folder)
-    score, source = own.model.score_function, own.model.diffusion
-    if not isinstance(source, LinearDiffusion):
-        raise RunError(
-            f"{folder} was trained under {_title(source)}, and its score is for that alone: only a "
-            "denoiser serves other diffusions, and it is for those with a closed form. "
-            f"Train for the other one: python -m inference.train --guide {guide}"
-        )
-    if not isinstance(score, DenoiserScore):
-        raise RunError(
-            f"{folder} was trained with --score {run.config['score']}: its network saw the raw "
-            f"state (x, v_1, …) of {_title(source)}, which another diffusion does not produce. "
-            "Reuse a run with a denoiser (--score denoiser, or discrete for images), which reads z "
-            f"alone, or train one: python -m inference.train --guide {guide} --score denoiser"
-        )
-    if not torch.isfinite(torch.stack([score.trained_min, score.trained_max])).all():
-        score.set_trained_range(source.terminal_log_snr.item(), source.max_log_snr)  # unfinished
-    low, high = score.trained_min.item(), score.trained_max.item()
-    trained = f"the network of {folder} was trained on log SNR [{low:.6g}, {high:.6g}]"
-    notes = [f"{trained} under {_title(source)}, to step {checkpoint.step}"]
-
-    if guide.startswith("run:"):
-        if num_variables is not None or rank is not None:
-            raise ValueError(f"--num_variables and --rank are for --guide learned, not {guide}")
-        trained_under = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
-        diffusion = _with_closed_form(guide, trained_under)
-        diffusion.max_log_snr = source.max_log_snr if max_log_snr is None else max_log_snr
-    else:
-        wanted = source.max_log_snr if max_log_snr is None else max_log_snr
-        options: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-        options["event_shape"] = own.problem.event_shape
-        diffusion = copy.deepcopy(
-            _with_closed_form(guide, build_diffusion(guide, max_log_snr=wanted, **options))
-        )
-        if max_log_snr is not None:
-            diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own
-        if guide == "learned":
-            notes.append(
-                "learned is as it is before its first step; run:FOLDER is what a run ended with"
-            )
-    if diffusion.max_log_snr > high + RANGE_TOLERANCE:
-        raise RunError(
-            f"{guide} would start at log SNR {diffusion.max_log_snr:.6g}, but {trained}; "
-            f"set --max_log_snr {high:.6g} or less"
-        )
-    try:
-        ends = _fit_clock(diffusion, min_log_snr, low, trained)
-    except KernelPrecisionError as error:
-        raise RunError(f"{guide}: {error}") from error
-    notes.append(f"{guide}: {_title(diffusion)}, {ends}")
-
-    model = DiffusionModel(diffusion, score, own.model.likelihood, own.model.event_shape)
-    return Reused(run, checkpoint, own, _programs(own.problem, model.eval()), notes)
-
-
-def _programs(problem: Problem, model: DiffusionModel) -> Programs:
-    return Programs(problem, model, DiffusionGuide(model.diffusion))
-
-
-def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
-    if isinstance(diffusion, LinearDiffusion):
-        return diffusion
-    raise RunError(
-        f"{guide} is {_title(diffusion)}, which is known by simulation alone. A denoiser reads "
-        "z = aᵀ Σ^{-1} y / SNR, of the closed-form law of y_s given x; train a score for it "
-        f"instead: python -m inference.train --guide {guide}"
-    )
-
-
-def _title(diffusion: Diffusion) -> str:
-    return f"{type(diffusion).__name__} (K = {diffusion.num_variables})"
-
-
-@torch.no_grad()
-def _fit_clock(
-    diffusion: LinearDiffusion, min_log_snr: float | None, low: float, trained: str
-) -> str:
-    """Bring λ(T) into the trained range; what was done, in words."""
-    own = diffusion.terminal_log_snr.item()
-    clock = diffusion.clock(diffusion.horizon).item()
-    target = low if min_log_snr is None and own < low - RANGE_TOLERANCE else min_log_snr
-    if target is not None:
-        if target < low - RANGE_TOLERANCE:
-            raise RunError(
-                f"--min_log_snr is {target:.6g}, but {trained}; set --min_log_snr {low:.6g} or more"
-            )
-        diffusion.min_log_snr = float(target)
-    start = diffusion.start_time.item()
-    ends = (
-        f"log SNR from {diffusion.max_log_snr:.6g} at ε = {start:.4g} to "
-        f"{diffusion.terminal_log_snr.item():.6g} at T = {diffusion.horizon:g}; "
-    )
-    if target is None:
-        return ends + f"its own clock (--min_log_snr {low:.6g} for all of the trained range)"
-    factor = diffusion.clock(diffusion.horizon).item() / clock
-    why = "the trained minimum" if min_log_snr is None else "--min_log_snr"
-    return ends + f"its clock, which ends at {own:.6g}, is scaled by {factor:.3g} to reach {why}"
-
-
-def open_run(
-    run: Path | None, reused: Path | None, guide: str | None, **options: Any
-) -> tuple[Path, Programs, Checkpoint, Reused | None]:
-    """What a program that reads a run was asked for: ``RUN``, or ``--reuse RUN --guide NAME``.
-
-    Returns:
-        The run's folder, its programs (over ``guide``, if reused), its checkpoint, and what
-        :func:`reuse` returned, or None.
-
-    Raises:
-        RunError: both of run and reuse or neither, or an option without what it belongs to.
-            Otherwise as :func:`load_trained` and :func:`reuse` do.
-    """
-    if (run is None) == (reused is None):
-        given = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
-        raise RunError(
-            f"{given}: name the run folder for the run as it was trained, or "
-            "--reuse RUN --guide NAME for its network under another diffusion"
-        )
-    if run is not None:
-        given_options = {"guide": guide} | options
-        if surplus := [f"--{k}" for k, v in given_options.items() if v is not None]:
-            raise RunError(
-                f"{', '.join(surplus)} needs --reuse; {run} alone has the diffusion it was trained "
-                f"with. Use --reuse {run} --guide NAME"
-            )
-        _, programs, checkpoint = load_trained(run)
-        return run, programs, checkpoint, None
-    if guide is None:
-        raise RunError(
-            f"--reuse {reused} needs --guide NAME, the diffusion to use: {', '.join(GUIDES)}, "
-            "module:Name, file.py:Name or run:FOLDER"
-        )
-    assert reused is not None
-    result = reuse(reused, guide, **options)
-    return reused, result.programs, result.checkpoint, result

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +13,14 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference.loading import seed_from
+from inference.options import Optimization
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = ["adam", "averaging", "close_range", "indices", "mean_and_error", "schedule"]
+__all__ = ["Window", "adam", "averaging", "close_range", "indices", "schedule"]
 
 
-def adam(
-    model: DiffusionModel, settings: Mapping[str, Any]
-) -> tuple[list[str], torch.optim.Optimizer]:
+def adam(model: DiffusionModel, settings: Optimization) -> tuple[list[str], torch.optim.Optimizer]:
     """Adam over the network and, at a rate of its own, the diffusion; and the names in order.
 
     Weight decay, if any, is decoupled and for the network alone.
@@ -31,9 +31,9 @@ def adam(
             group = groups[name.startswith("diffusion.")]
             group[name] = [parameter]
     names = [name for group in groups for name in group]
-    options = [
-        {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]},
-        {"lr": settings["diffusion_learning_rate"], "weight_decay": 0.0},
+    options: list[dict[str, Any]] = [
+        {"lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"lr": settings.diffusion_learning_rate, "weight_decay": 0.0},
     ]
     return names, torch.optim.AdamW(
         [
@@ -76,11 +76,25 @@ def _permutation(epoch: int, n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def mean_and_error(n: float, total: float, squares: float) -> tuple[float, float]:
-    """Mean and standard error from the number, sum and sum of squares of values."""
-    mean = total / n
-    variance = max(0.0, squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
-    return mean, math.sqrt(variance / n)
+@dataclass
+class Window:
+    """The losses of some steps: their number, their sum and that of their squares."""
+
+    number: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, loss: float) -> None:
+        self.number, self.total = self.number + 1, self.total + loss
+        self.squares += loss**2
+
+    @property
+    def mean_and_error(self) -> tuple[float, float]:
+        """The mean and its standard error."""
+        n = self.number
+        mean = self.total / n
+        variance = max(0.0, self.squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
+        return mean, math.sqrt(variance / n)
 
 
 def close_range(*models: DiffusionModel) -> None:

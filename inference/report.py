@@ -22,10 +22,10 @@ from torch.utils.tensorboard import SummaryWriter
 from inference import evaluate, sample
 from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
+from inference.output import png
 from inference.runs import Run
 from models.base import Problem
-from models.files import spread
-from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion, NonlinearDiffusion, bits_per_dim
+from pyro_mdm import DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
@@ -67,9 +67,11 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
     tensorboard.write_settings(writer, columns(of_run), METRICS)
-    tensorboard.write_text(writer, "settings", of_run | _matrices(diffusion))
+    matrices = {"Q": diffusion.Q, "D": diffusion.D} if diffusion.closed_form else {}
+    starts = {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
+    tensorboard.write_text(writer, "settings", of_run | starts)
     _log_diffusion(run, writer, programs, 0)
-    if _draws(run):
+    if run.config["figures"]:
         draw_training(run, writer, programs, 0)
 
 
@@ -81,7 +83,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
-        "score": problem.score_name(config["score"], diffusion),
+        "score": problem.score_name(config["score"], diffusion).rpartition("/")[2],
         "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
         "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
@@ -93,6 +95,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "protocol": config["protocol"] or "default",
+        "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
 
 
@@ -109,22 +112,15 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     return first | {"others": ", ".join(others)}
 
 
-def _matrices(diffusion: Diffusion) -> dict[str, str]:
-    if not isinstance(diffusion, LinearDiffusion):
-        return {}
-    matrices = {"Q": diffusion.Q, "D": diffusion.D}
-    return {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
-
-
-def _rank(diffusion: Diffusion) -> str:
-    if not isinstance(diffusion, LinearDiffusion):
+def _rank(diffusion: Any) -> str:
+    if not diffusion.closed_form:
         return "–"  # runs of one table have the same columns
     return str(int(torch.linalg.matrix_rank(diffusion.D.detach())))
 
 
-def _simulation(diffusion: Diffusion) -> str:
+def _simulation(diffusion: Any) -> str:
     """How paths are simulated and the bound is estimated; every run has an entry."""
-    if not isinstance(diffusion, NonlinearDiffusion):
+    if diffusion.closed_form:
         return "closed form"
     settings = diffusion.simulation
     return f"{settings.solver(diffusion)}, steps of {settings.step_size:g}, {settings.objective}"
@@ -157,7 +153,7 @@ def at_step(
     """
     problem, model, _ = programs
     options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
-    parts = {name: _some(getattr(problem, name)) for name in ("train", "validation")}
+    parts = {name: evaluate.some(getattr(problem, name)) for name in ("train", "validation")}
     for part, data in parts.items():
         if len(data):
             bound = evaluate.measure(programs, data, **options)
@@ -178,9 +174,8 @@ def at_step(
         tensorboard.write_samples(writer, sample.picture(problem, few, columns=6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
-    if (
-        _draws(run) and power_of_two and step < run.config["steps"]
-    ):  # at_end draws those of the last step
+    last = step == run.config["steps"]  # which at_end draws
+    if run.config["figures"] and power_of_two and not last:
         draw_training(run, writer, programs, step)
 
 
@@ -193,11 +188,11 @@ def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
     try:
         x = sample.draw(model, n, **options)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
-        if isinstance(model.diffusion, LinearDiffusion):
+        if model.diffusion.closed_form:
             raise
         reason = str(error)
     else:
-        if isinstance(model.diffusion, LinearDiffusion) or bool(x.isfinite().all()):
+        if model.diffusion.closed_form or bool(x.isfinite().all()):
             return x
         reason = "they are not finite"
     print(f"no samples in {options['steps']} steps: {reason}", flush=True)
@@ -208,11 +203,6 @@ def _few(problem: Problem) -> int:
     """How many samples the picture holds that training updates."""
     images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
     return SAMPLES if images else POINTS
-
-
-def _some(data: Tensor, most: int = 256) -> Tensor:
-    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
-    return data if len(data) <= most else data[spread(len(data), most)]
 
 
 @contextmanager
@@ -250,12 +240,12 @@ def at_end(
     options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
     progress = writer is not None
     size = run.config["test_size"]
-    test = problem.test if size is None else _some(problem.test, size)
+    test = problem.test if size is None else evaluate.some(problem.test, size)
     bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
     _log_bound(run, writer, programs, "test", bound, steps)
-    if not isinstance(model.diffusion, LinearDiffusion):
+    if not model.diffusion.closed_form:
         found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
         writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
@@ -265,17 +255,13 @@ def at_end(
     if samples is not None:
         few = sample.picture(problem, samples[: _few(problem)], columns=6)
         tensorboard.write_samples(writer, few, steps)
-        write_atomically(run.folder / "samples.png", sample.png(sample.picture(problem, samples)))
-    if _draws(run):
+        write_atomically(run.folder / "samples.png", png(sample.picture(problem, samples)))
+    if run.config["figures"]:
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
-
-
-def _draws(run: Run) -> bool:
-    return bool(run.config.get("figures", True))  # a run of an older version has no such setting
 
 
 def _log_bound(
@@ -321,21 +307,21 @@ def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: in
     run.record(step, "diffusion", snapshot(diffusion))
     if not _learned(diffusion):
         return  # its curves would be flat
-    if isinstance(diffusion, LinearDiffusion):
+    if diffusion.closed_form:
         tensorboard.write_diffusion(writer, diffusion, step)
     else:
         seed = run.config["seed"]
         tensorboard.write_simulated(writer, diffusion, _data(run, programs, 256), step, seed=seed)
 
 
-def _learned(diffusion: Diffusion) -> bool:
+def _learned(diffusion: Any) -> bool:
     return any(parameter.requires_grad for parameter in diffusion.parameters())
 
 
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
     """Some training data in model space."""
     generator = torch.Generator().manual_seed(run.config["seed"])
-    return programs.problem.to_model_space(_some(programs.problem.train, most), generator)
+    return programs.problem.to_model_space(evaluate.some(programs.problem.train, most), generator)
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -357,7 +343,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
             tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
-        if isinstance(diffusion, LinearDiffusion):
+        if diffusion.closed_form:
             tensorboard.write_curves(writer, diffusion, step)
         else:
             seed = run.config["seed"]
@@ -372,7 +358,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     problem, model, _ = programs
     step, seed = run.config["steps"], run.config["seed"]
     x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
-    if isinstance(model.diffusion, LinearDiffusion):
+    if model.diffusion.closed_form:
         tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
 
     images = problem.to_images(x[:1]) is not None
@@ -398,7 +384,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     unlucky in the choice does not count. Of many images, some are looked at.
     """
     problem = programs.problem
-    test = _some(problem.test, RANKED_OF)
+    test = evaluate.some(problem.test, RANKED_OF)
     order = _bits(programs, test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
     k = min(RANKED, len(order) // 2)
     data = test[torch.cat([order[:k], order[-k:]])]
@@ -414,8 +400,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
 def _bits(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Tensor:
     """The bound of each datum in bits/dim, (n,)."""
     problem, model, guide = programs
-    x, log_det = problem.transform(data, torch.Generator().manual_seed(seed))
-    x = x.to(model.diffusion.start_time.device)
+    x, log_det = evaluate.in_model_space(programs, data, seed)
     estimate = log_likelihood(model, guide, x, draws=draws, seed=seed)
     d, levels = estimate.num_dims, problem.dequantized_levels
     return bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)

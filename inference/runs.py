@@ -3,7 +3,7 @@
     config.yaml       every setting, in the form that ``inference.train --config`` reads
     environment.json  every package's version, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
-    sources/          copies of files named by ``--model`` or ``--guide file.py:Name``
+    sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``
     data.json         shape, type and SHA-256 of each part of the data set
     sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
@@ -54,11 +54,13 @@ from inference.checkpoints import (
     raw_bytes,
     remove_leftovers,
     save_checkpoint,
-    temporary,
     write_atomically,
 )
+from inference.names import slug
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
+from pyro_mdm.support.files import temporary
+from pyro_mdm.support.measured import TERMS
 
 __all__ = [
     "LATER",
@@ -73,11 +75,10 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
-TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
 COLUMNS = (
     "step",
     "part",
-    *(column for term in TERMS for column in (term, f"{term}_standard_error")),
+    *(f"{term}{of}" for term in ("bits_per_dim", *TERMS) for of in ("", "_standard_error")),
     "learning_rate",
     "gradient_norm",
     "seconds",
@@ -123,6 +124,7 @@ LATER: dict[str, Any] = {
     "decoder": None,
     "decoder_in_loss": True,
     "times": None,
+    "likelihood": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 
@@ -132,7 +134,7 @@ CHANGES_LIMIT = 1 << 20
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
     """``runs/<model>-<guide>-<seed>-<k>`` with the first k that is free."""
-    stem = f"{_slug(model)}-{_slug(guide)}-{seed}"
+    stem = f"{slug(model)}-{slug(guide)}-{seed}".lower()
     k = 0
     while (root / f"{stem}-{k}").exists():
         k += 1
@@ -151,10 +153,6 @@ def create_default(
         except FileExistsError:
             continue
         return Run.create(folder, config)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.rpartition(":")[2]).strip("-").lower()
 
 
 def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:

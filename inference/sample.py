@@ -7,69 +7,73 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 from __future__ import annotations
 
 import functools
+import inspect
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import open_run, seed_from
+from inference.loading import seed_from
+from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
+from inference.output import check_out, png
 from inference.processes import start
-from inference.runs import RunError
+from inference.reuse import open_run
 from models import Problem
-from pyro_mdm import Diffusion, DiffusionModel, LinearDiffusion
+from pyro_mdm import Diffusion, DiffusionModel
 from pyro_mdm.plots.tensorboard import image_grid
-from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = [
-    "SAMPLERS",
-    "check_out",
     "default_sampler",
     "draw",
     "make_sampler",
     "picture",
-    "png",
     "sample",
     "samplers_for",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "splitting": Splitting,
-    "euler": EulerMaruyama,
-    "ancestral": Ancestral,
-}
-
 
 def default_sampler(diffusion: Diffusion) -> str:
-    """``splitting`` for a linear diffusion, and ``euler`` for one without a closed form."""
-    return "splitting" if isinstance(diffusion, LinearDiffusion) else "euler"
+    """``splitting`` for a diffusion with a closed form, and ``euler`` for one without."""
+    return "splitting" if diffusion.closed_form else "euler"
 
 
-def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Sampler:
+def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Callable[..., Tensor]:
     """The sampler called ``name``, by default :func:`default_sampler`, for a diffusion.
 
+    Args:
+        name: see :func:`~inference.names.find`. A class or function of ``steps`` is called with
+            them; what takes a ``shape`` is a sampler itself, and gets its steps if it takes them.
+
     Raises:
-        TypeError: it needs closed forms that the diffusion does not have.
+        NameNotFoundError: see :func:`~inference.names.find`.
+        TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
-    sampler = SAMPLERS[default_sampler(diffusion) if name is None else name](steps)
-    try:
-        sampler.check(diffusion)
-    except TypeError as error:
-        raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
+    name = default_sampler(diffusion) if name is None else name
+    found = sampler = find("sampler", name)
+    other = inspect.isclass(found) and not issubclass(found, Sampler)
+    if callable(found) and not (other or takes(found, "shape")):
+        sampler = call("sampler", name, found, {"steps": steps})
+    if other or not takes(sampler, "shape"):
+        returned = sampler is not found
+        raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
+    if takes(sampler, "steps"):
+        sampler = functools.partial(sampler, steps=steps)
+    if isinstance(sampler, Sampler):
+        try:
+            sampler.check(diffusion)
+        except TypeError as error:
+            raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
     return sampler
 
 
@@ -107,25 +111,22 @@ def draw(
             f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
             "least 1 of each"
         )
-    device = model.diffusion.start_time.device
-    usual, training = model.sampler, model.training
+    device, usual = model.diffusion.start_time.device, model.sampler
     chosen = make_sampler(sampler, steps, model.diffusion)
-    model.eval()
     starts = range(0, num_samples, batch_size)
     parts = []
     try:
         with (
             progress_bar(steps * len(starts), "sampling", "steps", shown=progress) as bar,
-            torch.no_grad(),
+            evaluating(model),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
-            model.sampler = functools.partial(chosen, progress=bar)
+            model.sampler = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
             for i in starts:
                 torch.manual_seed(seed_from(seed, "samples", i))
                 parts.append(model(batch_size=min(batch_size, num_samples - i)).cpu())
     finally:
         model.sampler = usual
-        model.train(training)
     return torch.cat(parts)
 
 
@@ -154,27 +155,10 @@ def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tenso
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)
 
 
-def png(picture: Tensor) -> bytes:
-    """A picture, uint8 (3, height, width), as a PNG file's content."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Raise RunError unless the file ``out`` may be written: suffix, folder, nothing in its way."""
-    if out.suffix not in suffixes:
-        raise RunError(f"--out is {out}, expected a name that ends in {' or '.join(suffixes)}")
-    if out.exists() and not overwrite:
-        raise RunError(f"{out} exists; give another --out, or --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise RunError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-
-
 def sample(
     run: Path | None = None,
     num_samples: int = 64,
-    sampler: Literal["splitting", "euler", "ancestral"] | None = None,
+    sampler: str | None = None,
     steps: int = 256,
     out: Path | None = None,
     batch_size: int = 256,
@@ -196,8 +180,9 @@ def sample(
     Args:
         run: the run folder.
         num_samples: how many.
-        sampler: symmetric splitting (the default), Euler-Maruyama (for any diffusion, and the
-            default of one without a closed form), or the exact Gaussian posteriors of a chain.
+        sampler: splitting (symmetric, the default), euler (Euler-Maruyama, for any diffusion, and
+            the default of one without a closed form), ancestral (the exact Gaussian posteriors of
+            a chain), module:Name or file.py:Name.
         steps: of the sampler, each one network call.
         out: a .png for a picture or a .npy for the data in model space; by default a picture in the
             run folder, named after the guide if reused, the sampler, steps and seed.
@@ -219,9 +204,9 @@ def sample(
     shape = {"num_variables": num_variables, "rank": rank}
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
     if out is None:
-        name = "" if guide is None else re.sub(r"\W+", "-", guide.rpartition(":")[2]) + "-"
         chosen = sampler or default_sampler(programs.model.diffusion)
-        out = folder / f"samples-{name}{chosen}-{steps}-{seed}.png"
+        parts = [*([] if guide is None else [guide]), chosen, str(steps), str(seed)]
+        out = folder / f"samples-{'-'.join(map(slug, parts))}.png"
     check_out(out, (".png", ".npy"), overwrite=overwrite)
     if reused is not None:
         print(*reused.notes, sep="\n")

@@ -7,10 +7,12 @@ have. Your own data set is a subclass: see digits.py. No data set changes its im
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,6 @@ from pyro_mdm import (
     Diffusion,
     DiffusionModel,
     DiscreteDenoiser,
-    LinearDiffusion,
     NoisePrediction,
     RawScore,
     ResidualScore,
@@ -33,8 +34,19 @@ from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = ["FIT_SIZE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem", "Problem"]
+__all__ = [
+    "FIT_SIZE",
+    "PAPER",
+    "PUBLISHED",
+    "SCORES",
+    "SMALL",
+    "FileImages",
+    "ImageProblem",
+    "Problem",
+    "ScoreKind",
+]
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""
@@ -69,6 +81,18 @@ PAPER: dict[str, Any] = {
 PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
 """The same without dropout, as in the configurations released with the paper."""
 
+ScoreKind = Callable[..., Score]
+"""A class of scores, or a function (problem, diffusion) that returns one."""
+
+SCORES: dict[str, ScoreKind] = {
+    "discrete": DiscreteDenoiser,
+    "denoiser": Denoiser,
+    "noise": NoisePrediction,
+    "score": RawScore,
+    "residual": ResidualScore,
+}
+"""Parameterizations by name."""
+
 
 class Problem(ABC):
     """A data set and the generative program for it.
@@ -101,7 +125,7 @@ class Problem(ABC):
     event_shape: tuple[int, ...]
     """Of a datum; where a class does not say, what its training data have."""
 
-    scores: tuple[str, ...] = ("denoiser", "noise", "score", "residual")
+    scores: tuple[str, ...] = tuple(name for name in SCORES if name != "discrete")
     """The parameterizations that can be asked for; the first is the default.
 
     For a diffusion without a closed form the default is ``residual``, and ``score`` is the other
@@ -126,9 +150,10 @@ class Problem(ABC):
                 )
         found = self.split(holdout)
         if not isinstance(found, tuple | list) or len(found) != 3:
+            count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
             raise TypeError(
-                f"{self.name}: split returned {_counted(found)}, expected three: training, "
-                "validation (empty without holdout) and test data"
+                f"{self.name}: split returned a {type(found).__name__}{count}, expected three: "
+                "training, validation (empty without holdout) and test data"
             )
         names = ("training", "validation", "test")
         self.train, self.validation, self.test = (
@@ -197,25 +222,60 @@ class Problem(ABC):
         """What ``score`` is for ``diffusion``: "default" is the first, or ``residual``."""
         if score != "default":
             return score
-        return self.scores[0] if isinstance(diffusion, LinearDiffusion) else "residual"
+        return self.scores[0] if diffusion.closed_form else "residual"
 
     def build(
-        self, diffusion: Diffusion, *, score: str = "default", fitted: bool = True
+        self,
+        diffusion: Diffusion,
+        *,
+        score: str | ScoreKind = "default",
+        likelihood: Likelihood | None = None,
+        fitted: bool = True,
     ) -> DiffusionModel:
         """The generative program over ``diffusion`` with a new network, fitted baseline included.
 
         Args:
             diffusion: made with this problem's ``max_log_snr``.
-            score: one of ``scores``, or "default": the first for a linear diffusion, else
-                ``residual``.
+            score: one of ``scores``, "default" (the first where the diffusion has a closed form,
+                else ``residual``), or your own, see :meth:`score_function`.
+            likelihood: p(x | y_ε); by default that of :meth:`likelihood`.
             fitted: False where a checkpoint brings what is fitted, which must be buffers of the
                 score or the likelihood: then it is of a few data alone.
 
         Raises:
+            TypeError: a function that returns no score.
             ValueError: a score that these data do not have, or that is made of closed forms which
                 the diffusion does not have.
             SimulationError: a path exploded, of those that ``residual`` is fitted to.
         """
+        kind = self._kind(score, diffusion)
+        self._rough = not fitted
+        try:
+            function = self.score_function(kind, diffusion)
+        finally:
+            self._rough = False
+        name = score if isinstance(score, str) else getattr(score, "__name__", str(score))
+        if not isinstance(function, Score):
+            raise TypeError(f"{name} returns a {type(function).__name__}, expected a Score")
+        if not (function.serves_nonlinear or diffusion.closed_form):
+            raise ValueError(
+                f"score is {name!r}, which is made of the closed-form law of y_s given x, and "
+                f"{type(diffusion).__name__} has none; use residual (its default) or score, or "
+                "say serves_nonlinear = True in a class of yours that needs no closed form"
+            )
+        if likelihood is None:
+            likelihood = self.likelihood(function, diffusion)
+        return DiffusionModel(diffusion, function, likelihood, self.event_shape)
+
+    def _kind(self, score: str | ScoreKind, diffusion: Diffusion) -> ScoreKind:
+        if not isinstance(score, str):
+            levels = "discrete" in self.scores
+            if inspect.isclass(score) and issubclass(score, DiscreteDenoiser) and not levels:
+                raise ValueError(
+                    f"{score.__name__} is for images whose levels are not made continuous, and "
+                    f"{self.name} has none; use a score of continuous data"
+                )
+            return score
         name = self.score_name(score, diffusion)
         if name not in self.scores:
             default = self.score_name("default", diffusion)
@@ -223,18 +283,7 @@ class Problem(ABC):
                 f"score is {score!r}, expected 'default' ({default}) or one of "
                 f"{', '.join(self.scores)} for {self.name}"
             )
-        self._rough = not fitted
-        try:
-            function = self.score_function(name, diffusion)
-        finally:
-            self._rough = False
-        if not (function.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
-            raise ValueError(
-                f"score is {score!r}, which is made of the closed-form law of y_s given x, and "
-                f"{type(diffusion).__name__} has none; use residual (its default) or score"
-            )
-        likelihood = self.likelihood(name, diffusion)
-        return DiffusionModel(diffusion, function, likelihood, self.event_shape)
+        return SCORES[name]
 
     def fit_x(self) -> Tensor:
         """The x that baselines are fitted to: all of the training part, or as much as is enough.
@@ -256,20 +305,33 @@ class Problem(ABC):
             target.copy_(self.to_model_space(part))
         return x
 
-    def score_function(self, name: str, diffusion: Diffusion) -> Score:
-        """The score called ``name``; all but ``denoiser`` see all K variables as channels."""
-        channels = self.event_shape[0]
-        if name == "denoiser":
-            network = self.network(channels, channels)
-            return Denoiser.fit(network, self.fit_x())
+    def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
+        """A new score, its network and what is fitted included.
+
+        Args:
+            kind: a class, made by its ``fit`` if it is a denoiser or a
+                :class:`~pyro_mdm.ResidualScore`, else of the network alone; or a function of this
+                problem and the diffusion. A denoiser's network has the channels of the data,
+                others see all K variables as channels.
+        """
+        if not inspect.isclass(kind):
+            return kind(self, diffusion)
+        channels, score = self.event_shape[0], cast(Any, kind)
+        if issubclass(kind, DenoiserScore):
+            return score.fit(self.network(channels, channels), self.fit_x())
         channels *= diffusion.num_variables
         network = self.network(channels, channels)
-        if name == "residual":
-            paths = self._num_paths(diffusion)
-            return ResidualScore.fit(
-                network, diffusion, self.fit_x(), num_levels=FIT_LEVELS, num_paths=paths
-            )
-        return NoisePrediction(network) if name == "noise" else RawScore(network)
+        if issubclass(kind, ResidualScore):
+            options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
+            return score.fit(network, diffusion, self.fit_x(), **options)
+        try:
+            inspect.signature(kind).bind(network)
+        except TypeError as error:
+            raise TypeError(
+                f"{kind.__name__} cannot be made of a network alone ({error}); give its other "
+                "arguments defaults, or name a function of (problem, diffusion) that returns one"
+            ) from error
+        return score(network)
 
     def _num_paths(self, diffusion: Diffusion) -> int:
         """To each noise level: enough for a covariance of K variables, few enough for memory."""
@@ -278,15 +340,9 @@ class Problem(ABC):
         numbers = FIT_LEVELS * diffusion.num_variables * math.prod(self.event_shape)
         return min(FIT_PATHS, max(64, FIT_STATES // numbers))
 
-    def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
-        """p(x | y_ε) for the score called ``name``; None for the score's own."""
-        return None if name == "denoiser" else Gaussian()
-
-
-def _counted(found: object) -> str:
-    if isinstance(found, tuple | list):
-        return f"a {type(found).__name__} of {len(found)}"
-    return f"a {type(found).__name__}"
+    def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
+        """p(x | y_ε) for a score; None for the score's own."""
+        return None
 
 
 class ImageProblem(Problem):
@@ -436,29 +492,27 @@ class ImageProblem(Problem):
             codes = (x.clamp(-1.0, 1.0) + 1.0) / 2.0 * (self.num_levels - 1)
         return (codes * (255.0 / (self.num_levels - 1))).round().to(torch.uint8)
 
-    def score_function(self, name: str, diffusion: Diffusion) -> Score:
-        if name != "discrete":
-            return super().score_function(name, diffusion)
+    def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
+        discrete: Any = kind
+        if not (inspect.isclass(discrete) and issubclass(discrete, DiscreteDenoiser)):
+            return super().score_function(kind, diffusion)
         channels = self.event_shape[0]
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
-        return DiscreteDenoiser.fit(
-            self.network(channels, outputs),
-            self.fit_x(),
-            self.num_levels,
-            form=self.form,
-        )
+        network = self.network(channels, outputs)
+        return discrete.fit(network, self.fit_x(), self.num_levels, form=self.form)
 
-    def likelihood(self, name: str, diffusion: Diffusion) -> Likelihood | None:
-        if self.dequantization is not None:
-            if not isinstance(diffusion, LinearDiffusion):
-                if self.decoder is not None:
-                    raise ValueError(
-                        f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
-                        f"and {type(diffusion).__name__} has none in closed form; leave it out"
-                    )
-                return Gaussian()
+    def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
+        if self.dequantization is None:
+            own = isinstance(score, DiscreteDenoiser)
+            return None if own else DiscretizedGaussian(self.num_levels)
+        if diffusion.closed_form:
             return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
-        return None if name == "discrete" else DiscretizedGaussian(self.num_levels)
+        if self.decoder is not None:
+            raise ValueError(
+                f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
+                f"and {type(diffusion).__name__} has none in closed form; leave it out"
+            )
+        return Gaussian()
 
 
 class FileImages(ImageProblem):

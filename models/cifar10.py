@@ -31,7 +31,6 @@ class CIFAR10(FileImages):
 
     name = "cifar10"
     event_shape = (3, 32, 32)
-    max_log_snr = 13.0
     steps = 20_000
     networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 

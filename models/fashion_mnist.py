@@ -42,7 +42,6 @@ class FashionMNIST(FileImages):
 
     name = "fashion_mnist"
     event_shape = (1, 28, 28)
-    max_log_snr = 13.0
     steps = 10_000
     learning_rate = 2e-3
     networks: ClassVar = {"small": SMALL, "paper": PAPER}

@@ -19,7 +19,7 @@ import shlex
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from pyro_mdm.support.files import replacing, temporary
 
 __all__ = [
     "IDX_BYTES",
@@ -333,53 +335,37 @@ def _write(
     shape: tuple[int, ...],
     make: Callable[[list[dict[str, Any]]], Iterable[Images]],
 ) -> None:
-    temporary, record = path.with_name(f".{path.name}.tmp"), path.with_suffix(".json")
     sources: list[dict[str, Any]] = []
-    digest, count = hashlib.sha256(), 0
+    with replacing() as write:
+        digest = write(path, _npy(path.stem, shape, make(sources)))
+        status = temporary(path).stat()
+        body = {
+            "about": dict(wanted),
+            "made_from": sources,
+            "bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "sha256": digest,
+        }
+        write(path.with_suffix(".json"), [json.dumps(body, indent=1).encode()])
+
+
+def _npy(name: str, shape: tuple[int, ...], batches: Iterable[Images]) -> Iterator[Any]:
+    """The content of an .npy file of uint8 in pieces, which are shown as they are made."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
-    try:
-        with open(temporary, "wb") as file, _progress(shape[0], path.stem, "image") as bar:
-
-            def put(data: bytes | memoryview) -> None:
-                file.write(data)
-                digest.update(data)
-
-            put(header.getvalue())
-            for batch in make(sources):
-                if batch.dtype != np.uint8 or batch.shape[1:] != shape[1:]:
-                    raise DataError(
-                        f"{path.stem}: found images {batch.dtype} {batch.shape[1:]}, expected "
-                        f"uint8 {shape[1:]}"
-                    )
-                put(np.ascontiguousarray(batch).data)
-                count += len(batch)
-                bar.update(len(batch))
-            if count != shape[0]:
-                raise DataError(f"{path.stem}: found {count:,} images, expected {shape[0]:,}")
-            file.flush()
-            os.fsync(file.fileno())
-        record.unlink(missing_ok=True)  # first what makes the old one valid
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    status = path.stat()
-    body = {
-        "about": dict(wanted),
-        "made_from": sources,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": digest.hexdigest(),
-    }
-    _write_text(record, json.dumps(body, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    yield header.getvalue()
+    count = 0
+    with _progress(shape[0], name, "image") as bar:
+        for batch in batches:
+            if batch.dtype != np.uint8 or batch.shape[1:] != shape[1:]:
+                raise DataError(
+                    f"{name}: found images {batch.dtype} {batch.shape[1:]}, expected "
+                    f"uint8 {shape[1:]}"
+                )
+            yield np.ascontiguousarray(batch).data
+            count += len(batch)
+            bar.update(len(batch))
+    if count != shape[0]:
+        raise DataError(f"{name}: found {count:,} images, expected {shape[0]:,}")

@@ -94,13 +94,15 @@ class ImageNet32(FileImages):
     """
 
     event_shape = (3, 32, 32)
-    max_log_snr = 13.0
     steps = 50_000
     held_out = 10_000
     networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     sizes: ClassVar[dict[str, int]]
     """Images of the official training set (train) and validation set (test)."""
+
+    files: ClassVar[tuple[str, ...]]
+    """Files and folders that they come in."""
 
     @property
     def folder(self) -> Path:
@@ -132,22 +134,16 @@ class ImageNet32(FileImages):
 
     def _missing(self, part: Part, looked_for: Sequence[str], get: str) -> DataError:
         other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
-        there = [path.name for path in other.files(self.folder)]
-        message = (
-            f"{self.folder} has no {part} images of {self.name}: found none of "
-            f"{', '.join(looked_for)}. "
-        )
+        names = (*other.files, *(f"{other.name}-{part}.npy" for part in ("train", "test")))
+        there = [name for name in names if (self.folder / name).exists()]
+        found = f"found none of {', '.join(looked_for)}"
+        message = f"{self.folder} has no {part} images of {self.name}: {found}. "
         if there:
             message += (
                 f"It has {', '.join(there)} of {other.name}, which are other images: bits/dim of "
                 f"the two are not comparable. If you want those: --model {other.name}. "
             )
         return DataError(f"{message}To get {self.name}: {get}")
-
-    @staticmethod
-    @abstractmethod
-    def files(folder: Path) -> list[Path]:
-        """Files and folders of this version that are there."""
 
 
 class ImageNet32Old(ImageNet32):
@@ -163,6 +159,7 @@ class ImageNet32Old(ImageNet32):
 
     name = "imagenet32_old"
     sizes: ClassVar = {"train": 1_281_149, "test": 49_999}
+    files = ("train_32x32.tar", "valid_32x32.tar", "train_32x32", "valid_32x32")
 
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
         published = OLD[part]
@@ -216,13 +213,6 @@ class ImageNet32Old(ImageNet32):
         yield from (item for i, item in enumerate(items) if i not in last)
         yield from (items[i] for i in sorted(last))
 
-    @staticmethod
-    def files(folder: Path) -> list[Path]:
-        names = [published.name for published in OLD.values()]
-        places = [folder / name for name in (*names, *(Path(name).stem for name in names))]
-        places += [folder / f"{ImageNet32Old.name}-{part}.npy" for part in ("train", "test")]
-        return [place for place in places if place.exists()]
-
 
 def _decoded(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[Images]:
     batch = []
@@ -255,6 +245,11 @@ class ImageNet32New(ImageNet32):
 
     name = "imagenet32_new"
     sizes: ClassVar = {"train": 1_281_167, "test": 50_000}
+    files = (
+        *ZIPS.values(),
+        *(name.removesuffix(".zip") for name in ZIPS.values()),
+        *(published.name for part in NEW.values() for published in part),
+    )
 
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
         mask = np.zeros(self.sizes[part], dtype=bool)
@@ -281,20 +276,14 @@ class ImageNet32New(ImageNet32):
             "(should image-net.org ask for it, log in at https://image-net.org/login and save that "
             f"address as {archive})"
         )
-        folders = [self.folder, archive.with_suffix("")]
         if archive.exists():
             yield from self._archived(archive, part, get)
             return
-        found = {
-            published.name: folder / published.name
-            for folder in folders
-            for published in NEW[part]
-            if (folder / published.name).exists()
-        }
-        if not found:
+        places = [[f / p.name for f in (archive.with_suffix(""), self.folder)] for p in NEW[part]]
+        if not any(path.exists() for paths in places for path in paths):
             raise self._missing(part, [archive.name, *(p.name for p in NEW[part])], get)
-        for published in NEW[part]:
-            path = found.get(published.name, self.folder / published.name)
+        for published, (apart, path) in zip(NEW[part], places, strict=True):
+            path = apart if apart.exists() else path
             published.check(path, str(path), get)
             with open(path, "rb") as file:
                 yield str(path), _npz(file, str(path))
@@ -319,14 +308,6 @@ class ImageNet32New(ImageNet32):
                 f"zip archive ({error}), expected one with {', '.join(p.name for p in NEW[part])}. "
                 f"Delete it and fetch it again: {get}"
             ) from error
-
-    @staticmethod
-    def files(folder: Path) -> list[Path]:
-        places = [folder / name for name in ZIPS.values()]
-        places += [place.with_suffix("") for place in places]
-        places += [folder / published.name for part in NEW.values() for published in part]
-        places += [folder / f"{ImageNet32New.name}-{part}.npy" for part in ("train", "test")]
-        return [place for place in places if place.exists()]
 
 
 def _npz(file: BinaryIO, place: str) -> Images:

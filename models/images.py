@@ -82,7 +82,6 @@ class Images(ImageProblem):
     """
 
     name = "images"
-    max_log_snr = 13.0
     steps = 10_000
     networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
@@ -131,25 +130,18 @@ class Images(ImageProblem):
             raise DataError(f"{self.root} has {count} images{what}, expected at least {FEWEST}")
         if empty := [part for part, images in parts.items() if len(images) == 0]:
             raise DataError(f"{self.root} has no images for {', '.join(empty)}")
-        train = parts["train"]
-        self.event_shape = tuple(train.shape[1:])
-
-        index = torch.arange(len(train))
-        chosen = torch.zeros(len(train), dtype=torch.bool)
-        if "test" in parts:
-            test = parts["test"]
-        else:
-            test = train[index % 10 == 0]
-            chosen |= index % 10 == 0
-        validation = train[:0]
-        if holdout and "validation" in parts:
-            validation = parts["validation"]
-        elif holdout:
-            validation = train[index % 10 == 8]
-            chosen |= index % 10 == 8
-        elif "validation" in parts:
-            return torch.cat([train[~chosen], parts["validation"]]), validation, test
-        return (train[~chosen] if bool(chosen.any()) else train), validation, test
+        train, index = parts["train"], torch.arange(len(parts["train"])) % 10
+        kept = torch.ones(len(train), dtype=torch.bool)
+        for part, digit, wanted in (("test", 0, True), ("validation", 8, holdout)):
+            if wanted and part not in parts:
+                parts[part] = train[index == digit]
+                kept &= index != digit
+        rest = train if bool(kept.all()) else train[kept]
+        if holdout:
+            return rest, parts["validation"], parts["test"]
+        if "validation" in parts:
+            rest = torch.cat([rest, parts["validation"]])
+        return rest, train[:0], parts["test"]
 
     def resize_advice(self, size: int) -> str:
         return f"use --image_size {size}"

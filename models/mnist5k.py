@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import SMALL, ImageProblem
+from models.base import ImageProblem
 
 __all__ = ["Mnist5k"]
 
@@ -21,10 +19,8 @@ class Mnist5k(ImageProblem):
 
     name = "mnist5k"
     event_shape = (1, 28, 28)
-    max_log_snr = 13.0
     steps = 1000
     learning_rate = 2e-3
-    networks: ClassVar = {"small": SMALL}
 
     def load(self) -> Tensor:
         try:

@@ -11,6 +11,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.distribution import MDM
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.guide import DiffusionGuide
@@ -29,6 +30,7 @@ __all__ = [
     "ALDA",
     "CLD",
     "MALDA",
+    "MDM",
     "MDM_ELBO",
     "VPSDE",
     "Bound",

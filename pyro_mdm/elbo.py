@@ -31,11 +31,9 @@ from torch.distributions import kl_divergence
 from pyro_mdm.diffusions.linear import shared_ends
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.divergence import PathKL, chain_kl, different_diffusions, path_kl
-from pyro_mdm.paths.generative import GenerativePath
-from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.paths.base import NoisingLaw, PathKL
+from pyro_mdm.paths.divergence import different_diffusions, path_divergence
+from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.measured import Measured, table
 
@@ -173,7 +171,7 @@ def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator
         if site["is_observed"]:
             if decoder:
                 yield _Term(site, _scaled(site["fn"].log_prob(site["value"]), site))
-        elif (kl := path_divergence(guide_trace.nodes[name], site)) is not None:
+        elif (kl := site_divergence(guide_trace.nodes[name], site)) is not None:
             _check_alike(guide_trace.nodes[name], site)
             _warn_of_order(name, model_trace, guide_trace)
             value = kl.prior + kl.diffusion
@@ -211,7 +209,7 @@ def _score_parts(site: Any) -> Any:
 
 def _score_function_gradient(name: str, site: Any, terms: list[_Term]) -> Tensor | float:
     """0, whose gradient is what the draw of a site contributes that is not reparameterized."""
-    if isinstance(site["fn"], NoisingPath | SimulatedPath):
+    if isinstance(site["fn"], NoisingLaw):
         return 0.0
     score_function = _score_parts(site).score_function
     if not getattr(score_function, "requires_grad", False):
@@ -224,15 +222,11 @@ def _score_function_gradient(name: str, site: Any, terms: list[_Term]) -> Tensor
     return surrogate - surrogate.detach()
 
 
-def path_divergence(guide_site: Any, model_site: Any) -> PathKL | None:
+def site_divergence(guide_site: Any, model_site: Any) -> PathKL | None:
     """The divergence of the laws of a path, by part, or None for a site of another kind."""
     q, p = guide_site["fn"], model_site["fn"]
-    if isinstance(q, NoisingPath) and isinstance(p, GenerativePath):
-        return path_kl(q, p)
-    if isinstance(q, SimulatedPath) and isinstance(p, GenerativePath):
-        return simulated_kl(q, p, guide_site["value"])
-    if isinstance(q, NoisingPath) and isinstance(p, GenerativeChain):
-        return chain_kl(q, p)
+    if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
+        return path_divergence(q, p, guide_site["value"])
     return None
 
 
@@ -353,11 +347,7 @@ def _warn_of_order(name: str, model_trace: Any, guide_trace: Any) -> None:
 
 def _check_no_decoder(model_trace: Any, guide_trace: Any) -> None:
     observed = [n for n, site in _samples(model_trace) if site["is_observed"]]
-    paths = [
-        n
-        for n, site in _samples(guide_trace)
-        if isinstance(site["fn"], NoisingPath | SimulatedPath)
-    ]
+    paths = [n for n, site in _samples(guide_trace) if isinstance(site["fn"], NoisingLaw)]
     if len(observed) > len(paths):
         raise ValueError(
             f"decoder=False leaves out what is observed at the end of each path, but the sites "
@@ -375,7 +365,7 @@ def _scaled(value: Tensor, site: Any) -> Tensor:
 
 def _start_entropy(noising: Any) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)], 0-dim, nats, differentiable in the diffusion."""
-    if not isinstance(noising, NoisingPath):
+    if not noising.diffusion.closed_form:
         raise ValueError(
             f"decoder=False needs the entropy of y_ε given x, and {type(noising).__name__} has "
             "none in closed form; leave decoder out"
@@ -413,13 +403,11 @@ def elbo_terms(
             reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
             continue
         noising = guide_trace.nodes[name]
-        kl = path_divergence(noising, site)
+        kl = site_divergence(noising, site)
         if kl is None or path is not None:
             what = "the latent site" if kl is None else "a second path,"
             raise ValueError(f"elbo_terms has no term for {what} {name!r}; use MDM_ELBO")
-        if isinstance(noising["fn"], SimulatedPath):
-            prior = arrival(noising["fn"], noising["value"])
-            kl = PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
+        kl = noising["fn"].by_term(kl, noising["value"])
         path = PathKL(_masked(kl.prior, site), _masked(kl.diffusion, site), kl.log_snr)
     if path is None or not reconstruction:
         raise ValueError(

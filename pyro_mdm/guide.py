@@ -9,9 +9,9 @@ import pyro
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.model import check_diffusion, check_times
+from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
@@ -24,9 +24,8 @@ __all__ = ["DiffusionGuide"]
 class DiffusionGuide(Registered):
     """``path ~ q(path | x)`` in a plate of the batch, as the model's.
 
-    The law of the path is in closed form for a linear diffusion
-    (:class:`~pyro_mdm.paths.NoisingPath`) and simulated for any other
-    (:class:`~pyro_mdm.paths.SimulatedPath`).
+    The law of the path is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) if the diffusion
+    has one, as linear ones do, and simulated otherwise (:class:`~pyro_mdm.paths.SimulatedPath`).
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.
@@ -58,7 +57,7 @@ class DiffusionGuide(Registered):
         check_times(times)
         if simulation is not None:
             check_instance("simulation", simulation, Simulation, "e.g. Simulation(step_size=0.02)")
-        if simulation is not None and isinstance(diffusion, LinearDiffusion):
+        if simulation is not None and diffusion.closed_form:
             raise ValueError(
                 f"simulation is given, but {type(diffusion).__name__} is known in closed form; "
                 "leave it out, or simulate with Simulated(diffusion)"
@@ -94,9 +93,9 @@ class DiffusionGuide(Registered):
         with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
             return pyro.sample("path", law)
 
-    def law(self, x: Tensor, times: Tensor | None = None) -> NoisingPath | SimulatedPath:
+    def law(self, x: Tensor, times: Tensor | None = None) -> NoisingLaw:
         """The law of the path given x (batch, *event_shape)."""
-        if isinstance(self.diffusion, LinearDiffusion):
+        if self.diffusion.closed_form:
             return NoisingPath(self.diffusion, x, times, event_dim=self.event_dim)
         diffusion: Any = self.diffusion
         return SimulatedPath(

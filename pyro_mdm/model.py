@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.pretrained import load_folder, save_folder
@@ -84,7 +83,7 @@ class DiffusionModel(Registered):
         check_times(times)
         check_ends(diffusion)
         shape = _event_shape(event_shape, score)
-        if times is not None and not isinstance(diffusion, LinearDiffusion):
+        if times is not None and not diffusion.closed_form:
             raise ValueError(
                 f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
                 "a chain on a grid; leave out times"
@@ -94,8 +93,7 @@ class DiffusionModel(Registered):
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
         self.event_shape = shape
         if sampler is None:
-            linear = isinstance(diffusion, LinearDiffusion)
-            sampler = Splitting(steps=256) if linear else EulerMaruyama(steps=256)
+            sampler = (Splitting if diffusion.closed_form else EulerMaruyama)(steps=256)
         self.sampler = sampler
         self.times = times
         self.plate = plate

@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
+from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import Recorded, is_plain
 
 __all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
@@ -72,31 +73,15 @@ def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     writer = _Writer(model)
     tree = writer.encode(model, "model")
     tensors = safetensors.torch.save(_unshared(writer.tensors), {"format": "pt"})
-    digest = hashlib.sha256(tensors).hexdigest()
-    config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
-    text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
-    _write({folder / TENSORS: tensors, folder / CONFIG: text.encode()})
-
-
-def _write(files: Mapping[Path, bytes]) -> None:
-    """Replace files: all are on the disk before the first gets its name."""
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    try:
-        for path, data in files.items():
-            with open(temporary[path], "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(temporary[path], path)
-    except BaseException:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-        raise
+    with replacing() as write:
+        digest = write(folder / TENSORS, [tensors])
+        config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
+        text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write(folder / CONFIG, [text.encode()])
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -275,10 +260,14 @@ class _Reader:
                 found = self._yours(name, place)
             case {"class": str(name), "arguments": dict(arguments)}:
                 found = self._build(self._library(name, place), arguments, place)
-            case {"your_class": str(name), "arguments": dict(arguments)}:
-                found = self._build(self._yours(name, place), arguments, place)
-            case {"your_class": str(name), "arguments": None}:
-                found = self._make(self._yours(name, place), name, place)
+            case {"your_class": str(name), "arguments": dict() | None as arguments}:
+                found = self._yours(name, place)
+                if not callable(found) or isinstance(found, nn.Module):
+                    found = self._once(found, place)
+                elif arguments is None:
+                    found = self._make(found, name, place)
+                else:
+                    found = self._build(found, arguments, place)
             case _:
                 raise PretrainedError(
                     f"{self.file} is damaged: {place} is {str(content)[:100]}, expected an object "
@@ -304,9 +293,7 @@ class _Reader:
         return self.yours[name]
 
     def _build(self, given: Any, arguments: dict[str, Any], place: str) -> Any:
-        """``given`` with recorded arguments, or itself if it is an object."""
-        if not callable(given) or isinstance(given, nn.Module):
-            return self._once(given, place)
+        """What ``given`` returns for recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
@@ -317,9 +304,7 @@ class _Reader:
             ) from error
 
     def _make(self, given: Any, name: str, place: str) -> Any:
-        """``given`` as it is if it is an object, else what it returns."""
-        if not callable(given) or isinstance(given, nn.Module):
-            return self._once(given, place)
+        """What ``given`` returns."""
         try:
             return given()
         except TypeError as error:
@@ -330,6 +315,7 @@ class _Reader:
             ) from error
 
     def _once(self, given: Any, place: str) -> Any:
+        """The object ``given``, which has one place."""
         if id(given) in self._used:
             raise PretrainedError(
                 f"the {type(given).__name__} in classes is used already when {place} needs one; "

@@ -27,10 +27,19 @@ _names = itertools.count()
 
 
 class Registered(Restorable, nn.Module):
-    """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them."""
+    """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them.
+
+    ``pyro.module`` would put them there at every call, and takes what the store holds under a name
+    without a word: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then
+    train other tensors than the module's. Here that is an error, and a copy has its own name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._pyro_name = f"pyro_mdm_{next(_names)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self._pyro_name = f"pyro_mdm_{next(_names)}"
 
     def register(self) -> None:
@@ -122,7 +131,8 @@ class OnePath(Messenger):
     """Checks that a path the model is given was made for it, whatever the objective.
 
     Objectives replay the model against the guide. Here the laws of both are seen together, before
-    a path of another shape, or one that another diffusion made, meets the score.
+    a path of another shape, or one that another diffusion made, meets the score. Pyro has no public
+    name for its stack of handlers, which knows what is replayed.
 
     Raises:
         ValueError: guide and model have different diffusions, or their paths different shapes.
@@ -146,7 +156,7 @@ class OnePath(Messenger):
 
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
     """A number of times, equally spaced in noise level, or the times themselves."""
-    return diffusion.noise_level_grid(times) if isinstance(times, int) else times
+    return diffusion.log_snr_grid(times) if isinstance(times, int) else times
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:

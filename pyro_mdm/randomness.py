@@ -12,7 +12,7 @@ draws are torch's own, from the global generator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,18 +67,29 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Standard normal numbers; the first axis of ``shape`` is the data of this piece."""
-    if _current is None:
-        return torch.randn(tuple(shape), dtype=dtype, device=device)
-    whole, rows, generator = _whole(_current, shape, device)
-    return torch.randn(whole, dtype=dtype, device=device, generator=generator)[rows]
+    return _draw(torch.randn, shape, dtype, device)
 
 
 def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Uniform numbers in [0, 1); the first axis of ``shape`` is the data of this piece."""
+    return _draw(torch.rand, shape, dtype, device)
+
+
+def _draw(
+    law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """All rows of the whole batch are drawn, and ours kept."""
     if _current is None:
-        return torch.rand(tuple(shape), dtype=dtype, device=device)
-    whole, rows, generator = _whole(_current, shape, device)
-    return torch.rand(whole, dtype=dtype, device=device, generator=generator)[rows]
+        return law(tuple(shape), dtype=dtype, device=device)
+    generator = _current.generator(torch.device(device))
+    n, *rest = shape
+    if _current.rows is None:
+        whole = law((n * _current.count, *rest), dtype=dtype, device=device, generator=generator)
+        return whole[_current.index :: _current.count]
+    rows, total = _current.rows
+    if n != len(rows):
+        raise ValueError(f"{n} rows are drawn, expected {len(rows)} of a subset")
+    return law((total, *rest), dtype=dtype, device=device, generator=generator)[rows]
 
 
 def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
@@ -192,17 +203,3 @@ def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, fl
         yield chosen[mine] // count, total / size
     finally:
         _current = outer
-
-
-def _whole(
-    current: _Piece, shape: Sequence[int], device: torch.device | str
-) -> tuple[tuple[int, ...], Tensor | slice, torch.Generator]:
-    """The whole batch's shape, the rows of it that are ours, and the generator."""
-    generator = current.generator(torch.device(device))
-    if current.rows is not None:
-        rows, total = current.rows
-        if shape[0] != len(rows):
-            raise ValueError(f"{shape[0]} rows are drawn, expected {len(rows)} of a subset")
-        return (total, *shape[1:]), rows, generator
-    whole = (shape[0] * current.count, *shape[1:])
-    return whole, slice(current.index, None, current.count), generator

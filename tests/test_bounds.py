@@ -79,7 +79,7 @@ def test_a_chain_has_the_bound_of_its_grid() -> None:
     model, guide = programs(diffusion, denoiser(), times=6)
     found = bound(model, guide, x, draws=60)
     with torch.no_grad():
-        truth = chain_truth(diffusion, x, diffusion.noise_level_grid(6))
+        truth = chain_truth(diffusion, x, diffusion.log_snr_grid(6))
     assert found.monte_carlo_error < 0.05
     assert abs(found.elbo.mean - float(truth.mean())) < 5 * found.monte_carlo_error
     assert abs(float(exact_bound(diffusion, x).mean() - truth.mean())) > 0.3  # not the SDE's

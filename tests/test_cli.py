@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from inference.cli import command_line
-from inference.train import GROUPS, train
+from inference.options import GROUPS, Data, Machine, Optimization, Options
+from inference.train import train
 
 Found = dict[str, Any]
 
@@ -120,25 +122,79 @@ def test_the_help_has_every_option_once_below_its_title(
     monkeypatch.setenv("COLUMNS", "100")
     for words in (["--help"], ["-h"], ["a", "--help", "--steps", "3"]):
         with pytest.raises(SystemExit) as caught:
-            command_line(program, words, unnamed="runs", groups={"numbers": "steps rate"})
+            command_line(program, words, unnamed="runs")
         text = capsys.readouterr().out
         assert caught.value.code == 0
-    first, second = text.split("\nnumbers:\n")
-    assert "RUNS … [--option VALUE …]\n\nDo it.\n\nWith 5% of the effort.\n" in first
-    assert re.search(r"--kind KIND +a choice\. \(type: .*'plain', 'fancy'", first)
-    assert re.fullmatch(
-        r"  --steps STEPS +numbers of a kind\. \(type: .*default: null\)\n"
-        r"  --rate RATE +\(type: float, default: 0\.5\)",
-        second.split("\n\n")[0],
+    assert "RUNS … [--option VALUE …]\n\nDo it.\n\nWith 5% of the effort.\n" in text
+    assert re.search(r"--kind KIND +a choice\. \(type: .*'plain', 'fancy'", text)
+    assert re.search(
+        r"\n  --steps STEPS +numbers of a kind\. \(type: .*default: null\)\n"
+        r"  --rate RATE +\(type: float, default: 0\.5\)\n",
+        text,
     )
-    grouped = [name for names in GROUPS.values() for name in names.split()]
-    assert sorted(grouped) == sorted(inspect.signature(train).parameters)
+    grouped = [f.name for group in GROUPS.values() for f in dataclasses.fields(group)]
+    assert sorted(grouped) == sorted(f.name for f in dataclasses.fields(Options))
     with pytest.raises(SystemExit):
         command_line(train, ["--help"], groups=GROUPS)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     for name in grouped:
         assert text.count(f"\n  --{name} ") == 1
+    help_of = dict(re.findall(r"\n([^\n]+):\n(  --.*?)(?=\n\n)", text, re.DOTALL))
+    for group in GROUPS.values():
+        title = (inspect.getdoc(group) or "").splitlines()[0].rstrip(".")
+        for field in dataclasses.fields(group):
+            assert f"  --{field.name} " in help_of[title]
+
+
+def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) -> None:
+    found: list[dict[str, Any]] = []
+
+    def take(**options: Any) -> None:
+        """Take them."""
+        found.append(options)
+
+    groups: dict[str, type] = {"data": Data, "optimization": Optimization, "machine": Machine}
+    (tmp_path / "flat.yaml").write_text("data: a\nsteps: 1000\nlearning_rate: 1e-4\nclip: 2\n")
+    (tmp_path / "nested.yaml").write_text(
+        "data: {data: a}\noptimization:\n  steps: 1000\n  learning_rate: 1e-4\nclip: 2\n"
+    )
+    for file in ("flat", "nested"):
+        for words in ("--clip 3 --seed 1e1 --flip", "--optimization.clip=3 --seed 10 --data.flip"):
+            words = f"{words} --config {tmp_path}/{file}.yaml"
+            command_line(take, words.split(), groups=groups)
+    expected = {"data": Path("a"), "steps": 1000, "learning_rate": 1e-4, "clip": 3.0, "seed": 10}
+    assert all(options == found[0] for options in found)
+    changed = {f.name: f.default for group in groups.values() for f in dataclasses.fields(group)}
+    assert found[0] == changed | expected | {"flip": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--machine.steps 3", "there is no option --machine.steps"),
+        ("--optimisation.steps 3", "there is no option --optimisation.steps"),
+        ("--optimization.stpes 3", "there is no option --optimization.stpes"),
+        ("--optimization.steps many", "--steps is 'many', expected an integer"),
+    ],
+)
+def test_a_name_in_the_wrong_group_is_no_option(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line(train, words.split(), groups=GROUPS)
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["machine: {steps: 3}", "optimisation: {steps: 3}"])
+def test_a_name_in_the_wrong_group_of_a_file_is_no_option(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        command_line(train, ["--config", str(tmp_path / "wrong.yaml")], groups=GROUPS)
+    message = f"error: no option is called {text.partition(':')[0]}"
+    assert message in capsys.readouterr().err
 
 
 def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(

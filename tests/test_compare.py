@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from inference.compare import FILES, PRINTED, compare, main, short_names, turned
 from inference.compare_figure import comparison_figure
 from inference.evaluate import measure
 from inference.loading import build, load_trained
+from inference.options import Training
 from inference.runs import Run, RunError
 from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
 from tests.test_programs import run_program
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 
@@ -68,9 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def make_run(folder: Path, *, step: int = 3, weights: int = 0, **settings: Any) -> Path:
     """A run as ``inference.train`` leaves it, with random weights instead of trained ones."""
-    defaults = inspect.signature(train).parameters.values()
-    config = {p.name: p.default for p in defaults if p.name not in ("run", "resume", "overwrite")}
-    run = Run.create(folder, config | settings)
+    run = Run.create(folder, asdict(Training(**settings)))
     programs = build(run.config)
     torch.manual_seed(weights)
     with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -597,67 +596,78 @@ def test_scaling_both_matrices_is_scaling_the_clock():
 # -- gradients -------------------------------------------------------------------------------------
 
 
-def check_gradient(diffusion: LinearDiffusion, f: Callable[[], Tensor], step: float) -> None:
+TIMES = torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
+
+
+def outputs(diffusion: LinearDiffusion) -> dict[str, Tensor]:
+    """Everything that a diffusion is asked for."""
+    step, marginal = diffusion.transition(TIMES, 0.1), diffusion.marginal(TIMES)
+    return {
+        "transition_matrix": step.matrix,
+        "transition_covariance": step.covariance,
+        "transition_scale_tril": step.scale_tril,
+        "transition_log_det": step.log_det,
+        "mean": marginal.mean,
+        "covariance": marginal.covariance,
+        "scale_tril": marginal.scale_tril,
+        "readout": marginal.readout,
+        "log_snr": diffusion.log_snr(TIMES),
+        "log_det": marginal.log_det,
+        "log_snr_rate": diffusion.log_snr_rate(TIMES),
+        "drift_matrix": diffusion.drift_matrix(TIMES),
+        "noise_covariance": diffusion.noise_covariance(TIMES),
+        "time_at_log_snr": diffusion.time_at_log_snr(torch.tensor([5.0, 0.0, -2.0]).double()),
+        "terminal_log_snr": diffusion.terminal_log_snr,
+        "start_time": diffusion.start_time,
+        "start_mean": diffusion.start.mean,
+        "start_covariance": diffusion.start.covariance,
+        "start_log_det": diffusion.start.log_det,
+        "terminal_covariance": diffusion.terminal.covariance,
+    }
+
+
+@every_trained_diffusion
+def test_gradients_against_finite_differences(make):
     """Reverse mode against central differences of order 4, along three directions at once random.
 
-    The output is weighed randomly, so that no entry can hide behind another.
+    Every output is weighed randomly, so that no entry can hide behind another.
     """
+    diffusion, step = make(), 1e-4
     parameters = [p for p in diffusion.parameters() if p.requires_grad]
-    value = f()
-    weights = normal(99, *value.shape) if value.dim() else torch.ones((), dtype=torch.float64)
-    gradients = [torch.zeros_like(p) for p in parameters]  # of a constant, such as a fixed end
-    if value.requires_grad:
-        gradients = torch.autograd.grad(
-            (weights * value).sum(), parameters, allow_unused=True, materialize_grads=True
+    values = outputs(diffusion)
+    weights = {
+        name: normal(99, *value.shape) if value.dim() else torch.ones((), dtype=torch.float64)
+        for name, value in values.items()
+    }
+    gradients = {  # none of a constant, such as a fixed end
+        name: torch.autograd.grad(
+            (weights[name] * value).sum(),
+            parameters,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
+        if value.requires_grad
+        else [torch.zeros_like(p) for p in parameters]
+        for name, value in values.items()
+    }
     for seed in range(3):
         directions = [normal(seed + 7 * i, *p.shape) for i, p in enumerate(parameters)]
-        along = sum((g * v).sum().item() for g, v in zip(gradients, directions, strict=True))
-        values = []
+        moved = []
         for k in (-2, -1, 1, 2):
             with torch.no_grad():
                 for p, v in zip(parameters, directions, strict=True):
                     p.add_(k * step * v)
-                values.append((weights * f()).sum().item())
+                moved.append(outputs(diffusion))
                 for p, v in zip(parameters, directions, strict=True):
                     p.sub_(k * step * v)
-        difference = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
-        scale = sum(
-            (g.norm() * v.norm()).item() for g, v in zip(gradients, directions, strict=True)
-        )
-        assert abs(along - difference) < 1e-5 * scale + 1e-9
-
-
-OUTPUTS: dict[str, Callable[[LinearDiffusion], Tensor]] = {
-    "transition_matrix": lambda d: d.transition(TIMES, 0.1).matrix,
-    "transition_covariance": lambda d: d.transition(TIMES, 0.1).covariance,
-    "transition_scale_tril": lambda d: d.transition(TIMES, 0.1).scale_tril,
-    "transition_log_det": lambda d: d.transition(TIMES, 0.1).log_det,
-    "mean": lambda d: d.marginal(TIMES).mean,
-    "covariance": lambda d: d.marginal(TIMES).covariance,
-    "scale_tril": lambda d: d.marginal(TIMES).scale_tril,
-    "readout": lambda d: d.marginal(TIMES).readout,
-    "log_snr": lambda d: d.log_snr(TIMES),
-    "log_det": lambda d: d.marginal(TIMES).log_det,
-    "log_snr_rate": lambda d: d.log_snr_rate(TIMES),
-    "drift_matrix": lambda d: d.drift_matrix(TIMES),
-    "noise_covariance": lambda d: d.noise_covariance(TIMES),
-    "time_at_log_snr": lambda d: d.time_at_log_snr(torch.tensor([5.0, 0.0, -2.0]).double()),
-    "terminal_log_snr": lambda d: d.terminal_log_snr,
-    "start_time": lambda d: d.start_time,
-    "start_mean": lambda d: d.start.mean,
-    "start_covariance": lambda d: d.start.covariance,
-    "start_log_det": lambda d: d.start.log_det,
-    "terminal_covariance": lambda d: d.terminal.covariance,
-}
-TIMES = torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-@every_trained_diffusion
-def test_gradients_against_finite_differences(make, output):
-    diffusion = make()
-    check_gradient(diffusion, lambda: OUTPUTS[output](diffusion), 1e-4)
+        for name, weight in weights.items():
+            a, b, c, d = ((weight * each[name]).sum().item() for each in moved)
+            difference = (a - 8 * b + 8 * c - d) / (12 * step)
+            pairs = list(zip(gradients[name], directions, strict=True))
+            along = sum((g * v).sum().item() for g, v in pairs)
+            scale = sum((g.norm() * v.norm()).item() for g, v in pairs)
+            assert abs(along - difference) < 1e-5 * scale + 1e-9, name
 
 
 def test_gradients_to_times_and_log_snrs():

@@ -10,6 +10,7 @@ A score that is wrong by a known amount lowers the bound by a known amount.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -42,6 +43,7 @@ from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import DIFFUSIONS, normal
 
 MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
@@ -133,30 +135,37 @@ def estimates(
     return torch.tensor([-elbo.loss(model, guide, x) / len(x) for _ in range(repeats)])
 
 
-@diffusions
-def test_bound_is_known(make) -> None:
-    """A denoiser wrong by a known amount, through all three objectives."""
-    check_objectives(make(), size=0.4, largest_error=0.06, repeats=(30, 16, 16))
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        pytest.param(make, ("mean_field", "trace")[i % 2], id=name)
+        for i, (name, make) in enumerate(DIFFUSIONS)
+    ],
+)
+def test_bound_is_known(make, other: str) -> None:
+    """A denoiser wrong by a known amount, through MDM_ELBO and one of Pyro's own in turn."""
+    check_objectives(make(), 200, size=0.4, largest_error=0.09, repeats={"mdm": 20, other: 16})
 
 
 @pytest.mark.parametrize("make", [VPSDE, CLD, MALDA, lambda: LearnedDiffusion(4)], ids=range(1, 5))
 def test_bound_of_the_exact_score_is_the_likelihood(make) -> None:
-    """K = 1 … 4: log p(x) less the prior's mismatch, to 0.01 nats per dimension."""
-    check_objectives(make(), size=0.0, largest_error=0.01, repeats=(20, 20, 120))
+    """K = 1 … 4: log p(x) less the prior's mismatch, to 0.025 nats per dimension."""
+    repeats = {"mdm": 20, "mean_field": 12, "trace": 40}
+    check_objectives(make(), 400, size=0.0, largest_error=0.025, repeats=repeats)
 
 
 def check_objectives(
-    diffusion: LinearDiffusion, size: float, largest_error: float, repeats: tuple[int, ...]
+    diffusion: LinearDiffusion, n: int, size: float, largest_error: float, repeats: dict[str, int]
 ) -> None:
     pyro.set_rng_seed(1)
     diffusion.max_log_snr = 3.0
     dims = 64  # more dimensions cost less than more data: each datum has a time of its own
     with torch.no_grad():
-        x = data(400, dims)
+        x = data(n, dims)
         model, guide = programs(diffusion, denoiser(size), dims)
         truth = exact_bound(diffusion, x, size).mean()
-        for objective, n in zip(OBJECTIVES, repeats, strict=True):
-            values = estimates(objective, model, guide, x, n)
+        for objective, times in repeats.items():
+            values = estimates(objective, model, guide, x, times)
             check_mean(values, truth, largest_error * dims)
 
 
@@ -228,22 +237,30 @@ class ExactNoise(nn.Module):
         return score.flatten(1)
 
 
-@pytest.mark.parametrize("kind", [NoisePrediction, RawScore])
 @pytest.mark.parametrize(
     "make", [VPSDE, CLD, lambda: LearnedDiffusion(3, 2)], ids=["K1", "K2", "K3"]
 )
-def test_parameterizations_agree(make, kind) -> None:
-    pyro.set_rng_seed(2)
+def test_parameterizations_agree(make) -> None:
+    """On the bound, which is known, and with each other at every draw."""
     diffusion, dims = make(), 64
     diffusion.max_log_snr = 3.0
-    x = data(300, dims)
-    score = kind(ExactNoise(diffusion, raw=kind is RawScore))
-    model, guide = programs(diffusion, score, dims, likelihood=Gaussian(MEAN, VARIANCE))
+    x = data(200, dims)
+    pairs = [
+        programs(diffusion, score, dims, likelihood=Gaussian(MEAN, VARIANCE))
+        for score in (
+            NoisePrediction(ExactNoise(diffusion, raw=False)),
+            RawScore(ExactNoise(diffusion, raw=True)),
+        )
+    ]
     with torch.no_grad():
         truth = exact_bound(diffusion, x).mean()
         for objective in OBJECTIVES:
-            values = estimates(objective, model, guide, x, repeats=16)
-            check_mean(values, truth, largest_error=0.03 * dims)
+            pyro.set_rng_seed(2)
+            values = estimates(objective, *pairs[0], x, repeats=12)
+            check_mean(values, truth, largest_error=0.08 * dims)
+            pyro.set_rng_seed(2)
+            first = estimates(objective, *pairs[1], x, repeats=1)
+            assert float(first) == pytest.approx(float(values[0]), rel=1e-6)
 
 
 def joint_gap(diffusion: LinearDiffusion) -> float:
@@ -309,32 +326,48 @@ def numerical_gradient(value, parameters: list[nn.Parameter], step: float = 1e-5
     return gradients
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("size", [0.0, 0.4], ids=["exact", "wrong"])
-def test_gradient_to_the_diffusion_with_a_moving_end(objective: str, size: float) -> None:
-    """λ(T) moves with Q, D and β: the mean gradient is that of the closed-form bound."""
-    pyro.set_rng_seed(3)
-    torch.manual_seed(3)
+@pytest.fixture(scope="module")
+def moving_end() -> LearnedDiffusion:
+    """Learned, with its clock, which is too slow to reach the prior: a gradient to see."""
     diffusion = LearnedDiffusion.from_diffusion(CLD(), learn_beta=True, max_log_snr=3.0)
     with torch.no_grad():
-        diffusion.beta.raw.mul_(0.15)  # a clock too slow to reach the prior: a gradient to see
-        diffusion.B.add_(0.1 * torch.randn_like(diffusion.B))
-    x = data(300, 64)
-    model, guide = programs(diffusion, denoiser(size), 64)
-    parameters = [diffusion.lower, diffusion.B, diffusion.beta.raw]
-    truth = numerical_gradient(lambda: exact_bound(diffusion, x, size).mean() / 64, parameters)
+        diffusion.beta.raw.mul_(0.15)
+        diffusion.B.add_(0.1 * normal(3, *diffusion.B.shape))
+    return diffusion
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.4], ids=["exact", "wrong"])
+def gradient(request: pytest.FixtureRequest, moving_end: LearnedDiffusion) -> tuple[float, Tensor]:
+    """How wrong the score is, and the bound's gradient to the diffusion in a closed form."""
+    size, x = request.param, data(150, 64)
+    found = numerical_gradient(
+        lambda: exact_bound(moving_end, x, size).mean() / 64, list(moving_end.parameters())
+    )
+    return size, torch.cat([g.flatten() for g in found])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_to_the_diffusion_with_a_moving_end(
+    objective: str, moving_end: LearnedDiffusion, gradient: tuple[float, Tensor]
+) -> None:
+    """λ(T) moves with Q, D and β: the mean gradient is that of the closed-form bound."""
+    pyro.set_rng_seed(3)
+    size, expected = gradient
+    x = data(150, 64)
+    model, guide = programs(moving_end, denoiser(size), 64)
+    parameters = list(moving_end.parameters())
     elbo = OBJECTIVES[objective]()(model, guide)
     draws = []
-    for _ in range(24):
+    for _ in range(24 if objective == "mdm" else 16):
         loss = -elbo(x) / x.numel()
         draws.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
     drawn = torch.stack(draws)
-    expected = torch.cat([g.flatten() for g in truth])
     error = drawn.std(0) / math.sqrt(len(drawn))
     deviation = (drawn.mean(0) - expected).abs()
     assert expected.abs().max() > 0.01
-    assert float(error.max()) < 0.35 * float(expected.abs().max())
-    assert bool((deviation < 6 * error + 1e-6).all()), (deviation / error).tolist()
+    assert float(error.max()) < 0.9 * float(expected.abs().max())
+    limit = student.isf(1e-6, len(draws) - 1)
+    assert bool((deviation < limit * error + 1e-6).all()), (deviation / error).tolist()
 
 
 @pytest.mark.parametrize("make", [VPSDE, CLD, MALDA], ids=["K1", "K2", "K3"])
@@ -471,6 +504,33 @@ def test_a_shared_diffusion_is_stepped_once() -> None:
     assert len(names) == len(list(model.parameters()))
 
 
+def test_a_copy_of_a_model_is_trained_apart_from_it() -> None:
+    pyro.clear_param_store()
+    model, guide = tiny(CLD(max_log_snr=6.0))
+    optim = pyro.optim.Adam({"lr": 1e-3})
+    SVI(model, guide, optim, loss=MDM_ELBO()).step(data(32).float())
+    kept = [p.detach().clone() for p in model.parameters()]
+    copied = copy.deepcopy(model)
+    own_guide = DiffusionGuide(copied.diffusion)
+    SVI(copied, own_guide, optim, loss=MDM_ELBO()).step(data(32).float())
+    assert all(map(torch.equal, kept, model.parameters()))
+    assert not all(map(torch.equal, kept, copied.parameters()))
+
+
+def test_weights_that_the_store_would_replace_are_an_error() -> None:
+    """Pyro's store may hold another tensor under a name; a step would move that one alone."""
+    pyro.clear_param_store()
+    model, guide = tiny(CLD(max_log_snr=6.0))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=MDM_ELBO())
+    svi.step(data(32).float())
+    name, parameter = next(iter(model.score_function.network.named_parameters()))
+    owner, _, last = name.rpartition(".")
+    replaced = nn.Parameter(parameter.detach().clone())
+    setattr(model.score_function.network.get_submodule(owner), last, replaced)
+    with pytest.raises(RuntimeError, match="store holds another tensor"):
+        svi.step(data(32).float())
+
+
 def test_torch_optimizer_moves_every_parameter_and_leaves_the_store_alone() -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(7)
@@ -492,8 +552,8 @@ def test_training_improves_the_bound() -> None:
     x = data(512).float()
     first = log_likelihood(model, guide, x, draws=4)
     elbo = MDM_ELBO()(model, guide)
-    optimizer = torch.optim.Adam(elbo.parameters(), lr=5e-3)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+    for _ in range(50):
         optimizer.zero_grad()
         (elbo(x) / len(x)).backward()
         optimizer.step()
@@ -627,10 +687,10 @@ def test_scalars_have_one_feature(K: int) -> None:
 
 def test_predictive_generates() -> None:
     pyro.set_rng_seed(12)
-    model, _ = programs(CLD(max_log_snr=8.0), denoiser())
-    out = Predictive(model, num_samples=1)(batch_size=1000)
-    assert out["x"].shape == (1, 1000, DIMS)
-    assert out["path"].shape == (1, 1000, 1, 2, DIMS)
+    model, _ = programs(CLD(max_log_snr=8.0), denoiser(), 64, sampler=Splitting(48))
+    out = Predictive(model, num_samples=1)(batch_size=100)
+    assert out["x"].shape == (1, 100, 64)
+    assert out["path"].shape == (1, 100, 1, 2, 64)
     x = out["x"][0].double()
     assert abs(float(x.mean()) - MEAN) < 5 * math.sqrt(VARIANCE / x.numel()) + 0.01
-    assert abs(float(x.var()) - VARIANCE) < 0.12 * VARIANCE
+    assert abs(float(x.var()) / VARIANCE - 1) < 5 * math.sqrt(2 / x.numel()) + 0.03

@@ -7,12 +7,12 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 
 from inference import experiment, experiment_summary
-from inference.compare_figure import png
 from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
 from inference.experiment_summary import (
     markdown,
@@ -22,13 +22,15 @@ from inference.experiment_summary import (
     summary_rows,
 )
 from inference.loading import build_diffusion
+from inference.output import png
 from inference.runs import RunError
+from tests.processes import Program
 from tests.test_programs import TINY
 
 BRIEF = {
     "steps": 4,
     "batch_size": 8,
-    "measure_every": 2,
+    "measure_every": 4,
     "checkpoint_every": 2,
     "draws": 2,
     "num_samples": 4,
@@ -36,6 +38,13 @@ BRIEF = {
     "figures": False,
     "accelerator": "cpu",
 }
+
+
+def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: object) -> Program:
+    """In place of :func:`subprocess.run`, of ``python -m`` a program."""
+    program = Program(*words[2:], environment=env)
+    stdout.write("".join(program.communicate()).encode())
+    return program
 
 
 def test_a_table_is_trained_compared_and_kept(
@@ -47,6 +56,7 @@ def test_a_table_is_trained_compared_and_kept(
     further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
     two = Table(("denoiser",), options, guides, seeds=2, further=further)
     monkeypatch.setitem(TABLES, "ends", two)
+    monkeypatch.setattr(experiment.subprocess, "run", forked)
     experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
     folder = tmp_path / "ends"
     printed = capsys.readouterr().out
@@ -142,6 +152,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = Cell("nowhere", "denoiser", 0, {"model": "toy", "guide": "nowhere"})
     with pytest.raises(RunError, match=r"denoiser-nowhere-0 failed: .*unknown guide 'nowhere'"):
         train_all([cell], tmp_path, workers=1)
+    monkeypatch.setattr(experiment.subprocess, "run", forked)
     cell = Cell("cld", "denoiser", 0, {"model": "toy", "guide": "cld", "stpes": 3})
     with pytest.raises(RunError, match=r"error: there is no option --stpes=3; did you mean --ste"):
         train_all([cell], tmp_path, workers=1)

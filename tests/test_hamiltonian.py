@@ -414,7 +414,7 @@ PATHS = {
 }
 
 
-def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 4000) -> Tensor:
+def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 2500) -> Tensor:
     """By how many standard errors paths have left the prior, the start and its end being paired."""
     T = diffusion.horizon
     y = diffusion.prior.sample((n, diffusion.num_variables, 1), generator(1))
@@ -439,7 +439,7 @@ def test_paths_without_the_correction_leave_it(name, monkeypatch):
     """That the test above can fail."""
     monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 2 * PATHS[name], n=16000).max() > SE  # 11 or more
+    assert drifted(diffusion, 2 * PATHS[name], n=10000).max() > SE  # 8 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ FLOORS = (
     ("pretrained", "program"),
     ("model",),
     ("guide",),
-    ("elbo",),
+    ("elbo", "distribution"),
     ("evaluation",),
     ("plots",),
 )

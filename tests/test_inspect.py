@@ -21,6 +21,7 @@ from inference.runs import Run, RunError
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal
+from tests.processes import Program, finish
 from tests.test_programs import run_program
 
 ROOT = Path(__file__).parent.parent
@@ -283,11 +284,4 @@ def test_its_name_hides_nothing_of_the_standard_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "diffusion" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "inference.inspect", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "--guide" in done.stdout
+    assert "--guide" in finish(Program("inference.inspect", "--help"))

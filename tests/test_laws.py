@@ -16,14 +16,18 @@ from pyro_mdm import (
     CLD,
     MDM_ELBO,
     VPSDE,
+    DiffusionGuide,
     DiffusionModel,
     GenerativePath,
     LearnedDiffusion,
     NoisingPath,
+    Simulated,
+    elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import chain_kl
@@ -134,8 +138,8 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
             start = diffusion.start
             x = data(1)
             y = NoisingPath(diffusion, x).sample()
-            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((20000,))
-            values = generative.log_prob(y.expand(20000, *y.shape[1:]))
+            generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((6000,))
+            values = generative.log_prob(y.expand(6000, *y.shape[1:]))
             total = start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
             mean = MEAN * start.mean
             exact = torch.distributions.MultivariateNormal(mean, total).log_prob(y[0, 0].mT).sum()
@@ -153,8 +157,8 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
                 r = end - m
                 square = (r @ inverse * r).sum(-1) + (inverse @ step.covariance).trace()
                 gap = gap - sign * 0.5 * (square + torch.logdet(covariance)).sum()
-            error = float(values.std() / math.sqrt(20000))
-            assert error < 0.15 * DIMS
+            error = float(values.std() / math.sqrt(6000))
+            assert error < 0.3 * DIMS
             assert abs(float(values.mean() - (exact - gap))) < 5 * error
 
 
@@ -166,20 +170,17 @@ def test_discrete_bound_converges_to_the_continuous_one(make) -> None:
     pyro.set_rng_seed(3)
     diffusion, dims = make(), 64
     diffusion.max_log_snr = 5.0
-    x = data(100, dims)
+    x = data(50, dims)
     with torch.no_grad():
         truth = float(exact_bound(diffusion, x).mean())
         gaps = [truth + discrete_loss(diffusion, times, x) for times in (65, 129, 257)]
         assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.1)
         assert gaps[1] / gaps[2] == pytest.approx(2.0, rel=0.05)
-        for times in (9, 17):
-            model, guide = programs(diffusion, denoiser(), dims, times=times)
-            analytic = -discrete_loss(diffusion, times, x)
-            for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
-                values = torch.tensor(
-                    [-objective.loss(model, guide, x) / len(x) for _ in range(10)]
-                )
-                check_mean(values, analytic, largest_error=0.04 * dims)
+        model, guide = programs(diffusion, denoiser(), dims, times=13)
+        analytic = -discrete_loss(diffusion, 13, x)
+        for objective in (Trace_ELBO(), TraceMeanField_ELBO(), MDM_ELBO()):
+            values = torch.tensor([-objective.loss(model, guide, x) / len(x) for _ in range(10)])
+            check_mean(values, analytic, largest_error=0.06 * dims)
 
 
 def discrete_loss(diffusion, num_times: int, x: Tensor) -> float:
@@ -204,7 +205,8 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    x = data(1, 1).expand(40000, 1)
+    n = 40000
+    x = data(1, 1).expand(n, 1)
     with torch.no_grad():
         model, guide = programs(diffusion, denoiser(0.2), 1, times=6)
         guide_trace = poutine.trace(guide).get_trace(x)
@@ -222,7 +224,7 @@ def test_chain_log_prob_is_a_density() -> None:
         # the same number from samples of the model: p(x) = E p(x | y_ε) under its own paths
         path = GenerativeChain(
             diffusion, model.score_function, (1,), diffusion.log_snr_grid(6)
-        ).sample((40000,))
+        ).sample((n,))
         law = model.likelihood(diffusion, model.score_function, path[:, 0].double())
         values = law.log_prob(x)
         other = float(values.logsumexp(0) - math.log(len(values)))
@@ -294,3 +296,42 @@ def test_a_chain_density_that_rounding_decides_is_refused() -> None:
     model, guide = programs(diffusion, denoiser(), times=200)
     with pytest.raises(KernelPrecisionError, match="rounding states to"):
         Trace_ELBO().loss(model.float(), guide, data(2).float())
+
+
+class Held(NoisingLaw):
+    """A law of one's own: the data in every variable, and nothing moves."""
+
+    def rsample(self, sample_shape=()):
+        return self.x[:, None, None].expand(*sample_shape, *self.batch_shape, *self.event_shape)
+
+
+def test_a_law_of_ones_own_registers_its_divergence() -> None:
+    """The bound takes it from there, and so does everyone who asks for a KL divergence."""
+    model, _ = programs(CLD(), denoiser())
+    x = data(5)
+
+    class Guide(DiffusionGuide):
+        def law(self, x, times=None):
+            return Held(self.diffusion, x, times)
+
+    guide = Guide(model.diffusion)
+    with pytest.raises(NotImplementedError, match="no divergence is registered for Held"):
+        MDM_ELBO().loss(model, guide, x)
+    ones = torch.ones(5)
+    divergences.path_divergence.register(Held, lambda q, p, path=None: PathKL(ones, 2 * ones, ones))
+    torch.testing.assert_close(kl_divergence(Held(model.diffusion, x), model.path_law()), 3 * ones)
+    terms = elbo_terms(model, guide, x)
+    assert torch.equal(terms.prior_kl, ones) and torch.equal(terms.diffusion, 2 * ones)
+
+
+def test_a_kind_of_diffusion_without_a_bound_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="no bound is registered for object"):
+        density_bound(object(), denoiser(), torch.zeros(2, 1, 2))
+
+
+def test_what_has_no_closed_form_says_so() -> None:
+    diffusion = Simulated(CLD())
+    assert CLD().closed_form and not diffusion.closed_form
+    for ask in (diffusion.marginal, diffusion.transition):
+        with pytest.raises(NotImplementedError, match=r"Simulated past its start .* simulate it"):
+            ask(0.5)

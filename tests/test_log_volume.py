@@ -167,7 +167,7 @@ def expected_term(
     A quadratic form's mean is its sum over the axes of (x, η).
     """
     K = diffusion.num_variables
-    nodes, weights = gauss(200)
+    nodes, weights = gauss(100)
     u, weight = nodes.repeat_interleave(K + 1), weights.repeat_interleave(K + 1)
     axes = torch.eye(K + 1, dtype=torch.float64).repeat(len(nodes), 1)
     monkeypatch.setattr(randomness, "low_discrepancy", lambda n, device: u)

@@ -44,6 +44,8 @@ from tests.test_programs import Stopped as Killed
 from tests.test_programs import assert_same_run, last_line, run_program, stop_after
 from tests.test_training import objective
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 MINE = """
 import torch
 from models.base import ImageProblem, Problem
@@ -408,12 +410,15 @@ def test_a_linear_and_a_nonlinear_run_are_compared(
         ({"guide": "relativistic", "solver": "srk"}, r"--solver srk: .* depends on the state"),
         ({"score": "denoiser"}, r"score is 'denoiser', .*Pull has none; use residual"),
         ({"score": "noise"}, r"score is 'noise', .* use residual .* or score"),
-        ({"score": "magic"}, r"score is 'magic', expected 'default' \(residual\) or one of den"),
+        (
+            {"score": "discrete"},
+            r"score is 'discrete', expected 'default' \(residual\) or one of den",
+        ),
         ({"sampler": "splitting"}, r"--sampler splitting: Splitting needs .*--sampler euler"),
         ({"compile": "inductor"}, r"--compile inductor .* --objective local_dsm"),
         ({"guide": "explosive"}, r"a path of Growing exploded: .* Try a smaller step_size"),
         ({"guide": "Half"}, r"abstract class Half with.* abstract method .?dispersion"),
-        ({"guide": "Points"}, r"expected a LinearDiffusion or a NonlinearDiffusion"),
+        ({"guide": "Points"}, r"is the class Points, expected a Diffusion"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_folder_is_made(

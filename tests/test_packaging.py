@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from inference import OPENMP_WAITING
+from pyro_mdm import __main__
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = metadata.packages_distributions()
@@ -113,6 +114,7 @@ def test_metadata(described):
         "safetensors",
         "tensorboard",
         "torch",
+        "torchdiffeq",
         "torchsde",
         "torchvision",
         "tqdm",
@@ -142,11 +144,14 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     program = (
         "import importlib, json, pkgutil, sys\n"
         "blocked = set(json.loads(sys.argv[1]))\n"
-        "class Absent:\n"
+        "finders = list(sys.meta_path)\n"
+        "class Present:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] in blocked:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
+        "            return None\n"
+        "        specs = (finder.find_spec(name, path, target) for finder in finders)\n"
+        "        return next((spec for spec in specs if spec is not None), None)\n"
+        "sys.meta_path[:] = [Present()]\n"
         "import pyro_mdm\n"
         "errors = {}\n"
         "modules = pkgutil.walk_packages(pyro_mdm.__path__, 'pyro_mdm.')\n"
@@ -226,34 +231,27 @@ def test_the_command_is_installed_under_its_name(wheel):
 
 
 def test_the_command_runs_the_programs_of_the_checkout_from_any_folder(tmp_path):
+    """As ``python -m pyro_mdm``; the program sets how threads wait before it loads torch."""
     (tmp_path / "mine.py").write_text("from pyro_mdm import CLD as Mine")
     if sys.version_info >= (3, 11):  # before, Python looks in the folder first
         (tmp_path / "inference.py").write_text("raise RuntimeError('another inference')")
-    words = ("--guide", "mine:Mine", "--model", "toy", "--out", "mine.png")
-    done = command(ROOT, tmp_path, "inspect", *words)
-    assert done.returncode == 0, done.stderr
-    assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
-
-
-def test_the_package_is_the_command_and_its_programs_start_before_torch_is_loaded(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import os\nprint('waits', os.environ['GOMP_SPINCOUNT'])\nfrom pyro_mdm import CLD as Mine"
-    )
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        "import sys\n"
+        "import os, sys\n"
         "class Loaded:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'inference':\n"
         "            print('torch loaded', 'torch' in sys.modules)\n"
+        "        if name == 'torch':\n"
+        "            print('waits', os.environ.get('GOMP_SPINCOUNT'))\n"
         "sys.meta_path.insert(0, Loaded())\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in OPENMP_WAITING}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(site)])
-    words = ["inspect", "--guide", "mine:Mine", "--model", "toy", "--out", "mine.png"]
+    words = ["--guide", "mine:Mine", "--model", "toy", "--out", "mine.png"]
     done = subprocess.run(
-        [sys.executable, "-m", "pyro_mdm", *words],
+        [sys.executable, "-m", "pyro_mdm", "inspect", *words],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -261,22 +259,39 @@ def test_the_package_is_the_command_and_its_programs_start_before_torch_is_loade
     )
     assert done.returncode == 0, done.stderr
     assert "torch loaded False" in done.stdout and "torch loaded True" not in done.stdout
-    assert "waits 10000" in done.stdout and (tmp_path / "mine.png").is_file()
+    assert "waits 10000" in done.stdout
+    assert "log SNR at T" in done.stdout and (tmp_path / "mine.png").is_file()
 
 
-def test_the_command_lists_the_programs_and_knows_no_other(tmp_path):
-    done = command(ROOT, tmp_path)
-    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+@pytest.mark.skipif(os.name != "posix", reason="no process becomes another there")
+def test_the_command_becomes_its_program_whose_exit_status_it_has(monkeypatch):
+    class Becomes(Exception):
+        pass
+
+    def execve(file: str, words: list[str], environment: dict[str, str]) -> None:
+        assert file == words[0] == sys.executable
+        raise Becomes(" ".join(words[1:]))
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["pyro-mdm", "train", "--steps", "3"])
+    with pytest.raises(Becomes, match=r"^-m inference\.train --steps 3$"):
+        __main__.main()
+
+
+def test_the_command_lists_the_programs_and_knows_no_other(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pyro-mdm"])
+    __main__.main()
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
     runnable = {
         path.stem
         for path in (ROOT / "inference").glob("*.py")
         if re.search(r'^if __name__ == "__main__":|^args = ', path.read_text(), re.MULTILINE)
     }
-    assert done.returncode == 0 and listed == runnable >= {"train", "evaluate", "svi"}
-    done = command(ROOT, tmp_path, "trian")
-    assert done.returncode == 2 and "did you mean train?" in done.stderr
-    done = command(ROOT, tmp_path, "train", "--stpes", "3")
-    assert done.returncode == 2 and "did you mean --steps?" in done.stderr
+    assert listed == runnable >= {"train", "evaluate", "svi"}
+    monkeypatch.setattr(sys, "argv", ["pyro-mdm", "trian"])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_the_command_of_a_wheel_says_where_the_programs_are(wheel, tmp_path):

@@ -60,7 +60,7 @@ def linear(**options: Any) -> CLD:
 
 def programs(diffusion: Any, strength: float = 0.0) -> tuple[DiffusionModel, DiffusionGuide]:
     score = ResidualScore.fit(Pull(strength), linear(), data(4096))
-    score.levels.copy_(diffusion.noise_level(linear().noise_level_grid(33).flip(0)).detach())
+    score.levels.copy_(diffusion.log_snr(linear().log_snr_grid(33).flip(0)).detach())
     return DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
 
 
@@ -72,9 +72,9 @@ def simulated(**options: Any) -> Simulated:
     "options", [{}, {"objective": "local_dsm"}, {"probes": 2, "probe_law": "gaussian"}], ids=str
 )
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
-    x = data(128, 1)
+    x = data(64, 1)
     model, guide = programs(simulated(**options))
-    found = log_likelihood(model, guide, x, draws=256, seed=1)
+    found = log_likelihood(model, guide, x, draws=120, seed=1)
     bias = step_size_bias(model, guide, x, seed=2)
     gap = found.mean - float(log_prob(x).mean())
     assert abs(gap) < 5 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02
@@ -103,7 +103,7 @@ def test_comparisons_pair_and_have_their_sign():
         "wrong": programs(simulated(), 0.15),
         "slight": programs(simulated(), 0.01),
     }
-    found = compare(pairs, x, draws=160, seed=1)
+    found = compare(pairs, x, draws=96, seed=1)
     by_name = {(d.first, d.second): d for d in found.differences}
     worse = by_name["right", "wrong"]
     assert worse.resolved and worse.bits_per_dim[0] < 0  # fewer bits are better
@@ -129,21 +129,21 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
     """Their difference is what it is without it, and a mixed pair reaches the half-width too."""
     x = data(64, 6)
     pairs = {"a": programs(linear(), 0.3), "b": programs(linear(), 0.31)}
-    alone = compare(pairs, x, half_width=0.15 / math.sqrt(2), draws=4000)
-    found = compare(pairs | {"c": programs(simulated(), 0.3)}, x, half_width=0.15, draws=4000)
+    alone = compare(pairs, x, half_width=0.25 / math.sqrt(2), draws=4000)
+    found = compare(pairs | {"c": programs(simulated(), 0.3)}, x, half_width=0.25, draws=4000)
     assert found.differences[0].bits_per_dim == alone.differences[0].bits_per_dim
     mixed = found.differences[1]
     assert mixed.monte_carlo_error > 3 * alone.differences[0].monte_carlo_error
-    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.15
+    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.25
 
 
 def test_it_stops_when_bounds_and_differences_are_known():
     x = data(64, 4)
     pairs = {"a": programs(simulated()), "b": programs(simulated(), 0.3)}
-    found = compare(pairs, x, draws=4000, half_width=0.12)
+    found = compare(pairs, x, draws=4000, half_width=0.2)
     widths = [1.96 * e.monte_carlo_error / BITS for e in found.estimates.values()]
     widths += [1.96 * d.monte_carlo_error for d in found.differences]
-    assert found.reached == (max(widths) <= 0.12) and max(widths) < 1.4 * 0.12
+    assert found.reached == (max(widths) <= 0.2) and max(widths) < 1.4 * 0.2
     calls = [e.network_calls for e in found.estimates.values()]
     assert calls[0] == calls[1] < 4000 * 64
     assert not compare(pairs, x, draws=16, half_width=1e-4).reached
@@ -151,7 +151,7 @@ def test_it_stops_when_bounds_and_differences_are_known():
 
 def test_the_bias_of_a_step_is_what_half_of_it_changes():
     x = data(64, 5)
-    step, draws = 1 / 8, 400
+    step, draws = 1 / 8, 250
     coarse, fine = (
         log_likelihood(*programs(simulated(step_size=h, method="euler")), x, draws=draws)
         for h in (step, step / 2)

@@ -17,7 +17,7 @@ from tests.benchmarks.coverage import lognormal
 from tests.problems import normal
 from tests.test_elbo import DIMS, MEAN, VARIANCE, denoiser, programs
 
-REPEATS = 120
+REPEATS = 60
 UNIT = DIMS * math.log(2)
 
 
@@ -27,10 +27,14 @@ def fresh(seed: int, n: int) -> Tensor:
     return MEAN + math.sqrt(VARIANCE) * scale * normal(7 * seed, n, DIMS)
 
 
-def spread(one: Callable[[int], tuple[float, float]]) -> float:
-    """The error that is printed, in root mean square, over the spread of the values."""
-    value, error = torch.tensor([one(seed) for seed in range(REPEATS)], dtype=torch.float64).mT
-    return float(error.square().mean().sqrt() / value.std())
+def spread(one: Callable[[int], list[tuple[float, float]]]) -> list[float]:
+    """The errors that are printed, in root mean square, over the spreads of the values.
+
+    A ninth of them is their own error.
+    """
+    found = torch.tensor([one(seed) for seed in range(REPEATS)], dtype=torch.float64)
+    value, error = found.unbind(-1)
+    return (error.square().mean(0).sqrt() / value.std(0)).tolist()
 
 
 # data, options of the evaluation, and the part of the data that it draws
@@ -41,30 +45,29 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dequantized", [False, True], ids=["plain", "dequantized"])
 @pytest.mark.parametrize("control_variate", [True, False], ids=["baseline", "alone"])
 @pytest.mark.parametrize("case", CASES)
-def test_error_of_a_bound(case: str, control_variate: bool, dequantized: bool) -> None:
+def test_error_of_a_bound(case: str, control_variate: bool) -> None:
     """With a log-determinant that varies with the datum too, as that of dequantized data does.
 
-    A tenth of the spread is its own error. Counting predictions as data was wrong by 40 at times.
+    Counting predictions as data was wrong by 40 at times.
     """
     n, options, (least, most) = CASES[case]
     pair = programs(VPSDE(max_log_snr=3.0), denoiser(0.6))
     parts = []
 
-    def one(seed: int) -> tuple[float, float]:
+    def one(seed: int) -> list[tuple[float, float]]:
         x = fresh(seed, n)
         found: Estimate = log_likelihood(
             *pair, x, seed=seed, control_variate=control_variate, bins=6, **options
         )
         parts.append(float(found.per_datum_error.isfinite().double().mean()))
-        log_det = x.square().sum(1) if dequantized else torch.zeros(n)
-        return in_bits(found, log_det, 256 if dequantized else None)
+        return [in_bits(found, torch.zeros(n), None), in_bits(found, x.square().sum(1), 256)]
 
-    ratio = spread(one)
+    plain, dequantized = spread(one)
     assert not control_variate or least <= sum(parts) / REPEATS <= most
-    assert 0.72 < ratio < 1.6
+    assert 0.65 < plain < 1.8
+    assert 0.65 < dequantized < 1.8
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -77,18 +80,18 @@ def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
         "own": programs(VPSDE(max_log_snr=3.0, min_log_snr=-2.0), score),
     }
 
-    def one(seed: int) -> tuple[float, float]:
+    def one(seed: int) -> list[tuple[float, float]]:
         found = compare(pairs, fresh(seed, n), seed=seed, bins=6, **options)
-        return found.differences[0].bits_per_dim
+        return [found.differences[0].bits_per_dim]
 
-    assert 0.72 < spread(one) < 2.5  # few draws where the ends differ: careful, never too small
+    assert 0.65 < spread(one)[0] < 2.7  # few draws where the ends differ: careful, never too small
 
 
 def test_stopping_leaves_no_bias_where_tails_are_heavy() -> None:
     """Lognormal integrands, σ = 1.5: a rule that looks at its own draws is 3% low (σ = 2: 5%)."""
-    found = [lognormal(1.5, seed) for seed in range(300)]
+    found = [lognormal(1.5, seed) for seed in range(200)]
     off, error = torch.tensor([f[:2] for f in found], dtype=torch.float64).mT
     assert abs(float(off.mean())) < 5 * float(off.std()) / math.sqrt(len(off))
-    assert float(off.std()) / math.sqrt(len(off)) < 0.005  # so that 3% would show
+    assert float(off.std()) / math.sqrt(len(off)) < 0.006  # so that 3% would show
     covered = float((off.abs() < 1.96 * error).double().mean())
     assert covered > 0.95 - 5 * math.sqrt(0.05 * 0.95 / len(off))

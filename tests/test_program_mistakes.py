@@ -24,7 +24,8 @@ OWN = """
 import numpy as np
 import torch
 from models.base import ImageProblem, Problem
-from pyro_mdm import CLD, LearnedDrift, Simulated, Simulation
+from pyro_mdm import CLD, LearnedDrift, RawScore, Simulated, Simulation
+from pyro_mdm.likelihoods import Gaussian
 from pyro_mdm.networks import MLP
 
 BRIEF = Simulation(step_size=1 / 8, points=1)
@@ -113,6 +114,20 @@ def drift(max_log_snr):
 
 def three():
     return 3
+
+
+def no_score(problem, diffusion):
+    return 3
+
+
+class Needy(RawScore):
+    def __init__(self, network, depth):
+        super().__init__(network)
+
+
+class NeedyLikelihood(Gaussian):
+    def __init__(self, width):
+        super().__init__()
 """
 
 POINTS = "train --model {own}/own.py:Points --accelerator cpu"
@@ -235,7 +250,97 @@ CASES: dict[str, tuple[str, int, str]] = {
         r"--logit_margin is 0\.5, expected a number in \[0, 0\.5\)",
     ),
     "points flipped": (f"{POINTS} --flip", 1, "--flip mirrors images; .* has none"),
-    "no such score": (f"{POINTS} --score eps", 1, "score is 'eps', expected 'default' .* for"),
+    "no such score": (
+        f"{POINTS} --score nois",
+        1,
+        r"unknown score 'nois' \(did you mean noise\?\)",
+    ),
+    "levels of none": (f"{POINTS} --score discrete", 1, "expected 'default' .* for points"),
+    "a file of no score": (f"{POINTS} --score no.py:A", 1, r"--score: there is no file .*no\.py"),
+    "no score in it": (f"{POINTS} --score {{own}}/own.py:Scroe", 1, "has no 'Scroe'; it defines"),
+    "a guide as a score": (
+        f"{POINTS} --score pyro_mdm:CLD",
+        1,
+        "is the class CLD, expected a Score",
+    ),
+    "a number as a score": (
+        f"{POINTS} --score {{own}}/own.py:no_score",
+        1,
+        "no_score returns a int, expected a Score",
+    ),
+    "a needy score": (
+        f"{POINTS} --score {{own}}/own.py:Needy",
+        1,
+        "Needy cannot be made of a .*'depth'",
+    ),
+    "a score of levels": (
+        f"{POINTS} --score pyro_mdm:DiscreteDenoiser",
+        1,
+        "DiscreteDenoiser is for images whose levels .* and points has none",
+    ),
+    "a denoiser of paths": (
+        f"{POINTS} --guide {{own}}/own.py:simulated --score pyro_mdm:Denoiser",
+        1,
+        "score is '.*Denoiser', which is made of the closed-form .* Simulated has none; use",
+    ),
+    "no such likelihood": (
+        f"{POINTS} --likelihood gauss",
+        1,
+        "unknown likelihood 'gauss'.*gaussian",
+    ),
+    "a file of no likelihood": (f"{POINTS} --likelihood no.py:A", 1, "--likelihood: there is no f"),
+    "a score as a likelihood": (
+        f"{POINTS} --likelihood pyro_mdm:RawScore",
+        1,
+        "is the class RawScore, expected a Likelihood: a subclass",
+    ),
+    "a needy likelihood": (
+        f"{POINTS} --likelihood {{own}}/own.py:NeedyLikelihood",
+        1,
+        "cannot be called with .*'width'",
+    ),
+    "levels of points by likelihood": (
+        f"{POINTS} --likelihood discretized_gaussian",
+        1,
+        "cannot be called with .*'levels'",
+    ),
+    "a density of levels": (
+        f"{PICTURES} --likelihood gaussian",
+        1,
+        "gaussian is a density, .* or --protocol dequantized",
+    ),
+    "a posterior of no denoiser": (
+        f"{POINTS} --likelihood network_posterior",
+        1,
+        "--likelihood network_posterior: NetworkPosterior needs a score",
+    ),
+    "a decoder of paths": (
+        f"{POINTS} --guide {{own}}/own.py:simulated --likelihood tweedie",
+        1,
+        "--likelihood tweedie: a score gives back a denoiser by the closed-form law",
+    ),
+    "two decoders": (
+        f"{PICTURES} --protocol dequantized --decoder tweedie --likelihood gaussian",
+        1,
+        "--decoder tweedie and --likelihood gaussian both say",
+    ),
+    "no such sampler": (
+        f"{POINTS} --sampler eular",
+        1,
+        r"unknown sampler 'eular' \(did you mean eul",
+    ),
+    "a file of no sampler": (f"{POINTS} --sampler no.py:A", 1, "--sampler: there is no file"),
+    "a guide as a sampler": (
+        f"{POINTS} --sampler pyro_mdm:CLD",
+        1,
+        "is the class CLD, expected a Sampler: a subclass",
+    ),
+    "a sampler of closed forms": (
+        f"{POINTS} --guide {{own}}/own.py:simulated --sampler pyro_mdm.samplers:Ancestral",
+        1,
+        "--sampler pyro_mdm.samplers:Ancestral: Ancestral needs the closed-form",
+    ),
+    "samples by no sampler": ("sample {run} --sampler flwo", 1, "unknown sampler 'flwo'"),
     "times of a denoiser": (f"{POINTS} --times vpsde", 1, "--times is vpsde, which is for scores"),
     "K of CLD": (f"{POINTS} --guide cld --num_variables 3", 1, "--num_variables is for --guide"),
     "no variables": (f"{POINTS} --num_variables 0", 1, "num_variables is 0, expected"),

@@ -10,7 +10,6 @@ import math
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe, report
+from inference import recipe, report, runs
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
@@ -34,12 +33,17 @@ from inference.checkpoints import (
     save_checkpoint,
 )
 from inference.evaluate import evaluate, measure
-from inference.loading import NameNotFoundError, build, build_diffusion, load_trained
+from inference.loading import build, build_diffusion, load_trained
+from inference.names import NameNotFoundError
+from inference.options import Optimization
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
+from tests.processes import Program
+
+pytestmark = pytest.mark.usefixtures("few_pictures")  # ``trained`` has them
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
@@ -82,13 +86,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{path}:Tiny"
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take most of the time of so short a run; ``trained`` has them."""
-    for name in ("draw_training", "draw_end"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
-
-
 @pytest.fixture
 def options(tiny: str) -> dict[str, Any]:
     return {
@@ -120,6 +117,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
         accelerator="cpu",
     )
     return folder
+
+
+class Stopped(BaseException):
+    pass
+
+
+def fit(**options: Any) -> None:
+    """Train to the last checkpoint, with no measurement on the way or at the end."""
+
+    def stop(*arguments: Any, **more: Any) -> None:
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(report, "at_step", lambda *arguments, **more: None)
+        patch.setattr(report, "at_end", stop)
+        train(**options)
 
 
 def run_program(name: str, *arguments: object) -> None:
@@ -305,7 +318,7 @@ def test_settings_of_a_checkpoint_are_taken_over_or_refused(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     run = tmp_path / "run"
-    train(**options, run=run)
+    fit(**options, run=run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     changed = yaml.safe_dump(config | {"max_log_snr": 5.0})
     (run / "config.yaml").write_text(changed)
@@ -346,10 +359,6 @@ def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> No
 
 
 # -- stopped and resumed ---------------------------------------------------------------------------
-
-
-class Stopped(BaseException):
-    pass
 
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
@@ -400,14 +409,9 @@ def test_killed_without_warning_it_still_resumes(tmp_path: Path, options: dict[s
         f"--{k}={v}"
         for k, v in (options | {"run": run, "steps": 4000, "measure_every": 2000}).items()
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inference.train", *words],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    process = Program("inference.train", *words)
     while not list(run.glob("checkpoints/step-*6.json")):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -469,7 +473,7 @@ def test_a_checkpoint_of_another_architecture_is_explained(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     run = tmp_path / "run"
-    train(**options, run=run)
+    fit(**options, run=run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"] = config["model"].replace(":Tiny", ":Wide")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -558,8 +562,8 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
     assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
     for wrong, message in {
-        "wrong": "wrong returns a int, expected a LinearDiffusion",
-        "Unrelated": "Unrelated is the class Unrelated, expected a LinearDiffusion",
+        "wrong": "wrong returns a int, expected a Diffusion",
+        "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():
         with pytest.raises(TypeError, match=message):
@@ -579,6 +583,9 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
         train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
         train(model="digit", run=tmp_path / "run")
+    scores = "discrete, denoiser, noise, score, residual"
+    with pytest.raises(NameNotFoundError, match=f"unknown score 'magic': use one of {scores}, or"):
+        train(**options | {"score": "magic"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no file"):
         train(**options | {"guide": "nowhere.py:Mine"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no module 'nowhere'"):
@@ -618,7 +625,10 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
             r"learned and cut at the time 0\.001, .* a denoiser takes as fixed; use --score noise",
         ),
         ({"diffusion_learning_rate": -0.1}, r"--diffusion_learning_rate is -0\.1, expected a pos"),
-        ({"score": "magic"}, "score is 'magic'"),
+        (
+            {"score": "discrete"},
+            r"score is 'discrete', expected 'default' \(denoiser\) or one of den",
+        ),
         ({"protocol": "dequantized"}, "is for images"),
         ({"steps": 0}, "--steps is 0, expected a positive number"),
         ({"ema_decay": 1.0}, r"--ema_decay is 1\.0, expected a number from 0, no averaging, to 1"),
@@ -706,7 +716,7 @@ def test_a_batch_of_ones_own_data_is_no_larger_than_they_are(
 ) -> None:
     (tmp_path / "few.py").write_text(TINY + "\n\nTiny.batch_size = 1000\n")
     options |= {"model": f"{tmp_path / 'few.py'}:Tiny", "steps": 1}
-    train(**options, run=tmp_path / "run")
+    fit(**options, run=tmp_path / "run")
     assert (
         Run.open(tmp_path / "run").config["batch_size"] == 160
     )  # of 200, without test, validation
@@ -719,7 +729,7 @@ def test_a_start_that_nobody_asked_for_is_noted(
     guides = {f"{tmp_path / 'mine.py'}:early": True, "cld": False}
     guides["inference.guides.published:vpsde_at_time"] = False  # at 9.2, which is at its time
     for i, (guide, noted) in enumerate(guides.items()):
-        train(**options | {"guide": guide, "steps": 1}, run=tmp_path / str(i))
+        fit(**options | {"guide": guide, "steps": 1}, run=tmp_path / str(i))
         note = "early starts at log SNR 5, where .*Tiny would have 9; a guide with a keyword max_"
         assert bool(re.search(note, capsys.readouterr().out)) == noted
 
@@ -731,7 +741,7 @@ def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
     assert torch.linalg.matrix_rank(learned.D.detach()) == 1
     assert learned.terminal_log_snr.item() == pytest.approx(-8.0, abs=1e-9)
     options |= {"guide": "learned", "steps": 2}
-    train(**options, num_variables=3, rank=2, learn_beta=True, run=tmp_path / "run")
+    fit(**options, num_variables=3, rank=2, learn_beta=True, run=tmp_path / "run")
     _, programs, _ = load_trained(tmp_path / "run")
     assert programs.model.diffusion.num_variables == 3
     assert programs.model.diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
@@ -782,15 +792,23 @@ def test_a_frozen_diffusion_is_a_fixed_one(
         assert (programs.model.diffusion.Q[1, 0] - 1).abs() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["vpsde", "cld", "malda", "alda"])
-@pytest.mark.parametrize(("score", "end"), [("noise", None), ("denoiser", -10.0)])
+@pytest.mark.parametrize(
+    ("name", "score", "end"),
+    [
+        ("vpsde", "noise", None),
+        ("cld", "noise", None),
+        ("cld", "denoiser", -10.0),
+        ("malda", "denoiser", -10.0),
+        ("alda", "noise", None),
+    ],
+)
 def test_a_learned_guide_can_start_from_another(
     tmp_path: Path, options: dict[str, Any], name: str, score: str, end: float | None
 ) -> None:
     options |= {"score": score, "steps": 1, "log_every": 1, "measure_every": 1}
     learned = {"guide": "learned", "learned_from": name, "run": tmp_path / "learned"}
-    train(**options | learned)
-    train(**options | {"guide": name, "min_log_snr": end, "run": tmp_path / "fixed"})
+    fit(**options | learned)
+    fit(**options | {"guide": name, "min_log_snr": end, "run": tmp_path / "fixed"})
     found, expected = objectives(tmp_path / "learned"), objectives(tmp_path / "fixed")
     assert found.bits_per_dim.iloc[0] == pytest.approx(expected.bits_per_dim.iloc[0], rel=1e-5)
     run, programs, _ = load_trained(tmp_path / "learned")
@@ -806,7 +824,7 @@ def test_what_a_learned_guide_starts_from_may_be_a_file(
     (tmp_path / "half.py").write_text(HALF)
     monkeypatch.chdir(tmp_path)
     options |= {"guide": "learned", "learned_from": "half.py:half", "steps": 1}
-    train(**options, run=tmp_path / "run")
+    fit(**options, run=tmp_path / "run")
     monkeypatch.chdir(ROOT)
     run, programs, _ = load_trained(tmp_path / "run")  # from any folder
     assert programs.model.diffusion.D[0, 0].item() == pytest.approx(0.5, abs=0.1)
@@ -830,7 +848,7 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
     def end(guide: str, **others: Any) -> float:
         run = tmp_path / f"{guide}-{len(list(tmp_path.iterdir()))}"
         name = guide if guide == "learned" else f"{tmp_path}/mine.py:{guide}"
-        train(**options | {"guide": name, "steps": 2, "measure_every": 2} | others, run=run)
+        fit(**options | {"guide": name, "steps": 2} | others, run=run)
         diffusion = load_trained(run)[1].model.diffusion  # from config.yaml alone
         assert Run.open(run).config["min_log_snr"] == (
             others.get("min_log_snr") if guide in ("learned", "own") else diffusion.min_log_snr
@@ -840,7 +858,7 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
     assert end("learned") == end("Mine") == end("cut") == end("ready") == -10.0
     assert end("own") == -7.0  # says so itself
     assert end("Mine", score="noise") == pytest.approx(own_clock, abs=1.0)  # trained two steps
-    for guide in ("learned", "cut", "fixed", "ready", "own"):  # also where a guide does not take it
+    for guide in ("cut", "fixed", "own"):  # also where a guide does not take it
         assert end(guide, min_log_snr=-8.0) == -8.0
     # the same diffusion in the same run, whatever it is called
     bounds = [
@@ -911,7 +929,7 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
 
 def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
-    settings = {"learning_rate": 1e-3, "diffusion_learning_rate": 0.02, "weight_decay": 0.1}
+    settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02, weight_decay=0.1)
     names, optimizer = recipe.adam(programs.model, settings)
     network, diffusion = optimizer.param_groups
     assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
@@ -943,9 +961,25 @@ def test_the_average_follows_at_first_and_smooths_later() -> None:
 
 
 def test_mean_and_error_from_sums() -> None:
-    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
-    mean, error = recipe.mean_and_error(4, values.sum().item(), values.square().sum().item())
+    values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.Window()
+    for value in values.tolist():
+        window.add(value)
+    mean, error = window.mean_and_error
     assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
+
+
+def test_data_are_hashed_once(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, fingerprint = [], runs.fingerprint
+
+    def counted(parts: Any) -> Any:
+        hashed.append(sorted(parts))
+        return fingerprint(parts)
+
+    monkeypatch.setitem(train.__globals__, "fingerprint", counted)
+    train(**options | {"steps": 1}, run=tmp_path / "run")
+    assert hashed == [["test", "train", "validation"]]
 
 
 def test_presets_by_name_are_the_library_s_own() -> None:

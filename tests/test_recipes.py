@@ -14,12 +14,15 @@ from torch import Tensor
 
 from inference.cli import command_line
 from inference.loading import build_diffusion, load_trained
+from inference.options import GROUPS
 from inference.runs import Run
 from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from pyro_mdm.likelihoods.gaussian import JointTweedie
 from pyro_mdm.networks import UNet
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -28,7 +31,7 @@ every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.st
 def settings(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What inference.train makes of a recipe."""
     with pytest.raises(SystemExit, match="0"):
-        command_line(train, ["--config", str(path), "--print_config"])
+        command_line(train, ["--config", str(path), "--print_config"], groups=GROUPS)
     found: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return found
 
@@ -90,7 +93,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     words = ["--config", str(path), *(f"--{name}={value}" for name, value in short.items())]
     words += ["--network=small", "--accelerator=cpu", "--figures=false"]
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    command_line(train, [*words, f"--run={tmp_path / 'run'}"])
+    command_line(train, [*words, f"--run={tmp_path / 'run'}"], groups=GROUPS)
     run = Run.open(tmp_path / "run")
     assert (run.folder / "results.json").is_file()
     assert run.config["protocol"] == ("dequantized" if "paper" in name else None)

@@ -28,6 +28,7 @@ import yaml
 from inference import checkpoints as ck
 from inference import environment, runs
 from inference.runs import Run, RunError, StorageError, create_default
+from pyro_mdm.support.files import temporary
 
 resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
 ROOT = Path(__file__).parent.parent
@@ -384,11 +385,11 @@ def test_a_device_without_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "results.json"
     for data in (b"new", bytes(1 << 20)):  # within a buffer and past it
         path.write_bytes(b"old")
-        ck.temporary(path).symlink_to("/dev/full")
+        temporary(path).symlink_to("/dev/full")
         with pytest.raises(StorageError, match=rf"results\.json {message}"):
             ck.write_atomically(path, data)
         assert content(tmp_path) == {"results.json": b"old"}
-        assert not ck.temporary(path).is_symlink()
+        assert not temporary(path).is_symlink()
     path.unlink()
 
     with Run.create(tmp_path / "run", {}) as run:
@@ -398,7 +399,7 @@ def test_a_device_without_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for name in ("step-00000002.safetensors", "step-00000002.json"):
 
             def fill(folder: Path, name: str = name) -> None:
-                ck.temporary(folder / name).symlink_to("/dev/full")
+                temporary(folder / name).symlink_to("/dev/full")
 
             monkeypatch.setattr(ck, "remove_leftovers", fill)
             with pytest.raises(StorageError, match=re.escape(name)):

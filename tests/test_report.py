@@ -216,6 +216,7 @@ def test_figures_after_a_resume_hold_what_came_before_it(
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Run, "log", stopping)
+        patch.setattr(report, "draw_training", lambda *arguments: None)
         train(f"{problems}:Images", "learned", steps=8, run=run, **OPTIONS)
     with open(run / "history.jsonl", "a") as file:
         file.write('{"step": 6, "part": "diff')  # killed in the middle of a line
@@ -232,8 +233,10 @@ def test_a_run_from_before_there_was_a_history_resumes(
     tmp_path: Path, problems: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr(report, "draw_end", lambda *arguments: None)
     with monkeypatch.context() as patch:
         patch.setattr(report, "at_end", lambda *arguments, **options: 1 / 0)
+        patch.setattr(report, "draw_training", lambda *arguments: None)
         with pytest.raises(ZeroDivisionError):
             train(f"{problems}:Points", "learned", steps=4, run=run, **OPTIONS)
     (run / "history.jsonl").unlink()

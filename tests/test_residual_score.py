@@ -66,7 +66,7 @@ def test_it_is_exact_for_gaussian_data_at_the_levels_of_its_fit(make):
     assert len(score.levels) == LEVELS and bool((score.levels.diff() > 0).all())
     assert float(score.levels[-1]) == pytest.approx(5.0)
     assert float(score.levels[0]) == pytest.approx(float(diffusion.terminal_log_snr))
-    check_moments(score, diffusion, diffusion.time_at_noise_level(score.levels[:-1]))
+    check_moments(score, diffusion, diffusion.time_at_log_snr(score.levels[:-1]))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_between_levels_it_is_near(make):
     diffusion.max_log_snr = 5.0
     low = float(diffusion.terminal_log_snr)
     level = low + (5.0 - low) * torch.linspace(0.02, 0.98, 101).double()
-    s = diffusion.time_at_noise_level(level)
+    s = diffusion.time_at_log_snr(level)
     y = normal(2, 101, diffusion.num_variables, 3)
     exact = problem().score(diffusion, y, s)
     found = [
@@ -96,7 +96,7 @@ def test_the_network_sees_and_gives_numbers_of_unit_variance():
     diffusion = CLD(max_log_snr=5.0)
     seen = Seen(0.5)
     score = ResidualScore.fit(seen, diffusion, data(), num_levels=LEVELS)
-    s = diffusion.time_at_noise_level(score.levels[8:9]).expand(8000)
+    s = diffusion.time_at_log_snr(score.levels[8:9]).expand(8000)
     y = problem().noised(diffusion, float(s[0]), 8000)
     found = score.score(diffusion, y, s)
     assert seen.inputs.shape == (8000, 6)
@@ -121,20 +121,20 @@ def test_a_fit_by_simulation_is_the_closed_form_within_its_sampling_error(make):
     linear = make()
     linear.max_log_snr = 4.0
     linear.beta = ConstantBeta(3.0)
-    n, K = 4000, linear.num_variables
+    n, K = 2000, linear.num_variables
     diffusion = Simulated(linear, Simulation(step_size=1 / 60))
     x = data(500)
     state = torch.get_rng_state()
     score = ResidualScore.fit(Zero(), diffusion, x, num_levels=6, num_paths=n)
     assert torch.equal(torch.get_rng_state(), state)
-    s = diffusion.time_at_noise_level(score.levels).clamp(max=1.0)
+    s = diffusion.time_at_log_snr(score.levels).clamp(max=1.0)
     s = torch.maximum(s, diffusion.start_time)
     marginal = linear.marginal(s)
     a = marginal.mean
     C = marginal.covariance[:, None] + SD[:, None, None] ** 2 * (
         a[:, :, None] * a[:, None, :]
     ).unsqueeze(1)
-    torch.testing.assert_close(score.levels, diffusion.noise_level(s))
+    torch.testing.assert_close(score.levels, diffusion.log_snr(s))
     # what is left of the mean, in standard deviations of its own
     off = (score.mean - a[:, :, None] * MEAN).movedim(1, -1).unsqueeze(-1)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(C), off, upper=False)
@@ -204,7 +204,7 @@ def test_float32_and_float64_agree_where_little_noise_is_left():
     diffusion = CLD(max_log_snr=13.0)
     score = ResidualScore.fit(Zero(), diffusion, data())
     for level in (12.9, 8.0, 0.0):
-        s = diffusion.time_at_noise_level(torch.tensor([level]).double()).expand(50)
+        s = diffusion.time_at_log_snr(torch.tensor([level]).double()).expand(50)
         y = problem().noised(diffusion, float(s[0]), 50)
         exact, rough = score.score(diffusion, y, s), score.score(diffusion, y.float(), s)
         assert float((rough - exact).norm() / exact.norm()) < 1e-3
@@ -230,7 +230,7 @@ def test_a_linear_diffusion_has_a_denoiser_by_projection():
     diffusion = CLD(max_log_snr=5.0)
     score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
     level = score.levels[8:9]
-    s = diffusion.time_at_noise_level(level).expand(20)
+    s = diffusion.time_at_log_snr(level).expand(20)
     y = problem().noised(diffusion, float(s[0]), 20)
     marginal = diffusion.marginal(s)
     z = torch.einsum("nk,nkd->nd", marginal.readout, y)

@@ -393,7 +393,7 @@ def test_adaptive_solvers_follow_the_flow_and_count_their_calls(solver):
     found = sampler(diffusion, counted, shape, generator(1), dtype=torch.float64)
     exact = ExponentialIntegrator(200, 3)(diffusion, score, shape, generator(1))
     torch.testing.assert_close(found, exact, rtol=0, atol=100 * tolerance)
-    assert sampler.calls == len(calls) > 50
+    assert sampler.calls == len(calls) > 10
     assert max(calls) <= diffusion.horizon and min(calls) >= diffusion.start_time.item()
 
 

@@ -113,14 +113,14 @@ def test_forward_moments_converge_to_the_kernels(make):
         exact = diffusion.marginal(s)
     x = torch.zeros(K).double()
     x[0] = 1.0
-    for steps in (256, 512):
+    for steps in (128, 256):
         grid = torch.linspace(0, s, steps + 1, dtype=torch.float64)
         mean, covariance = euler_moments(sde, x, diffusion.initial_covariance, grid)
         errors.append((mean - exact.mean, covariance - exact.covariance))
     for coarse, fine in zip(*errors, strict=True):
-        assert fine.abs().max() < 0.02
-        assert coarse.norm() / fine.norm() == pytest.approx(2.0, abs=0.1)  # order 1
-        assert (2 * fine - coarse).abs().max() < 2e-4  # and the limit is the kernel
+        assert fine.abs().max() < 0.04
+        assert coarse.norm() / fine.norm() == pytest.approx(2.0, abs=0.2)  # order 1
+        assert (2 * fine - coarse).abs().max() < 8e-4  # and the limit is the kernel
 
 
 @some_diffusions

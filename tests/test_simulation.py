@@ -12,6 +12,7 @@ in N and in 2N steps: for a method of first order the coarse bias is 2 (coarse -
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.nonlinear import matrix_divergence
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.sde import fold
-from pyro_mdm.diffusions.simulation import SimulationError, advance, simulate
+from pyro_mdm.diffusions.simulation import SimulationError, advance
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.path_integral import path_integral
 from tests.problems import DIFFUSIONS, gaussian, learned, normal
@@ -236,9 +237,9 @@ def integrand(diffusion: NonlinearDiffusion, y: Tensor, simulation: Simulation =
     first, still = torch.zeros(len(y)).double(), Tape(torch.zeros(1, *fold(y).shape).double())
     found = path_integral(diffusion, score, y, simulation, fraction=first, brownian=still)
     start = diffusion.start_time
-    torch.testing.assert_close(found.level, diffusion.noise_level(start).expand(1, len(y)))
+    torch.testing.assert_close(found.level, diffusion.log_snr(start).expand(1, len(y)))
     value = found.value * diffusion.progress_rate(start)
-    torch.testing.assert_close(found.density[0] * diffusion.noise_level_rate(start), value.detach())
+    torch.testing.assert_close(found.density[0] * diffusion.log_snr_rate(start), value.detach())
     assert found.end is None
     return value
 
@@ -501,22 +502,24 @@ def test_simulated_paths_have_the_moments_of_the_kernel(make, per_row, method):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("known", [True, False], ids=["closed form", "simulated"])
 @linear
-def test_paths_at_common_times_are_the_markov_chain(make):
+def test_paths_at_common_times_are_the_markov_chain(make, known):
     lin = make()
+    diffusion = lin if known else Simulated(lin)
     torch.manual_seed(1)
     n, K = 6000, lin.num_variables
     start = lin.start
     y = start.mean[:, None] * 0.7 + start.scale_tril @ normal(2, n, K, 1)
     begin = lin.start_time.reshape(1)
     times = torch.cat([begin, begin + torch.tensor([0.1, 0.13, 0.4], dtype=torch.float64)])
-    path = simulate(Simulated(lin), y, times, Simulation(step_size=0.01))
+    path = diffusion.simulate(y, times, Simulation(step_size=0.01))
     assert path.shape == (n, 4, K, 1) and torch.equal(path[:, 0], y)
     steps = lin.transition(times[1:], times[:-1])
     rest = path[:, 1:] - steps.matrix @ path[:, :-1]
     white = torch.linalg.solve_triangular(steps.scale_tril, rest, upper=False)
     assert_standard_normal(white.flatten(1))
-    alone = simulate(Simulated(lin), y, times[:1], Simulation())
+    alone = diffusion.simulate(y, times[:1])
     assert torch.equal(alone, y.unsqueeze(1))
 
 
@@ -595,6 +598,14 @@ def start_divergence(lin: LinearDiffusion) -> Tensor:
     return torch.distributions.kl_divergence(q, p)
 
 
+@functools.cache
+def known_divergence(name: str) -> tuple[float, Tensor]:
+    """That of the path of a wrong score, and without that of its start."""
+    lin = LINEAR[name]()
+    whole = path_divergence(lin, wrong(lin))
+    return whole.item(), whole - start_divergence(lin)
+
+
 def start_states(lin: LinearDiffusion, n: int) -> Tensor:
     start = lin.start
     return (X * start.mean[:, None] + start.scale_tril @ normal(13, n, len(start.mean), 1)).detach()
@@ -645,12 +656,11 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 def test_the_divergence_of_paths_is_the_closed_form(name, estimator):
     """A wrong linear score, whose divergence from the noised path is a Gaussian integral."""
     lin = LINEAR[name]()
-    truth = path_divergence(lin, wrong(lin)) - start_divergence(lin)
+    size, truth = known_divergence(name)
     n = {"vpsde": 6000, "cld": 10000, "learned_3": 5000}[name]
     counts = (60, 120) if name == "cld" and "euler" in estimator else (24, 48)
     (coarse, _), (fine, _) = run(lin, n, counts, **ESTIMATORS[estimator])
     change = float((coarse - fine).mean())
-    size = path_divergence(lin, wrong(lin)).item()
     check_mean(2 * fine - coarse, truth, largest_error=0.05 * size, more=0.5 * abs(change))
     assert abs(change) < 0.2 * size
 
@@ -696,8 +706,8 @@ def test_times_are_weighted_by_what_is_left_out(points):
         assert float(found.value.mean()) == pytest.approx(float(expected), rel=1e-3)
         at = (torch.arange(points).double()[:, None] + torch.cat([u, u])) / points
         s = diffusion.time_at_progress(at)
-        torch.testing.assert_close(found.level, diffusion.noise_level(s))
-        value = (found.density * diffusion.noise_level_rate(s) / diffusion.progress_rate(s)).mean(0)
+        torch.testing.assert_close(found.level, diffusion.log_snr(s))
+        value = (found.density * diffusion.log_snr_rate(s) / diffusion.progress_rate(s)).mean(0)
         torch.testing.assert_close(value, found.value)
 
 

@@ -84,26 +84,26 @@ def test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise() -> None:
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
-    repeats = 200
+    repeats = 120
     games = [planned(seed, 200, baseline) for seed in range(repeats)]
     for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
         found = [game.integral(*target) for game in games]
         mean = torch.tensor([f.mean for f in found], dtype=torch.float64)
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
         assert abs(mean.mean() - truth) < 5 * mean.std() / math.sqrt(repeats)
-        assert 0.9 < error.square().mean().sqrt() / mean.std() < 1.7
+        assert 0.85 < error.square().mean().sqrt() / mean.std() < 1.8
         spread = [game._plan.spread[target] for game in games]
         foreseen = torch.tensor(spread, dtype=torch.float64) / math.sqrt(200)
-        assert 0.8 < foreseen.square().mean().sqrt() / mean.std() < 1.8
+        assert 0.75 < foreseen.square().mean().sqrt() / mean.std() < 1.9
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)
 
 
 @pytest.mark.parametrize("baseline", [True, False])
-@pytest.mark.parametrize("rounds", [(64,), (40, 30, 50), (64, 64, 64)], ids=str)
+@pytest.mark.parametrize("rounds", [(64,), (40, 30, 50)], ids=str)
 def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) -> None:
-    """200 repetitions: means within 5 s.e., variance and coverage as claimed."""
-    repeats = 200
+    """120 repetitions: means within 5 s.e., variance and coverage as claimed."""
+    repeats = 120
     games = [play(seed, rounds, baseline) for seed in range(repeats)]
     for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
         found = [game.integral(*target) for game in games]
@@ -111,7 +111,7 @@ def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) ->
         error = torch.tensor([f.error for f in found], dtype=torch.float64)
         assert abs(mean.mean() - truth) < 5 * mean.std() / math.sqrt(repeats)
         # the error claimed leaves out a part of what stratification gains: never too small
-        assert 0.85 < error.square().mean().sqrt() / mean.std() < 2.0
+        assert 0.8 < error.square().mean().sqrt() / mean.std() < 2.1
         covered = ((mean - truth).abs() < 1.96 * error).double().mean()
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)  # skewed: 1e-6
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.processes import Program, finish
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "inference" / "svi.py"
@@ -19,12 +19,9 @@ SCRIPT = ROOT / "inference" / "svi.py"
 )
 def test_it_trains_measures_and_samples(options: list[str], tmp_path: Path) -> None:
     """From a measurement of the bound to the next the terms improve, and TensorBoard has them."""
-    command = [sys.executable, "-m", "inference.svi", *options, "--steps", "50"]
-    done = subprocess.run(
-        [*command, "--logdir", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "bits/dim" in done.stdout and "elbo" in done.stdout
+    words = [*options, "--steps", "50", "--logdir", tmp_path]
+    said = finish(Program("inference.svi", *words))
+    assert "bits/dim" in said and "elbo" in said
     written = EventAccumulator(str(tmp_path))
     written.Reload()
     first, last = written.Scalars("bound/elbo/test")
@@ -35,7 +32,7 @@ def test_it_trains_measures_and_samples(options: list[str], tmp_path: Path) -> N
     if "digits" in options:
         assert written.Images("samples")[0].width > 200
     else:
-        assert "correlations" in done.stdout
+        assert "correlations" in said
 
 
 def test_it_is_short_and_plain() -> None:

@@ -22,6 +22,8 @@ from pyro_mdm.paths.divergence import prior_kl
 from tests.problems import generator, normal
 from tests.test_programs import run_program
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 TARGET_NOISE = [[1.0, 0.3], [0.3, 0.25]]  # of the example
 EXAMPLE = "inference.guides.target_noise:TargetNoise"
 SIGMA = torch.tensor(TARGET_NOISE, dtype=torch.float64)

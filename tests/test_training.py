@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -30,11 +29,14 @@ from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
 from inference.runs import Run, RunError
-from inference.train import _check_alike, train
+from inference.train import check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
+from tests.processes import Program, finish, together
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -86,12 +88,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{path}:Tiny"
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_training", "draw_end"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
-
-
 @pytest.fixture
 def options(tiny: str) -> dict[str, Any]:
     return {
@@ -108,39 +104,9 @@ def options(tiny: str) -> dict[str, Any]:
     }
 
 
-def command(
-    module: str, *words: object, processes: int = 1, options: dict[str, Any] | None = None
-) -> list[str]:
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        module = f"-- {module}"  # else torchrun takes --run for its own
-    given = [
-        f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in (options or {}).items()
-    ]
-    return [sys.executable, *launcher, "-m", *module.split(), *map(str, words), *given]
-
-
-def launch(words: list[str], **more: Any) -> subprocess.Popen[str]:
-    """Interrupted by SIGINT even where these tests run in the background, which ignores it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    more.setdefault("preexec_fn", functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
-    return subprocess.Popen(
-        words,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **more,
-    )
-
-
-def finish(words: list[str]) -> str:
-    process = launch(words)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+def given(options: dict[str, Any]) -> list[str]:
+    """Options as words of a command line."""
+    return [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items()]
 
 
 def objective(run: Path) -> pd.DataFrame:
@@ -209,7 +175,7 @@ def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
         stop_after(3, patch)
         train(**options, run=tmp_path / "two")
     assert latest_checkpoint(tmp_path / "two" / "checkpoints").step == 2
-    out = finish(command("inference.train", "--resume", tmp_path / "two", processes=2))
+    out = together(2, "inference.train", "--resume", tmp_path / "two")
     assert "step 2 of 6, 2 processes" in out and out.count("bits/dim") == 1  # one of them speaks
     assert_same(tmp_path / "one", tmp_path / "two", rtol=2e-3)
     first, second = (objective(tmp_path / run) for run in ("one", "two"))
@@ -218,8 +184,8 @@ def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     assert [json.loads(line)["processes"] for line in sessions] == [1, 2]
     # the same evaluation, shared: the last lines agree to the last digit shown
     words = [tmp_path / "two", "--draws=4", "--batch_size=4", "--accelerator=cpu"]
-    shared = finish(command("inference.evaluate", *words, processes=2)).splitlines()
-    alone = finish(command("inference.evaluate", *words)).splitlines()
+    shared = together(2, "inference.evaluate", *words).splitlines()
+    alone = finish(Program("inference.evaluate", *words)).splitlines()
     assert shared == alone
 
 
@@ -233,13 +199,13 @@ from pyro_mdm.networks import MLP
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)
 levels = torch.linspace(-1, 1, 5)
-x = levels[torch.randint(5, (101, 3))]
+x = levels[torch.randint(5, (45, 3))]
 cld, vpsde = CLD(max_log_snr=6.0), VPSDE(max_log_snr=5.0)
 scores = DiscreteDenoiser.fit(MLP(3, 8, 1, 15), x, 5), NoisePrediction(MLP(3, 8, 1))
 models = [DiffusionModel(d, s, event_shape=(3,)) for d, s in zip((cld, vpsde), scores)]
 pairs = {str(i): (m, DiffusionGuide(m.diffusion)) for i, m in enumerate(models)}
-for options in ({"draws": 3}, {"draws": 40, "half_width": 0.4}):
-    options |= {"batch_size": 16}
+for options in ({"draws": 3}, {"draws": 16, "half_width": 0.4}):
+    options |= {"batch_size": 8}
     seen = []
     for score in scores:
         score.network.register_forward_hook(lambda m, a, out: seen.append(len(out)))
@@ -266,9 +232,7 @@ torch.distributed.destroy_process_group()
 
 def test_a_shared_evaluation_is_that_of_one_process_at_half_the_calls(tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    out = finish([sys.executable, *words, str(tmp_path / "shared.py")])
-    assert out.count("same") == 2
+    assert together(2, str(tmp_path / "shared.py")).count("same") == 2
     with pytest.raises(RuntimeError, match="distributed=True, but this process belongs to no"):
         log_likelihood(*pair_of_programs(), torch.zeros(8, 2), distributed=True)
 
@@ -458,7 +422,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_options: dict[s
     return run
 
 
-def wait_for(run: Path, process: subprocess.Popen[str], number: int) -> None:
+def wait_for(run: Path, process: Program, number: int) -> None:
     """Until the run has written ``number`` more checkpoints."""
     seen: set[str] = {p.name for p in run.glob("checkpoints/*.json")}
     fresh: set[str] = set()
@@ -475,17 +439,17 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     """SIGKILL at random moments, most of which fall into the writing of a checkpoint or a row."""
     run, kills = tmp_path / "run", 0
     moments = random.Random(0)
-    words = command("inference.train", options=long_options | {"run": run})
+    words = given(long_options | {"run": run})
     while kills < 3:
-        process = launch(words)
+        process = Program("inference.train", *words)
         wait_for(run, process, 4)
         time.sleep(moments.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
         assert not (run / "results.json").exists()
-        words = command("inference.train", "--resume", run)
-    finish(words)
+        words = ["--resume", str(run)]
+    finish(Program("inference.train", *words))
     assert_same(uninterrupted, run)
     assert len((run / "sessions.jsonl").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
@@ -498,7 +462,7 @@ def test_asked_to_stop_it_saves_and_exits(
 ) -> None:
     run = tmp_path / "run"
     options = long_options | {"run": run, "checkpoint_every": 200}
-    process = launch(command("inference.train", options=options))
+    process = Program("inference.train", *given(options))
     while not (run / "metrics.csv").exists() or len(objective(run)) < 20:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
@@ -509,15 +473,24 @@ def test_asked_to_stop_it_saves_and_exits(
     assert step < 200 and latest_checkpoint(run / "checkpoints").step == step
     assert objective(run).step.tolist() == list(range(1, step + 1))  # nothing is lost
     if number == signal.SIGTERM:
-        finish(command("inference.train", "--resume", run))
+        finish(Program("inference.train", "--resume", run))
         pd.testing.assert_frame_equal(objective(run), objective(uninterrupted), check_exact=True)
 
 
 def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any]) -> None:
     run = tmp_path / "run"
     options = long_options | {"run": run, "checkpoint_every": 200, "steps": 4000}
-    words = command("inference.train", processes=2, options=options)
-    process = launch(words, start_new_session=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    module = ["-m", "--", "inference.train"]  # else torchrun takes --run for its own
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *module, *given(options)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         while not (run / "metrics.csv").exists() or len(objective(run)) < 5:
             assert process.poll() is None, process.communicate()[1]
@@ -689,15 +662,15 @@ def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
 
     fabric: Any = Second()
     with Run.create(tmp_path / "run", {}) as run:
-        _check_alike(fabric, run, (40, {"train": "a"}))
+        check_alike(fabric, run, (40, {"train": "a"}))
         for mine in ((20, {"train": "a"}), (40, {"train": "b"})):
             with pytest.raises(RunError, match=r"process 1 .* at step .* the same files"):
-                _check_alike(fabric, run, mine)
+                check_alike(fabric, run, mine)
 
 
 def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict[str, Any]) -> None:
     run = tmp_path / "run"
-    process = launch(command("inference.train", options=long_options | {"run": run}))
+    process = Program("inference.train", *given(long_options | {"run": run}))
     try:
         wait_for(run, process, 1)
         with pytest.raises(RunError, match=str(process.pid)):
@@ -709,23 +682,25 @@ def test_two_trainings_of_one_run_are_refused(tmp_path: Path, long_options: dict
     assert latest_checkpoint(run / "checkpoints").step > 0
 
 
+def limited() -> None:
+    """No file may grow beyond 8 kB, as on a full disk."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+
+
 @pytest.mark.other_processes
 def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
     tmp_path: Path, long_options: dict[str, Any]
 ) -> None:
-    """No file may grow beyond what the checkpoint needs: its writing fails as on a full disk."""
-    import resource
-
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
-
+    """No file may grow to what the checkpoint needs: its writing fails."""
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         stop_after(8, patch)
         train(**long_options, run=run)
     before = latest_checkpoint(run / "checkpoints")
-    process = launch(command("inference.train", "--resume", run), preexec_fn=limited)
+    process = Program("inference.train", "--resume", run, before=limited)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Traceback" not in err and "free" in err

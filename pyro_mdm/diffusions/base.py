@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 Times = float | Tensor
-
-
 Matrix = Sequence[Sequence[float]] | Tensor
 
 
@@ -64,12 +62,13 @@ class Diffusion(Restorable, nn.Module, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
-    where the generative process takes its prior. :class:`LinearDiffusion` has a closed form for
-    all that lies between; a :class:`~pyro_mdm.diffusions.NonlinearDiffusion` is simulated.
+    where the generative process takes its prior. What lies between has a closed form or is
+    simulated (:attr:`closed_form`): the first for a :class:`LinearDiffusion`, the second for a
+    :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
 
-    Noise levels count the way from ε to T: ``noise_level(s)`` falls from :attr:`max_log_snr` to
-    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by;
-    log SNR for a linear diffusion, nominal otherwise.
+    Log SNR counts the way from ε to T: ``log_snr(s)`` falls from :attr:`max_log_snr` to
+    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by.
+    At ε it is what it says; later, of a diffusion without a closed form, it is nominal.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
     precision; moving it to another device moves them.
@@ -78,7 +77,7 @@ class Diffusion(Restorable, nn.Module, ABC):
     num_variables: int
     horizon: float
     closed_form: bool = False
-    """Whether marginals and transitions have a closed form; if not, paths are simulated."""
+    """Whether :meth:`marginal` and :meth:`transition` are known; if not, paths are simulated."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
@@ -94,6 +93,21 @@ class Diffusion(Restorable, nn.Module, ABC):
         or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
         """
 
+    @abstractmethod
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths from y (n, K, *event_shape) at times[0], seen at ``times``.
+
+        Args:
+            times: (N,) increasing, in [ε, T].
+            simulation: how, where there is no closed form; the diffusion's own by default.
+
+        Returns:
+            (n, N, K, *event_shape), y itself first.
+
+        Raises:
+            SimulationError: a path exploded.
+        """
+
     @property
     @abstractmethod
     def prior(self) -> Prior:
@@ -107,7 +121,7 @@ class Diffusion(Restorable, nn.Module, ABC):
     @property
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
-        """The noise level at T, 0-dim."""
+        """λ at T, 0-dim."""
 
     @property
     @abstractmethod
@@ -120,28 +134,57 @@ class Diffusion(Restorable, nn.Module, ABC):
         """The law of y_ε given x."""
 
     @abstractmethod
-    def noise_level(self, s: Times) -> Tensor:
-        """The noise level at s, like s; decreasing."""
+    def log_snr(self, s: Times) -> Tensor:
+        """λ(s), like s; decreasing."""
 
     @abstractmethod
-    def noise_level_rate(self, s: Times) -> Tensor:
-        """Minus its derivative in s, like s; positive."""
+    def log_snr_rate(self, s: Times) -> Tensor:
+        """-dλ/ds, like s; positive."""
 
     @abstractmethod
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """The time of a noise level, like it."""
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value."""
 
     @abstractmethod
     def clock(self, s: Times) -> Tensor:
         """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
 
-    def noise_level_grid(self, num_times: int) -> Tensor:
-        """(num_times,) increasing times from ε to T, equally spaced in noise level."""
+    def marginal(self, s: Times) -> Marginal:
+        """The law of y_s given x per data dimension, for s (…), if it has a closed form.
+
+        Raises:
+            NotImplementedError: it has none.
+        """
+        raise NotImplementedError(self._no_closed_form())
+
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        """The law of y_s given y_r per data dimension, s > r (…), if it has a closed form.
+
+        Raises:
+            NotImplementedError: it has none.
+        """
+        raise NotImplementedError(self._no_closed_form())
+
+    def _no_closed_form(self) -> str:
+        return (
+            f"the law of {type(self).__name__} past its start time has no closed form; simulate "
+            "it, DiffusionGuide(diffusion).law(x, times).sample()"
+        )
+
+    def check(self, event_shape: Sequence[int]) -> None:
+        """What the diffusion declares, tried on states of this event shape, where it can be wrong.
+
+        Raises:
+            ValueError: it is not as declared.
+        """
+
+    def log_snr_grid(self, num_times: int) -> Tensor:
+        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
         if num_times < 2:
             raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
         low = self.terminal_log_snr
         fraction = torch.linspace(0, 1, num_times, dtype=torch.float64, device=low.device)
-        s = self.time_at_noise_level(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
+        s = self.time_at_log_snr(self.max_log_snr + (low - self.max_log_snr) * fraction[:-1])
         return torch.cat([s, self.as_tensor(self.horizon).reshape(1)])
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:

@@ -9,27 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import Simulation
 
-__all__ = ["Trace", "apply_root", "apply_root_transposed", "as_rows", "divergence", "own_node"]
+__all__ = ["Trace", "divergence", "own_node"]
 
 EXACT = 8
 """The most derivatives for which a divergence is exact by default."""
-
-
-def as_rows(y: Tensor) -> Tensor:
-    """(n, K, *event_shape) -> (n, d, K)."""
-    return y.reshape(*y.shape[:2], -1).mT
-
-
-def apply_root_transposed(G: Tensor, r: Tensor) -> Tensor:
-    """Gᵀ r, (n, d, K)."""
-    return (G.mT @ r.unsqueeze(-1)).squeeze(-1)
-
-
-def apply_root(G: Tensor, xi: Tensor) -> Tensor:
-    """G ξ, (n, d, K)."""
-    return (G @ xi.unsqueeze(-1)).squeeze(-1)
 
 
 def own_node(y: Tensor) -> Tensor:
@@ -55,7 +41,7 @@ def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulatio
     if not field.requires_grad:
         return Trace(y.new_zeros(n), y.new_zeros(n))
     # The graph is needed if anything else carries gradients; the caller detaches if not.
-    along = rows if G is None else apply_root_transposed(G, rows)
+    along = rows if G is None else apply_to_rows(G.mT, rows)
     used = list(range(K))
     if G is not None:
         used = G.detach().abs().amax((0, 1, 2)).nonzero().squeeze(1).tolist()
@@ -73,7 +59,7 @@ def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulatio
     for _ in range(probes):
         xi = _probe((n, d, K), simulation.probe_law, y)
         grad = _gradient((along * xi).sum(), y)
-        estimates.append((grad * (xi if G is None else apply_root(G, xi))).flatten(1).sum(1))
+        estimates.append((grad * (xi if G is None else apply_to_rows(G, xi))).flatten(1).sum(1))
     values = torch.stack(estimates)
     variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
     return Trace(values.mean(0), variance)

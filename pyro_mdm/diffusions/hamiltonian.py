@@ -24,7 +24,14 @@ from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.divergence import own_node
 from pyro_mdm.diffusions.kernels import semidefinite_cholesky
-from pyro_mdm.diffusions.matrices import square_matrix
+from pyro_mdm.diffusions.matrices import (
+    apply_to_rows,
+    as_rows,
+    check_semidefinite,
+    check_skew,
+    square_matrix,
+    symmetric_root,
+)
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion, matrix_divergence
 from pyro_mdm.diffusions.priors import Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation
@@ -145,13 +152,11 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             raise ValueError(f"root is {root!r}, expected a function of the state, like D")
         self.root = None if root is None else _Field("root", root, K)
         self.noise_depends_on_state = self.D.function is not None
-        for field, check in ((self.Q, _check_skew), (self.D, _check_semidefinite)):
+        for field, check in ((self.Q, check_skew), (self.D, check_semidefinite)):
             if field.function is None:
                 check(field.name, field.constant, 1e-12)
         if self.D.function is None:
-            values, vectors = torch.linalg.eigh(2 * self.D.constant)
-            half = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-            self.register_buffer("_unit_dispersion", half)
+            self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
     def settings(self) -> dict[str, Any]:
         """Functions are known by their names alone."""
@@ -193,9 +198,8 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         with torch.enable_grad():
             state = own_node(y).double()
             (gradient,) = torch.autograd.grad(self.energy(state).sum(), state, create_graph=True)
-            rows = gradient.reshape(*y.shape[:2], -1).mT.unsqueeze(-1)
-            blocks = self.Q(state) + self.D(state)
-            force = (blocks @ rows).squeeze(-1).mT.reshape(y.shape)
+            force = apply_to_rows(self.Q(state) + self.D(state), as_rows(gradient))
+            force = force.mT.reshape(y.shape)
             rate = self.rate(s)
             rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
             f = rate * (self._correction(state) - force)
@@ -248,13 +252,12 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             generator = torch.Generator(self._device()).manual_seed(0)
             with torch.no_grad():
                 y = self.prior.sample((16, self.num_variables, *event_shape), generator).double()
-                if self.Q.function is not None:
-                    _check_skew("Q", self.Q(y), SKEW)
-                if self.D.function is not None:
-                    D = self.D(y)
-                    _check_semidefinite("D", D, SKEW)
-                    if self.root is not None:
-                        _check_root(self.root(y), D)
+                for field, check in ((self.Q, check_skew), (self.D, check_semidefinite)):
+                    if field.function is not None:
+                        _check_finite(field.name, matrix := field(y))
+                        check(field.name, matrix, SKEW)
+                if self.root is not None:
+                    _check_root(self.root(y), self.D(y))
         super().check(event_shape)
 
 
@@ -321,32 +324,10 @@ def _shaped(name: str, value: Tensor, argument: Tensor, shape: tuple[int, ...]) 
     return value.double()
 
 
-def _check_skew(name: str, Q: Tensor, tolerance: float) -> None:
-    _check_finite(name, Q)
-    if (skew := (Q + Q.mT).abs().max().item()) > tolerance * max(1.0, Q.abs().max().item()):
-        raise ValueError(
-            f"{name} is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
-        )
-
-
 def _check_finite(name: str, matrix: Tensor) -> None:
     if not bool(matrix.isfinite().all()):
         bad = matrix[~matrix.isfinite()][0].item()
         raise ValueError(f"{name} has entries that are not finite at states of the prior: {bad}")
-
-
-def _check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
-    _check_finite(name, D)
-    size = max(1.0, D.abs().max().item())
-    if (asym := (D - D.mT).abs().max().item()) > tolerance * size:
-        raise ValueError(
-            f"{name} is not symmetric: |D - Dᵀ| reaches {asym:.3g}, expected 0; use D = B Bᵀ"
-        )
-    if (low := torch.linalg.eigvalsh(D).min().item()) < -tolerance * size:
-        raise ValueError(
-            f"{name} is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
-            "expected ≥ 0; use D = B Bᵀ"
-        )
 
 
 def _check_root(root: Tensor, D: Tensor) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Factor",
     "KernelPrecisionError",
     "direct_factor",
+    "inverse_tril",
     "lower_triangular",
     "noise_basis",
     "pulled_back_factor",
@@ -41,14 +42,8 @@ __all__ = [
 ]
 
 TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
-
-
 NODES, WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
-
-
 FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
-
-
 MAX_DOUBLINGS = 60
 
 
@@ -140,10 +135,10 @@ def lower_triangular(F: Tensor) -> Tensor:
     return (R * sign.unsqueeze(-1)).mT * d
 
 
-def _inverse(C: Tensor) -> Tensor:
-    """C^{-1} of a lower-triangular C."""
-    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
-    return torch.linalg.solve_triangular(C, eye.expand_as(C), upper=False)
+def inverse_tril(L: Tensor) -> Tensor:
+    """L^{-1} of lower triangular L (…, K, K)."""
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
 
 
 def _log_diagonal_sum(C: Tensor) -> Tensor:
@@ -162,7 +157,7 @@ def pulled_back_factor(A: Tensor, GG: Tensor, Sigma0: Tensor, M: Tensor, tau: Te
     S = (P + Sigma0)[..., order, :][..., :, order]
     C, amplification = scaled_cholesky(S)
     last = C[..., -1, -1]
-    whitener = _inverse(C) @ W[..., order, :]
+    whitener = inverse_tril(C) @ W[..., order, :]
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
     log_det = 2 * _log_diagonal_sum(C) + 2 * tau * A.diagonal().sum()
     return Factor(M[..., order] @ C, whitener, -2 * last.log(), readout, log_det, amplification)
@@ -171,7 +166,7 @@ def pulled_back_factor(A: Tensor, GG: Tensor, Sigma0: Tensor, M: Tensor, tau: Te
 def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
     """Factor Σ itself by a scaled Cholesky. Best late, where Σ is near its stationary value."""
     L, amplification = scaled_cholesky(Sigma)
-    whitener = _inverse(L)
+    whitener = inverse_tril(L)
     u = whitener @ a.unsqueeze(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
     size = u.detach().abs().amax(-2, keepdim=True)
@@ -249,7 +244,7 @@ def transition_factor(
     growth = torch.minimum(rounding / given, tau.detach().unsqueeze(-1) * rounding / gained)
     growth = torch.where((level == 0).to(A.device), growth, 0.0).amax(-1)
     amplification = torch.maximum(amplification, growth)
-    return U @ C, _inverse(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
+    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
 
 
 def semidefinite_cholesky(D: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class LearnedDrift(_FromLinear):
         """β u, like y (batch, K, *event_shape), for s (batch,)."""
         s = self.as_tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
-        level = self.noise_level(s)
+        level = self.log_snr(s)
         inputs = y.flatten(1, 2) if y.dim() > 2 else y
         out = self.network(inputs.to(dtype), level.to(dtype))
         if out.shape != inputs.shape:

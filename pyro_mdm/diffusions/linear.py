@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_mdm import randomness
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
     Diffusion,
@@ -24,8 +25,11 @@ from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     apply_matrix,
+    check_semidefinite,
+    check_skew,
     covariance_matrix,
     square_matrix,
+    symmetric_root,
 )
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.support.checks import check_number
@@ -34,7 +38,6 @@ from pyro_mdm.support.settings import described
 __all__ = ["LinearDiffusion", "shared_ends"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
-
 
 _shared: dict[tuple[int, str], Any] | None = None
 
@@ -130,20 +133,8 @@ class LinearDiffusion(Diffusion):
         self.register_buffer("_D", D)
 
     def _check_family(self) -> None:
-        Q, D = self.Q.detach(), self.D.detach()
-        if (skew := (Q + Q.mT).abs().max().item()) > 1e-12 * max(1.0, Q.abs().max().item()):
-            raise ValueError(
-                f"Q is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
-            )
-        if (asym := (D - D.mT).abs().max().item()) > 1e-12 * max(1.0, D.abs().max().item()):
-            raise ValueError(
-                f"D is not symmetric: |D - Dᵀ| reaches {asym:.3g}, expected 0; use D = B Bᵀ"
-            )
-        if (low := torch.linalg.eigvalsh(D).min().item()) < -1e-12 * max(1.0, D.abs().max().item()):
-            raise ValueError(
-                f"D is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
-                "expected ≥ 0; use D = B Bᵀ"
-            )
+        check_skew("Q", self.Q.detach(), 1e-12)
+        check_semidefinite("D", self.D.detach(), 1e-12)
         self._check_controllable()
 
     def _check_controllable(self) -> None:
@@ -293,8 +284,7 @@ class LinearDiffusion(Diffusion):
         def root() -> Tensor:
             if self.D.requires_grad:
                 return kernels.semidefinite_cholesky(self.unit_noise)
-            values, vectors = torch.linalg.eigh(self.unit_noise)
-            return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+            return symmetric_root(self.unit_noise)
 
         found: Tensor = self._cached("unit_dispersion", root)
         return found
@@ -340,6 +330,14 @@ class LinearDiffusion(Diffusion):
         F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self.noise_basis())
         self.check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
+
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths by their exact transitions; ``simulation`` has no effect on them."""
+        states, steps = [y], self.transition(times[1:], times[:-1])
+        for M, L in zip(steps.matrix, steps.scale_tril, strict=True):
+            noise = randomness.normal(y.shape, y.dtype, y.device)
+            states.append(apply_matrix(M, states[-1]) + apply_matrix(L, noise))
+        return torch.stack(states, 1)
 
     def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the columns noise enters by.
@@ -525,18 +523,6 @@ class LinearDiffusion(Diffusion):
         _, _, factor = self.factorization(self.clock(s))
         return self.rate(s) * _decay(factor, self.unit_noise)
 
-    def noise_level(self, s: Times) -> Tensor:
-        """λ(s), log SNR."""
-        return self.log_snr(s)
-
-    def noise_level_rate(self, s: Times) -> Tensor:
-        """-dλ/ds."""
-        return self.log_snr_rate(s)
-
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """As :meth:`time_at_log_snr`."""
-        return self.time_at_log_snr(level)
-
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
 
@@ -554,10 +540,6 @@ class LinearDiffusion(Diffusion):
             )
         tau = self._clock_gradient(self._clock_root(value), value)
         return self.time_at_clock(tau)
-
-    def log_snr_grid(self, num_times: int) -> Tensor:
-        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
-        return self.noise_level_grid(num_times)
 
     # -- log volume --------------------------------------------------------------------------------
 

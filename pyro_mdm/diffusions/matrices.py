@@ -14,22 +14,28 @@ from pyro_mdm.support.checks import real_tensor
 __all__ = [
     "MAX_AMPLIFICATION",
     "apply_matrix",
+    "apply_to_rows",
     "apply_vector",
+    "as_rows",
+    "check_semidefinite",
+    "check_skew",
     "covariance_matrix",
     "full_precision",
     "square_matrix",
+    "symmetric_root",
 ]
 
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
 MAX_AMPLIFICATION = 2e7
 
 
-def apply_matrix(matrix: Tensor, y: Tensor) -> Tensor:
+def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Tensor:
     """``matrix`` (*batch, K, K) on the variables of y (*batch, K, *event_shape), in y's dtype.
 
-    One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape).
+    One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape), or with
+    any if ``event_dim`` says how many dimensions a datum has.
     """
-    batch = matrix.shape[:-2] or y.shape[:1]
+    batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
     with full_precision(y):
         return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
 
@@ -49,6 +55,44 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
 def full_precision(like: Tensor) -> torch.autocast:
     """Autocast switched off on the device of ``like``: algebra outside the network is exact."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def as_rows(y: Tensor) -> Tensor:
+    """The variables of each data dimension last: (n, K, *event_shape) -> (n, d, K)."""
+    return y.reshape(*y.shape[:2], -1).mT
+
+
+def apply_to_rows(matrix: Tensor, rows: Tensor) -> Tensor:
+    """``matrix`` (n, d or 1, K, K) on rows (n, d, K), one K×K block for each data dimension."""
+    return (matrix @ rows.unsqueeze(-1)).squeeze(-1)
+
+
+def check_skew(name: str, Q: Tensor, tolerance: float) -> None:
+    """Raises ValueError unless Q (…, K, K) is skew-symmetric, relative to its size."""
+    if (skew := (Q + Q.mT).abs().max().item()) > tolerance * max(1.0, Q.abs().max().item()):
+        raise ValueError(
+            f"{name} is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
+        )
+
+
+def check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
+    """Raises ValueError unless D (…, K, K) is symmetric positive semi-definite, likewise."""
+    size = max(1.0, D.abs().max().item())
+    if (asym := (D - D.mT).abs().max().item()) > tolerance * size:
+        raise ValueError(
+            f"{name} is not symmetric: |D - Dᵀ| reaches {asym:.3g}, expected 0; use D = B Bᵀ"
+        )
+    if (low := torch.linalg.eigvalsh(D).min().item()) < -tolerance * size:
+        raise ValueError(
+            f"{name} is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
+            "expected ≥ 0; use D = B Bᵀ"
+        )
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """The symmetric S with S S = matrix (K, K), positive semi-definite."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
 
 
 def square_matrix(name: str, value: Matrix) -> Tensor:

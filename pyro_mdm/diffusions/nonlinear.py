@@ -34,10 +34,15 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import covariance_matrix, full_precision
+from pyro_mdm.diffusions.matrices import (
+    apply_to_rows,
+    as_rows,
+    covariance_matrix,
+    full_precision,
+)
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior
 from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import Simulation, noise_root
+from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 from pyro_mdm.support.settings import described
 
@@ -45,8 +50,6 @@ __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
-
-
 MISMATCH = 1e-4
 """Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
 
@@ -58,7 +61,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     samplers: a network inside must cast its inputs, as :class:`LearnedDrift` does.
 
     At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
-    ``v_0 ~ N(0, Σ_v)``. Noise levels are nominal, a logarithm of the clock's time from
+    ``v_0 ~ N(0, Σ_v)``. Later log SNR is nominal, a logarithm of the clock's time from
     ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
     network is told of the time, never what the bound is.
 
@@ -69,7 +72,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         horizon: T.
         initial_variance: Σ_v at s = 0: a number or K-1.
         max_log_snr: λ at the start, where the decoder takes over.
-        min_log_snr: the nominal noise level at T.
+        min_log_snr: the nominal log SNR at T.
         prior: π, N(0, I) by default. One that depends on parameters of the diffusion belongs into
             an overridden property ``prior``, so that a copy of the diffusion has its own.
         simulation: how paths are simulated.
@@ -104,7 +107,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         K = num_variables
         check_count("num_variables", K, "the number K of variables, the data among them")
         max_log_snr = check_number("max_log_snr", max_log_snr, "a finite log SNR, e.g. 13")
-        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite noise level, e.g. -10")
+        min_log_snr = check_number("min_log_snr", min_log_snr, "a finite log SNR, e.g. -10")
         if not min_log_snr < max_log_snr:
             raise ValueError(f"min_log_snr {min_log_snr} must be below max_log_snr {max_log_snr}")
         if prior is not None:
@@ -142,7 +145,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def terminal_log_snr(self) -> Tensor:
-        """The nominal noise level at T, 0-dim."""
+        """Nominal λ at T, 0-dim."""
         return self.as_tensor(self._min_log_snr)
 
     @property
@@ -167,17 +170,17 @@ class NonlinearDiffusion(Diffusion, ABC):
         """β(s), like s, float64."""
         return self.beta.rate(self.checked_time("s", s))
 
-    def noise_level(self, s: Times) -> Tensor:
-        """The nominal level, like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
+    def log_snr(self, s: Times) -> Tensor:
+        """Nominal λ(s), like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
-    def noise_level_rate(self, s: Times) -> Tensor:
+    def log_snr_rate(self, s: Times) -> Tensor:
         """Minus its derivative in s, like s."""
         return self._width * self.rate(s) / (self._unit + self._done(s))
 
-    def time_at_noise_level(self, level: Times) -> Tensor:
-        """The time of a nominal level, like it."""
-        fraction = (self.max_log_snr - self.as_tensor(level)) / self._width
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time with nominal λ(s) = value, like value."""
+        fraction = (self.max_log_snr - self.as_tensor(value)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
@@ -245,6 +248,16 @@ class NonlinearDiffusion(Diffusion, ABC):
         whole = self._ends()[1]
         return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
+    def simulate(self, y: Tensor, times: Tensor, simulation: Simulation | None = None) -> Tensor:
+        """Paths by torchsde, in steps of at most ``step_size`` of :meth:`progress`."""
+        if len(times) == 1:
+            return y.unsqueeze(1)
+        simulation = self.simulation if simulation is None else simulation
+        gap = float(self.progress(times).diff().max())
+        steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
+        found = advance(self, y, times, steps, simulation)
+        return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
+
     # -- what the bound needs ----------------------------------------------------------------------
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
@@ -266,11 +279,9 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
         G = noise_root(self, y, s)
-        score = self.prior.score(y)
-        rows = score.reshape(*y.shape[:2], -1).mT.unsqueeze(-1)
-        pulled = (G @ (G.mT @ rows)).squeeze(-1).mT.reshape(y.shape)
+        pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(self.prior.score(y))))
         drift = self.drift(y, s).to(y.dtype)
-        return drift - 0.5 * (pulled + self.noise_divergence(y, s))
+        return drift - 0.5 * (pulled.mT.reshape(y.shape) + self.noise_divergence(y, s))
 
     def check(self, event_shape: Sequence[int]) -> None:
         """What the diffusion declares, tried on a few states from the prior; once per shape.

@@ -22,16 +22,10 @@ __all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
 
 POINTS = 4001
 """Nodes of a quadrature over one variable."""
-
-
 REACH = 36.0
 """The integrand of a quadrature is followed to e^-36 of its highest value."""
-
-
 FARTHEST = 1e18
 """Where a quadrature looks for the end of a law."""
-
-
 ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
 

@@ -25,7 +25,7 @@ from pyro_mdm.support.settings import Recorded
 if TYPE_CHECKING:
     from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 
-__all__ = ["LIMIT", "Simulation", "SimulationError", "advance", "noise_root", "simulate"]
+__all__ = ["LIMIT", "Simulation", "SimulationError", "advance", "noise_root"]
 
 LIMIT = 1e6
 """A state beyond this has exploded."""
@@ -232,22 +232,6 @@ def advance(
         found.append(unfold(states, event_shape).to(y.dtype))
         sde.check(found[-1], knots[i + 1])
     return torch.stack(found)
-
-
-def simulate(
-    diffusion: NonlinearDiffusion, y: Tensor, times: Tensor, simulation: Simulation
-) -> Tensor:
-    """A path at common times: (n, N, K, *event_shape) for y (n, K, *event_shape) at times[0].
-
-    Args:
-        times: (N,) increasing, in [ε, T].
-    """
-    if len(times) == 1:
-        return y.unsqueeze(1)
-    gap = float(diffusion.progress(times).diff().max())
-    steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
-    found = advance(diffusion, y, times, steps, simulation)
-    return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
 
 
 def noise_root(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor) -> Tensor:

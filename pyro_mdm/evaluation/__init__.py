@@ -14,14 +14,19 @@ and what more network calls make small; the standard error is over the data and 
 
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate
+from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
+from pyro_mdm.evaluation.flow import probability_flow
+from pyro_mdm.evaluation.importance import importance_weighted
 
 __all__ = [
     "Bound",
     "Comparison",
     "Difference",
     "Estimate",
+    "Weighted",
     "bound",
     "compare",
+    "importance_weighted",
     "log_likelihood",
+    "probability_flow",
 ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.elbo import check_programs, elbo_terms
 from pyro_mdm.evaluation.closed_form import FEWEST
@@ -18,11 +17,13 @@ from pyro_mdm.evaluation.estimates import Estimate
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_count, check_data
-from pyro_mdm.support.measured import Measured, table
+from pyro_mdm.support.measured import TERMS, Measured, table
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["Bound", "bound"]
 
-TERMS = ("reconstruction", "prior_kl", "diffusion", "elbo")
+NAMES = (*TERMS, "elbo")
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +46,7 @@ class Bound:
 
     def items(self) -> Iterator[tuple[str, Measured]]:
         """Each term by its name, nats per datum, the whole (``elbo``) last."""
-        return ((name, getattr(self, name)) for name in TERMS)
+        return ((name, getattr(self, name)) for name in NAMES)
 
     @property
     def num_data(self) -> int:
@@ -118,7 +119,9 @@ def bound(
     if _is_continuous(model, guide) and len(x) >= FEWEST:
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
         return _of_estimate(log_likelihood(model, guide, x, draws=draws, **options))  # type: ignore
-    with torch.no_grad(), _evaluating(model, guide), _seeded(seed, x.device):
+    devices = [x.device] if x.device.type == "cuda" else []
+    with evaluating(model, guide), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
         return _averaged(model, guide, x, draws, batch_size, progress)
 
 
@@ -130,9 +133,9 @@ def _is_continuous(model: Any, guide: Any) -> bool:
 
 def _of_estimate(found: Estimate) -> Bound:
     return Bound(
-        reconstruction=Measured(*found.reconstruction),
-        prior_kl=Measured(*found.prior_kl),
-        diffusion=Measured(*found.diffusion),
+        reconstruction=found.reconstruction,
+        prior_kl=found.prior_kl,
+        diffusion=found.diffusion,
         elbo=Measured(found.mean, found.standard_error),
         monte_carlo_error=found.monte_carlo_error,
         num_dims=found.num_dims,
@@ -149,11 +152,9 @@ def _averaged(
     batch_size: int,
     progress: bool,
 ) -> Bound:
-    from tqdm.auto import tqdm
-
     n = len(x)
-    total, square = torch.zeros(2, len(TERMS), n, dtype=torch.float64)
-    with tqdm(total=draws * n, desc="bound", disable=not progress, leave=False) as bar:
+    total, square = torch.zeros(2, len(NAMES), n, dtype=torch.float64)
+    with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
         for part in torch.arange(n).split(batch_size):
             chosen = x[part.to(x.device)]
             for _ in range(draws):
@@ -169,20 +170,19 @@ def _averaged(
     of_mean = noise.square().sum(1).sqrt() / n
     terms = {
         name: Measured.of(mean[i]) if n > 1 else Measured(float(mean[i]), float(of_mean[i]))
-        for i, name in enumerate(TERMS)
+        for i, name in enumerate(NAMES)
     }
-    whole = TERMS.index("elbo")
     return Bound(
         **terms,
-        monte_carlo_error=float(of_mean[whole]),
+        monte_carlo_error=float(of_mean[-1]),
         num_dims=math.prod(x.shape[1:]),
-        per_datum=mean[whole],
-        per_datum_error=noise[whole],
+        per_datum=mean[-1],
+        per_datum_error=noise[-1],
     )
 
 
 def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """One estimate of TERMS of each datum, (4, n), float64 on the CPU."""
+    """One estimate of NAMES of each datum, (4, n), float64 on the CPU."""
     found = elbo_terms(model, guide, x)
     if found.elbo.shape != x.shape[:1]:
         raise ValueError(
@@ -190,26 +190,4 @@ def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> T
             f"{tuple(x.shape)}, expected one for each datum, ({len(x)},); give x a single batch "
             "dimension, and the programs the whole of it"
         )
-    return torch.stack([getattr(found, name).double().cpu() for name in TERMS])
-
-
-@contextmanager
-def _evaluating(*programs: Any) -> Iterator[None]:
-    """Modules in evaluation mode, and then as they were."""
-    modules = [p for p in programs if isinstance(p, nn.Module)]
-    training = [m.training for m in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded, and then as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    return torch.stack([value.double().cpu() for _, value in found.items()])

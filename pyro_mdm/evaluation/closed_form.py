@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,45 +17,35 @@ from pyro_mdm.evaluation.estimates import (
     Comparison,
     Difference,
     Estimate,
-    holm,
-    mean_and_error,
     population_error,
-    two_sided_p_value,
+    resolved,
 )
-from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegrals, Target
+from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegrals, Target, cells
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.scores.base import rotated
+from pyro_mdm.scores.base import noised, rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share"]
 
 FEWEST = 8  # data whose spread is an error
-
-
 FIRST_ROUND = 256
-
-
 SMALLEST_ROUND = 64
-
 
 PILOT_SHARE = 3
 """The estimate has at most so many draws for each of the pilot that says how many there must be."""
 
-
 SAFETY = 1.3
 """Times the draws that the pilot says are needed: its word is an estimate."""
-
 
 DIMS_AT_ONCE = 256
 """Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
 
-
 MANY_PASSES = 64
 """Over all data; from then on a round may be an eighth of all draws before it."""
-
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
 
@@ -83,11 +73,7 @@ class Share:
 
     def first(self, values: Tensor) -> Tensor:
         """The first process's values of a CPU tensor, for decisions that all must take alike."""
-        return (
-            values
-            if self.size == 1
-            else self.sum(values if self.rank == 0 else torch.zeros_like(values))
-        )
+        return self.sum(values if self.rank == 0 else torch.zeros_like(values))
 
     def sum(self, values: Tensor) -> Tensor:
         """Σ over processes of a CPU tensor; exact where all others have zeros."""
@@ -168,7 +154,7 @@ class ClosedFormComparison:
                     self.integrals.allocate(targets)
         reached = wanted is not None and max(self._errors(targets)) <= wanted
         estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
-        differences = self._differences(pairs)
+        differences = resolved(map(self._difference, pairs))
         return Comparison(estimates, differences, sum(self.calls), half_width, reached)
 
     # -- draws -------------------------------------------------------------------------------------
@@ -228,9 +214,7 @@ class ClosedFormComparison:
         draws = Draws(*map(self.share.first, self.integrals.draw(size)))
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
-        cell = (torch.bucketize(draws.level, self.edges, right=True) - 1).clamp(
-            0, len(self.edges) - 2
-        )
+        cell = cells(draws.level, self.edges)
         for i, part in enumerate(torch.arange(size).split(self.batch_size)):
             noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
             before = sum(self.calls)
@@ -328,7 +312,7 @@ class ClosedFormComparison:
         noise = self._noise(few).to(x.device)
         h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise)
         h0 = self.share.first(h0.double().cpu())
-        cell = (torch.bucketize(log_snr, self.edges, right=True) - 1).clamp(0, len(width) - 1)
+        cell = cells(log_snr, self.edges)
         rest = h0 - (known / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
         number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
@@ -351,45 +335,42 @@ class ClosedFormComparison:
         found: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
         return found
 
-    def _terms(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Integral]:
-        """Reconstruction, prior KL and diffusion of each datum, and the integral."""
+    def _terms(self, target: Target) -> _Terms:
         first, second = target
         kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
-        integral = self.integrals.integral(first, second)
-        # each datum's own estimate, shifted to the mean of all draws
-        diffusion = integral.per_datum + (integral.mean - integral.per_datum.mean())
-        return self._reconstruction_of(target).mean(0), kl, diffusion, integral
+        integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
+        return _Terms(
+            draws.mean(0),
+            kl,
+            # each datum's own estimate, shifted to the mean of all draws
+            integral.per_datum + (integral.mean - integral.per_datum.mean()),
+            (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
+            self._errors([target])[0],
+            integral,
+        )
 
     def _estimate(self, m: int) -> Estimate:
-        reconstruction, kl, diffusion, integral = self._terms((m, None))
-        per_datum = reconstruction - kl - diffusion
+        terms = self._terms((m, None))
+        per_datum = terms.reconstruction - terms.prior_kl - terms.diffusion
         mine = self.covers[m].nonzero().squeeze(1)
         first, last = int(mine[0]), int(mine[-1]) + 1
-        noise = self._reconstruction_of((m, None)).var(0) / len(self.reconstruction)
-        per_datum_error = (integral.per_datum_error.square() + noise).sqrt()
-        monte_carlo_error = self._errors([(m, None)])[0]
-        edges, density = self.edges[first : last + 1], integral.density[first:last]
+        edges, inside = self.edges[first : last + 1], slice(first, last)
         # levels as log SNR: the mass of a cell stays
         log_snr_edges = self._log_snr_at(self.models[m], edges)
         stretch = edges.diff() / log_snr_edges.diff()
         return Estimate(
             mean=float(per_datum.mean()),
-            standard_error=population_error(per_datum, per_datum_error, monte_carlo_error),
-            monte_carlo_error=monte_carlo_error,
-            reconstruction=mean_and_error(reconstruction),
-            prior_kl=mean_and_error(kl),
-            diffusion=(
-                float(diffusion.mean()),
-                population_error(diffusion, integral.per_datum_error, integral.error),
-            ),
+            standard_error=population_error(per_datum, terms.error, terms.monte_carlo_error),
+            monte_carlo_error=terms.monte_carlo_error,
+            **terms.measured(),
             num_data=len(self.x),
             num_dims=self.num_dims,
             network_calls=self.calls[m],
             per_datum=per_datum,
-            per_datum_error=per_datum_error,
+            per_datum_error=terms.error,
             log_snr_edges=log_snr_edges,
-            density=density * stretch,
-            density_error=integral.density_error[first:last] * stretch,
+            density=terms.integral.density[inside] * stretch,
+            density_error=terms.integral.density_error[inside] * stretch,
         )
 
     def _log_snr_at(self, model: DiffusionModel, level: Tensor) -> Tensor:
@@ -399,32 +380,39 @@ class ClosedFormComparison:
         found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
         return found
 
-    def _differences(self, pairs: list[tuple[int, int]]) -> tuple[Difference, ...]:
-        found: list[dict[str, Any]] = []
-        for pair in pairs:
-            reconstruction, kl, diffusion, integral = self._terms(pair)
-            total = diffusion + kl - reconstruction
-            noise = self._reconstruction_of(pair).var(0) / len(self.reconstruction)
-            total_error = (integral.per_datum_error.square() + noise).sqrt()
-            monte_carlo_error = self._errors([pair])[0]
-            bits = population_error(total, total_error, monte_carlo_error)
-            of_diffusion = population_error(diffusion, integral.per_datum_error, integral.error)
-            terms = {
-                "bits_per_dim": (float(total.mean()), bits),
-                "reconstruction": mean_and_error(-reconstruction),
-                "prior_kl": mean_and_error(kl),
-                "diffusion": (float(diffusion.mean()), of_diffusion),
-            }
-            found.append(
-                {name: (v / self.unit, e / self.unit) for name, (v, e) in terms.items()}
-                | {
-                    "first": self.names[pair[0]],
-                    "second": self.names[pair[1]],
-                    "monte_carlo_error": monte_carlo_error / self.unit,
-                }
-            )
-        resolved = holm([two_sided_p_value(*d["bits_per_dim"]) for d in found])
-        return tuple(Difference(**d, resolved=r) for d, r in zip(found, resolved, strict=True))
+    def _difference(self, pair: tuple[int, int]) -> Difference:
+        terms = self._terms(pair)
+        total = terms.diffusion + terms.prior_kl - terms.reconstruction
+        error = population_error(total, terms.error, terms.monte_carlo_error)
+        return Difference.of(
+            (self.names[pair[0]], self.names[pair[1]]),
+            Measured(float(total.mean()), error),
+            terms.measured(),
+            terms.monte_carlo_error,
+            self.unit,
+        )
+
+
+class _Terms(NamedTuple):
+    """Those of one model, or of one less another, for each datum (n,), nats."""
+
+    reconstruction: Tensor
+    prior_kl: Tensor
+    diffusion: Tensor
+    error: Tensor  # of the three together, Monte Carlo
+    monte_carlo_error: float  # of their mean
+    integral: Integral
+
+    def measured(self) -> dict[str, Any]:
+        """The mean of each by name, with its error over data."""
+        noise, error = self.integral.per_datum_error, self.integral.error
+        return {
+            "reconstruction": Measured.of(self.reconstruction),
+            "prior_kl": Measured.of(self.prior_kl),
+            "diffusion": Measured(
+                float(self.diffusion.mean()), population_error(self.diffusion, noise, error)
+            ),
+        }
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:
@@ -447,7 +435,4 @@ def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
     """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
     one = Marginal(*(t.unsqueeze(0) for t in marginal))
     noise = rotated(one, noise.transpose(0, 1).flatten(1).unsqueeze(0))
-    noise = noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1)
-    a = marginal.mean.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
-    L = marginal.scale_tril.to(x.dtype)
-    return a * x.unsqueeze(1) + (L @ noise.flatten(2)).reshape(noise.shape)
+    return noised(marginal, x, noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1))

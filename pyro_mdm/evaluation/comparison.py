@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate
+from pyro_mdm.evaluation.simulated import compare_paths
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
+from pyro_mdm.support.modules import evaluating
 
 __all__ = ["compare", "log_likelihood"]
 
@@ -115,71 +114,30 @@ def compare(
     """
     _check(programs, x, draws, batch_size, half_width)
     share = Share.of_group(x.device) if distributed else Share(x.device)
-    models = [model for model, _ in programs.values()]
-    linear = {
-        name: pair
-        for name, pair in programs.items()
-        if isinstance(pair[0].diffusion, LinearDiffusion)
-    }
-    if len(linear) < len(programs):
-        options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
-        options |= {"bins": bins, "progress": progress}
-        known = None
-        if linear:  # which has half of the variance of a difference
-            part = None if half_width is None else half_width / math.sqrt(2)
-            known = compare(
-                linear,
-                x,
-                batch_size=batch_size,
-                control_variate=control_variate,
-                baseline=baseline,
-                adapt=adapt,
-                distributed=distributed,
-                **(options | {"half_width": part}),
-            )
-        return _compare_paths(programs, x, known, share, options)
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            run = ClosedFormComparison(
-                programs,
-                x,
-                batch_size,
-                seed,
-                control_variate,
-                baseline,
-                bins,
-                adapt,
-                share,
-                progress,
-            )
-            return run.until(draws, half_width)
-    finally:
-        for model, was in zip(models, training, strict=True):
-            model.train(was)
 
+    def closed_form(some: Mapping[str, Pair], half_width: float | None) -> Comparison:
+        run = ClosedFormComparison(
+            some, x, batch_size, seed, control_variate, baseline, bins, adapt, share, progress
+        )
+        return run.until(draws, half_width)
 
-def _compare_paths(
-    programs: Mapping[str, Pair],
-    x: Tensor,
-    linear: Comparison | None,
-    share: Share,
-    options: Mapping[str, Any],
-) -> Comparison:
-    from pyro_mdm.evaluation.simulated import compare_paths
-
-    models = [model for model, _ in programs.values()]
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            return compare_paths(programs, x, linear, share=share, **options)
-    finally:
-        for model, was in zip(models, training, strict=True):
-            model.train(was)
+    linear = {name: pair for name, pair in programs.items() if pair[0].diffusion.closed_form}
+    with evaluating(*(model for model, _ in programs.values())):
+        if len(linear) == len(programs):
+            return closed_form(programs, half_width)
+        # which has half of the variance of a difference
+        part = None if half_width is None else half_width / math.sqrt(2)
+        return compare_paths(
+            programs,
+            x,
+            closed_form(linear, part) if linear else None,
+            draws=draws,
+            half_width=half_width,
+            seed=seed,
+            bins=bins,
+            progress=progress,
+            share=share,
+        )
 
 
 def _check(

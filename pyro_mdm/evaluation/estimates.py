@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
+
+from pyro_mdm.support.measured import Measured
 
 __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
+    "InBits",
+    "Weighted",
     "Z95",
     "holm",
-    "mean_and_error",
     "population_error",
-    "two_sided_p_value",
+    "resolved",
 ]
 
 Z95 = 1.959964  # of a normal distribution, two-sided
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
-
-    ``standard_error`` is over the data (it includes the Monte Carlo error);
-    ``monte_carlo_error`` is what drawing other noise for the same data would change.
-    """
+class InBits:
+    """A mean over data in nats per datum, read in bits/dim."""
 
     mean: float
     standard_error: float
-    monte_carlo_error: float
-    reconstruction: tuple[float, float]  # mean, standard error; nats per datum
-    prior_kl: tuple[float, float]
-    diffusion: tuple[float, float]
-    num_data: int
     num_dims: int
-    network_calls: int  # network evaluations of one datum
-    per_datum: Tensor  # (num_data,) bound of each datum, nats
-    per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
-    log_snr_edges: Tensor  # (bins + 1,)
-    density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
-    density_error: Tensor  # (bins,) its Monte Carlo error
-    probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
 
     @property
     def bits_per_dim(self) -> float:
@@ -55,6 +43,31 @@ class Estimate:
         """The standard error in bits/dim."""
         return self.standard_error / (self.num_dims * math.log(2))
 
+
+@dataclass(frozen=True)
+class Estimate(InBits):
+    """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
+
+    ``standard_error`` is over the data (it includes the Monte Carlo error);
+    ``monte_carlo_error`` is what drawing other noise for the same data would change.
+    """
+
+    mean: float
+    standard_error: float
+    monte_carlo_error: float
+    reconstruction: Measured  # nats per datum
+    prior_kl: Measured
+    diffusion: Measured
+    num_data: int
+    num_dims: int
+    network_calls: int  # network evaluations of one datum
+    per_datum: Tensor  # (num_data,) bound of each datum, nats
+    per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
+    log_snr_edges: Tensor  # (bins + 1,)
+    density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
+    density_error: Tensor  # (bins,) its Monte Carlo error
+    probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
+
     def __str__(self) -> str:
         unit = self.num_dims * math.log(2)
         return (
@@ -62,6 +75,33 @@ class Estimate:
             f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
             f"prior KL {self.prior_kl[0] / unit:.4f}, diffusion {self.diffusion[0] / unit:.4f})"
         )
+
+
+@dataclass(frozen=True)
+class Weighted(InBits):
+    """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
+
+    Of which model is told by ``method``: those of different methods are not ordered. The standard
+    error is over the data and includes the Monte Carlo error.
+    """
+
+    method: str
+    mean: float
+    standard_error: float
+    monte_carlo_error: float
+    bound: Measured  # the mean of log w: the bound of the same model by one weight
+    num_dims: int
+    network_calls: int  # network evaluations of one datum
+    per_datum: Tensor  # (n,) nats
+    per_datum_error: Tensor  # (n,) its Monte Carlo error
+    effective_samples: Tensor  # (n,) (Σ w)² / Σ w², of S
+    pareto_k: Tensor  # (n,) tail index of the weights, trusted below 0.7; NaN for few of them
+
+    def __str__(self) -> str:
+        k = self.pareto_k[self.pareto_k.isfinite()]
+        tail = f", k̂ above 0.7 for {float((k > 0.7).double().mean()):.0%}" if len(k) else ""
+        S = f"{float(self.effective_samples.mean()):.1f} effective samples{tail}"
+        return f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} ({S})"
 
 
 @dataclass(frozen=True)
@@ -78,7 +118,26 @@ class Difference:
     prior_kl: tuple[float, float]
     diffusion: tuple[float, float]
     monte_carlo_error: float  # of bits_per_dim
-    resolved: bool  # from 0, by Holm's procedure over all differences of the comparison at 5%
+    resolved: bool = False  # from 0, by Holm's procedure over all of the comparison at 5%
+
+    @classmethod
+    def of(
+        cls,
+        pair: tuple[str, str],
+        total: Measured,
+        terms: Mapping[str, Measured],
+        monte_carlo_error: float,
+        unit: float,
+    ) -> Difference:
+        """From nats: ``total`` as a cost, ``terms`` as those of a bound.
+
+        Args:
+            unit: nats in a bit/dim, d ln 2.
+        """
+        bits = {"bits_per_dim": total, **terms}
+        bits["reconstruction"] = bits["reconstruction"].scaled(-1)
+        each: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
+        return cls(*pair, **each, monte_carlo_error=monte_carlo_error / unit)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -90,7 +149,9 @@ class Difference:
     def p_value(self) -> float:
         """Two-sided, of the hypothesis that the difference is 0."""
         mean, error = self.bits_per_dim
-        return two_sided_p_value(mean, error)
+        if not error > 0:
+            return 1.0 if mean == 0 else 0.0
+        return math.erfc(abs(mean) / error / math.sqrt(2))
 
 
 @dataclass(frozen=True)
@@ -104,22 +165,22 @@ class Comparison:
     reached: bool  # whether every 95% Monte Carlo half-width is within it
 
 
+def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """All differences of a comparison, with whether each is resolved from 0."""
+    found = list(differences)
+    rejected = holm([difference.p_value for difference in found])
+    return tuple(replace(d, resolved=r) for d, r in zip(found, rejected, strict=True))
+
+
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
     """Which hypotheses Holm's step-down procedure rejects, at a family-wise error rate."""
-    resolved = [False] * len(p_values)
+    rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):
         if p_values[i] > level / (len(p_values) - rank):
             break
-        resolved[i] = True
-    return resolved
-
-
-def two_sided_p_value(mean: float, error: float) -> float:
-    """Of the hypothesis that the mean is 0, by a normal law."""
-    if not error > 0:
-        return 1.0 if mean == 0 else 0.0
-    return math.erfc(abs(mean) / error / math.sqrt(2))
+        rejected[i] = True
+    return rejected
 
 
 def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
@@ -136,12 +197,3 @@ def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float)
     drawn, n = noise.isfinite(), len(per_datum)
     between = float(per_datum[drawn].var() - noise[drawn].square().mean())
     return math.sqrt(monte_carlo_error**2 + max(between, 0.0) / n)
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values)))
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of values (n,) and its standard error."""
-    return float(values.mean()), _standard_error(values)

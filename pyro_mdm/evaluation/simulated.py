@@ -22,21 +22,21 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness as seeded
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
     Difference,
     Estimate,
-    holm,
-    mean_and_error,
     population_error,
+    resolved,
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.path_integral import path_integral
 from pyro_mdm.paths.simulated import SimulatedPath, arrival
+from pyro_mdm.support.measured import TERMS, Measured
+from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
@@ -44,12 +44,8 @@ __all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
 ROWS = 2048
 """Paths that are simulated together: steps cost almost the same for fewer."""
 
-
 PILOT = 2
 """Rounds that say how many a half-width takes, and are no part of the estimate."""
-
-
-TERMS = ("reconstruction", "prior_kl", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,7 @@ class StepSizeBias:
 
 
 def step_size_bias(
-    model: DiffusionModel,
-    guide: DiffusionGuide,
-    x: Tensor,
-    *,
-    draws: int = 4,
-    seed: int = 0,
+    model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:
     """Measure what the step of the simulation does to the bound.
 
@@ -92,28 +83,21 @@ def step_size_bias(
     Raises:
         ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
     """
-    if isinstance(model.diffusion, LinearDiffusion):
+    if model.diffusion.closed_form:
         raise ValueError(
             f"{type(model.diffusion).__name__} is known in closed form and has no step size"
         )
     if len(x) < 8 or draws < 1:
         raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
     found = torch.zeros(draws, len(x), dtype=torch.float64)
-    step, training = 0.0, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for m, (k, part) in itertools.product(
-                range(draws), enumerate(torch.arange(len(x)).split(ROWS))
-            ):
-                with seeded.piece(0, 1, _seed(seed, m, k)):
-                    law = _law(guide, x[part])
-                    step = 1 / law.simulation.steps()
-                    found[m, part] = _halved(model, law)
-    finally:
-        model.train(training)
-    mean = found.mean(0)
-    return StepSizeBias(step, float(mean.mean()), float(mean.std() / math.sqrt(len(x))))
+    step, parts = 0.0, enumerate(torch.arange(len(x)).split(ROWS))
+    with evaluating(model):
+        for m, (k, part) in itertools.product(range(draws), parts):
+            with seeded.piece(0, 1, _seed(seed, m, k)):
+                law: Any = guide.law(x[part])
+                step = 1 / law.simulation.steps()
+                found[m, part] = _halved(model, law)
+    return StepSizeBias(step, *Measured.of(found.mean(0)))
 
 
 def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
@@ -192,7 +176,7 @@ class _Rounds:
     ) -> None:
         model, diffusion, device = self.model, self.model.diffusion, self.x.device
         x = self.x[part.to(device)]
-        law = _law(self.guide, x)
+        law: Any = self.guide.law(x)
         path = law.rsample()
         y = path.squeeze(1)
         found = path_integral(
@@ -217,9 +201,9 @@ class _Rounds:
         terms = torch.stack(self.terms)
         return terms[:, 0] - terms[:, 1] - terms[:, 2]
 
-    def term(self, name: str) -> Tensor:
-        """(n,) the mean of one of TERMS."""
-        return torch.stack([terms[TERMS.index(name)] for terms in self.terms]).mean(0)
+    def means(self) -> dict[str, Tensor]:
+        """(n,) the mean of each of TERMS."""
+        return dict(zip(TERMS, torch.stack(self.terms, 1).mean(1), strict=True))
 
     def estimate(self) -> Estimate:
         """All of it."""
@@ -230,13 +214,12 @@ class _Rounds:
         number, total, squares = self.histogram
         density = total / number.clamp_min(1)
         variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
+        terms: dict[str, Any] = {name: Measured.of(term) for name, term in self.means().items()}
         return Estimate(
             mean=float(per_datum.mean()),
             standard_error=population_error(per_datum, per_datum_error, monte_carlo_error),
             monte_carlo_error=monte_carlo_error,
-            reconstruction=mean_and_error(self.term("reconstruction")),
-            prior_kl=mean_and_error(self.term("prior_kl")),
-            diffusion=mean_and_error(self.term("diffusion")),
+            **terms,
             num_data=n,
             num_dims=math.prod(self.x.shape[1:]),
             network_calls=self.calls,
@@ -275,7 +258,8 @@ def compare_paths(
         for name, (model, guide) in programs.items()
         if name not in known
     }
-    wanted = None if half_width is None else half_width * math.log(2) * math.prod(x.shape[1:]) / Z95
+    unit = math.log(2) * math.prod(x.shape[1:])
+    wanted = None if half_width is None else half_width * unit / Z95
     most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
     total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
     with progress_bar(total * len(x), "evaluating", "calls", shown=progress) as bar:
@@ -300,13 +284,11 @@ def compare_paths(
         paired[pair] if pair in paired else _difference(pair, estimates, simulated)
         for pair in itertools.combinations(programs, 2)
     ]
-    resolved = holm([d.p_value for d in differences])
     widths = [Z95 * e.monte_carlo_error for e in estimates.values()]
-    unit = math.log(2) * math.prod(x.shape[1:])
     widths += [Z95 * d.monte_carlo_error * unit for d in differences]
     return Comparison(
         estimates,
-        tuple(replace(d, resolved=r) for d, r in zip(differences, resolved, strict=True)),
+        resolved(differences),
         sum(e.network_calls for e in estimates.values()),
         half_width,
         half_width is not None and max(widths) <= half_width * unit,
@@ -338,30 +320,17 @@ def _difference(
     pair: tuple[str, str], estimates: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
 ) -> Difference:
     first, second = (estimates[name] for name in pair)
-    unit = first.num_dims * math.log(2)
     each = second.per_datum - first.per_datum  # bits are minus nats
     noise, error = _pair_noise(pair, estimates, simulated)
-
-    def term(name: str) -> tuple[float, float]:
-        sign = -1 if name == "reconstruction" else 1
-        if all(key in simulated for key in pair):  # paired over data
-            a, b = (simulated[key].term(name) for key in pair)
-            value, spread = mean_and_error(a - b)
-            return sign * value / unit, spread / unit
-        a, b = getattr(first, name), getattr(second, name)
-        return sign * (a[0] - b[0]) / unit, math.hypot(a[1], b[1]) / unit
-
-    total = (float(each.mean()) / unit, population_error(each, noise, error) / unit)
-    terms = {name: term(name) for name in TERMS}
-    return Difference(
-        *pair,
-        bits_per_dim=total,
-        reconstruction=terms["reconstruction"],
-        prior_kl=terms["prior_kl"],
-        diffusion=terms["diffusion"],
-        monte_carlo_error=error / unit,
-        resolved=False,
-    )
+    total = Measured(float(each.mean()), population_error(each, noise, error))
+    if all(key in simulated for key in pair):  # paired over data
+        one, other = (simulated[key].means() for key in pair)
+        terms = {name: Measured.of(one[name] - other[name]) for name in TERMS}
+    else:
+        ends = [(getattr(first, name), getattr(second, name)) for name in TERMS]
+        apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
+        terms = dict(zip(TERMS, apart, strict=True))
+    return Difference.of(pair, total, terms, error, first.num_dims * math.log(2))
 
 
 def _pair_noise(
@@ -380,12 +349,6 @@ def _noise(totals: Tensor) -> tuple[Tensor, float]:
     rounds, n = totals.shape
     variance = totals.var(0) / rounds
     return variance.sqrt(), math.sqrt(float(variance.sum())) / n
-
-
-def _law(guide: DiffusionGuide, x: Tensor) -> SimulatedPath:
-    law = guide.law(x)
-    assert isinstance(law, SimulatedPath)
-    return law
 
 
 def _seed(*numbers: int) -> int:

@@ -38,17 +38,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target"]
+__all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target", "cells"]
 
 FOLDS = 4
-
-
 UNIFORM_SHARE = 0.1
-
-
 SMALL = 0.05  # part of the baseline's largest density below which data are not told apart
-
-
 Target = tuple[int, int | None]  # an integrand, or two for their difference
 
 
@@ -110,28 +104,26 @@ class StratifiedIntegrals:
         seed: int = 0,
         plan: Plan | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
-        self.edges, self.width = edges, edges.diff()
-        self.covers = covers
-        self.num_data = num_data
-        self.known = known
-        self.adapt = adapt and plan is None
+        self.edges, self.width, self.covers = edges, edges.diff(), covers
+        self.num_data, self.known = num_data, known
         self._generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(num_data, generator=self._generator)
         self._fold_of = torch.empty(num_data, dtype=torch.int64)
         self._fold_of[order] = torch.arange(num_data) % self.folds
         self._queue = order.new_empty(0)
-        if plan is not None:
-            first = plan.density
-        else:
-            first = self._with_floor(torch.ones(len(self.width)) if density is None else density)
+        if density is None:
+            density = torch.ones(len(self.width))
+        first = self._with_floor(density) if plan is None else plan.density
         self._next = first.expand(self.folds, -1).clone()  # density of each fold's next round
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
+        self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
         if known is not None:
             profile = known.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
+            self._hardness = known / self.width / self._scale  # in units of the profile
         m = len(covers)
         self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
         self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
@@ -182,7 +174,7 @@ class StratifiedIntegrals:
         mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
         square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
         per_datum = known.sum(1) + mine / number.clamp_min(1)
-        cell = self._cell(self._level)
+        cell = cells(self._level, self.edges)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
         density.index_add_(0, cell, value)
         spread.index_add_(0, cell, value.square())
@@ -219,7 +211,7 @@ class StratifiedIntegrals:
         everything = torch.ones(self.num_draws, dtype=torch.bool)
         density = self._best_density(targets, everything) if self.adapt else self._next[0]
         columns, excess, scale = self._regression()
-        q = self._pooled_density() * density[self._cell(self._level)]
+        q = self._pooled_density() * density[cells(self._level, self.edges)]
         one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
         error, skewness = self._error_of_sum(one, torch.zeros_like(self._round))
         spread = error / self.num_draws**0.5
@@ -243,7 +235,7 @@ class StratifiedIntegrals:
 
     def _fit(self) -> None:
         """Coefficients by cell for each fold, from the others; what is left of every call."""
-        cell, fold = self._cell(self._level), self._fold_of[self._datum]
+        cell, fold = cells(self._level, self.edges), self._fold_of[self._datum]
         columns, excess, scale = self._regression()
         self._left = torch.zeros_like(self._values)
         for f in range(self.folds):
@@ -260,37 +252,29 @@ class StratifiedIntegrals:
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 known = torch.zeros_like(per_unit)
                 if self.known is not None:
-                    per_unit = per_unit + beta[:, 2] * self._difficulty(data)
+                    harder = self._hardness[data] - self._hardness.mean(0)
+                    per_unit = per_unit + beta[:, 2] * harder
                     known = self.known[data]
                 self._predicted[m, data] = (known + self._scale * self.width * per_unit) * covered
 
     def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
         """Columns (N, p), h_m - h_0 (M, N), and the unit (N,) in which it is predicted."""
-        cell = self._cell(self._level)
+        cell = cells(self._level, self.edges)
         columns, scale = [torch.ones_like(self._level)], self._scale[cell]
         excess = self._values
         if self.known is not None:
-            at = (self.known / self.width / self._scale)[self._datum, cell]
-            mean = (self.known / self.width / self._scale).mean(0)[cell]
-            columns += [self._baseline / scale - at, at - mean]
+            at = self._hardness[self._datum, cell]
+            columns += [self._baseline / scale - at, at - self._hardness.mean(0)[cell]]
             excess = excess - self._baseline
         return torch.stack(columns, 1), excess, scale
 
-    def _difficulty(self, data: Tensor) -> Tensor:
-        """The baseline's integrals for some data less those of all, in units of the profile."""
-        assert self.known is not None
-        level = self.known / self.width / self._scale
-        return level[data] - level.mean(0)
-
     def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
         """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
-        kernel, cell = self._kernel(self._level[use]), self._cell(self._level[use])
+        kernel, cell = self._kernel(self._level[use]), cells(self._level[use], self.edges)
         y = (excess / scale)[:, use]
+        weights = (kernel * covered[cell].double() for covered in self.covers)
         return torch.stack(
-            [
-                _local_regression(kernel * covered[cell].double(), columns[use], y[m])
-                for m, covered in enumerate(self.covers)
-            ]
+            [_local_regression(w, columns[use], y[m]) for m, w in enumerate(weights)]
         )
 
     def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
@@ -308,12 +292,9 @@ class StratifiedIntegrals:
         centre = (self.edges[1:] + self.edges[:-1]) / 2
         return (-0.5 * ((level - centre[:, None]) / bandwidth).square()).exp()
 
-    def _cell(self, level: Tensor) -> Tensor:
-        return (torch.bucketize(level, self.edges, right=True) - 1).clamp(0, len(self.width) - 1)
-
     def _quantile(self, density: Tensor, u: Tensor) -> Tensor:
         mass = torch.cat([density.new_zeros(1), (density * self.width).cumsum(0)])
-        i = (torch.bucketize(u * mass[-1], mass, right=True) - 1).clamp(0, len(density) - 1)
+        i = cells(u * mass[-1], mass)
         return torch.minimum(self.edges[i] + (u * mass[-1] - mass[i]) / density[i], self.edges[-1])
 
     def _with_floor(self, density: Tensor) -> Tensor:
@@ -367,7 +348,7 @@ class StratifiedIntegrals:
 
     def _pooled_density(self) -> Tensor:
         """(N,) of each call's λ, over all rounds of its fold together."""
-        fold, cell = self._fold_of[self._datum], self._cell(self._level)
+        fold, cell = self._fold_of[self._datum], cells(self._level, self.edges)
         pooled = torch.zeros(self.folds, len(self.width), dtype=torch.float64)
         for calls, density in self._rounds:
             pooled += calls.double()[:, None] * density
@@ -384,7 +365,12 @@ class StratifiedIntegrals:
         of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
         for f in range(self.folds):
             of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
-        return of_datum[self._datum, self._cell(self._level)]
+        return of_datum[self._datum, cells(self._level, self.edges)]
+
+
+def cells(level: Tensor, edges: Tensor) -> Tensor:
+    """The cell of each level between increasing edges (S + 1,), like the levels."""
+    return (torch.bucketize(level, edges, right=True) - 1).clamp(0, len(edges) - 2)
 
 
 def _allowance(skewness: Any) -> Any:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["Likelihood", "Reading", "bits_per_dim", "read_state"]
+__all__ = ["DecoderDistribution", "Likelihood", "Reading", "bits_per_dim", "read_state"]
+
+D = TypeVar("D", bound="DecoderDistribution")
 
 
 def bits_per_dim(
-    log_prob: Any,
-    num_dims: int,
-    *,
-    log_det: Any = 0.0,
-    num_levels: int | None = None,
+    log_prob: Any, num_dims: int, *, log_det: Any = 0.0, num_levels: int | None = None
 ) -> Any:
     r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
 
@@ -45,8 +46,7 @@ def bits_per_dim(
     return bits if num_levels is None else bits + math.log2(num_levels)
 
 
-# -- likelihoods -----------------------------------------------------------------------------------
-class Likelihood(Restorable, nn.Module, ABC):
+class Likelihood(Restorable, ExactBuffers, ABC):
     """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
 
     network_calls: ClassVar[int] = 0
@@ -68,14 +68,31 @@ class Likelihood(Restorable, nn.Module, ABC):
             A Pyro distribution with batch shape (*batch) and event shape (*event_shape).
         """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Likelihood:
-        exact = {name: b for name, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and not buffer.is_meta:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
+
+class DecoderDistribution(TorchDistribution):
+    """What distributions of x have in common. Their samples are not reparameterized."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self: D, batch_shape: Sequence[int], _instance: D | None = None) -> D:
+        """A copy of another batch shape; subclasses expand the tensors in it."""
+        new: D = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def check_event(self, value: Tensor) -> None:
+        """Raises ValueError unless the last sizes of x are the event shape."""
+        if value.shape[max(value.dim() - len(self.event_shape), 0) :] != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(value.shape)}, expected (…, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
 
 
 class Reading(NamedTuple):

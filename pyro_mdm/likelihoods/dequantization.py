@@ -19,7 +19,6 @@ from pyro_mdm import randomness
 __all__ = ["Dequantized", "LogitDequantization"]
 
 
-# -- dequantization --------------------------------------------------------------------------------
 class Dequantized(NamedTuple):
     """x = T(w) (N, *event_shape) and log|det ∂T/∂w| (N,), nats."""
 

@@ -43,21 +43,11 @@ __all__ = [
 
 # elements (dimensions times levels) worked on at once: in cache on a CPU, enough to fill a GPU
 CPU_BLOCK = 2**18
-
-
 DEVICE_BLOCK = 2**26
 
-
-# log-odds this far below the largest are lost when added to it in float64
-NEGLIGIBLE = 44.0
-
-
-# standard deviations of noise that quadrature covers
-REACH = 8.5
-
-
-# densities are not below it
-SMALLEST = torch.finfo(torch.float64).tiny
+NEGLIGIBLE = 44.0  # log-odds this far below the largest are lost when added to it in float64
+REACH = 8.5  # standard deviations of noise that quadrature covers
+SMALLEST = torch.finfo(torch.float64).tiny  # densities are not below it
 
 
 # -- levels ----------------------------------------------------------------------------------------

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
-from pyro_mdm.likelihoods.base import Likelihood, read_state
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 
@@ -103,7 +102,7 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
-        if not isinstance(diffusion, LinearDiffusion):
+        if not diffusion.closed_form:
             raise TypeError(
                 f"JointTweedie is made of the law of y_ε given x and v_0, and "
                 f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"
@@ -112,33 +111,18 @@ class JointTweedie(Likelihood):
         return JointTweedieDecoder(diffusion, score, y, batch_dim)
 
 
-class JointTweedieDecoder(TorchDistribution):
+class JointTweedieDecoder(DecoderDistribution):
     """x under :class:`JointTweedie`, with v_0 integrated out.
 
     ``log_prob`` is the bound on the log density of what ``sample`` draws, the x of (x, v_0) ~
     p(x, v_0 | y_ε); for K = 1 it is that density.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = False
-
     def __init__(self, diffusion: LinearDiffusion, score: Any, y: Tensor, batch_dim: int) -> None:
         self._diffusion, self._score, self._y = diffusion, score, y
         self._known: Tensor | None = None
         self._root: JointTweedieDecoder = self  # has what an expanded one needs
         super().__init__(y.shape[:batch_dim], y.shape[batch_dim + 1 :], validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    def expand(
-        self, batch_shape: Sequence[int], _instance: JointTweedieDecoder | None = None
-    ) -> JointTweedieDecoder:
-        new = cast(JointTweedieDecoder, self._get_checked_instance(JointTweedieDecoder, _instance))
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
 
     def _state_score(self) -> Tensor:
         """s_θ(y_ε), like y."""
@@ -150,23 +134,14 @@ class JointTweedieDecoder(TorchDistribution):
 
     def _apply(self, matrix: Tensor, state: Tensor) -> Tensor:
         """``matrix`` (K, K) on a state of the root, in float64."""
-        lead = len(self._root.batch_shape)
-        flat = state.double().flatten(0, lead - 1) if lead else state.double().unsqueeze(0)
-        with full_precision(state):
-            return apply_matrix(matrix, flat).reshape(state.shape)
+        return apply_matrix(matrix, state.double(), len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The bound, nats, (*sample, *batch)."""
         diffusion, event_dim = self._diffusion, len(self.event_shape)
-        if value.shape[value.dim() - event_dim :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (…, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        self.check_event(value)
         start, P = diffusion.start, diffusion.transition(diffusion.start_time).covariance
-        L = start.scale_tril
-        eye = torch.eye(len(L), dtype=L.dtype, device=L.device)
-        W = torch.linalg.solve_triangular(L, eye, upper=False)
+        L, W = start.scale_tril, inverse_tril(start.scale_tril)
         B = W @ P @ W.mT
         # Lᵀ (s_θ + Σ^{-1} (y - a x)), whitened: each part is of order one
         known = self._apply(L.mT, self._state_score()) + self._apply(W, self._root._y)
@@ -187,9 +162,8 @@ class JointTweedieDecoder(TorchDistribution):
         """Of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
-        found = self._apply(back, self._root._y) + self._apply(
-            back @ step.covariance, self._state_score()
-        )
+        found = self._apply(back, self._root._y)
+        found = found + self._apply(back @ step.covariance, self._state_score())
         first = found.select(len(self._root.batch_shape), 0).to(self._y.dtype)
         return first.expand(self.batch_shape + self.event_shape)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.likelihoods import discrete
-from pyro_mdm.likelihoods.base import Likelihood, read_state
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
 
 __all__ = [
     "DiscretizedGaussian",
@@ -26,16 +24,10 @@ __all__ = [
 
 
 # -- distributions over levels ---------------------------------------------------------------------
-class LevelDistribution(TorchDistribution, ABC):
-    """Independent dimensions, each on the levels v_1 < … < v_n. Without reparameterized samples."""
+class LevelDistribution(DecoderDistribution, ABC):
+    """Independent dimensions, each on the levels v_1 < … < v_n."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = False
     levels: Tensor
-
-    @property
-    def support(self) -> Any:
-        return constraints.independent(constraints.real, len(self.event_shape))
 
     @abstractmethod
     def log_probs(self) -> Tensor:
@@ -47,12 +39,7 @@ class LevelDistribution(TorchDistribution, ABC):
         """(*batch, *event_shape)."""
 
     def _log_prob_shape(self, value: Tensor) -> torch.Size:
-        event_dim = len(self.event_shape)
-        if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(value.shape)}, expected (…, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        self.check_event(value)
         return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
 
 
@@ -95,21 +82,15 @@ class LevelPosterior(LevelDistribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: LevelPosterior | None = None
     ) -> LevelPosterior:
-        new = cast(LevelPosterior, self._get_checked_instance(LevelPosterior, _instance))
-        shape = torch.Size(batch_shape) + self.event_shape
-        new.levels, new.log_prior, new.dtype = self.levels, self.log_prior, self.dtype
+        new = super().expand(batch_shape, _instance)
+        shape = new.batch_shape + self.event_shape
         new.centre = self.centre.expand(shape)
         new.linear, new.quadratic = self.linear.expand(shape), self.quadratic.expand(shape)
-        new.window = self.window
         if self.window is not None:
             first = self.window.first.reshape(self.centre.shape).expand(shape)
             new.window = discrete.Window(first.reshape(-1, self._dims), self.window.size)
-        known = self._log_normalizer
-        new._log_normalizer = None if known is None else known.expand(shape)
-        super(LevelPosterior, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
+        if self._log_normalizer is not None:
+            new._log_normalizer = self._log_normalizer.expand(shape)
         return new
 
     @property
@@ -184,11 +165,7 @@ class LevelCategorical(LevelDistribution):
     """
 
     def __init__(
-        self,
-        levels: Tensor,
-        log_probs: Tensor,
-        event_dim: int,
-        validate_args: bool | None = None,
+        self, levels: Tensor, log_probs: Tensor, event_dim: int, validate_args: bool | None = None
     ) -> None:
         self.levels, self._log_probs = levels, log_probs
         batch_dim = log_probs.dim() - 1 - event_dim
@@ -199,14 +176,9 @@ class LevelCategorical(LevelDistribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: LevelCategorical | None = None
     ) -> LevelCategorical:
-        new = cast(LevelCategorical, self._get_checked_instance(LevelCategorical, _instance))
-        new.levels = self.levels
+        new = super().expand(batch_shape, _instance)
         tail = self._log_probs.shape[len(self.batch_shape) :]
-        new._log_probs = self._log_probs.expand(torch.Size(batch_shape) + tail)
-        super(LevelCategorical, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
+        new._log_probs = self._log_probs.expand(new.batch_shape + tail)
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -270,11 +242,9 @@ class DiscretizedGaussian(Likelihood):
         if event_dim is None and self.log_prior is not None:
             event_dim = self.log_prior.dim() - 1
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
-        event, n = z.shape[batch_dim:], len(self.levels)
-        if self.log_prior is None:
+        event, n, prior = z.shape[batch_dim:], len(self.levels), self.log_prior
+        if prior is None:
             prior = self.levels.new_full((1,), -math.log(n)).expand(*event, n)
-        else:
-            prior = self.log_prior
         if prior.shape[:-1] != event:
             raise ValueError(
                 f"y has event shape {tuple(event)}, expected that of log_prior, "

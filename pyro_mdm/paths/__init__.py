@@ -12,8 +12,10 @@ Source of the bound: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1; in th
 closed-form parts are integrated out.
 """
 
+from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw
 from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.divergence import PathKL, different_diffusions, path_kl, prior_kl
+from pyro_mdm.paths.density import density_bound
+from pyro_mdm.paths.divergence import different_diffusions, path_divergence, path_kl, prior_kl
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
@@ -21,11 +23,15 @@ from pyro_mdm.paths.simulated import SimulatedPath, arrival, simulated_kl
 __all__ = [
     "GenerativeChain",
     "GenerativePath",
+    "NoisingLaw",
     "NoisingPath",
     "PathKL",
+    "PathLaw",
     "SimulatedPath",
     "arrival",
+    "density_bound",
     "different_diffusions",
+    "path_divergence",
     "path_kl",
     "prior_kl",
     "simulated_kl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.support.checks import check_data, tensor_device
 
 __all__ = [
+    "NoisingLaw",
+    "PathKL",
     "PathLaw",
     "Self",
-    "apply_block",
     "checked_times",
     "gaussian_log_prob",
     "num_batch_dims",
@@ -27,13 +27,6 @@ __all__ = [
 ]
 
 Self = TypeVar("Self", bound="PathLaw")
-
-
-def apply_block(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
-    """(K, K) on the variables of y (*lead, K, *event), in y's dtype."""
-    flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
-    with full_precision(y):
-        return (matrix.to(y.dtype) @ flat).reshape(y.shape)
 
 
 def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
@@ -106,6 +99,52 @@ class PathLaw(TorchDistribution):
     def states(self, path: Tensor) -> tuple[Tensor, ...]:
         """The states at each time, each (*lead, K, *event)."""
         return path.unbind(path.dim() - len(self.event_shape))
+
+
+class PathKL(NamedTuple):
+    """The divergence of a noising path from a generative one and what it is made of, (*batch)."""
+
+    prior: Tensor  # of what does not depend on the score, nats: KL(q(y_T|x) ‖ π) in closed form
+    diffusion: Tensor  # one unbiased estimate of the integral, nats
+    log_snr: Tensor  # the λ at which it was estimated
+
+
+class NoisingLaw(PathLaw):
+    """The law of a path that starts at data x (*batch, *event_shape), seen at ``times``.
+
+    Its divergence from a generative law is :func:`~pyro_mdm.paths.path_divergence`.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        x: Tensor,
+        times: Tensor | None = None,
+        *,
+        event_dim: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        cut = num_batch_dims(diffusion, x, event_dim)
+        diffusion.check(x.shape[cut:])
+        self.x = x
+        self.times = None if times is None else checked_times(diffusion, times)
+        num_times = 1 if times is None else len(times)
+        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
+
+    def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
+        new: Any = self.expanded(batch_shape, _instance)
+        new.x = self.x.expand(*batch_shape, *self.x_shape)
+        return new
+
+    def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
+        """A divergence by the terms of the bound that people read: prior KL and diffusion.
+
+        Args:
+            path: the one that the divergence was estimated with.
+        """
+        return kl
 
 
 def num_batch_dims(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> int:

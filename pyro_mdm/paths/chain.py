@@ -15,7 +15,8 @@ from pyro_mdm.diffusions.posterior import posterior
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
-from pyro_mdm.paths.base import apply_block, checked_times, gaussian_log_prob, outer, white_log_prob
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import checked_times, gaussian_log_prob, outer, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 
 __all__ = ["GenerativeChain"]
@@ -58,15 +59,15 @@ class GenerativeChain(GenerativeLaw):
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
             root = torch.linalg.cholesky(self.diffusion.prior_covariance)
-            y = apply_block(
+            y = apply_matrix(
                 root, torch.randn(shape, dtype=torch.float64, device=device), self.x_dim
             )
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
                 x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
-                mean = apply_block(steps.gain[i], y, self.x_dim)
+                mean = apply_matrix(steps.gain[i], y, self.x_dim)
                 mean = mean + outer(steps.mean_coefficient[i], x_hat, self.x_dim)
-                y = mean + apply_block(steps.scale_tril[i], torch.randn_like(y), self.x_dim)
+                y = mean + apply_matrix(steps.scale_tril[i], torch.randn_like(y), self.x_dim)
                 states.append(y)
         path = torch.stack(states[::-1], 1).to(score.dtype)
         return path.reshape(*lead, *self.event_shape)
@@ -81,9 +82,9 @@ class GenerativeChain(GenerativeLaw):
         lead = value.shape[: value.dim() - len(self.event_shape)]
         later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
         s = self.times[1:].reshape(-1, *(1,) * len(lead)).expand(-1, *lead)
-        x_hat = self.score.denoise(
-            self.diffusion, later.reshape(-1, *self.event_shape[1:]), s.reshape(-1)
-        ).reshape(len(s), *lead, *self.x_shape)
+        score = BoundScore(self.diffusion, self.score)  # asked in its network's precision
+        x_hat = score.denoise(later.reshape(-1, *self.event_shape[1:]), s.reshape(-1))
+        x_hat = x_hat.reshape(len(s), *lead, *self.x_shape)
         # K×K algebra and residuals in float64: they are small differences of the states
         total = gaussian_log_prob(
             states[-1].double(),
@@ -92,9 +93,9 @@ class GenerativeChain(GenerativeLaw):
             self.x_dim,
         )
         for i in range(len(states) - 1):
-            mean = apply_block(steps.gain[i], states[i + 1].double(), self.x_dim)
+            mean = apply_matrix(steps.gain[i], states[i + 1].double(), self.x_dim)
             mean = mean + outer(steps.mean_coefficient[i], x_hat[i].double(), self.x_dim)
-            white = apply_block(steps.whitener[i], states[i].double() - mean, self.x_dim)
+            white = apply_matrix(steps.whitener[i], states[i].double() - mean, self.x_dim)
             total = total + white_log_prob(white, steps.log_det[i], self.x_dim)
         return total.to(value.dtype)
 

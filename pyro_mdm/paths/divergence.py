@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +12,56 @@ from torch.distributions import register_kl
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
-
-if TYPE_CHECKING:
-    pass
-from pyro_mdm.paths.base import apply_block, outer, times_text
-from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.generative import GenerativeLaw, GenerativePath
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import NoisingLaw, PathKL, outer, times_text
+from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
 
-__all__ = ["PathKL", "chain_kl", "different_diffusions", "path_kl", "prior_kl", "shared_diffusion"]
+__all__ = [
+    "chain_kl",
+    "different_diffusions",
+    "path_divergence",
+    "path_kl",
+    "prior_kl",
+    "shared_diffusion",
+]
 
 
-class PathKL(NamedTuple):
-    """The path divergence of each datum and what it is made of, (*batch), nats."""
+@singledispatch
+def path_divergence(noising: Any, generative: Any, path: Tensor | None = None) -> PathKL:
+    """The divergence of a noising path from a generative one, by part, for each datum.
 
-    prior: Tensor  # KL(q(y_T|x) ‖ π), closed form
-    diffusion: Tensor  # one unbiased estimate of the integral
-    log_snr: Tensor  # the λ at which it was estimated
+    It is dispatched on the noising law. A law of one's own registers its divergence:
+    ``@path_divergence.register(Law)`` over a function of (noising, generative, path).
+
+    Args:
+        noising, generative: laws of one diffusion.
+        path: the one that a decoder is evaluated at, (*batch, N, K, *event_shape); laws that are
+            simulated go on from it. None to draw it.
+
+    Returns:
+        :class:`PathKL`, (*batch), nats.
+
+    Raises:
+        NotImplementedError: the laws have no divergence.
+        ValueError: they are of different diffusions, or seen at different times.
+    """
+    raise NotImplementedError(
+        f"no divergence is registered for {type(noising).__name__}; see path_divergence"
+    )
 
 
-# -- divergences -----------------------------------------------------------------------------------
+@path_divergence.register(NoisingPath)
+def _closed_form(noising: NoisingPath, generative: GenerativeLaw, _: Any = None) -> PathKL:
+    return (path_kl if generative.times is None else chain_kl)(noising, generative)
+
+
+@register_kl(NoisingLaw, GenerativeLaw)
+def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
+    kl = path_divergence(noising, generative)
+    return kl.prior + kl.diffusion
+
+
 def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats."""
     end, prior = diffusion.terminal, diffusion.prior_covariance
@@ -43,7 +74,7 @@ def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     return constant.to(x.dtype) + quadratic.to(x.dtype) * square
 
 
-def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
+def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     r"""The divergence of the continuous-time path laws, one network call.
 
     The diffusion term is :meth:`~pyro_mdm.scores.Score.diffusion_term`: over λ = log SNR for a
@@ -65,7 +96,7 @@ def path_kl(noising: NoisingPath, generative: GenerativePath) -> PathKL:
     )
 
 
-def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
+def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     """The divergence of the chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
 
     One noise draw per time; the sum over the grid is complete. ``log_snr`` is λ(T).
@@ -85,7 +116,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
     for i in range(N):
         noise = randomness.normal(shape, x.dtype, x.device)
         y = outer(marginal.mean[i], x, noising.x_dim)
-        y = y + apply_block(marginal.scale_tril[i], noise, noising.x_dim)
+        y = y + apply_matrix(marginal.scale_tril[i], noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)
         error = (x - generative.score.denoise(diffusion, y, s)).square().flatten(1).sum(1)
         terms.append(0.5 * (snr[i] - snr[i + 1]).to(x.dtype) * error)
@@ -94,18 +125,6 @@ def chain_kl(noising: NoisingPath, generative: GenerativeChain) -> PathKL:
         torch.stack(terms).sum(0).reshape(noising.batch_shape),
         diffusion.terminal_log_snr.detach().expand(noising.batch_shape),
     )
-
-
-@register_kl(NoisingPath, GenerativePath)
-def _kl_path(noising: NoisingPath, generative: GenerativePath) -> Tensor:
-    kl = path_kl(noising, generative)
-    return kl.prior + kl.diffusion
-
-
-@register_kl(NoisingPath, GenerativeChain)
-def _kl_chain(noising: NoisingPath, generative: GenerativeChain) -> Tensor:
-    kl = chain_kl(noising, generative)
-    return kl.prior + kl.diffusion
 
 
 def different_diffusions(guide: Any, model: Any) -> str:
@@ -145,7 +164,7 @@ def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
             f"the guide's data have shape {tuple(noising.x_shape)}, the model expects "
             f"{tuple(generative.x_shape)}"
         )
-    if isinstance(generative, GenerativePath) and noising.times is not None:
+    if generative.times is None and noising.times is not None:
         raise ValueError(
             f"the guide's path is seen at {times_text(noising.times)}, the model's at ε alone; "
             "give both the same times, or none"

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.linear import LinearDiffusion
-
-if TYPE_CHECKING:
-    pass
-from pyro_mdm.paths.base import (
-    PathLaw,
-    apply_block,
-    checked_times,
-    gaussian_log_prob,
-    num_batch_dims,
-    outer,
-)
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob, outer
 
 __all__ = ["NoisingPath"]
 
 
-class NoisingPath(PathLaw):
-    """The law q(y_{s_1}, …, y_{s_N} | x) of a linear diffusion started at x: a Gaussian chain.
+class NoisingPath(NoisingLaw):
+    """The law q(y_{s_1}, …, y_{s_N} | x) of a diffusion in closed form: a Gaussian chain.
 
     Args:
         diffusion: the noising diffusion.
@@ -39,28 +29,6 @@ class NoisingPath(PathLaw):
     Raises:
         ValueError: x with no batch dimension or with entries that are not finite.
     """
-
-    has_rsample = True
-
-    def __init__(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        times: Tensor | None = None,
-        *,
-        event_dim: int | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        cut = num_batch_dims(diffusion, x, event_dim)
-        self.x = x
-        self.times = None if times is None else checked_times(diffusion, times)
-        num_times = 1 if times is None else len(times)
-        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NoisingPath:
-        new = self.expanded(batch_shape, _instance)
-        new.x = self.x.expand(*batch_shape, *self.x_shape)
-        return new
 
     def _kernels(self) -> tuple[Any, Any]:
         if self.times is None:
@@ -77,12 +45,12 @@ class NoisingPath(PathLaw):
         states: list[Tensor] = []
         for i, e in enumerate(self.states(noise)):
             if i == 0:
-                y = outer(first.mean, self.x, self.x_dim) + apply_block(
+                y = outer(first.mean, self.x, self.x_dim) + apply_matrix(
                     first.scale_tril, e, self.x_dim
                 )
             else:
-                y = apply_block(steps.matrix[i - 1], states[-1], self.x_dim)
-                y = y + apply_block(steps.scale_tril[i - 1], e, self.x_dim)
+                y = apply_matrix(steps.matrix[i - 1], states[-1], self.x_dim)
+                y = y + apply_matrix(steps.scale_tril[i - 1], e, self.x_dim)
             states.append(y)
         return torch.stack(states, noise.dim() - len(self.event_shape))
 
@@ -95,7 +63,7 @@ class NoisingPath(PathLaw):
         residual = y - outer(first.mean, self.x, self.x_dim)
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):
-            residual = after - apply_block(steps.matrix[i], y, self.x_dim)
+            residual = after - apply_matrix(steps.matrix[i], y, self.x_dim)
             total = total + gaussian_log_prob(
                 residual, steps.scale_tril[i], steps.log_det[i], self.x_dim
             )

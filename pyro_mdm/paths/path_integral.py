@@ -34,19 +34,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.divergence import Trace, divergence, own_node
+from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, full_precision
 from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
 
 if TYPE_CHECKING:
     from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
-from pyro_mdm.diffusions.divergence import (
-    Trace,
-    apply_root,
-    apply_root_transposed,
-    as_rows,
-    divergence,
-    own_node,
-)
 
 __all__ = ["PathIntegral", "path_integral"]
 
@@ -98,7 +91,7 @@ def path_integral(
         r = s - simulation.increment * knots.diff(dim=0) / steps if local else s
         knots = torch.cat([knots[:1], r, *([end.expand(1, n)] if to_end else [])])
         weight = 1 / diffusion.progress_rate(s)
-        level, level_rate = diffusion.noise_level(s), diffusion.noise_level_rate(s)
+        level, level_rate = diffusion.log_snr(s), diffusion.log_snr_rate(s)
     inside = torch.is_grad_enabled()
     states = advance(diffusion, y, knots, steps, simulation, brownian)
     points, times = states[:P].flatten(0, 1), s.flatten()
@@ -153,10 +146,10 @@ def _local(
         G = noise_root(diffusion, before, r if depends else s)
         xi = randomness.normal((n, d, K), before.dtype, before.device) if noise is None else noise
         centre = before + delta * diffusion.drift(before, r).to(before.dtype)
-        kick = (root * apply_root(G, xi)).mT.reshape(before.shape)
+        kick = (root * apply_to_rows(G, xi)).mT.reshape(before.shape)
         both, times = torch.cat([centre + kick, centre - kick]), torch.cat([s, s])
         residual = _residual(diffusion, score, both, times)
-        plus, minus = apply_root_transposed(torch.cat([G, G]), as_rows(residual)).split(n)
+        plus, minus = apply_to_rows(torch.cat([G, G]).mT, as_rows(residual)).split(n)
         trace = 0.5 * ((plus - minus) * xi).flatten(1).sum(1) / root.flatten()
         here = noise_root(diffusion, both, times) if depends else torch.cat([G, G])
         products = _products(diffusion, both, residual, here)
@@ -175,8 +168,8 @@ def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s:
 
 def _products(diffusion: NonlinearDiffusion, y: Tensor, residual: Tensor, G: Tensor) -> Tensor:
     """½ ‖r‖²_{g²} + ∇ℓ · g² r, (n,)."""
-    white = apply_root_transposed(G, as_rows(residual))
-    rest = apply_root_transposed(G, as_rows(diffusion.prior.score(y)))
+    white = apply_to_rows(G.mT, as_rows(residual))
+    rest = apply_to_rows(G.mT, as_rows(diffusion.prior.score(y)))
     return ((0.5 * white + rest) * white).flatten(1).sum(1)
 
 

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import register_kl
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.simulation import Simulation, advance, simulate
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.simulation import Simulation, advance
 from pyro_mdm.paths.base import (
-    PathLaw,
-    apply_block,
-    checked_times,
+    NoisingLaw,
+    PathKL,
     gaussian_log_prob,
-    num_batch_dims,
     outer,
     times_text,
 )
-from pyro_mdm.paths.divergence import PathKL, shared_diffusion
-from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.divergence import path_divergence, shared_diffusion
+from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedPath", "arrival", "simulated_kl"]
 
 
-class SimulatedPath(PathLaw):
+class SimulatedPath(NoisingLaw):
     """The law q(y_{s_1}, …, y_{s_N} | x) of a nonlinear diffusion started at x, by simulation.
 
     Args:
@@ -52,8 +50,6 @@ class SimulatedPath(PathLaw):
         SimulationError: a path exploded.
     """
 
-    has_rsample = True
-
     def __init__(
         self,
         diffusion: NonlinearDiffusion,
@@ -64,37 +60,29 @@ class SimulatedPath(PathLaw):
         simulation: Simulation | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        cut = num_batch_dims(diffusion, x, event_dim)
-        diffusion.check(x.shape[cut:])
-        self.x = x
+        super().__init__(diffusion, x, times, event_dim=event_dim, validate_args=validate_args)
         self.simulation = simulation if simulation is not None else diffusion.simulation
-        self.times = None if times is None else checked_times(diffusion, times)
         if self.times is not None and self.times[0] < diffusion.start_time - 1e-9:
             raise ValueError(
                 f"times start at {float(self.times[0]):.4g}, before the start time "
                 f"{float(diffusion.start_time):.4g}, where y given x is known"
             )
-        num_times = 1 if times is None else len(times)
-        super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SimulatedPath:
-        new = self.expanded(batch_shape, _instance)
-        new.x = self.x.expand(*batch_shape, *self.x_shape)
-        return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         start = self.diffusion.start
         lead = (*sample_shape, *self.batch_shape)
         shape = (*lead, *self.event_shape[1:])
         noise = randomness.normal(shape, self.x.dtype, self.x.device)
-        y = outer(start.mean, self.x, self.x_dim) + apply_block(start.scale_tril, noise, self.x_dim)
+        y = outer(start.mean, self.x, self.x_dim) + apply_matrix(
+            start.scale_tril, noise, self.x_dim
+        )
         if self.times is None:
             return y.unsqueeze(len(lead))
         begin = self.diffusion.start_time
         flat = y.reshape(-1, *self.event_shape[1:])
         first = bool(self.times[0] <= begin)
         times = self.times if first else torch.cat([begin.reshape(1), self.times])
-        path = simulate(self.diffusion, flat, times, self.simulation)
+        path = self.diffusion.simulate(flat, times, self.simulation)
         return path[:, 0 if first else 1 :].reshape(*lead, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -114,9 +102,14 @@ class SimulatedPath(PathLaw):
         residual = self.states(value)[0] - outer(start.mean, self.x, self.x_dim)
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
+    def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
+        """As prior KL :func:`arrival`, by a path of its own to T; all else is diffusion."""
+        prior = arrival(self, path)
+        return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
+
 
 def simulated_kl(
-    noising: SimulatedPath, generative: GenerativePath, path: Tensor | None = None
+    noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
 ) -> PathKL:
     """The divergence of the path laws of a nonlinear diffusion, from one path per datum.
 
@@ -165,7 +158,8 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
     return (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
 
 
-@register_kl(SimulatedPath, GenerativePath)
-def _kl_simulated(noising: SimulatedPath, generative: GenerativePath) -> Tensor:
-    kl = simulated_kl(noising, generative)
-    return kl.prior + kl.diffusion
+@path_divergence.register(SimulatedPath)
+def _simulated(
+    noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
+) -> PathKL:
+    return simulated_kl(noising, generative, path)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers.grids import simulation_grid
@@ -36,6 +37,7 @@ __all__ = [
     "curves_figure",
     "diffusion_term_figure",
     "diffusion_term_history_figure",
+    "draw_moments",
     "eigenvalues_figure",
     "field_figure",
     "new_figure",
@@ -64,20 +66,11 @@ except ModuleNotFoundError as error:
 
 
 DPI = 160
-
-
 CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
-
-
+TIME = "noising time s   (0 data, T noise)"
 COLUMNS = 100  # of a heat map, at most
-
-
 PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
-
-
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
-
-
 Record = Mapping[str, Any]
 
 
@@ -111,14 +104,14 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
         axes.fill_between(steps, bottom, top, color=f"C{i}", alpha=0.35, lw=0, label=label)
     for i, (part, records) in enumerate(bounds.items()):
         steps, total, error = _series(records, "bits_per_dim")
+        bars = np.nan_to_num(error)  # an unknown error has no bar
         style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
         style |= {"color": "k" if part == stacked else f"C{i + 3}"}
         label = f"{part} {_with_error(total[-1], error[-1])}"
-        axes.errorbar(steps, total, _bars(error), label=label, **style)
-        shown += [total - _bars(error), total + _bars(error)]
+        axes.errorbar(steps, total, bars, label=label, **style)
+        shown += [total - bars, total + bars]
     _fit(axes, np.concatenate(shown))
-    axes.set_xlabel("step")
-    axes.set_ylabel("bits/dim, ± 1 s.e.")
+    axes.set(xlabel="step", ylabel="bits/dim, ± 1 s.e.")
     axes.set_title(f"bound by term, above its least ({stacked})", fontsize=10)
     figure.legend(fontsize=8, title="at the last step", title_fontsize=8, loc="outside right upper")
     return figure
@@ -137,10 +130,6 @@ def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarra
     pairs = [record["terms"][term] for record in records]
     values = np.array(pairs, dtype=float)  # None becomes NaN
     return np.array([r["step"] for r in records], dtype=float), values[:, 0], values[:, 1]
-
-
-def _bars(error: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(error)  # an unknown error has no bar
 
 
 def _with_error(value: float, error: float) -> str:
@@ -168,16 +157,14 @@ def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
             f"{n + 1} edges, {tuple(mean.shape)} means and {tuple(error.shape)} standard errors, "
             f"expected ({n},) of both: one for each interval"
         )
-    width = edges.diff()
-    center = (edges[1:] + edges[:-1]) / 2
+    center, width = (edges[1:] + edges[:-1]) / 2, edges.diff()
+    x, y, bars = (v.numpy() for v in (center, mean / width, error / width))
     figure = new_figure(*CARD)
     axes = figure.add_subplot()
-    axes.stairs((mean / width).numpy(), edges.numpy(), color="C0", fill=True, alpha=0.25)
-    x, y, bars = (v.numpy() for v in (center, mean / width, error / width))
+    axes.stairs(y, edges.numpy(), color="C0", fill=True, alpha=0.25)
     axes.errorbar(x, y, bars, fmt="o", ms=3, capsize=3, color="C0")
     axes.axhline(0.0, color="0.6", lw=0.8)
-    axes.set_xlabel("log SNR λ   (noise ← → data)")
-    axes.set_ylabel("bits/dim per unit of λ")
+    axes.set(xlabel="log SNR λ   (noise ← → data)", ylabel="bits/dim per unit of λ")
     total = _with_error(float(mean.nansum()), float(error.square().nansum().sqrt()))
     axes.set_title(f"diffusion term by noise level, {total} in all", fontsize=10)
     return figure
@@ -218,9 +205,7 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
             axes.pcolormesh(sides[i : i + 2], edge, column[:, None], norm=norm, cmap="magma")
         label = "bits/dim per unit of λ"
         figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label=label, extend="max")
-        axes.set_facecolor("0.8")
-        axes.set_xlabel("step")
-        axes.set_title(title)
+        axes.set(facecolor="0.8", xlabel="step", title=title)
     panels[0].set_ylabel("log SNR λ   (noise ↓ ↑ data)")
     return figure
 
@@ -250,15 +235,11 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
-    matrices = {}
+    found: dict[str, Any] = {}
     if isinstance(diffusion, LinearDiffusion):
-        matrices = {
-            "Q": diffusion.Q.tolist(),
-            "D": diffusion.D.tolist(),
-            "eigenvalues": _eigenvalues(diffusion),
-        }
-    return {
-        **matrices,
+        found = {"Q": diffusion.Q.tolist(), "D": diffusion.D.tolist()}
+        found["eigenvalues"] = _eigenvalues(diffusion)
+    return found | {
         "times": s.tolist(),
         "rate": diffusion.rate(on_device).tolist(),
         "clock": diffusion.clock(on_device).tolist(),
@@ -274,7 +255,7 @@ def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
 
 
 @torch.no_grad()
-def preset_eigenvalues(diffusion: LinearDiffusion) -> dict[str, list[list[float]]]:
+def preset_eigenvalues(diffusion: Diffusion) -> dict[str, list[list[float]]]:
     """Eigenvalues of b(T) A_0 of each preset with as many variables, by name.
 
     Their clocks are scaled so that they end at the log SNR at which ``diffusion`` ends.
@@ -333,16 +314,15 @@ def eigenvalues_figure(
     for (name, values), marker in zip(others.items(), "sD", strict=False):
         label = f"{name} with this λ(T)"
         plane.plot(*values.T, marker, ms=9, mfc="none", color="0.3", ls="none", label=label)
-    plane.set_xlim(left, -0.08 * left)
-    plane.set_ylim(-top, top)
+    plane.set(xlim=(left, -0.08 * left), ylim=(-top, top))
     plane.axvline(0.0, color="0.6", lw=0.8)
     plane.set_title("eigenvalues μ of b(T) A₀", fontsize=10)
     if moved:
         figure.colorbar(drawn, ax=panels[1], label="step")
         upper = trail[trail[..., 1] >= 0]
         margin = 0.1 * max(np.ptp(upper, axis=0).max(), 1e-3 * abs(left))
-        panels[1].set_xlim(upper[:, 0].min() - margin, upper[:, 0].max() + margin)
-        panels[1].set_ylim(upper[:, 1].min() - margin, upper[:, 1].max() + margin)
+        ends = np.stack([upper.min(0) - margin, upper.max(0) + margin], 1)
+        panels[1].set(xlim=ends[0], ylim=ends[1])
         panels[1].set_title("over training, Im μ ≥ 0", fontsize=10)
     handles, labels = plane.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
@@ -370,9 +350,7 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
             width = 2.2 if i == len(chosen) - 1 else 1.2
             label_i = f"step {record['step']}"
             axes.plot(record["times"], record[name], color=colors[i], lw=width, label=label_i)
-        axes.set_xlabel("noising time s   (0 data, T noise)")
-        axes.set_ylabel(label)
-        axes.set_xlim(0.0, chosen[-1]["times"][-1])
+        axes.set(xlabel=TIME, ylabel=label, xlim=(0.0, chosen[-1]["times"][-1]))
         axes.set_ylim(bottom=0.0)
         if len(chosen) > 1:
             axes.legend(fontsize=8)
@@ -384,25 +362,10 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 @torch.no_grad()
 def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
     """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
-    K, T, start = diffusion.num_variables, diffusion.horizon, diffusion.start_time
-    times = torch.linspace(float(start), T, points, dtype=torch.float64)
-    marginal = diffusion.marginal(times.to(start.device))
-    s = times.numpy()
-    a, Sigma, log_snr = (
-        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
-    )
+    T, start = diffusion.horizon, diffusion.start_time
     figure = new_figure(11.0, 3.5)
     left, middle, right = figure.subplots(1, 3)
-    for i in range(K):
-        left.plot(s, a[:, i], label=variable_name(i))
-        for j in range(i, K):
-            style = "-" if i == j else "--"
-            label = (
-                f"var {variable_name(i)}"
-                if i == j
-                else f"cov {variable_name(i)}, {variable_name(j)}"
-            )
-            middle.plot(s, Sigma[:, i, j], style, label=label)
+    s, log_snr = draw_moments(left, middle, diffusion, points)
     left.set_title("a(s): mean of each variable per unit of x")
     middle.set_title("Σ(s): covariance given x")
     right.plot(s, log_snr, color="k")
@@ -411,12 +374,31 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
         f"log SNR(s): {log_snr[0]:.1f} at ε = {start:.2g}, {log_snr[-1]:.1f} at T", fontsize=11
     )
     for axes, label in ((left, "a(s)"), (middle, "Σ(s)"), (right, "log SNR")):
-        axes.set_xlabel("noising time s   (0 data, T noise)")
-        axes.set_ylabel(label)
-        axes.set_xlim(0.0, T)
-    for axes in (left, middle):
-        axes.legend(fontsize=8, ncols=1 if K < 4 else 2)
+        axes.set(xlabel=TIME, ylabel=label, xlim=(0.0, T))
     return figure
+
+
+def draw_moments(
+    left: Any, right: Any, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a(s) and the entries of Σ(s) over time from ε to T, which is returned with log SNR."""
+    K, start = diffusion.num_variables, diffusion.start_time
+    times = torch.linspace(float(start), diffusion.horizon, points, dtype=torch.float64)
+    marginal = diffusion.marginal(times.to(start.device))
+    s = times.numpy()
+    a, Sigma, log_snr = (
+        t.cpu().numpy() for t in (marginal.mean, marginal.covariance, marginal.log_snr)
+    )
+    for i in range(K):
+        name = variable_name(i)
+        left.plot(s, a[:, i], label=name)
+        for j in range(i, K):
+            both = f"cov {name}, {variable_name(j)}"
+            style, label = ("-", f"var {name}") if i == j else ("--", both)
+            right.plot(s, Sigma[:, i, j], style, label=label)
+    for axes in (left, right):
+        axes.legend(fontsize=fontsize, ncols=1 if K < 4 else 2)
+    return s, log_snr
 
 
 @torch.no_grad()
@@ -464,9 +446,7 @@ def paths_figure(
         axes.plot(times, lines[:, :, k, dimension].T, lw=0.7, alpha=0.65)
         for quantile in quantiles[:, k]:
             axes.plot([0.86 * T, T], [quantile] * 2, "k--", lw=1.2)
-        axes.set_xlim(0.0, T)
-        axes.set_xlabel("noising time s")
-        axes.set_ylabel(variable_name(k))
+        axes.set(xlim=(0.0, T), xlabel="noising time s", ylabel=variable_name(k))
         of = f", dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
         axes.set_title(f"{variable_name(k)} of {len(x)} data{of}", fontsize=10)
     grid[0].plot([], [], "k--", lw=1.2, label="5, 50, 95% of the prior")
@@ -477,8 +457,7 @@ def paths_figure(
         for i, (style, label) in enumerate((("ko", "at ε"), ("C3s", "at T"))):
             axes.plot(*lines[:, -i, 0].T, style, ms=3, label=label, zorder=3)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel("x_0")
-        axes.set_ylabel("x_1")
+        axes.set(xlabel="x_0", ylabel="x_1")
         axes.set_title("x in the plane", fontsize=10)
         axes.legend(fontsize=8, loc="upper left")
     for axes in grid[K + plane :]:
@@ -511,7 +490,7 @@ def field_figure(
     Raises:
         ValueError: x of another shape, times outside [ε, T].
     """
-    if x is not None and (x.dim() != 2 or x.shape[1] != 2):
+    if x is not None and x.shape[1:] != (2,):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, 2): points of the plane")
     K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
     start = float(diffusion.start_time)
@@ -532,7 +511,7 @@ def field_figure(
     f = torch.stack([diffusion.drift(y, at.expand(len(y))) for at in s]).cpu().double()
     size = f.norm(dim=-1)  # (times, points, K)
     shown = [k for k in range(K) if float(size[..., k].max()) > 1e-9] or [0]
-    level = diffusion.noise_level(s).tolist()
+    level = diffusion.log_snr(s).tolist()
 
     figure = new_figure(2.4 * len(times) + 0.4, 2.2 * len(shown) + 0.8)
     grid = figure.subplots(len(shown), len(times), squeeze=False, sharex=True, sharey=True)
@@ -548,9 +527,8 @@ def field_figure(
             )
             drawn.set_clim(0.0, max(float(length.max()), 1e-9))
             figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=MaxNLocator(4))
-            axes.set_aspect("equal")
-            axes.set_xlim(-1.05 * reach, 1.05 * reach)
-            axes.set_ylim(-1.05 * reach, 1.05 * reach)
+            ends = (-1.05 * reach, 1.05 * reach)
+            axes.set(aspect="equal", xlim=ends, ylim=ends)
             if j == 0:
                 axes.set_title(f"s = {times[i]:.3g}\nnoise level {level[i]:.1f}", fontsize=9)
             if j == len(shown) - 1:

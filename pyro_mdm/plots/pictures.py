@@ -7,17 +7,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.plots.figures import new_figure, variable_name
+from pyro_mdm.scores.base import noised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["image_grid", "noising_figure", "pictures_figure", "ranked_images_figure"]
+__all__ = [
+    "draw_noising",
+    "image_grid",
+    "noising_figure",
+    "pictures_figure",
+    "ranked_images_figure",
+]
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
@@ -49,15 +56,12 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
         pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = pixels.expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    height, width = height * factor, width * factor
-    gap = max(2, min(height, width) // 10)
-    grid = torch.full(
-        (3, rows * (height + gap) + gap, columns * (width + gap) + gap), 96, dtype=torch.uint8
-    )
-    for i in range(n):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        grid[:, top : top + height, left : left + width] = pixels[i]
-    return grid
+    gap = max(2, min(pixels.shape[2:]) // 10)
+    blank = pixels.new_full((rows * columns - n, *pixels.shape[1:]), 96)
+    cells = nn.functional.pad(torch.cat([pixels, blank]), (0, gap, 0, gap), value=96)
+    grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    grid = grid.reshape(3, rows * cells.shape[2], -1)
+    return nn.functional.pad(grid, (gap, 0, gap, 0), value=96)
 
 
 def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure:
@@ -81,7 +85,7 @@ def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure
         )
     order = bits.argsort().tolist()
     rows = {"best": order[: n // 2], "worst": order[: n // 2 - 1 : -1]}
-    columns = max(map(len, rows.values()))
+    columns = len(rows["worst"])
     figure = new_figure(1.05 * columns + 0.4, 3.1)
     grid = figure.subplots(2, columns, squeeze=False)
     for (name, chosen), axes_row in zip(rows.items(), grid, strict=True):
@@ -122,8 +126,7 @@ def pictures_figure(pictures: Mapping[str, Tensor], columns: int) -> Figure:
 def _image(axes: Axes, pixels: Tensor) -> None:
     """Draw uint8 (C, H, W), C = 1 or 3, without ticks."""
     axes.imshow(pixels.movedim(0, -1).expand(-1, -1, 3).numpy())
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 @torch.no_grad()
@@ -146,6 +149,20 @@ def noising_figure(
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected images (n, C, H, W) or vectors (n, features)"
         )
+    figure = new_figure(1.35 * columns + 0.6, 1.45 * diffusion.num_variables + 0.7)
+    draw_noising(figure, diffusion, x, columns=columns, seed=seed)
+    return figure
+
+
+def draw_noising(
+    figure: Figure | SubFigure,
+    diffusion: LinearDiffusion,
+    x: Tensor,
+    *,
+    columns: int = 9,
+    seed: int = 0,
+) -> None:
+    """Draw :func:`noising_figure` into an empty figure, or a part of one."""
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
     device = diffusion.start_time.device
@@ -155,14 +172,9 @@ def noising_figure(
     marginal = diffusion.marginal(s)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    y = torch.stack(
-        [
-            m.reshape(K, *[1] * (x.dim() - 1)).cpu() * x.detach().cpu().double()[:, None]
-            + apply_matrix(L.cpu(), noise)
-            for m, L in zip(marginal.mean, marginal.scale_tril, strict=True)
-        ]
-    )  # (columns, n, K, *event)
-    figure = new_figure(1.35 * columns + 0.6, 1.45 * K + 0.7)
+    each = [Marginal(*(field[i].cpu() for field in marginal)) for i in range(columns)]
+    x = x.detach().cpu().double()
+    y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):
         reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))
@@ -174,13 +186,9 @@ def noising_figure(
                 points = y[column, :, i]
                 other = points[:, 1] if points.shape[1] > 1 else noise[:, 0, 0]
                 axes.plot(points[:, 0].numpy(), other.numpy(), ".", ms=2, alpha=0.5)
-                axes.set_xlim(-reach, reach)
-                axes.set_ylim(-reach, reach)
-                axes.set_aspect("equal")
-            axes.set_xticks([])
-            axes.set_yticks([])
+                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            axes.set(xticks=[], yticks=[])
             if i == 0:
                 axes.set_title(f"s = {s[column]:.3g}\nλ = {log_snr[column]:.1f}", fontsize=8)
             if column == 0:
                 axes.set_ylabel(f"{variable_name(i)}  (±{reach:.2g})", fontsize=9)
-    return figure

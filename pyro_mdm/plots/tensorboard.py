@@ -34,6 +34,8 @@ from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
 from pyro_mdm.plots.pictures import image_grid
+from pyro_mdm.scores.base import noised
+from pyro_mdm.support import measured
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -61,15 +63,9 @@ __all__ = [
     "write_text",
 ]
 
-TERMS = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
-
-
+TERMS = ("bits_per_dim", *measured.TERMS)
 PARTS = ("train", "validation")
-
-
 Terms = Mapping[str, tuple[float, float]]
-
-
 Record = Mapping[str, Any]
 
 
@@ -170,17 +166,13 @@ def write_terms(
             f"terms is a {type(terms).__name__}, expected ELBOTerms; "
             "pass elbo_terms(model, guide, x)"
         )
-    if num_dims is None:
-        each = {"elbo": terms.elbo, "reconstruction": terms.reconstruction}
-        each |= {"prior_kl": terms.prior_kl, "diffusion": terms.diffusion}
-    else:
+    each = {"elbo": terms.elbo, **dict(terms.items())}
+    if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
         costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}
         each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
     for name, values in each.items():
-        values = values.detach().double()
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        write_mean(writer, f"bound/{name}/{part}", values.mean().item(), error, step)
+        write_mean(writer, f"bound/{name}/{part}", *measured.Measured.of(values), step)
 
 
 def write_layout(
@@ -325,15 +317,13 @@ def write_simulated(
     added = getattr(diffusion, "added", None)
     if added is None:
         return
-    start, device = diffusion.start, diffusion.start_time.device
+    device = diffusion.start_time.device
     x = x.to(device)
     shape = (len(x), diffusion.num_variables, *x.shape[1:])
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
-    spread = (start.scale_tril @ noise.flatten(2)).reshape(shape)
-    data = start.mean.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1) + spread
     states = {
-        "data": (data, diffusion.start_time),
+        "data": (noised(diffusion.start, x.double(), noise), diffusion.start_time),
         "prior": (diffusion.prior.sample(shape, generator), diffusion.as_tensor(diffusion.horizon)),
     }
     for name, (y, s) in states.items():
@@ -375,7 +365,7 @@ def write_diffusion_history(
         diffusion: as it is now; the presets are scaled to its log SNR at T.
         step: training steps so far.
     """
-    if isinstance(diffusion, LinearDiffusion) and diffusion.num_variables > 1:
+    if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
         presets = figures.preset_eigenvalues(diffusion)
         writer.add_figure(
             "Overview/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
+from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -21,19 +22,17 @@ __all__ = [
     "Score",
     "call_on_state",
     "check_fit",
-    "inverse_tril",
+    "noised",
     "project",
     "rotated",
     "with_event_dims",
 ]
 
 Number = float | Tensor
-
-
 Times = Literal["log_volume", "vpsde"]
 
 
-class Score(Restorable, nn.Module, ABC):
+class Score(Restorable, ExactBuffers, ABC):
     """What every parameterization offers, and nothing about the diffusion it is used with.
 
     Those made of the closed-form law of y_s given x serve linear diffusions alone.
@@ -87,13 +86,19 @@ class Score(Restorable, nn.Module, ABC):
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
-    @abstractmethod
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
-        """x̂ (*batch, *event_shape), the expected data given the state y at time s."""
+        """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
-    @abstractmethod
+        Unless overridden by the projection on g² s_θ, for linear diffusions only.
+        """
+        return project(diffusion, self.score(diffusion, y, s), y, s)
+
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """The decoder p(x | y_ε) that fits this parameterization and costs no network call."""
+        """The decoder p(x | y_ε) that fits this parameterization and costs no network call.
+
+        Unless overridden :class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior.
+        """
+        return likelihoods.Gaussian()
 
     def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
@@ -117,11 +122,7 @@ class Score(Restorable, nn.Module, ABC):
         return value, log_snr.detach()
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
 
@@ -161,14 +162,12 @@ class Score(Restorable, nn.Module, ABC):
         else:
             s, clock_rate = _time_on_the_way(diffusion, u), None
         marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
-        a = marginal.mean
         if noise is None:
-            noise = randomness.normal((len(x), a.shape[-1], *x.shape[1:]), x.dtype, x.device)
+            shape = (len(x), diffusion.num_variables, *x.shape[1:])
+            noise = randomness.normal(shape, x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
-        a = a.to(x.dtype).reshape(*a.shape, *[1] * (x.dim() - 1))
-        y = a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
-        theta = self.score(diffusion, y, s)
+        theta = self.score(diffusion, noised(marginal, x, noise), s)
         with full_precision(x):
             W = inverse_tril(marginal.scale_tril)
             error = theta.double() + apply_matrix(W.mT, noise.double())
@@ -178,15 +177,6 @@ class Score(Restorable, nn.Module, ABC):
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
             start, end = diffusion.log_volume_ends
             return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Score:
-        exact = {name: b for name, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and not buffer.is_meta:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -217,7 +207,7 @@ class Score(Restorable, nn.Module, ABC):
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
-        if not (self.serves_nonlinear or isinstance(diffusion, LinearDiffusion)):
+        if not (self.serves_nonlinear or diffusion.closed_form):
             raise TypeError(
                 f"{type(self).__name__} is made of the closed-form law of y_s given x, and "
                 f"{type(diffusion).__name__} has none; use ResidualScore or RawScore"
@@ -286,7 +276,7 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
     """
-    if not isinstance(diffusion, LinearDiffusion):
+    if not diffusion.closed_form:
         raise TypeError(
             f"a score gives back a denoiser by the closed-form law of y_s given x, and "
             f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "
@@ -320,6 +310,17 @@ def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Ten
     return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
 
 
+def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
+    """y = a x + L η, like η (n, K, *event_shape), for data (n, *event_shape), in their dtype.
+
+    Args:
+        marginal: of times (n,), or of one time for all.
+    """
+    a = marginal.mean.to(x.dtype)
+    a = a.reshape(*a.shape, *[1] * (x.dim() - 1))
+    return a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
+
+
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     r"""Standard normal η with L η = (y - a x) such that the first of ``noise`` is that of z.
 
@@ -347,12 +348,6 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
     return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
         y.shape
     )
-
-
-def inverse_tril(L: Tensor) -> Tensor:
-    """L^{-1} of lower triangular L (…, K, K)."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:

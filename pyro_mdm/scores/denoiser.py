@@ -10,19 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
-from pyro_mdm.scores.base import Number, Score, check_fit, inverse_tril, with_event_dims
+from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
 from pyro_mdm.support.checks import check_finite
 
-__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "VARIANCE_FLOOR"]
+__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
 
-# a dimension's variance is at least this part of the average, in scalings of the discrete denoiser
-VARIANCE_FLOOR = 0.5
-
-
-# data whose baseline is integrated together, in cache
-DATA_AT_ONCE = 256
+DATA_AT_ONCE = 256  # data whose baseline is integrated together, in cache
 
 
 class DenoiserScore(Score):
@@ -32,6 +28,8 @@ class DenoiserScore(Score):
     known: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
     """
 
+    data_mean: Tensor
+    data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
 
@@ -124,11 +122,7 @@ class DenoiserScore(Score):
         return width.to(x.dtype) * values - change * each, log_snr
 
     def integrand(
-        self,
-        diffusion: LinearDiffusion,
-        x: Tensor,
-        level: Tensor,
-        noise: Tensor | None = None,
+        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
         return self._error(x, self._noised(x, level, noise), level, self.x_hat)
@@ -140,6 +134,11 @@ class DenoiserScore(Score):
     def baseline_integrand(self, x: Tensor, log_snr: Tensor, noise: Tensor | None = None) -> Tensor:
         """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call."""
         return self._error(x, self._noised(x, log_snr, noise), log_snr, self.baseline_x_hat)
+
+    def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """μ, σ² and v = e^{-λ}, broadcastable to z, in its dtype."""
+        v = with_event_dims(torch.exp(-lam), z)
+        return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
 
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
@@ -201,9 +200,6 @@ class Denoiser(DenoiserScore):
         >>> denoiser.x_hat(torch.zeros(3, 2), 0.0).shape
         torch.Size([3, 2])
     """
-
-    data_mean: Tensor
-    data_variance: Tensor
 
     def __init__(
         self, network: nn.Module, data_mean: Number = 0.0, data_variance: Number = 1.0
@@ -292,8 +288,3 @@ class Denoiser(DenoiserScore):
     def default_likelihood(self) -> likelihoods.Likelihood:
         """:class:`~pyro_mdm.likelihoods.Gaussian` with the prior N(μ, σ²)."""
         return likelihoods.Gaussian(self.data_mean, self.data_variance)
-
-    def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, σ² and v = e^{-λ}, broadcastable to z, in its dtype."""
-        v = with_event_dims(torch.exp(-lam), z)
-        return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)

@@ -13,15 +13,14 @@ from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.scores.base import Number, check_fit, with_event_dims
-from pyro_mdm.scores.denoiser import DATA_AT_ONCE, VARIANCE_FLOOR, DenoiserScore
+from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 
 __all__ = ["DiscreteDenoiser"]
 
 Form = Literal["tilt", "logits"]
 
-
-# memory for what baseline_kl of a discrete denoiser has found
-KL_TABLES_BYTES = 256 * 2**20
+KL_TABLES_BYTES = 256 * 2**20  # memory for what baseline_kl has found
+VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
 
 
 class DiscreteDenoiser(DenoiserScore):
@@ -63,8 +62,6 @@ class DiscreteDenoiser(DenoiserScore):
 
     levels: Tensor
     log_prior: Tensor
-    data_mean: Tensor
-    data_variance: Tensor
 
     def __init__(
         self,
@@ -88,9 +85,8 @@ class DiscreteDenoiser(DenoiserScore):
         mean = log_prior.exp() @ values
         variance = (log_prior.exp() * (values - mean.unsqueeze(-1)).square()).sum(-1)
         self.register_buffer("data_mean", mean)
-        self.register_buffer(
-            "data_variance", variance.clamp_min(VARIANCE_FLOOR * variance.mean().item())
-        )
+        floor = VARIANCE_FLOOR * variance.mean().item()
+        self.register_buffer("data_variance", variance.clamp_min(floor))
 
     @classmethod
     def fit(
@@ -120,15 +116,20 @@ class DiscreteDenoiser(DenoiserScore):
 
     def log_probs(self, z: Tensor, log_snr: Number) -> Tensor:
         """log p_θ(x_j = v_k | z, λ), (*batch, *event_shape, n): levels last, all in memory."""
-        F, lam = self._network_output(z, log_snr)
+        posterior = self.posterior(z, log_snr)
         with full_precision(z):
-            return self._posterior(z, lam, F).log_probs()
+            return posterior.log_probs()
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One network call."""
         F, lam = self._network_output(z, log_snr)
         with full_precision(z):
-            return self._posterior(z, lam, F)
+            if self.form == "logits":
+                k = self._batch_dim(z)
+                odds = self._level_odds(z, lam, F, k)[2].movedim(k, -1)
+                return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
+            tilted = self._tilted(z, lam, F)
+            return likelihoods.LevelPosterior(self.levels, self.log_prior, *tilted, z.dtype)
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ}), like z."""
@@ -171,14 +172,9 @@ class DiscreteDenoiser(DenoiserScore):
         ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
         table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
         row = len(self.levels) * torch.arange(len(ends), device=x.device)
-        return torch.cat(
-            [
-                nn.functional.embedding_bag(
-                    row + discrete.level_index(part, self.levels), table, mode="sum"
-                )
-                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
-            ]
-        )
+        parts = x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+        rows = (row + discrete.level_index(part, self.levels) for part in parts)
+        return torch.cat([nn.functional.embedding_bag(r, table, mode="sum") for r in rows])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kl_tables.clear()  # they are of the prior that is replaced
@@ -206,8 +202,8 @@ class DiscreteDenoiser(DenoiserScore):
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         with full_precision(z):
-            v = with_event_dims(torch.exp(-lam), z).to(z.dtype)
-            inputs = (z - self.data_mean.to(z.dtype)) * (self.data_variance.to(z.dtype) + v).rsqrt()
+            mu, s2, v = self._scales(z, lam)
+            inputs = (z - mu) * (s2 + v).rsqrt()
         factor = len(self.levels) if self.form == "logits" else 2
         F = self.call_network(inputs, lam, batch_dim, factor)
         return F.unflatten(batch_dim, (factor, -1)), lam
@@ -216,8 +212,7 @@ class DiscreteDenoiser(DenoiserScore):
         """Centre c, α and β of the log-odds log π + α δ + β δ², δ = v_k - c; each like z."""
         F1, F2 = F.unbind(self._batch_dim(z))
         F2 = torch.where(F2 < 0, F2, 0.5 * torch.tanh(2 * F2))
-        mu, s2 = self.data_mean.to(z.dtype), self.data_variance.to(z.dtype)
-        v = with_event_dims(torch.exp(-lam), z).to(z.dtype)
+        mu, s2, v = self._scales(z, lam)
         gain = s2 / (s2 + v)
         m = mu + gain * (z - mu)
         w = (gain * v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
@@ -238,17 +233,5 @@ class DiscreteDenoiser(DenoiserScore):
         )
         levels = self.levels.to(z.dtype).reshape(-1, *[1] * (z.dim() - k))
         delta = levels - c
-        return (
-            c.squeeze(k),
-            delta,
-            F + self.log_prior.to(z.dtype).movedim(-1, 0) + (alpha + beta * delta) * delta,
-        )
-
-    def _posterior(self, z: Tensor, lam: Tensor, F: Tensor) -> likelihoods.LevelDistribution:
-        if self.form == "logits":
-            k = self._batch_dim(z)
-            odds = self._level_odds(z, lam, F, k)[2].movedim(k, -1)
-            return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
-        return likelihoods.LevelPosterior(
-            self.levels, self.log_prior, *self._tilted(z, lam, F), z.dtype
-        )
+        prior = self.log_prior.to(z.dtype).movedim(-1, 0)
+        return c.squeeze(k), delta, F + prior + (alpha + beta * delta) * delta

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
-from pyro_mdm.scores.base import Number, Score, call_on_state, inverse_tril, project
+from pyro_mdm.scores.base import Number, Score, call_on_state
 
 __all__ = ["NoisePrediction", "RawScore"]
 
@@ -39,14 +39,6 @@ class NoisePrediction(Score):
         with full_precision(y):
             return -apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)
 
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
-        """x̂ by the projection on g² s_θ, (*batch, *event_shape)."""
-        return project(diffusion, self.score(diffusion, y, s), y, s)
-
-    def default_likelihood(self) -> likelihoods.Likelihood:
-        """:class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior."""
-        return likelihoods.Gaussian()
-
 
 class RawScore(Score):
     """The network is the score: s_θ(y, s) = F(y, λ(s)), like y, for any diffusion.
@@ -67,12 +59,4 @@ class RawScore(Score):
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """F(y, λ(s)), like y."""
         s = self.checked_state(diffusion, y, s)
-        return call_on_state(self, y, diffusion.noise_level(s), s.dim() or 1)
-
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
-        """x̂ by the projection on g² s_θ, (*batch, *event_shape); linear diffusions only."""
-        return project(diffusion, self.score(diffusion, y, s), y, s)
-
-    def default_likelihood(self) -> likelihoods.Likelihood:
-        """:class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior."""
-        return likelihoods.Gaussian()
+        return call_on_state(self, y, diffusion.log_snr(s), s.dim() or 1)

@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import likelihoods, randomness
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
+from pyro_mdm.diffusions.kernels import inverse_tril
+from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.simulation import advance
 from pyro_mdm.scores.base import (
     Number,
     Score,
     call_on_state,
     check_fit,
-    inverse_tril,
-    project,
+    noised,
     with_event_dims,
 )
 from pyro_mdm.support.checks import check_count, check_finite, check_instance
@@ -95,10 +94,10 @@ class ResidualScore(Score):
         check_count("num_levels", num_levels, "the number of noise levels, both ends among them", 2)
         check_count("num_paths", num_paths, "the number of paths to each level")
         with torch.no_grad():
-            s = diffusion.noise_level_grid(num_levels).flip(0)
-            levels = diffusion.noise_level(s)
+            s = diffusion.log_snr_grid(num_levels).flip(0)
+            levels = diffusion.log_snr(s)
             device = s.device
-            if isinstance(diffusion, LinearDiffusion):
+            if diffusion.closed_form:
                 marginal = diffusion.marginal(s)
                 x = train_x.to(device).double()
                 a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
@@ -118,7 +117,7 @@ class ResidualScore(Score):
         """s_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
-        level = diffusion.noise_level(s).expand(y.shape[:batch_dim])
+        level = diffusion.log_snr(s).expand(y.shape[:batch_dim])
         m, W = (t.to(y.dtype) for t in self._coordinates(level))
         with full_precision(y):
             rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
@@ -139,24 +138,15 @@ class ResidualScore(Score):
         W = torch.lerp(self.whitener[i - 1], self.whitener[i], with_event_dims(w, self.whitener[i]))
         return m, W
 
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
-        """x̂ by the projection on g² s_θ, (*batch, *event_shape); linear diffusions only."""
-        return project(diffusion, self.score(diffusion, y, s), y, s)
-
-    def default_likelihood(self) -> likelihoods.Likelihood:
-        """:class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior."""
-        return likelihoods.Gaussian()
-
 
 def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> Tensor:
     """States (M, n, K, *event_shape) of ``num_paths`` paths from data to each time of s (M,)."""
     chosen = torch.arange(num_paths) * len(train_x) // num_paths
     x = train_x[chosen].to(s.device).double()
     diffusion.check(x.shape[1:])
-    x = x.repeat(len(s), *[1] * (x.dim() - 1)).unsqueeze(1)
-    noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[2:]), x.dtype, x.device)
-    mean = diffusion.start.mean.reshape(-1, *[1] * (x.dim() - 2)) * x
-    y = mean + apply_matrix(diffusion.start.scale_tril, noise)
+    x = x.repeat(len(s), *[1] * (x.dim() - 1))
+    noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[1:]), x.dtype, x.device)
+    y = noised(diffusion.start, x, noise)
     start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
     knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
     settings = diffusion.simulation

@@ -39,11 +39,13 @@ def check_instance(name: str, value: Any, kind: type | tuple[type, ...], fix: st
     kinds = kind if isinstance(kind, tuple) else (kind,)
     expected = " or ".join(k.__name__ for k in kinds)
     if isinstance(value, type) and issubclass(value, kinds):
-        raise TypeError(
-            f"{name} is the class {value.__name__}, expected an object of it: "
-            f"{value.__name__}(…); {fix}"
-        )
+        raise _class_for_object(name, value, fix)
     raise TypeError(f"{name} is {describe(value)}, expected a {expected}; {fix}")
+
+
+def _class_for_object(name: str, cls: type, fix: str) -> TypeError:
+    is_class = f"{name} is the class {cls.__name__}"
+    return TypeError(f"{is_class}, expected an object of it: {cls.__name__}(…); {fix}")
 
 
 def check_network(name: str, network: Any, *others: type) -> None:
@@ -53,10 +55,7 @@ def check_network(name: str, network: Any, *others: type) -> None:
     """
     call = f"{name} is called as {name}(inputs, log_snr)"
     if isinstance(network, type):
-        raise TypeError(
-            f"{name} is the class {network.__name__}, expected an object of it: "
-            f"{network.__name__}(…); {call}"
-        )
+        raise _class_for_object(name, network, call)
     if not callable(network) or isinstance(network, others):
         raise TypeError(
             f"{name} is {describe(network)}, expected a torch.nn.Module, such as MLP or UNet of "

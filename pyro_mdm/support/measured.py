@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Measured", "table"]
+__all__ = ["TERMS", "Measured", "table"]
+
+TERMS = ("reconstruction", "prior_kl", "diffusion")
+"""The terms of a bound by name, in the order in which they are shown."""
 
 
 class Measured(NamedTuple):

@@ -21,7 +21,6 @@ __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described"
 
 R = TypeVar("R", bound="Recorded")
 
-
 EXTRA_STATE = "_extra_state"
 """How the names of settings end in a state dict; PyTorch's name."""
 
@@ -117,22 +116,11 @@ class Restorable(Recorded):
         if differing:
             raise SettingsError(f"{'; '.join(differing)}: build the {name} as it was saved")
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        given = state_dict, prefix, local_metadata, strict
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         try:
-            super()._load_from_state_dict(  # type: ignore[misc]
-                *given, missing_keys, unexpected_keys, error_msgs
-            )
+            super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
         except SettingsError as error:
+            error_msgs = rest[-1]
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
 
 

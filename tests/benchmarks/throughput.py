@@ -39,18 +39,13 @@ from lightning_fabric import Fabric
 
 from inference.batches import Batches
 from inference.loading import Programs
-from inference.processes import autocast_dtype, loss_scale, start
+from inference.options import Decided
+from inference.processes import start
 from inference.train import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
-from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, randomness
+from pyro_mdm import CLD, DiffusionGuide
 
-SETTINGS = {
-    "learning_rate": 2e-4,
-    "diffusion_learning_rate": 1e-2,
-    "weight_decay": 0.0,
-    "ema_decay": 0.9999,
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bf16": {"precision": "bf16-mixed"},
@@ -75,46 +70,20 @@ class Codes(ImageProblem):
 class Job:
     """One way of training, step by step."""
 
-    def __init__(
-        self,
-        network: str,
-        batch: int,
-        fabric: Fabric,
-        *,
-        precision: str = "32-true",
-        channels_last: bool = False,
-        compile: str | None = None,
-    ) -> None:
+    def __init__(self, network: str, batch: int, fabric: Fabric, **machine: Any) -> None:
         torch.manual_seed(0)
         problem = Codes(network=network)
         diffusion = CLD(max_log_snr=problem.max_log_snr)
-        model = problem.build(diffusion).to(fabric.device)
-        self.problem, self.model, self.fabric, self.batch = problem, model, fabric, batch
-        self.network = model.score_function.network
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)
-        guide = DiffusionGuide(diffusion)
-        self.trainee = Trainee.of(Programs(problem, model, guide), SETTINGS, loss_scale(fabric))
-        model.score_function.autocast_dtype = autocast_dtype(precision)
-        if compile is not None:
-            self.network.compile(backend=compile)
-        self.loss_of, self.stepper = fabric.setup(MDM_ELBO()(model, guide), self.trainee.optimizer)
-        count, rank = fabric.world_size, fabric.global_rank
-        self.count, self.rank = count, rank
-        pieces = (range(rank, rank + 1), count)
-        self.batches = Batches(problem.train, batch, 0, fabric.device, pieces=pieces)
+        model = problem.build(diffusion)
+        rates: dict[str, Any] = {"learning_rate": 2e-4, "warmup": 1, "ema_decay": 0.9999}
+        settings = Decided(steps=10**6, batch_size=batch, **rates, **machine)
+        programs = Programs(problem, model, DiffusionGuide(diffusion))
+        self.trainee = Trainee(fabric, programs, settings)
+        self.network, self.fabric, self.batch = model.score_function.network, fabric, batch
         self.number = 0
 
     def step(self) -> None:
-        (part,) = self.batches(self.number)
-        self.trainee.optimizer.zero_grad(set_to_none=True)
-        with randomness.piece(self.rank, self.count, self.number):
-            x, _ = self.problem.transform(part)
-            loss = self.loss_of(x) / (self.batch * x[0].numel())
-        self.fabric.backward(loss * self.count)
-        float(torch.as_tensor(self.fabric.clip_gradients(self.loss_of, self.stepper, max_norm=1.0)))
-        self.stepper.step()
-        self.trainee.ema.update_parameters(self.model)
+        self.trainee.step(self.number)
         self.number += 1
 
     def network_alone(self) -> None:
@@ -123,7 +92,7 @@ class Job:
         self.network(x, lam).square().sum().backward()
 
     def gather(self) -> None:
-        self.batches.gather(self.number)
+        self.trainee.batches.gather(self.number)
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
@@ -188,7 +157,7 @@ def child(options: argparse.Namespace) -> None:
     for _ in range(options.repeat):
         job.step()
     seconds = (time.perf_counter() - began) / options.repeat
-    job.batches.close()
+    job.trainee.batches.close()
     if fabric.is_global_zero:
         found = {"seconds": seconds, "peak": peak_memory(fabric.device)}
         print(json.dumps(found))

@@ -1,0 +1,29 @@
+"""A decoder that forgives a state far from its datum.
+
+python -m inference.train --model toy --likelihood inference.likelihoods.heavy_tails:HeavyTails
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.distributions import StudentT
+from torch import Tensor
+
+from pyro_mdm.likelihoods import Likelihood, read_state
+
+__all__ = ["HeavyTails"]
+
+
+class HeavyTails(Likelihood):
+    """Student's t about z, what the state says of x, with the deviation of its noise."""
+
+    def __init__(self, degrees: float = 4.0) -> None:
+        super().__init__()
+        self.degrees = degrees
+
+    def forward(self, diffusion: Any, score: Any, y: Tensor, event_dim: int | None = None) -> Any:
+        """p(x | y_ε)."""
+        z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        law = StudentT(self.degrees, z.to(y.dtype), (-log_snr / 2).exp().to(y.dtype))
+        return law.to_event(z.dim() - batch_dim)

@@ -1,0 +1,238 @@
+"""What names on the command line stand for: data sets, guides, scores, likelihoods, samplers.
+
+A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
+something in a file of your own. A new built-in of any kind is one line in its list.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from models import MODELS
+from models.base import SCORES
+from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
+
+__all__ = [
+    "GUIDES",
+    "LIKELIHOODS",
+    "NAMED",
+    "SAMPLERS",
+    "NameNotFoundError",
+    "absolute_name",
+    "accepted",
+    "call",
+    "describe",
+    "find",
+    "make",
+    "short_name",
+    "slug",
+    "source_files",
+    "takes",
+    "wrong_kind",
+]
+
+GUIDES: dict[str, Any] = {
+    "vpsde": VPSDE,
+    "cld": CLD,
+    "malda": MALDA,
+    "alda": ALDA,
+    "learned": LearnedDiffusion,
+}
+
+LIKELIHOODS: dict[str, Any] = {
+    "gaussian": likelihoods.Gaussian,
+    "tweedie": likelihoods.Tweedie,
+    "joint_tweedie": likelihoods.JointTweedie,
+    "discretized_gaussian": likelihoods.DiscretizedGaussian,
+    "network_posterior": likelihoods.NetworkPosterior,
+}
+
+SAMPLERS: dict[str, Any] = {
+    "splitting": samplers.Splitting,
+    "euler": samplers.EulerMaruyama,
+    "ancestral": samplers.Ancestral,
+}
+
+NAMED: dict[str, Mapping[str, Any]] = {
+    "model": MODELS,
+    "guide": GUIDES,
+    "learned_from": GUIDES,
+    "score": SCORES,
+    "likelihood": LIKELIHOODS,
+    "sampler": SAMPLERS,
+}
+"""Settings that are names, and the names that each knows."""
+
+
+class NameNotFoundError(LookupError):
+    """A name of a command line that stands for nothing."""
+
+
+def find(option: str, name: str) -> Any:
+    """The object that ``name`` stands for.
+
+    Args:
+        option: one of :data:`NAMED`, without hyphens.
+        name: a name that it knows, ``module:Name`` or ``file.py:Name``.
+
+    Raises:
+        NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
+    """
+    known = NAMED[option]
+    if name in known:
+        return known[name]
+    if option == "guide" and name.startswith("run:"):
+        raise NameNotFoundError(
+            f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
+            "take alone; --resume goes on with a run"
+        )
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        if name.endswith(".py"):
+            hint = f" (which class or function of that file? {name}:Name)"
+        raise NameNotFoundError(
+            f"unknown {option} {name!r}{hint}: use one of {', '.join(known)}, or name your own as "
+            "module:Name or file.py:Name"
+        )
+    load = _load_file if place.endswith(".py") else _load_module
+    module = load(option, place)
+    if not hasattr(module, attribute):
+        own = [
+            n
+            for n, value in vars(module).items()
+            if not n.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise NameNotFoundError(
+            f"{place} has no {attribute!r}; it defines {', '.join(own) or 'no class or function'}"
+        )
+    return getattr(module, attribute)
+
+
+def _load_file(option: str, place: str) -> ModuleType:
+    path = Path(place)
+    if not path.is_file():
+        raise NameNotFoundError(f"--{option}: there is no file {path} (looked in {Path.cwd()})")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise NameNotFoundError(f"--{option}: {path} cannot be read as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(option: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise  # the module is there, something it imports is not
+        raise NameNotFoundError(
+            f"--{option}: there is no module {name!r} ({error}); sys.path starts with "
+            f"{[p or '.' for p in sys.path[:3]]}"
+        ) from error
+
+
+# -- names as they are kept and shown --------------------------------------------------------------
+
+
+def absolute_name(name: str) -> str:
+    """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
+def source_files(settings: Mapping[str, Any]) -> list[Path]:
+    """The files of the user's own that settings name, as ``file.py:Name``."""
+    places = [str(settings.get(option)).rpartition(":")[0] for option in NAMED]
+    return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
+
+
+def short_name(name: str) -> str:
+    """``Name`` of ``module:Name`` and ``file.py:Name``; others unchanged."""
+    return name.rpartition(":")[2]
+
+
+def slug(name: str) -> str:
+    """A :func:`short_name` as a part of a file's name."""
+    return re.sub(r"\W+", "-", short_name(name)).strip("-")
+
+
+# -- what is found ---------------------------------------------------------------------------------
+
+
+def takes(function: Any, name: str) -> bool:
+    """Whether ``function`` has a keyword of that name of its own."""
+    return callable(function) and name in inspect.signature(function).parameters
+
+
+def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that ``function`` takes as keywords."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return dict(options)
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    return {key: value for key, value in options.items() if key in names}
+
+
+def make(option: str, name: str, found: Any, kind: type[Any], options: Mapping[str, Any]) -> Any:
+    """What was found by ``name``, as an object of ``kind``.
+
+    Args:
+        found: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
+            function, likewise; or an object, which is copied.
+
+    Raises:
+        TypeError: it is something else, or needs other arguments.
+    """
+    made = found
+    if isinstance(found, kind):
+        return copy.deepcopy(found)
+    if callable(found) and not (inspect.isclass(found) and not issubclass(found, kind)):
+        made = call(option, name, found, options)
+    if not isinstance(made, kind):
+        raise wrong_kind(option, name, made, kind, returned=made is not found)
+    return made
+
+
+def call(option: str, name: str, found: Any, options: Mapping[str, Any]) -> Any:
+    """What a class or function returns for those of ``options`` that it takes.
+
+    Raises:
+        TypeError: it needs other arguments.
+    """
+    given = accepted(found, options)
+    try:
+        inspect.signature(found).bind(**given)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} cannot be called with {sorted(given)} alone ({error}); give its other "
+            f"arguments defaults, or name a function without arguments that returns the {option}"
+        ) from error
+    return found(**given)
+
+
+def wrong_kind(
+    option: str, name: str, value: Any, kind: type[Any], *, returned: bool = False
+) -> TypeError:
+    """The error of a name that stands for something of another kind."""
+    return TypeError(
+        f"{name} {'returns' if returned else 'is'} {describe(value)}, expected a {kind.__name__}: "
+        f"a subclass, a function that returns one, or one itself (see inference/{option}s)"
+    )
+
+
+def describe(value: Any) -> str:
+    """An object in messages."""
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"

@@ -1,0 +1,292 @@
+"""The settings of a training run, in groups, with what --help says of them.
+
+All groups together are :class:`Training`, which a run's config.yaml holds, flat: names differ
+between groups. A function that needs one group takes that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from inference.processes import Precision
+from inference.runs import LATER
+
+__all__ = [
+    "GROUPS",
+    "Data",
+    "Decided",
+    "Evaluation",
+    "Folder",
+    "Guide",
+    "Machine",
+    "Optimization",
+    "Options",
+    "Score",
+    "Simulated",
+    "StationaryVariance",
+    "Training",
+]
+
+T = TypeVar("T", bound="Training")
+
+StationaryVariance = float | list[float] | list[list[float]]
+"""Σ_∞ as an option: a number, K variances or K rows of a covariance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data set.
+
+    Args:
+        model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
+            imagenet32_new, images, module:Name or file.py:Name.
+        protocol: images only: a likelihood over the levels, or dequantized as in the paper.
+        data: where data sets that are read from files are, "data" by default; for --model images
+            your folder of images or .npz file.
+        image_size: of --model images: cut to squares and resized to this side.
+        logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
+            paper's is 0.05.
+        holdout: keep a part of the training data for validation; settings are chosen there.
+        flip: mirror training images left to right at random.
+    """
+
+    model: str = "digits"
+    protocol: Literal["discrete", "dequantized"] | None = None
+    data: Path | None = None
+    image_size: int | None = None
+    logit_margin: float | None = None
+    holdout: bool = True
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """The noising diffusion.
+
+    Args:
+        guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
+        num_variables: K of a learned guide, 2 by default.
+        rank: rank of a learned D, K by default.
+        learn_beta: learn the clock of a learned guide too.
+        learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
+            starts from; by default D = ½ on the last ``rank`` variables of a chain.
+        stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
+            number, K variances or K rows of a covariance, x first; by default 1 for all.
+        max_log_snr: log SNR where the decoder takes over; by default the data set's.
+        min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
+            learned guide, one of your own too, with a denoiser; else the clock is as it is.
+    """
+
+    guide: str = "learned"
+    num_variables: int | None = None
+    rank: int | None = None
+    learn_beta: bool = False
+    learned_from: str | None = None
+    stationary_variance: StationaryVariance | None = None
+    max_log_snr: float | None = None
+    min_log_snr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """Of a nonlinear guide, in place of what its own Simulation says, which explains them.
+
+    Args:
+        step_size: of simulated paths, as a part of the way from data to noise.
+        points: how often the bound is estimated along each path.
+        solver: of simulated paths: srk, or euler.
+        objective: how the divergence of the score is estimated: ism, or local_dsm, which needs no
+            derivative of the network.
+        probes: of Hutchinson's estimator, a number, or exact.
+        probe_law: of the probes.
+        backpropagation: through every step of a path, or by its adjoint, to save memory.
+    """
+
+    step_size: float | None = None
+    points: int | None = None
+    solver: Literal["euler", "srk"] | None = None
+    objective: Literal["ism", "local_dsm"] | None = None
+    probes: Literal["exact"] | int | None = None
+    probe_law: Literal["rademacher", "gaussian"] | None = None
+    backpropagation: Literal["direct", "adjoint"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The score and the likelihood.
+
+    Args:
+        score: parameterization of the score: discrete, denoiser, noise, score, residual,
+            module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
+            without a closed form.
+        network: of images: small, paper, … see the data set's file; by default its first.
+        likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
+            network_posterior, module:Name or file.py:Name; by default the data set's own.
+        decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
+            joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
+        decoder_in_loss: false for the paper's training loss, without the decoder's term: the
+            training objective is then no bound on data. Measurements always are.
+        times: law of the times of training, of scores of the raw state: uniform in log_volume (by
+            default), or vpsde, the importance times of the paper.
+    """
+
+    score: str = "default"
+    network: str | None = None
+    likelihood: str | None = None
+    decoder: Literal["tweedie", "joint_tweedie"] | None = None
+    decoder_in_loss: bool = True
+    times: Literal["log_volume", "vpsde"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """The optimization.
+
+    Args:
+        steps: training steps; by default the data set's.
+        batch_size: data per step, of all processes together; by default the data set's, or all
+            training data if they are fewer.
+        micro_batches: pieces that each process computes its part of a batch in, to save memory.
+        learning_rate: of the network, at its highest; by default the data set's.
+        diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
+            gradients.
+        weight_decay: of the network, decoupled. The diffusion has none.
+        warmup: steps of linear warm-up, at most a tenth of all.
+        decay: after it: a cosine that falls to zero, or a constant rate.
+        clip: largest norm of the gradient of the loss in nats per dimension.
+        ema_decay: of the averaged weights, which are the ones evaluated and sampled; 0 for no
+            averaging.
+        seed: of everything random.
+    """
+
+    steps: int | None = None
+    batch_size: int | None = None
+    micro_batches: int = 1
+    learning_rate: float | None = None
+    diffusion_learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    warmup: int = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    ema_decay: float = 0.995
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, drawn and saved.
+
+    Args:
+        log_every: steps between entries of the training objective.
+        measure_every: steps between measurements of the bound (averaged weights).
+        checkpoint_every: steps between checkpoints.
+        draws: network evaluations per test datum at the end.
+        test_size: the most test data at the end, spread evenly over the test part; by default all.
+            inference.evaluate and compare take all.
+        num_samples: data generated at the end.
+        sampler: that generates them: splitting, euler, ancestral, module:Name or file.py:Name; by
+            default splitting, or euler for a nonlinear guide.
+        sampler_steps: its steps, each one network call.
+        figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
+            samples.
+    """
+
+    log_every: int = 50
+    measure_every: int = 250
+    checkpoint_every: int = 250
+    draws: int = 32
+    test_size: int | None = None
+    num_samples: int = 64
+    sampler: str | None = None
+    sampler_steps: int = 256
+    figures: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine.
+
+    Args:
+        accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
+        precision: of the network; data, noise and bound stay float32 and kernels float64.
+        compile: backend of torch.compile for the network, such as inductor.
+        channels_last: lay the network's weights out with channels last; faster on recent GPUs.
+    """
+
+    accelerator: str = "auto"
+    precision: Precision = "32-true"
+    compile: str | None = None
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The run folder.
+
+    Args:
+        run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
+        resume: continue the run in this folder, with its own settings.
+        overwrite: replace a run that is in the way in ``run``. One that ended before its first
+            checkpoint is always replaced.
+    """
+
+    run: Path | None = None
+    resume: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Machine, Evaluation, Optimization, Score, Simulated, Guide, Data):
+    """Every setting of a run."""
+
+    @classmethod
+    def of(cls: type[T], config: Mapping[str, Any]) -> T:
+        """Those in a config.yaml; what an older run lacks is what was done then.
+
+        Raises:
+            RunError: one is missing.
+        """
+        missing = {name: value for name, value in LATER.items() if name not in config}
+        named = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: missing[name] if name in missing else config[name] for name in named})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided(Training):
+    """Those of a run that has begun: what was left to its data set is there."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Folder, Training):
+    """What ``inference.train`` takes."""
+
+    @property
+    def training(self) -> Training:
+        """Without the folder."""
+        return Training(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Training)})
+
+    @property
+    def given(self) -> list[str]:
+        """The names of those that are not left at their defaults."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+
+
+GROUPS: dict[str, type] = {
+    "data": Data,
+    "guide": Guide,
+    "simulation": Simulated,
+    "score": Score,
+    "optimization": Optimization,
+    "evaluation": Evaluation,
+    "machine": Machine,
+    "folder": Folder,
+}
+"""The groups of :class:`Options` in the order of --help."""

@@ -1,0 +1,60 @@
+"""What programs write and print: CSV, PNG and aligned columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from inference.runs import RunError
+
+__all__ = ["Row", "aligned", "check_out", "csv_bytes", "png"]
+
+Row = dict[str, Any]
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Cells in columns, those of ``left`` flush left and all others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def csv_bytes(rows: Sequence[Row], columns: Sequence[str] | None = None) -> bytes:
+    """A CSV file's content; ``columns`` are by default those of the first row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if columns is None else columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def png(picture: Figure | Tensor) -> bytes:
+    """A PNG file's content, of a figure or of pixels, uint8 (3, height, width)."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Tensor):
+        Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "png")
+    else:
+        picture.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
+    """Raise RunError unless the file ``out`` may be written: suffix, folder, nothing in its way."""
+    if out.suffix not in suffixes:
+        raise RunError(f"--out is {out}, expected a name that ends in {' or '.join(suffixes)}")
+    if out.exists() and not overwrite:
+        raise RunError(f"{out} exists; give another --out, or --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise RunError(f"--out is {out}, but there is no folder {out.parent}; make it first")

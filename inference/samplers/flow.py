@@ -1,0 +1,30 @@
+"""The probability flow: the ordinary differential equation with the laws of the generative SDE.
+
+python -m inference.sample RUN --sampler inference.samplers.flow:Flow
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_mdm.diffusions import apply_matrix
+from pyro_mdm.samplers import Sampler, information_grid
+
+
+class Flow(Sampler):
+    """dy/ds = f(y, s) - ½ g² s_θ(y, s), backwards by the midpoint rule; only y_T is random."""
+
+    def times(self, diffusion: Any) -> Tensor:
+        return information_grid(diffusion, self.steps)
+
+    def plan(self, diffusion: Any, times: Tensor) -> Any:
+        return diffusion, times[:-1], times.diff()
+
+    def step(self, plan: Any, i: int, y: Tensor, ask: Any, noise: Any) -> Tensor:
+        diffusion, s, h = plan[0], plan[1][i], plan[2][i]
+        half = y + h / 2 * velocity(diffusion, ask, y, s)
+        return y + h * velocity(diffusion, ask, half, s + h / 2)
+
+
+def velocity(diffusion: Any, ask: Any, y: Tensor, s: Tensor) -> Tensor:
+    return diffusion.drift(y, s) - apply_matrix(diffusion.noise_covariance(s), ask.score(y, s)) / 2

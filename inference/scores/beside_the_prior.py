@@ -1,0 +1,20 @@
+"""A score of the raw state that begins as that of pure noise.
+
+python -m inference.train --score inference.scores.beside_the_prior:BesideThePrior
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_mdm import Diffusion, RawScore
+
+__all__ = ["BesideThePrior"]
+
+
+class BesideThePrior(RawScore):
+    """s_θ(y, s) = ∇ log π(y) + F(y, λ(s)), for any diffusion: exact at T where F is 0."""
+
+    def score(self, diffusion: Diffusion, y: Tensor, s: float | Tensor) -> Tensor:
+        """Like y."""
+        return diffusion.prior.score(y).to(y.dtype) + super().score(diffusion, y, s)

@@ -1,0 +1,176 @@
+r"""Importance-weighted likelihoods over whole paths on a grid.
+
+On a grid ε = s_1 < … < s_N = T the generative path is a Markov chain with an exact density, and so
+is the noising path, so that with S of them drawn for each datum
+
+    log p_grid(x) ≥ E log (1/S) Σ_j w_j,    w_j = p(x | y_ε) p_θ(path_j) / q(path_j | x),
+
+with equality as S grows (Burda, Grosse & Salakhutdinov 2016). For S = 1 it is the grid's own bound,
+which meets that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
+among each other, and stand beside those of the SDE.
+
+How far weights can be trusted is told by the effective sample size, (Σ w)² / Σ w², and by the tail
+index k̂ of the largest of them (Vehtari et al., "Pareto Smoothed Importance Sampling", 2024), which
+should be below 0.7.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.evaluation.estimates import Weighted, population_error
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = ["draw_weights", "importance_weighted", "log_mean_weight", "pareto_k", "weighted"]
+
+NUMBERS = 2**22
+"""Of all states that are weighed together, which bounds the memory."""
+FEWEST_FOR_TAIL = 25
+"""Weights of a datum from which a tail index is estimated."""
+
+
+def importance_weighted(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    samples: int = 64,
+    times: int | Tensor | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Weighted:
+    """Estimate log p(x) of the chain on a grid by importance weights over its paths.
+
+    Args:
+        model, guide: over one diffusion in closed form.
+        x: data in model space, (n, *event_shape).
+        samples: S, paths for each datum.
+        times: of the grid, a number N or (N,) from ε to T; 65 by default.
+        seed: of the noise.
+        progress: show how far it is.
+
+    Raises:
+        ValueError: a diffusion without closed-form kernels, numbers below 1.
+        KernelPrecisionError: a grid whose steps float64 does not resolve.
+    """
+    check_count("samples", samples, "the number of paths for each datum")
+    diffusion = model.diffusion
+    if not diffusion.closed_form:
+        raise ValueError(
+            f"importance weights need the exact densities of a chain on a grid, and "
+            f"{type(diffusion).__name__} has no closed-form kernels; use the bound, or the "
+            "probability flow"
+        )
+    times = 65 if times is None else times
+    grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
+    chain = GenerativeChain(diffusion, model.score_function, model.event_shape, grid)
+
+    def log_weight(chosen: Tensor) -> Tensor:
+        return _log_weight(model, guide, chain, chosen, grid)
+
+    size = len(grid) * diffusion.num_variables * math.prod(model.event_shape)
+    with evaluating(model):
+        weights = draw_weights(log_weight, x, samples, size, seed, progress)
+    calls = samples * (len(grid) - 1 + model.likelihood.network_calls)
+    return weighted("importance", weights, math.prod(model.event_shape), calls)
+
+
+def draw_weights(
+    log_weight: Callable[[Tensor], Tensor],
+    x: Tensor,
+    samples: int,
+    size: int,
+    seed: int,
+    progress: bool,
+) -> Tensor:
+    """Log-weights (samples, n) float64 of data x (n, *event_shape), in memory that is bounded.
+
+    Args:
+        log_weight: of one draw for each of some data, (m, *event_shape) -> (m,) nats.
+        size: how many numbers a draw of one datum takes.
+    """
+    weights = torch.zeros(samples, len(x), dtype=torch.float64)
+    parts = torch.arange(len(x)).split(max(1, NUMBERS // size))
+    with progress_bar(samples * len(x), "weighing", "draws", shown=progress) as bar:
+        for j, (k, part) in itertools.product(range(samples), enumerate(parts)):
+            with randomness.piece(0, 1, (seed * samples + j) * len(parts) + k):
+                weights[j, part] = log_weight(x[part.to(x.device)]).cpu()
+            bar.update(len(part))
+    return weights
+
+
+def _log_weight(
+    model: DiffusionModel, guide: DiffusionGuide, chain: GenerativeChain, x: Tensor, grid: Tensor
+) -> Tensor:
+    """log w of one path for each datum, (n,) float64."""
+    noising = guide.law(x.double(), grid)
+    path: Any = noising.rsample()
+    y = noising.states(path)[0]
+    decoder = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
+    return chain.log_prob(path) - noising.log_prob(path) + decoder.log_prob(x).double()
+
+
+def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,), nats.
+
+    The error is that of the mean weight relative to it; NaN for S = 1.
+    """
+    S = len(log_weights)
+    value = log_weights.logsumexp(0) - math.log(S)
+    relative = (log_weights - value).exp()
+    error = relative.std(0) / math.sqrt(S) if S > 1 else torch.full_like(value, math.nan)
+    return value, error
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """The tail index k̂ of the weights of each datum, (n,), from log-weights (S, n).
+
+    Of the largest min(S / 5, 3 √S); NaN for fewer than 25 weights.
+    """
+    S, n = log_weights.shape
+    found = torch.full((n,), math.nan, dtype=torch.float64)
+    if S < FEWEST_FOR_TAIL:
+        return found
+    tail = math.ceil(min(0.2 * S, 3 * math.sqrt(S)))
+    largest = (log_weights - log_weights.amax(0)).exp().sort(0).values[-tail - 1 :]
+    for i in range(n):
+        excess = largest[1:, i] - largest[0, i]
+        if bool((excess > 0).all()):
+            found[i] = fit_generalized_pareto(excess)[0]
+    return found
+
+
+def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
+    """The estimate that log-weights (S, n), nats, make."""
+    value, error = log_mean_weight(log_weights)
+    over_data = Measured.of(value)
+    of_mean = math.sqrt(float(error.square().sum())) / len(value)
+    if len(log_weights) > 1 and len(value) > 1:  # else the noise is in the spread, or all there is
+        over_data = Measured(over_data.mean, population_error(value, error, of_mean))
+    return Weighted(
+        method=method,
+        mean=over_data.mean,
+        standard_error=over_data.standard_error,
+        monte_carlo_error=of_mean,
+        bound=Measured.of(log_weights.mean(0)),
+        num_dims=num_dims,
+        network_calls=network_calls,
+        per_datum=value,
+        per_datum_error=error,
+        effective_samples=(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp(),
+        pareto_k=pareto_k(log_weights),
+    )

@@ -1,0 +1,149 @@
+r"""The density of a generative path that has no noise: the probability-flow ODE.
+
+    dy/ds = v(y, s) = f - ½ (g² s_θ + ∇·g²),    log p_ode(y_ε) = log π(y_T) + ∫_ε^T ∇·v(y_s, s) ds
+
+It is a model of its own: where s_θ is the score of what the diffusion makes of the data its law is
+that of the SDE, and elsewhere not. The divergence is exact, by K·d derivatives, or estimated by
+Hutchinson's probes, which are the same along a path, so that the ODE stays one.
+
+Sources: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
+ICLR 2021; Grathwohl et al., "FFJORD", ICLR 2019 (probes); torchdiffeq solves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.divergence import divergence, own_node
+from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, full_precision
+from pyro_mdm.diffusions.simulation import Simulation, noise_root
+from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.support.checks import check_count, check_number
+
+if TYPE_CHECKING:
+    from pyro_mdm.scores.base import Score
+
+__all__ = ["FlowDensity", "Solver", "flow_log_prob"]
+
+FIXED = ("euler", "midpoint", "heun3", "rk4")
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How the probability-flow ODE is solved, by torchdiffeq, in float64.
+
+    Args:
+        method: adaptive, ``"dopri5"`` and its kin, or of fixed steps, ``"rk4"`` and its kin.
+        rtol, atol: tolerances of an adaptive one, relative and absolute, for every step.
+        steps: of a fixed one.
+        probes: of Hutchinson's estimator; 0 for the exact divergence, K·d derivatives a call.
+
+    Raises:
+        ValueError: a method that there is not, tolerances that float64 cannot hold, numbers below
+            1.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    steps: int = 128
+    probes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in (*FIXED, *ADAPTIVE):
+            raise ValueError(
+                f"method is {self.method!r}, expected one of {', '.join((*ADAPTIVE, *FIXED))}"
+            )
+        for name in ("rtol", "atol"):
+            value = check_number(name, getattr(self, name), "a positive tolerance, e.g. 1e-5")
+            if not value >= 1e-13:
+                raise ValueError(
+                    f"{name} is {value:g}, finer than float64 can hold, expected at least 1e-13"
+                )
+        check_count("steps", self.steps, "the number of steps from ε to T")
+        check_count("probes", self.probes, "that of Hutchinson's estimator, 0 for exact", 0)
+
+
+class FlowDensity(NamedTuple):
+    """log p_ode of states, and what it took."""
+
+    log_prob: Tensor  # (n,) nats
+    calls: int  # of the network, for each state
+
+
+def flow_log_prob(
+    diffusion: Diffusion, score: Score, y: Tensor, solver: Solver | None = None, *, seed: int = 0
+) -> FlowDensity:
+    """log p_ode(y_ε) of states y (n, K, *event_shape), differentiable in y and in the network.
+
+    With probes it is unbiased for the log density, and its exponential for nothing.
+
+    Args:
+        score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
+        seed: of the probes.
+    """
+    solver = Solver() if solver is None else solver
+    flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)
+    y = y.double()
+    options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
+    if solver.method in FIXED:
+        options["options"] = {"step_size": 1 / solver.steps}
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y.device)
+    states, gained = torchdiffeq.odeint(flow, (y, y.new_zeros(len(y))), ends, **options)
+    return FlowDensity(diffusion.prior.log_prob(states[-1]) + gained[-1], flow.calls)
+
+
+class _Flow:
+    """v and its divergence per unit of u in [0, 1], the part of the way from ε to T that is done.
+
+    It is counted in log volume where there is a closed form, as log SNR may pause, and else in
+    noise level.
+    """
+
+    def __init__(self, diffusion: Any, score: BoundScore, solver: Solver, seed: int) -> None:
+        self.diffusion, self.score, self.seed = diffusion, score, seed
+        self.trace = Simulation(probes=solver.probes or "exact")
+        self.calls = 0
+
+    def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        y = state[0]
+        s, speed = self._time(u.clamp(0, 1))  # an adaptive step may look past the end
+        with torch.enable_grad(), full_precision(y), randomness.piece(0, 1, self.seed):
+            y = own_node(y)
+            v, change = self._velocity(y, s.expand(len(y)))
+        if not torch.is_grad_enabled():
+            v, change = v.detach(), change.detach()
+        return speed * v, speed * change
+
+    @torch.no_grad()
+    def _time(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """s at the part u of the way, and ds/du."""
+        diffusion = self.diffusion
+        if diffusion.closed_form:
+            start, end = diffusion.log_volume_ends
+            s = diffusion.time_at_log_volume(start + u * (end - start))
+            return s, (end - start) / diffusion.log_volume_rate(s)
+        start, end = diffusion.max_log_snr, diffusion.terminal_log_snr
+        s = diffusion.time_at_log_snr(start + u * (end - start))
+        return s, (start - end) / diffusion.log_snr_rate(s)
+
+    def _velocity(self, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        diffusion = self.diffusion
+        theta = self.score(y, s)
+        G = noise_root(diffusion, y, s)
+        pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
+        f = diffusion.drift(y, s)
+        v = f - 0.5 * (pulled + diffusion.noise_divergence(y, s))
+        if not diffusion.closed_form:
+            return v, divergence(v, y, None, self.trace).value
+        own = y[0, 0].numel() * diffusion.drift_matrix(s).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return v, own - 0.5 * divergence(theta, y, G, self.trace).value

@@ -1,0 +1,42 @@
+"""Modules whose buffers keep their digits, and evaluation mode for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ExactBuffers", "evaluating"]
+
+M = TypeVar("M", bound="ExactBuffers")
+
+
+class ExactBuffers(nn.Module):
+    """A module whose buffers keep their precision when it is cast to another one."""
+
+    def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
+        exact = {name: b for name, b in self._buffers.items() if b is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            if moved is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+@contextmanager
+def evaluating(*programs: Any) -> Iterator[None]:
+    """Without gradients, and with those that are modules in evaluation mode, then as they were."""
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.train(was)

@@ -1,0 +1,116 @@
+"""A trained model as a distribution of somebody else's program."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_mdm import CLD, MDM, VPSDE, DiffusionModel, elbo_terms
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.paths.flow import Solver
+from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
+
+BRIEF = Solver("rk4", steps=24)
+
+
+def exact(make=CLD, **options) -> MDM:
+    """Of Gaussian data with their exact score."""
+    model, _ = programs(make(max_log_snr=8.0), denoiser())
+    return MDM(model.eval().requires_grad_(False), **options)
+
+
+def true_log_prob(x):
+    return torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x).sum(-1)
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD])
+def test_flow_is_the_density_and_its_gradient(make) -> None:
+    law = exact(make, method="flow", solver=Solver(rtol=1e-7, atol=1e-7))
+    x = data(6).requires_grad_()
+    found, truth = law.log_prob(x), true_log_prob(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    (wanted,) = torch.autograd.grad(truth.sum(), x)
+    # but for the prior's mismatch at T, e^{-10} of the variance
+    torch.testing.assert_close(found, truth, atol=0.02, rtol=0)
+    torch.testing.assert_close(gradient, wanted, atol=0.02, rtol=0.02)
+
+
+def test_elbo_is_that_of_the_programs_and_differentiable_in_x() -> None:
+    law = exact(seed=3, draws=500)
+    x = data(4).requires_grad_()
+    found = law.log_prob(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    (wanted,) = torch.autograd.grad(true_log_prob(x).sum(), x)
+    assert torch.equal(found, law.log_prob(x)), "fixed draws make it a function"
+    assert not torch.equal(exact().log_prob(x), exact().log_prob(x))
+    guide = DiffusionGuide(law.model.diffusion)
+    torch.manual_seed(0)
+    terms = torch.stack([elbo_terms(law.model, guide, x.detach()).elbo for _ in range(500)])
+    error = terms.std(0) / math.sqrt(len(terms))
+    assert bool(((found - terms.mean(0)).abs() < 8 * error).all())
+    torch.testing.assert_close(gradient, wanted, atol=0.4, rtol=0.1)
+
+
+def test_shapes_are_those_of_a_distribution() -> None:
+    law = exact(method="flow", solver=BRIEF).expand((2, 1))
+    assert law.batch_shape == (2, 1) and law.event_shape == (DIMS,)
+    x = law.sample((5,))
+    assert x.shape == (5, 2, 1, DIMS) and law.log_prob(x).shape == (5, 2, 1)
+    assert law.log_prob(x.float()).dtype == torch.float32
+    assert exact().expand((7,)).sample().shape == (7, DIMS)
+
+
+def test_samples_are_those_of_the_model() -> None:
+    torch.manual_seed(0)
+    x = exact().sample((4000,))
+    error = math.sqrt(VARIANCE / 4000 / DIMS)
+    assert abs(float(x.mean()) - MEAN) < 6 * error + 0.02
+    assert float(x.var()) == pytest.approx(VARIANCE, rel=0.1)
+
+
+def test_it_is_the_prior_of_a_program_whose_posterior_is_known() -> None:
+    """x from the model, observed through noise: SVI finds the Gaussian posterior."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    prior, noise = exact(draws=4), 0.5
+    observed = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)
+
+    def program() -> None:
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=observed)
+
+    guide = AutoNormal(program, init_loc_fn=lambda site: torch.zeros(DIMS, dtype=torch.float64))
+    steps = 300
+    optim = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.1 ** (1 / steps)})
+    svi = SVI(program, guide, optim, loss=Trace_ELBO(num_particles=2))
+    for _ in range(steps):
+        svi.step()
+    precision = 1 / VARIANCE + 1 / noise**2
+    mean = (MEAN / VARIANCE + observed / noise**2) / precision
+    torch.testing.assert_close(guide.median()["x"], mean, atol=0.12, rtol=0)
+    lower, upper = guide.quantiles([0.159, 0.841])["x"]
+    spread = (upper - lower) / 2
+    torch.testing.assert_close(spread, torch.full_like(spread, precision**-0.5), atol=0.08, rtol=0)
+
+
+def test_mistakes() -> None:
+    model, _ = programs(VPSDE(max_log_snr=8.0), denoiser())
+    with pytest.raises(ValueError, match="method is 'ode', expected one of elbo, flow"):
+        MDM(model, method="ode")
+    with pytest.raises(TypeError, match=r"model is .*, expected a DiffusionModel"):
+        MDM(model.diffusion)
+    with pytest.raises(ValueError, match="draws is 0"):
+        MDM(model, draws=0)
+    chain = DiffusionModel(model.diffusion, denoiser(), event_shape=(DIMS,), times=5)
+    with pytest.raises(ValueError, match="a chain on a grid"):
+        MDM(chain)
+    with pytest.raises(ValueError, match="rtol is 1e-16, finer than float64 can hold"):
+        Solver(rtol=1e-16)
+    with pytest.raises(ValueError, match="method is 'heun', expected one of dopri5"):
+        Solver("heun")

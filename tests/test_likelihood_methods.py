@@ -1,0 +1,163 @@
+"""Likelihoods by weights: of a chain on a grid, and of the probability-flow ODE."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LearnedDiffusion,
+    RawScore,
+    Simulated,
+    Simulation,
+)
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.evaluation.flow import probability_flow
+from pyro_mdm.evaluation.importance import importance_weighted, log_mean_weight, pareto_k
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver, flow_log_prob
+from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
+
+DIFFUSIONS = {
+    "vpsde": lambda: VPSDE(max_log_snr=8.0),
+    "cld": lambda: CLD(max_log_snr=8.0),
+    "rank1": lambda: LearnedDiffusion(2, 1, max_log_snr=8.0, min_log_snr=-12.0),
+}
+every = pytest.mark.parametrize("make", DIFFUSIONS.values(), ids=DIFFUSIONS)
+
+
+def true_log_prob(x: Tensor) -> Tensor:
+    return torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x).sum(-1)
+
+
+@torch.no_grad()
+def chain_log_prob(model: DiffusionModel, times: Tensor, x: Tensor) -> Tensor:
+    """log p_grid(x) of a chain whose denoiser is linear: its moments, pushed from T to x."""
+    diffusion = model.diffusion
+    steps = posterior(diffusion, times[1:], times[:-1])
+    mean = torch.zeros(diffusion.num_variables, dtype=torch.float64)
+    spread = diffusion.prior_covariance
+    for i in range(len(times) - 2, -1, -1):
+        marginal = diffusion.marginal(times[i + 1])
+        keep = VARIANCE / (VARIANCE + (-marginal.log_snr).exp())  # x̂ = μ + keep (z - μ)
+        b = steps.mean_coefficient[i]
+        matrix = steps.gain[i] + keep * torch.outer(b, marginal.readout)
+        mean = matrix @ mean + b * (1 - keep) * MEAN
+        spread = matrix @ spread @ matrix.mT + steps.covariance[i]
+    start = diffusion.marginal(times[0])
+    v = (-start.log_snr).exp()
+    keep = VARIANCE / (VARIANCE + v)
+    centre = MEAN + keep * (start.readout @ mean - MEAN)
+    variance = keep**2 * (start.readout @ spread @ start.readout) + keep * v
+    return torch.distributions.Normal(centre, variance.sqrt()).log_prob(x).sum(-1)
+
+
+@every
+def test_importance_weights_give_the_density_of_the_chain(make) -> None:
+    """On average the mean weight is p_grid(x), and its log below it, less so with more paths."""
+    model, guide = programs(make(), denoiser(), dims=1)
+    x = data(24, dims=1)
+    times = model.diffusion.log_snr_grid(33)
+    truth = chain_log_prob(model, times, x)
+    found = importance_weighted(model, guide, x, samples=200, times=times)
+    relative = (found.per_datum - truth).exp() - 1  # of the mean weight, unbiased
+    error = float((relative + 1).square().mul(found.per_datum_error.square()).sum().sqrt()) / 24
+    assert error < 0.03 and abs(float(relative.mean())) < 8 * error
+    few = importance_weighted(model, guide, x, samples=4, times=times)
+    assert found.bound.mean < few.mean < float(truth.mean())
+    assert found.network_calls == 200 * 32
+
+
+@every
+def test_the_flow_gives_the_density_of_gaussian_data(make) -> None:
+    model, guide = programs(make(), denoiser())
+    x = data(10)
+    found = probability_flow(model, guide, x, solver=Solver(rtol=1e-7, atol=1e-7))
+    end = model.diffusion.terminal  # what mismatch the prior has there
+    assert float(end.mean.detach().square().sum()) < 0.02
+    torch.testing.assert_close(found.per_datum, true_log_prob(x), atol=0.04, rtol=0)
+    probed = probability_flow(model, guide, x, solver=Solver("rk4", steps=40, probes=1), seed=3)
+    torch.testing.assert_close(probed.per_datum, true_log_prob(x), atol=0.3, rtol=0)
+
+
+class BesideRest(nn.Module):
+    """The score of N(0, 1), which holds states together, and something random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = MLP(1, hidden=8, depth=1).double()
+        for p in self.network.parameters():
+            nn.init.normal_(p, std=0.3)
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return torch.tanh(self.network(y, level)) - y
+
+
+@torch.no_grad()
+def test_the_density_of_the_flow_is_a_density() -> None:
+    """Whatever the network: ∫ p_ode(y_ε) dy = 1 by quadrature, for a linear and a simulated one."""
+    torch.manual_seed(0)
+    score = RawScore(BesideRest())
+    y = torch.linspace(-9, 9, 721, dtype=torch.float64)[:, None, None]
+    for diffusion in (VPSDE(max_log_snr=4.0), Simulated(VPSDE(max_log_snr=4.0))):
+        found = flow_log_prob(diffusion, score, y, Solver("rk4", steps=60))
+        total = float(found.log_prob.exp().sum()) * 18 / 720
+        assert total == pytest.approx(1, abs=2e-3) and found.calls == 240
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD])
+def test_probabilities_of_levels_add_up_to_one(make) -> None:
+    """p_grid(x) over all x of a dimension of three levels; the flow's too."""
+    torch.manual_seed(1)
+    train_x = torch.randint(3, (200, 1)) - 1.0
+    network = MLP(1, hidden=16, depth=1, out_features=3)
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.2)
+    diffusion = make(max_log_snr=5.0)
+    score = DiscreteDenoiser.fit(network, train_x, levels=3)
+    model = DiffusionModel(diffusion, score, event_shape=(1,)).eval().requires_grad_(False)
+    guide = DiffusionGuide(diffusion)
+    x = torch.tensor([[-1.0], [0.0], [1.0]])
+    found = importance_weighted(model, guide, x, samples=300, times=33)
+    p = found.per_datum.exp()
+    error = float((p * found.per_datum_error).square().sum().sqrt())
+    assert error < 0.05 and abs(float(p.sum()) - 1) < 6 * error
+    solver = Solver("rk4", steps=24)
+    flow = probability_flow(model, guide, x, samples=30, solver=solver)
+    p = flow.per_datum.exp()
+    error = float((p * flow.per_datum_error).square().sum().sqrt())
+    assert error < 0.05 and abs(float(p.sum()) - 1) < 6 * error
+    assert float(flow.bound.mean) < flow.mean
+
+
+def test_log_mean_weights_and_tails_are_those_of_known_laws() -> None:
+    torch.manual_seed(2)
+    weights = torch.distributions.Pareto(1.0, torch.tensor([[4.0, 1.0]])).sample((4000,))
+    k = pareto_k(weights.squeeze(1).double().log())
+    assert k[0] == pytest.approx(0.25, abs=0.2) and k[1] == pytest.approx(1.0, abs=0.3)
+    normal = torch.randn(50, 2000, dtype=torch.float64)
+    value, error = log_mean_weight(0.3 * normal)
+    off = value.exp() - math.exp(0.045)
+    assert abs(float(off.mean())) < 6 * float(off.std()) / math.sqrt(2000)
+    assert float(error.mean()) == pytest.approx(float(value.std()), rel=0.1)
+
+
+def test_mistakes() -> None:
+    model, guide = programs(VPSDE(max_log_snr=8.0), denoiser())
+    x = data(4)
+    with pytest.raises(ValueError, match="samples is 3 and probes 2: weights need the exact"):
+        probability_flow(model, guide, x, samples=3, solver=Solver(probes=2))
+    with pytest.raises(ValueError, match="samples is 0"):
+        importance_weighted(model, guide, x, samples=0)
+    simulated = Simulated(VPSDE(max_log_snr=8.0), Simulation(step_size=0.25, points=1))
+    raw = DiffusionModel(simulated, RawScore(MLP(DIMS)), event_shape=(DIMS,))
+    with pytest.raises(ValueError, match="Simulated has no closed-form kernels; use the bound"):
+        importance_weighted(raw, DiffusionGuide(simulated), x)

@@ -1,0 +1,247 @@
+"""Scores, likelihoods and samplers of one's own, by the names that the programs take."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference import names, report, sample
+from inference.loading import build, load_trained
+from inference.options import Training
+from inference.runs import Run
+from inference.train import train
+from models import Digits, Toy
+from models.base import SCORES
+from pyro_mdm import CLD, Denoiser, DiffusionModel, RawScore, likelihoods
+from pyro_mdm.samplers import EulerMaruyama
+from tests.test_programs import ROOT, TINY, run_program
+
+EXAMPLES = {
+    "score": "inference.scores.beside_the_prior:BesideThePrior",
+    "likelihood": "inference.likelihoods.heavy_tails:HeavyTails",
+    "sampler": "inference.samplers.flow:Flow",
+}
+
+OWN = """
+import torch
+from pyro_mdm import Denoiser, RawScore
+from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.samplers import EulerMaruyama
+
+
+class Half(RawScore):
+    def score(self, diffusion, y, s):
+        return super().score(diffusion, y, s) / 2
+
+
+class Shifted(Denoiser):
+    pass
+
+
+def fitted(problem, diffusion):
+    return Denoiser.fit(problem.network(*problem.event_shape * 2), problem.fit_x() + 1)
+
+
+wide = Gaussian(prior_variance=9.0)
+
+
+def still(diffusion, score, shape, generator=None, steps=1):
+    return torch.full(shape, float(steps))
+
+
+def euler(steps):
+    return EulerMaruyama(steps + 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_training", "draw_end"):
+        monkeypatch.setattr(report, name, lambda *arguments: None)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "own.py").write_text(OWN)
+    return {
+        "model": f"{tmp_path}/tiny.py:Tiny",
+        "guide": "cld",
+        "steps": 4,
+        "checkpoint_every": 2,
+        "draws": 2,
+        "num_samples": 4,
+        "sampler_steps": 4,
+        "accelerator": "cpu",
+    }
+
+
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What a run with these options has in its config.yaml."""
+    return asdict(Training(**options))
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_an_example_is_trained_resumed_and_opened(
+    kind: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    words = [f"--{name}={value}" for name, value in (options | {kind: EXAMPLES[kind]}).items()]
+    run_program("train", *words, f"--run={run}")
+    assert Run.open(run).config[kind] == EXAMPLES[kind]
+
+    shutil.copytree(run, again)
+    for file in [*again.glob("checkpoints/step-*4.*"), again / "samples.png"]:
+        file.unlink()
+    run_program("train", "--resume", again)  # from step 2
+    for file in ("checkpoints/step-00000004.safetensors", "samples.png", "model.safetensors"):
+        assert (again / file).read_bytes() == (run / file).read_bytes(), file
+
+    found = names.find(kind, EXAMPLES[kind])
+    model = load_trained(run)[1].model
+    parts = {"score": model.score_function, "likelihood": model.likelihood}
+    assert kind == "sampler" or type(parts[kind]) is found
+    opened = DiffusionModel.from_pretrained(run, classes={found.__name__: found})
+    x = torch.randn(8, 2)
+    assert torch.equal(*(of_x(m, x) for m in (model, opened)))
+
+
+def of_x(model: DiffusionModel, x: torch.Tensor) -> torch.Tensor:
+    """Score and decoder at some states."""
+    y = torch.stack([x, -x], 1)
+    law = model.likelihood(model.diffusion, model.score_function, y, 1)
+    with torch.no_grad():
+        score = model.score(y, torch.full((len(x),), 0.5, dtype=torch.float64))
+        return torch.cat([score.flatten(), law.log_prob(x)])
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_examples_are_short(kind: str) -> None:
+    module = EXAMPLES[kind].partition(":")[0].replace(".", "/")
+    assert len((ROOT / f"{module}.py").read_text().splitlines()) <= 30
+
+
+def test_the_example_of_a_sampler_draws_from_a_run(tmp_path: Path, options: dict[str, Any]) -> None:
+    train(**options, run=tmp_path / "run")
+    run_program("sample", tmp_path / "run", "--sampler", EXAMPLES["sampler"], "--steps", "8")
+    assert (tmp_path / "run" / "samples-Flow-8-0.png").is_file()
+
+
+def test_the_flow_transports_noise_to_gaussian_data() -> None:
+    """With the exact score of N(0, 4), of the deviation 2 up to the step's error."""
+    diffusion = CLD(max_log_snr=5.0)
+    score = Denoiser(Zero(), torch.zeros(2), torch.full((2,), 4.0))  # F = 0: exact
+    model = DiffusionModel(diffusion, score, event_shape=(2,))
+    x = sample.draw(model, 2000, sampler=EXAMPLES["sampler"], steps=256)
+    assert float((x.std(0) / 2 - 1).abs().max()) < 5 / (2 * 2000) ** 0.5 + 0.02
+    assert float(x.mean(0).abs().max()) < 5 * 2 / 2000**0.5
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def test_files_of_ones_own_are_kept_and_found_from_any_folder(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"score": "own.py:Half", "likelihood": "own.py:wide", "sampler": "own.py:still"}
+    train(**options | own, run=tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert (tmp_path / "run" / "sources" / "own.py").read_text() == OWN
+    run, programs, _ = load_trained(tmp_path / "run")
+    assert {kind: run.config[kind] for kind in own} == {
+        kind: f"{tmp_path}/{name}" for kind, name in own.items()
+    }
+    assert type(programs.model.score_function).__name__ == "Half"
+    assert float(programs.model.likelihood.prior_variance) == 9.0
+    train(resume=tmp_path / "run")
+
+
+def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Classes and functions of scores, objects of likelihoods, functions of samplers."""
+    own = f"{tmp_path}/own.py"
+    config = settings_of(options)
+    plain = build(config).model
+    half = build(config | {"score": f"{own}:Half"}).model.score_function
+    assert isinstance(half, RawScore) and half.network(torch.ones(1, 4), torch.zeros(1)).shape[1]
+    shifted = build(config | {"score": f"{own}:Shifted"}).model.score_function
+    assert torch.equal(shifted.data_mean, plain.score_function.data_mean)
+    fitted = build(config | {"score": f"{own}:fitted"}).model.score_function
+    assert torch.allclose(fitted.data_mean, plain.score_function.data_mean + 1)
+
+    one = build(config | {"likelihood": f"{own}:wide"}).model.likelihood
+    two = build(config | {"likelihood": f"{own}:wide"}).model.likelihood
+    assert one is not two and float(one.prior_variance) == float(two.prior_variance) == 9.0
+
+    diffusion = CLD()
+    made = sample.make_sampler(f"{own}:euler", 7, diffusion)
+    assert isinstance(made, EulerMaruyama) and made.steps == 8
+    x = sample.draw(plain, 3, sampler=f"{own}:still", steps=5)  # y_ε is 5 for all variables
+    assert x.shape == (3, 2)
+    assert type(sample.make_sampler("euler", 7, diffusion)) is EulerMaruyama
+
+
+@pytest.mark.parametrize("guide", ["learned", "cld"])
+def test_a_denoiser_of_ones_own_has_the_end_of_a_learned_guide(
+    guide: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Named by its class or made by a function; and so on when it is opened again."""
+    own, ends = f"{tmp_path}/own.py", {}
+    for name in ("denoiser", f"{own}:Shifted", f"{own}:fitted", f"{own}:Half"):
+        folder = tmp_path / name.rpartition(":")[2]
+        train(**options | {"guide": guide, "score": name, "steps": 1}, run=folder)
+        diffusion = load_trained(folder)[1].model.diffusion
+        ends[folder.name] = round(diffusion.terminal_log_snr.item(), 6)
+    denoiser = ends.pop("denoiser")
+    assert ends["Shifted"] == ends["fitted"] == denoiser
+    assert (denoiser == -10.0) == (guide == "learned")
+    assert (ends["Half"] == denoiser) == (guide == "cld")
+
+
+def test_built_in_scores_are_in_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one is a line there: all that programs do with it follows."""
+    monkeypatch.setitem(SCORES, "half", type("Half", (RawScore,), {}))
+    model = Toy().build(CLD(max_log_snr=9.0), score=SCORES["half"])
+    assert type(model.score_function).__name__ == "Half"
+    assert names.find("score", "half") is SCORES["half"]
+    assert set(Toy.scores) < set(Digits().scores) == set(SCORES) - {"half"}
+
+
+@pytest.mark.parametrize("name", names.LIKELIHOODS)
+def test_a_built_in_likelihood_serves_levels_or_densities(
+    name: str, options: dict[str, Any]
+) -> None:
+    config = settings_of(options) | {"model": "digits", "likelihood": name}
+    of_levels = name in ("discretized_gaussian", "network_posterior")
+    for protocol in ("discrete", "dequantized"):
+        this = config | {"protocol": protocol}
+        if of_levels == (protocol == "discrete"):
+            found = build(this).model.likelihood
+            assert type(found) is names.LIKELIHOODS[name]
+            if name == "discretized_gaussian":
+                assert len(found.levels) == 17
+        else:
+            with pytest.raises((TypeError, ValueError), match=f"--likelihood {name}"):
+                build(this)
+
+
+def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
+    """The weights of a run are the same, whatever its decoder."""
+    config = settings_of(options)
+    states = []
+    for likelihood in (None, "tweedie", "gaussian"):
+        torch.manual_seed(0)
+        states.append(build(config | {"likelihood": likelihood}).model.score_function.state_dict())
+        states[-1]["next"] = torch.rand(3)
+    for state in states[1:]:
+        assert all(torch.equal(state[key], value) for key, value in states[0].items())
+    assert isinstance(
+        build(config | {"likelihood": "tweedie"}).model.likelihood, likelihoods.Tweedie
+    )
