@@ -11,10 +11,8 @@ here = Path(__file__).parent
 readme = here / "README.md"
 
 plots = ["matplotlib>=3.7"]
-ode = ["torchdiffeq>=0.2.4"]
 programs = [
     *plots,
-    *ode,
     "PyYAML>=6.0",
     "filelock>=3.12",
     "jsonargparse[signatures]>=4.30",
@@ -59,11 +57,5 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
     ],
-    extras_require={
-        "plots": plots,
-        "ode": ode,
-        "programs": programs,
-        "mnist": mnist,
-        "test": test,
-    },
+    extras_require={"plots": plots, "programs": programs, "mnist": mnist, "test": test},
 )

@@ -9,7 +9,6 @@ mixture, deterministic samplers are compared with the flow itself on the same st
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -423,15 +422,6 @@ def test_what_an_adaptive_solver_cannot_do_is_said():
         ProbabilityFlow(5, "dopri5", atol=0)
     with pytest.raises(ValueError, match=r"grid is given, but dopri5 chooses its own steps"):
         ProbabilityFlow(5, "dopri5", grid="log_snr")
-
-
-def test_a_missing_torchdiffeq_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    diffusion, shape = CLD(max_log_snr=4.0), (3, 2, 2)
-    score = ExactScore(mixture(), diffusion)
-    ProbabilityFlow(3, "heun")(diffusion, score, shape)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "pyro-mdm\[ode\]", or use solver='):
-        ProbabilityFlow(3, "dopri5")(diffusion, score, shape)
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
@@ -22,7 +22,7 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "outer", "rows"]
+__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "outer"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -186,7 +186,8 @@ class Questions:
             pull = apply_matrix(diffusion.noise_covariance(s), score)
             return apply_matrix(diffusion.drift_matrix(s), y) - share * pull
         G = dispersion(diffusion, y, at)
-        pull = (G @ (G.mT @ rows(score).unsqueeze(-1))).squeeze(-1).mT.reshape(y.shape)
+        white = apply_to_rows(G.mT, as_rows(score))
+        pull = apply_to_rows(G, white).mT.reshape(y.shape)
         pull = pull + diffusion.noise_divergence(y, at).double()
         return diffusion.drift(y, at).double() - share * pull
 
@@ -215,11 +216,6 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
 def outer(vector: Tensor, x: Tensor) -> Tensor:
     """(K,) times x (batch, *event_shape): (batch, K, *event_shape)."""
     return vector.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1)
-
-
-def rows(v: Tensor) -> Tensor:
-    """(batch, K, *event_shape) -> (batch, d, K)."""
-    return v.flatten(2).mT if v.dim() > 2 else v.unsqueeze(1)
 
 
 def _check_score(score: Any) -> None:

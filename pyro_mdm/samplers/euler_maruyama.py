@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion, rows
+from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion
 
 __all__ = ["EulerMaruyama"]
 
@@ -52,7 +52,7 @@ class EulerMaruyama(Sampler):
         diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
         check_size(y, times[i], i, len(times) - 1)
         G = dispersion(diffusion, y, s)
-        white = G.mT @ rows(ask.score(y, s[0])).unsqueeze(-1)
-        moved = (G @ (h * white + h.sqrt() * rows(noise).unsqueeze(-1))).squeeze(-1)
+        white = G.mT @ as_rows(ask.score(y, s[0])).unsqueeze(-1)
+        moved = (G @ (h * white + h.sqrt() * as_rows(noise).unsqueeze(-1))).squeeze(-1)
         drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)
         return y - h * drift.double() + moved.mT.reshape(y.shape)

@@ -36,9 +36,9 @@ that returns them."""
 def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """(steps + 1,) decreasing times from T to ε, equally spaced in log SNR.
 
-    For a nonlinear diffusion in its nominal noise level.
+    For a nonlinear diffusion in its nominal log SNR.
     """
-    return diffusion.noise_level_grid(steps + 1).flip(0)
+    return diffusion.log_snr_grid(steps + 1).flip(0)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
     ends = torch.stack([diffusion.terminal_log_snr, diffusion.as_tensor(diffusion.max_log_snr)])
     first, last = (-ends / (2 * rho)).exp()
     root = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first))
-    s = diffusion.time_at_noise_level((-2 * rho * root.log())[1:-1])
+    s = diffusion.time_at_log_snr((-2 * rho * root.log())[1:-1])
     return torch.cat([diffusion.as_tensor(diffusion.horizon)[None], s, diffusion.start_time[None]])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torchdiffeq
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
@@ -41,7 +42,7 @@ class ProbabilityFlow(Sampler):
     Args:
         steps: of ``heun``, order 2, with two calls each; of an adaptive solver, the most it may
             take.
-        solver: ``heun``, or one of :data:`ADAPTIVE`, with ``pip install "pyro-mdm[ode]"``.
+        solver: ``heun``, or one of :data:`ADAPTIVE`.
         rtol, atol: of an adaptive solver: the error of a step is kept below rtol |y| + atol.
         grid: of ``heun``; see :class:`Sampler`.
 
@@ -49,7 +50,6 @@ class ProbabilityFlow(Sampler):
         ValueError: another solver, a tolerance that is not positive, or that the precision of the
             score cannot hold, a grid for an adaptive solver; see also :class:`Sampler`.
         ToleranceError: on call, more steps would be needed.
-        ModuleNotFoundError: on call, torchdiffeq is not installed.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
     Equations", ICLR 2021, equation 13.
@@ -101,12 +101,11 @@ class ProbabilityFlow(Sampler):
         return self._adapted(y, ask, bar)
 
     def _adapted(self, y: Tensor, ask: Questions, bar: Progress) -> Tensor:
-        odeint = _torchdiffeq().odeint
         flow = _Flow(ask, bar)
         start = ask.diffusion.start_time
         ends = _way(ask.diffusion, torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
         try:
-            found: Tensor = odeint(
+            found: Tensor = torchdiffeq.odeint(
                 flow,
                 y,
                 ends,
@@ -144,14 +143,14 @@ class _Flow:
 
 def _way(diffusion: Any, s: Tensor) -> Tensor:
     """The variable that the ODE is followed in, like s; increasing."""
-    return diffusion.clock(s).log() if diffusion.closed_form else -diffusion.noise_level(s)
+    return diffusion.clock(s).log() if diffusion.closed_form else -diffusion.log_snr(s)
 
 
 def _way_rate(diffusion: Any, s: Tensor) -> Tensor:
     """Its derivative in s, like s."""
     if diffusion.closed_form:
         return diffusion.rate(s) / diffusion.clock(s)
-    return diffusion.noise_level_rate(s)
+    return diffusion.log_snr_rate(s)
 
 
 def _time(diffusion: Any, way: Tensor) -> Tensor:
@@ -159,20 +158,5 @@ def _time(diffusion: Any, way: Tensor) -> Tensor:
     if diffusion.closed_form:
         s = diffusion.inverse_clock(way.exp())
     else:
-        s = diffusion.time_at_noise_level(-way)
+        s = diffusion.time_at_log_snr(-way)
     return s.clamp(diffusion.start_time.item(), diffusion.horizon)
-
-
-def _torchdiffeq() -> Any:
-    try:
-        import torchdiffeq
-    except ModuleNotFoundError as error:
-        if error.name != "torchdiffeq":
-            raise  # torchdiffeq is there, something it imports is not
-        raise ModuleNotFoundError(
-            "ProbabilityFlow's adaptive solvers are torchdiffeq's, which is not installed and "
-            'which the rest of the library does without; pip install "pyro-mdm[ode]", or use '
-            'solver="heun"',
-            name="torchdiffeq",
-        ) from error
-    return torchdiffeq
