@@ -285,7 +285,7 @@ def test_a_step_keeps_the_marginals_and_contains_the_posterior(make, steps):
 
 
 def test_order_1_of_cld_is_gddim():
-    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023, equation 17), in clock time."""
+    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023), in clock time."""
     diffusion = CLD(max_log_snr=5.0)
     times = quadratic_grid(diffusion, 6)
     A, GG = diffusion.unit_drift.numpy(), diffusion.unit_noise.numpy()
@@ -314,8 +314,8 @@ def published(x: Tensor, lam: Tensor, x_hat: Callable[[Tensor, int], Tensor], or
     """DDIM and DPM-Solver++ for y = α x + σ ε, from the papers, λ = log α/σ as there.
 
     DDIM: Song, Meng & Ermon 2021, equation 12 with σ_t = 0. Order 2: Lu et al. 2022, DPM-Solver++,
-    algorithm 2 (2M). Order 3: their expansion (equation 10), x̂' and x̂'' by divided differences of
-    three values; the authors' own code has half this x̂'', which is of order 2.
+    algorithm 2 (2M). Order 3: their expansion of the integral, with x̂' and x̂'' by divided
+    differences of three values; the authors' code has half this x̂'', which is of order 2.
     """
     alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
     seen: list[Tensor] = []
