@@ -15,8 +15,13 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import information_grid, log_snr_grid
+from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
+from pyro_mdm.samplers.probability_flow import ProbabilityFlow
+from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
 from tests.test_sde import SE, assert_moments, reverse_law, scalar
 
@@ -30,7 +35,17 @@ SAMPLERS = [
     Splitting(32, order=2),
     Ancestral(32),
 ]
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+CALLS = {
+    Splitting(32, order=2): 2,
+    PredictorCorrector(32): 2,
+    StochasticHeun(32): 2,
+    ProbabilityFlow(32): 2,
+    TorchSDE(32, "srk"): 2,
+    **dict.fromkeys([*SAMPLERS[:2], SAMPLERS[3], TorchSDE(32, "euler")], 1),
+    **dict.fromkeys([ExponentialIntegrator(32, order=3), StochasticExponentialIntegrator(32)], 1),
+}
+"""Score calls of a step, by sampler."""
+every_sampler = pytest.mark.parametrize("sampler", CALLS, ids=repr)
 
 
 class TabulatedScore:
@@ -219,8 +234,7 @@ def test_the_score_is_called_as_promised(sampler, event_shape):
     y = sampler(diffusion, score, (5, 2, *event_shape))
     assert y.shape == (5, 2, *event_shape)
     assert y.dtype == torch.float32
-    calls = 2 if isinstance(sampler, Splitting) and sampler.order == 2 else 1
-    assert len(score.calls) == calls * sampler.steps
+    assert len(score.calls) == CALLS[sampler] * sampler.steps == sampler.calls
     times = torch.stack([s for _, _, s in score.calls])
     assert times.shape == (len(score.calls), 5)
     assert times.dtype == torch.float64
@@ -258,9 +272,7 @@ def test_ancestral_finds_the_denoiser_of_any_score():
 @every_sampler
 def test_a_learned_diffusion_is_sampled_without_a_graph(sampler):
     diffusion = dict(DIFFUSIONS)["learned_2"]()
-    with torch.no_grad():
-        score = TabulatedScore(diffusion, sampler.plan(diffusion, sampler.times(diffusion)).s)
-    y = sampler(diffusion, score, (3, 2, 1), progress=False)
+    y = sampler(diffusion, ExactScore(scalar(), diffusion), (3, 2, 1), progress=False)
     assert not y.requires_grad
 
 

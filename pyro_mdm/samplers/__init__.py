@@ -23,15 +23,39 @@ uses; without it the denoiser is found from the score by its projection on g².
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.grids import information_grid, log_snr_grid, simulation_grid
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.samplers.grids import (
+    GRIDS,
+    information_grid,
+    karras_grid,
+    log_snr_grid,
+    log_volume_grid,
+    quadratic_grid,
+    simulation_grid,
+)
+from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
+from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
+from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 
 __all__ = [
     "Ancestral",
     "EulerMaruyama",
+    "ExponentialIntegrator",
+    "GRIDS",
+    "PredictorCorrector",
+    "ProbabilityFlow",
     "Sampler",
     "Splitting",
+    "StochasticExponentialIntegrator",
+    "StochasticHeun",
+    "ToleranceError",
+    "TorchSDE",
     "information_grid",
+    "karras_grid",
     "log_snr_grid",
+    "log_volume_grid",
+    "quadratic_grid",
     "simulation_grid",
 ]

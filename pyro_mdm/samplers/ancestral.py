@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,8 +9,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.posterior import Posterior, posterior
-from pyro_mdm.samplers.base import Questions, Sampler
-from pyro_mdm.samplers.grids import log_snr_grid
+from pyro_mdm.samplers.base import Noise, Questions, Sampler
 
 __all__ = ["Ancestral"]
 
@@ -22,22 +20,19 @@ class _AncestralPlan(NamedTuple):
 
 
 class Ancestral(Sampler):
-    """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, on :func:`log_snr_grid`.
+    """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
     The discrete-time model of the grid: with it the chain's bound is the grid's own. One call of
     the denoiser a step. Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models",
     NeurIPS 2020, equations 6 and 7, here for any K.
     """
 
-    def times(self, diffusion: LinearDiffusion) -> Tensor:
-        return log_snr_grid(diffusion, self.steps)
+    default_grid = "log_snr"
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _AncestralPlan:
         return _AncestralPlan(times[:-1], posterior(diffusion, times[:-1], times[1:]))
 
-    def step(
-        self, plan: _AncestralPlan, i: int, y: Tensor, ask: Questions, noise: Callable[[], Tensor]
-    ) -> Tensor:
+    def step(self, plan: _AncestralPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         x_hat = ask.denoise(y, plan.s[i])
         kernel = plan.kernel
         b = kernel.mean_coefficient[i].reshape(-1, *(1,) * (x_hat.dim() - 1))

@@ -3,62 +3,93 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
+from pyro_mdm.diffusions.sde import check_dispersion
+from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
+from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
 from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Questions", "Sampler"]
+__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "outer"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[], Tensor]
 
 
 class Sampler(Recorded, ABC):
-    """An integrator of the generative SDE.
+    """An integrator of a generative process.
 
     Args:
         steps: number of steps from T to ε, at least 1.
+        grid: where they end: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times from T to
+            ε themselves, or a function of a diffusion and the number of steps that returns them;
+            by default the sampler's own.
 
     Raises:
-        ValueError: on call, a shape whose second entry is not the diffusion's K, a score or
+        TypeError: on call, a diffusion that the sampler or the grid is not for.
+        ValueError: a grid of another name, of times that do not decrease, or, on call, that are not
+            from T to ε; on call, a shape whose second entry is not the diffusion's K, a score or
             denoiser that answers in another shape or with entries that are not finite.
     """
 
-    def __init__(self, steps: int) -> None:
+    serves_nonlinear: ClassVar[bool] = False
+    """Whether it serves diffusions without a closed form too."""
+    default_grid: ClassVar[str] = "information"
+    """For diffusions with a closed form; for others it is ``progress``."""
+    calls: int = 0
+    """How often the last run asked the network."""
+
+    def __init__(self, steps: int, grid: Grid | None = None) -> None:
         check_count("steps", steps, "the number of steps from T to ε")
-        self.steps = steps
+        check_grid(grid, steps)
+        self.steps, self.grid = steps, grid
 
-    @abstractmethod
-    def times(self, diffusion: LinearDiffusion) -> Tensor:
+    def times(self, diffusion: Any) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
+        usual = self.default_grid if diffusion.closed_form else "progress"
+        return grid_times(usual if self.grid is None else self.grid, diffusion, self.steps)
 
     @abstractmethod
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> Any:
+    def plan(self, diffusion: Any, times: Tensor) -> Any:
         """Everything the steps need that does not depend on the state, for all steps at once."""
 
     @abstractmethod
-    def step(
-        self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Callable[[], Tensor]
-    ) -> Tensor:
-        """The state after step i, like y (batch, K, *event_shape), in float64."""
+    def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        """The state after step i, like y (batch, K, *event_shape), in float64.
+
+        Args:
+            plan: of :meth:`plan`.
+            ask: the score and the denoiser.
+            noise: draws standard normal numbers, like y.
+        """
 
     def check(self, diffusion: Diffusion) -> None:
         """Raises TypeError for a diffusion that the sampler cannot integrate."""
-        if not isinstance(diffusion, LinearDiffusion):
+        if not (diffusion.closed_form or self.serves_nonlinear):
             raise TypeError(
                 f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
             )
+
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+        """y_ε from y at T (batch, K, *event_shape), both in float64."""
+        plan = self.plan(ask.diffusion, self.times(ask.diffusion))
+        for i in range(self.steps):
+            y = self.step(plan, i, y, ask, noise)
+            bar.update()
+        return y
 
     @torch.no_grad()
     def __call__(
@@ -103,14 +134,10 @@ class Sampler(Recorded, ABC):
             return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
 
         ask = Questions(diffusion, score, dtype)
-        fitting: Any = diffusion  # of the kind that this sampler is for
-        times = self.times(fitting)
-        plan = self.plan(fitting, times)
         y = diffusion.prior.sample(tuple(shape), generator).to(device)
         with self._counting(progress) as bar:
-            for i in range(self.steps):
-                y = self.step(plan, i, y, ask, noise)
-                bar.update()
+            y = self.integrate(y, ask, noise, bar)
+        self.calls = ask.calls
         return y.to(dtype)
 
     def _counting(self, progress: bool | Progress) -> AbstractContextManager[Progress]:
@@ -119,17 +146,26 @@ class Sampler(Recorded, ABC):
         return progress_bar(self.steps, type(self).__name__, "steps", leave=True, shown=progress)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in self.settings().items())
-        return f"{type(self).__name__}({arguments})"
+        named = {k: v for k, v in self.arguments().items() if k != "grid" or v is not None}
+        text = ", ".join(f"{name}={getattr(self, name)}" for name in named)
+        return f"{type(self).__name__}({text})"
 
 
 class Questions:
-    """The score and the denoiser, asked in their own precision and answering in float64."""
+    """The score and the denoiser, asked in their own precision and answering in float64.
+
+    Attributes:
+        calls: how often they were asked.
+        past: what a method of several steps keeps, the newest first.
+    """
 
     def __init__(self, diffusion: Any, score: Score, dtype: torch.dtype) -> None:
         self.diffusion, self._score, self.dtype = diffusion, score, dtype
+        self.calls = 0
+        self.past: deque[Any] = deque(maxlen=3)
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
+        self.calls += 1
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
@@ -137,13 +173,49 @@ class Questions:
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
+        self.calls += 1
         out = denoise(y.to(self.dtype), s.expand(len(y)))
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
+
+    def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
+        """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
+        part η of the noise, at one time s, for any diffusion."""
+        diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
+        score = self.score(y, s)
+        if diffusion.closed_form:
+            pull = apply_matrix(diffusion.noise_covariance(s), score)
+            return apply_matrix(diffusion.drift_matrix(s), y) - share * pull
+        G = dispersion(diffusion, y, at)
+        white = apply_to_rows(G.mT, as_rows(score))
+        pull = apply_to_rows(G, white).mT.reshape(y.shape)
+        pull = pull + diffusion.noise_divergence(y, at).double()
+        return diffusion.drift(y, at).double() - share * pull
 
     def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
+
+
+def dispersion(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (batch, d or 1, K, K) in float64; checked."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
+
+
+def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
+    """Raises SimulationError for a state that has exploded, in step i at the time s."""
+    if bool((y.abs() < LIMIT).all()):
+        return
+    raise SimulationError(
+        f"sampling exploded: a state of {y.abs().max().item():.3g} at s = {s.item():.4g}, in step "
+        f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
+        "apart in reverse until the score is learned), or train on"
+    )
+
+
+def outer(vector: Tensor, x: Tensor) -> Tensor:
+    """(K,) times x (batch, *event_shape): (batch, K, *event_shape)."""
+    return vector.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1)
 
 
 def _check_score(score: Any) -> None:

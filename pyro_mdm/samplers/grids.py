@@ -1,23 +1,83 @@
-"""Grids of times for samplers."""
+"""Grids of times for samplers: from T down to ε, even in some measure of what happens between."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.kernels import Factor
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.support.checks import describe, real_tensor
 
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "Tabulated",
+    "check_grid",
+    "grid_times",
+    "information_grid",
+    "karras_grid",
+    "log_snr_grid",
+    "log_volume_grid",
+    "quadratic_grid",
+    "simulation_grid",
+]
 
-__all__ = ["information_grid", "log_snr_grid", "simulation_grid"]
+Grid = str | Sequence[float] | Callable[[Any, int], Tensor]
+"""A name in :data:`GRIDS`, the times themselves, or a function of a diffusion and a number of steps
+that returns them."""
 
 
-def log_snr_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, equally spaced in log SNR."""
+def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, equally spaced in log SNR.
+
+    For a nonlinear diffusion in its nominal log SNR.
+    """
     return diffusion.log_snr_grid(steps + 1).flip(0)
+
+
+@torch.no_grad()
+def log_volume_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, equally spaced in log volume κ.
+
+    See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
+    it moves where log SNR pauses.
+    """
+    low, high = diffusion.log_volume_ends
+    s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
+    s[0], s[-1] = diffusion.start_time, diffusion.horizon
+    return s.flip(0)
+
+
+@torch.no_grad()
+def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, equally spaced in σ^{1/ρ} with σ = e^{-λ/2}.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
+    NeurIPS 2022, equation 5, with ρ = 7.
+    """
+    ends = torch.stack([diffusion.terminal_log_snr, diffusion.as_tensor(diffusion.max_log_snr)])
+    first, last = (-ends / (2 * rho)).exp()
+    root = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first))
+    s = diffusion.time_at_log_snr((-2 * rho * root.log())[1:-1])
+    return torch.cat([diffusion.as_tensor(diffusion.horizon)[None], s, diffusion.start_time[None]])
+
+
+@torch.no_grad()
+def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε, equally spaced in √s.
+
+    Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.2.
+    """
+    first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
+    s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()
+    s[0], s[-1] = diffusion.horizon, diffusion.start_time
+    return s
 
 
 @torch.no_grad()
@@ -29,17 +89,11 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     K > 1 log SNR can pause while auxiliary variables forget fast: equal steps of λ alone are then
     so long that explicit steps of the score overshoot.
     """
-    end = diffusion.clock(diffusion.horizon)
-    start = diffusion.clock(diffusion.start_time)
-    fraction = torch.linspace(0, 1, 1024).to(end)
-    tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
-    tau = tau.clamp(start, end).unique()
-    _, _, factor = diffusion.factorization(tau)
-    forgotten = factor.log_det - 2 * diffusion.unit_drift.trace() * tau - factor.log_snr
-    wanted = forgotten[0] + (forgotten[-1] - forgotten[0]) * torch.linspace(0, 1, steps + 1).to(tau)
-    i = torch.searchsorted(forgotten, wanted).clamp(1, len(tau) - 1)
-    weight = (wanted - forgotten[i - 1]) / (forgotten[i] - forgotten[i - 1])
-    s = diffusion.inverse_clock(torch.lerp(tau[i - 1], tau[i], weight.clamp(0, 1)))
+    trace = diffusion.unit_drift.trace()
+    table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * trace * tau - f.log_snr)
+    start, end = table.values[0], table.values[-1]
+    wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
+    s = diffusion.inverse_clock(table.inverse(wanted))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 
@@ -48,3 +102,127 @@ def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
     """(steps + 1,) decreasing times from T to ε, even in the diffusion's ``progress``."""
     fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
     return diffusion.time_at_progress(fraction).flip(0)
+
+
+GRIDS: dict[str, Callable[[Any, int], Tensor]] = {
+    "information": information_grid,
+    "log_snr": log_snr_grid,
+    "log_volume": log_volume_grid,
+    "karras": karras_grid,
+    "quadratic": quadratic_grid,
+    "progress": simulation_grid,
+}
+"""Grids by name. ``information`` and ``log_volume`` need a closed form, ``progress`` is for
+diffusions without one, and the others are for all."""
+
+NEED = {"information": True, "log_volume": True, "progress": False}
+"""Of a diffusion's ``closed_form``."""
+
+
+class Tabulated:
+    """An increasing function of clock time between ε and T, by linear interpolation.
+
+    Args:
+        measure: of clock times (n,) and the factorization of Σ there.
+    """
+
+    def __init__(
+        self, diffusion: LinearDiffusion, measure: Callable[[Tensor, Factor], Tensor]
+    ) -> None:
+        end = diffusion.clock(diffusion.horizon)
+        start = diffusion.clock(diffusion.start_time)
+        fraction = torch.linspace(0, 1, 1024).to(end)
+        tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
+        self.tau = tau.clamp(start, end).unique()
+        _, _, factor = diffusion.factorization(self.tau)
+        self.values = measure(self.tau, factor)
+
+    def __call__(self, tau: Tensor) -> Tensor:
+        """The measure at clock times, like them."""
+        return _interpolated(tau, self.tau, self.values)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """The clock times at which the measure has these values, like them."""
+        return _interpolated(value, self.values, self.tau)
+
+
+def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    i = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
+    weight = (x - knots[i - 1]) / (knots[i] - knots[i - 1])
+    return torch.lerp(values[i - 1], values[i], weight.clamp(0, 1))
+
+
+# -- the door --------------------------------------------------------------------------------------
+
+
+def check_grid(grid: Any, steps: int) -> None:
+    """Raises unless ``grid`` is a known name, steps + 1 decreasing times, a function, or None."""
+    if grid is None or callable(grid):
+        return
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise ValueError(
+                f"grid is {grid!r}, expected one of {', '.join(GRIDS)}, the times from T to ε, or "
+                "a function of a diffusion and the number of steps that returns them"
+            )
+        return
+    _check_times(real_tensor("grid", grid, f"a name, or {steps + 1} times from T to ε"), steps)
+
+
+def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
+    """(steps + 1,) decreasing times from T to ε in float64, checked.
+
+    Raises:
+        TypeError: a grid that this diffusion cannot have.
+        ValueError: times of another number, not decreasing, or not from T to ε.
+    """
+    if isinstance(grid, str):
+        _check_need(grid, diffusion)
+        return GRIDS[grid](diffusion, steps)
+    given = grid(diffusion, steps) if callable(grid) else grid
+    times = real_tensor("grid", given, f"{steps + 1} times from T to ε").to(diffusion.start_time)
+    _check_times(times, steps)
+    T, start = diffusion.horizon, diffusion.start_time.item()
+    first, last = times[0].item(), times[-1].item()
+    room = 1e-6 * T
+    if first > T + room or last < start - room:
+        bad = first if first > T + room else last
+        raise ValueError(
+            f"grid holds s = {bad:.6g}, outside [ε, T] = [{start:.6g}, {T:.6g}] of this diffusion; "
+            "begin at diffusion.horizon and end at diffusion.start_time"
+        )
+    if first < T - room or last > start + room:
+        raise ValueError(
+            f"grid goes from s = {first:.6g} to {last:.6g}, expected from T = {T:.6g} to "
+            f"ε = {start:.6g}; begin at diffusion.horizon and end at diffusion.start_time"
+        )
+    times = times.clone()
+    times[0], times[-1] = T, start
+    return times
+
+
+def _check_times(times: Tensor, steps: int) -> None:
+    if times.shape != (steps + 1,):
+        raise ValueError(
+            f"grid has shape {tuple(times.shape)} for {steps} steps, expected ({steps + 1},): the "
+            "times from T to ε, both among them"
+        )
+    if not bool((times.diff() < 0).all()):
+        i = int((~(times.diff() < 0)).nonzero()[0])
+        raise ValueError(
+            f"grid goes from {times[i].item():.6g} to {times[i + 1].item():.6g}, expected "
+            "decreasing times; generation runs from T back to ε"
+        )
+
+
+def _check_need(grid: str, diffusion: Diffusion) -> None:
+    need = NEED.get(grid)
+    if need is None or need == diffusion.closed_form:
+        return
+    has = "has a closed form" if diffusion.closed_form else "has none"
+    kind = "a closed form" if need else "paths that are simulated"
+    others = ", ".join(name for name in GRIDS if NEED.get(name, not need) != need)
+    raise TypeError(
+        f"grid {grid!r} is for a diffusion with {kind}, and {type(diffusion).__name__} {has}; use "
+        f"one of {others}, or {describe(None)} for the sampler's own"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Questions, Sampler
-from pyro_mdm.samplers.grids import information_grid
+from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.samplers.grids import Grid
 
 __all__ = ["Splitting"]
 
@@ -36,19 +35,17 @@ class Splitting(Sampler):
         steps: number of steps.
         order: weak order: 1 (an Euler step of the score, one score call) or 2 (a midpoint step, two
             calls).
+        grid: see :class:`Sampler`.
 
     Source: for CLD, the symmetric splitting CLD sampler of Dockhorn, Vahdat & Kreis, "Score-Based
     Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
     """
 
-    def __init__(self, steps: int, order: int = 1) -> None:
-        super().__init__(steps)
+    def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
+        super().__init__(steps, grid)
         if order not in (1, 2):
             raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
         self.order = order
-
-    def times(self, diffusion: LinearDiffusion) -> Tensor:
-        return information_grid(diffusion, self.steps)
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)
@@ -61,9 +58,7 @@ class Splitting(Sampler):
         s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)
         return _SplittingPlan(s, half, root, tau[:, None, None] * GG, precision)
 
-    def step(
-        self, plan: _SplittingPlan, i: int, y: Tensor, ask: Questions, noise: Callable[[], Tensor]
-    ) -> Tensor:
+    def step(self, plan: _SplittingPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         def velocity(u: Tensor) -> Tensor:
             force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision, u)
             return apply_matrix(plan.pull[i], force)

@@ -1,0 +1,162 @@
+r"""The probability-flow ODE by solvers of ODEs, for every diffusion.
+
+    dy/ds = f - ½ ∇·g² - ½ g² s_θ
+
+has the marginals of the reversed SDE where s_θ is exact. It is followed in the logarithm of the
+clock, in which what happens near the data takes as long as the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
+from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.progress import Progress
+
+__all__ = ["ADAPTIVE", "ProbabilityFlow", "ToleranceError"]
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+"""torchdiffeq's solvers that choose their steps."""
+
+ROUNDING = 10.0
+"""A relative tolerance below so many roundings of the score cannot be held."""
+
+
+class ToleranceError(ArithmeticError):
+    """An adaptive solver did not reach ε."""
+
+
+class ProbabilityFlow(Sampler):
+    """The ODE by Heun's method on a grid, or by an adaptive solver of torchdiffeq.
+
+    ``calls`` says after a run how many score calls it took. Adaptive solvers weigh the error over
+    the batch as a whole, so that a state depends a little on what it is drawn with.
+
+    Args:
+        steps: of ``heun``, order 2, with two calls each; of an adaptive solver, the most it may
+            take.
+        solver: ``heun``, or one of :data:`ADAPTIVE`.
+        rtol, atol: of an adaptive solver: the error of a step is kept below rtol |y| + atol.
+        grid: of ``heun``; see :class:`Sampler`.
+
+    Raises:
+        ValueError: another solver, a tolerance that is not positive, or that the precision of the
+            score cannot hold, a grid for an adaptive solver; see also :class:`Sampler`.
+        ToleranceError: on call, more steps would be needed.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+    Equations", ICLR 2021, equation 13.
+    """
+
+    serves_nonlinear = True
+
+    def __init__(
+        self,
+        steps: int,
+        solver: str = "heun",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        grid: Grid | None = None,
+    ) -> None:
+        super().__init__(steps, grid)
+        if solver not in ("heun", *ADAPTIVE):
+            raise ValueError(
+                f"solver is {solver!r}, expected heun, or one of {', '.join(ADAPTIVE)}"
+            )
+        if solver != "heun" and grid is not None:
+            raise ValueError(f"grid is given, but {solver} chooses its own steps; leave it out")
+        self.solver = solver
+        self.rtol = check_number("rtol", rtol, "a positive number, e.g. 1e-5", positive=True)
+        self.atol = check_number("atol", atol, "a positive number, e.g. 1e-5", positive=True)
+
+    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
+        return times
+
+    def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        check_size(y, plan[i], i, len(plan) - 1)
+        diffusion = ask.diffusion
+        s, later = plan[i], plan[i + 1]
+        h = _way(diffusion, later) - _way(diffusion, s)
+        here = ask.velocity(y, s) / _way_rate(diffusion, s)
+        there = ask.velocity(y + h * here, later) / _way_rate(diffusion, later)
+        return y + h / 2 * (here + there)
+
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+        if self.solver == "heun":
+            return super().integrate(y, ask, noise, bar)
+        least = ROUNDING * torch.finfo(ask.dtype).eps
+        if self.rtol < least:
+            raise ValueError(
+                f"rtol is {self.rtol:g}, expected at least {least:.1e}: the score is called in "
+                f"{ask.dtype}; raise it, or pass dtype=torch.float64 with a network of that "
+                "precision"
+            )
+        return self._adapted(y, ask, bar)
+
+    def _adapted(self, y: Tensor, ask: Questions, bar: Progress) -> Tensor:
+        flow = _Flow(ask, bar)
+        start = ask.diffusion.start_time
+        ends = _way(ask.diffusion, torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
+        try:
+            found: Tensor = torchdiffeq.odeint(
+                flow,
+                y,
+                ends,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self.solver,
+                options={"max_num_steps": self.steps},
+            )
+        except AssertionError as error:  # of torchdiffeq: too many steps, or none short enough
+            raise ToleranceError(
+                f"{self.solver} was at s = {flow.reached:.4g} after {flow.steps} steps, expected "
+                f"ε = {start.item():.4g} within {self.steps} (rejected ones count; "
+                f"rtol = {self.rtol:g}, atol = {self.atol:g}): take more steps or larger tolerances"
+            ) from error
+        bar.update(self.steps - flow.steps)
+        return found[-1]
+
+
+class _Flow:
+    """dy/dw as torchdiffeq calls it, w the way of :func:`_way`; counts the steps it takes."""
+
+    def __init__(self, ask: Questions, bar: Progress) -> None:
+        self.ask, self.bar, self.steps = ask, bar, 0
+        self.horizon = self.reached = ask.diffusion.horizon
+
+    def __call__(self, w: Tensor, y: Tensor) -> Tensor:
+        s = _time(self.ask.diffusion, w)
+        return self.ask.velocity(y, s) / _way_rate(self.ask.diffusion, s)
+
+    def callback_accept_step(self, w: Tensor, y: Tensor, dw: Tensor) -> None:
+        self.steps += 1
+        self.reached = _time(self.ask.diffusion, w + dw).item()
+        self.bar.update()
+
+
+def _way(diffusion: Any, s: Tensor) -> Tensor:
+    """The variable that the ODE is followed in, like s; increasing."""
+    return diffusion.clock(s).log() if diffusion.closed_form else -diffusion.log_snr(s)
+
+
+def _way_rate(diffusion: Any, s: Tensor) -> Tensor:
+    """Its derivative in s, like s."""
+    if diffusion.closed_form:
+        return diffusion.rate(s) / diffusion.clock(s)
+    return diffusion.log_snr_rate(s)
+
+
+def _time(diffusion: Any, way: Tensor) -> Tensor:
+    """Its inverse, kept within [ε, T], like way."""
+    if diffusion.closed_form:
+        s = diffusion.inverse_clock(way.exp())
+    else:
+        s = diffusion.time_at_log_snr(-way)
+    return s.clamp(diffusion.start_time.item(), diffusion.horizon)

@@ -1,0 +1,125 @@
+"""torchsde's integrators, to compare with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchsde
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.sde import ReverseSDE, fold, unfold
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
+from pyro_mdm.samplers.grids import Grid
+
+__all__ = ["METHODS", "TorchSDE"]
+
+METHODS = {"euler": "ito", "srk": "ito", "reversible_heun": "stratonovich"}
+"""torchsde's methods, and the calculus that each is for; with additive noise both are one."""
+
+
+class TorchSDE(Sampler):
+    """The reversed SDE by torchsde, one of its steps for each of the grid's.
+
+    Args:
+        steps: number of steps.
+        method: ``euler``, which is :class:`EulerMaruyama`, one score call a step; ``srk``, weak
+            order 2, two calls; ``reversible_heun``, two (its steps are checked before they are
+            made), weak order 2, but for K > 1 its errors grow unless steps are very short.
+        grid: see :class:`Sampler`.
+
+    Raises:
+        TypeError: on call, another method than ``euler`` for noise that depends on the state.
+        ValueError: another method; see also :class:`Sampler`.
+
+    Source: Li et al., "Scalable Gradients for Stochastic Differential Equations", AISTATS 2020;
+    Rößler, "Runge-Kutta Methods for the Strong Approximation of Solutions of SDEs", 2010; Kidger et
+    al., "Efficient and Accurate Gradients for Neural SDEs", NeurIPS 2021.
+    """
+
+    serves_nonlinear = True
+
+    def __init__(self, steps: int, method: str = "srk", grid: Grid | None = None) -> None:
+        super().__init__(steps, grid)
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+        self.method = method
+
+    def check(self, diffusion: Diffusion) -> None:
+        super().check(diffusion)
+        if diffusion.noise_depends_on_state and self.method != "euler":
+            raise TypeError(
+                f"method {self.method!r} is for noise that does not depend on the state, and that "
+                f"of {type(diffusion).__name__} does; use method='euler'"
+            )
+
+    def plan(self, diffusion: Any, times: Tensor) -> Tensor:
+        return times
+
+    def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        check_size(y, plan[i], i, len(plan) - 1)
+        T, event_shape = ask.diffusion.horizon, y.shape[2:]
+        sde = _ReverseSDE(ask.diffusion, lambda u, s: ask.score(u, s[0]), event_shape)
+        sde.sde_type = METHODS[self.method]
+        t = T - plan[i : i + 2]
+        h = t[1] - t[0]
+        W = h.sqrt() * fold(noise())
+        U = None
+        if self.method == "srk":
+            U = h * (W / 2 + (h / 12).sqrt() * fold(noise()))
+        states, extra = torchsde.sdeint(
+            sde,
+            fold(y),
+            t,
+            bm=_Step(W, U),
+            method=self.method,
+            dt=float(h) * (1 + 1e-9),  # a step must end at the grid's time, not just before it
+            extra=True,
+            extra_solver_state=ask.past[0] if ask.past else None,
+        )
+        if extra:
+            ask.past.appendleft(extra)
+        return unfold(states[-1], event_shape)
+
+
+class _ReverseSDE(ReverseSDE):
+    """Remembers the last drift, since torchsde asks for some of them more than once."""
+
+    _last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def f(self, t: Tensor, u: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not u or self._last[1] != t:
+            self._last = u, t, super().f(t, u)
+        return self._last[2]
+
+
+class _Step(torchsde.BaseBrownian):
+    """Brownian motion over one step: its increment W and, if asked for, U = ∫ W du, (n·d, K)."""
+
+    def __init__(self, W: Tensor, U: Tensor | None) -> None:
+        self._W, self._U = W, U
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:
+        return (self._W, self._U) if return_U else self._W
+
+    def __repr__(self) -> str:
+        return f"Brownian motion over one step of {tuple(self._W.shape)}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._W.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._W.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._W.shape
+
+    @property
+    def levy_area_approximation(self) -> str:
+        return "none" if self._U is None else "space-time"

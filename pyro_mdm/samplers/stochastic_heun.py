@@ -1,0 +1,52 @@
+"""Stochastic Heun: two drifts a step, for every diffusion whose noise does not see the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion
+
+__all__ = ["StochasticHeun"]
+
+
+class StochasticHeun(Sampler):
+    r"""A step of Euler-Maruyama, then the mean of the drifts at both ends with the same noise.
+
+        u* = u + h F(u, s) + √h G(s) ξ,    u' = u + h/2 ( F(u, s) + F(u*, s') ) + √h (G + G')/2 ξ
+
+    with the reverse drift F = g² s_θ - f, linear or not. Weak order 2, two score calls a step.
+    Noise must not depend on the state: there it converges to the Stratonovich process, another one.
+
+    Source: Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
+    section 14.1, for additive noise.
+    """
+
+    serves_nonlinear = True
+
+    def check(self, diffusion: Diffusion) -> None:
+        super().check(diffusion)
+        if diffusion.noise_depends_on_state:
+            raise TypeError(
+                f"{type(self).__name__} is for noise that does not depend on the state, and that "
+                f"of {type(diffusion).__name__} does; use EulerMaruyama({self.steps})"
+            )
+
+    def plan(self, diffusion: Any, times: Tensor) -> Tensor:
+        return times
+
+    def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        s, later = plan[i], plan[i + 1]
+        h = s - later
+        check_size(y, s, i, len(plan) - 1)
+        xi = h.sqrt() * noise()
+        kick, kick_later = (
+            apply_matrix(dispersion(ask.diffusion, y, t.expand(len(y)))[:, 0], xi)
+            for t in (s, later)
+        )
+        here = ask.velocity(y, s, noise=1.0)
+        there = ask.velocity(y - h * here + kick, later, noise=1.0)
+        return y - h / 2 * (here + there) + (kick + kick_later) / 2

@@ -1,0 +1,567 @@
+"""Every sampler is held to its order, and to the published methods that it contains.
+
+On Gaussian data with the exact score a sampler is an affine map of the state at T and of its
+noises. It is read off basis states and basis noises in one run, so that the mean and the covariance
+of what it draws are numbers without sampling error, to be compared with the exact marginal. On a
+mixture, deterministic samplers are compared with the flow itself on the same starting points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from pyro_mdm import ALDA, CLD, VPSDE, DiffusionModel, HamiltonianDiffusion, Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.samplers.base import Questions, Sampler
+from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid, quadratic_grid
+from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
+from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
+from pyro_mdm.samplers.reference import TorchSDE
+from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.stochastic_heun import StochasticHeun
+from pyro_mdm.samplers.transport import transport
+from pyro_mdm.support.progress import progress_bar
+from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
+from tests.test_sde import scalar
+
+Factory = Callable[[int], Sampler]
+SILENT = progress_bar(1, "", "", shown=False)
+distinct = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
+every_diffusion = pytest.mark.parametrize(
+    "make", [make for _, make in distinct], ids=[name for name, _ in distinct]
+)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def diffusion_called(name: str, max_log_snr: float = 6.0) -> LinearDiffusion:
+    diffusion = dict(DIFFUSIONS)[name]()
+    diffusion.max_log_snr = max_log_snr
+    return diffusion
+
+
+# -- exact laws on Gaussian data -------------------------------------------------------------------
+
+
+class Recorder:
+    """A score that is zero, and writes down the times that it is asked for."""
+
+    dtype = torch.float64
+
+    def __init__(self) -> None:
+        self.times: list[Tensor] = []
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        self.times.append(s[0])
+        return torch.zeros_like(y)
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        return self(y, s)[:, 0]
+
+
+class GaussianScore:
+    """The exact score and denoiser of scalar Gaussian data, made in one batch for given times."""
+
+    dtype = torch.float64
+
+    def __init__(self, diffusion: LinearDiffusion, times: Tensor) -> None:
+        data, m = scalar(), diffusion.marginal(times)
+        mean, variance = data.mean, data.covariance[0, 0]
+        S = m.covariance + variance * m.mean[:, :, None] * m.mean[:, None, :]
+        self.precision, self.centre = torch.linalg.inv(S), mean * m.mean
+        v = torch.exp(-m.log_snr)
+        self.readout = variance / (variance + v)[:, None] * m.readout
+        self.shift = mean * v / (variance + v)
+        self.index = {t: i for i, t in enumerate(times.tolist())}
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return -self.precision[i] @ (y - self.centre[i, :, None])
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        i = self.index[s[0].item()]
+        return self.readout[i] @ y + self.shift[i]
+
+
+def marginal(diffusion: LinearDiffusion, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The exact mean and covariance of y_s."""
+    data, m = scalar(), diffusion.marginal(s)
+    return data.mean * m.mean, m.covariance + data.covariance[0, 0] * torch.outer(m.mean, m.mean)
+
+
+def law(sampler: Sampler, linear: LinearDiffusion, diffusion=None) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of what a sampler makes of the exact marginal at T.
+
+    Args:
+        diffusion: what the sampler sees, if not the linear diffusion itself.
+    """
+    diffusion = linear if diffusion is None else diffusion
+    K, draws, recorder = linear.num_variables, [0], Recorder()
+
+    def count() -> Tensor:
+        draws[0] += 1
+        return torch.zeros(1, K, 1).double()
+
+    ask = Questions(diffusion, recorder, torch.float64)
+    sampler.integrate(torch.zeros(1, K, 1).double(), ask, count, SILENT)
+    score = GaussianScore(linear, torch.stack(recorder.times).unique())
+
+    probes = torch.eye(K * (1 + draws[0]) + 1, dtype=torch.float64)[:, :-1, None]
+    noises = iter([probes[:, K * (1 + j) : K * (2 + j)] for j in range(draws[0])])
+    ask = Questions(diffusion, score, torch.float64)
+    out = sampler.integrate(probes[:, :K], ask, noises.__next__, SILENT)[..., 0]
+    assert next(noises, None) is None
+    M, root = (out[:-1] - out[-1]).mT.split([K, K * draws[0]], 1)
+    mean, covariance = marginal(linear, linear.as_tensor(linear.horizon))
+    return M @ mean + out[-1], M @ covariance @ M.mT + root @ root.mT
+
+
+def weak_errors(sampler: Sampler, linear: LinearDiffusion, diffusion=None) -> tuple[float, float]:
+    """Of mean and covariance, in units of the exact marginal's standard deviations."""
+    mean, covariance = law(sampler, linear, diffusion)
+    true_mean, true_covariance = marginal(linear, linear.start_time)
+    sd = true_covariance.diagonal().sqrt()
+    L = torch.linalg.cholesky(true_covariance / sd / sd[:, None])
+    error = (covariance - true_covariance) / sd / sd[:, None]
+    white = torch.linalg.solve(L, torch.linalg.solve(L, error).mT)
+    return torch.linalg.solve(L, (mean - true_mean) / sd).norm().item(), white.norm().item()
+
+
+def assert_order(coarse: tuple[float, ...], fine: tuple[float, ...], order: int) -> None:
+    """Of errors at n and at 2n steps: none falls slower than 2^-order, the slowest falls so."""
+    above_rounding = [(c, f) for c, f in zip(coarse, fine, strict=True) if f > 1e-9]
+    orders = [math.log2(c / f) for c, f in above_rounding]
+    assert min(orders) == pytest.approx(order, abs=0.3), (coarse, fine)
+
+
+S = StochasticExponentialIntegrator
+EXPONENTIAL: dict[str, tuple[int, Factory]] = {
+    "exponential_1": (1, lambda n: ExponentialIntegrator(n, 1)),
+    "exponential_2": (2, lambda n: ExponentialIntegrator(n, 2)),
+    "exponential_3": (3, lambda n: ExponentialIntegrator(n, 3)),
+    "stochastic_1": (1, lambda n: S(n, noise=1.0, order=1)),
+    "stochastic_2": (2, lambda n: S(n, noise=1.0, order=2)),
+    "half_stochastic_1": (1, lambda n: S(n, noise=0.5, order=1)),
+    "half_stochastic_2": (2, lambda n: S(n, noise=0.5, order=2)),
+}
+OTHERS: dict[str, tuple[int, Factory]] = {
+    "euler_maruyama": (1, EulerMaruyama),
+    "splitting_1": (1, Splitting),
+    "splitting_2": (2, lambda n: Splitting(n, order=2)),
+    "ancestral": (1, Ancestral),
+    "predictor_corrector": (1, PredictorCorrector),
+    "two_corrections": (1, lambda n: PredictorCorrector(n, 2, 0.2)),
+    "stochastic_heun": (2, StochasticHeun),
+    "flow_heun": (2, ProbabilityFlow),
+}
+CASES = [
+    *((s, d) for s in EXPONENTIAL for d in ("vpsde", "cld", "alda", "learned_3")),
+    *((s, d) for s in OTHERS for d in ("vpsde", "cld", "learned_3")),
+]
+
+
+@pytest.mark.parametrize(("name", "diffusion"), CASES, ids=["-".join(case) for case in CASES])
+def test_every_sampler_has_its_weak_order(name, diffusion):
+    order, make = (EXPONENTIAL | OTHERS)[name]
+    linear = diffusion_called(diffusion)
+    assert_order(*(weak_errors(make(n), linear) for n in (128, 256)), order)
+
+
+@pytest.mark.parametrize(
+    ("method", "diffusion", "order"),
+    [("euler", "cld", 1), ("srk", "vpsde", 2), ("srk", "cld", 2), ("reversible_heun", "vpsde", 2)],
+)
+def test_torchsdes_samplers_have_their_weak_order(method, diffusion, order):
+    linear = diffusion_called(diffusion)
+    assert_order(*(weak_errors(TorchSDE(n, method), linear) for n in (64, 128)), order)
+
+
+@pytest.mark.parametrize("make", [StochasticHeun, ProbabilityFlow, TorchSDE])
+def test_second_order_without_closed_forms(make):
+    """A linear diffusion that is simulated: what a nonlinear one is asked, with a known answer."""
+    linear = diffusion_called("cld")
+    simulated = Simulated(linear)
+    assert not simulated.closed_form
+    assert_order(*(weak_errors(make(n), linear, simulated) for n in (256, 512)), 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
+def test_noise_does_not_change_the_marginals(noise):
+    """All processes of the family have the law of noised data, and so has a fine grid."""
+    linear = diffusion_called("learned_3")
+    assert max(weak_errors(S(256, noise, 2), linear)) < 1e-3
+
+
+# -- the flow of a mixture -------------------------------------------------------------------------
+
+
+def kernel_distance(x: Tensor, y: Tensor) -> float:
+    """Energy distance with √(1 + r²) for r, which is smooth, so that its order can be measured."""
+
+    def mean(a: Tensor, b: Tensor) -> Tensor:
+        return (
+            (1 + torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2).sqrt().mean()
+        )
+
+    return (2 * mean(x, y) - mean(x, x) - mean(y, y)).clamp_min(0).sqrt().item()
+
+
+@pytest.mark.parametrize("diffusion", ["vpsde", "cld"])
+def test_deterministic_samplers_have_their_order_on_a_mixture(diffusion):
+    """In mean, covariance and energy distance of z, over the same starting points."""
+    linear, data = diffusion_called(diffusion, 4.0), mixture()
+    score, start = ExactScore(data, linear), data.noised(linear, linear.horizon, 100, seed=2)
+
+    def summary(sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+        ask = Questions(linear, score, torch.float64)
+        y = sampler.integrate(start, ask, lambda: start, SILENT)
+        z = torch.einsum("k,bkd->bd", linear.start.readout, y)
+        return z, z.mean(0), torch.cov(z.mT)
+
+    truth = summary(ExponentialIntegrator(800, 3, grid="log_volume"))
+
+    def errors(sampler: Sampler) -> tuple[float, float, float]:
+        found = summary(sampler)
+        moments = [(a - b).norm().item() for a, b in zip(found[1:], truth[1:], strict=True)]
+        return (*moments, kernel_distance(found[0], truth[0]))
+
+    for name in ("exponential_1", "exponential_2", "exponential_3"):
+        order, make = EXPONENTIAL[name]
+        assert_order(*(errors(make(n)) for n in (80, 160)), order)
+
+
+# -- one step, exactly -----------------------------------------------------------------------------
+
+
+@every_diffusion
+@pytest.mark.parametrize("steps", [5, 40])
+def test_a_step_keeps_the_marginals_and_contains_the_posterior(make, steps):
+    diffusion = make()
+    times = log_volume_grid(diffusion, steps)
+    m = diffusion.marginal(times)
+    L, whitener = m.scale_tril, torch.linalg.inv(m.scale_tril)
+    small = 1e-15 * torch.exp(diffusion.start.log_snr / 2).item()  # rounding of y_ε, seen from L
+
+    flow = transport(diffusion, times)
+    turned = whitener[1:] @ flow.gain @ L[:-1]
+    eye = torch.eye(diffusion.num_variables).double()
+    torch.testing.assert_close(turned @ turned.mT, eye.expand_as(turned), rtol=0, atol=1e-11)
+    b = m.mean[1:] - (flow.gain @ m.mean[:-1, :, None])[..., 0]
+    torch.testing.assert_close(flow.moments[:, 0], b, rtol=0, atol=100 * small + 1e-13)
+    kappa = diffusion.log_volume(times)
+    torch.testing.assert_close(flow.volume, -kappa.diff(), rtol=1e-9, atol=1e-9)
+
+    exact, found = posterior(diffusion, times[:-1], times[1:]), transport(diffusion, times, 1.0)
+    turned, expected = (whitener[1:] @ gain @ L[:-1] for gain in (found.gain, exact.gain))
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(found.moments[:, 0], exact.mean_coefficient, rtol=1e-9, atol=1e-11)
+    size = exact.scale_tril.abs().amax((-2, -1), keepdim=True)
+    torch.testing.assert_close(found.scale_tril / size, exact.scale_tril / size, rtol=0, atol=1e-8)
+
+
+def test_order_1_of_cld_is_gddim():
+    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023, equation 17), in clock time."""
+    diffusion = CLD(max_log_snr=8.0)
+    times = quadratic_grid(diffusion, 6)
+    A, GG = diffusion.unit_drift.numpy(), diffusion.unit_noise.numpy()
+
+    def slope(tau: float, flat: np.ndarray) -> np.ndarray:
+        s = diffusion.time_at_clock(torch.tensor(tau).double())
+        precision = np.linalg.inv(diffusion.marginal(s).covariance.numpy())
+        return ((A + 0.5 * GG @ precision) @ flat.reshape(2, 2)).ravel()
+
+    tau = diffusion.clock(times).flip(0).numpy()
+    R0 = diffusion.marginal(times[-1]).scale_tril.numpy()
+    solution = solve_ivp(
+        slope, (tau[0], tau[-1]), R0.ravel(), "DOP853", t_eval=tau, rtol=1e-11, atol=1e-13
+    )
+    R = torch.from_numpy(solution.y.T.reshape(-1, 2, 2).copy()).flip(0)
+    S = diffusion.marginal(times).covariance
+    torch.testing.assert_close(R @ R.mT, S, rtol=1e-6, atol=1e-8)
+    expected = R[1:] @ torch.linalg.inv(R[:-1])
+    torch.testing.assert_close(transport(diffusion, times).gain, expected, rtol=1e-7, atol=1e-8)
+
+
+# -- the published methods that are contained ------------------------------------------------------
+
+
+def published(x: Tensor, lam: Tensor, x_hat: Callable[[Tensor, int], Tensor], order: int) -> Tensor:
+    """DDIM and DPM-Solver++ for y = α x + σ ε, from the papers, λ = log α/σ as there.
+
+    DDIM: Song, Meng & Ermon 2021, equation 12 with σ_t = 0. Order 2: Lu et al. 2022, DPM-Solver++,
+    algorithm 2 (2M). Order 3: their expansion (equation 10), x̂' and x̂'' by divided differences of
+    three values; the authors' own code has half this x̂'', which is of order 2.
+    """
+    alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
+    seen: list[Tensor] = []
+    for i in range(len(lam) - 1):
+        seen.append(x_hat(x, i))
+        h, now = lam[i + 1] - lam[i], min(order, len(seen))
+        if now == 1:
+            noise = (x - alpha[i] * seen[-1]) / sigma[i]
+            x = alpha[i + 1] * seen[-1] + sigma[i + 1] * noise
+            continue
+        phi_1 = torch.expm1(-h)
+        kept = sigma[i + 1] / sigma[i] * x
+        r = (lam[i] - lam[i - 1]) / h
+        first = (seen[-1] - seen[-2]) / r
+        if now == 2:
+            x = kept - alpha[i + 1] * phi_1 * (seen[-1] + first / 2)
+            continue
+        r_before = (lam[i - 1] - lam[i - 2]) / h
+        second = (first - (seen[-2] - seen[-3]) / r_before) / (r + r_before)
+        derivative, curvature = first + r * second, 2 * second
+        phi_2 = phi_1 / h + 1
+        phi_3 = phi_2 / h - 0.5
+        x = kept - alpha[i + 1] * (phi_1 * seen[-1] - phi_2 * derivative + phi_3 * curvature)
+    return x
+
+
+@pytest.mark.parametrize("grid", ["log_snr", "quadratic"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_for_one_variable_they_are_ddim_and_dpm_solver(order, grid):
+    diffusion, data = VPSDE(max_log_snr=9.0), mixture()
+    score, sampler = ExactScore(data, diffusion), ExponentialIntegrator(12, order, grid)
+    start = data.noised(diffusion, diffusion.horizon, 20, seed=4)
+    times = sampler.times(diffusion)
+
+    def x_hat(x: Tensor, i: int) -> Tensor:
+        return score.denoise(x.unsqueeze(1), times[i].expand(len(x)))
+
+    expected = published(start[:, 0], diffusion.log_snr(times) / 2, x_hat, order)
+    ask = Questions(diffusion, score, torch.float64)
+    found = sampler.integrate(start, ask, lambda: start, SILENT)
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD, ALDA])
+def test_all_noise_at_order_1_is_ancestral(make):
+    diffusion, data = make(), mixture()
+    shape, score = (6, diffusion.num_variables, 2), ExactScore(data, diffusion)
+    found = S(12, noise=1.0, order=1, grid="log_snr")(diffusion, score, shape, generator(1))
+    expected = Ancestral(12)(diffusion, score, shape, generator(1))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_no_noise_is_the_deterministic_integrator():
+    diffusion, shape = CLD(), (6, 2, 2)
+    score = ExactScore(mixture(), diffusion)
+    found = S(12, noise=0.0, order=2)(diffusion, score, shape, generator(1))
+    expected = ExponentialIntegrator(12, 2)(diffusion, score, shape, generator(1))
+    assert torch.equal(found, expected)
+
+
+def test_torchsdes_euler_is_ours():
+    diffusion, shape = CLD(), (6, 2, 2)
+    score = ExactScore(mixture(), diffusion)
+    found = TorchSDE(20, "euler")(diffusion, score, shape, generator(1))
+    expected = EulerMaruyama(20)(diffusion, score, shape, generator(1))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+# -- adaptive solvers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_adaptive_solvers_follow_the_flow_and_count_their_calls(solver):
+    diffusion, shape = VPSDE(max_log_snr=4.0), (5, 1, 2)
+    score = ExactScore(mixture(), diffusion)
+    tolerance = 1e-6 if solver.startswith("dopri") else 1e-4
+    sampler = ProbabilityFlow(5000, solver, rtol=tolerance, atol=tolerance)
+    calls = []
+
+    def counted(y: Tensor, s: Tensor) -> Tensor:
+        calls.append(s[0].item())
+        return score(y, s)
+
+    found = sampler(diffusion, counted, shape, generator(1), dtype=torch.float64)
+    exact = ExponentialIntegrator(200, 3)(diffusion, score, shape, generator(1))
+    torch.testing.assert_close(found, exact, rtol=0, atol=100 * tolerance)
+    assert sampler.calls == len(calls) > 10
+    assert max(calls) <= diffusion.horizon and min(calls) >= diffusion.start_time.item()
+
+
+def test_adaptive_solvers_fill_the_progress_bar():
+    class Count:
+        done = 0
+
+        def update(self, n: int = 1) -> None:
+            self.done += n
+
+    bar, diffusion = Count(), VPSDE(max_log_snr=4.0)
+    score = ExactScore(mixture(), diffusion)
+    ProbabilityFlow(300, "dopri5", 1e-3, 1e-3)(diffusion, score, (2, 1, 2), progress=bar)
+    assert bar.done == 300
+
+
+def test_what_an_adaptive_solver_cannot_do_is_said():
+    diffusion, shape = CLD(), (3, 2, 2)
+    score = ExactScore(mixture(), diffusion)
+    with pytest.raises(ToleranceError, match=r"dopri5 was at s = .* within 5 .* take more steps"):
+        ProbabilityFlow(5, "dopri5")(diffusion, score, shape)
+    with pytest.raises(ValueError, match=r"rtol is 1e-09, expected at least 1\.2e-06: .*float32"):
+        ProbabilityFlow(5, "dopri5", rtol=1e-9)(diffusion, score, shape, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"solver is 'rk45', expected heun, or one of dopri5"):
+        ProbabilityFlow(5, "rk45")
+    with pytest.raises(ValueError, match=r"atol is 0, expected a positive number"):
+        ProbabilityFlow(5, "dopri5", atol=0)
+    with pytest.raises(ValueError, match=r"grid is given, but dopri5 chooses its own steps"):
+        ProbabilityFlow(5, "dopri5", grid="log_snr")
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def test_orders_and_numbers_that_do_not_exist():
+    with pytest.raises(ValueError, match=r"order is 4, expected 1, 2 or 3"):
+        ExponentialIntegrator(10, order=4)
+    with pytest.raises(ValueError, match=r"order is 3, expected 1 or 2"):
+        S(10, order=3)
+    with pytest.raises(ValueError, match=r"noise is 1\.5, expected a number from 0 \(no noise"):
+        S(10, noise=1.5)
+    with pytest.raises(ValueError, match=r"noise is 'all', expected a number from 0"):
+        S(10, noise="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"corrections is 0, expected at least 1"):
+        PredictorCorrector(10, corrections=0)
+    with pytest.raises(ValueError, match=r"strength is -1, expected a positive number"):
+        PredictorCorrector(10, strength=-1)
+    with pytest.raises(ValueError, match=r"method is 'milstein', expected one of euler, srk, rev"):
+        TorchSDE(10, "milstein")
+
+
+def test_diffusions_that_cannot_be_served():
+    simulated = Simulated(CLD())
+    score, shape = (lambda y, s: -y), (3, 2, 2)
+    for sampler in (ExponentialIntegrator(5), S(5), PredictorCorrector(5)):
+        name = type(sampler).__name__
+        with pytest.raises(TypeError, match=rf"{name} needs .* use EulerMaruyama\(5\)"):
+            sampler(simulated, score, shape)
+    for sampler in (StochasticHeun(5), ProbabilityFlow(5), TorchSDE(5)):
+        assert sampler(simulated, score, shape).shape == shape
+
+    class Turning(HamiltonianDiffusion):
+        noise_depends_on_state = True
+
+    seen = Turning.__new__(Turning)
+    with pytest.raises(TypeError, match=r"noise that does not depend on the state.*EulerMaruyama"):
+        StochasticHeun(5).check(seen)
+    with pytest.raises(TypeError, match=r"method 'srk' is for noise that .* use method='euler'"):
+        TorchSDE(5).check(seen)
+    TorchSDE(5, "euler").check(seen)
+
+
+def test_grids_that_do_not_fit():
+    diffusion, score, shape = CLD(), (lambda y, s: -y), (3, 2, 2)
+    T, start = diffusion.horizon, diffusion.start_time.item()
+    with pytest.raises(ValueError, match=r"grid is 'cosine', expected one of information, log_snr"):
+        EulerMaruyama(2, grid="cosine")
+    with pytest.raises(ValueError, match=r"grid has shape \(2,\) for 2 steps, expected \(3,\)"):
+        EulerMaruyama(2, grid=[T, start])
+    with pytest.raises(ValueError, match=r"goes from 0\.2 to 0\.5, expected decreasing times"):
+        EulerMaruyama(3, grid=[T, 0.2, 0.5, start])
+    with pytest.raises(ValueError, match=r"grid holds s = 2, outside \[ε, T\] = \[0\.0.*, 1\]"):
+        EulerMaruyama(2, grid=[2.0, 0.5, start])(diffusion, score, shape)
+    with pytest.raises(ValueError, match=r"grid holds s = 1e-05, outside \[ε, T\]"):
+        EulerMaruyama(2, grid=[T, 0.5, 1e-5])(diffusion, score, shape)
+    with pytest.raises(ValueError, match=r"goes from s = 0\.9 to .*, expected from T = 1 to ε = 0"):
+        EulerMaruyama(2, grid=[0.9, 0.5, start])(diffusion, score, shape)
+    with pytest.raises(ValueError, match=r"grid has shape \(4,\) for 2 steps"):
+        EulerMaruyama(2, grid=lambda d, n: log_snr_grid(d, n + 1))(diffusion, score, shape)
+    with pytest.raises(TypeError, match=r"grid 'log_volume' is for .* closed form, and Simulated"):
+        EulerMaruyama(2, grid="log_volume")(Simulated(diffusion), score, shape)
+    with pytest.raises(TypeError, match=r"grid 'progress' is for .*simulated, and CLD has"):
+        EulerMaruyama(2, grid="progress")(diffusion, score, shape)
+
+
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "progress"])
+@every_diffusion
+def test_every_grid_serves_every_sampler(name, make):
+    diffusion = make()
+    times = ExponentialIntegrator(6, grid=name).times(diffusion)
+    assert times.shape == (7,)
+    assert bool((times.diff() < 0).all())
+    assert times[0] == diffusion.horizon
+    torch.testing.assert_close(times[-1], diffusion.start_time, rtol=1e-12, atol=0)
+    own = EulerMaruyama(6, grid=lambda d, n: GRIDS[name](d, n)).times(diffusion)
+    torch.testing.assert_close(own, times, rtol=1e-12, atol=0)
+    listed = EulerMaruyama(6, grid=times.tolist()).times(diffusion)
+    torch.testing.assert_close(listed, times, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["log_snr", "karras", "quadratic", "progress"])
+def test_grids_without_a_closed_form(name):
+    times = StochasticHeun(6, grid=name).times(Simulated(CLD()))
+    assert times.shape == (7,) and bool((times.diff() < 0).all())
+
+
+def test_karras_grid_is_even_in_a_power_of_the_noise():
+    diffusion = VPSDE()
+    lam = diffusion.log_snr(EulerMaruyama(8, grid="karras").times(diffusion))
+    root = torch.exp(-lam / 14)
+    torch.testing.assert_close(root.diff(), root.diff().mean().expand(8), rtol=1e-6, atol=0)
+
+
+# -- what is remembered ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "text"),
+    [
+        (ExponentialIntegrator(9, 3), "ExponentialIntegrator(steps=9, order=3)"),
+        (
+            S(9, noise=0.5, grid="karras"),
+            "StochasticExponentialIntegrator(steps=9, noise=0.5, order=2, grid=karras)",
+        ),
+        (PredictorCorrector(4, 2), "PredictorCorrector(steps=4, corrections=2, strength=0.5)"),
+        (
+            ProbabilityFlow(9, "dopri5", rtol=1e-3),
+            "ProbabilityFlow(steps=9, solver=dopri5, rtol=0.001, atol=1e-05)",
+        ),
+        (TorchSDE(9), "TorchSDE(steps=9, method=srk)"),
+        (StochasticHeun(9), "StochasticHeun(steps=9)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_settings_are_saved_with_a_model(sampler, text, tmp_path):
+    from pyro_mdm import Denoiser
+    from pyro_mdm.networks import MLP
+
+    assert repr(sampler) == text
+    model = DiffusionModel(CLD(), Denoiser(MLP(2)), event_shape=(2,), sampler=sampler)
+    model.save_pretrained(tmp_path)
+    opened = DiffusionModel.from_pretrained(tmp_path).sampler
+    assert repr(opened) == text
+    assert opened.arguments() == sampler.arguments()
+
+
+def test_calls_are_counted():
+    diffusion, score, shape = CLD(), (lambda y, s: -y), (3, 2, 2)
+    expected = {
+        EulerMaruyama(7): 7,
+        ExponentialIntegrator(7, 3): 7,
+        S(7): 7,
+        Splitting(7, order=2): 14,
+        StochasticHeun(7): 14,
+        ProbabilityFlow(7): 14,
+        PredictorCorrector(7, 3): 28,
+        TorchSDE(7, "srk"): 14,
+        TorchSDE(7, "euler"): 7,
+    }
+    for sampler, calls in expected.items():
+        sampler(diffusion, score, shape)
+        assert sampler.calls == calls, sampler
