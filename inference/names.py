@@ -61,6 +61,12 @@ SAMPLERS: dict[str, Any] = {
     "splitting": samplers.Splitting,
     "euler": samplers.EulerMaruyama,
     "ancestral": samplers.Ancestral,
+    "exponential": samplers.ExponentialIntegrator,
+    "stochastic": samplers.StochasticExponentialIntegrator,
+    "probability_flow": samplers.ProbabilityFlow,
+    "predictor_corrector": samplers.PredictorCorrector,
+    "stochastic_heun": samplers.StochasticHeun,
+    "torchsde": samplers.TorchSDE,
 }
 
 NAMED: dict[str, Mapping[str, Any]] = {

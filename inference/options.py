@@ -188,9 +188,10 @@ class Evaluation:
         test_size: the most test data at the end, spread evenly over the test part; by default all.
             inference.evaluate and compare take all.
         num_samples: data generated at the end.
-        sampler: that generates them: splitting, euler, ancestral, module:Name or file.py:Name; by
-            default splitting, or euler for a nonlinear guide.
-        sampler_steps: its steps, each one network call.
+        sampler: that generates them: splitting, euler, ancestral, exponential, stochastic,
+            probability_flow, predictor_corrector, stochastic_heun, torchsde, module:Name or
+            file.py:Name; by default splitting, or euler for a nonlinear guide.
+        sampler_steps: its steps, of one network call for most samplers.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
     """

@@ -363,7 +363,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
-    samplers = sample.samplers_for(model.diffusion)
+    samplers = sample.samplers_for(model.diffusion, sample.PICTURED)
     for number in sorted({min(n, run.config["sampler_steps"]) for n in SAMPLER_STEPS}):
         for sampler in samplers:
             drawn = _samples(model, n, sampler=sampler, steps=number, seed=seed)

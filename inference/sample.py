@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,10 +77,14 @@ def make_sampler(name: str | None, steps: int, diffusion: Diffusion) -> Callable
     return sampler
 
 
-def samplers_for(diffusion: Diffusion) -> list[str]:
+PICTURED = ("splitting", "euler", "ancestral", "exponential")
+"""Samplers of one call a step, whose samples TensorBoard shows beside each other."""
+
+
+def samplers_for(diffusion: Diffusion, among: Iterable[str] = SAMPLERS) -> list[str]:
     """The names of those samplers that serve a diffusion."""
     names = []
-    for name in SAMPLERS:
+    for name in among:
         with suppress(TypeError):
             make_sampler(name, 1, diffusion)
             names.append(name)

@@ -6,13 +6,16 @@ import re
 import runpy
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from inference.loading import build_diffusion, build_problem
+from inference.loading import build
+from inference.options import Training
+from inference.sample import draw
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.networks import MLP
 
@@ -107,18 +110,20 @@ def test_the_sampler_transports_noise_to_gaussian_data(own: dict[str, Any]) -> N
 
 
 def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
-    """As --guide mine.py:Spiral and --model mine.py:Wine."""
+    """As --guide mine.py:Spiral, --model mine.py:Wine and so on."""
     named = {}
     for block in blocks("README.md", "python"):
         for option, name in re.findall(r"--(\w+) mine\.py:(\w+)", block):
             file = tmp_path / f"{name}.py"
             file.write_text(block, encoding="utf-8")
             named[option] = f"{file}:{name}"
-    assert set(named) == {"guide", "model"}
-    problem = build_problem(named["model"], holdout=True)
-    diffusion = build_diffusion(named["guide"], max_log_snr=problem.max_log_snr)
-    model = problem.build(diffusion)
-    assert torch.isfinite(MDM_ELBO()(model, DiffusionGuide(diffusion))(problem.train.float()))
+    assert set(named) == {"model", "guide", "score", "likelihood", "sampler"}
+    problem, model, guide = build(asdict(Training(**named)))
+    assert [type(part).__name__ for part in (model.score_function, model.likelihood)] == [
+        named[option].rpartition(":")[2] for option in ("score", "likelihood")
+    ]
+    assert torch.isfinite(MDM_ELBO()(model, guide)(problem.train.float()))
+    assert draw(model, 3, sampler=named["sampler"]).shape == (3, *problem.event_shape)
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ import yaml
 from inference import checkpoints as ck
 from inference import environment, runs
 from inference.runs import Run, RunError, StorageError, create_default
+from pyro_mdm.support import files
 from pyro_mdm.support.files import temporary
 
 resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
@@ -146,7 +147,7 @@ class KilledAt:
             setattr(os, name, self.watch(getattr(os, name)))
         for name in ("unlink", "mkdir"):
             setattr(Path, name, self.watch(getattr(Path, name)))
-        vars(ck)["open"] = self.open
+        vars(files)["open"] = self.open
 
 
 class WatchedFile:
