@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_mdm import ALDA, CLD, VPSDE, DiffusionModel, HamiltonianDiffusion, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_vector
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Questions, Sampler
@@ -305,6 +306,37 @@ def test_order_1_of_cld_is_gddim():
     torch.testing.assert_close(R @ R.mT, S, rtol=1e-6, atol=1e-8)
     expected = R[1:] @ torch.linalg.inv(R[:-1])
     torch.testing.assert_close(transport(diffusion, times).gain, expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@torch.enable_grad()
+def test_steps_are_differentiable_in_the_diffusion(order):
+    """In D of a learned diffusion, at given times, against finite differences."""
+    diffusion = learned(3, 3, 60, max_log_snr=8.0)
+    sampler, start, data = ExponentialIntegrator(6, order), normal(1, 5, 3, 2), mixture()
+    times = sampler.times(diffusion).detach()
+
+    class Exact(Recorder):
+        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            return data.x_hat(apply_vector(m.readout, y), m.log_snr)
+
+    def end() -> Tensor:
+        plan, y = sampler.plan(diffusion, times), start
+        ask = Questions(diffusion, Exact(), torch.float64)
+        for i in range(sampler.steps):
+            y = sampler.step(plan, i, y, ask, lambda: start)
+        return y.square().sum()
+
+    (gradient,) = torch.autograd.grad(end(), diffusion.B)
+    step = torch.zeros_like(diffusion.B)
+    step[0, 1] = 1e-5
+    with torch.no_grad():
+        diffusion.B.add_(step)
+        high = end()
+        diffusion.B.sub_(2 * step)
+        low = end()
+    torch.testing.assert_close((high - low) / 2e-5, gradient[0, 1], rtol=1e-5, atol=1e-6)
 
 
 # -- the published methods that are contained ------------------------------------------------------

@@ -133,14 +133,18 @@ def _collocation(q: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _knots(diffusion: LinearDiffusion, times: Tensor) -> Tensor:
-    """Clock times (pieces + 1, N) from each step's end up to its beginning, in short pieces."""
+    """Clock times (pieces + 1, N) from each step's end up to its beginning, in short pieces.
+
+    Where a step is cut decides nothing, so that no gradient is needed there.
+    """
     tau = diffusion.clock(times)
     first, last = tau[1:], tau[:-1]
-    A = diffusion.unit_drift
-    speed = torch.linalg.matrix_norm(A, ord=2) - 2 * A.trace()
-    table = Tabulated(diffusion, lambda tau, factor: factor.log_det + speed * tau)
-    low, high = table(first), table(last)
-    pieces = max(1, math.ceil((high - low).max().item() - 1e-9))
-    fraction = torch.arange(1, pieces).to(tau)[:, None] / pieces
-    inner = table.inverse(low + fraction * (high - low))
+    with torch.no_grad():
+        A = diffusion.unit_drift
+        speed = torch.linalg.matrix_norm(A, ord=2) - 2 * A.trace()
+        table = Tabulated(diffusion, lambda tau, factor: factor.log_det + speed * tau)
+        low, high = table(first), table(last)
+        pieces = max(1, math.ceil((high - low).max().item() - 1e-9))
+        fraction = torch.arange(1, pieces).to(tau)[:, None] / pieces
+        inner = table.inverse(low + fraction * (high - low))
     return torch.cat([first[None], inner, last[None]])
