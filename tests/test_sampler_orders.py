@@ -33,7 +33,7 @@ from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.progress import progress_bar
-from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
+from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture, normal
 from tests.test_sde import scalar
 
 Factory = Callable[[int], Sampler]
