@@ -17,10 +17,19 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from pyro_mdm import ALDA, CLD, VPSDE, DiffusionModel, HamiltonianDiffusion, Simulated
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    VPSDE,
+    DiffusionModel,
+    HamiltonianDiffusion,
+    NonlinearDiffusion,
+    Simulated,
+)
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_vector
 from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
@@ -209,6 +218,41 @@ def test_second_order_without_closed_forms(make, steps):
     simulated = Simulated(linear)
     assert not simulated.closed_form
     assert_order(*(weak_errors(make(n), linear, simulated) for n in (steps, 2 * steps)), 2)
+
+
+class Cubic(NonlinearDiffusion):
+    """Motion in the potential y⁴/4, at rest from the start."""
+
+    def __init__(self) -> None:
+        super().__init__(1, horizon=2.0)
+
+    def drift(self, y: Tensor, s: Tensor) -> Tensor:
+        return -(y**3)
+
+    def dispersion(self, y: Tensor, s: Tensor) -> Tensor:
+        return math.sqrt(2) * torch.eye(1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dopri5"])
+def test_at_rest_nothing_flows(solver):
+    start = normal(3, 4, 1, 2)
+    ask = Questions(Cubic(), lambda y, s: -(y**3), torch.float64)
+    found = ProbabilityFlow(20, solver).integrate(start, ask, lambda: start, SILENT)
+    torch.testing.assert_close(found, start)
+
+
+@pytest.mark.parametrize("make", [StochasticHeun, ProbabilityFlow, TorchSDE])
+def test_explosions_are_said(make):
+    with pytest.raises(SimulationError, match=r"sampling exploded: a state of .* Take more steps"):
+        make(30)(Cubic(), lambda y, s: 100 * y, (4, 1, 2), generator(1), dtype=torch.float64)
+
+
+def test_errors_of_a_score_are_its_own():
+    def score(y: Tensor, s: Tensor) -> Tensor:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):
+        ProbabilityFlow(20, "dopri5")(Cubic(), score, (4, 1, 2))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
