@@ -27,7 +27,7 @@ from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExpon
 from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid, quadratic_grid
 from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.reference import TorchSDE
+from pyro_mdm.samplers.reference import TorchSDE, increments
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.samplers.transport import transport
@@ -191,13 +191,23 @@ def test_torchsdes_samplers_have_their_weak_order(method, diffusion, order):
     assert_order(*(weak_errors(TorchSDE(n, method), linear) for n in (64, 128)), order)
 
 
-@pytest.mark.parametrize("make", [StochasticHeun, ProbabilityFlow, TorchSDE])
-def test_second_order_without_closed_forms(make):
+def test_increments_of_brownian_motion_and_of_its_integral():
+    noises, h = iter(torch.eye(2).double()), torch.tensor(0.3).double()
+    root = torch.stack(increments(h, noises.__next__, area=True))
+    expected = torch.tensor([[h, h**2 / 2], [h**2 / 2, h**3 / 3]]).double()
+    torch.testing.assert_close(root @ root.mT, expected)
+    assert increments(h, lambda: h, area=False) == (h.sqrt() * h, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"), [(StochasticHeun, 256), (ProbabilityFlow, 256), (TorchSDE, 64)]
+)
+def test_second_order_without_closed_forms(make, steps):
     """A linear diffusion that is simulated: what a nonlinear one is asked, with a known answer."""
     linear = diffusion_called("cld")
     simulated = Simulated(linear)
     assert not simulated.closed_form
-    assert_order(*(weak_errors(make(n), linear, simulated) for n in (256, 512)), 2)
+    assert_order(*(weak_errors(make(n), linear, simulated) for n in (steps, 2 * steps)), 2)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
@@ -233,7 +243,7 @@ def test_deterministic_samplers_have_their_order_on_a_mixture(diffusion):
         z = torch.einsum("k,bkd->bd", linear.start.readout, y)
         return z, z.mean(0), torch.cov(z.mT)
 
-    truth = summary(ExponentialIntegrator(800, 3, grid="log_volume"))
+    truth = summary(ExponentialIntegrator(600, 3, grid="log_volume"))
 
     def errors(sampler: Sampler) -> tuple[float, float, float]:
         found = summary(sampler)
@@ -242,7 +252,7 @@ def test_deterministic_samplers_have_their_order_on_a_mixture(diffusion):
 
     for name in ("exponential_1", "exponential_2", "exponential_3"):
         order, make = EXPONENTIAL[name]
-        assert_order(*(errors(make(n)) for n in (80, 160)), order)
+        assert_order(*(errors(make(n)) for n in (60, 120)), order)
 
 
 # -- one step, exactly -----------------------------------------------------------------------------
@@ -275,8 +285,8 @@ def test_a_step_keeps_the_marginals_and_contains_the_posterior(make, steps):
 
 
 def test_order_1_of_cld_is_gddim():
-    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023, equation 17), in clock time."""
-    diffusion = CLD(max_log_snr=8.0)
+    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023), in clock time."""
+    diffusion = CLD(max_log_snr=5.0)
     times = quadratic_grid(diffusion, 6)
     A, GG = diffusion.unit_drift.numpy(), diffusion.unit_noise.numpy()
 
@@ -288,7 +298,7 @@ def test_order_1_of_cld_is_gddim():
     tau = diffusion.clock(times).flip(0).numpy()
     R0 = diffusion.marginal(times[-1]).scale_tril.numpy()
     solution = solve_ivp(
-        slope, (tau[0], tau[-1]), R0.ravel(), "DOP853", t_eval=tau, rtol=1e-11, atol=1e-13
+        slope, (tau[0], tau[-1]), R0.ravel(), "DOP853", t_eval=tau, rtol=1e-9, atol=1e-11
     )
     R = torch.from_numpy(solution.y.T.reshape(-1, 2, 2).copy()).flip(0)
     S = diffusion.marginal(times).covariance
@@ -304,8 +314,8 @@ def published(x: Tensor, lam: Tensor, x_hat: Callable[[Tensor, int], Tensor], or
     """DDIM and DPM-Solver++ for y = α x + σ ε, from the papers, λ = log α/σ as there.
 
     DDIM: Song, Meng & Ermon 2021, equation 12 with σ_t = 0. Order 2: Lu et al. 2022, DPM-Solver++,
-    algorithm 2 (2M). Order 3: their expansion (equation 10), x̂' and x̂'' by divided differences of
-    three values; the authors' own code has half this x̂'', which is of order 2.
+    algorithm 2 (2M). Order 3: their expansion of the integral, with x̂' and x̂'' by divided
+    differences of three values; the authors' code has half this x̂'', which is of order 2.
     """
     alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
     seen: list[Tensor] = []

@@ -1,23 +1,40 @@
-r"""Integrators of the generative SDE, from the prior at T to y_ε.
+r"""Integrators of generative processes, from the prior at T to y_ε.
 
-In reverse time t = T - s the generative process is
+In reverse time t = T - s the generative SDE is
 
     du = ( g² s_θ(u, s) + ∇·g² - f(u, s) ) dt + G dB_t,    u_0 ~ π,
 
-for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π).
-
-Each integrator is one class, called as
+for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π). Processes with
+less noise have the same marginals where the score is exact, down to the probability-flow ODE, which
+has none. Each integrator is one class, called as
 
     sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε
 
 with ``shape = (batch, K, *event_shape)`` and ``score(y, s) -> like y`` for times s (batch,). The
 state is held in float64, because late steps are small differences of it; the score is called in
 ``dtype``, and its answer is taken back to float64. All K×K kernels of the grid are computed in one
-batched call before the first step.
+batched call before the first step, and ``sampler.calls`` says after a run how often the network was
+asked.
+
+| | follows | order | calls a step | closed form |
+|---|---|---|---|---|
+| :class:`ExponentialIntegrator` | ODE | 1, 2, 3 | 1 | needed |
+| :class:`StochasticExponentialIntegrator` | both, and between | 1, 2 | 1 | needed |
+| :class:`Ancestral` | SDE | 1 | 1 | needed |
+| :class:`PredictorCorrector` | SDE, and Langevin | 1 | 2 or more | needed |
+| :class:`Splitting` | SDE | 1, 2 | 1, 2 | needed |
+| :class:`EulerMaruyama` | SDE | 1 | 1 | |
+| :class:`StochasticHeun` | SDE | 2 | 2 | |
+| :class:`ProbabilityFlow` | ODE | 2, adaptive | 2 | |
+| :class:`TorchSDE` | SDE | 1, 2 | 1, 2 | |
+
+Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
+``grid`` by name (:data:`GRIDS`), as times, or as a function.
 
 A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
-default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which :class:`Ancestral`
-uses; without it the denoiser is found from the score by its projection on g².
+default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
+integrators, :class:`Ancestral` and :class:`PredictorCorrector` use; without it the denoiser is
+found from the score by its projection on g².
 """
 
 from pyro_mdm.samplers.ancestral import Ancestral

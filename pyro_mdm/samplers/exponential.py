@@ -66,8 +66,7 @@ class ExponentialIntegrator(_Exponential):
 
     where x̂ is held over the step (order 1), extrapolated to its middle (2), or a parabola over it
     (3), in log volume κ, which for K = 1 is -λ. One network call a step, whatever the order. Of a
-    score of the raw state x̂ is the projection on g²: extrapolating the score itself, with A alone
-    exact, takes many more steps where K > 1.
+    score of the raw state x̂ is the projection on g², as for :class:`Ancestral`.
 
     Args:
         steps: number of steps, which is the number of calls.
@@ -79,9 +78,9 @@ class ExponentialIntegrator(_Exponential):
         KernelPrecisionError: on call, float64 cannot hold the diffusion's kernels.
 
     Source: for K = 1 order 1 is DDIM (Song, Meng & Ermon, "Denoising Diffusion Implicit Models",
-    ICLR 2021), order 2 DPM-Solver++(2M) and order 3 the same with one more derivative (Lu et al.,
-    "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
-    algorithm 2 and equation 10); for K > 1 order 1 is gDDIM (Zhang, Tao & Chen, ICLR 2023).
+    ICLR 2021), order 2 DPM-Solver++(2M) and order 3 their expansion with one more derivative (Lu et
+    al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
+    algorithm 2); for K > 1 order 1 is gDDIM (Zhang, Tao & Chen, ICLR 2023).
     """
 
     orders = (1, 2, 3)
@@ -112,7 +111,7 @@ class StochasticExponentialIntegrator(_Exponential):
         ValueError: another order, a noise outside [0, 1]; see also :class:`Sampler`.
         KernelPrecisionError: on call, float64 cannot hold the diffusion's kernels.
 
-    Source: for K = 1, η = 1 it is SDE-DPM-Solver++ (Lu et al., "DPM-Solver++", 2022, section 6);
+    Source: for K = 1, η = 1 it is SDE-DPM-Solver++ (Lu et al., "DPM-Solver++", 2022);
     for K > 1 and order 1 stochastic gDDIM (Zhang, Tao & Chen, ICLR 2023).
     """
 

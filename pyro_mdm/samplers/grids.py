@@ -72,7 +72,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """(steps + 1,) decreasing times from T to ε, equally spaced in √s.
 
-    Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.2.
+    Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
     s = torch.lerp(first, last, torch.linspace(0, 1, steps + 1).to(first)).square()

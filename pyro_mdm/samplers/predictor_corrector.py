@@ -46,7 +46,7 @@ class PredictorCorrector(Sampler):
             :class:`Sampler`.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
-    Equations", ICLR 2021, algorithm 1, whose δ is 2 r² for a signal-to-noise ratio r.
+    Equations", ICLR 2021, whose δ is about 2 r² for a signal-to-noise ratio r.
     """
 
     default_grid = "log_snr"

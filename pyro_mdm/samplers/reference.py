@@ -13,7 +13,7 @@ from pyro_mdm.diffusions.sde import ReverseSDE, fold, unfold
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 from pyro_mdm.samplers.grids import Grid
 
-__all__ = ["METHODS", "TorchSDE"]
+__all__ = ["METHODS", "TorchSDE", "increments"]
 
 METHODS = {"euler": "ito", "srk": "ito", "reversible_heun": "stratonovich"}
 """torchsde's methods, and the calculus that each is for; with additive noise both are one."""
@@ -64,15 +64,12 @@ class TorchSDE(Sampler):
         sde.sde_type = METHODS[self.method]
         t = T - plan[i : i + 2]
         h = t[1] - t[0]
-        W = h.sqrt() * fold(noise())
-        U = None
-        if self.method == "srk":
-            U = h * (W / 2 + (h / 12).sqrt() * fold(noise()))
+        W, U = increments(h, noise, area=self.method == "srk")
         states, extra = torchsde.sdeint(
             sde,
             fold(y),
             t,
-            bm=_Step(W, U),
+            bm=_Step(fold(W), None if U is None else fold(U)),
             method=self.method,
             dt=float(h) * (1 + 1e-9),  # a step must end at the grid's time, not just before it
             extra=True,
@@ -81,6 +78,13 @@ class TorchSDE(Sampler):
         if extra:
             ask.past.appendleft(extra)
         return unfold(states[-1], event_shape)
+
+
+def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | None]:
+    """Over a step of length h: W of variance h, like the noise, and, if ``area`` is wanted,
+    U = ∫ W du of variance h³/3 and covariance h²/2 with W."""
+    W = h.sqrt() * noise()
+    return W, h * (W / 2 + (h / 12).sqrt() * noise()) if area else None
 
 
 class _ReverseSDE(ReverseSDE):

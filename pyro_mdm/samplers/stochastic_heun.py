@@ -22,7 +22,7 @@ class StochasticHeun(Sampler):
     Noise must not depend on the state: there it converges to the Stratonovich process, another one.
 
     Source: Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
-    section 14.1, for additive noise.
+    for additive noise.
     """
 
     serves_nonlinear = True
