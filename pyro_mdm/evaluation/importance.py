@@ -16,7 +16,6 @@ should be below 0.7.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -103,14 +102,15 @@ def draw_weights(
         log_weight: of one draw for each of some data, (m, *event_shape) -> (m,) nats.
         size: how many numbers a draw of one datum takes.
     """
-    weights = torch.zeros(samples, len(x), dtype=torch.float64)
-    parts = torch.arange(len(x)).split(max(1, NUMBERS // size))
-    with progress_bar(samples * len(x), "weighing", "draws", shown=progress) as bar:
-        for j, (k, part) in itertools.product(range(samples), enumerate(parts)):
-            with randomness.piece(0, 1, (seed * samples + j) * len(parts) + k):
-                weights[j, part] = log_weight(x[part.to(x.device)]).cpu()
+    n = len(x)
+    weights = torch.zeros(samples * n, dtype=torch.float64)  # all draws of a pass, then the next
+    parts = torch.arange(samples * n).split(max(1, NUMBERS // size))
+    with progress_bar(samples * n, "weighing", "draws", shown=progress) as bar:
+        for k, part in enumerate(parts):
+            with randomness.piece(0, 1, seed * len(parts) + k):
+                weights[part] = log_weight(x[part.to(x.device) % n]).cpu()
             bar.update(len(part))
-    return weights
+    return weights.reshape(samples, n)
 
 
 def _log_weight(
