@@ -108,6 +108,7 @@ def together(number: int, module: str, *words: object) -> str:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
     }
