@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
-from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
+from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
@@ -22,7 +21,7 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "check_size", "dispersion", "outer"]
+__all__ = ["Noise", "Questions", "Sampler", "check_size", "outer"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -185,7 +184,7 @@ class Questions:
         if diffusion.closed_form:
             pull = apply_matrix(diffusion.noise_covariance(s), score)
             return apply_matrix(diffusion.drift_matrix(s), y) - share * pull
-        G = dispersion(diffusion, y, at)
+        G = noise_root(diffusion, y, at)
         white = apply_to_rows(G.mT, as_rows(score))
         pull = apply_to_rows(G, white).mT.reshape(y.shape)
         pull = pull + diffusion.noise_divergence(y, at).double()
@@ -195,11 +194,6 @@ class Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
-
-
-def dispersion(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
-    """G(y, s) as (batch, d or 1, K, K) in float64; checked."""
-    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).double()
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion
+from pyro_mdm.diffusions.simulation import noise_root
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 
 __all__ = ["EulerMaruyama"]
 
@@ -51,7 +52,7 @@ class EulerMaruyama(Sampler):
     def _general(times: Tensor, i: int, y: Tensor, ask: Questions, noise: Tensor) -> Tensor:
         diffusion, s, h = ask.diffusion, times[i].expand(len(y)), times[i] - times[i + 1]
         check_size(y, times[i], i, len(times) - 1)
-        G = dispersion(diffusion, y, s)
+        G = noise_root(diffusion, y, s)
         white = G.mT @ as_rows(ask.score(y, s[0])).unsqueeze(-1)
         moved = (G @ (h * white + h.sqrt() * as_rows(noise).unsqueeze(-1))).squeeze(-1)
         drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)

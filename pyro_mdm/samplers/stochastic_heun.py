@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size, dispersion
+from pyro_mdm.diffusions.simulation import noise_root
+from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 
 __all__ = ["StochasticHeun"]
 
@@ -44,7 +45,7 @@ class StochasticHeun(Sampler):
         check_size(y, s, i, len(plan) - 1)
         xi = h.sqrt() * noise()
         kick, kick_later = (
-            apply_matrix(dispersion(ask.diffusion, y, t.expand(len(y)))[:, 0], xi)
+            apply_matrix(noise_root(ask.diffusion, y, t.expand(len(y)))[:, 0], xi)
             for t in (s, later)
         )
         here = ask.velocity(y, s, noise=1.0)
