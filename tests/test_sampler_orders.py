@@ -43,6 +43,7 @@ from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.progress import progress_bar
 from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture, normal
+from tests.test_samplers import TabulatedScore
 from tests.test_sde import scalar
 
 Factory = Callable[[int], Sampler]
@@ -84,30 +85,6 @@ class Recorder:
         return self(y, s)[:, 0]
 
 
-class GaussianScore:
-    """The exact score and denoiser of scalar Gaussian data, made in one batch for given times."""
-
-    dtype = torch.float64
-
-    def __init__(self, diffusion: LinearDiffusion, times: Tensor) -> None:
-        data, m = scalar(), diffusion.marginal(times)
-        mean, variance = data.mean, data.covariance[0, 0]
-        S = m.covariance + variance * m.mean[:, :, None] * m.mean[:, None, :]
-        self.precision, self.centre = torch.linalg.inv(S), mean * m.mean
-        v = torch.exp(-m.log_snr)
-        self.readout = variance / (variance + v)[:, None] * m.readout
-        self.shift = mean * v / (variance + v)
-        self.index = {t: i for i, t in enumerate(times.tolist())}
-
-    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
-        i = self.index[s[0].item()]
-        return -self.precision[i] @ (y - self.centre[i, :, None])
-
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-        i = self.index[s[0].item()]
-        return self.readout[i] @ y + self.shift[i]
-
-
 def marginal(diffusion: LinearDiffusion, s: Tensor) -> tuple[Tensor, Tensor]:
     """The exact mean and covariance of y_s."""
     data, m = scalar(), diffusion.marginal(s)
@@ -129,7 +106,7 @@ def law(sampler: Sampler, linear: LinearDiffusion, diffusion=None) -> tuple[Tens
 
     ask = Questions(diffusion, recorder, torch.float64)
     sampler.integrate(torch.zeros(1, K, 1).double(), ask, count, SILENT)
-    score = GaussianScore(linear, torch.stack(recorder.times).unique())
+    score = TabulatedScore(linear, torch.stack(recorder.times).unique())
 
     probes = torch.eye(K * (1 + draws[0]) + 1, dtype=torch.float64)[:, :-1, None]
     noises = iter([probes[:, K * (1 + j) : K * (2 + j)] for j in range(draws[0])])
