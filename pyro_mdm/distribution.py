@@ -109,6 +109,8 @@ class MDM(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """A stochastic lower bound on log p(value), (*batch), nats."""
+        if self._validate_args:
+            self._validate_sample(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         x = value.reshape(-1, *self.event_shape)
         estimate = self._bound if self.method == "elbo" else self._flow
@@ -129,8 +131,7 @@ class MDM(TorchDistribution):
         noising = self.guide.law(x.double())
         path = noising.rsample()
         (y,) = noising.states(path)
-        model, seed = self.model, 0 if self.seed is None else self.seed
-        found = flow_log_prob(model.diffusion, model.score_function, y, self.solver, seed=seed)
+        found = flow_log_prob(self.model.diffusion, self.model.score_function, y, self.solver)
         return found.log_prob + self._decoded(y.to(x.dtype), x) - noising.log_prob(path)
 
     def _decoded(self, y: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -11,9 +12,9 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_mdm import CLD, MDM, VPSDE, DiffusionModel, elbo_terms
+from pyro_mdm import CLD, MDM, VPSDE, DiffusionModel, LearnedDiffusion, elbo_terms
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.samplers import ExponentialIntegrator
 from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
 
@@ -102,12 +103,28 @@ def test_it_is_the_prior_of_a_program_whose_posterior_is_known() -> None:
     torch.testing.assert_close(spread, torch.full_like(spread, precision**-0.5), atol=0.08, rtol=0)
 
 
+def test_probes_are_drawn_anew_unless_a_seed_fixes_them() -> None:
+    solver, x = Solver("rk4", steps=4, probes=1), data(3)
+    make = partial(LearnedDiffusion, 2)  # D of full rank: else one probe of this score is exact
+    path = exact(make).guide.law(x).rsample()[:, 0]
+    model = exact(make).model
+    one, other = (
+        flow_log_prob(model.diffusion, model.score_function, path, solver).log_prob
+        for _ in range(2)
+    )
+    assert not torch.equal(one, other)
+    fixed = exact(make, method="flow", solver=solver, seed=1)
+    assert torch.equal(fixed.log_prob(x), fixed.log_prob(x))
+
+
 def test_mistakes() -> None:
     model, _ = programs(VPSDE(max_log_snr=8.0), denoiser())
     with pytest.raises(ValueError, match="method is 'ode', expected one of elbo, flow"):
         MDM(model, method="ode")
     with pytest.raises(TypeError, match=r"model is .*, expected a DiffusionModel"):
         MDM(model.diffusion)
+    with pytest.raises(ValueError):
+        MDM(model).log_prob(torch.zeros(2, DIMS + 1, dtype=torch.float64))
     with pytest.raises(ValueError, match="draws is 0"):
         MDM(model, draws=0)
     chain = DiffusionModel(model.diffusion, denoiser(), event_shape=(DIMS,), times=5)

@@ -87,11 +87,14 @@ def test_the_flow_gives_the_density_of_gaussian_data(make) -> None:
 
 
 def test_probes_are_unbiased_for_the_density_of_the_flow() -> None:
-    model, guide = programs(DIFFUSIONS["vpsde"](), denoiser())
-    x = data(40)
-    found = probability_flow(model, guide, x, solver=Solver("rk4", steps=24, probes=2), seed=3)
+    """With D of full rank; else one probe of this score, diagonal over dimensions, is exact."""
+    diffusion = LearnedDiffusion(2, max_log_snr=8.0, min_log_snr=-10.0)
+    model, guide = programs(diffusion, denoiser())
+    x = data(100)
+    found = probability_flow(model, guide, x, solver=Solver("rk4", steps=40, probes=1), seed=3)
     error = found.per_datum - true_log_prob(x)
-    assert 0 < float(error.std()) < 1 and abs(float(error.mean())) < 0.4
+    spread = float(error.std())
+    assert spread > 0.1 and abs(float(error.mean())) < 6 * spread / 10 + 0.05
 
 
 class BesideRest(nn.Module):
@@ -149,6 +152,9 @@ def test_log_mean_weights_and_tails_are_those_of_known_laws() -> None:
     weights = torch.distributions.Pareto(1.0, torch.tensor([[4.0, 1.0]])).sample((4000,))
     k = pareto_k(weights.squeeze(1).double().log())
     assert k[0] == pytest.approx(0.25, abs=0.2) and k[1] == pytest.approx(1.0, abs=0.3)
+    steep = torch.linspace(0, 40_000, 50, dtype=torch.float64)[:, None]
+    assert pareto_k(steep).item() == math.inf
+    assert pareto_k(torch.zeros(50, 1, dtype=torch.float64)).isnan().all()
     normal = torch.randn(50, 2000, dtype=torch.float64)
     value, error = log_mean_weight(0.3 * normal)
     off = value.exp() - math.exp(0.045)

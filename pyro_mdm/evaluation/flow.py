@@ -66,7 +66,7 @@ def probability_flow(
         decoder = model.likelihood(
             model.diffusion, model.score_function, y.to(chosen.dtype), chosen.dim() - 1
         )
-        found = flow_log_prob(model.diffusion, model.score_function, y, solver, seed=seed)
+        found = flow_log_prob(model.diffusion, model.score_function, y, solver)
         calls = max(calls, found.calls)
         return found.log_prob + decoder.log_prob(chosen).double() - noising.log_prob(path)
 

@@ -139,7 +139,8 @@ def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def pareto_k(log_weights: Tensor) -> Tensor:
     """The tail index k̂ of the weights of each datum, (n,), from log-weights (S, n).
 
-    Of the largest min(S / 5, 3 √S); NaN for fewer than 25 weights.
+    Of the largest min(S / 5, 3 √S); NaN for fewer than 25 weights or equal ones, infinite where the
+    largest is all that float64 can hold beside the others.
     """
     S, n = log_weights.shape
     found = torch.full((n,), math.nan, dtype=torch.float64)
@@ -149,7 +150,9 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     largest = (log_weights - log_weights.amax(0)).exp().sort(0).values[-tail - 1 :]
     for i in range(n):
         excess = largest[1:, i] - largest[0, i]
-        if bool((excess > 0).all()):
+        if float(largest[0, i]) == 0:
+            found[i] = math.inf
+        elif bool((excess > 0).all()):
             found[i] = fit_generalized_pareto(excess)[0]
     return found
 

@@ -80,7 +80,7 @@ class FlowDensity(NamedTuple):
 
 
 def flow_log_prob(
-    diffusion: Diffusion, score: Score, y: Tensor, solver: Solver | None = None, *, seed: int = 0
+    diffusion: Diffusion, score: Score, y: Tensor, solver: Solver | None = None
 ) -> FlowDensity:
     """log p_ode(y_ε) of states y (n, K, *event_shape), differentiable in y and in the network.
 
@@ -88,9 +88,9 @@ def flow_log_prob(
 
     Args:
         score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
-        seed: of the probes.
     """
     solver = Solver() if solver is None else solver
+    seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)
     y = y.double()
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
