@@ -109,18 +109,36 @@ class _Parser(ArgumentParser):
         group, _, alone = name.rpartition(".")
         return alone if alone in self.option_groups.get(group, {}) else name
 
+    def astray(self, name: str, dashes: str = "") -> str:
+        """What was meant by ``optimization.stpes`` or ``machine.steps``, for messages."""
+        group, _, alone = name.rpartition(".")
+        if group in self.option_groups:
+            known = [g for g, options in self.option_groups.items() if alone in options]
+            return f"; {alone} is in {known[0]}" if known else _nearest(alone, self.hints, dashes)
+        return _nearest(name, [*self.hints, *self.option_groups, "config"], dashes)
+
     def parse_string(self, content: str, *arguments: Any, **options: Any) -> Any:
         """A file of options, of which some may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
             found = yaml.safe_load(content)
-            if isinstance(found, dict) and any(isinstance(v, dict) for v in found.values()):
-                flat: dict[str, Any] = {}
-                for name, value in found.items():
-                    group = value.items() if isinstance(value, dict) else ()
-                    flat |= {self.ungrouped(f"{name}.{key}"): v for key, v in group}
-                    flat |= {} if group else {name: value}
-                content = yaml.safe_dump(flat)
+            if self.option_groups and isinstance(found, dict):
+                content = yaml.safe_dump(self._flat(found))
         return super().parse_string(content, *arguments, **options)
+
+    def _flat(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in found.items():
+            empty = value is None and name in self.option_groups and name not in self.hints
+            options = {} if empty else value if isinstance(value, dict) else {"": value}
+            for key, v in options.items():
+                full = f"{name}.{key}".removesuffix(".")
+                option = self.ungrouped(full)
+                if option not in self.hints:
+                    raise OptionError(f"no option is called {full}{self.astray(full)}")
+                if option in flat:
+                    raise OptionError(f"{option} is there twice, alone and in its group")
+                flat[option] = v
+        return flat
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
@@ -202,7 +220,7 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
             given.append(word)
             continue
         if name not in known or not word.startswith("--"):
-            raise OptionError(f"there is no option {word}{_nearest(name, known, '--')}")
+            raise OptionError(f"there is no option {word}{parser.astray(name, '--')}")
         kinds, follows = _kinds(known[name]), bool(left) and not left[0].startswith("--")
         if known[name] is bool and unnamed is not None:
             follows = follows and left[0].lower() in kinds

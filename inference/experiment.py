@@ -206,7 +206,7 @@ def experiment(
         workers: runs trained at a time, each with one thread.
         steps: of each training, instead of the table's.
         seeds: how many, instead of the table's.
-        scores: the columns, some of the table's, e.g. [noise].
+        scores: the columns, some of the table's, e.g. [noise]; the summary is of these alone.
         half_width: of the comparisons, bits/dim, as of inference.compare.
         draws: the most network calls per image and run of the comparisons.
         root: where the folder of the table is.
@@ -218,7 +218,7 @@ def experiment(
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
     if scores is not None:
-        _check_scores(scores, table, chosen.scores)
+        _check_scores(scores, chosen.scores)
         chosen = replace(chosen, scores=tuple(scores))
     train_all(list(chosen.cells()), root / table, workers)
     rows = summarize(
@@ -232,11 +232,11 @@ def experiment(
     print(markdown(rows))
 
 
-def _check_scores(scores: list[str], table: str, known: tuple[str, ...]) -> None:
-    if not scores or not set(scores) <= set(known):
+def _check_scores(scores: list[str], known: tuple[str, ...]) -> None:
+    if not scores or not set(scores) <= set(known) or len(set(scores)) < len(scores):
         raise RunError(
-            f"scores is {scores}, expected some of the table's: {', '.join(known)}; see "
-            f"inference.experiment.TABLES[{table!r}]"
+            f"--scores is {scores}, expected some of {', '.join(known)}, each once, as in "
+            f"[{known[-1]}]"
         )
 
 

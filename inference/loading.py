@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
-from inference.names import GUIDES, accepted, describe, find, make, takes, wrong_kind
+from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
 from inference.options import StationaryVariance
 from inference.runs import LATER, Run
 from models import DataError, Problem
@@ -30,6 +30,8 @@ from pyro_mdm import (
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import describe
+from pyro_mdm.support.modules import evaluating
 
 __all__ = [
     "SIMULATION",
@@ -351,7 +353,8 @@ def _score_kind(name: str) -> str | ScoreKind:
     if name == "default" or name in SCORES:
         return name
     found: ScoreKind = find("score", name)
-    if not callable(found) or (inspect.isclass(found) and not issubclass(found, Score)):
+    other = inspect.isclass(found) and not issubclass(found, Score)
+    if not callable(found) or other or isinstance(found, Score):
         raise wrong_kind("score", name, found, Score)
     return found
 
@@ -367,12 +370,22 @@ def _likelihood(settings: Mapping[str, Any], problem: Problem) -> Likelihood | N
             "leave out one of them"
         )
     found, levels = find("likelihood", name), getattr(problem, "num_levels", None)
+    if levels is None and name in LIKELIHOODS and _needs(found, "levels"):
+        raise ValueError(
+            f"--likelihood {name} is for images with levels, and {problem.name} is continuous; use "
+            "gaussian or tweedie"
+        )
     given = levels is not None and takes(found, "levels")
     options = {"levels": levels} if given else {}
     return make("likelihood", name, found, Likelihood, options)
 
 
-@torch.no_grad()
+def _needs(function: Any, name: str) -> bool:
+    """Whether ``function`` has an argument of that name without a default."""
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
 def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     """Whether a decoder is one of such data, under such a diffusion and score: by trying it.
 
@@ -381,13 +394,19 @@ def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     """
     diffusion, event_shape = model.diffusion, model.event_shape
     y = torch.zeros(2, diffusion.num_variables, *event_shape)
-    with torch.random.fork_rng(devices=[]):
+    with evaluating(model), torch.random.fork_rng(devices=[]):
         x = problem.to_model_space(problem.train[:2])
         try:
             law = model.likelihood(diffusion, model.score_function, y, len(event_shape))
-            law.log_prob(x)
+            shape = law.log_prob(x).shape
         except (TypeError, ValueError) as error:
             raise type(error)(f"--likelihood {name}: {error}") from error
+    if shape != (2,):
+        raise ValueError(
+            f"--likelihood {name} has log_prob of shape {tuple(shape)} for 2 data of shape "
+            f"{tuple(event_shape)}, expected one number each, (2,); end with "
+            f".to_event({len(event_shape)})"
+        )
     if "discrete" in problem.scores and not isinstance(law, LevelDistribution):
         raise ValueError(
             f"--likelihood {name} is a density, {type(law).__name__}, and {problem.name} has "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -21,6 +22,7 @@ from typing import Any
 from models import MODELS
 from models.base import SCORES
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
+from pyro_mdm.support.checks import describe
 
 __all__ = [
     "GUIDES",
@@ -31,7 +33,6 @@ __all__ = [
     "absolute_name",
     "accepted",
     "call",
-    "describe",
     "find",
     "make",
     "short_name",
@@ -130,11 +131,24 @@ def _load_file(option: str, place: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         raise NameNotFoundError(f"--{option}: there is no file {path} (looked in {Path.cwd()})")
+    state = path.stat()
+    return _run_file(path.resolve(), (state.st_mtime_ns, state.st_size))
+
+
+@functools.cache
+def _run_file(path: Path, version: tuple[int, int]) -> ModuleType:
+    """A file as a module, run once however many options name it, unless it is changed."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise NameNotFoundError(f"--{option}: {path} cannot be read as a Python module")
+    assert spec is not None and spec.loader is not None  # as its name ends in .py
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there while it runs
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+        if before is not None:
+            sys.modules[spec.name] = before
     return module
 
 
@@ -233,12 +247,8 @@ def wrong_kind(
     option: str, name: str, value: Any, kind: type[Any], *, returned: bool = False
 ) -> TypeError:
     """The error of a name that stands for something of another kind."""
+    itself = "" if option == "score" else ", or one itself"  # a network is made for its data
     return TypeError(
         f"{name} {'returns' if returned else 'is'} {describe(value)}, expected a {kind.__name__}: "
-        f"a subclass, a function that returns one, or one itself (see inference/{option}s)"
+        f"a subclass, a function that returns one{itself} (see inference/{option}s)"
     )
-
-
-def describe(value: Any) -> str:
-    """An object in messages."""
-    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"

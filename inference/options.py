@@ -26,7 +26,7 @@ __all__ = [
     "Optimization",
     "Options",
     "Score",
-    "Simulated",
+    "SimulatedGuide",
     "StationaryVariance",
     "Training",
 ]
@@ -92,7 +92,7 @@ class Guide:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulated:
+class SimulatedGuide:
     """Of a nonlinear guide, in place of what its own Simulation says, which explains them.
 
     Args:
@@ -241,7 +241,7 @@ class Folder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Machine, Evaluation, Optimization, Score, Simulated, Guide, Data):
+class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, Data):
     """Every setting of a run."""
 
     @classmethod
@@ -283,7 +283,7 @@ class Options(Folder, Training):
 GROUPS: dict[str, type] = {
     "data": Data,
     "guide": Guide,
-    "simulation": Simulated,
+    "simulation": SimulatedGuide,
     "score": Score,
     "optimization": Optimization,
     "evaluation": Evaluation,

@@ -34,6 +34,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -396,8 +397,13 @@ class Run:
 
     def keep_sources(self, paths: Iterable[Path]) -> None:
         """Keep a copy of code of the user's own in sources/; later, warn if it has changed."""
+        paths = list(paths)
+        alike = Counter(path.name for path in paths)
         for path in paths:
-            kept, now = self.folder / "sources" / path.name, path.read_bytes()
+            name = path.name
+            if alike[name] > 1:  # files of one name in several folders
+                name = f"{hashlib.sha256(str(path.parent).encode()).hexdigest()[:8]}-{name}"
+            kept, now = self.folder / "sources" / name, path.read_bytes()
             if not kept.exists():
                 kept.parent.mkdir(exist_ok=True)
                 write_atomically(kept, now)

@@ -186,8 +186,9 @@ def sample(
         num_samples: how many.
         sampler: splitting (symmetric, the default), euler (Euler-Maruyama, for any diffusion, and
             the default of one without a closed form), ancestral (the exact Gaussian posteriors of
-            a chain), module:Name or file.py:Name.
-        steps: of the sampler, each one network call.
+            a chain), exponential, stochastic, probability_flow, predictor_corrector,
+            stochastic_heun, torchsde, module:Name or file.py:Name.
+        steps: of the sampler, of one network call for most.
         out: a .png for a picture or a .npy for the data in model space; by default a picture in the
             run folder, named after the guide if reused, the sampler, steps and seed.
         batch_size: data simulated together.
@@ -209,8 +210,8 @@ def sample(
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
     if out is None:
         chosen = sampler or default_sampler(programs.model.diffusion)
-        parts = [*([] if guide is None else [guide]), chosen, str(steps), str(seed)]
-        out = folder / f"samples-{'-'.join(map(slug, parts))}.png"
+        parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(steps), str(seed)]
+        out = folder / f"samples-{'-'.join(parts)}.png"
     check_out(out, (".png", ".npy"), overwrite=overwrite)
     if reused is not None:
         print(*reused.notes, sep="\n")

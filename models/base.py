@@ -35,6 +35,7 @@ from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import describe
 
 __all__ = [
     "FIT_SIZE",
@@ -256,7 +257,7 @@ class Problem(ABC):
             self._rough = False
         name = score if isinstance(score, str) else getattr(score, "__name__", str(score))
         if not isinstance(function, Score):
-            raise TypeError(f"{name} returns a {type(function).__name__}, expected a Score")
+            raise TypeError(f"{name} returns {describe(function)}, expected a Score")
         if not (function.serves_nonlinear or diffusion.closed_form):
             raise ValueError(
                 f"score is {name!r}, which is made of the closed-form law of y_s given x, and "
@@ -315,6 +316,13 @@ class Problem(ABC):
                 others see all K variables as channels.
         """
         if not inspect.isclass(kind):
+            try:
+                inspect.signature(kind).bind(self, diffusion)
+            except TypeError as error:
+                raise TypeError(
+                    f"{getattr(kind, '__name__', kind)} is called with (problem, diffusion), and "
+                    f"{error}; a function that makes a score takes these two"
+                ) from error
             return kind(self, diffusion)
         channels, score = self.event_shape[0], cast(Any, kind)
         if issubclass(kind, DenoiserScore):

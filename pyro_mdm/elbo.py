@@ -35,7 +35,7 @@ from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.support.checks import describe
-from pyro_mdm.support.measured import Measured, table
+from pyro_mdm.support.measured import TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
 
@@ -61,7 +61,7 @@ class ELBOTerms:
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """reconstruction, prior_kl, diffusion and elbo by name, each (batch,), nats."""
-        names = ("reconstruction", "prior_kl", "diffusion", "elbo")
+        names = (*TERMS, "elbo")
         return ((name, getattr(self, name)) for name in names)
 
     def __repr__(self) -> str:

@@ -172,9 +172,12 @@ def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--machine.steps 3", "there is no option --machine.steps"),
+        ("--machine.steps 3", "there is no option --machine.steps; steps is in optimization"),
         ("--optimisation.steps 3", "there is no option --optimisation.steps"),
-        ("--optimization.stpes 3", "there is no option --optimization.stpes"),
+        (
+            "--optimization.stpes 3",
+            "there is no option --optimization.stpes; did you mean --steps?",
+        ),
         ("--optimization.steps many", "--steps is 'many', expected an integer"),
     ],
 )
@@ -186,15 +189,38 @@ def test_a_name_in_the_wrong_group_is_no_option(
     assert f"error: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["machine: {steps: 3}", "optimisation: {steps: 3}"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("machine: {steps: 3}", "no option is called machine.steps; steps is in optimization"),
+        ("optimisation: {steps: 3}", "no option is called optimisation.steps; did you mean opti"),
+        ("optimisation:", "no option is called optimisation; did you mean optimization?"),
+        ("optimization: {stpes: 3}", "no option is called optimization.stpes; did you mean steps?"),
+        ("optimization: 3", "no option is called optimization"),
+        ("steps: 3\noptimization: {steps: 4}", "steps is there twice, alone and in its group"),
+        ("data: {data: {a: b}}", "--data is"),
+    ],
+)
 def test_a_name_in_the_wrong_group_of_a_file_is_no_option(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
     with pytest.raises(SystemExit):
         command_line(train, ["--config", str(tmp_path / "wrong.yaml")], groups=GROUPS)
-    message = f"error: no option is called {text.partition(':')[0]}"
-    assert message in capsys.readouterr().err
+    assert f"wrong.yaml: {message}" in capsys.readouterr().err
+
+
+def test_a_group_of_a_file_may_be_empty(tmp_path: Path) -> None:
+    found: list[dict[str, Any]] = []
+
+    def take(**options: Any) -> None:
+        """Take them."""
+        found.append(options)
+
+    (tmp_path / "a.yaml").write_text("optimization:\n  # steps: 3\ndata:\nmachine: {}\nseed: 3\n")
+    groups: dict[str, type] = {"data": Data, "optimization": Optimization, "machine": Machine}
+    command_line(take, ["--config", str(tmp_path / "a.yaml")], groups=groups)
+    assert found[0]["seed"] == 3 and found[0]["data"] is None and found[0]["steps"] is None
 
 
 def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(

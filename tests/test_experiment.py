@@ -130,7 +130,7 @@ def test_steps_seeds_and_scores_replace_those_of_the_table(
     experiment.experiment("digits", scores=["noise"], root=tmp_path)
     assert {cell.score for cell in trained} == {"noise"}
     assert {cell.guide for cell in trained} == {*experiment.GUIDES, *experiment.GAINS}
-    with pytest.raises(RunError, match=r"scores is \['nois'\], expected some of .* noise"):
+    with pytest.raises(RunError, match=r"--scores is \['nois'\], expected some of .* noise"):
         experiment.experiment("digits", scores=["nois"], root=tmp_path)
 
 

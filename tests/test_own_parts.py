@@ -31,6 +31,7 @@ OWN = """
 import torch
 from pyro_mdm import Denoiser, RawScore
 from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import EulerMaruyama
 
 
@@ -56,6 +57,22 @@ def still(diffusion, score, shape, generator=None, steps=1):
 
 def euler(steps):
     return EulerMaruyama(steps + 1)
+
+
+def of_the_problem(problem):
+    return Denoiser.fit(problem.network(2, 2), problem.train)
+
+
+made = Denoiser(MLP(2))
+
+
+def none(diffusion, score, shape, generator=None, steps=1):
+    pass
+
+
+class PerDimension(Gaussian):
+    def __call__(self, diffusion, score, y, event_dim):
+        return super().__call__(diffusion, score, y, event_dim).base_dist
 """
 
 
@@ -162,6 +179,73 @@ def test_files_of_ones_own_are_kept_and_found_from_any_folder(
     assert type(programs.model.score_function).__name__ == "Half"
     assert float(programs.model.likelihood.prior_variance) == 9.0
     train(resume=tmp_path / "run")
+
+
+def test_a_file_is_run_once_unless_it_changes(tmp_path: Path, options: dict[str, Any]) -> None:
+    """However many of its names are used; a dataclass in it finds itself."""
+    file = tmp_path / "counted.py"
+    text = OWN + (
+        "from dataclasses import dataclass, KW_ONLY\nfrom pathlib import Path\n\n"
+        "with Path(__file__).with_suffix('.log').open('a') as f:\n    f.write('run ')\n\n"
+        "@dataclass\nclass Kept:\n    _: KW_ONLY\n    a: int = 1\n"
+    )
+    file.write_text(text)
+    own = {"score": f"{file}:Half", "likelihood": f"{file}:wide"}
+    build(settings_of(options) | own)
+    assert file.with_suffix(".log").read_text() == "run "
+    assert names.find("likelihood", f"{file}:wide") is names.find("likelihood", f"{file}:wide")
+    file.write_text(text + "\nnew = wide\n")
+    assert names.find("likelihood", f"{file}:new").prior_variance == 9.0
+    assert file.with_suffix(".log").read_text() == "run run "
+
+
+def test_files_of_one_name_are_all_kept(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "own.py").write_text(OWN + "\n# a\n")
+    own = {"score": f"{tmp_path}/own.py:Half", "likelihood": f"{tmp_path}/a/own.py:wide"}
+    train(**options | own | {"steps": 1}, run=tmp_path / "run")
+    kept = {path.read_text() for path in (tmp_path / "run" / "sources").glob("*own.py")}
+    assert kept == {OWN, OWN + "\n# a\n"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        (
+            "score",
+            "of_the_problem",
+            r"of_the_problem is called with \(problem, diffusion\), and too",
+        ),
+        (
+            "score",
+            "made",
+            r"own.py:made is Denoiser\(…\), expected a Score: a subclass, a function",
+        ),
+        (
+            "likelihood",
+            "PerDimension",
+            r"PerDimension has log_prob of shape \(2, 2\) for 2 data of",
+        ),
+        (
+            "likelihood",
+            "discretized_gaussian",
+            r"is for images with levels, and tiny is continuous",
+        ),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(
+    kind: str, name: str, message: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    known = name if name in names.LIKELIHOODS else f"{tmp_path}/own.py:{name}"
+    with pytest.raises((TypeError, ValueError), match=message):
+        build(settings_of(options) | {kind: known})
+
+
+def test_a_sampler_must_return_states(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = build(settings_of(options)).model
+    shaped = r"returned None, expected y_ε of shape \(3, 2, 2\), \(n, K, \*event_shape\)"
+    with pytest.raises(TypeError, match=shaped):
+        sample.draw(model, 3, sampler=f"{tmp_path}/own.py:none", steps=5)
 
 
 def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "no such file": (f"{POINTS} --guide no.py:A", 1, r"--guide: there is no file .*no\.py"),
     "no such module": ("train --model nowhere:A", 1, "--model: there is no module 'nowhere'"),
     "no such class": ("train --model {own}/own.py:Point", 1, "has no 'Point'; it defines .*Points"),
-    "no diffusion": (f"{POINTS} --guide {{own}}/own.py:three", 1, "returns a int, expected a"),
+    "no diffusion": (f"{POINTS} --guide {{own}}/own.py:three", 1, "returns 3, expected a"),
     "no data set": ("train --model pyro_mdm:CLD", 1, "is the class CLD, expected a subclass of"),
     "a function as data": ("train --model {own}/own.py:of", 1, "is a function, expected a"),
     "a run as a guide": (f"{POINTS} --guide run:a", 1, "which inference.inspect and --reuse take"),
@@ -266,7 +266,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "a number as a score": (
         f"{POINTS} --score {{own}}/own.py:no_score",
         1,
-        "no_score returns a int, expected a Score",
+        "no_score returns 3, expected a Score",
     ),
     "a needy score": (
         f"{POINTS} --score {{own}}/own.py:Needy",
@@ -302,7 +302,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "levels of points by likelihood": (
         f"{POINTS} --likelihood discretized_gaussian",
         1,
-        "cannot be called with .*'levels'",
+        "is for images with levels, and points is continuous; use gaussian",
     ),
     "a density of levels": (
         f"{PICTURES} --likelihood gaussian",

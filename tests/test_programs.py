@@ -562,7 +562,7 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
     assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
     for wrong, message in {
-        "wrong": "wrong returns a int, expected a Diffusion",
+        "wrong": "wrong returns 3, expected a Diffusion",
         "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():

@@ -1,4 +1,4 @@
-"""The probability flow: the ordinary differential equation with the laws of the generative SDE.
+"""The probability flow in its shortest form; the library's ``probability_flow`` has more solvers.
 
 python -m inference.sample RUN --sampler inference.samplers.flow:Flow
 """

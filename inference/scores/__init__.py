@@ -1,8 +1,8 @@
 """Worked examples of new scores, to be read and copied.
 
-    python -m inference.train --score inference.scores.beside_the_prior:BesideThePrior
-    python -m inference.train --score mine.py:MyScore
+    python -m inference.train --model toy --score inference.scores.beside_the_prior:BesideThePrior
+    python -m inference.train --model toy --score mine.py:MyScore
 
-A class that is made of a network is enough, or of ``fit``, if it is a denoiser; or else a function
-of the data set and the diffusion that returns a score.
+A score is a class, called with a network; a denoiser and a ``ResidualScore`` are made by their
+``fit``. Or it is a function of (problem, diffusion) that returns a score.
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
+from pyro_mdm.support.checks import describe
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -69,7 +70,13 @@ class GenerativePath(GenerativeLaw):
         lead = (*sample_shape, *self.batch_shape)
         shape = (math.prod(lead), *self.event_shape[1:])
         with torch.no_grad():
-            y = self.sampler(self.diffusion, BoundScore(self.diffusion, self.score), shape)
+            y: Any = self.sampler(self.diffusion, BoundScore(self.diffusion, self.score), shape)
+        if not isinstance(y, Tensor) or y.shape != shape:
+            what = f"of shape {tuple(y.shape)}" if isinstance(y, Tensor) else describe(y)
+            raise TypeError(
+                f"the sampler {describe(self.sampler)} returned {what}, expected y_ε of shape "
+                f"{shape}, (n, K, *event_shape)"
+            )
         return y.reshape(*lead, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

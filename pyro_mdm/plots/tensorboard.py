@@ -166,7 +166,7 @@ def write_terms(
             f"terms is a {type(terms).__name__}, expected ELBOTerms; "
             "pass elbo_terms(model, guide, x)"
         )
-    each = {"elbo": terms.elbo, **dict(terms.items())}
+    each = dict(terms.items())
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
         costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}

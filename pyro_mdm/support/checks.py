@@ -92,7 +92,8 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__}(…)"
     text = repr(value)
     short = len(text) <= 60 and not text.startswith("<")
-    return text if short else f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return text if short else f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
 # -- numbers ---------------------------------------------------------------------------------------

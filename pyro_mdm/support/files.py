@@ -27,9 +27,10 @@ def replacing() -> Iterator[Write]:
             digest = write(data_file, pieces)
             write(description, [json.dumps({"sha256": digest}).encode()])
 
-    Each is on the disk when ``write`` returns. At the end of ``with`` they are renamed, in the
-    order in which they were written. After an error, a full disk say, what was there before still
-    is, and no temporary file is left.
+    Each is on the disk when ``write`` returns. At the end of ``with`` they are renamed one after
+    another, in the order in which they were written; a kill in between leaves the first ones new,
+    so that the last should tell of the others by their digests. After an error, a full disk say,
+    what was there before still is, and no temporary file is left.
     """
     paths: list[Path] = []
 
