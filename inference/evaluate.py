@@ -2,6 +2,7 @@
 
     python -m inference.evaluate runs/digits-learned-0-0
     python -m inference.evaluate --reuse runs/digits-learned-0-0 --guide alda
+    python -m inference.evaluate runs/digits-learned-0-0 --method importance --samples 64
 
 For a diffusion without a closed form it also measures what the step of the simulation does. The
 last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
@@ -13,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,9 +27,12 @@ from inference.reuse import Reused, open_run
 from models.base import SCORES
 from models.files import spread
 from pyro_mdm import bits_per_dim
+from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate
+from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.simulated import step_size_bias
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import TIMES
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import TERMS
 
@@ -44,6 +48,7 @@ __all__ = [
     "measure",
     "some",
     "step_bias",
+    "weights",
 ]
 
 BIAS_DATA, BIAS_DRAWS = 512, 4
@@ -165,7 +170,9 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
     return score if isinstance(score, DenoiserScore) else None
 
 
-def in_bits(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> tuple[float, float]:
+def in_bits(
+    estimate: Estimate | Weighted, log_det: Tensor | float, levels: int | None
+) -> tuple[float, float]:
     """A bound in bits/dim and its standard error over the data.
 
     Args:
@@ -179,6 +186,7 @@ def in_bits(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> 
     # the log-determinant varies with the datum, which the estimate's own error does not know; how
     # it varies with the bound is told by data that were drawn, others have a prediction alone
     drawn = estimate.per_datum_error.isfinite()
+    drawn = drawn if bool(drawn.any()) else ~drawn  # by one weight each: drawn, of unknown error
     both = torch.stack([estimate.per_datum[drawn], log_det.double().cpu()[drawn]])
     more = float(log_det.double().var() + 2 * both.cov()[0, 1]) / (d * math.log(2)) ** 2 / n
     return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
@@ -235,6 +243,12 @@ def evaluate(
     num_variables: int | None = None,
     rank: int | None = None,
     half_width: float | None = None,
+    method: Literal["elbo", "importance", "flow", "all"] = "elbo",
+    samples: int | None = None,
+    times: int = TIMES,
+    probes: int | None = None,
+    rtol: float = 1e-4,
+    test_size: int | None = None,
     accelerator: str = "auto",
     precision: Precision = "32-true",
 ) -> None:
@@ -258,10 +272,25 @@ def evaluate(
         rank: with --reuse --guide learned: rank of D.
         half_width: draw as often as a pilot says it takes for a 95% interval, as far as noise goes,
             of ± this many bits/dim; draws are then the most there will be, pilot included.
-        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
+        method: elbo, the bound; importance, the chain on a grid by importance weights over its
+            paths; flow, the probability-flow ODE and the decoder; or all, beside each other. They
+            are of different models, which are one where the score is exact: do not sort them.
+        samples: weights of each datum, 64 by default of importance, 1 of flow.
+        times: of the grid of importance, even in log SNR.
+        probes: of flow: of Hutchinson's estimator, 0 for the exact divergence (K·d derivatives a
+            call); by default 0 up to 16 states and 1 for more.
+        rtol: of flow: tolerance of dopri5, relative and absolute.
+        test_size: the most test data, spread evenly over the test part; by default all.
+        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
         precision: of the network.
     """
-    check_positive(draws=draws, batch_size=batch_size, half_width=half_width)
+    check_positive(
+        draws=draws, batch_size=batch_size, half_width=half_width, samples=samples, rtol=rtol
+    )
+    if test_size is not None and test_size < FEWEST:
+        raise ValueError(f"--test_size is {test_size}, expected at least {FEWEST}")
+    if method != "elbo" and half_width is not None:
+        raise ValueError(f"--half_width is for --method elbo, not {method}; leave it out")
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
     fabric = start(accelerator, precision)
@@ -270,10 +299,31 @@ def evaluate(
         one.model.to(fabric.device)
         one.model.score_function.autocast_dtype = autocast_dtype(precision)
     data, lead = programs.problem.test, fabric.is_global_zero
+    if test_size is not None:
+        data = some(data, test_size)
+    if method != "elbo":
+        if fabric.world_size > 1:
+            raise ValueError(f"--method {method} runs in one process; start it without torchrun")
+        if reused is not None:
+            print(*reused.notes, sep="\n")
+        print(f"{folder}: step {checkpoint.step}, {len(data)} test data")
+        options: dict[str, Any] = {}
+        if method == "all":
+            elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
+            print(f"elbo: {measure(programs, data, **elbo)}")
+        if method in ("importance", "all"):
+            options = {"samples": samples or 64, "times": times, "seed": seed}
+            print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
+        if method in ("flow", "all"):
+            solver = _solver(programs, probes, rtol)
+            single = samples is None or (method == "all" and solver.probes > 0)
+            options = {"samples": 1 if single else samples, "solver": solver, "seed": seed}
+            print(f"flow: {weights(programs, data, 'flow', **options)}", flush=True)
+        return
     if lead:
         number = f"{'' if half_width is None else 'at most '}{draws} draws of noise for each"
         print(f"{folder}: step {checkpoint.step}, {len(data)} test data, {number}")
-    options: dict[str, Any] = {"draws": draws, "half_width": half_width, "seed": seed}
+    options = {"draws": draws, "half_width": half_width, "seed": seed}
     options |= {"batch_size": batch_size, "progress": lead, "distributed": fabric.world_size > 1}
     if reused is None:
         bound = measure(programs, data, **options)
@@ -296,6 +346,39 @@ def evaluate(
         word = "reached" if found <= half_width else "NOT reached"
         print(f"± {half_width:g} bits/dim at 95%, as far as noise goes, is {word}: ± {found:.4f}")
     print(bound)
+
+
+EXACT = 16
+"""States K·d up to which the divergence of the flow is exact by default."""
+
+
+def _solver(programs: Programs, probes: int | None, rtol: float) -> Solver:
+    if probes is None:
+        states = programs.model.diffusion.num_variables * math.prod(programs.model.event_shape)
+        probes = 0 if states <= EXACT else 1
+    return Solver(rtol=rtol, atol=rtol, probes=probes)
+
+
+def weights(
+    programs: Programs, data: Tensor, method: Literal["importance", "flow"], **options: Any
+) -> str:
+    """The likelihood of stored ``data`` by weights, in bits/dim, for people.
+
+    Args:
+        options: seed and those of :func:`~pyro_mdm.evaluation.importance_weighted` or
+            :func:`~pyro_mdm.evaluation.probability_flow`.
+    """
+    problem, model, guide = programs
+    x, log_det = in_model_space(programs, data, options["seed"])
+    found = log_likelihood(model, guide, x, method=method, progress=True, **options)
+    value, error = in_bits(found, log_det, problem.dequantized_levels)
+    single = found.bound.mean - found.mean  # nats, of one weight less all
+    gain = -single / (found.num_dims * math.log(2))
+    told = f", {gain:.3f} less than by one" if options["samples"] > 1 else ""
+    return (
+        f"bits/dim {value:.3f} ± {error:.3f} ({found.weights_in_words}; "
+        f"{found.network_calls} network calls for each datum{told})"
+    )
 
 
 def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:

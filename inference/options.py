@@ -190,8 +190,9 @@ class Evaluation:
         num_samples: data generated at the end.
         sampler: that generates them: splitting, euler, ancestral, exponential, stochastic,
             probability_flow, predictor_corrector, stochastic_heun, torchsde, module:Name or
-            file.py:Name; by default splitting, or euler for a nonlinear guide.
-        sampler_steps: its steps, of one network call for most samplers.
+            file.py:Name; by default exponential, or euler for a nonlinear guide.
+        sampler_steps: its steps, of one network call for most samplers; by default 25 of
+            exponential, 50 of stochastic, 256 of others.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
     """
@@ -203,7 +204,7 @@ class Evaluation:
     test_size: int | None = None
     num_samples: int = 64
     sampler: str | None = None
-    sampler_steps: int = 256
+    sampler_steps: int | None = None
     figures: bool = True
 
 
@@ -263,6 +264,7 @@ class Decided(Training):
     steps: int
     batch_size: int
     learning_rate: float
+    sampler_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,10 @@ def _decided(settings: Training, programs: Programs) -> Decided:
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)
+    chosen = settings.sampler or sample.default_sampler(programs.model.diffusion)
+    decided["sampler"] = chosen
+    if settings.sampler_steps is None:
+        decided["sampler_steps"] = sample.default_steps(chosen)
     number = len(problem.train)
     if settings.batch_size is None:
         decided["batch_size"] = min(decided["batch_size"], number)

@@ -16,7 +16,7 @@ __all__ = ["Digits"]
 class Digits(ImageProblem):
     """x_j ∈ linspace(-1, 1, 17), a free logit per level and pixel, and an 8×8 U-Net.
 
-    1,617 images are trained on (1,437 with ``holdout``) and 180 are test. An independent-pixel
+    1,617 images are trained on (1,438 with ``holdout``) and 180 are test. An independent-pixel
     histogram has 2.41 bits/dim.
     """
 

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, get_args
+import math
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm import randomness
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.divergence import path_divergence
-from pyro_mdm.paths.flow import Solver, flow_log_prob
-from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import Estimator, Method
+from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.support.checks import check_instance, describe, tensor_device
 
 __all__ = ["MDM"]
-
-Method = Literal["elbo", "flow"]
 
 
 class MDM(TorchDistribution):
     r"""The data that a model generates, ``pyro.sample("x", MDM(model))``: a prior of a program.
 
-    ``sample`` runs the model's sampler and decoder. ``log_prob`` is a stochastic lower bound on
-    log p(x), differentiable in x and in the model, so that a variational bound that it is part of
-    stays a bound:
+    ``sample`` runs the model's sampler and decoder. ``rsample`` does so with derivatives by the
+    model's parameters, where the sampler is the library's and the decoder has ``rsample``.
+    ``log_prob`` is a stochastic lower bound on log p(x), differentiable in x and in the model, so
+    that a variational bound that it is part of stays a bound:
 
-    - ``"elbo"``: one estimate of the evidence lower bound, a network call for each draw;
-    - ``"flow"``: by the probability-flow ODE from one draw of y_ε, hundreds of calls. Its noise is
-      that of the start alone, and so is its bound's gap.
+    - ``"elbo"``: the mean of ``draws`` estimates of the evidence lower bound, a network call each;
+    - ``"importance"``: the log of the mean of ``draws`` weights of paths on a grid, a call for each
+      step of each: a bound for the chain on that grid, tighter the more there are;
+    - ``"flow"``: the same with weights of the probability-flow ODE from draws of y_ε, hundreds of
+      calls each. With an estimated divergence the mean of their logarithms.
 
     Args:
         model: a trained model in continuous time; put it in eval mode and freeze it,
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
         method: of ``log_prob``.
-        draws: estimates that are averaged.
+        draws: for each datum.
         seed: fixes the draws: ``log_prob`` is then a function, the same at every call.
-        solver: of the ODE.
+        times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
+            of a model that is a chain, else 65.
+        solver: of the ODE of ``"flow"``.
         batch_shape: as of any distribution.
 
     Raises:
-        TypeError, ValueError: no model, a chain on a grid, a method that there is not.
+        TypeError, ValueError: no model, a method that there is not, ``"importance"`` of a diffusion
+            without a closed form, another method of a chain on a grid.
 
     Example:
         >>> import pyro, torch
@@ -59,7 +63,6 @@ class MDM(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = False
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class MDM(TorchDistribution):
         method: Method = "elbo",
         draws: int = 1,
         seed: int | None = None,
+        times: int | Tensor | None = None,
         solver: Solver | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
         validate_args: bool | None = None,
@@ -75,15 +79,8 @@ class MDM(TorchDistribution):
         check_instance(
             "model", model, DiffusionModel, "e.g. DiffusionModel.from_pretrained(folder)"
         )
-        if model.times is not None:
-            raise ValueError(
-                "model is a chain on a grid, expected a model in continuous time; leave out times"
-            )
-        if method not in get_args(Method):
-            raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
-        check_count("draws", draws, "the number of estimates that are averaged")
-        self.model, self.method, self.draws, self.seed = model, method, draws, seed
-        self.solver = Solver() if solver is None else solver
+        self.model = model
+        self.estimator = Estimator(model, method, draws, seed, times, solver)
         self.guide = DiffusionGuide(model.diffusion)
         super().__init__(torch.Size(batch_shape), model.event_shape, validate_args=validate_args)
 
@@ -97,14 +94,38 @@ class MDM(TorchDistribution):
         new._batch_shape = torch.Size(batch_shape)
         return new
 
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples have derivatives by the model's parameters."""
+        if not isinstance(self.model.sampler, Sampler) or self.model.times is not None:
+            return False
+        dtype = self.model.bound_score.dtype or torch.get_default_dtype()
+        K = self.model.diffusion.num_variables
+        y = torch.zeros(1, K, *self.event_shape, dtype=dtype, device=tensor_device(self.model))
+        with torch.no_grad():
+            return bool(self._decoder(y).has_rsample)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The same as :meth:`sample`, with the graph of every network call of the sampler."""
+        if not self.has_rsample:
+            raise NotImplementedError(
+                f"{describe(self.model.sampler)} and {describe(self.model.likelihood)} draw what "
+                "has no derivative; use sample, or a density as the decoder and a sampler of "
+                "pyro_mdm.samplers"
+            )
+        model, lead = self.model, (*sample_shape, *self.batch_shape)
+        shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
+        sampler: Any = model.sampler
+        y = sampler(model.diffusion, model.bound_score, shape, differentiable=True)
+        drawn: Tensor = self._decoder(y).rsample()
+        return drawn.reshape(*lead, *self.event_shape)
+
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         model = self.model
         path = model.path_law().expand(self.batch_shape).sample(torch.Size(sample_shape))
-        y = path.select(-2 - len(self.event_shape), 0)
-        law = model.likelihood(model.diffusion, model.score_function, y, len(self.event_shape))
-        drawn: Tensor = law.sample()
+        drawn: Tensor = self._decoder(path.select(-2 - len(self.event_shape), 0)).sample()
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -113,29 +134,8 @@ class MDM(TorchDistribution):
             self._validate_sample(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         x = value.reshape(-1, *self.event_shape)
-        estimate = self._bound if self.method == "elbo" else self._flow
-        with self._draws():
-            found = torch.stack([estimate(x) for _ in range(self.draws)]).mean(0)
-        return found.to(value.dtype).expand(len(x)).reshape(lead)
+        return self.estimator(x).reshape(lead)
 
-    def _draws(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.seed is None else randomness.piece(0, 1, self.seed)
-
-    def _bound(self, x: Tensor) -> Tensor:
-        noising = self.guide.law(x)
-        path = noising.rsample()
-        kl = path_divergence(noising, self.model.path_law(), path)
-        return self._decoded(noising.states(path)[0], x) - kl.prior - kl.diffusion
-
-    def _flow(self, x: Tensor) -> Tensor:
-        noising = self.guide.law(x.double())
-        path = noising.rsample()
-        (y,) = noising.states(path)
-        found = flow_log_prob(self.model.diffusion, self.model.score_function, y, self.solver)
-        return found.log_prob + self._decoded(y.to(x.dtype), x) - noising.log_prob(path)
-
-    def _decoded(self, y: Tensor, x: Tensor) -> Tensor:
+    def _decoder(self, y: Tensor) -> Any:
         model = self.model
-        law = model.likelihood(model.diffusion, model.score_function, y, x.dim() - 1)
-        found: Tensor = law.log_prob(x)
-        return found
+        return model.likelihood(model.diffusion, model.score_function, y, len(self.event_shape))

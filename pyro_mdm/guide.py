@@ -12,8 +12,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.model import check_diffusion, check_times
 from pyro_mdm.paths.base import NoisingLaw
-from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.paths.simulated import SimulatedPath
+from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.program import Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.settings import described
@@ -95,9 +94,5 @@ class DiffusionGuide(Registered):
 
     def law(self, x: Tensor, times: Tensor | None = None) -> NoisingLaw:
         """The law of the path given x (batch, *event_shape)."""
-        if self.diffusion.closed_form:
-            return NoisingPath(self.diffusion, x, times, event_dim=self.event_dim)
-        diffusion: Any = self.diffusion
-        return SimulatedPath(
-            diffusion, x, times, event_dim=self.event_dim, simulation=self.simulation
-        )
+        ours: dict[str, Any] = {"event_dim": self.event_dim, "simulation": self.simulation}
+        return noising_law(self.diffusion, x, times, **ours)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
+from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import load_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.support.checks import (
     check_count,
     check_data,
@@ -50,7 +50,7 @@ class DiffusionModel(Registered):
         event_shape: shape of one datum, (features,) or (C, *spatial); that of the score by default,
             if it was fitted to data. Scalars have the shape (1,).
         sampler: simulates the generative SDE when the path is not given,
-            ``Splitting(steps=256)`` by default, ``EulerMaruyama(steps=256)`` for a nonlinear
+            ``ExponentialIntegrator(25)`` by default, ``EulerMaruyama(256)`` for a nonlinear
             diffusion.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
@@ -92,9 +92,7 @@ class DiffusionModel(Registered):
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
         self.event_shape = shape
-        if sampler is None:
-            sampler = (Splitting if diffusion.closed_form else EulerMaruyama)(steps=256)
-        self.sampler = sampler
+        self.sampler = default_sampler(diffusion) if sampler is None else sampler
         self.times = times
         self.plate = plate
 
@@ -173,6 +171,22 @@ class DiffusionModel(Registered):
     def bound_score(self) -> BoundScore:
         """``score(y, s)`` and ``denoise(y, s)`` together, as samplers take them."""
         return BoundScore(self.diffusion, self.score_function)
+
+    def log_prob(self, x: Tensor, *, method: Method = "elbo", **options: Any) -> Tensor:
+        """A stochastic lower bound on log p(x), (batch,) nats, differentiable in x and the model.
+
+        Args:
+            x: data, (batch, *event_shape).
+            method: ``"elbo"``, ``"importance"`` or ``"flow"``, see
+                :mod:`pyro_mdm.paths.likelihood`.
+            options: draws, seed (which fixes them), times or solver, of
+                :class:`~pyro_mdm.paths.likelihood.Estimator`.
+
+        Raises:
+            TypeError, ValueError: data or options that do not fit.
+        """
+        self.check_data(x)
+        return Estimator(self, method, **options)(x)
 
     def path_law(self) -> GenerativePath | GenerativeChain:
         """The law of the generative path of one datum."""
@@ -260,7 +274,7 @@ def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any
     if sampler is not None and (isinstance(sampler, type) or not callable(sampler)):
         raise TypeError(
             f"sampler is {describe(sampler)}, expected one with its number of steps; pass "
-            "sampler=Splitting(256) of pyro_mdm.samplers, or leave it out"
+            "sampler=ExponentialIntegrator(25) of pyro_mdm.samplers, or leave it out"
         )
 
 

@@ -8,10 +8,14 @@ low discrepancy over all of it, each piece having a stratum in every S-th part o
 
 Drawing numbers that others use costs little beside a network call. Outside of :func:`piece` the
 draws are torch's own, from the global generator.
+
+Samples have another need: the i-th of a seed should be the same, however many are drawn at a time.
+Within :func:`stream` they come from generators of their own, one for each :data:`BLOCK` of data.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +25,18 @@ import torch
 import torchsde
 from torch import Tensor
 
-__all__ = ["brownian", "low_discrepancy", "normal", "piece", "subset", "uniform"]
+__all__ = [
+    "BLOCK",
+    "blocks",
+    "brownian",
+    "for_data",
+    "low_discrepancy",
+    "normal",
+    "piece",
+    "stream",
+    "subset",
+    "uniform",
+]
 
 
 @dataclass
@@ -203,3 +218,67 @@ def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, fl
         yield chosen[mine] // count, total / size
     finally:
         _current = outer
+
+
+# -- samples, however many at a time ---------------------------------------------------------------
+
+BLOCK = 16
+"""Data of a stream that share a generator."""
+
+
+class _Stream:
+    """Which data of a stream are drawn, and the generators of their blocks."""
+
+    def __init__(self, seed: int, first: int) -> None:
+        self.seed, self.first = seed, first
+        self.generators: dict[int, torch.Generator] = {}
+
+    def generator(self, block: int) -> torch.Generator:
+        if block not in self.generators:
+            mixed = hashlib.sha256(f"{self.seed} {block}".encode()).digest()
+            seed = int.from_bytes(mixed[:8], "big") >> 1
+            self.generators[block] = torch.Generator().manual_seed(seed)
+        return self.generators[block]
+
+
+_stream: _Stream | None = None
+
+
+@contextmanager
+def stream(seed: int, first: int = 0) -> Iterator[None]:
+    """Within it, :func:`for_data` draws for n data those of the data first, …, first + n - 1.
+
+    They are functions of the seed and of what was drawn before for the same data, on any device.
+    """
+    global _stream
+    outer, _stream = _stream, _Stream(seed, first)
+    try:
+        yield
+    finally:
+        _stream = outer
+
+
+def for_data(
+    draw: Callable[[int, torch.Generator | None], Tensor],
+    n: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``draw(n, generator)`` (n, …), or within :func:`stream` the rows of n data of it.
+
+    Args:
+        draw: for a number of data and a generator; None stands for the global one.
+    """
+    if _stream is None or generator is not None:
+        return draw(n, generator).to(device)
+    rows = [
+        draw(BLOCK, _stream.generator(block))[chosen] for block, chosen in blocks(_stream.first, n)
+    ]
+    return torch.cat(rows).to(device)
+
+
+def blocks(first: int, n: int) -> Iterator[tuple[int, slice]]:
+    """The blocks that the data first, …, first + n - 1 are in, and which rows of each they are."""
+    for block in range(first // BLOCK, (first + n - 1) // BLOCK + 1):
+        start = block * BLOCK
+        yield block, slice(max(first - start, 0), min(first + n - start, BLOCK))

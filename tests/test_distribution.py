@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +11,17 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_mdm import CLD, MDM, VPSDE, DiffusionModel, LearnedDiffusion, elbo_terms
+from pyro_mdm import (
+    CLD,
+    MDM,
+    VPSDE,
+    Denoiser,
+    DiffusionModel,
+    DiscreteDenoiser,
+    elbo_terms,
+)
 from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.samplers import ExponentialIntegrator
 from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
@@ -25,6 +33,13 @@ def exact(make=CLD, **options) -> MDM:
     """Of Gaussian data with their exact score."""
     model, _ = programs(make(max_log_snr=8.0), denoiser())
     return MDM(model.eval().requires_grad_(False), **options)
+
+
+def with_weights(network: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
+    """Of random weights, the last layer's too."""
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return network.double()
 
 
 def true_log_prob(x):
@@ -104,22 +119,23 @@ def test_it_is_the_prior_of_a_program_whose_posterior_is_known() -> None:
 
 
 def test_probes_are_drawn_anew_unless_a_seed_fixes_them() -> None:
+    torch.manual_seed(0)
     solver, x = Solver("rk4", steps=4, probes=1), data(3)
-    make = partial(LearnedDiffusion, 2)  # D of full rank: else one probe of this score is exact
-    path = exact(make).guide.law(x).rsample()[:, 0]
-    model = exact(make).model
+    network = with_weights(MLP(DIMS), 0.1)
+    score = Denoiser(network, torch.zeros(DIMS).double(), torch.ones(DIMS).double())
+    model = DiffusionModel(CLD(max_log_snr=6.0), score, event_shape=(DIMS,))
+    path = DiffusionGuide(model.diffusion).law(x).rsample()[:, 0]
     one, other = (
-        flow_log_prob(model.diffusion, model.score_function, path, solver).log_prob
-        for _ in range(2)
+        flow_log_prob(model.diffusion, score, path, solver).log_prob.detach() for _ in range(2)
     )
     assert not torch.equal(one, other)
-    fixed = exact(make, method="flow", solver=solver, seed=1)
+    fixed = MDM(model, method="flow", solver=solver, seed=1)
     assert torch.equal(fixed.log_prob(x), fixed.log_prob(x))
 
 
 def test_mistakes() -> None:
     model, _ = programs(VPSDE(max_log_snr=8.0), denoiser())
-    with pytest.raises(ValueError, match="method is 'ode', expected one of elbo, flow"):
+    with pytest.raises(ValueError, match="method is 'ode', expected one of elbo, imp"):
         MDM(model, method="ode")
     with pytest.raises(TypeError, match=r"model is .*, expected a DiffusionModel"):
         MDM(model.diffusion)
@@ -134,3 +150,56 @@ def test_mistakes() -> None:
         Solver(rtol=1e-16)
     with pytest.raises(ValueError, match="method is 'heun', expected one of dopri5"):
         Solver("heun")
+
+
+def test_samples_have_derivatives_by_the_parameters() -> None:
+    """Of every weight of a network, by finite differences at the same noise."""
+    torch.manual_seed(0)
+    network = with_weights(MLP(2, hidden=8, depth=1))
+    score = Denoiser(network, torch.zeros(2).double(), torch.ones(2).double())
+    law = MDM(DiffusionModel(CLD(max_log_snr=5.0), score, event_shape=(2,)))
+    law.model.sampler = ExponentialIntegrator(4)
+    assert law.has_rsample
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)
+        return law.rsample((6,)).square().sum()
+
+    weight = next(network.parameters())
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn_like(weight)
+    with torch.no_grad():
+        values = []
+        for step in (1e-5, -1e-5):
+            weight.add_(step * direction)
+            values.append(float(loss()))
+            weight.sub_(step * direction)
+    slope = (values[0] - values[1]) / 2e-5
+    assert abs(slope) > 1e-3
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
+    torch.manual_seed(1)
+    assert law.rsample((6,)).shape == (6, 2) and not law.sample((2,)).requires_grad
+
+
+def test_levels_have_no_derivatives() -> None:
+    x = torch.randint(3, (30, 1)) - 1.0
+    score = DiscreteDenoiser.fit(MLP(1, out_features=3), x, levels=3)
+    law = MDM(DiffusionModel(VPSDE(max_log_snr=5.0), score))
+    assert not law.has_rsample
+    with pytest.raises(NotImplementedError, match="draw what has no derivative; use sample"):
+        law.rsample()
+    own = exact()
+    own.model.sampler = lambda diffusion, score, shape: torch.zeros(shape)
+    assert not own.has_rsample
+
+
+def test_importance_weights_are_a_tighter_bound_of_their_chain() -> None:
+    torch.manual_seed(0)
+    law, x = exact(method="importance", times=17, draws=16), data(6)
+    single = exact(method="importance", times=17)
+    one = single.log_prob(x.repeat(64, 1)).reshape(64, -1)
+    many = law.log_prob(x.repeat(4, 1)).reshape(4, -1)
+    error = float(one.mean(1).std()) / 8
+    assert float(many.mean()) > float(one.mean()) + 4 * error
+    chain, _ = programs(CLD(max_log_snr=8.0), denoiser(), times=17)
+    assert MDM(chain, method="importance").log_prob(x).shape == (6,)

@@ -11,19 +11,26 @@ from torch import Tensor, nn
 from pyro_mdm import (
     CLD,
     VPSDE,
+    Denoiser,
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
     LearnedDiffusion,
+    NoisePrediction,
     RawScore,
     Simulated,
     Simulation,
 )
+from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.evaluation import Estimate, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted, log_mean_weight, pareto_k
+from pyro_mdm.evaluation.importance import importance_weighted, pareto_k
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.paths.likelihood import log_mean_weight
+from tests.test_distribution import with_weights
 from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
 
 DIFFUSIONS = {
@@ -86,28 +93,30 @@ def test_the_flow_gives_the_density_of_gaussian_data(make) -> None:
     torch.testing.assert_close(found.per_datum, true_log_prob(x), atol=0.04, rtol=0)
 
 
-def test_probes_are_unbiased_for_the_density_of_the_flow() -> None:
-    """With D of full rank; else one probe of this score, diagonal over dimensions, is exact."""
-    diffusion = LearnedDiffusion(2, max_log_snr=8.0, min_log_snr=-10.0)
-    model, guide = programs(diffusion, denoiser())
-    x = data(100)
-    found = probability_flow(model, guide, x, solver=Solver("rk4", steps=40, probes=1), seed=3)
-    error = found.per_datum - true_log_prob(x)
-    spread = float(error.std())
-    assert spread > 0.1 and abs(float(error.mean())) < 6 * spread / 10 + 0.05
-
-
 class BesideRest(nn.Module):
     """The score of N(0, 1), which holds states together, and something random."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = 1) -> None:
         super().__init__()
-        self.network = MLP(1, hidden=8, depth=1).double()
+        self.network = MLP(features, hidden=8, depth=1).double()
         for p in self.network.parameters():
             nn.init.normal_(p, std=0.3)
 
     def forward(self, y: Tensor, level: Tensor) -> Tensor:
         return torch.tanh(self.network(y, level)) - y
+
+
+@torch.no_grad()
+def test_probes_are_unbiased_for_the_density_of_the_flow() -> None:
+    torch.manual_seed(0)
+    score = RawScore(BesideRest(3))
+    diffusion = VPSDE(max_log_snr=4.0)
+    y = torch.randn(1, 1, 3).double()
+    truth = flow_log_prob(diffusion, score, y, Solver("rk4", steps=20)).log_prob
+    many = y.expand(200, 1, 3)
+    found = flow_log_prob(diffusion, score, many, Solver("rk4", steps=20, probes=1)).log_prob
+    error = float(found.std()) / math.sqrt(200)
+    assert 1e-4 < error < 0.1 and abs(float(found.mean() - truth)) < 6 * error
 
 
 @torch.no_grad()
@@ -173,3 +182,127 @@ def test_mistakes() -> None:
     raw = DiffusionModel(simulated, RawScore(MLP(DIMS)), event_shape=(DIMS,))
     with pytest.raises(ValueError, match="Simulated has no closed-form kernels; use the bound"):
         importance_weighted(raw, DiffusionGuide(simulated), x)
+
+
+# -- by name ---------------------------------------------------------------------------------------
+
+
+def test_log_likelihood_takes_the_method_by_name() -> None:
+    model, guide = programs(VPSDE(max_log_snr=8.0), denoiser())
+    x = data(12)
+    bound = log_likelihood(model, guide, x, draws=2, seed=1)
+    assert isinstance(bound, Estimate)
+    assert bound.mean == evidence_lower_bound(model, guide, x, draws=2, seed=1).mean
+    found = log_likelihood(model, guide, x, method="importance", samples=3, times=9, seed=1)
+    assert torch.equal(
+        found.per_datum, importance_weighted(model, guide, x, samples=3, times=9, seed=1).per_datum
+    )
+    flow = log_likelihood(model, guide, x, method="flow", solver=Solver("rk4", steps=8))
+    assert (flow.method, found.method) == ("flow", "importance") and flow.num_data == 12
+    with pytest.raises(ValueError, match="method is 'ode', expected one of elbo, importance, flow"):
+        log_likelihood(model, guide, x, method="ode")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="draws is no option of method 'flow', which has samples"):
+        log_likelihood(model, guide, x, method="flow", draws=3)
+
+
+@every
+def test_log_prob_of_a_model_is_a_function_of_x(make) -> None:
+    """It and its gradient agree with the truth, to what its draws leave; a seed fixes them."""
+    model, _ = programs(make(), denoiser())
+    model.eval().requires_grad_(False)
+    x = data(3)
+    truth = true_log_prob(x)
+    slope = (MEAN - x) / VARIANCE
+    repeated = x.repeat(300, 1).requires_grad_()
+    for method, options in {"elbo": {}, "importance": {"times": 17}}.items():
+        found = model.log_prob(repeated, method=method, seed=2, **options)
+        assert torch.equal(found, model.log_prob(repeated, method=method, seed=2, **options))
+        (gradient,) = torch.autograd.grad(found.sum(), repeated)
+        draws = found.detach().reshape(300, 3)
+        error = draws.std(0) / math.sqrt(300)
+        assert bool((draws.mean(0) < truth + 6 * error + 0.02).all())
+        if method == "elbo":  # which is tight where the score is exact
+            assert bool((draws.mean(0) > truth - 6 * error - 0.05).all())
+            each = gradient.reshape(300, 3, DIMS)
+            off = (each.mean(0) - slope).abs()
+            assert bool((off < 6 * each.std(0) / math.sqrt(300) + 0.05).all())
+    point = x.clone().requires_grad_()
+    flow = model.log_prob(point, method="flow", solver=Solver())
+    (gradient,) = torch.autograd.grad(flow.sum(), point)
+    torch.testing.assert_close(flow, truth, atol=0.04, rtol=0)
+    torch.testing.assert_close(gradient, slope, atol=0.04, rtol=0.02)
+
+
+def test_log_prob_of_weights_is_the_log_of_their_mean() -> None:
+    model, _ = programs(VPSDE(max_log_snr=8.0), denoiser(), dims=1)
+    model.requires_grad_(False)
+    x = data(5, dims=1)
+
+    def drawn(number: int, draws: int) -> Tensor:
+        many = x.repeat(number, 1)
+        found = model.log_prob(many, method="importance", draws=draws, times=9)
+        return found.reshape(number, 5)
+
+    one, four = drawn(400, 1), drawn(100, 4)
+    error = float((one.mean(1).std() / 20).hypot(four.mean(1).std() / 10))
+    chain = chain_log_prob(model, model.diffusion.log_snr_grid(9), x)
+    assert float(one.mean()) + 3 * error < float(four.mean()) < float(chain.mean())
+    weight = one.exp().mean(0) / chain.exp()
+    spread = (one.exp() / chain.exp()).std(0) / 20
+    assert bool(((weight - 1).abs() < 6 * spread).all()) and float(spread.max()) < 0.3
+    with pytest.raises(ValueError, match="x has shape"):
+        model.log_prob(x[:, 0], method="importance")
+    with pytest.raises(ValueError, match="times are of method 'importance', and method is 'elbo'"):
+        model.log_prob(x, times=9)
+
+
+# -- the divergence of a score ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD, lambda **o: LearnedDiffusion(2, **o)])
+@pytest.mark.parametrize("kind", ["denoiser", "noise"])
+def test_the_divergence_of_a_score_is_that_of_its_jacobian(make, kind: str) -> None:
+    torch.manual_seed(0)
+    diffusion = make(max_log_snr=6.0)
+    K, d = diffusion.num_variables, 3
+    if kind == "denoiser":
+        network = with_weights(MLP(d))
+        score = Denoiser(network, torch.zeros(d).double(), torch.ones(d).double())
+    else:
+        score = NoisePrediction(with_weights(MLP(K * d)))
+    bound = BoundScore(diffusion, score)
+    s = torch.tensor([0.01, 0.2, 0.5, 0.9]).double()
+    y = own_node(torch.randn(4, K, d).double())
+    theta, found = bound.with_divergence(y, s, Simulation(probes="exact"))
+    torch.testing.assert_close(theta, bound(y, s))
+    g2 = diffusion.noise_covariance(s).detach()
+    for i in range(4):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, i=i: g2[i] @ bound(v[None], s[i : i + 1])[0], y[i].detach()
+        )
+        torch.testing.assert_close(
+            found[i], jacobian.reshape(K * d, -1).trace(), rtol=1e-7, atol=1e-6
+        )
+    draws = torch.stack([bound.with_divergence(y, s, Simulation(probes=1))[1] for _ in range(200)])
+    error = draws.std(0) / math.sqrt(200)
+    assert bool(((draws.mean(0) - found).abs() < 6 * error).all())
+
+
+def test_near_the_data_probes_leave_what_is_known_alone() -> None:
+    """Σ^{-1} y is large there and has cross terms of variables, which no probe sees."""
+    torch.manual_seed(0)
+    diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0)
+    x = torch.randint(3, (50, 8)) - 1.0
+    network = with_weights(MLP(8, out_features=24), 0.05)
+    score = DiscreteDenoiser.fit(network, x.double(), levels=3)
+    s = diffusion.start_time.detach().expand(50)
+    y = own_node(DiffusionGuide(diffusion).law(x.double()).rsample()[:, 0])
+    bound, G = BoundScore(diffusion, score), diffusion.dispersion_matrix(s).unsqueeze(1).detach()
+    spread = []
+    for simulation in (Simulation(probes=1), Simulation(probes="exact")):
+        found = bound.with_divergence(y, s, simulation)[1].detach()
+        plain = divergence(bound(y, s), y, G, simulation).value.detach()
+        spread.append((found, plain))
+    (found, plain), (exact, same) = spread
+    torch.testing.assert_close(exact, same)
+    assert float((found - exact).std()) < 0.1 * float((plain - exact).std())

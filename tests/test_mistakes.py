@@ -281,11 +281,11 @@ PROGRAMS: Mistakes = {
     ),
     "a sampler's steps": (
         lambda: model(sampler=256),
-        r"sampler is 256, expected one with its number of steps; pass sampler=Splitting\(256\)",
+        r"sampler is 256, expected one with its number of steps; pass sampler=ExponentialInt",
     ),
     "a sampler's class": (
         lambda: model(sampler=Splitting),
-        r"sampler is the class Splitting, expected one .* pass sampler=Splitting\(256\)",
+        r"sampler is the class Splitting, expected one .* pass sampler=ExponentialInt",
     ),
     "a sampler of linear diffusions": (
         lambda: model(

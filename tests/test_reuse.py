@@ -300,8 +300,10 @@ def test_sample_writes_beside_the_run_and_names_the_guide(
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     words = ("--reuse", copy, "--guide", "alda", "--steps", 2, "--num_samples", 3)
     run_program("sample", *words)
-    assert capsys.readouterr().out.splitlines()[-1] == str(copy / "samples-alda-splitting-2-0.png")
-    assert (copy / "samples-alda-splitting-2-0.png").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == str(
+        copy / "samples-alda-exponential-2-0.png"
+    )
+    assert (copy / "samples-alda-exponential-2-0.png").is_file()
     with pytest.raises(SystemExit, match="exists; give another --out, or --overwrite"):
         run_program("sample", *words)
     out = tmp_path / "x.npy"

@@ -7,13 +7,14 @@ is exact, and the decoder's term costs no network call unless the decoder is a n
 are compared see the same data, noise levels and noise: state noise is drawn such that its first
 part is that of z, whatever the diffusion (z itself is the same where levels are log SNR for both).
 Models whose diffusion is simulated are evaluated as :mod:`pyro_mdm.evaluation.simulated` describes.
+:func:`log_likelihood` also knows other methods: importance weights, and the probability flow.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
 and what more network calls make small; the standard error is over the data and includes it.
 """
 
 from pyro_mdm.evaluation.bounds import Bound, bound
-from pyro_mdm.evaluation.comparison import compare, log_likelihood
+from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
@@ -26,6 +27,7 @@ __all__ = [
     "Weighted",
     "bound",
     "compare",
+    "evidence_lower_bound",
     "importance_weighted",
     "log_likelihood",
     "probability_flow",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_mdm.elbo import check_programs, elbo_terms
 from pyro_mdm.evaluation.closed_form import FEWEST
-from pyro_mdm.evaluation.comparison import log_likelihood
+from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import Estimate
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -89,8 +89,8 @@ def bound(
     """Estimate the evidence lower bound of data: ``print(bound(model, guide, x))``.
 
     The model is put in evaluation mode meanwhile. For a :class:`DiffusionModel` and its guide this
-    is :func:`pyro_mdm.evaluation.log_likelihood`, which has more settings and makes the most of
-    every network call. For chains on a grid (``times``), of which it is the exact discrete-time
+    is :func:`pyro_mdm.evaluation.evidence_lower_bound`, which has more settings and makes the most
+    of every network call. For chains on a grid (``times``), of which it is the exact discrete-time
     bound, for programs of your own that :func:`elbo_terms` takes, and for fewer than 8 data,
     estimates by :func:`elbo_terms` are averaged.
 
@@ -118,7 +118,7 @@ def bound(
         model.check_data(x)
     if _is_continuous(model, guide) and len(x) >= FEWEST:
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-        return _of_estimate(log_likelihood(model, guide, x, draws=draws, **options))  # type: ignore
+        return _of_estimate(evidence_lower_bound(model, guide, x, draws=draws, **options))  # type: ignore
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model, guide), torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -1,15 +1,19 @@
-"""The bound of one model, or of several at the same draws."""
+"""The likelihood of one model by a chosen method, or the bounds of several at the same draws."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
-from pyro_mdm.evaluation.estimates import Comparison, Estimate
+from pyro_mdm.evaluation.estimates import Comparison, Estimate, Weighted
+from pyro_mdm.evaluation.flow import probability_flow
+from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.evaluation.simulated import compare_paths
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -17,15 +21,14 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["compare", "log_likelihood"]
+__all__ = ["METHODS", "compare", "evidence_lower_bound", "log_likelihood"]
 
 
-def log_likelihood(
+def evidence_lower_bound(
     model: DiffusionModel,
     guide: DiffusionGuide,
     x: Tensor,
     *,
-    method: str = "elbo",
     draws: int = 4,
     half_width: float | None = None,
     batch_size: int = 256,
@@ -41,7 +44,6 @@ def log_likelihood(
     Args:
         model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape).
-        method: "elbo", the continuous-time bound.
         draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
         half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
             goes, takes to be ± this. A pilot tells how many: a fourth of all, or more if they are
@@ -60,11 +62,9 @@ def log_likelihood(
 
     Raises:
         RuntimeError: ``distributed`` without a process group.
-        ValueError: an unknown method, fewer than 8 data or 1 draw, a half-width that is not
-            positive, or programs over different diffusions.
+        ValueError: fewer than 8 data or 1 draw, a half-width that is not positive, or programs
+            over different diffusions.
     """
-    if method != "elbo":
-        raise ValueError(f"method is {method!r}, expected 'elbo', the one there is")
     found = compare(
         {"model": (model, guide)},
         x,
@@ -79,6 +79,71 @@ def log_likelihood(
         distributed=distributed,
     )
     return found.estimates["model"]
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "elbo": evidence_lower_bound,
+    "importance": importance_weighted,
+    "flow": probability_flow,
+}
+
+
+@overload
+def log_likelihood(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    method: Literal["elbo"] = "elbo",
+    **options: Any,
+) -> Estimate: ...
+
+
+@overload
+def log_likelihood(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    method: Literal["importance", "flow"],
+    **options: Any,
+) -> Weighted: ...
+
+
+def log_likelihood(
+    model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, method: str = "elbo", **options: Any
+) -> Any:
+    """Estimate log p(x) of each datum and its mean by one of three methods.
+
+    Each is of a model of its own, which are one where the score is exact. So their numbers stand
+    beside each other, and are not sorted.
+
+    Args:
+        model, guide: over one diffusion.
+        x: data in model space, (n, *event_shape).
+        method: ``"elbo"``, the bound of the SDE (:func:`evidence_lower_bound`, the default);
+            ``"importance"``, the chain on a grid by importance weights over its paths
+            (:func:`importance_weighted`); ``"flow"``, the probability-flow ODE and the decoder
+            (:func:`probability_flow`).
+        options: of that function.
+
+    Returns:
+        An :class:`Estimate` for ``"elbo"``, else a :class:`Weighted`; both have ``bits_per_dim``,
+        its standard error, and the values of each datum.
+
+    Raises:
+        TypeError: an option that the method does not have.
+        ValueError: an unknown method; else as the function says.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    function = METHODS[method]
+    known = [*inspect.signature(function).parameters][3:]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(
+            f"{unknown[0]} is no option of method {method!r}, which has {', '.join(known)}"
+        )
+    return function(model, guide, x, **options)
 
 
 def compare(
@@ -101,16 +166,17 @@ def compare(
     Args:
         programs: (model, guide) by name; scores and diffusions may be of any kind.
         x, batch_size, seed, control_variate, bins, progress, distributed: as for
-            :func:`log_likelihood`.
+            :func:`evidence_lower_bound`.
         draws: network evaluations per datum and model for the diffusion term; the most, with
             ``half_width``.
-        half_width: as for :func:`log_likelihood`, for every bound and every difference.
-        baseline: as for :func:`log_likelihood`; by default the first score that is a denoiser.
+        half_width: as for :func:`evidence_lower_bound`, for every bound and every difference.
+        baseline: as for :func:`evidence_lower_bound`; by default the first score that is a
+            denoiser.
         adapt: whether the density of noise levels follows what was found.
 
     Raises:
-        RuntimeError, ValueError: as :func:`log_likelihood`, and no model, or models of different
-            event shapes.
+        RuntimeError, ValueError: as :func:`evidence_lower_bound`, and no model, or models of
+            different event shapes.
     """
     _check(programs, x, draws, batch_size, half_width)
     share = Share.of_group(x.device) if distributed else Share(x.device)

@@ -97,11 +97,20 @@ class Weighted(InBits):
     effective_samples: Tensor  # (n,) (Σ w)² / Σ w², of S
     pareto_k: Tensor  # (n,) tail index of the weights, trusted below 0.7; NaN for few of them
 
-    def __str__(self) -> str:
-        k = self.pareto_k[self.pareto_k.isfinite()]
+    @property
+    def num_data(self) -> int:
+        return len(self.per_datum)
+
+    @property
+    def weights_in_words(self) -> str:
+        """How many weights count, and how far they can be trusted."""
+        k = self.pareto_k[~self.pareto_k.isnan()]
         tail = f", k̂ above 0.7 for {float((k > 0.7).double().mean()):.0%}" if len(k) else ""
-        S = f"{float(self.effective_samples.mean()):.1f} effective samples{tail}"
-        return f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} ({S})"
+        return f"{float(self.effective_samples.mean()):.1f} effective samples{tail}"
+
+    def __str__(self) -> str:
+        value = f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f}"
+        return f"{value} ({self.weights_in_words})"
 
 
 @dataclass(frozen=True)

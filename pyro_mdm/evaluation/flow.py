@@ -19,7 +19,8 @@ from pyro_mdm.evaluation.estimates import Weighted
 from pyro_mdm.evaluation.importance import draw_weights, weighted
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.likelihood import flow_weight
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.modules import evaluating
 
@@ -60,15 +61,9 @@ def probability_flow(
 
     def log_weight(chosen: Tensor) -> Tensor:
         nonlocal calls
-        noising = guide.law(chosen.double())
-        path = noising.rsample()
-        (y,) = noising.states(path)
-        decoder = model.likelihood(
-            model.diffusion, model.score_function, y.to(chosen.dtype), chosen.dim() - 1
-        )
-        found = flow_log_prob(model.diffusion, model.score_function, y, solver)
-        calls = max(calls, found.calls)
-        return found.log_prob + decoder.log_prob(chosen).double() - noising.log_prob(path)
+        found, taken = flow_weight(model, guide.law(chosen.double()), chosen, solver)
+        calls = max(calls, taken)
+        return found
 
     d = math.prod(model.event_shape)
     size = 8 * d * model.diffusion.num_variables

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
@@ -28,13 +27,18 @@ from pyro_mdm import randomness
 from pyro_mdm.evaluation.estimates import Weighted, population_error
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["draw_weights", "importance_weighted", "log_mean_weight", "pareto_k", "weighted"]
+__all__ = [
+    "draw_weights",
+    "importance_weighted",
+    "pareto_k",
+    "weighted",
+]
 
 NUMBERS = 2**22
 """Of all states that are weighed together, which bounds the memory."""
@@ -67,21 +71,13 @@ def importance_weighted(
         KernelPrecisionError: a grid whose steps float64 does not resolve.
     """
     check_count("samples", samples, "the number of paths for each datum")
-    diffusion = model.diffusion
-    if not diffusion.closed_form:
-        raise ValueError(
-            f"importance weights need the exact densities of a chain on a grid, and "
-            f"{type(diffusion).__name__} has no closed-form kernels; use the bound, or the "
-            "probability flow"
-        )
-    times = 65 if times is None else times
-    grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
-    chain = GenerativeChain(diffusion, model.score_function, model.event_shape, grid)
+    chain = chain_of(model, times)
 
     def log_weight(chosen: Tensor) -> Tensor:
-        return _log_weight(model, guide, chain, chosen, grid)
+        return path_weight(model, chain, guide.law(chosen.double(), chain.times), chosen)
 
-    size = len(grid) * diffusion.num_variables * math.prod(model.event_shape)
+    grid = chain.times
+    size = len(grid) * model.diffusion.num_variables * math.prod(model.event_shape)
     with evaluating(model):
         weights = draw_weights(log_weight, x, samples, size, seed, progress)
     calls = samples * (len(grid) - 1 + model.likelihood.network_calls)
@@ -111,29 +107,6 @@ def draw_weights(
                 weights[part] = log_weight(x[part.to(x.device) % n]).cpu()
             bar.update(len(part))
     return weights.reshape(samples, n)
-
-
-def _log_weight(
-    model: DiffusionModel, guide: DiffusionGuide, chain: GenerativeChain, x: Tensor, grid: Tensor
-) -> Tensor:
-    """log w of one path for each datum, (n,) float64."""
-    noising = guide.law(x.double(), grid)
-    path: Any = noising.rsample()
-    y = noising.states(path)[0]
-    decoder = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
-    return chain.log_prob(path) - noising.log_prob(path) + decoder.log_prob(x).double()
-
-
-def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,), nats.
-
-    The error is that of the mean weight relative to it; NaN for S = 1.
-    """
-    S = len(log_weights)
-    value = log_weights.logsumexp(0) - math.log(S)
-    relative = (log_weights - value).exp()
-    error = relative.std(0) / math.sqrt(S) if S > 1 else torch.full_like(value, math.nan)
-    return value, error
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

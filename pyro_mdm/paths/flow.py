@@ -22,7 +22,12 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, full_precision
+from pyro_mdm.diffusions.matrices import (
+    apply_matrix,
+    apply_to_rows,
+    as_rows,
+    full_precision,
+)
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_count, check_number
@@ -138,12 +143,14 @@ class _Flow:
 
     def _velocity(self, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         diffusion = self.diffusion
+        if diffusion.closed_form:
+            theta, of_score = self.score.with_divergence(y, s, self.trace)
+            A = diffusion.drift_matrix(s)
+            v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
+            own = y[0, 0].numel() * A.diagonal(dim1=-2, dim2=-1).sum(-1)
+            return v, own - 0.5 * of_score
         theta = self.score(y, s)
         G = noise_root(diffusion, y, s)
         pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
-        f = diffusion.drift(y, s)
-        v = f - 0.5 * (pulled + diffusion.noise_divergence(y, s))
-        if not diffusion.closed_form:
-            return v, divergence(v, y, None, self.trace).value
-        own = y[0, 0].numel() * diffusion.drift_matrix(s).diagonal(dim1=-2, dim2=-1).sum(-1)
-        return v, own - 0.5 * divergence(theta, y, G, self.trace).value
+        v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
+        return v, divergence(v, y, None, self.trace).value

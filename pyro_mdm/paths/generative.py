@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.support.checks import describe
@@ -109,6 +110,13 @@ class BoundScore:
     def __call__(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y."""
         return self.parameterization.score(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+
+    def with_divergence(self, y: Tensor, s: Tensor, how: Simulation) -> tuple[Tensor, Tensor]:
+        """s_θ, like y, and ∇·(g² s_θ), (batch,), as :meth:`Score.with_divergence`."""
+        theta, found = self.parameterization.with_divergence(
+            self.diffusion, y.to(self.dtype), s, how
+        )
+        return theta.to(y.dtype), found.to(y.dtype)
 
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
         """x̂, (*batch, *event_shape), in y's dtype."""

@@ -29,7 +29,8 @@ asked.
 | :class:`TorchSDE` | SDE | 1, 2 | 1, 2 | |
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
-``grid`` by name (:data:`GRIDS`), as times, or as a function.
+``grid`` by name (:data:`GRIDS`), as times, or as a function. Where none is chosen it is
+:func:`default_sampler`.
 
 A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
 default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
@@ -39,6 +40,7 @@ found from the score by its projection on g².
 
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import (
@@ -69,6 +71,7 @@ __all__ = [
     "StochasticHeun",
     "ToleranceError",
     "TorchSDE",
+    "default_sampler",
     "information_grid",
     "karras_grid",
     "log_snr_grid",

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
+from pyro_mdm.randomness import for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
@@ -21,10 +22,11 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "check_size", "outer"]
+__all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size", "outer"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
+Watch = Callable[[Tensor, Tensor], object]
 
 
 class Sampler(Recorded, ABC):
@@ -84,13 +86,14 @@ class Sampler(Recorded, ABC):
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
-        plan = self.plan(ask.diffusion, self.times(ask.diffusion))
+        times = self.times(ask.diffusion)
+        plan = self.plan(ask.diffusion, times)
         for i in range(self.steps):
+            ask.watch(times[i], y)
             y = self.step(plan, i, y, ask, noise)
             bar.update()
         return y
 
-    @torch.no_grad()
     def __call__(
         self,
         diffusion: Diffusion,
@@ -100,6 +103,8 @@ class Sampler(Recorded, ABC):
         *,
         dtype: torch.dtype | None = None,
         progress: bool | Progress = False,
+        watch: Watch | None = None,
+        differentiable: bool = False,
     ) -> Tensor:
         """y_ε of the given shape (batch, K, *event_shape).
 
@@ -111,6 +116,9 @@ class Sampler(Recorded, ABC):
             dtype: precision of the score's inputs and of the result.
             progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or what counts
                 them.
+            watch: is called with the time and the state (float64) before each step and at the end.
+            differentiable: keep the graph, so that y_ε has derivatives by the score's parameters
+                and the diffusion's, for the noise as it was drawn.
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
@@ -129,13 +137,22 @@ class Sampler(Recorded, ABC):
         device = diffusion.start_time.device
         self.check(diffusion)
 
-        def noise() -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+        n, *rest = shape
 
-        ask = Questions(diffusion, score, dtype)
-        y = diffusion.prior.sample(tuple(shape), generator).to(device)
-        with self._counting(progress) as bar:
-            y = self.integrate(y, ask, noise, bar)
+        def noise() -> Tensor:
+            def draw(n: int, generator: torch.Generator | None) -> Tensor:
+                on = device if generator is None else generator.device
+                return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
+
+            return for_data(draw, n, device, generator)
+
+        def start(n: int, generator: torch.Generator | None) -> Tensor:
+            return diffusion.prior.sample((n, *rest), generator)
+
+        ask = Questions(diffusion, score, dtype, watch)
+        with torch.set_grad_enabled(differentiable), self._counting(progress) as bar:
+            y = self.integrate(for_data(start, n, device, generator), ask, noise, bar)
+        ask.watch(diffusion.start_time, y)
         self.calls = ask.calls
         return y.to(dtype)
 
@@ -158,10 +175,18 @@ class Questions:
         past: what a method of several steps keeps, the newest first.
     """
 
-    def __init__(self, diffusion: Any, score: Score, dtype: torch.dtype) -> None:
+    def __init__(
+        self, diffusion: Any, score: Score, dtype: torch.dtype, watch: Watch | None = None
+    ) -> None:
         self.diffusion, self._score, self.dtype = diffusion, score, dtype
         self.calls = 0
+        self._watch = watch
         self.past: deque[Any] = deque(maxlen=3)
+
+    def watch(self, s: Tensor, y: Tensor) -> None:
+        """A state y at the time s, for who watches."""
+        if self._watch is not None:
+            self._watch(s.detach(), y.detach())
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls += 1

@@ -139,6 +139,7 @@ class _Flow:
 
     def callback_accept_step(self, w: Tensor, y: Tensor, dw: Tensor) -> None:
         self.steps += 1
+        self.ask.watch(_time(self.ask.diffusion, w), y)
         self.reached = _time(self.ask.diffusion, w + dw).item()
         self.bar.update()
 

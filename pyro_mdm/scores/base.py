@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -92,6 +94,26 @@ class Score(Restorable, ExactBuffers, ABC):
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
         """
         return project(diffusion, self.score(diffusion, y, s), y, s)
+
+    def with_divergence(
+        self, diffusion: LinearDiffusion, y: Tensor, s: Tensor, how: Simulation
+    ) -> tuple[Tensor, Tensor]:
+        """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,) in float64.
+
+        What is large near the data, -Σ^{-1} y, is differentiated by hand, so that probes see only
+        what the network adds.
+
+        Args:
+            y: states, which require gradients;  s: times (batch,).
+            how: the number of probes, and their law.
+        """
+        theta = self.score(diffusion, y, s)
+        with full_precision(y):
+            W = inverse_tril(diffusion.marginal(s).scale_tril)
+            added = theta.double() + apply_matrix(W.mT @ W, y.double())
+            G = diffusion.dispersion_matrix(s).unsqueeze(-3)
+            found = divergence(added, y, G, how).value
+        return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The decoder p(x | y_ε) that fits this parameterization and costs no network call.

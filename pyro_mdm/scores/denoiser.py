@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
+from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
 from pyro_mdm.support.checks import check_finite
 
@@ -77,7 +80,24 @@ class DenoiserScore(Score):
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        x = self.x_hat(z, marginal.log_snr)
+        return self._score(marginal, self.x_hat(z, marginal.log_snr), y, s)
+
+    def with_divergence(
+        self, diffusion: LinearDiffusion, y: Tensor, s: Tensor, how: Simulation
+    ) -> tuple[Tensor, Tensor]:
+        """As for every score; ∇·(g² s_θ) = -λ' tr(∂x̂/∂z) - d κ', by d derivatives if exact."""
+        s = self.checked_state(diffusion, y, s)
+        marginal = diffusion.marginal(s)
+        z = apply_vector(marginal.readout, y.double()).to(y.dtype)
+        z = own_node(z.unsqueeze(1))
+        x = self.x_hat(z.squeeze(1), marginal.log_snr)
+        trace = divergence(x.unsqueeze(1), z, None, how).value.double()
+        d = z[0].numel()
+        found = diffusion.log_snr_rate(s) * trace - d * diffusion.log_volume_rate(s)
+        return self._score(marginal, x, y, s), found
+
+    @staticmethod
+    def _score(marginal: Marginal, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         with full_precision(y):
             x = x.double().unsqueeze(s.dim() or 1)
             a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (y.dim() - (s.dim() or 1) - 1))

@@ -1,0 +1,192 @@
+r"""log p(x) of a generative program from draws of its noising path, differentiable in both.
+
+Each is a bound for every draw, of a model of its own:
+
+- ``elbo``: the evidence lower bound of the SDE, unbiased for it;
+- ``importance``: log w of a path on a grid, w = p(x | y_ε) p_θ(path) / q(path | x), for the chain
+  on that grid, whose density is exact;
+- ``flow``: log w of y_ε, w = p_ode(y_ε) p(x | y_ε) / q(y_ε | x), for the probability-flow ODE.
+
+The mean of S weights is unbiased for p(x), and its log a tighter bound (Burda, Grosse &
+Salakhutdinov, "Importance weighted autoencoders", ICLR 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.paths.base import NoisingLaw
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.divergence import path_divergence
+from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.support.checks import check_count
+
+__all__ = [
+    "Estimator",
+    "Generative",
+    "Method",
+    "TIMES",
+    "chain_of",
+    "flow_weight",
+    "log_mean_weight",
+    "path_weight",
+]
+
+Method = Literal["elbo", "importance", "flow"]
+
+TIMES = 65
+"""Of a grid, where none is given."""
+
+
+class Generative(Protocol):
+    """What a generative program is made of; a :class:`~pyro_mdm.DiffusionModel` is one."""
+
+    diffusion: Any
+    score_function: Any
+    likelihood: Any
+    event_shape: torch.Size
+    times: int | Tensor | None
+
+
+class Estimator:
+    """A stochastic lower bound on log p(x), as a function of x.
+
+    Args:
+        model: what is asked for.
+        method: see the module's text.
+        draws: for each datum: estimates whose mean is taken (``elbo``, and ``flow`` with an
+            estimated divergence), or weights, of whose mean the log is.
+        seed: fixes the draws; None for others at every call.
+        times: of the grid of ``importance``: a number or (N,) from ε to T; by default those of a
+            model that is a chain, else :data:`TIMES`.
+        solver: of the ODE of ``flow``.
+
+    Raises:
+        ValueError: a method that there is not, ``importance`` of a diffusion without a closed form,
+            another method of a chain on a grid, times of another method, numbers below 1.
+    """
+
+    def __init__(
+        self,
+        model: Generative,
+        method: Method = "elbo",
+        draws: int = 1,
+        seed: int | None = None,
+        times: int | Tensor | None = None,
+        solver: Solver | None = None,
+    ) -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
+        if method != "importance" and model.times is not None:
+            raise ValueError(
+                "model is a chain on a grid, expected a model in continuous time; leave out times, "
+                "or use method='importance'"
+            )
+        if method != "importance" and times is not None:
+            raise ValueError(f"times are of method 'importance', and method is {method!r}")
+        check_count("draws", draws, "the number of draws for each datum")
+        self.model, self.method, self.draws, self.seed = model, method, draws, seed
+        self.times = model.times if times is None else times
+        self.solver = Solver() if solver is None else solver
+        if method == "importance":
+            chain_of(model, self.times)  # refused here if it has to be
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n,) nats, of x (n, *event_shape), in its dtype."""
+        with self._drawing():
+            each = torch.stack([self._one(x).expand(len(x)) for _ in range(self.draws)])
+        exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
+        found = log_mean_weight(each)[0] if exact else each.mean(0)
+        return found.to(x.dtype)
+
+    def _drawing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.seed is None else randomness.piece(0, 1, self.seed)
+
+    def _one(self, x: Tensor) -> Tensor:
+        model = self.model
+        if self.method == "importance":
+            chain = chain_of(model, self.times)
+            return path_weight(
+                model, chain, noising_law(model.diffusion, x.double(), chain.times), x
+            )
+        if self.method == "flow":
+            noising = noising_law(model.diffusion, x.double())
+            return flow_weight(model, noising, x, self.solver)[0]
+        noising = noising_law(model.diffusion, x)
+        path = noising.rsample()
+        law = GenerativePath(model.diffusion, model.score_function, model.event_shape)
+        kl = path_divergence(noising, law, path)
+        return _decoded(model, noising.states(path)[0], x) - kl.prior - kl.diffusion
+
+
+def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:
+    """The model as a chain on a grid, of :data:`TIMES` times by default.
+
+    Raises:
+        ValueError: a diffusion without closed-form kernels.
+    """
+    diffusion = model.diffusion
+    if not diffusion.closed_form:
+        raise ValueError(
+            f"importance weights need the exact densities of a chain on a grid, and "
+            f"{type(diffusion).__name__} has no closed-form kernels; use the bound, or the "
+            "probability flow"
+        )
+    times = TIMES if times is None else times
+    grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
+    return GenerativeChain(diffusion, model.score_function, model.event_shape, grid)
+
+
+def path_weight(
+    model: Generative, chain: GenerativeChain, noising: NoisingLaw, x: Tensor
+) -> Tensor:
+    """log w of one path on the chain's grid for each datum, (n,) float64.
+
+    Args:
+        noising: of x in float64, at the chain's times.
+    """
+    path = noising.rsample()
+    decoded = _decoded(model, noising.states(path)[0], x)
+    return chain.log_prob(path) - noising.log_prob(path) + decoded.double()
+
+
+def flow_weight(
+    model: Generative, noising: NoisingLaw, x: Tensor, solver: Solver
+) -> tuple[Tensor, int]:
+    """log w of one y_ε for each datum, (n,) float64, and the network calls that it took.
+
+    Args:
+        noising: of x in float64, in continuous time.
+    """
+    path = noising.rsample()
+    (y,) = noising.states(path)
+    found = flow_log_prob(model.diffusion, model.score_function, y, solver)
+    decoded = _decoded(model, y, x)
+    return found.log_prob + decoded.double() - noising.log_prob(path), found.calls
+
+
+def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,), nats.
+
+    The error is that of the mean weight relative to it; NaN for S = 1.
+    """
+    S = len(log_weights)
+    value = log_weights.logsumexp(0) - math.log(S)
+    relative = (log_weights - value).exp()
+    error = relative.std(0) / math.sqrt(S) if S > 1 else torch.full_like(value, math.nan)
+    return value, error
+
+
+def _decoded(model: Generative, y: Tensor, x: Tensor) -> Tensor:
+    """log p(x | y_ε), (n,)."""
+    law = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
+    found: Tensor = law.log_prob(x)
+    return found
