@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -329,3 +330,21 @@ def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
     assert isinstance(
         build(config | {"likelihood": "tweedie"}).model.likelihood, likelihoods.Tweedie
     )
+
+
+def test_names_are_told_wherever_they_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the helps of the programs and in their README."""
+    lists = {"score": SCORES, "likelihood": names.LIKELIHOODS, "sampler": names.SAMPLERS}
+    text = (ROOT / "inference" / "README.md").read_text()
+    helps = {}
+    for program in ("train", "sample"):
+        with pytest.raises(SystemExit):
+            run_program(program, "--help")
+        helps[program] = capsys.readouterr().out
+    for option, known in lists.items():
+        (row,) = re.findall(rf"\n\| `--{option}` \| (.*) \| \[", text)
+        assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known)
+        for program in ["train", *(["sample"] if option == "sampler" else [])]:
+            found = re.search(rf"\n  --{option} .*?(?=\n  --)", helps[program], re.DOTALL)
+            assert found is not None
+            assert not [name for name in known if not re.search(rf"\b{name}\b", found[0])]

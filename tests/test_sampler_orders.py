@@ -628,3 +628,50 @@ def test_calls_are_counted():
     for sampler, calls in expected.items():
         sampler(diffusion, score, shape)
         assert sampler.calls == calls, sampler
+
+
+# -- what a sampler can see of the diffusion -------------------------------------------------------
+
+
+def chain_of_z(sampler: Sampler, linear: LinearDiffusion) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of (z_T, …, z_ε), all that a denoiser reads, over all steps."""
+    K, steps = linear.num_variables, sampler.steps
+    times = sampler.times(linear)
+    score = TabulatedScore(linear, times)
+    probes = torch.eye(K * (1 + steps) + 1, dtype=torch.float64)[:, :-1, None]
+    noises = iter([probes[:, K * (1 + j) : K * (2 + j)] for j in range(steps)])
+    states: list[Tensor] = []
+    ask = Questions(linear, score, torch.float64, lambda s, y: states.append(y[..., 0]))
+    last = sampler.integrate(probes[:, :K], ask, noises.__next__, SILENT)[..., 0]
+    readout = linear.marginal(times).readout
+    z = torch.stack([(y * k).sum(-1) for y, k in zip([*states, last], readout, strict=True)], 1)
+    M, root = (z[:-1] - z[-1]).mT.split([K, K * steps], 1)
+    mean, covariance = marginal(linear, times[0])
+    return M @ mean + z[-1], M @ covariance @ M.mT + root @ root.mT
+
+
+@pytest.mark.parametrize("name", ["cld", "malda", "alda", "learned_3"])
+def test_no_stochastic_sampler_sees_the_diffusion(name):
+    """Under exact posteriors z is a chain of its own: that of DDPM, whatever Q, D and K are.
+
+    Only through its start, where λ(T) is low and little is known of the data. A deterministic
+    sampler turns through the K noises, and there diffusions differ.
+    """
+    made = (dict(DIFFUSIONS)[n]() for n in ("vpsde", name))
+    laws = {}
+    for diffusion in made:
+        diffusion.max_log_snr, diffusion.min_log_snr = 6.0, -8.0
+        for sampler in (
+            Ancestral(12),
+            S(12, 1.0, 1, grid="log_snr"),
+            ExponentialIntegrator(12, 1, "log_snr"),
+        ):
+            laws.setdefault(type(sampler), []).append(chain_of_z(sampler, diffusion))
+    for kind, ((mean, covariance), (other_mean, other)) in laws.items():
+        scale = covariance.diagonal().sqrt()
+        apart = ((covariance - other) / scale / scale[:, None]).abs().max()
+        shift = ((mean - other_mean) / scale).abs().max()
+        if kind is ExponentialIntegrator:
+            assert apart > 1e-2
+        else:
+            assert apart < 1e-7 and shift < 1e-7
