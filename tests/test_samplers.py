@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm import ALDA, CLD, VPSDE
+from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
@@ -354,3 +355,52 @@ def test_time_ends_where_the_data_begin():
         noise = (z - x) * torch.exp(diffusion.start.log_snr / 2)
         assert noise.mean().abs() < SE / noise.numel() ** 0.5 + 0.1
         assert noise.var() == pytest.approx(1.0, abs=SE * (2 / noise.numel()) ** 0.5 + 0.05)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ExponentialIntegrator(4), StochasticExponentialIntegrator(4, 0.5), Splitting(4), Ancestral(4)],
+    ids=repr,
+)
+def test_states_have_derivatives_by_the_diffusion(sampler) -> None:
+    """Through all steps, by finite differences at the same noise and times."""
+    diffusion = LearnedDiffusion(2, cut_time=0.05)
+    with torch.no_grad():  # where D has equal eigenvalues the root of the noise may turn
+        diffusion.B.add_(torch.tensor([[0.2, 0.1], [0.3, -0.2]]))
+    problem = mixture()
+
+    class Denoise:
+        dtype = torch.float64
+
+        def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            precision = torch.linalg.inv(m.covariance)
+            a = m.mean.reshape(1, -1, 1)
+            return -apply_matrix(precision, y - a * self.denoise(y, s).unsqueeze(1))
+
+        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+            m = diffusion.marginal(s[0])
+            return problem.x_hat(apply_vector(m.readout, y), m.log_snr)
+
+    times = torch.tensor([1.0, 0.7, 0.4, 0.2, 0.05], dtype=torch.float64)
+    sampler = type(sampler)(**sampler.arguments() | {"grid": times.tolist()})
+
+    def loss(differentiable: bool = False) -> Tensor:
+        rng = torch.Generator().manual_seed(0)
+        y = sampler(diffusion, Denoise(), (6, 2, 2), rng, differentiable=differentiable)
+        return y.square().sum()
+
+    parameters = [p for p in diffusion.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss(True), parameters, allow_unused=True)
+    assert not loss().requires_grad
+    torch.manual_seed(0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction, values = torch.randn_like(parameter), []
+        with torch.no_grad():
+            for step in (1e-5, -1e-5):
+                parameter.add_(step * direction)
+                values.append(float(loss()))
+                parameter.sub_(step * direction)
+        slope = (values[0] - values[1]) / 2e-5
+        found = 0.0 if gradient is None else float((gradient * direction).sum())
+        assert found == pytest.approx(slope, rel=1e-4, abs=1e-5)
