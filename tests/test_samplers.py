@@ -359,7 +359,7 @@ def test_time_ends_where_the_data_begin():
 
 @pytest.mark.parametrize(
     "sampler",
-    [ExponentialIntegrator(4), StochasticExponentialIntegrator(4, 0.5), Splitting(4), Ancestral(4)],
+    [ExponentialIntegrator(4), StochasticExponentialIntegrator(4, 0.5), Ancestral(4)],
     ids=repr,
 )
 def test_states_have_derivatives_by_the_diffusion(sampler) -> None:

@@ -118,8 +118,8 @@ class Sampler(Recorded, ABC):
                 them.
             watch: is called with the time and the state (float64) before each step and at the end.
             differentiable: keep the graph, so that y_ε has derivatives by the score's parameters
-                and the diffusion's, for the noise as it was drawn and the times of the grid as they
-                are (but for a grid that is a function which keeps theirs).
+                and the diffusion's, at the times of the grid as they are (but for a grid that is a
+                function which keeps theirs).
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)

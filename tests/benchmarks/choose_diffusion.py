@@ -143,12 +143,29 @@ def _within(x: Tensor) -> Tensor:
 
 
 def choose(problem: Problem, one: Candidate, iterations: int, batch: int, seed: int) -> None:
-    """Minimize the distance to training data over the diffusion and the grid."""
-    optimizer = torch.optim.Adam(one.parameters(), lr=0.05)
+    """Minimize the distance to training data over the diffusion and the grid.
+
+    Of what is found on the way, the best on the training data and noise of its own is kept.
+    """
+    optimizer = torch.optim.Adam(one.parameters(), lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     rng = torch.Generator().manual_seed(seed)
     shape = (batch, 3, *problem.train.shape[1:])
-    for _ in tqdm(range(iterations), leave=False, mininterval=20):
+    fixed = torch.Generator().manual_seed(seed + 1)
+    some = torch.randn(4 * batch, *shape[1:], generator=fixed, dtype=torch.float64)
+    those = problem.train[torch.randperm(len(problem.train), generator=fixed)[: 16 * batch]]
+    those, best = those.double().flatten(1), (math.inf, {})
+
+    def judge() -> None:
+        nonlocal best
+        with torch.no_grad():
+            value = float(energy(generate(problem, one, some).flatten(1), those))
+        if value < best[0]:
+            best = value, {name: v.clone() for name, v in one.state_dict().items()}
+
+    for i in tqdm(range(iterations), leave=False, mininterval=20):
+        if i % 10 == 0:
+            judge()
         noise = torch.randn(*shape, generator=rng, dtype=torch.float64)
         rows = torch.randint(len(problem.train), (8 * batch,), generator=rng)
         optimizer.zero_grad()
@@ -157,6 +174,8 @@ def choose(problem: Problem, one: Candidate, iterations: int, batch: int, seed: 
         nn.utils.clip_grad_norm_(one.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    judge()
+    one.load_state_dict(best[1])
 
 
 @torch.no_grad()
