@@ -140,6 +140,9 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
 ]
 
+DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
+"""Those that are not another one of them in other parameters."""
+
 
 # -- data ------------------------------------------------------------------------------------------
 

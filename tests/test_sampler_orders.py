@@ -44,6 +44,7 @@ from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.progress import progress_bar
 from tests.problems import (
     DIFFUSIONS,
+    DISTINCT,
     ExactScore,
     Reversible,
     generator,
@@ -56,9 +57,8 @@ from tests.test_sde import scalar
 
 Factory = Callable[[int], Sampler]
 SILENT = progress_bar(1, "", "", shown=False)
-distinct = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
 every_diffusion = pytest.mark.parametrize(
-    "make", [make for _, make in distinct], ids=[name for name, _ in distinct]
+    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
 )
 
 

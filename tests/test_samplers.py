@@ -22,12 +22,11 @@ from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from tests.problems import DIFFUSIONS, ExactScore, generator, mixture
+from tests.problems import DIFFUSIONS, DISTINCT, ExactScore, generator, mixture
 from tests.test_sde import SE, assert_moments, reverse_law, scalar
 
-distinct = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
 every_diffusion = pytest.mark.parametrize(
-    "make", [make for _, make in distinct], ids=[name for name, _ in distinct]
+    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
 )
 SAMPLERS = [
     EulerMaruyama(32),
@@ -125,7 +124,7 @@ def two_of_four() -> list:
     names = list(ORDERS)
     return [
         pytest.param(make, *ORDERS[names[k]], id=f"{names[k]}-{name}")
-        for i, (name, make) in enumerate(distinct)
+        for i, (name, make) in enumerate(DISTINCT)
         for k in (i % 2, 2 + i % 2)
     ]
 
@@ -171,7 +170,7 @@ def test_splitting_without_data_leaves_the_stationary_law():
     ("make", "sampler"),
     [
         pytest.param(make, sampler, id=f"{name}-{sampler}")
-        for i, (name, make) in enumerate(distinct)
+        for i, (name, make) in enumerate(DISTINCT)
         for sampler in SAMPLERS[i % 2 :: 2]
     ],
 )
