@@ -179,7 +179,7 @@ def test_probabilities_of_levels_add_up_to_one(make) -> None:
     model = DiffusionModel(diffusion, score, event_shape=(1,)).eval().requires_grad_(False)
     guide = DiffusionGuide(diffusion)
     x = torch.tensor([[-1.0], [0.0], [1.0]])
-    found = importance_weighted(model, guide, x, samples=300, times=17)
+    found = importance_weighted(model, guide, x, samples=300, times=33)
     p = found.per_datum.exp()
     error = float((p * found.per_datum_error).square().sum().sqrt())
     assert error < 0.05 and abs(float(p.sum()) - 1) < 6 * error
