@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from typing import Any
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -61,33 +58,7 @@ def _fresh_start() -> None:
 
 @pytest.fixture
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes most of the time of a short run is left out: figures, and most of sampling.
+    """What takes most of the time of a short run is left out."""
+    from tests.brief import be_brief
 
-    The picture of samples shows their bytes instead, so that it still tells samples apart.
-    """
-    from inference import environment, report
-
-    for name in ("draw_training", "draw_end"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
-    monkeypatch.setattr(report, "POINTS", 8)
-    monkeypatch.setattr(report, "SAMPLES", 2)
-    monkeypatch.setattr(report.sample, "picture", _picture)
-    monkeypatch.setattr(report.sample, "draw", _quickly(report.sample.draw))
-    monkeypatch.setattr(environment, "_packages", _once(environment._packages))
-
-
-def _quickly(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def few_steps(*arguments: Any, steps: int = 256, **options: Any) -> torch.Tensor:
-        return draw(*arguments, steps=min(steps, 8), **options)
-
-    return few_steps
-
-
-def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tensor:
-    return x.flatten(1).contiguous().view(torch.uint8).expand(3, -1, -1)
-
-
-@functools.cache
-def _once(function: Callable[[], object]) -> Callable[[], object]:
-    found = function()
-    return lambda: found
+    be_brief(monkeypatch)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_vector
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
@@ -80,6 +81,30 @@ def learned_clock() -> LinearDiffusion:
     return diffusion
 
 
+class Reversible(NonlinearDiffusion):
+    """Noise that depends on the state: g² = I + y yᵀ, so that ∇·g² = 3 y, at rest in N(0, I).
+
+    The drift is half of g² ∇log π + ∇·g², so that at rest nothing flows.
+    """
+
+    noise_depends_on_state = True
+    stationary_prior = True
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def drift(self, y: Tensor, s: object) -> Tensor:
+        return (1 - y.square().sum(1, keepdim=True) / 2) * y
+
+    def covariance(self, y: Tensor) -> Tensor:
+        """g², (n, d, 2, 2)."""
+        y = y.mT
+        return torch.eye(2, dtype=y.dtype) + y.unsqueeze(-1) * y.unsqueeze(-2)
+
+    def dispersion(self, y: Tensor, s: object) -> Tensor:
+        return torch.linalg.cholesky(self.covariance(y))
+
+
 DIFFUSIONS: list[tuple[str, Factory]] = [
     ("vpsde", VPSDE),
     ("cld", CLD),
@@ -114,6 +139,9 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("random_4", lambda: random_linear(4, 400)),
     ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
 ]
+
+DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
+"""Those that are not another one of them in other parameters."""
 
 
 # -- data ------------------------------------------------------------------------------------------

@@ -628,7 +628,7 @@ def outputs(diffusion: LinearDiffusion) -> dict[str, Tensor]:
 
 @every_trained_diffusion
 def test_gradients_against_finite_differences(make):
-    """Reverse mode against central differences of order 4, along three directions at once random.
+    """Reverse mode against central differences of order 4, along two directions at random.
 
     Every output is weighed randomly, so that no entry can hide behind another.
     """
@@ -651,7 +651,7 @@ def test_gradients_against_finite_differences(make):
         else [torch.zeros_like(p) for p in parameters]
         for name, value in values.items()
     }
-    for seed in range(3):
+    for seed in range(2):
         directions = [normal(seed + 7 * i, *p.shape) for i, p in enumerate(parameters)]
         moved = []
         for k in (-2, -1, 1, 2):

@@ -24,6 +24,7 @@ from inference.experiment_summary import (
 from inference.loading import build_diffusion
 from inference.output import png
 from inference.runs import RunError
+from tests.brief import be_brief_here
 from tests.processes import Program
 from tests.test_programs import TINY
 
@@ -42,7 +43,7 @@ BRIEF = {
 
 def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: object) -> Program:
     """In place of :func:`subprocess.run`, of ``python -m`` a program."""
-    program = Program(*words[2:], environment=env)
+    program = Program(*words[2:], environment=env, before=be_brief_here)
     stdout.write("".join(program.communicate()).encode())
     return program
 

@@ -405,12 +405,12 @@ def statistics(y: Tensor) -> Tensor:
 
 
 PATHS = {
-    "relativistic": 0.02,
-    "state_noise_1": 0.01,
-    "friction_root": 0.02,
-    "turning_3": 0.02,
-    "all_2": 0.01,
-    "joint_3": 0.01,
+    "relativistic": 0.025,
+    "state_noise_1": 0.016,
+    "friction_root": 0.025,
+    "turning_3": 0.025,
+    "all_2": 0.016,
+    "joint_3": 0.016,
 }
 
 
@@ -430,7 +430,7 @@ def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 2500) -> Tens
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_from_the_prior_stay_in_it(name):
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    # Euler-Maruyama's own bias is of first order in the step, and within one standard error here
+    # Euler-Maruyama's own bias is of first order in the step, and within two standard errors here
     assert drifted(diffusion, PATHS[name]).max() < SE
 
 
@@ -439,7 +439,7 @@ def test_paths_without_the_correction_leave_it(name, monkeypatch):
     """That the test above can fail."""
     monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 2 * PATHS[name], n=10000).max() > SE  # 8 or more
+    assert drifted(diffusion, 0.02, n=10000).max() > SE  # 8 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------

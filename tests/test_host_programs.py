@@ -294,7 +294,7 @@ def test_score_function_gradients(
         return (q @ values).sum() - n * kl
 
     model, guide = mixture(pair, logits, local)
-    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=400, largest_error=9.0)
+    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=250, largest_error=11.0)
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
@@ -324,7 +324,7 @@ def test_a_discrete_site_s_own_divergence(
         log_y = dist.Normal(means, 1.0).log_prob(y[:, None]).sum(0)
         return (q * (log_y - n * (q / prior).log())).sum()
 
-    check(MDM_ELBO(), model, guide, (), truth, [logits], repeats=700, largest_error=0.15)
+    check(MDM_ELBO(), model, guide, (), truth, [logits], repeats=400, largest_error=0.2)
 
 
 def _no_kl(q: Any, p: Any) -> Tensor:

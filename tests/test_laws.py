@@ -205,7 +205,7 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    n = 40000
+    n = 15000
     x = data(1, 1).expand(n, 1)
     with torch.no_grad():
         model, guide = programs(diffusion, denoiser(0.2), 1, times=6)

@@ -17,19 +17,22 @@ from pyro_mdm import (
     DiscreteDenoiser,
     LearnedDiffusion,
     NoisePrediction,
+    NonlinearDiffusion,
     RawScore,
     Simulated,
     Simulation,
 )
+from pyro_mdm.diffusions.clocks import LinearBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.evaluation import Estimate, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted, pareto_k
+from pyro_mdm.evaluation.importance import importance_weighted, pareto_k, weighted
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import log_mean_weight
+from tests import problems
 from tests.test_distribution import with_weights
 from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
 
@@ -87,7 +90,7 @@ def test_importance_weights_give_the_density_of_the_chain(make) -> None:
 def test_the_flow_gives_the_density_of_gaussian_data(make) -> None:
     model, guide = programs(make(), denoiser())
     x = data(8)
-    found = probability_flow(model, guide, x)
+    found = probability_flow(model, guide, x, solver=Solver(rtol=1e-4, atol=1e-4))
     end = model.diffusion.terminal  # what mismatch the prior has there
     assert float(end.mean.detach().square().sum()) < 0.02
     torch.testing.assert_close(found.per_datum, true_log_prob(x), atol=0.04, rtol=0)
@@ -131,6 +134,47 @@ def test_the_density_of_the_flow_is_a_density() -> None:
         assert total == pytest.approx(1, abs=2e-3) and found.calls == 240
 
 
+class Times(nn.Module):
+    """a y for the score."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return self.a * y
+
+
+class Decay(NonlinearDiffusion):
+    """dy = β(s) (-0.8 y ds) + dB, β from 0.5 to 3."""
+
+    def __init__(self) -> None:
+        super().__init__(1, beta=LinearBeta(0.5, 3.0), horizon=1.5)
+
+    def drift(self, y: Tensor, s: Tensor) -> Tensor:
+        return -0.8 * self.rate(s).reshape(-1, 1, 1) * y
+
+    def dispersion(self, y: Tensor, s: Tensor) -> Tensor:
+        return torch.eye(1, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_the_flow_of_a_simulated_diffusion_is_timed_by_its_clock() -> None:
+    """Without a score it is y_T = e^{-0.8 b(T)} y; in time s, whatever its speed."""
+    diffusion, y = Decay(), problems.normal(2, 5, 1, 2)
+    log_scale = -0.8 * float(diffusion.clock(1.5))
+    expected = diffusion.prior.log_prob(math.exp(log_scale) * y) + 2 * log_scale
+    found = flow_log_prob(diffusion, RawScore(Times(0.0)), y, Solver("rk4", steps=100))
+    torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_nothing_flows_at_rest_where_noise_depends_on_the_state() -> None:
+    diffusion, y = problems.Reversible(), problems.normal(4, 5, 2, 2)
+    found = flow_log_prob(diffusion, RawScore(Times(-1.0)), y, Solver("rk4", steps=2))
+    torch.testing.assert_close(found.log_prob, diffusion.prior.log_prob(y))
+
+
 @pytest.mark.parametrize("make", [VPSDE, CLD])
 def test_probabilities_of_levels_add_up_to_one(make) -> None:
     """p_grid(x) over all x of a dimension of three levels; the flow's too."""
@@ -169,6 +213,35 @@ def test_log_mean_weights_and_tails_are_those_of_known_laws() -> None:
     off = value.exp() - math.exp(0.045)
     assert abs(float(off.mean())) < 6 * float(off.std()) / math.sqrt(2000)
     assert float(error.mean()) == pytest.approx(float(value.std()), rel=0.1)
+
+
+@pytest.mark.parametrize(("S", "tail"), [(64, 13), (400, 60)])
+def test_the_tail_is_the_largest_fifth_or_three_roots(S: int, tail: int) -> None:
+    """The tail index changes with the largest weight outside of the tail, and with no smaller."""
+    weights = torch.distributions.Exponential(torch.ones(S).double()).sample().sort(0, True).values
+    found = pareto_k(weights.log()[:, None])
+    for rank, matters in ((tail - 1, True), (tail, True), (tail + 1, False)):
+        changed = weights.clone()
+        changed[rank] = (weights[rank] + weights[rank + 1]) / 2  # keeps their order
+        assert bool(pareto_k(changed.log()[:, None]) != found) == matters
+
+
+def test_what_weights_estimate_by_hand() -> None:
+    """Weights 1 and 3 of a datum, 2 and 2 of another, 8 and 8 of a third."""
+    found = weighted("x", torch.tensor([[1.0, 2.0, 8.0], [3.0, 2.0, 8.0]]).double().log(), 5, 7)
+    two = math.log(2)
+    assert found.per_datum.tolist() == pytest.approx([two, two, 3 * two])
+    assert found.mean == pytest.approx(5 / 3 * two)
+    assert found.per_datum_error.tolist() == pytest.approx([0.5, 0.0, 0.0])  # √2 / 2 over √2
+    assert found.effective_samples.tolist() == pytest.approx([1.6, 2.0, 2.0])  # 4² / (1 + 3²)
+    assert found.bound.mean == pytest.approx((math.log(3) / 2 + 4 * two) / 3)
+    assert found.monte_carlo_error == pytest.approx(0.5 / 3)
+    between = 4 / 3 * two**2 - 0.25 / 3  # of two, two and three times two, less their noise
+    expected = math.sqrt(0.25 / 9 + between / 3)
+    assert found.standard_error == pytest.approx(expected)
+    assert (found.num_dims, found.network_calls, found.method) == (5, 7, "x")
+    alike = weighted("x", torch.tensor([[1.0, 2.0], [3.0, 2.0]]).double().log(), 5, 7)
+    assert alike.standard_error == pytest.approx(0.25)  # data of one value: the noise is left
 
 
 def test_mistakes() -> None:

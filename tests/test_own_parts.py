@@ -81,6 +81,7 @@ class PerDimension(Gaussian):
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("draw_training", "draw_end"):
         monkeypatch.setattr(report, name, lambda *arguments: None)
+    monkeypatch.setattr(report, "POINTS", 8)
 
 
 @pytest.fixture
@@ -155,9 +156,9 @@ def test_the_flow_transports_noise_to_gaussian_data() -> None:
     diffusion = CLD(max_log_snr=5.0)
     score = Denoiser(Zero(), torch.zeros(2), torch.full((2,), 4.0))  # F = 0: exact
     model = DiffusionModel(diffusion, score, event_shape=(2,))
-    x = sample.draw(model, 2000, sampler=EXAMPLES["sampler"], steps=128, batch_size=2000)
-    assert float((x.std(0) / 2 - 1).abs().max()) < 5 / (2 * 2000) ** 0.5 + 0.02
-    assert float(x.mean(0).abs().max()) < 5 * 2 / 2000**0.5
+    x = sample.draw(model, 1000, sampler=EXAMPLES["sampler"], steps=128, batch_size=1000)
+    assert float((x.std(0) / 2 - 1).abs().max()) < 5 / (2 * 1000) ** 0.5 + 0.02
+    assert float(x.mean(0).abs().max()) < 5 * 2 / 1000**0.5
 
 
 class Zero(torch.nn.Module):

@@ -69,7 +69,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def trained(folder: Path, own: str, **settings: object) -> Path:
     options = {"steps": 6, "batch_size": 64, "draws": 1, "num_samples": 1, "sampler_steps": 2}
-    options |= {"measure_every": 6, "accelerator": "cpu"}
+    options |= {"measure_every": 6, "accelerator": "cpu", "figures": False}
     train(f"{own}:Gaussians", run=folder, **(options | settings))  # type: ignore[arg-type]
     return folder
 

@@ -196,7 +196,7 @@ def test_reverse_moments_converge_to_the_law_of_the_data(make):
     sde = diffusion.reverse_sde(ExactScore(data, diffusion), (1,))
     exact, errors = reverse_law(diffusion, data), []
     zero = torch.zeros(diffusion.num_variables).double()
-    for steps in (128, 256):
+    for steps in (96, 192):
         grid = diffusion.horizon - information_grid(diffusion, steps)
         moments = euler_moments(sde, zero, diffusion.prior_covariance, grid)
         errors.append([m - e for m, e in zip(moments, exact, strict=True)])

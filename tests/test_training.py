@@ -8,9 +8,8 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from inference import report
 from inference.batches import Batches
 from inference.checkpoints import latest_checkpoint
-from inference.evaluate import evaluate
+from inference.evaluate import Bound, evaluate
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
@@ -34,11 +33,9 @@ from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
+from tests.brief import be_brief, be_brief_here
 from tests.processes import Program, finish, together
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
-
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 TINY = """
@@ -81,6 +78,14 @@ class Squares(ImageProblem):
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def brief() -> Iterator[None]:
+    """All runs, those that several tests look at too."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("problem") / "tiny.py"
@@ -90,8 +95,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def options(tiny: str) -> dict[str, Any]:
+    return short(tiny)
+
+
+def short(model: str) -> dict[str, Any]:
     return {
-        "model": tiny,
+        "model": model,
         "guide": "cld",
         "draws": 2,
         "num_samples": 4,
@@ -102,6 +111,13 @@ def options(tiny: str) -> dict[str, Any]:
         "accelerator": "cpu",
         "figures": False,
     }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> tuple[Path, Bound]:
+    """A run of the short options, and its bound; tests only read it."""
+    run = tmp_path_factory.mktemp("short") / "run"
+    return run, train(**short(tiny), run=run)
 
 
 def given(options: dict[str, Any]) -> list[str]:
@@ -306,9 +322,16 @@ def test_flips_are_for_images_and_for_training_alone(
 # -- precision, compilation, memory format ---------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def plain_bits(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> float:
+    """Bits/dim of images in full precision."""
+    options = short(tiny.replace(":Tiny", ":Squares"))
+    return train(**options, run=tmp_path_factory.mktemp("plain") / "run").bits_per_dim[0]
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_is_the_network_s_alone_and_resumes(
-    tmp_path: Path, tiny: str, options: dict[str, Any], precision: str
+    tmp_path: Path, tiny: str, options: dict[str, Any], precision: str, plain_bits: float
 ) -> None:
     """Levels stay levels: a discrete likelihood would refuse rounded data."""
     options |= {"model": tiny.replace(":Tiny", ":Squares"), "precision": precision}
@@ -321,9 +344,8 @@ def test_mixed_precision_is_the_network_s_alone_and_resumes(
     assert_same(tmp_path / "whole", tmp_path / "stopped")
     state = latest_checkpoint(tmp_path / "whole" / "checkpoints").state
     assert bool(state["loss_scale"]) == (precision == "16-mixed")
-    plain = train(**options | {"precision": "32-true"}, run=tmp_path / "plain")
-    assert whole.bits_per_dim[0] != plain.bits_per_dim[0]
-    assert whole.bits_per_dim[0] == pytest.approx(plain.bits_per_dim[0], abs=0.02)
+    assert whole.bits_per_dim[0] != plain_bits
+    assert whole.bits_per_dim[0] == pytest.approx(plain_bits, abs=0.02)
 
 
 def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
@@ -349,11 +371,10 @@ def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
 
 
 def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
-    tmp_path: Path, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
 ) -> None:
-    train(**options, run=tmp_path / "plain")
     train(**options, compile="aot_eager", run=tmp_path / "compiled")
-    assert_same(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3)
+    assert_same(whole[0], tmp_path / "compiled", rtol=1e-3)
 
 
 def test_channels_last_reach_the_network_and_are_gone_from_checkpoints(
@@ -403,12 +424,12 @@ def long_options(tiny: str) -> dict[str, Any]:
     return {
         "model": tiny,
         "guide": "learned",
-        "steps": 150,
+        "steps": 100,
         "draws": 1,
         "num_samples": 1,
         "sampler_steps": 1,
         "log_every": 1,
-        "measure_every": 150,
+        "measure_every": 100,
         "checkpoint_every": 3,
         "accelerator": "cpu",
         "figures": False,
@@ -443,7 +464,7 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     while kills < 3:
         process = Program("inference.train", *words)
         wait_for(run, process, 4)
-        time.sleep(moments.uniform(0.0, 0.2))
+        time.sleep(moments.uniform(0.0, 0.06))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
@@ -462,7 +483,7 @@ def test_asked_to_stop_it_saves_and_exits(
 ) -> None:
     run = tmp_path / "run"
     options = long_options | {"run": run, "checkpoint_every": 200}
-    process = Program("inference.train", *given(options))
+    process = Program("inference.train", *given(options), before=be_brief_here)
     while not (run / "metrics.csv").exists() or len(objective(run)) < 20:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
@@ -480,35 +501,26 @@ def test_asked_to_stop_it_saves_and_exits(
 def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any]) -> None:
     run = tmp_path / "run"
     options = long_options | {"run": run, "checkpoint_every": 200, "steps": 4000}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    module = ["-m", "--", "inference.train"]  # else torchrun takes --run for its own
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *module, *given(options)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    words = ["--standalone", "--nproc_per_node=2", "-m", "--", "inference.train", *given(options)]
+    launcher = Program("torch.distributed.run", *words, before=os.setsid)
     try:
         while not (run / "metrics.csv").exists() or len(objective(run)) < 5:
-            assert process.poll() is None, process.communicate()[1]
+            assert launcher.poll() is None, launcher.communicate()[1]
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)  # to the launcher, which tells its processes
-        out, _ = process.communicate(timeout=300)
+        launcher.send_signal(signal.SIGTERM)  # which it tells its processes
+        out, _ = launcher.communicate()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
     step = int(re.findall(r"stopped by a signal at step (\d+) and saved", out)[0])
     assert latest_checkpoint(run / "checkpoints").step == step
 
 
 def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
-    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
 ) -> None:
     """And what was not measured is measured when the run goes on, once."""
-    whole = train(**options, run=tmp_path / "whole")
+    uninterrupted, bound = whole
     measure = report.at_step
 
     def interrupted(*arguments: Any, **more: Any) -> None:
@@ -520,16 +532,15 @@ def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
         patch.setattr(report, "at_step", interrupted)
         train(**options, run=tmp_path / "run")
     assert stopped.value.code == 143 and not (tmp_path / "run" / "results.json").exists()
-    assert train(resume=tmp_path / "run") == whole
-    assert_same(tmp_path / "whole", tmp_path / "run")
-    tables = [pd.read_csv(tmp_path / run / "metrics.csv") for run in ("whole", "run")]
+    assert train(resume=tmp_path / "run") == bound
+    assert_same(uninterrupted, tmp_path / "run")
+    tables = [pd.read_csv(run / "metrics.csv") for run in (uninterrupted, tmp_path / "run")]
     pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
 
 
 def test_killed_while_it_measures_nothing_is_lost(
-    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
 ) -> None:
-    train(**options, run=tmp_path / "whole")
     log = Run.log
 
     def killed(self: Run, at: int, part: str, values: Any) -> None:
@@ -542,7 +553,7 @@ def test_killed_while_it_measures_nothing_is_lost(
         train(**options, run=tmp_path / "run")
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 4
     train(resume=tmp_path / "run")
-    tables = [pd.read_csv(tmp_path / run / "metrics.csv") for run in ("whole", "run")]
+    tables = [pd.read_csv(run / "metrics.csv") for run in (whole[0], tmp_path / "run")]
     pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
 
 

@@ -73,6 +73,15 @@ def _powers(A: Tensor) -> Tensor:
     return stack / FACTORIALS.to(A.device)[:, None, None]
 
 
+def _scalar_powers(u: Tensor) -> Tensor:
+    """(…) -> (…, TAYLOR_TERMS): u^k by products, which have gradients at 0 too and are quick."""
+    stack, top = torch.stack([torch.ones_like(u), u], -1), u.unsqueeze(-1)
+    while stack.shape[-1] < TAYLOR_TERMS:
+        top = top * top
+        stack = torch.cat([stack, top * stack], -1)
+    return stack
+
+
 def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
@@ -101,13 +110,13 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
     h = tau / 2.0**doublings
     nodes = torch.cat([NODES.to(A.device) * 0.5 + 0.5, torch.ones(1).to(A)])
     u = (h * norm).unsqueeze(-1) * nodes
-    # u^k without pow: 0^0 = 1 and the gradient at u = 0 is finite
-    exponents = torch.arange(TAYLOR_TERMS, device=A.device)
-    E = ((u.unsqueeze(-1) ** exponents) @ terms).unflatten(-1, (K, K))
+    E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
     M = E[..., -1, :, :]
     E = E[..., :-1, :, :]
     weights = (h / 2).unsqueeze(-1) * WEIGHTS.to(A.device)
-    P = (weights[..., None, None] * (E @ GG) @ E.mT).sum(-3)
+    EG = weights[..., None, None] * (E @ GG)
+    # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
+    P = EG.transpose(-3, -2).flatten(-2) @ E.transpose(-3, -2).flatten(-2).mT
     for _ in range(doublings):
         P = P + M @ P @ M.mT
         M = M @ M

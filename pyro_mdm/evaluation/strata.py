@@ -384,8 +384,8 @@ def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:
     Shrunk to 0 by one observation's worth, so that few draws do not make wild coefficients.
     """
     p = X.shape[1]
-    normal = torch.einsum("sm,mp,mq->spq", weight, X, X)
-    right = torch.einsum("sm,mp,m->sp", weight, X, y)
+    normal = (weight @ (X[:, :, None] * X[:, None]).flatten(1)).unflatten(1, (p, p))
+    right = weight @ (X * y[:, None])
     size = weight.sum(1).clamp_min(1e-12)
     typical = normal.diagonal(dim1=-2, dim2=-1) / size[:, None]  # mean square of each column
     ridge = torch.diag_embed(typical.clamp_min(1e-12))

@@ -1,0 +1,53 @@
+"""Short runs without what takes most of their time: figures, most of sampling, waiting for disks.
+
+The picture of samples shows their bytes instead, so that it still tells samples apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+STEPS = 2
+"""Of a sampler, at most."""
+
+
+def be_brief(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone."""
+    from inference import environment, report
+
+    for name in ("draw_training", "draw_end"):
+        patch.setattr(report, name, lambda *arguments: None)
+    patch.setattr(report, "POINTS", 8)
+    patch.setattr(report, "SAMPLES", 2)
+    patch.setattr(report.sample, "picture", _picture)
+    patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
+    patch.setattr(environment, "_packages", _once(environment._packages))
+    patch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def be_brief_here() -> None:
+    """For good, in a process of its own."""
+    be_brief(pytest.MonkeyPatch())
+
+
+def _quickly(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def few_steps(*arguments: Any, steps: int = 256, **options: Any) -> torch.Tensor:
+        return draw(*arguments, steps=min(steps, STEPS), **options)
+
+    return few_steps
+
+
+def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tensor:
+    return x.flatten(1).contiguous().view(torch.uint8).expand(3, -1, -1)
+
+
+@functools.cache
+def _once(function: Callable[[], object]) -> Callable[[], object]:
+    found = function()
+    return lambda: found
