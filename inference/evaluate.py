@@ -32,7 +32,6 @@ from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.paths.flow import Solver
-from pyro_mdm.paths.likelihood import TIMES
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import TERMS
 
@@ -245,9 +244,9 @@ def evaluate(
     half_width: float | None = None,
     method: Literal["elbo", "importance", "flow", "all"] = "elbo",
     samples: int | None = None,
-    times: int = TIMES,
+    times: int | None = None,
     probes: int | None = None,
-    rtol: float = 1e-4,
+    rtol: float | None = None,
     test_size: int | None = None,
     accelerator: str = "auto",
     precision: Precision = "32-true",
@@ -276,10 +275,10 @@ def evaluate(
             paths; flow, the probability-flow ODE and the decoder; or all, beside each other. They
             are of different models, which are one where the score is exact: do not sort them.
         samples: weights of each datum, 64 by default of importance, 1 of flow.
-        times: of the grid of importance, even in log SNR.
-        probes: of flow: of Hutchinson's estimator, 0 for the exact divergence (K·d derivatives a
-            call); by default 0 up to 16 states and 1 for more.
-        rtol: of flow: tolerance of dopri5, relative and absolute.
+        times: of the grid of importance, even in log SNR; 65 by default.
+        probes: of flow: of Hutchinson's estimator, 0 for the exact divergence (d derivatives a call
+            of a denoiser, K·d of other scores); by default 0 up to 16 states and 1 for more.
+        rtol: of flow: tolerance of dopri5, relative and absolute; 1e-4 by default.
         test_size: the most test data, spread evenly over the test part; by default all.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
         precision: of the network.
@@ -289,8 +288,14 @@ def evaluate(
     )
     if test_size is not None and test_size < FEWEST:
         raise ValueError(f"--test_size is {test_size}, expected at least {FEWEST}")
-    if method != "elbo" and half_width is not None:
-        raise ValueError(f"--half_width is for --method elbo, not {method}; leave it out")
+    _check_methods(
+        method,
+        elbo={"half_width": half_width},
+        importance={"times": times},
+        flow={"probes": probes, "rtol": rtol},
+    )
+    if method == "elbo" and samples is not None:
+        raise ValueError("--samples is for --method importance and flow, not elbo; leave it out")
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     shape = {"num_variables": num_variables, "rank": rank}
     fabric = start(accelerator, precision)
@@ -311,10 +316,13 @@ def evaluate(
         if method == "all":
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
             print(f"elbo: {measure(programs, data, **elbo)}")
-        if method in ("importance", "all"):
+        if method == "all" and not programs.model.diffusion.closed_form:
+            print("importance: none, as it needs a diffusion with a closed form")
+        elif method in ("importance", "all"):
             options = {"samples": samples or 64, "times": times, "seed": seed}
             print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
         if method in ("flow", "all"):
+            rtol = 1e-4 if rtol is None else rtol
             solver = _solver(programs, probes, rtol)
             single = samples is None or (method == "all" and solver.probes > 0)
             options = {"samples": 1 if single else samples, "solver": solver, "seed": seed}
@@ -348,6 +356,14 @@ def evaluate(
     print(bound)
 
 
+def _check_methods(method: str, **options: dict[str, Any]) -> None:
+    """Raises ValueError for an option of another method than the chosen one."""
+    for of, own in options.items():
+        given = [name for name, value in own.items() if value is not None]
+        if given and method not in (of, "all"):
+            raise ValueError(f"--{given[0]} is for --method {of}, not {method}; leave it out")
+
+
 EXACT = 16
 """States K·d up to which the divergence of the flow is exact by default."""
 
@@ -374,10 +390,11 @@ def weights(
     value, error = in_bits(found, log_det, problem.dequantized_levels)
     single = found.bound.mean - found.mean  # nats, of one weight less all
     gain = -single / (found.num_dims * math.log(2))
-    told = f", {gain:.3f} less than by one" if options["samples"] > 1 else ""
+    several = options["samples"] > 1
+    told = f"{found.weights_in_words}; {gain:.3f} bits/dim below one weight; " if several else ""
     return (
-        f"bits/dim {value:.3f} ± {error:.3f} ({found.weights_in_words}; "
-        f"{found.network_calls} network calls for each datum{told})"
+        f"bits/dim {value:.3f} ± {error:.3f} ({told}{found.network_calls} network calls for each "
+        "datum)"
     )
 
 

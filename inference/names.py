@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -138,17 +139,16 @@ def _load_file(option: str, place: str) -> ModuleType:
 @functools.cache
 def _run_file(path: Path, version: tuple[int, int]) -> ModuleType:
     """A file as a module, run once however many options name it, unless it is changed."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    digest = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:8]
+    name = f"{path.stem}_{digest}"  # in the way of no package of that name
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # as its name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there while it runs
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look
     try:
         spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]
-        if before is not None:
-            sys.modules[spec.name] = before
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 

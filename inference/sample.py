@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -126,8 +129,8 @@ def draw(
     """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
 
     The i-th of a seed is the same, to rounding, however many are drawn and at a time (but for
-    samplers that draw their own noise or choose their steps). The random state of the caller stays
-    as it is. ``progress`` shows how far it is.
+    samplers of one's own that draw for themselves or choose steps by the batch). The random state
+    of the caller stays as it is. ``progress`` shows how far it is.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
@@ -306,7 +309,9 @@ def sample(
         return
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "seed": seed}
     options |= {"batch_size": batch_size, "progress": fabric.is_global_zero}
-    partial = out.with_name(f".{out.name}.part")
+    partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
+    in_main = threading.current_thread() is threading.main_thread()
+    usual = signal.signal(signal.SIGTERM, _end) if in_main else None  # so that nothing is left
     try:
         _draw_into(partial, fabric, model, num_samples, options)
         if fabric.is_global_zero:
@@ -319,6 +324,12 @@ def sample(
     finally:
         if fabric.is_global_zero:
             partial.unlink(missing_ok=True)
+        if in_main:
+            signal.signal(signal.SIGTERM, usual)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _draw_into(
@@ -326,7 +337,11 @@ def _draw_into(
 ) -> None:
     """Write n samples to a file in NumPy's format, in the memory of a batch for each process."""
     if fabric.is_global_zero:
-        open_memmap(file, "w+", np.float32, (n, *model.event_shape)).flush()
+        kind = str(model.bound_score.dtype).removeprefix("torch.")
+        open_memmap(file, "w+", np.dtype(kind), (n, *model.event_shape)).flush()
+        if hasattr(os, "posix_fallocate"):  # a disk that is too full is told now
+            with file.open("r+b") as f:
+                os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
     fabric.barrier()
     rows = open_memmap(file, "r+")
     share = (fabric.global_rank, fabric.world_size)

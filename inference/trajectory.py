@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +34,8 @@ MILLISECONDS, LAST = 80, 2000
 def trajectory(
     model: DiffusionModel, n: int, sampler: Callable[..., Tensor], seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Times and states (n, K, *event_shape) from T to ε, one for each step and the last.
+    """Times and states (n, K, *event_shape) from T to ε, float32: of each step, or of every second
+    or third, … so that there are about :data:`FRAMES`, and of the last.
 
     The samples are those that :func:`inference.sample.draw` makes of the same seed.
 
@@ -40,9 +43,12 @@ def trajectory(
         TypeError: a sampler of one's own that does not take ``watch``.
     """
     found: list[tuple[Tensor, Tensor]] = []
+    every = max(1, math.ceil(getattr(sampler, "steps", 1) / FRAMES))
+    seen = itertools.count()
 
     def watch(s: Tensor, y: Tensor) -> None:
-        found.append((s.cpu(), y.cpu()))
+        if next(seen) % every == 0 or bool(s <= model.diffusion.start_time):
+            found.append((s.cpu(), y.float().cpu()))
 
     if not accepted(sampler, {"watch": watch}):
         raise TypeError(
@@ -74,7 +80,10 @@ def animation(
         figure.suptitle(f"log SNR {log_snr:.1f}")
         for k, axes in enumerate(figure.subplots(1, K, squeeze=False)[0]):
             axes.set_title("x" if k == 0 else f"v_{k}", fontsize=10)
-            (_of_images if images else _of_points)(axes, y[:, k], width)
+            if images:
+                _of_images(axes, y[:, k])
+            else:
+                _of_points(axes, y[:, k], width)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         pictures.append(Image.fromarray(pixels.copy()))
@@ -85,7 +94,7 @@ def animation(
     return buffer.getvalue()
 
 
-def _of_images(axes: Any, v: Tensor, width: float) -> None:
+def _of_images(axes: Any, v: Tensor) -> None:
     """A grid of one variable, grey at 0, white or black at two standard deviations or 1."""
     scaled = v / max(1.0, 2 * float(v.std()))
     pixels = ((scaled.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -10,7 +10,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.likelihood import Estimator, Method
@@ -24,7 +23,9 @@ class MDM(TorchDistribution):
     r"""The data that a model generates, ``pyro.sample("x", MDM(model))``: a prior of a program.
 
     ``sample`` runs the model's sampler and decoder. ``rsample`` does so with derivatives by the
-    model's parameters, where the sampler is the library's and the decoder has ``rsample``.
+    model's parameters (at the times of the sampler's grid as they are), where the sampler is the
+    library's and the decoder has ``rsample``. Pyro then draws by it, with the graph of every
+    network call, unless the model is frozen.
     ``log_prob`` is a stochastic lower bound on log p(x), differentiable in x and in the model, so
     that a variational bound that it is part of stays a bound:
 
@@ -39,7 +40,7 @@ class MDM(TorchDistribution):
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
         method: of ``log_prob``.
         draws: for each datum.
-        seed: fixes the draws: ``log_prob`` is then a function, the same at every call.
+        seed: fixes the draws: ``log_prob`` is then a function, the same for the same batch.
         times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
             of a model that is a chain, else 65.
         solver: of the ODE of ``"flow"``.
@@ -81,7 +82,7 @@ class MDM(TorchDistribution):
         )
         self.model = model
         self.estimator = Estimator(model, method, draws, seed, times, solver)
-        self.guide = DiffusionGuide(model.diffusion)
+        self._decoder_has_rsample: bool | None = None
         super().__init__(torch.Size(batch_shape), model.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
@@ -99,11 +100,12 @@ class MDM(TorchDistribution):
         """Whether samples have derivatives by the model's parameters."""
         if not isinstance(self.model.sampler, Sampler) or self.model.times is not None:
             return False
-        dtype = self.model.bound_score.dtype or torch.get_default_dtype()
-        K = self.model.diffusion.num_variables
-        y = torch.zeros(1, K, *self.event_shape, dtype=dtype, device=tensor_device(self.model))
-        with torch.no_grad():
-            return bool(self._decoder(y).has_rsample)
+        if self._decoder_has_rsample is None:  # its law may take a network call
+            K, device = self.model.diffusion.num_variables, tensor_device(self.model)
+            y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
+            with torch.no_grad():
+                self._decoder_has_rsample = bool(self._decoder(y.to(device)).has_rsample)
+        return self._decoder_has_rsample
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """The same as :meth:`sample`, with the graph of every network call of the sampler."""

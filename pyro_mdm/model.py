@@ -179,7 +179,7 @@ class DiffusionModel(Registered):
             x: data, (batch, *event_shape).
             method: ``"elbo"``, ``"importance"`` or ``"flow"``, see
                 :mod:`pyro_mdm.paths.likelihood`.
-            options: draws, seed (which fixes them), times or solver, of
+            options: draws, seed (which fixes those of a batch), times or solver, of
                 :class:`~pyro_mdm.paths.likelihood.Estimator`.
 
         Raises:

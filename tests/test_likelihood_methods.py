@@ -21,6 +21,7 @@ from pyro_mdm import (
     RawScore,
     Simulated,
     Simulation,
+    likelihoods,
 )
 from pyro_mdm.diffusions.clocks import LinearBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
@@ -379,3 +380,33 @@ def test_near_the_data_probes_leave_what_is_known_alone() -> None:
     (found, plain), (exact, same) = spread
     torch.testing.assert_close(exact, same)
     assert float((found - exact).std()) < 0.1 * float((plain - exact).std())
+
+
+@pytest.mark.parametrize("probes", [0, 1])
+@pytest.mark.parametrize("method", ["elbo", "importance", "flow"])
+def test_log_prob_has_derivatives_whatever_the_levels(method: str, probes: int) -> None:
+    """In x and in a weight, by finite differences at the same draws, of 256 levels."""
+    torch.manual_seed(0)
+    train_x = (torch.randint(256, (50, 2)) / 127.5 - 1).double()
+    network = with_weights(MLP(2, out_features=4), 0.1)
+    score = DiscreteDenoiser.fit(network, train_x, levels=256)
+    model = DiffusionModel(VPSDE(max_log_snr=4.0), score, likelihoods.Gaussian())
+    x, weight = train_x[:3].clone().requires_grad_(), next(network.parameters())
+    options: dict = {
+        "importance": {"times": 5},
+        "flow": {"solver": Solver("rk4", steps=4, probes=probes)},
+    }.get(method, {})
+
+    def total() -> Tensor:
+        return model.log_prob(x, method=method, seed=1, **options).sum()
+
+    gradients = torch.autograd.grad(total(), [x, weight])
+    for point, gradient in zip([x, weight], gradients, strict=True):
+        direction, values = torch.randn_like(point), []
+        with torch.no_grad():
+            for step in (1e-6, -1e-6):
+                point.add_(step * direction)
+                values.append(float(total()))
+                point.sub_(step * direction)
+        slope = (values[0] - values[1]) / 2e-6
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-4)

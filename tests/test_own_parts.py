@@ -201,6 +201,16 @@ def test_a_file_is_run_once_unless_it_changes(tmp_path: Path, options: dict[str,
     assert file.with_suffix(".log").read_text() == "run run "
 
 
+@pytest.mark.parametrize("name", ["models.py", "torch.py"])
+def test_a_file_may_be_called_like_a_package(
+    name: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text(TINY + OWN)
+    own = {"model": f"{tmp_path}/{name}:Tiny", "likelihood": f"{tmp_path}/{name}:wide"}
+    assert float(build(settings_of(options | own)).model.likelihood.prior_variance) == 9.0
+    assert not hasattr(torch, "wide")
+
+
 def test_files_of_one_name_are_all_kept(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "own.py").write_text(OWN + "\n# a\n")

@@ -28,12 +28,20 @@ class Trace(NamedTuple):
     variance: Tensor  # (n,) of the value, by its probes; 0 if exact, NaN for a single probe
 
 
-def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulation) -> Trace:
+def divergence(
+    field: Tensor,
+    y: Tensor,
+    G: Tensor | None,
+    simulation: Simulation,
+    *,
+    create_graph: bool = True,
+) -> Trace:
     r"""tr(Gᵀ J G) for the Jacobian J of a field (n, K, *event_shape) at y, or tr J for G = None.
 
     Args:
         field: computed from y, which requires gradients.
         G: (n, d or 1, K, K), held fixed.
+        create_graph: whether the divergence has derivatives itself.
     """
     n, K = y.shape[:2]
     d = y[0, 0].numel()
@@ -52,13 +60,13 @@ def divergence(field: Tensor, y: Tensor, G: Tensor | None, simulation: Simulatio
         total = y.new_zeros(n)
         for j in range(d):
             for k in used:
-                grad = _gradient(along[:, j, k].sum(), y)[:, j]
+                grad = _gradient(along[:, j, k].sum(), y, create_graph)[:, j]
                 total = total + (grad[:, k] if G is None else (grad * _column(G, j, k)).sum(-1))
         return Trace(total, y.new_zeros(n))
     estimates = []
     for _ in range(probes):
         xi = _probe((n, d, K), simulation.probe_law, y)
-        grad = _gradient((along * xi).sum(), y)
+        grad = _gradient((along * xi).sum(), y, create_graph)
         estimates.append((grad * (xi if G is None else apply_to_rows(G, xi))).flatten(1).sum(1))
     values = torch.stack(estimates)
     variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
@@ -69,8 +77,10 @@ def _column(G: Tensor, j: int, k: int) -> Tensor:
     return G[:, j if G.shape[1] > 1 else 0, :, k]
 
 
-def _gradient(value: Tensor, y: Tensor) -> Tensor:
-    (grad,) = torch.autograd.grad(value, y, create_graph=True, allow_unused=True)
+def _gradient(value: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    (grad,) = torch.autograd.grad(
+        value, y, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
     return as_rows(torch.zeros_like(y) if grad is None else grad)
 
 

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_mdm.support.checks import check_count, real_tensor
 
@@ -276,13 +275,18 @@ class _PosteriorMean(torch.autograd.Function):
                 variance[R, C] = torch.mul(p, delta, out=log_odds).mul_(delta).sum(-1)
                 skew[R, C] = log_odds.mul_(delta).sum(-1)
         if differentiate:
-            ctx.save_for_backward(variance, skew.addcmul_(mean, variance, value=2))
+            inputs = (log_prior, levels, centre, linear, quadratic)
+            ctx.save_for_backward(*inputs, variance, skew.addcmul_(mean, variance, value=2))
         return mean
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        variance, covariance = ctx.saved_tensors
+        *inputs, variance, covariance = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            p, delta = _weights(*inputs)
+            mean = (p * delta).sum(-1, keepdim=True)
+            variance = (p * (delta - mean) * delta).sum(-1)
+            covariance = (p * (delta - mean) * delta.square()).sum(-1)
         return None, None, None, grad * variance, grad * covariance, None
 
 
@@ -310,22 +314,35 @@ class _LogNormalizer(torch.autograd.Function):
                 mean[R, C] = torch.mul(p, delta, out=spare).sum(-1) / total
                 square[R, C] = spare.mul_(delta).sum(-1) / total
         if differentiate:
-            ctx.save_for_backward(mean, square)
+            inputs = (log_prior, levels, centre, linear, quadratic)
+            ctx.save_for_backward(*inputs, mean, square)
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mean, square = ctx.saved_tensors
+        *inputs, mean, square = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            p, delta = _weights(*inputs)
+            mean, square = (p * delta).sum(-1), (p * delta.square()).sum(-1)
         return None, None, None, grad * mean, grad * square, None, None
+
+
+def _weights(
+    log_prior: Tensor, levels: Tensor, centre: Tensor, linear: Tensor, quadratic: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The levels' probabilities and δ, (B, d, n) each, with gradients: for second derivatives."""
+    delta = levels - centre[..., None]
+    log_odds = log_prior + (linear[..., None] + quadratic[..., None] * delta) * delta
+    return log_odds.softmax(-1), delta
 
 
 def posterior_mean(
     log_prior: Tensor, levels: Tensor, centre: Tensor, linear: Tensor, quadratic: Tensor
 ) -> Tensor:
-    """E[v_k - c_j] (B, d) under the log-odds log π + α δ + β δ²; differentiable in α and β, once.
+    """E[v_k - c_j] (B, d) under the log-odds log π + α δ + β δ²; differentiable in α and β.
 
-    The value c + E[δ] does not depend on c, which is taken for a constant.
+    The value c + E[δ] does not depend on c, which is taken for a constant. A graph of the gradient
+    (``create_graph``) holds all levels at once, (B, d, n); the gradient alone does not.
 
     Args:
         log_prior: (d, n);  levels: (n,);  centre c, linear α, quadratic β: (B, d).
@@ -346,7 +363,7 @@ def log_normalizer(
 ) -> Tensor:
     """log Σ_k exp(log π + α δ + β δ²) (B, d), over a window of levels if given.
 
-    Differentiable in α and β, once. Arguments as for :func:`posterior_mean`.
+    Differentiable in α and β as :func:`posterior_mean`, and its arguments are the same.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
     return _LogNormalizer.apply(

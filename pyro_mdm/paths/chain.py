@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.paths.base import checked_times, gaussian_log_prob, outer, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
+from pyro_mdm.randomness import for_data
 
 __all__ = ["GenerativeChain"]
 
@@ -56,18 +57,26 @@ class GenerativeChain(GenerativeLaw):
         shape = (math.prod(lead), *self.event_shape[1:])
         device = self.times.device
         score = BoundScore(self.diffusion, self.score)
+
+        def drawn() -> Tensor:
+            n, *rest = shape
+
+            def draw(n: int, generator: torch.Generator | None) -> Tensor:
+                on = device if generator is None else generator.device
+                return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
+
+            return for_data(draw, n, device)
+
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
             root = torch.linalg.cholesky(self.diffusion.prior_covariance)
-            y = apply_matrix(
-                root, torch.randn(shape, dtype=torch.float64, device=device), self.x_dim
-            )
+            y = apply_matrix(root, drawn(), self.x_dim)
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
                 x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
                 mean = apply_matrix(steps.gain[i], y, self.x_dim)
                 mean = mean + outer(steps.mean_coefficient[i], x_hat, self.x_dim)
-                y = mean + apply_matrix(steps.scale_tril[i], torch.randn_like(y), self.x_dim)
+                y = mean + apply_matrix(steps.scale_tril[i], drawn(), self.x_dim)
                 states.append(y)
         path = torch.stack(states[::-1], 1).to(score.dtype)
         return path.reshape(*lead, *self.event_shape)

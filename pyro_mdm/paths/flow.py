@@ -3,8 +3,9 @@ r"""The density of a generative path that has no noise: the probability-flow ODE
     dy/ds = v(y, s) = f - ½ (g² s_θ + ∇·g²),    log p_ode(y_ε) = log π(y_T) + ∫_ε^T ∇·v(y_s, s) ds
 
 It is a model of its own: where s_θ is the score of what the diffusion makes of the data its law is
-that of the SDE, and elsewhere not. The divergence is exact, by K·d derivatives, or estimated by
-Hutchinson's probes, which are the same along a path, so that the ODE stays one.
+that of the SDE, and elsewhere not. The divergence is exact, by d derivatives of a denoiser and K·d
+of other scores, or estimated by Hutchinson's probes, which are the same along a path, so that the
+ODE stays one.
 
 Sources: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
 ICLR 2021; Grathwohl et al., "FFJORD", ICLR 2019 (probes); torchdiffeq solves it.
@@ -49,7 +50,8 @@ class Solver:
         method: adaptive, ``"dopri5"`` and its kin, or of fixed steps, ``"rk4"`` and its kin.
         rtol, atol: tolerances of an adaptive one, relative and absolute, for every step.
         steps: of a fixed one.
-        probes: of Hutchinson's estimator; 0 for the exact divergence, K·d derivatives a call.
+        probes: of Hutchinson's estimator; 0 for the exact divergence, d derivatives a call of a
+            denoiser, K·d of other scores.
 
     Raises:
         ValueError: a method that there is not, tolerances that float64 cannot hold, numbers below
@@ -120,12 +122,12 @@ class _Flow:
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        y = state[0]
+        y, graph = state[0], torch.is_grad_enabled()
         s, speed = self._time(u.clamp(0, 1))  # an adaptive step may look past the end
         with torch.enable_grad(), full_precision(y), randomness.piece(0, 1, self.seed):
             y = own_node(y)
-            v, change = self._velocity(y, s.expand(len(y)))
-        if not torch.is_grad_enabled():
+            v, change = self._velocity(y, s.expand(len(y)), graph)
+        if not graph:
             v, change = v.detach(), change.detach()
         return speed * v, speed * change
 
@@ -141,10 +143,10 @@ class _Flow:
         s = diffusion.time_at_log_snr(start + u * (end - start))
         return s, (start - end) / diffusion.log_snr_rate(s)
 
-    def _velocity(self, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def _velocity(self, y: Tensor, s: Tensor, graph: bool = True) -> tuple[Tensor, Tensor]:
         diffusion = self.diffusion
         if diffusion.closed_form:
-            theta, of_score = self.score.with_divergence(y, s, self.trace)
+            theta, of_score = self.score.with_divergence(y, s, self.trace, create_graph=graph)
             A = diffusion.drift_matrix(s)
             v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
             own = y[0, 0].numel() * A.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -153,4 +155,4 @@ class _Flow:
         G = noise_root(diffusion, y, s)
         pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
         v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
-        return v, divergence(v, y, None, self.trace).value
+        return v, divergence(v, y, None, self.trace, create_graph=graph).value

@@ -111,10 +111,12 @@ class BoundScore:
         """s_θ(y, s), like y."""
         return self.parameterization.score(self.diffusion, y.to(self.dtype), s).to(y.dtype)
 
-    def with_divergence(self, y: Tensor, s: Tensor, how: Simulation) -> tuple[Tensor, Tensor]:
+    def with_divergence(
+        self, y: Tensor, s: Tensor, how: Simulation, *, create_graph: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """s_θ, like y, and ∇·(g² s_θ), (batch,), as :meth:`Score.with_divergence`."""
         theta, found = self.parameterization.with_divergence(
-            self.diffusion, y.to(self.dtype), s, how
+            self.diffusion, y.to(self.dtype), s, how, create_graph=create_graph
         )
         return theta.to(y.dtype), found.to(y.dtype)
 

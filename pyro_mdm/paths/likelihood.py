@@ -1,14 +1,14 @@
-r"""log p(x) of a generative program from draws of its noising path, differentiable in both.
+r"""log p(x) of a generative program from draws of its noising path.
 
-Each is a bound for every draw, of a model of its own:
+Each is in expectation a lower bound, of a model of its own, and differentiable in x and the model:
 
 - ``elbo``: the evidence lower bound of the SDE, unbiased for it;
 - ``importance``: log w of a path on a grid, w = p(x | y_ε) p_θ(path) / q(path | x), for the chain
   on that grid, whose density is exact;
 - ``flow``: log w of y_ε, w = p_ode(y_ε) p(x | y_ε) / q(y_ε | x), for the probability-flow ODE.
 
-The mean of S weights is unbiased for p(x), and its log a tighter bound (Burda, Grosse &
-Salakhutdinov, "Importance weighted autoencoders", ICLR 2016).
+The mean of S weights is unbiased for p(x), of ``flow`` if the divergence is exact, and its log a
+tighter bound (Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Estimator:
         method: see the module's text.
         draws: for each datum: estimates whose mean is taken (``elbo``, and ``flow`` with an
             estimated divergence), or weights, of whose mean the log is.
-        seed: fixes the draws; None for others at every call.
+        seed: fixes the draws of a batch, by place: another order or size of it has others. None for
+            others at every call.
         times: of the grid of ``importance``: a number or (N,) from ε to T; by default those of a
             model that is a chain, else :data:`TIMES`.
         solver: of the ODE of ``flow``.
@@ -100,9 +101,10 @@ class Estimator:
             chain_of(model, self.times)  # refused here if it has to be
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n,) nats, of x (n, *event_shape), in its dtype."""
+        """(n,) nats, of x (n, *event_shape), in its dtype; all draws are made at once."""
+        many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing():
-            each = torch.stack([self._one(x).expand(len(x)) for _ in range(self.draws)])
+            each = self._one(many).expand(len(many)).reshape(self.draws, -1)
         exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
         found = log_mean_weight(each)[0] if exact else each.mean(0)
         return found.to(x.dtype)

@@ -96,7 +96,13 @@ class Score(Restorable, ExactBuffers, ABC):
         return project(diffusion, self.score(diffusion, y, s), y, s)
 
     def with_divergence(
-        self, diffusion: LinearDiffusion, y: Tensor, s: Tensor, how: Simulation
+        self,
+        diffusion: LinearDiffusion,
+        y: Tensor,
+        s: Tensor,
+        how: Simulation,
+        *,
+        create_graph: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,) in float64.
 
@@ -106,13 +112,14 @@ class Score(Restorable, ExactBuffers, ABC):
         Args:
             y: states, which require gradients;  s: times (batch,).
             how: the number of probes, and their law.
+            create_graph: whether both have derivatives themselves.
         """
         theta = self.score(diffusion, y, s)
         with full_precision(y):
             W = inverse_tril(diffusion.marginal(s).scale_tril)
             added = theta.double() + apply_matrix(W.mT @ W, y.double())
             G = diffusion.dispersion_matrix(s).unsqueeze(-3)
-            found = divergence(added, y, G, how).value
+            found = divergence(added, y, G, how, create_graph=create_graph).value
         return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
 
     def default_likelihood(self) -> likelihoods.Likelihood:

@@ -83,7 +83,13 @@ class DenoiserScore(Score):
         return self._score(marginal, self.x_hat(z, marginal.log_snr), y, s)
 
     def with_divergence(
-        self, diffusion: LinearDiffusion, y: Tensor, s: Tensor, how: Simulation
+        self,
+        diffusion: LinearDiffusion,
+        y: Tensor,
+        s: Tensor,
+        how: Simulation,
+        *,
+        create_graph: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """As for every score; ∇·(g² s_θ) = -λ' tr(∂x̂/∂z) - d κ', by d derivatives if exact."""
         s = self.checked_state(diffusion, y, s)
@@ -91,7 +97,7 @@ class DenoiserScore(Score):
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         z = own_node(z.unsqueeze(1))
         x = self.x_hat(z.squeeze(1), marginal.log_snr)
-        trace = divergence(x.unsqueeze(1), z, None, how).value.double()
+        trace = divergence(x.unsqueeze(1), z, None, how, create_graph=create_graph).value.double()
         d = z[0].numel()
         found = diffusion.log_snr_rate(s) * trace - d * diffusion.log_volume_rate(s)
         return self._score(marginal, x, y, s), found

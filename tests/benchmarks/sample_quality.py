@@ -8,7 +8,8 @@
 state its own alone. Quality is the squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of
 samples X to held-out data Y, without bias (so that it may be below 0), of x as it is and in the
 features of ``tests.benchmarks.classifier``. Its standard error is over blocks of samples, given the
-data. Each row is written to ``--out`` when it is found, and what is there is not drawn again.
+data. Calls are of the sampler; reading x off y_ε may take one more, for all alike. Each row is
+written to ``--out`` when it is found, and what is there is not drawn again.
 """
 
 from __future__ import annotations
@@ -73,21 +74,22 @@ class Case:
     def __init__(self, key: tuple[str, str, str], draw: Draw, spaces: dict[str, Space], y: Tensor):
         self.key, self.draw, self.spaces = key, draw, spaces
         self.data = {name: space(y) for name, space in spaces.items()}
-        self.within = {name: _within(y) for name, y in self.data.items()}
+        self.own = {name: within(y) for name, y in self.data.items()}
 
     def distances(self, x: list[Tensor]) -> Iterator[tuple[str, float, float]]:
         """By space, of blocks of samples."""
         for name, space in self.spaces.items():
             found = torch.stack(
                 [
-                    2 * torch.cdist(b, self.data[name]).mean() - _within(b) - self.within[name]
+                    2 * torch.cdist(b, self.data[name]).mean() - within(b) - self.own[name]
                     for b in map(space, x)
                 ]
             )
             yield name, float(found.mean()), float(found.std()) / math.sqrt(len(found))
 
 
-def _within(x: Tensor) -> Tensor:
+def within(x: Tensor) -> Tensor:
+    """E|X - X'| of different rows."""
     return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
 
 
@@ -153,14 +155,15 @@ def measure(case: Case, samplers: list[str], calls: list[int], n: int, out: Path
         per_step, make = SAMPLERS[name]
         for number in calls:
             key = (*case.key, name, str(number))
-            if key in done:
+            if key in done or number % per_step:
                 continue
             sampler, start = make(max(1, number // per_step)), time.perf_counter()
             x = [case.draw(sampler, n // BLOCKS, seed) for seed in range(BLOCKS)]
             seconds = time.perf_counter() - start
+            found = list(case.distances(x))
             with out.open("a", newline="") as f:
                 writer = csv.writer(f)
-                for space, distance, error in case.distances(x):
+                for space, distance, error in found:
                     writer.writerow(
                         [*key, space, f"{distance:.6g}", f"{error:.3g}", f"{seconds:.1f}"]
                     )
