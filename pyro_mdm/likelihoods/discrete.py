@@ -275,15 +275,15 @@ class _PosteriorMean(torch.autograd.Function):
                 variance[R, C] = torch.mul(p, delta, out=log_odds).mul_(delta).sum(-1)
                 skew[R, C] = log_odds.mul_(delta).sum(-1)
         if differentiate:
-            inputs = (log_prior, levels, centre, linear, quadratic)
-            ctx.save_for_backward(*inputs, variance, skew.addcmul_(mean, variance, value=2))
+            ctx.constants = (log_prior, levels, centre)
+            ctx.save_for_backward(linear, quadratic, variance, skew.addcmul_(mean, variance, value=2))
         return mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, variance, covariance = ctx.saved_tensors
+        linear, quadratic, variance, covariance = ctx.saved_tensors
         if torch.is_grad_enabled():
-            p, delta = _weights(*inputs)
+            p, delta = _weights(*ctx.constants, linear, quadratic)
             mean = (p * delta).sum(-1, keepdim=True)
             variance = (p * (delta - mean) * delta).sum(-1)
             covariance = (p * (delta - mean) * delta.square()).sum(-1)
@@ -314,15 +314,15 @@ class _LogNormalizer(torch.autograd.Function):
                 mean[R, C] = torch.mul(p, delta, out=spare).sum(-1) / total
                 square[R, C] = spare.mul_(delta).sum(-1) / total
         if differentiate:
-            inputs = (log_prior, levels, centre, linear, quadratic)
-            ctx.save_for_backward(*inputs, mean, square)
+            ctx.constants = (log_prior, levels, centre)
+            ctx.save_for_backward(linear, quadratic, mean, square)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, mean, square = ctx.saved_tensors
+        linear, quadratic, mean, square = ctx.saved_tensors
         if torch.is_grad_enabled():
-            p, delta = _weights(*inputs)
+            p, delta = _weights(*ctx.constants, linear, quadratic)
             mean, square = (p * delta).sum(-1), (p * delta.square()).sum(-1)
         return None, None, None, grad * mean, grad * square, None, None
 

@@ -187,15 +187,19 @@ SHOWN = (
 )
 
 
-def table(rows: list[dict[str, str]], space: str) -> str:
-    """Distances of some samplers at some numbers of calls, in Markdown, in thousandths."""
+def table(rows: list[dict[str, str]]) -> str:
+    """Distances of some samplers at some numbers of calls, in Markdown, in thousandths.
+
+    In the features of the classifier, where there is one.
+    """
     head = ["data", "score", "guide", *(f"{name} {calls}" for name, calls in SHOWN)]
     lines = [head, ["---"] * len(head)]
     known = {tuple(row[c] for c in COLUMNS[:6]): row for row in rows}
     for key in dict.fromkeys(tuple(row[c] for c in COLUMNS[:3]) for row in rows):
         cells = []
         for name, calls in SHOWN:
-            row = known.get((*key, name, str(calls), space))
+            spaces = (known.get((*key, name, str(calls), of)) for of in ("features", "x"))
+            row = next((row for row in spaces if row is not None), None)
             if row is None:
                 cells.append("")
                 continue
@@ -208,10 +212,14 @@ def table(rows: list[dict[str, str]], space: str) -> str:
 
 
 def plot(rows: list[dict[str, str]], out: Path) -> None:
-    """Distance against calls: a panel for each data set and score, a line for each diffusion."""
+    """Distance against calls: a panel for each data set and score, a line for each diffusion.
+
+    In the features of the classifier, where there is one.
+    """
     names = ["euler", "splitting", "ancestral", "probability_flow"]
     names += ["exponential-2", "exponential-3", "stochastic-2"]
-    panels = list(dict.fromkeys((row["data"], row["score"], row["space"]) for row in rows))
+    spaces = {row["data"]: row["space"] for row in rows}  # the last, features
+    panels = list(dict.fromkeys((r["data"], r["score"], spaces[r["data"]]) for r in rows))
     columns = min(4, len(panels))
     figure, grid = plt.subplots(
         *(math.ceil(len(panels) / columns), columns),
@@ -230,7 +238,7 @@ def plot(rows: list[dict[str, str]], out: Path) -> None:
                 first = guide == here[0]["guide"]
                 label = name if first else None
                 axes.loglog(calls, values, f"C{color}.-", lw=1, alpha=0.7, label=label)
-        axes.set_title(f"{data}, {score}" + ("" if space == "x" else f", {space}"), fontsize=9)
+        axes.set_title(f"{data}, {score}, {space}", fontsize=9)
         axes.set_xlabel("network calls")
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:
@@ -255,8 +263,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.table:
-        for space in ("x", "features"):
-            print(f"{table(read(options.out), space)}\n")
+        print(table(read(options.out)))
     if options.plot is not None:
         plot(read(options.out), options.plot)
     if options.source is None:
