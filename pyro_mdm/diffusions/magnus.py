@@ -24,7 +24,7 @@ Physics Reports 470 (2009), section 5, whose sixth-order exponent this is on a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ class MagnusPropagator(Propagator):
             return self._root(tau)
         return kernels.semidefinite_cholesky(self.noise(tau))
 
-    def _read(self, start: Tensor, h: Tensor) -> _Read:
+    def read(self, start: Tensor, h: Tensor) -> _Read:
         """Of stretches (n,) from ``start``."""
         places = torch.cat([self._gauss, self._nodes])
         tau = start[..., None] + h[..., None] * places
@@ -123,13 +123,13 @@ class MagnusPropagator(Propagator):
         return _Read(A[..., 0, :, :], A[..., 1, :, :], 2 * D[..., 2:, :, :], h)
 
     @cached_property
-    def _cells(self) -> _Read:
-        return self._read(self.bounds[:-1], self.bounds.diff())
+    def cells(self) -> _Read:
+        return self.read(self.bounds[:-1], self.bounds.diff())
 
     @cached_property
     def _norms(self) -> Tensor:
         """‖A‖ in each cell, (n,)."""
-        both = torch.stack([self._cells.A1.detach(), self._cells.A2.detach()])
+        both = torch.stack([self.cells.A1.detach(), self.cells.A2.detach()])
         return torch.linalg.matrix_norm(both, ord=2).amax(0)
 
     @property
@@ -138,22 +138,22 @@ class MagnusPropagator(Propagator):
 
     @property
     def decay(self) -> Tensor:
-        middle = (self._cells.A1 + self._cells.A2).detach() / 2
+        middle = (self.cells.A1 + self.cells.A2).detach() / 2
         return (-torch.linalg.eigvals(middle).real.amax(-1)).mean().clamp_min(1e-12)
 
     @cached_property
     def _travelled(self) -> Tensor:
-        return _from_zero((self._norms * self._cells.h.detach()).cumsum(0))
+        return _from_zero((self._norms * self.cells.h.detach()).cumsum(0))
 
     @cached_property
     def _traces(self) -> Tensor:
         """∫ tr A up to each bound, (n + 1,)."""
-        A = self._cells
+        A = self.cells
         mean = (A.A1 + A.A2).diagonal(dim1=-2, dim2=-1).sum(-1) / 2
         return _from_zero((mean * A.h).cumsum(0))
 
     def travelled(self, tau: Tensor) -> Tensor:
-        tau, cell = self._locate(tau.detach())
+        tau, cell = self.locate(tau.detach())
         past = tau - self.bounds.detach()[cell]
         return self._travelled[cell] + self._norms[cell] * past
 
@@ -166,14 +166,14 @@ class MagnusPropagator(Propagator):
         return self._trace(start + duration) - self._trace(start)
 
     def _trace(self, tau: Tensor) -> Tensor:
-        tau, cell = self._locate(tau)
+        tau, cell = self.locate(tau)
         begin = self.bounds[cell]
         h = tau - begin
         A = self.drift(begin[..., None] + h[..., None] * self._gauss)
         mean = A.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) / 2
         return self._traces[cell] + mean * h
 
-    def _locate(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(self, tau: Tensor) -> tuple[Tensor, Tensor]:
         """Times kept within the grid, and their cells."""
         tau = tau - (tau.detach() - self.bounds[-1].detach()).clamp_min(0)
         cell = torch.searchsorted(self.bounds.detach(), tau.detach().contiguous(), right=True) - 1
@@ -189,11 +189,11 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _forward(self) -> _Stretches:
-        return _Stretches(self, self._cells, pulled_back=False)
+        return _Stretches(self, pulled_back=False)
 
     @cached_property
     def _backward(self) -> _Stretches:
-        return _Stretches(self, self._cells, pulled_back=True)
+        return _Stretches(self, pulled_back=True)
 
     def _moved(
         self, stretches: _Stretches, start: Tensor | None, duration: Tensor
@@ -209,62 +209,66 @@ class MagnusPropagator(Propagator):
         K = self._stationary.shape[-1]
         return found.M.reshape(*shape, K, K), found.P.reshape(*shape, K, K)
 
-    def steps(self, read: _Read, pulled_back: bool) -> _Moved:
-        """M and P of stretches of at most a cell; pulled back, M^{-1} and P̃."""
-        h = read.h[..., None, None]
+    def exponentials(self, read: _Read, pulled_back: bool) -> tuple[Tensor, Tensor]:
+        """M over stretches of at most a cell, and from each node to the end, (n, q, K, K).
+
+        Pulled back, M^{-1}, and from each node to the beginning.
+        """
         one = torch.ones_like(self._nodes[:1])
-        # from a node to the end, or to the beginning; and last from end to end
         length = torch.cat([self._nodes if pulled_back else 1 - self._nodes, one])
         middle = (length - 1) / 2 if pulled_back else (1 - length) / 2
+        h = read.h[..., None, None]
         Omega = _exponents(h * read.A1, h * read.A2, length, middle)
         E = _exp(-Omega if pulled_back else Omega)
-        M, N = E[..., -1, :, :], E[..., :-1, :, :]
-        weights = h[..., None] * self._weights[:, None, None]
+        return E[..., -1, :, :], E[..., :-1, :, :]
+
+    def steps(self, read: _Read, pulled_back: bool) -> _Moved:
+        """M and P of stretches of at most a cell; pulled back, M^{-1} and P̃."""
+        M, N = self.exponentials(read, pulled_back)
+        weights = (read.h[..., None] * self._weights)[..., None, None]
         P = ((weights * N) @ read.GG @ N.mT).sum(-3)
         return _Moved(M, (P + P.mT) / 2)
+
+    def rooted_steps(self, start: Tensor, h: Tensor, pulled_back: bool) -> _Moved:
+        """The same with columns (n, K, q K) whose outer products are P."""
+        read = self.read(start, h)
+        M, N = self.exponentials(read, pulled_back)
+        weights = torch.where(h > 0, h, 1.0).sqrt()[..., None] * self._weights.sqrt()
+        weights = weights * (h > 0)[..., None]
+        G = self.dispersion(start[..., None] + h[..., None] * self._nodes)
+        return _Moved(M, ((weights[..., None, None] * N) @ G).movedim(-3, -2).flatten(-2))
 
     # -- roots -------------------------------------------------------------------------------------
 
     @cached_property
     def basis(self) -> tuple[Tensor, Tensor]:
         """As ``kernels.noise_basis`` finds it, common to all times."""
-        A = self._cells
+        A = self.cells
         both = torch.cat([A.A1, A.A2]).detach()
         return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1) / 2)
 
-    @cached_property
-    def _forward_in_basis(self) -> _Stretches:
-        return _Stretches(self, self._cells, pulled_back=False, basis=self.basis)
-
-    @cached_property
-    def _backward_in_basis(self) -> _Stretches:
-        return _Stretches(self, self._cells, pulled_back=True, basis=self.basis)
-
     @property
     def new(self) -> int:
-        return int((self.basis[1] == 0).sum())
+        return self._stationary.shape[-1]
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        return self._rooted(lambda: self._forward_in_basis, start, duration, noise_last)
+        return self._rooted(self._forward, start, duration)
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        return self._rooted(lambda: self._backward_in_basis, start, duration)
+        return self._rooted(self._backward, start, duration)
 
-    def _rooted(
-        self,
-        stretches: Callable[[], _Stretches],
-        start: Tensor | None,
-        duration: Tensor,
-        flip: bool = False,
-    ) -> Root:
-        U, level = self.basis
-        kernels.check_reached(U)
-        _, P = self._moved(stretches(), start, duration)
-        middle = duration / 2 if start is None else start + duration / 2
-        GG = self.noise(self._locate(middle)[0]).detach()
-        if flip:
-            U, level, P = U.flip(-1), level.flip(0), P.flip(-1, -2)
-        return Root(*kernels.factor_in_basis(P, U, level, U.mT @ GG @ U, GG, duration))
+    def _rooted(self, stretches: _Stretches, start: Tensor | None, duration: Tensor) -> Root:
+        """By QR of the columns that P is a sum of: P itself, squared, has half of the digits where
+        the axes of its grading turn with time."""
+        kernels.check_reached(self.basis[0])
+        start = torch.zeros_like(duration) if start is None else start
+        start, duration = torch.broadcast_tensors(start, duration)
+        columns = stretches.columns(start.reshape(-1), (start + duration).reshape(-1))
+        L = kernels.lower_triangular(columns).reshape(*duration.shape, *columns.shape[-2:-1] * 2)
+        pivots = L.diagonal(dim1=-2, dim2=-1)
+        growth = (L.detach().norm(dim=-1) / pivots.detach()).amax(-1)
+        growth = torch.nan_to_num(growth, nan=torch.inf, posinf=torch.inf)
+        return Root(L, kernels.inverse_tril(L), 2 * pivots.log().sum(-1), growth)
 
     # -- the diffusion of (-Q, D) backwards --------------------------------------------------------
 
@@ -276,6 +280,7 @@ class MagnusPropagator(Propagator):
             lambda tau: self._D((end - tau).clamp_min(0)),
             self._stationary,
             end - self.bounds.flip(0),
+            lambda tau: self.dispersion((end - tau).clamp_min(0)),
         )
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
@@ -288,37 +293,15 @@ class MagnusPropagator(Propagator):
 
 
 class _Stretches:
-    """Stretches of cells in one direction, in the axes of the variables or in a basis."""
+    """Stretches of cells, forward or pulled back."""
 
-    def __init__(
-        self,
-        propagator: MagnusPropagator,
-        cells: _Read,
-        *,
-        pulled_back: bool,
-        basis: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, propagator: MagnusPropagator, *, pulled_back: bool) -> None:
         self._of, self._pulled_back = propagator, pulled_back
-        self._basis = basis
-        if basis is not None:
-            level = basis[1]
-            device = basis[0].device
-            self._above = (level[:, None] > level[None, :] + 1).to(device)
-            self._noiseless = ((level[:, None] > 0) | (level[None, :] > 0)).to(device)
-        self._cells = self._turned(cells)
-
-    def _turned(self, read: _Read) -> _Read:
-        """In the basis; what vanishes there by construction is exactly zero and has a gradient."""
-        if self._basis is None:
-            return read
-        U = self._basis[0]
-        A1, A2, GG = (U.mT @ matrix @ U for matrix in read[:3])
-        A1, A2 = (A - A.detach() * self._above for A in (A1, A2))
-        return _Read(A1, A2, GG - GG.detach() * self._noiseless, read.h)
+        self._spans: list[_Moved] = []
+        self._roots: list[Tensor] = []
 
     def _steps(self, start: Tensor, h: Tensor) -> _Moved:
-        read = self._turned(self._of._read(start, h))
-        return self._of.steps(read, self._pulled_back)
+        return self._of.steps(self._of.read(start, h), self._pulled_back)
 
     def _join(self, first: _Moved, second: _Moved) -> _Moved:
         """Of stretches that follow each other in time."""
@@ -326,27 +309,41 @@ class _Stretches:
 
     @cached_property
     def _moved(self) -> _Moved:
-        return self._of.steps(self._cells, self._pulled_back)
-
-    @cached_property
-    def _spans(self) -> list[_Moved]:
-        return [self._moved]
+        return self._of.steps(self._of.cells, self._pulled_back)
 
     def _span(self, power: int) -> _Moved:
         """Of 2^power cells from each cell from which there are as many."""
         while len(self._spans) <= power:
+            if not self._spans:
+                self._spans.append(self._moved)
+                continue
             last, half = self._spans[-1], 2 ** (len(self._spans) - 1)
-            self._spans.append(
-                self._join(_Moved(*(t[:-half] for t in last)), _Moved(*(t[half:] for t in last)))
-            )
+            earlier, later = (_Moved(*(t[p] for t in last)) for p in _halves(half))
+            self._spans.append(self._join(earlier, later))
         return self._spans[power]
+
+    def _root(self, power: int) -> Tensor:
+        """Triangular roots of their P."""
+        while len(self._roots) <= power:
+            if not self._roots:
+                bounds = self._of.bounds
+                steps = self._of.rooted_steps(bounds[:-1], bounds.diff(), self._pulled_back)
+                columns = steps.P
+            else:
+                half = 2 ** (len(self._roots) - 1)
+                earlier, later = _halves(half)
+                M, R = self._span(len(self._roots) - 1).M, self._roots[-1]
+                outer, inner = (earlier, later) if self._pulled_back else (later, earlier)
+                columns = torch.cat([R[outer], M[outer] @ R[inner]], -1)
+            self._roots.append(kernels.lower_triangular(columns))
+        return self._roots[power]
 
     @cached_property
     def _prefix(self) -> _Moved:
         """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
         found = self._moved
         if self._pulled_back:
-            n = max(1, int((self._of._travelled[:-1] < 25.0).sum()))
+            n = max(1, int((self._of.travelled(self._of.bounds[:-1]) < 25.0).sum()))
             found = _Moved(found.M[:n], found.P[:n])
         step = 1
         while step < len(found.M):
@@ -360,34 +357,72 @@ class _Stretches:
 
     def from_zero(self, tau: Tensor) -> _Moved:
         """From time 0 to τ (m,)."""
-        tau, cell = self._of._locate(tau)
+        tau, cell = self._of.locate(tau)
         begin = self._of.bounds[cell]
         return self._join(self._prefix.at(cell), self._steps(begin, tau - begin))
 
     def between(self, first: Tensor, last: Tensor) -> _Moved:
         """From ``first`` to ``last``, clock times (m,)."""
-        (first, i), (last, j) = self._of._locate(first), self._of._locate(last)
-        bounds, same = self._of.bounds, i == j
-        if bool(same.all()):
+        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        if bool((i == j).all()):
             return self._steps(first, last - first)
-        head = torch.where(same, last, bounds[i + 1]) - first
-        tail = torch.where(same, last, bounds[j])
-        m = len(first)
-        both = self._steps(torch.cat([first, tail]), torch.cat([head, last - tail]))
-        found, ending = (_Moved(*(t[part] for t in both)) for part in (slice(m), slice(m, None)))
-        count, at = (j - i - 1).clamp_min(0), i + 1
-        for power in range(int(count.max()).bit_length()):
-            taken = (count >> power) % 2 == 1
-            if not bool(taken.any()):
-                continue
-            index = taken.nonzero()[:, 0]
-            span = self._span(power).at(at[index])
-            longer = self._join(found.at(index), span)
+        start, h = self._ends(first, last, i, j)
+        found, ending = _split(self._steps(start, h))
+        for index, power, at in _powers(i, j):
+            longer = self._join(found.at(index), self._span(power).at(at))
             found = _Moved(
                 *(t.index_put((index,), new) for t, new in zip(found, longer, strict=True))
             )
-            at = at + taken * 2**power
         return self._join(found, ending)
+
+    def columns(self, first: Tensor, last: Tensor) -> Tensor:
+        """Columns (m, K, …) whose outer products are P of the same."""
+        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        if bool((i == j).all()):
+            return self._of.rooted_steps(first, last - first, self._pulled_back).P
+        start, h = self._ends(first, last, i, j)
+        (M, found), ending = _split(self._of.rooted_steps(start, h, self._pulled_back))
+        for index, power, at in _powers(i, j):
+            span, R = self._span(power).M[at], self._root(power)[at]
+            if self._pulled_back:
+                R, carried = M[index] @ R, found
+                M = M.index_put((index,), M[index] @ span)
+            else:
+                carried = found.index_put((index,), span @ found[index])
+            more = R.new_zeros(len(first), *R.shape[-2:]).index_put((index,), R)
+            found = torch.cat([carried, more], -1)
+        if self._pulled_back:
+            return torch.cat([found, M @ ending.P], -1)
+        return torch.cat([ending.M @ found, ending.P], -1)
+
+    def _ends(self, first: Tensor, last: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Beginnings and lengths of the stretches before and after whole cells, (2 m,)."""
+        bounds, same = self._of.bounds, i == j
+        head = torch.where(same, last, bounds[i + 1]) - first
+        tail = torch.where(same, last, bounds[j])
+        return torch.cat([first, tail]), torch.cat([head, last - tail])
+
+
+def _halves(count: int) -> tuple[slice, slice]:
+    """All but the last ``count``, and all but the first."""
+    return slice(None, -count), slice(count, None)
+
+
+def _split(both: _Moved) -> tuple[_Moved, _Moved]:
+    m = len(both.M) // 2
+    return _Moved(*(t[:m] for t in both)), _Moved(*(t[m:] for t in both))
+
+
+def _powers(i: Tensor, j: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """The whole cells between cells i and j (m,) in powers of 2: who takes one, which, and from
+    which cell."""
+    count, at = (j - i - 1).clamp_min(0), i + 1
+    for power in range(int(count.max()).bit_length()):
+        taken = (count >> power) % 2 == 1
+        index = taken.nonzero()[:, 0]
+        if len(index):
+            yield index, power, at[index]
+        at = at + taken * 2**power
 
 
 def _from_zero(sums: Tensor) -> Tensor:
