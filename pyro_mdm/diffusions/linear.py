@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,16 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "shared_ends"]
+__all__ = ["LinearDiffusion", "Matrices", "shared_ends"]
+
+
+class Matrices(NamedTuple):
+    """What a linear diffusion is made of at one time."""
+
+    Q: Tensor  # (K, K)
+    D: Tensor  # (K, K)
+    unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}, (K, K)
+
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
@@ -207,6 +216,10 @@ class LinearDiffusion(Diffusion):
     def unit_noise(self) -> Tensor:
         """g²_0 = 2 D, the noise covariance per unit of clock time b."""
         return 2 * self.D
+
+    def frozen(self) -> Matrices:
+        """Q, D and A_0 when half of the clock has run, which of constant ones is always."""
+        return Matrices(self.Q, self.D, self.unit_drift)
 
     @property
     def propagator(self) -> Propagator:

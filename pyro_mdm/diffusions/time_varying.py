@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
 from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
@@ -228,6 +228,11 @@ class TimeVaryingDiffusion(LinearDiffusion):
     def dispersion_matrix(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
         return self.rate(s).sqrt()[..., None, None] * self._dispersion_at(s)
+
+    def frozen(self) -> Matrices:
+        s = self.time_at_clock(self.clock(self.horizon) / 2)
+        Q, D = self.Q_at(s), self.D_at(s)
+        return Matrices(Q, D, -(Q + D) @ torch.linalg.inv(self.stationary_covariance))
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         start = self.clock(r)
