@@ -451,7 +451,7 @@ class LinearDiffusion(Diffusion):
         index = near.flatten().nonzero()[:, 0]
         near_tau = tau.flatten()[index]
         pulled = kernels.pulled_back_factor(
-            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back(None, near_tau), Sigma0
+            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back_at(near_tau, tau, index), Sigma0
         )
         log_det = pulled.log_det + 2 * move.trace(None, near_tau)
         pulled = pulled._replace(log_det=log_det)

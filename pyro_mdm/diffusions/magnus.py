@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +35,13 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
 
-__all__ = ["MAX_CELLS", "MagnusPropagator"]
+__all__ = ["MAX_CELLS", "REACH", "MagnusPropagator"]
 
-TAYLOR_ORDER = 19  # of exp at ‖Ω‖ ≤ ½, 5 groups of 4 powers
 COEFFICIENTS = torch.tensor(
-    [[1 / math.factorial(4 * j + i) for i in range(4)] for j in range(5)], dtype=torch.float64
+    [[1 / math.factorial(4 * j + i) for i in range(4)] for j in range(4)], dtype=torch.float64
 )
-LEAST_NODES = 8
+"""Of exp at ‖Ω‖ ≤ ½, to the 15th power, in groups of 4."""
+LEAST_NODES = 6
 REACH = 0.4
 """‖A‖h of a cell; longer ones are cut."""
 MAX_CELLS = 2**14
@@ -57,6 +57,18 @@ class _Read(NamedTuple):
     A2: Tensor
     GG: Tensor  # at the nodes of the noise, (n, q, K, K)
     h: Tensor  # (n,)
+
+
+class _Both(NamedTuple):
+    """How stretches move states, and the same pulled back, (n, K, K) each."""
+
+    M: Tensor
+    P: Tensor
+    W: Tensor  # M^{-1}
+    pulled: Tensor  # P̃
+
+    def one(self, pulled_back: bool) -> _Moved:
+        return _Moved(self.W, self.pulled) if pulled_back else _Moved(self.M, self.P)
 
 
 class _Moved(NamedTuple):
@@ -96,9 +108,9 @@ class MagnusPropagator(Propagator):
         self._precision = torch.linalg.inv(stationary)
         self._root, self.bounds = dispersion, bounds
         K = stationary.shape[-1]
-        nodes, weights = np.polynomial.legendre.leggauss(max(LEAST_NODES, K))
-        self._nodes = torch.from_numpy(nodes / 2 + 0.5).to(bounds)
-        self._weights = torch.from_numpy(weights / 2).to(bounds)
+        nodes, weights = _gauss_legendre(max(LEAST_NODES, K))
+        self._nodes, self._weights = nodes.to(bounds), weights.to(bounds)
+        self._ends: tuple[Tensor, bool, Tensor, _Both] | None = None
         self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
 
     # -- fields ------------------------------------------------------------------------------------
@@ -128,9 +140,9 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _norms(self) -> Tensor:
-        """‖A‖ in each cell, (n,)."""
+        """‖A‖ in each cell, by its Frobenius norm, (n,)."""
         both = torch.stack([self.cells.A1.detach(), self.cells.A2.detach()])
-        return torch.linalg.matrix_norm(both, ord=2).amax(0)
+        return torch.linalg.matrix_norm(both).amax(0)
 
     @property
     def speed(self) -> Tensor:
@@ -182,10 +194,73 @@ class MagnusPropagator(Propagator):
     # -- moments -----------------------------------------------------------------------------------
 
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        if start is None:
+            return self._from_zero(duration, pulled_back=False)
         return self._moved(self._forward, start, duration)
 
-    def pulled_back(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
         return self._moved(self._backward, start, duration)
+
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        W, P = self._from_zero(tau, pulled_back=True)
+        K = W.shape[-1]
+        return W.reshape(-1, K, K)[index], P.reshape(-1, K, K)[index]
+
+    def _from_zero(self, tau: Tensor, pulled_back: bool) -> tuple[Tensor, Tensor]:
+        """From time 0; what both directions share is made once for the same times."""
+        grad = torch.is_grad_enabled()
+        if self._ends is None or self._ends[0] is not tau or self._ends[1] != grad:
+            flat, cell = self.locate(tau.reshape(-1))
+            begin = self.bounds[cell]
+            self._ends = tau, grad, cell, self.steps(self.read(begin, flat - begin))
+        _, _, cell, steps = self._ends
+        M, P, W, pulled = self._prefix
+        if pulled_back:
+            cell = cell.clamp_max(len(W) - 1)  # later ones are not asked for
+            found = steps.one(True).then(_Moved(W[cell], pulled[cell]))
+        else:
+            found = _Moved(M[cell], P[cell]).then(steps.one(False))
+        return tuple(t.reshape(*tau.shape, *t.shape[-2:]) for t in found)  # type: ignore[return-value]
+
+    @cached_property
+    def moved(self) -> _Both:
+        """Of the cells."""
+        return self.steps(self.cells)
+
+    @cached_property
+    def _prefix(self) -> _Both:
+        """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
+        cells = self.moved
+        near = self._travelled[:-1] < 25.0
+        eye = torch.eye(cells.M.shape[-1]).to(cells.M)
+        both = torch.stack([cells.M, torch.where(near[:, None, None], cells.W, eye).mT])
+        P, step = cells.P, 1
+        while step < len(P):
+            later = both[:, step:]
+            P = torch.cat([P[:step], P[step:] + later[0] @ P[:-step] @ later[0].mT])
+            both = torch.cat([both[:, :step], later @ both[:, :-step]], 1)
+            step *= 2
+        both = torch.cat([eye.expand(2, 1, *eye.shape), both], 1)
+        M, W = both[0], both[1].mT
+        P = torch.cat([torch.zeros_like(eye)[None], P])
+        n = max(1, int(near.sum()))
+        W = W[: n + 1]
+        gained = W[:-1] @ cells.pulled[:n] @ W[:-1].mT
+        pulled = torch.cat([torch.zeros_like(eye)[None], gained.cumsum(0)])
+        return _Both(M, P, W, pulled)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """M and P from time 0 to the end, (K, K) each."""
+        M, P = self.moved.M, self.moved.P
+        while len(M) > 1:
+            odd = len(M) % 2
+            last = M[len(M) - odd :], P[len(M) - odd :]
+            first, later = M[0 : len(M) - odd : 2], M[1::2]
+            P = P[1::2] + later @ P[0 : len(P) - odd : 2] @ later.mT
+            M = later @ first
+            if odd:
+                M, P = torch.cat([M, last[0]]), torch.cat([P, last[1]])
+        return M[0], P[0]
 
     @cached_property
     def _forward(self) -> _Stretches:
@@ -196,47 +271,40 @@ class MagnusPropagator(Propagator):
         return _Stretches(self, pulled_back=True)
 
     def _moved(
-        self, stretches: _Stretches, start: Tensor | None, duration: Tensor
+        self, stretches: _Stretches, start: Tensor, duration: Tensor
     ) -> tuple[Tensor, Tensor]:
-        shape = (
-            duration.shape if start is None else torch.broadcast_shapes(start.shape, duration.shape)
-        )
-        if start is None:
-            found = stretches.from_zero(duration.reshape(-1))
-        else:
-            end = (start + duration).reshape(-1)
-            found = stretches.between(start.expand(shape).reshape(-1), end)
-        K = self._stationary.shape[-1]
-        return found.M.reshape(*shape, K, K), found.P.reshape(*shape, K, K)
+        shape = torch.broadcast_shapes(start.shape, duration.shape)
+        end = (start + duration).reshape(-1)
+        M, P = stretches.between(start.expand(shape).reshape(-1), end)
+        return M.reshape(*shape, *M.shape[-2:]), P.reshape(*shape, *P.shape[-2:])
 
-    def exponentials(self, read: _Read, pulled_back: bool) -> tuple[Tensor, Tensor]:
-        """M over stretches of at most a cell, and from each node to the end, (n, q, K, K).
-
-        Pulled back, M^{-1}, and from each node to the beginning.
-        """
-        one = torch.ones_like(self._nodes[:1])
-        length = torch.cat([self._nodes if pulled_back else 1 - self._nodes, one])
-        middle = (length - 1) / 2 if pulled_back else (1 - length) / 2
+    def exponentials(self, read: _Read) -> tuple[Tensor, Tensor, Tensor]:
+        """M, M^{-1} (n, K, K), and back from each node to the beginning (n, q, K, K)."""
+        length = torch.cat([self._nodes, torch.ones_like(self._nodes[:1])])
         h = read.h[..., None, None]
-        Omega = _exponents(h * read.A1, h * read.A2, length, middle)
-        E = _exp(-Omega if pulled_back else Omega)
-        return E[..., -1, :, :], E[..., :-1, :, :]
+        Omega = _exponents(h * read.A1, h * read.A2, length, (length - 1) / 2)
+        E = _exp(torch.cat([-Omega, Omega[..., -1:, :, :]], -3))
+        return E[..., -1, :, :], E[..., -2, :, :], E[..., :-2, :, :]
 
-    def steps(self, read: _Read, pulled_back: bool) -> _Moved:
-        """M and P of stretches of at most a cell; pulled back, M^{-1} and P̃."""
-        M, N = self.exponentials(read, pulled_back)
+    def steps(self, read: _Read) -> _Both:
+        """Of stretches of at most a cell."""
+        M, W, back = self.exponentials(read)
+        both = torch.stack([M[..., None, :, :] @ back, back])
         weights = (read.h[..., None] * self._weights)[..., None, None]
-        P = ((weights * N) @ read.GG @ N.mT).sum(-3)
-        return _Moved(M, (P + P.mT) / 2)
+        P = ((both * weights) @ read.GG @ both.mT).sum(-3)
+        P = (P + P.mT) / 2
+        return _Both(M, P[0], W, P[1])
 
     def rooted_steps(self, start: Tensor, h: Tensor, pulled_back: bool) -> _Moved:
-        """The same with columns (n, K, q K) whose outer products are P."""
-        read = self.read(start, h)
-        M, N = self.exponentials(read, pulled_back)
+        """M and columns (n, K, q K) whose outer products are P; pulled back, M^{-1} and of P̃."""
+        M, W, N = self.exponentials(self.read(start, h))
+        if not pulled_back:
+            N = M[..., None, :, :] @ N
         weights = torch.where(h > 0, h, 1.0).sqrt()[..., None] * self._weights.sqrt()
         weights = weights * (h > 0)[..., None]
         G = self.dispersion(start[..., None] + h[..., None] * self._nodes)
-        return _Moved(M, ((weights[..., None, None] * N) @ G).movedim(-3, -2).flatten(-2))
+        columns = ((weights[..., None, None] * N) @ G).movedim(-3, -2).flatten(-2)
+        return _Moved(W if pulled_back else M, columns)
 
     # -- roots -------------------------------------------------------------------------------------
 
@@ -301,7 +369,7 @@ class _Stretches:
         self._roots: list[Tensor] = []
 
     def _steps(self, start: Tensor, h: Tensor) -> _Moved:
-        return self._of.steps(self._of.read(start, h), self._pulled_back)
+        return self._of.steps(self._of.read(start, h)).one(self._pulled_back)
 
     def _join(self, first: _Moved, second: _Moved) -> _Moved:
         """Of stretches that follow each other in time."""
@@ -309,7 +377,7 @@ class _Stretches:
 
     @cached_property
     def _moved(self) -> _Moved:
-        return self._of.steps(self._of.cells, self._pulled_back)
+        return self._of.moved.one(self._pulled_back)
 
     def _span(self, power: int) -> _Moved:
         """Of 2^power cells from each cell from which there are as many."""
@@ -337,29 +405,6 @@ class _Stretches:
                 columns = torch.cat([R[outer], M[outer] @ R[inner]], -1)
             self._roots.append(kernels.lower_triangular(columns))
         return self._roots[power]
-
-    @cached_property
-    def _prefix(self) -> _Moved:
-        """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
-        found = self._moved
-        if self._pulled_back:
-            n = max(1, int((self._of.travelled(self._of.bounds[:-1]) < 25.0).sum()))
-            found = _Moved(found.M[:n], found.P[:n])
-        step = 1
-        while step < len(found.M):
-            joined = self._join(
-                _Moved(*(t[:-step] for t in found)), _Moved(*(t[step:] for t in found))
-            )
-            found = _Moved(*(torch.cat([t[:step], j]) for t, j in zip(found, joined, strict=True)))
-            step *= 2
-        eye = torch.eye(found.M.shape[-1]).to(found.M)[None]
-        return _Moved(torch.cat([eye, found.M]), torch.cat([torch.zeros_like(eye), found.P]))
-
-    def from_zero(self, tau: Tensor) -> _Moved:
-        """From time 0 to τ (m,)."""
-        tau, cell = self._of.locate(tau)
-        begin = self._of.bounds[cell]
-        return self._join(self._prefix.at(cell), self._steps(begin, tau - begin))
 
     def between(self, first: Tensor, last: Tensor) -> _Moved:
         """From ``first`` to ``last``, clock times (m,)."""
@@ -423,6 +468,13 @@ def _powers(i: Tensor, j: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         if len(index):
             yield index, power, at[index]
         at = at + taken * 2**power
+
+
+@cache
+def _gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(q)
+    return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
 
 
 def _from_zero(sums: Tensor) -> Tensor:

@@ -94,8 +94,15 @@ class Propagator(ABC):
         """
 
     @abstractmethod
-    def pulled_back(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
         """M^{-1} and P̃, (…, K, K). Raises as :meth:`moments` does."""
+
+    @abstractmethod
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
+
+        Where :meth:`travelled` is small, below 20. :meth:`moments` of τ may have shared its work.
+        """
 
     @abstractmethod
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
@@ -162,7 +169,10 @@ class ConstantPropagator(Propagator):
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(self._A, self._GG, duration)
 
-    def pulled_back(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.transition_moments(-self._A, self._GG, near)
+
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(-self._A, self._GG, duration)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:

@@ -257,7 +257,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
     @property
     def _magnus(self) -> MagnusPropagator:
         def build() -> MagnusPropagator:
-            found = self._propagator(self._clock_scale())
+            found = self.propagator_at(self._clock_scale())
             if not torch.is_grad_enabled():
                 self._check_values(self._time(found.bounds))
             return found
@@ -265,7 +265,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
         kept: MagnusPropagator = self._cached("propagator", build)
         return kept
 
-    def _propagator(self, scale: Tensor) -> MagnusPropagator:
+    def propagator_at(self, scale: Tensor) -> MagnusPropagator:
         """With the clock multiplied by ``scale``, 0-dim."""
 
         def time(tau: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
         tau = scale * self.beta.integral(s)
         A = self._evaluate("Q", s) + self._evaluate("D", s)
         A = A @ torch.linalg.inv(self.stationary_covariance)
-        norm = torch.linalg.matrix_norm(A, ord=2)
+        norm = torch.linalg.matrix_norm(A)
         parts = torch.maximum(norm[1:], norm[:-1]) * tau.diff() / REACH
         total = parts.sum().item()
         if not total < MAX_CELLS:
@@ -370,8 +370,12 @@ class TimeVaryingDiffusion(LinearDiffusion):
     def _terminal_at(self, end: Tensor) -> Tensor:
         """λ(T) with a clock that ends at ``end``, 0-dim."""
         scale = end / self.beta.integral(self.as_tensor(self.horizon))
-        _, _, factor = self.factorization_by(self._propagator(scale), end.reshape(1))
-        return factor.log_snr[0]
+        move = self.propagator_at(scale)
+        M, P = move.whole()
+        factor = kernels.direct_factor(P + M @ self.initial_covariance @ M.mT, M[..., 0])
+        if factor.amplification.item() > 1e3:  # near the data still
+            return self.factorization_by(move, end.reshape(1))[2].log_snr[0]
+        return factor.log_snr
 
     def _find_end(self) -> Tensor:
         """By secants in log τ, kept within a bracket once there is one."""
