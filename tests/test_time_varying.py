@@ -24,7 +24,7 @@ from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLe
 from pyro_mdm.samplers import Splitting
 from pyro_mdm.samplers.grids import information_grid
 from pyro_mdm.samplers.transport import transport
-from tests.problems import chain, fixed, rubbing, turning
+from tests.problems import chain, fixed, learned_in_time, rubbing, turning
 
 Field = Callable[[Tensor], Tensor]
 
@@ -325,6 +325,21 @@ def test_other_mistakes_are_named() -> None:
             TypeError, match=r"TimeVaryingDiffusion has no constant .* use \w+\(s\)"
         ):
             getattr(diffusion, name)
+
+
+def test_a_copy_is_on_its_own() -> None:
+    diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0)
+    s = torch.tensor([0.2, 0.6], dtype=torch.float64)
+    with torch.no_grad():
+        _ = diffusion.start_time  # its grid is kept, and not all of it is computed
+        copied = copy.deepcopy(diffusion)
+        before = diffusion.transition(s, 0.1).covariance, diffusion.log_snr(s)
+        diffusion.B.mul_(1.3)
+        after = copied.transition(s, 0.1).covariance, copied.log_snr(s)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    plain = TimeVaryingDiffusion(turning, rubbing)
+    plain.log_snr(s.clone().requires_grad_()).sum().backward()
+    torch.testing.assert_close(copy.deepcopy(plain).log_snr(s), plain.log_snr(s), rtol=0, atol=0)
 
 
 def test_a_module_may_be_learned() -> None:

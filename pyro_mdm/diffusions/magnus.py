@@ -220,7 +220,8 @@ class MagnusPropagator(Propagator):
             found = steps.one(True).then(_Moved(W[cell], pulled[cell]))
         else:
             found = _Moved(M[cell], P[cell]).then(steps.one(False))
-        return tuple(t.reshape(*tau.shape, *t.shape[-2:]) for t in found)  # type: ignore[return-value]
+        K = found.M.shape[-1]
+        return found.M.reshape(*tau.shape, K, K), found.P.reshape(*tau.shape, K, K)
 
     @cached_property
     def moved(self) -> _Both:

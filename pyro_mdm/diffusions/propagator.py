@@ -118,7 +118,7 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def new(self) -> int:
-        """How many columns of a root noise enters by, see :meth:`root`."""
+        """How many columns of a root noise enters by, see :meth:`root`; all where it turns."""
 
     @abstractmethod
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:

@@ -241,6 +241,10 @@ class TimeVaryingDiffusion(LinearDiffusion):
     def noise_basis(self) -> tuple[Tensor, Tensor]:
         return self._magnus.basis
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept: a copy's grid must ask the copy for its matrices."""
+        return self.__dict__ | {"_cache": {}}
+
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"cells": self._num_cells} | self._described()
 
@@ -427,7 +431,7 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
     Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ, every entry of the strictly lower triangular W and of
     B (K, rank) a sum of Chebyshev polynomials T_0, …, T_degree of 2 s / T - 1, so that there are
     degree + 1 numbers in place of each one of ``LearnedDiffusion``. It starts at what that starts
-    at, constant in time, and has no gradient to lose on the way out.
+    at, constant in time.
 
     Args:
         num_variables, rank: K and the rank of D(s), as for ``LearnedDiffusion``.
