@@ -23,6 +23,11 @@ def check_effects(settings: Training, programs: Programs) -> None:
             "--learn_beta has no effect with --diffusion_learning_rate 0, which leaves the clock "
             "as it starts; leave out one of them"
         )
+    if settings.time_varying and settings.diffusion_learning_rate == 0:
+        raise ValueError(
+            "--time_varying has no effect with --diffusion_learning_rate 0, which leaves Q and D "
+            "constant as they start; leave out one of them"
+        )
     if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network

@@ -104,9 +104,9 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     """
     x = x.double()
     end, d = diffusion.horizon, x[0].numel()
-    found = Inspection(
-        name, diffusion.num_variables, int(torch.linalg.matrix_rank(diffusion.D, hermitian=True))
-    )
+    frozen = diffusion.frozen()
+    rank = int(torch.linalg.matrix_rank(frozen.D, hermitian=True))
+    found = Inspection(name, diffusion.num_variables, rank)
 
     def attempt(compute: Callable[[], T]) -> T | None:
         try:
@@ -116,10 +116,10 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
                 found.errors.append(str(error))
             return None
 
-    mu = torch.linalg.eigvals(diffusion.unit_drift)
+    mu = torch.linalg.eigvals(frozen.unit_drift)
     mu = mu[torch.argsort(-mu.real, stable=True)]
     found.eigenvalues = [complex(value) for value in mu.tolist()]
-    found.damping, found.quality = _damping(diffusion.unit_drift)
+    found.damping, found.quality = _damping(frozen.unit_drift)
     found.relaxation = 1 / -found.eigenvalues[0].real
 
     found.clock = attempt(lambda: diffusion.clock(end).item())
@@ -230,8 +230,7 @@ def _amplification(diffusion: LinearDiffusion) -> float:
 def _step_amplification(diffusion: LinearDiffusion) -> float:
     s = diffusion.log_snr_grid(STEPS + 1)
     tau = diffusion.clock(s).diff()
-    A, GG = diffusion.unit_drift, diffusion.unit_noise
-    growth = kernels.transition_factor(A, GG, tau, diffusion.noise_basis())[3]
+    growth = diffusion.propagator.root(diffusion.clock(s[:-1]), tau).growth
     diffusion.check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
     return growth.max().item()
 
@@ -374,7 +373,7 @@ def _draw_overview(
         s = torch.linspace(start, end, 200, dtype=torch.float64)
         snr.plot(s, diffusion.log_snr(s), color=color, label=name)
         kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=name)
-        mu = torch.linalg.eigvals(diffusion.unit_drift)
+        mu = torch.linalg.eigvals(diffusion.frozen().unit_drift)
         tau = (1 / -mu.real.max()).item()
         relaxed = _time_of_clock(diffusion, tau)
         if start < relaxed < math.inf:

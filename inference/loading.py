@@ -26,6 +26,7 @@ from pyro_mdm import (
     DiffusionModel,
     LearnedDiffusion,
     LinearDiffusion,
+    TimeVaryingLearnedDiffusion,
 )
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
@@ -68,6 +69,8 @@ SIMULATION = {
 }
 """Settings of how a nonlinear guide is simulated, and what :class:`Simulation` calls them."""
 
+LEARNED = (LearnedDiffusion, TimeVaryingLearnedDiffusion)
+
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
@@ -80,6 +83,7 @@ def build_diffusion(
     num_variables: int | None = None,
     rank: int | None = None,
     learn_beta: bool = False,
+    time_varying: bool = False,
     learned_from: str | None = None,
     stationary_variance: StationaryVariance | torch.Tensor | None = None,
     event_shape: Sequence[int] | None = None,
@@ -96,6 +100,7 @@ def build_diffusion(
             take it; nominal for a nonlinear one.
         num_variables, rank, learn_beta: for ``learned`` only: K (2), the rank of D (K) and whether
             the clock is learned too.
+        time_varying: for ``learned`` only: whether Q and D are learned as polynomials of time.
         learned_from: for ``learned`` only: the guide that it begins as, a name like ``name``.
         stationary_variance: for ``learned`` only: Σ_∞, a number, K variances or a K×K covariance.
         event_shape: of a datum, for a guide with a network.
@@ -118,15 +123,18 @@ def build_diffusion(
         end: dict[str, Any] = {} if min_log_snr is None else {"min_log_snr": min_log_snr}
         if stationary_variance is not None:
             end["stationary_variance"] = _stationary(stationary_variance, start.num_variables)
-        diffusion = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **end)
+        family = TimeVaryingLearnedDiffusion if time_varying else LearnedDiffusion
+        diffusion = family.from_diffusion(start, rank, learn_beta, **end)
     elif found is LearnedDiffusion:
         K = 2 if num_variables is None else num_variables
         if stationary_variance is not None:
             options["stationary_variance"] = _stationary(stationary_variance, K)
-        diffusion = LearnedDiffusion(K, rank=rank, learn_beta=learn_beta, **options)
+        family = TimeVaryingLearnedDiffusion if time_varying else LearnedDiffusion
+        diffusion = family(K, rank=rank, learn_beta=learn_beta, **options)
     else:
         given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-        given |= {"learn_beta": learn_beta or None, "learned_from": learned_from}
+        given |= {"learn_beta": learn_beta or None, "time_varying": time_varying or None}
+        given |= {"learned_from": learned_from}
         given |= {"stationary_variance": stationary_variance}
         if surplus := [f"--{key}" for key, value in given.items() if value is not None]:
             raise ValueError(
@@ -204,14 +212,14 @@ def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float 
     """Scale a learned diffusion of one's own to the λ(T) that ``--guide learned`` has.
 
     Args:
-        diffusion: changed if it is a :class:`LearnedDiffusion` that leaves λ(T) to its clock, and
-            is not cut at a time.
+        diffusion: changed if it is a :class:`LearnedDiffusion`, or one that varies in time, that
+            leaves λ(T) to its clock, and is not cut at a time.
         score: what it is for; nothing is changed for one that is no denoiser.
 
     Returns:
         λ(T) if it was changed.
     """
-    if not isinstance(diffusion, LearnedDiffusion) or diffusion.min_log_snr is not None:
+    if not isinstance(diffusion, LEARNED) or diffusion.min_log_snr is not None:
         return None
     if diffusion.cut_time is not None:
         return None
@@ -321,6 +329,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         num_variables=settings["num_variables"],
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
+        time_varying=settings.get("time_varying", False),
         learned_from=settings.get("learned_from"),
         stationary_variance=settings.get("stationary_variance"),
         event_shape=problem.event_shape,
@@ -329,7 +338,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
     if likelihood is not None:
         _try_likelihood(settings["likelihood"], problem, model)
-    cut = diffusion.cut_time if isinstance(diffusion, LearnedDiffusion) else None
+    cut = diffusion.cut_time if isinstance(diffusion, LEARNED) else None
     if cut is not None and isinstance(model.score_function, DenoiserScore):
         raise ValueError(
             f"{settings['guide']} is learned and cut at the time {cut:g}, so that log SNR moves "

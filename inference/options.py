@@ -72,6 +72,8 @@ class Guide:
         num_variables: K of a learned guide, 2 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
+        time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of
+            degree 3, four numbers in place of one, which starts constant.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
             starts from; by default D = ½ on the last ``rank`` variables of a chain.
         stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
@@ -85,6 +87,7 @@ class Guide:
     num_variables: int | None = None
     rank: int | None = None
     learn_beta: bool = False
+    time_varying: bool = False
     learned_from: str | None = None
     stationary_variance: StationaryVariance | None = None
     max_log_snr: float | None = None

@@ -67,8 +67,11 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
     tensorboard.write_settings(writer, columns(of_run), METRICS)
-    matrices = {"Q": diffusion.Q, "D": diffusion.D} if diffusion.closed_form else {}
-    starts = {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
+    matrices = diffusion.frozen() if diffusion.closed_form else ()
+    starts = {
+        f"{name} at the start": str(m.cpu().tolist())
+        for name, m in zip(("Q", "D"), matrices, strict=False)
+    }
     tensorboard.write_text(writer, "settings", of_run | starts)
     _log_diffusion(run, writer, programs, 0)
     if run.config["figures"]:
@@ -90,6 +93,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "rank of D": _rank(diffusion),
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
+        "time_varying": str(config["time_varying"]),
         "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
         "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,
@@ -115,7 +119,7 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
 def _rank(diffusion: Any) -> str:
     if not diffusion.closed_form:
         return "–"  # runs of one table have the same columns
-    return str(int(torch.linalg.matrix_rank(diffusion.D.detach())))
+    return str(int(torch.linalg.matrix_rank(diffusion.frozen().D.detach())))
 
 
 def _simulation(diffusion: Any) -> str:

@@ -126,6 +126,7 @@ LATER: dict[str, Any] = {
     "decoder_in_loss": True,
     "times": None,
     "likelihood": None,
+    "time_varying": False,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

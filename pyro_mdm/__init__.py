@@ -11,6 +11,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.distribution import MDM
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.evaluation.bounds import Bound, bound
@@ -54,6 +55,8 @@ __all__ = [
     "Simulated",
     "SimulatedPath",
     "Simulation",
+    "TimeVaryingDiffusion",
+    "TimeVaryingLearnedDiffusion",
     "bits_per_dim",
     "bound",
     "elbo_terms",

@@ -16,6 +16,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
 
@@ -105,6 +106,27 @@ class Reversible(NonlinearDiffusion):
         return torch.linalg.cholesky(self.covariance(y))
 
 
+def turning(s: Tensor) -> Tensor:
+    """Q(s) of a :class:`TimeVaryingDiffusion` with K = 2."""
+    J = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64, device=s.device)
+    return (1 + 0.4 * torch.sin(3 * s))[..., None, None] * J
+
+
+def rubbing(s: Tensor) -> Tensor:
+    """D(s) of one, whose axes turn, so that it does not commute with itself at other times."""
+    B = torch.stack([torch.stack([0.3 + 0 * s, 0.2 * s], -1), torch.stack([s, 1 + s * s], -1)], -2)
+    return B @ B.mT
+
+
+def learned_in_time(K: int, rank: int, seed: int, **options: object) -> TimeVaryingLearnedDiffusion:
+    """A learned diffusion that varies in time, some way into its training."""
+    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        diffusion.lower.add_(0.2 * fixed(seed, *diffusion.lower.shape))
+        diffusion.B.add_(0.1 * fixed(seed + 1, *diffusion.B.shape))
+    return diffusion
+
+
 DIFFUSIONS: list[tuple[str, Factory]] = [
     ("vpsde", VPSDE),
     ("cld", CLD),
@@ -138,10 +160,21 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("random_3", lambda: random_linear(3, 114)),
     ("random_4", lambda: random_linear(4, 400)),
     ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
+    ("time_varying_2", lambda: TimeVaryingDiffusion(turning, rubbing)),
+    ("time_varying_3_learned", lambda: learned_in_time(3, 2, 80, min_log_snr=-9.0)),
 ]
 
 DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
 """Those that are not another one of them in other parameters."""
+
+
+CONSTANT = [case for case in DIFFUSIONS if not case[0].startswith("time_varying")]
+"""Those of constant Q and D, which have exact references."""
+
+
+def truncation(diffusion: LinearDiffusion) -> float:
+    """What the diffusion's own steps may leave of an identity, beside rounding."""
+    return 1e-7 if isinstance(diffusion, TimeVaryingDiffusion) else 0.0
 
 
 # -- data ------------------------------------------------------------------------------------------

@@ -260,7 +260,9 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
     diffusion = make()
     if slow:
         options = {"beta": ConstantBeta(0.7), "stationary_variance": diffusion.prior_covariance}
-        diffusion = LinearDiffusion(diffusion.Q.detach(), diffusion.D.detach(), **options)
+        diffusion = LinearDiffusion(
+            diffusion.Q_at(1.0).detach(), diffusion.D_at(1.0).detach(), **options
+        )
     with torch.no_grad():
         x = data(4)
         end = diffusion.marginal(diffusion.horizon)

@@ -20,7 +20,7 @@ from pyro_mdm import NoisePrediction, RawScore, randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score
-from tests.problems import DIFFUSIONS, Factory, learned, normal
+from tests.problems import CONSTANT, DIFFUSIONS, Factory, learned, normal
 from tests.test_kernels import exact, log_det, marginal_truth
 from tests.test_scores import level_at
 
@@ -38,7 +38,9 @@ def times(diffusion: LinearDiffusion, n: int) -> Tensor:
 # -- κ itself --------------------------------------------------------------------------------------
 
 
-@diffusions
+@pytest.mark.parametrize(
+    "make", [factory for _, factory in CONSTANT], ids=[name for name, _ in CONSTANT]
+)
 def test_log_volume_has_its_definitions_digits(make: Factory) -> None:
     """κ = log det Σ - 2 ∫ tr A against 120 digits, at ε and once on the way."""
     diffusion = make().requires_grad_(False)

@@ -54,7 +54,7 @@ from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.support.settings import Recorded
-from tests.problems import DIFFUSIONS, normal
+from tests.problems import DIFFUSIONS, normal, rubbing, turning
 
 LEVELS = torch.linspace(-1.0, 1.0, 5).double()
 SIMULATION = Simulation(step_size=0.25, points=2)
@@ -136,7 +136,7 @@ def test_losses_come_back_bit_for_bit(make: Any, score: str, tmp_path: Path) -> 
     function = SCORES[score](diffusion)
     likelihood = None if score in ("tilt", "logits") else Gaussian(0.1, 2.0)
     model = DiffusionModel(diffusion, function, likelihood, (2,), sampler=Splitting(4))
-    opened = saved_and_opened(model, tmp_path / "model")
+    opened = saved_and_opened(model, tmp_path / "model", turning=turning, rubbing=rubbing)
     assert type(opened.diffusion) is type(diffusion)
     assert type(opened.score_function) is type(function)
     assert repr(opened.sampler) == "Splitting(steps=4, order=1)"

@@ -366,6 +366,11 @@ CASES: dict[str, tuple[str, int, str]] = {
         1,
         "--learn_beta has no effect with --diffusion_learning_rate 0",
     ),
+    "matrices left so": (
+        f"{POINTS} --time_varying --diffusion_learning_rate 0",
+        1,
+        "--time_varying has no effect with --diffusion_learning_rate 0",
+    ),
     "steps of CLD": (f"{POINTS} --guide cld --step_size 0.1", 1, "--step_size is for nonlinear"),
     "probes without divergence": (
         f"{POINTS} --guide {{own}}/own.py:simulated --objective local_dsm --probes 2",

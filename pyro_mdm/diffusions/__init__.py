@@ -24,6 +24,7 @@ from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
+from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 __all__ = [
     "ALDA",
@@ -48,6 +49,8 @@ __all__ = [
     "Marginal",
     "NonlinearDiffusion",
     "Simulated",
+    "TimeVaryingDiffusion",
+    "TimeVaryingLearnedDiffusion",
     "Transition",
     "UnreachableError",
     "VPSDE",

@@ -35,6 +35,10 @@ class Clock(Recorded, nn.Module, ABC):
     def inverse(self, tau: Tensor) -> Tensor:
         """The s with b(s) = τ, like τ."""
 
+    def kinks(self) -> Tensor:
+        """Times (n,) at which β has no derivative, so that no step of high order crosses them."""
+        return torch.zeros(0, dtype=torch.float64)
+
 
 def _positive(name: str, value: float) -> float:
     expected = "a positive number; the clock must advance"
@@ -105,6 +109,9 @@ class LearnedBeta(Clock):
         s = torch.linspace(0, horizon, knots, dtype=torch.float64)
         rates = start.rate(s).detach()
         self.raw = nn.Parameter(rates + torch.log(-torch.expm1(-rates)))  # softplus^{-1}
+
+    def kinks(self) -> Tensor:
+        return torch.linspace(0, self.horizon, len(self.raw), dtype=torch.float64)[1:-1]
 
     def settings(self) -> dict[str, Any]:
         return {"horizon": self.horizon}  # where it started is in ``raw`` no more

@@ -30,7 +30,9 @@ from torch import Tensor
 __all__ = [
     "Factor",
     "KernelPrecisionError",
+    "check_reached",
     "direct_factor",
+    "factor_in_basis",
     "inverse_tril",
     "lower_triangular",
     "noise_basis",
@@ -154,21 +156,28 @@ def _log_diagonal_sum(C: Tensor) -> Tensor:
     return C.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def pulled_back_factor(A: Tensor, GG: Tensor, Sigma0: Tensor, M: Tensor, tau: Tensor) -> Factor:
+def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Factor:
     """Factor Σ through its pull-back to time 0, ``P̃ + Σ_0``, with the data variable last.
 
     The last pivot squared is 1/SNR, so the information about x is never the small difference of
     large numbers. Best for small and moderate τ; with fast modes it degrades as exp(2‖A‖τ).
+
+    Args:
+        M, W: the transition from time 0 and its inverse, (…, K, K).
+        P: P̃, the covariance of its noise, pulled back to time 0, (…, K, K).
+        Sigma0: (K, K).
+
+    Returns:
+        Σ's factor; its ``log_det`` is that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
     """
-    K = A.shape[-1]
+    K = M.shape[-1]
     order = [*range(1, K), 0]
-    W, P = transition_moments(-A, GG, tau)
     S = (P + Sigma0)[..., order, :][..., :, order]
     C, amplification = scaled_cholesky(S)
     last = C[..., -1, -1]
     whitener = inverse_tril(C) @ W[..., order, :]
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
-    log_det = 2 * _log_diagonal_sum(C) + 2 * tau * A.diagonal().sum()
+    log_det = 2 * _log_diagonal_sum(C)
     return Factor(M[..., order] @ C, whitener, -2 * last.log(), readout, log_det, amplification)
 
 
@@ -192,7 +201,8 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
     """Orthonormal basis U of [G, AG, A²G, …] and the order in which noise reaches each vector.
 
     Args:
-        A, D: (K, K); the range of D is the range of G.
+        A, D: (K, K); the range of D is the range of G. Or those of many times, (n, K, K) and
+            (m, K, K): what noise reaches through all of them together.
         tolerance: what is taken for rounding of zero, relative to ‖D‖ (an eigenvalue) or to ‖A‖
             (a coupling).
 
@@ -203,8 +213,9 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
     """
     with torch.no_grad():
         K = A.shape[-1]
-        block = D / D.norm().clamp_min(1e-300)
-        A = A / A.norm().clamp_min(1e-300)
+        block = (D / D.norm().clamp_min(1e-300)).reshape(-1, K, K)
+        block = block.movedim(0, 1).reshape(K, -1)
+        A = (A / A.norm().clamp_min(1e-300)).reshape(-1, K, K)
         U = A.new_zeros(K, 0)
         levels: list[int] = []
         level = 0
@@ -217,7 +228,7 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
                 break
             U = torch.cat([U, new], 1)
             levels += [level] * new.shape[1]
-            block, level = A @ new, level + 1
+            block, level = (A @ new).movedim(0, 1).reshape(K, -1), level + 1
     return U, torch.tensor(levels)
 
 
@@ -233,11 +244,7 @@ def transition_factor(
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
     """
     U, level = basis
-    if U.shape[-1] < A.shape[-1]:
-        raise KernelPrecisionError(
-            f"noise reaches {U.shape[-1]} of {A.shape[-1]} variables: the covariance of a "
-            "transition is singular; couple the variables through Q or widen the range of D"
-        )
+    check_reached(U)
     above = (level[:, None] > level[None, :] + 1).to(A.device)
     A1 = U.mT @ A @ U
     GG1 = U.mT @ GG @ U
@@ -245,15 +252,31 @@ def transition_factor(
     noiseless = ((level[:, None] > 0) | (level[None, :] > 0)).to(A.device)
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
+    return factor_in_basis(P1, U, level, GG1, GG, tau)
+
+
+def factor_in_basis(
+    P1: Tensor, U: Tensor, level: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`transition_factor` returns, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
-    given = GG1.detach().diagonal().clamp_min(1e-300)
-    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal()
+    given = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
+    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
     gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
     growth = torch.minimum(rounding / given, tau.detach().unsqueeze(-1) * rounding / gained)
-    growth = torch.where((level == 0).to(A.device), growth, 0.0).amax(-1)
+    growth = torch.where((level == 0).to(P1.device), growth, 0.0).amax(-1)
     amplification = torch.maximum(amplification, growth)
     return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
+
+
+def check_reached(U: Tensor) -> None:
+    """Raises KernelPrecisionError unless the basis U of :func:`noise_basis` is one of all."""
+    if U.shape[-1] < U.shape[-2]:
+        raise KernelPrecisionError(
+            f"noise reaches {U.shape[-1]} of {U.shape[-2]} variables: the covariance of a "
+            "transition is singular; couple the variables through Q or widen the range of D"
+        )
 
 
 def semidefinite_cholesky(D: Tensor) -> Tensor:

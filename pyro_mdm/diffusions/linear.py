@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +32,20 @@ from pyro_mdm.diffusions.matrices import (
     symmetric_root,
 )
 from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "shared_ends"]
+__all__ = ["LinearDiffusion", "Matrices", "shared_ends"]
+
+
+class Matrices(NamedTuple):
+    """What a linear diffusion is made of at one time."""
+
+    Q: Tensor  # (K, K)
+    D: Tensor  # (K, K)
+    unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}, (K, K)
+
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
@@ -104,11 +114,8 @@ class LinearDiffusion(Diffusion):
         cut_time: float | None = None,
     ) -> None:
         super().__init__()
-        Q, D = square_matrix("Q", Q), square_matrix("D", D)
-        if Q.shape != D.shape:
-            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-        K = self.num_variables = Q.shape[0]
         self.horizon = check_horizon(horizon)
+        K = self.num_variables = self._take_matrices(Q, D)
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
         self._min_log_snr: float | None = None
@@ -116,7 +123,6 @@ class LinearDiffusion(Diffusion):
         self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
-        self._register_matrices(Q, D)
         stationary = covariance_matrix("stationary_variance", stationary_variance, K)
         initial = torch.zeros(K, K, dtype=torch.float64)
         initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
@@ -127,6 +133,14 @@ class LinearDiffusion(Diffusion):
             self.min_log_snr = min_log_snr
         with torch.no_grad():
             self.end_clocks()  # an end that is out of reach is a mistake now, not when it is used
+
+    def _take_matrices(self, Q: Any, D: Any) -> int:
+        """Keep what the diffusion was given; returns K."""
+        Q, D = square_matrix("Q", Q), square_matrix("D", D)
+        if Q.shape != D.shape:
+            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
+        self._register_matrices(Q, D)
+        return len(Q)
 
     def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
         self.register_buffer("_Q", Q)
@@ -139,7 +153,7 @@ class LinearDiffusion(Diffusion):
 
     def _check_controllable(self) -> None:
         with torch.no_grad():
-            reached = kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
+            reached = self._reached()
         if reached < self.num_variables:
             raise UnreachableError(
                 f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
@@ -147,6 +161,10 @@ class LinearDiffusion(Diffusion):
                 "converge to its stationary law; couple the variables through Q or widen the range "
                 f"of D{self._remedy()}"
             )
+
+    def _reached(self) -> int:
+        """How many variables noise reaches."""
+        return kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
 
     def _matrices(self) -> str:
         """Q and D in numbers, for messages."""
@@ -171,6 +189,14 @@ class LinearDiffusion(Diffusion):
         """(K, K) float64, positive semi-definite."""
         return self._D
 
+    def Q_at(self, s: Times) -> Tensor:
+        """Q at times s, (*s.shape, K, K); of a constant one, that."""
+        return self.Q.expand(*self.checked_time("s", s).shape, *self.Q.shape)
+
+    def D_at(self, s: Times) -> Tensor:
+        """D at times s, (*s.shape, K, K); of a constant one, that."""
+        return self.D.expand(*self.checked_time("s", s).shape, *self.D.shape)
+
     @property
     def prior_covariance(self) -> Tensor:
         """Σ_π of the generative model's prior N(0, Σ_π): the stationary covariance."""
@@ -190,6 +216,15 @@ class LinearDiffusion(Diffusion):
     def unit_noise(self) -> Tensor:
         """g²_0 = 2 D, the noise covariance per unit of clock time b."""
         return 2 * self.D
+
+    def frozen(self) -> Matrices:
+        """Q, D and A_0 when half of the clock has run, which of constant ones is always."""
+        return Matrices(self.Q, self.D, self.unit_drift)
+
+    @property
+    def propagator(self) -> Propagator:
+        """How states move between clock times: what all kernels are made of."""
+        return ConstantPropagator(self)
 
     def noise_basis(self) -> tuple[Tensor, Tensor]:
         """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
@@ -274,7 +309,11 @@ class LinearDiffusion(Diffusion):
 
     def noise_covariance(self, s: Times) -> Tensor:
         """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
-        return self.rate(s)[..., None, None] * self.unit_noise
+        return self.rate(s)[..., None, None] * self.clock_noise(s)
+
+    def clock_noise(self, s: Times) -> Tensor:
+        """g² per unit of clock time at times s: 2 D, (K, K) if constant, else (*s.shape, K, K)."""
+        return self.unit_noise
 
     @property
     def unit_dispersion(self) -> Tensor:
@@ -301,6 +340,10 @@ class LinearDiffusion(Diffusion):
         """A(s) y, like y (*batch, K, *event_shape)."""
         return apply_matrix(self.drift_matrix(s), y)
 
+    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
+        """``dimensions · ∫_r^s tr A``: by how much log volumes of states grow, (…)."""
+        return dimensions * self.unit_drift.diagonal().sum() * (self.clock(s) - self.clock(r))
+
     # -- kernels -----------------------------------------------------------------------------------
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
@@ -325,9 +368,9 @@ class LinearDiffusion(Diffusion):
                 f"{later[wrong][0].item():.6g}, expected s > r; noising runs forward"
             )
         tau = self.clock(later) - self.clock(earlier)
-        A, GG = self.unit_drift, self.unit_noise
-        M, P = kernels.transition_moments(A, GG, tau)
-        F, _, log_det, growth = kernels.transition_factor(A, GG, tau, self.noise_basis())
+        start, move = self.clock(earlier), self.propagator
+        M, P = move.moments(start, tau)
+        F, _, log_det, growth = move.root(start, tau)
         self.check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
 
@@ -345,13 +388,12 @@ class LinearDiffusion(Diffusion):
         G's range is spanned by the last m columns of F, whatever the others add to the state: with
         y_s = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
         """
-        tau = self.clock(s) - self.clock(r)
-        A, GG = self.unit_drift, self.unit_noise
-        U, level = self.noise_basis()
-        M, _ = kernels.transition_moments(A, GG, tau)
-        F, inverse, _, growth = kernels.transition_factor(A, GG, tau, (U.flip(-1), level.flip(0)))
+        end, start = self.clock(s), self.clock(r)
+        tau, move = end - start, self.propagator
+        M, _ = move.moments(start, tau)
+        F, inverse, _, growth = move.root(start, tau, noise_last=True)
         self.check_precision(growth, tau, "the transition covariance")
-        return M, F, inverse, int((level == 0).sum())
+        return M, F, inverse, move.new
 
     def marginal(self, s: Times) -> Marginal:
         r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
@@ -392,20 +434,27 @@ class LinearDiffusion(Diffusion):
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and its factorization at clock times τ, each time by the route that keeps digits."""
-        A, GG, Sigma0 = self.unit_drift, self.unit_noise, self.initial_covariance
-        M, P = kernels.transition_moments(A, GG, tau)
+        return self.factorization_by(self.propagator, tau)
+
+    def factorization_by(
+        self, move: Propagator, tau: Tensor
+    ) -> tuple[Tensor, Tensor, kernels.Factor]:
+        """The same, as another propagator than the diffusion's own would have it."""
+        Sigma0 = self.initial_covariance
+        M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         direct = kernels.direct_factor(Sigma, a)
-        norm = torch.linalg.matrix_norm(A.detach(), ord=2)
-        near = tau.detach() * norm < 20.0  # beyond, exp(-Aτ) has lost every digit there is
+        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has lost every digit there is
         if not bool(near.any()):
             return a, Sigma, direct
         shape = tau.shape
         index = near.flatten().nonzero()[:, 0]
         near_tau = tau.flatten()[index]
         pulled = kernels.pulled_back_factor(
-            A, GG, Sigma0, M.reshape(-1, *M.shape[-2:])[index], near_tau
+            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back_at(near_tau, tau, index), Sigma0
         )
+        log_det = pulled.log_det + 2 * move.trace(None, near_tau)
+        pulled = pulled._replace(log_det=log_det)
         better = pulled.amplification < direct.amplification.flatten()[index]
         if bool(better.all()) and len(index) == max(tau.numel(), 1):
             return a, Sigma, kernels.Factor(*(f.reshape(shape + f.shape[1:]) for f in pulled))
@@ -521,7 +570,7 @@ class LinearDiffusion(Diffusion):
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
         s = self.checked_time("s", s)
         _, _, factor = self.factorization(self.clock(s))
-        return self.rate(s) * _decay(factor, self.unit_noise)
+        return self.rate(s) * _decay(factor, self.clock_noise(s))
 
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
@@ -559,7 +608,7 @@ class LinearDiffusion(Diffusion):
         """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
-        return self.rate(s) * _volume_rate(factor, self.unit_noise)
+        return self.rate(s) * _volume_rate(factor, self.clock_noise(s))
 
     @property
     def log_volume_ends(self) -> Tensor:
@@ -592,16 +641,17 @@ class LinearDiffusion(Diffusion):
         return self.time_at_clock(tau)
 
     def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
-        return log_det - 2 * tau * self.unit_drift.diagonal().sum()
+        return log_det - 2 * self.propagator.trace(None, tau)
 
     # -- inversion: both coordinates as increasing functions of log τ -----------------------------
 
     def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
         _, _, factor = self.factorization(tau)
+        noise = self.propagator.noise(tau)
         if of == LOG_SNR:
-            return -factor.log_snr, _decay(factor, self.unit_noise)
-        return self._log_volume(factor.log_det, tau), _volume_rate(factor, self.unit_noise)
+            return -factor.log_snr, _decay(factor, noise)
+        return self._log_volume(factor.log_det, tau), _volume_rate(factor, noise)
 
     def _clock_root(self, value: Tensor, guess: Tensor | None = None, of: str = LOG_SNR) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value: by Newton steps in log τ from a guess, or safe ones."""
@@ -674,6 +724,10 @@ class LinearDiffusion(Diffusion):
         wanted = -value if of == LOG_SNR else value
         return tau + (wanted - found) / slope.detach()
 
+    def _last_clock(self) -> float:
+        """The log of the latest clock time at which λ is looked for."""
+        return 3.5 - self.propagator.decay.log().item()
+
     def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
         """log τ, the coordinate there (increasing), and d log τ by d coordinate.
 
@@ -681,24 +735,23 @@ class LinearDiffusion(Diffusion):
         """
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            A = self.unit_drift
             if of == LOG_VOLUME:
                 first, last = (
                     self._start_clock().log().item(),
                     self.clock(self.horizon).log().item(),
                 )
-                x = torch.linspace(first, last, 129, dtype=torch.float64).to(A)
+                x = torch.linspace(first, last, 129, dtype=torch.float64)
             else:
                 # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-                fast = torch.linalg.matrix_norm(A, ord=2).log().item()
-                slow = (-torch.linalg.eigvals(A).real.max()).clamp_min(1e-12).log().item()
+                fast = self.propagator.speed.log().item()
                 lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
                 x = torch.cat(
                     [
                         torch.linspace(lowest, -2.0 - fast, 65),
-                        torch.linspace(-2.0 - fast, 3.5 - slow, 97)[1:],
+                        torch.linspace(-2.0 - fast, self._last_clock(), 97)[1:],
                     ]
-                ).to(A)
+                )
+            x = x.to(self.stationary_covariance)
             tau = x.exp()
             found, slope = self._coordinate(of, tau)
             return x, found, 1 / (tau * slope)
@@ -733,7 +786,7 @@ def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
     k = factor.readout
     root = (factor.log_snr / 2).exp()[..., None] * k
-    return torch.einsum("...i,ij,...j->...", root, unit_noise, root)
+    return torch.einsum("...i,...ij,...j->...", root, unit_noise, root)
 
 
 def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:

@@ -75,15 +75,15 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
     a_r, Sigma_r, given_x = diffusion.factorization(tau_r)
     diffusion.check_precision(given_x.amplification, tau_r, "the marginal covariance")
 
-    norm = torch.linalg.matrix_norm(diffusion.unit_drift.detach(), ord=2)
+    norm = diffusion.propagator.speed
     short = tau.detach() * norm < SHORT
     if bool(short.all()):
-        root, whitener, gain, log_det, growth = _short_step(diffusion, tau, given_x)
+        root, whitener, gain, log_det, growth = _short_step(diffusion, tau, tau_r, given_x)
     elif not bool(short.any()):
         root, whitener, gain, log_det, growth = _long_step(diffusion, tau, tau_r, given_x)
     else:  # each step by its own route; the other sees a harmless duration
         harmless = SHORT / norm
-        near = _short_step(diffusion, torch.where(short, tau, harmless), given_x)
+        near = _short_step(diffusion, torch.where(short, tau, harmless), tau_r, given_x)
         far = _long_step(diffusion, torch.where(short, harmless, tau), tau_r, given_x)
         root, whitener, gain, log_det, growth = (
             torch.where(short.reshape(short.shape + (1,) * (n.dim() - short.dim())), n, f)
@@ -121,10 +121,12 @@ def _contract(root: Tensor, inverse: Tensor, N: Tensor) -> tuple[Tensor, Tensor,
     return contracted, C.mT @ inverse, 2 * C.diagonal(dim1=-2, dim2=-1).log().sum(-1), growth
 
 
-def _short_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor) -> _Step:
-    A, GG = diffusion.unit_drift, diffusion.unit_noise
-    M_inverse, _ = kernels.transition_moments(-A, GG, tau)
-    F, F_inverse, log_det, grow = kernels.transition_factor(-A, GG, tau, diffusion.noise_basis())
+def _short_step(
+    diffusion: LinearDiffusion, tau: Tensor, tau_r: Tensor, given_x: kernels.Factor
+) -> _Step:
+    move = diffusion.propagator
+    M_inverse, _ = move.pulled_back(tau_r, tau)
+    F, F_inverse, log_det, grow = move.pulled_back_root(tau_r, tau)
     R_inverse = given_x.whitener
     root, whitener, log_ratio, growth = _contract(F, F_inverse, R_inverse @ F)
     reduction = root @ (R_inverse @ root).mT @ R_inverse  # V Σ_r^{-1}
@@ -135,9 +137,9 @@ def _short_step(diffusion: LinearDiffusion, tau: Tensor, given_x: kernels.Factor
 def _long_step(
     diffusion: LinearDiffusion, tau: Tensor, tau_r: Tensor, given_x: kernels.Factor
 ) -> _Step:
-    A, GG = diffusion.unit_drift, diffusion.unit_noise
-    M, _ = kernels.transition_moments(A, GG, tau)
-    _, F_inverse, _, grow = kernels.transition_factor(A, GG, tau, diffusion.noise_basis())
+    move = diffusion.propagator
+    M, _ = move.moments(tau_r, tau)
+    _, F_inverse, _, grow = move.root(tau_r, tau)
     R = given_x.root
     root, whitener, log_ratio, growth = _contract(R, given_x.whitener, F_inverse @ M @ R)
     _, _, later = diffusion.factorization(tau_r + tau)

@@ -231,13 +231,15 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
     ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
-    b(T) A_0, K pairs (real, imaginary), too.
+    b(T) A_0, K pairs (real, imaginary), too; of one that varies in time, those of the middle of its
+    clock.
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
     found: dict[str, Any] = {}
     if isinstance(diffusion, LinearDiffusion):
-        found = {"Q": diffusion.Q.tolist(), "D": diffusion.D.tolist()}
+        frozen = diffusion.frozen()
+        found = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
         found["eigenvalues"] = _eigenvalues(diffusion)
     return found | {
         "times": s.tolist(),
@@ -249,7 +251,7 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
 
 
 def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
-    A = diffusion.clock(diffusion.horizon) * diffusion.unit_drift
+    A = diffusion.clock(diffusion.horizon) * diffusion.frozen().unit_drift
     values = torch.linalg.eigvals(A.cpu())
     return torch.view_as_real(values).tolist()
 

@@ -275,9 +275,10 @@ def write_bound_history(
 def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
     """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars.
 
-    Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown.
+    Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Of a
+    diffusion that varies in time they are those of the middle of its clock.
     """
-    Q, D, K = diffusion.Q.cpu(), diffusion.D.cpu(), diffusion.num_variables
+    (Q, D, _), K = (matrix.cpu() for matrix in diffusion.frozen()), diffusion.num_variables
     for i in range(K):
         for j in range(i, K):
             if i != j:  # the lower triangle is the negative of this

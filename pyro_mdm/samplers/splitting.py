@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.propagator import Halves
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.samplers.grids import Grid
 
@@ -18,9 +18,8 @@ __all__ = ["Splitting"]
 
 class _SplittingPlan(NamedTuple):
     s: Tensor  # (steps,) the middle of each step, by the clock
-    half: Tensor  # exp((Q - D) Σ_∞^{-1} τ / 2)
-    root: Tensor  # of the noise gained in half a step
-    pull: Tensor  # τ 2 D
+    halves: Halves  # of (-Q, D), before and after the step of the score
+    pull: Tensor  # τ 2 D, in the middle
     stationary_precision: Tensor  # Σ_∞^{-1}
 
 
@@ -51,18 +50,17 @@ class Splitting(Sampler):
         clock = diffusion.clock(times)
         tau = clock[:-1] - clock[1:]
         precision = torch.linalg.inv(diffusion.stationary_covariance)
-        A, GG = (diffusion.Q - diffusion.D) @ precision, diffusion.unit_noise
-        half, _ = kernels.transition_moments(A, GG, tau / 2)
-        root, _, _, growth = kernels.transition_factor(A, GG, tau / 2, diffusion.noise_basis())
-        diffusion.check_precision(growth, clock[1:], "the noise of half a step")
+        halves = diffusion.propagator.halves(clock[1:], tau)
+        diffusion.check_precision(halves.growth, clock[1:], "the noise of half a step")
         s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)
-        return _SplittingPlan(s, half, root, tau[:, None, None] * GG, precision)
+        return _SplittingPlan(s, halves, tau[:, None, None] * diffusion.clock_noise(s), precision)
 
     def step(self, plan: _SplittingPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         def velocity(u: Tensor) -> Tensor:
             force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision, u)
             return apply_matrix(plan.pull[i], force)
 
-        y = apply_matrix(plan.half[i], y) + apply_matrix(plan.root[i], noise())
+        first, first_root, second, second_root, _ = plan.halves
+        y = apply_matrix(first[i], y) + apply_matrix(first_root[i], noise())
         y = y + velocity(y if self.order == 1 else y + velocity(y) / 2)
-        return apply_matrix(plan.half[i], y) + apply_matrix(plan.root[i], noise())
+        return apply_matrix(second[i], y) + apply_matrix(second_root[i], noise())

@@ -67,9 +67,8 @@ def transport(
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
     """
-    A, GG = diffusion.unit_drift, diffusion.unit_noise
-    eye = torch.eye(A.shape[-1]).to(A)
     knots = _knots(diffusion, times)
+    eye, move = torch.eye(diffusion.num_variables).to(knots), diffusion.propagator
     h = knots.diff(dim=0)  # (pieces, N)
     a, _, factor = diffusion.factorization(knots)
     diffusion.check_precision(factor.amplification, knots, "the marginal covariance")
@@ -79,10 +78,11 @@ def transport(
     weight = (h[..., None] * weights)[..., None, None]
 
     u = h[..., None] * torch.cat([nodes, torch.ones_like(nodes[:1])])
-    back, P = kernels.transition_moments(-A, GG, u)  # (pieces, N, NODES + 1, K, K)
+    at = knots[:-1, :, None]
+    back, P = move.pulled_back(at, u)  # (pieces, N, NODES + 1, K, K)
     back, back_whole = back[..., :-1, :, :], back[..., -1, :, :]
     H = eye + start @ P @ start.mT
-    root = start @ back @ diffusion.unit_dispersion  # of H'
+    root = start @ back @ move.dispersion(at + u[..., :-1])  # of H'
     rate = (1 + noise) / 2 * torch.linalg.solve(H[..., :-1, :, :], root @ root.mT, left=False)
     X = _inverse_flow(rate, h, partial)  # X^{-1} at the nodes
     flow = weight * X @ rate  # -dX^{-1}
@@ -140,9 +140,8 @@ def _knots(diffusion: LinearDiffusion, times: Tensor) -> Tensor:
     tau = diffusion.clock(times)
     first, last = tau[1:], tau[:-1]
     with torch.no_grad():
-        A = diffusion.unit_drift
-        speed = torch.linalg.matrix_norm(A, ord=2) - 2 * A.trace()
-        table = Tabulated(diffusion, lambda tau, factor: factor.log_det + speed * tau)
+        effort = diffusion.propagator.effort
+        table = Tabulated(diffusion, lambda tau, factor: factor.log_det + effort(tau))
         low, high = table(first), table(last)
         pieces = max(1, math.ceil((high - low).max().item() - 1e-9))
         fraction = torch.arange(1, pieces).to(tau)[:, None] / pieces

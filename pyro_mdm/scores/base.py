@@ -190,7 +190,7 @@ class Score(Restorable, ExactBuffers, ABC):
             s, clock_rate = _importance_time(diffusion, u)
         else:
             s, clock_rate = _time_on_the_way(diffusion, u), None
-        marginal, g2 = diffusion.marginal(s), diffusion.unit_noise
+        marginal, g2 = diffusion.marginal(s), diffusion.clock_noise(s)
         if noise is None:
             shape = (len(x), diffusion.num_variables, *x.shape[1:])
             noise = randomness.normal(shape, x.dtype, x.device)

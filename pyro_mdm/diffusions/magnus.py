@@ -1,0 +1,522 @@
+r"""Linear diffusions whose Q and D vary in time and do not commute: Magnus steps over cells.
+
+Clock time is cut into cells of length h. In a cell A is read at its two Gauss points c_1 < c_2 and
+taken for the straight line through them, with mean Ā and difference Δ = √3 (A(c_2) - A(c_1)) over
+the cell; the exponent of a stretch of length δ h about the place ½ + m of the cell is
+
+    Ω = X - [X, Y]/12 + [[X, Y], Y]/240 + [X, [X, [X, Y]]]/720,    M = exp(Ω),
+
+with X = δ h (Ā + m Δ) and Y = δ² h Δ. Over the whole cell its first two terms are the fourth-order
+Magnus step h/2 (A_1 + A_2) - √3 h²/12 [A_1, A_2]; the other two, of the fifth order, keep digits of
+what noise reaches through many variables, which begins like a high power of h. Noise is a sum of
+positive terms, Gauss-Legendre quadrature of ``M(·, u) g²(u) M(·, u)ᵀ`` over the cell with g² read
+at every node. What a straight line leaves out is orthogonal to straight lines, so that noise is of
+the fourth order like the mean.
+
+Cells compose by a parallel prefix product, and stretches of several cells by products of 1, 2, 4, …
+of them; a time inside a cell by a step of its own from the cell's beginning. Where nothing varies,
+each of these is exact.
+
+Source of the step: Blanes, Casas, Oteo & Ros, "The Magnus expansion and some of its applications",
+Physics Reports 470 (2009), section 5, whose sixth-order exponent this is on a straight line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
+
+__all__ = ["MAX_CELLS", "REACH", "MagnusPropagator"]
+
+COEFFICIENTS = torch.tensor(
+    [[1 / math.factorial(4 * j + i) for i in range(4)] for j in range(4)], dtype=torch.float64
+)
+"""Of exp at ‖Ω‖ ≤ ½, to the 15th power, in groups of 4."""
+LEAST_NODES = 6
+REACH = 0.4
+"""‖A‖h of a cell; longer ones are cut."""
+MAX_CELLS = 2**14
+
+Field = Callable[[Tensor], Tensor]
+"""Clock times (…) -> matrices (…, K, K)."""
+
+
+class _Read(NamedTuple):
+    """What cells, or stretches of them, are made of."""
+
+    A1: Tensor  # at the Gauss points, (n, K, K)
+    A2: Tensor
+    GG: Tensor  # at the nodes of the noise, (n, q, K, K)
+    h: Tensor  # (n,)
+
+
+class _Both(NamedTuple):
+    """How stretches move states, and the same pulled back, (n, K, K) each."""
+
+    M: Tensor
+    P: Tensor
+    W: Tensor  # M^{-1}
+    pulled: Tensor  # P̃
+
+    def one(self, pulled_back: bool) -> _Moved:
+        return _Moved(self.W, self.pulled) if pulled_back else _Moved(self.M, self.P)
+
+
+class _Moved(NamedTuple):
+    """M and P, or pulled back M^{-1} and P̃, (n, K, K)."""
+
+    M: Tensor
+    P: Tensor
+
+    def at(self, index: Tensor) -> _Moved:
+        return _Moved(self.M[index], self.P[index])
+
+    def then(self, later: _Moved) -> _Moved:
+        """Of two stretches that follow each other, forward; pulled back, this is the later one."""
+        return _Moved(later.M @ self.M, later.P + later.M @ self.P @ later.M.mT)
+
+
+class MagnusPropagator(Propagator):
+    """Of Q and D that are functions of clock time.
+
+    Args:
+        Q, D: of clock times (…), (…, K, K) in float64.
+        stationary: Σ_∞ (K, K).
+        bounds: (n + 1,) increasing clock times from 0, the cells' bounds. Times beyond the last are
+            taken for it.
+        dispersion: a differentiable root of 2 D; by default a triangular one.
+    """
+
+    def __init__(
+        self,
+        Q: Field,
+        D: Field,
+        stationary: Tensor,
+        bounds: Tensor,
+        dispersion: Field | None = None,
+    ) -> None:
+        self._Q, self._D, self._stationary = Q, D, stationary
+        self._precision = torch.linalg.inv(stationary)
+        self._root, self.bounds = dispersion, bounds
+        K = stationary.shape[-1]
+        nodes, weights = _gauss_legendre(max(LEAST_NODES, K))
+        self._nodes, self._weights = nodes.to(bounds), weights.to(bounds)
+        self._ends: tuple[Tensor, bool, Tensor, _Both] | None = None
+        self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
+
+    # -- fields ------------------------------------------------------------------------------------
+
+    def drift(self, tau: Tensor) -> Tensor:
+        return -(self._Q(tau) + self._D(tau)) @ self._precision
+
+    def noise(self, tau: Tensor) -> Tensor:
+        return 2 * self._D(tau)
+
+    def dispersion(self, tau: Tensor) -> Tensor:
+        if self._root is not None:
+            return self._root(tau)
+        return kernels.semidefinite_cholesky(self.noise(tau))
+
+    def read(self, start: Tensor, h: Tensor) -> _Read:
+        """Of stretches (n,) from ``start``."""
+        places = torch.cat([self._gauss, self._nodes])
+        tau = start[..., None] + h[..., None] * places
+        D = self._D(tau)
+        A = -(self._Q(tau[..., :2]) + D[..., :2, :, :]) @ self._precision
+        return _Read(A[..., 0, :, :], A[..., 1, :, :], 2 * D[..., 2:, :, :], h)
+
+    @cached_property
+    def cells(self) -> _Read:
+        return self.read(self.bounds[:-1], self.bounds.diff())
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        """‖A‖ in each cell, by its Frobenius norm, (n,)."""
+        both = torch.stack([self.cells.A1.detach(), self.cells.A2.detach()])
+        return torch.linalg.matrix_norm(both).amax(0)
+
+    @property
+    def speed(self) -> Tensor:
+        return self._norms.max()
+
+    @property
+    def decay(self) -> Tensor:
+        middle = (self.cells.A1 + self.cells.A2).detach() / 2
+        return (-torch.linalg.eigvals(middle).real.amax(-1)).mean().clamp_min(1e-12)
+
+    @cached_property
+    def _travelled(self) -> Tensor:
+        return _from_zero((self._norms * self.cells.h.detach()).cumsum(0))
+
+    @cached_property
+    def _traces(self) -> Tensor:
+        """∫ tr A up to each bound, (n + 1,)."""
+        A = self.cells
+        mean = (A.A1 + A.A2).diagonal(dim1=-2, dim2=-1).sum(-1) / 2
+        return _from_zero((mean * A.h).cumsum(0))
+
+    def travelled(self, tau: Tensor) -> Tensor:
+        tau, cell = self.locate(tau.detach())
+        past = tau - self.bounds.detach()[cell]
+        return self._travelled[cell] + self._norms[cell] * past
+
+    def effort(self, tau: Tensor) -> Tensor:
+        return self.travelled(tau) - 2 * self.trace(None, tau.detach()).detach()
+
+    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+        if start is None:
+            return self._trace(duration)
+        return self._trace(start + duration) - self._trace(start)
+
+    def _trace(self, tau: Tensor) -> Tensor:
+        tau, cell = self.locate(tau)
+        begin = self.bounds[cell]
+        h = tau - begin
+        A = self.drift(begin[..., None] + h[..., None] * self._gauss)
+        mean = A.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) / 2
+        return self._traces[cell] + mean * h
+
+    def locate(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Times kept within the grid, and their cells."""
+        tau = tau - (tau.detach() - self.bounds[-1].detach()).clamp_min(0)
+        cell = torch.searchsorted(self.bounds.detach(), tau.detach().contiguous(), right=True) - 1
+        return tau, cell.clamp(0, len(self.bounds) - 2)
+
+    # -- moments -----------------------------------------------------------------------------------
+
+    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        if start is None:
+            return self._from_zero(duration, pulled_back=False)
+        return self._moved(self._forward, start, duration)
+
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return self._moved(self._backward, start, duration)
+
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        W, P = self._from_zero(tau, pulled_back=True)
+        K = W.shape[-1]
+        return W.reshape(-1, K, K)[index], P.reshape(-1, K, K)[index]
+
+    def _from_zero(self, tau: Tensor, pulled_back: bool) -> tuple[Tensor, Tensor]:
+        """From time 0; what both directions share is made once for the same times."""
+        grad = torch.is_grad_enabled()
+        if self._ends is None or self._ends[0] is not tau or self._ends[1] != grad:
+            flat, cell = self.locate(tau.reshape(-1))
+            begin = self.bounds[cell]
+            self._ends = tau, grad, cell, self.steps(self.read(begin, flat - begin))
+        _, _, cell, steps = self._ends
+        M, P, W, pulled = self._prefix
+        if pulled_back:
+            cell = cell.clamp_max(len(W) - 1)  # later ones are not asked for
+            found = steps.one(True).then(_Moved(W[cell], pulled[cell]))
+        else:
+            found = _Moved(M[cell], P[cell]).then(steps.one(False))
+        K = found.M.shape[-1]
+        return found.M.reshape(*tau.shape, K, K), found.P.reshape(*tau.shape, K, K)
+
+    @cached_property
+    def moved(self) -> _Both:
+        """Of the cells."""
+        return self.steps(self.cells)
+
+    @cached_property
+    def _prefix(self) -> _Both:
+        """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
+        cells = self.moved
+        near = self._travelled[:-1] < 25.0
+        eye = torch.eye(cells.M.shape[-1]).to(cells.M)
+        both = torch.stack([cells.M, torch.where(near[:, None, None], cells.W, eye).mT])
+        P, step = cells.P, 1
+        while step < len(P):
+            later = both[:, step:]
+            P = torch.cat([P[:step], P[step:] + later[0] @ P[:-step] @ later[0].mT])
+            both = torch.cat([both[:, :step], later @ both[:, :-step]], 1)
+            step *= 2
+        both = torch.cat([eye.expand(2, 1, *eye.shape), both], 1)
+        M, W = both[0], both[1].mT
+        P = torch.cat([torch.zeros_like(eye)[None], P])
+        n = max(1, int(near.sum()))
+        W = W[: n + 1]
+        gained = W[:-1] @ cells.pulled[:n] @ W[:-1].mT
+        pulled = torch.cat([torch.zeros_like(eye)[None], gained.cumsum(0)])
+        return _Both(M, P, W, pulled)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """M and P from time 0 to the end, (K, K) each."""
+        M, P = self.moved.M, self.moved.P
+        while len(M) > 1:
+            odd = len(M) % 2
+            last = M[len(M) - odd :], P[len(M) - odd :]
+            first, later = M[0 : len(M) - odd : 2], M[1::2]
+            P = P[1::2] + later @ P[0 : len(P) - odd : 2] @ later.mT
+            M = later @ first
+            if odd:
+                M, P = torch.cat([M, last[0]]), torch.cat([P, last[1]])
+        return M[0], P[0]
+
+    @cached_property
+    def _forward(self) -> _Stretches:
+        return _Stretches(self, pulled_back=False)
+
+    @cached_property
+    def _backward(self) -> _Stretches:
+        return _Stretches(self, pulled_back=True)
+
+    def _moved(
+        self, stretches: _Stretches, start: Tensor, duration: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shape = torch.broadcast_shapes(start.shape, duration.shape)
+        end = (start + duration).reshape(-1)
+        M, P = stretches.between(start.expand(shape).reshape(-1), end)
+        return M.reshape(*shape, *M.shape[-2:]), P.reshape(*shape, *P.shape[-2:])
+
+    def exponentials(self, read: _Read) -> tuple[Tensor, Tensor, Tensor]:
+        """M, M^{-1} (n, K, K), and back from each node to the beginning (n, q, K, K)."""
+        length = torch.cat([self._nodes, torch.ones_like(self._nodes[:1])])
+        h = read.h[..., None, None]
+        Omega = _exponents(h * read.A1, h * read.A2, length, (length - 1) / 2)
+        E = _exp(torch.cat([-Omega, Omega[..., -1:, :, :]], -3))
+        return E[..., -1, :, :], E[..., -2, :, :], E[..., :-2, :, :]
+
+    def steps(self, read: _Read) -> _Both:
+        """Of stretches of at most a cell."""
+        M, W, back = self.exponentials(read)
+        both = torch.stack([M[..., None, :, :] @ back, back])
+        weights = (read.h[..., None] * self._weights)[..., None, None]
+        P = ((both * weights) @ read.GG @ both.mT).sum(-3)
+        P = (P + P.mT) / 2
+        return _Both(M, P[0], W, P[1])
+
+    def rooted_steps(self, start: Tensor, h: Tensor, pulled_back: bool) -> _Moved:
+        """M and columns (n, K, q K) whose outer products are P; pulled back, M^{-1} and of P̃."""
+        M, W, N = self.exponentials(self.read(start, h))
+        if not pulled_back:
+            N = M[..., None, :, :] @ N
+        weights = torch.where(h > 0, h, 1.0).sqrt()[..., None] * self._weights.sqrt()
+        weights = weights * (h > 0)[..., None]
+        G = self.dispersion(start[..., None] + h[..., None] * self._nodes)
+        columns = ((weights[..., None, None] * N) @ G).movedim(-3, -2).flatten(-2)
+        return _Moved(W if pulled_back else M, columns)
+
+    # -- roots -------------------------------------------------------------------------------------
+
+    @cached_property
+    def basis(self) -> tuple[Tensor, Tensor]:
+        """As ``kernels.noise_basis`` finds it, common to all times."""
+        A = self.cells
+        both = torch.cat([A.A1, A.A2]).detach()
+        return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1) / 2)
+
+    @property
+    def new(self) -> int:
+        return self._stationary.shape[-1]
+
+    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+        return self._rooted(self._forward, start, duration)
+
+    def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        return self._rooted(self._backward, start, duration)
+
+    def _rooted(self, stretches: _Stretches, start: Tensor | None, duration: Tensor) -> Root:
+        """By QR of the columns that P is a sum of: P itself, squared, has half of the digits where
+        the axes of its grading turn with time."""
+        kernels.check_reached(self.basis[0])
+        start = torch.zeros_like(duration) if start is None else start
+        start, duration = torch.broadcast_tensors(start, duration)
+        columns = stretches.columns(start.reshape(-1), (start + duration).reshape(-1))
+        L = kernels.lower_triangular(columns).reshape(*duration.shape, *columns.shape[-2:-1] * 2)
+        pivots = L.diagonal(dim1=-2, dim2=-1)
+        growth = (L.detach().norm(dim=-1) / pivots.detach()).amax(-1)
+        growth = torch.nan_to_num(growth, nan=torch.inf, posinf=torch.inf)
+        return Root(L, kernels.inverse_tril(L), 2 * pivots.log().sum(-1), growth)
+
+    # -- the diffusion of (-Q, D) backwards --------------------------------------------------------
+
+    @cached_property
+    def _reversed(self) -> MagnusPropagator:
+        end = self.bounds[-1]
+        return MagnusPropagator(
+            lambda tau: -self._Q((end - tau).clamp_min(0)),
+            lambda tau: self._D((end - tau).clamp_min(0)),
+            self._stationary,
+            end - self.bounds.flip(0),
+            lambda tau: self.dispersion((end - tau).clamp_min(0)),
+        )
+
+    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+        back, half = self._reversed, duration / 2
+        first = (self.bounds[-1] - (start + duration)).clamp_min(0)
+        begins = torch.stack([first, first + half])
+        M, _ = back.moments(begins, half)
+        root, _, _, growth = back.root(begins, half)
+        return Halves(M[0], root[0], M[1], root[1], growth.amax(0))
+
+
+class _Stretches:
+    """Stretches of cells, forward or pulled back."""
+
+    def __init__(self, propagator: MagnusPropagator, *, pulled_back: bool) -> None:
+        self._of, self._pulled_back = propagator, pulled_back
+        self._spans: list[_Moved] = []
+        self._roots: list[Tensor] = []
+
+    def _steps(self, start: Tensor, h: Tensor) -> _Moved:
+        return self._of.steps(self._of.read(start, h)).one(self._pulled_back)
+
+    def _join(self, first: _Moved, second: _Moved) -> _Moved:
+        """Of stretches that follow each other in time."""
+        return second.then(first) if self._pulled_back else first.then(second)
+
+    @cached_property
+    def _moved(self) -> _Moved:
+        return self._of.moved.one(self._pulled_back)
+
+    def _span(self, power: int) -> _Moved:
+        """Of 2^power cells from each cell from which there are as many."""
+        while len(self._spans) <= power:
+            if not self._spans:
+                self._spans.append(self._moved)
+                continue
+            last, half = self._spans[-1], 2 ** (len(self._spans) - 1)
+            earlier, later = (_Moved(*(t[p] for t in last)) for p in _halves(half))
+            self._spans.append(self._join(earlier, later))
+        return self._spans[power]
+
+    def _root(self, power: int) -> Tensor:
+        """Triangular roots of their P."""
+        while len(self._roots) <= power:
+            if not self._roots:
+                bounds = self._of.bounds
+                steps = self._of.rooted_steps(bounds[:-1], bounds.diff(), self._pulled_back)
+                columns = steps.P
+            else:
+                half = 2 ** (len(self._roots) - 1)
+                earlier, later = _halves(half)
+                M, R = self._span(len(self._roots) - 1).M, self._roots[-1]
+                outer, inner = (earlier, later) if self._pulled_back else (later, earlier)
+                columns = torch.cat([R[outer], M[outer] @ R[inner]], -1)
+            self._roots.append(kernels.lower_triangular(columns))
+        return self._roots[power]
+
+    def between(self, first: Tensor, last: Tensor) -> _Moved:
+        """From ``first`` to ``last``, clock times (m,)."""
+        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        if bool((i == j).all()):
+            return self._steps(first, last - first)
+        start, h = self._ends(first, last, i, j)
+        found, ending = _split(self._steps(start, h))
+        for index, power, at in _powers(i, j):
+            longer = self._join(found.at(index), self._span(power).at(at))
+            found = _Moved(
+                *(t.index_put((index,), new) for t, new in zip(found, longer, strict=True))
+            )
+        return self._join(found, ending)
+
+    def columns(self, first: Tensor, last: Tensor) -> Tensor:
+        """Columns (m, K, …) whose outer products are P of the same."""
+        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        if bool((i == j).all()):
+            return self._of.rooted_steps(first, last - first, self._pulled_back).P
+        start, h = self._ends(first, last, i, j)
+        (M, found), ending = _split(self._of.rooted_steps(start, h, self._pulled_back))
+        for index, power, at in _powers(i, j):
+            span, R = self._span(power).M[at], self._root(power)[at]
+            if self._pulled_back:
+                R, carried = M[index] @ R, found
+                M = M.index_put((index,), M[index] @ span)
+            else:
+                carried = found.index_put((index,), span @ found[index])
+            more = R.new_zeros(len(first), *R.shape[-2:]).index_put((index,), R)
+            found = torch.cat([carried, more], -1)
+        if self._pulled_back:
+            return torch.cat([found, M @ ending.P], -1)
+        return torch.cat([ending.M @ found, ending.P], -1)
+
+    def _ends(self, first: Tensor, last: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Beginnings and lengths of the stretches before and after whole cells, (2 m,)."""
+        bounds, same = self._of.bounds, i == j
+        head = torch.where(same, last, bounds[i + 1]) - first
+        tail = torch.where(same, last, bounds[j])
+        return torch.cat([first, tail]), torch.cat([head, last - tail])
+
+
+def _halves(count: int) -> tuple[slice, slice]:
+    """All but the last ``count``, and all but the first."""
+    return slice(None, -count), slice(count, None)
+
+
+def _split(both: _Moved) -> tuple[_Moved, _Moved]:
+    m = len(both.M) // 2
+    return _Moved(*(t[:m] for t in both)), _Moved(*(t[m:] for t in both))
+
+
+def _powers(i: Tensor, j: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """The whole cells between cells i and j (m,) in powers of 2: who takes one, which, and from
+    which cell."""
+    count, at = (j - i - 1).clamp_min(0), i + 1
+    for power in range(int(count.max()).bit_length()):
+        taken = (count >> power) % 2 == 1
+        index = taken.nonzero()[:, 0]
+        if len(index):
+            yield index, power, at[index]
+        at = at + taken * 2**power
+
+
+@cache
+def _gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(q)
+    return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
+
+
+def _from_zero(sums: Tensor) -> Tensor:
+    return torch.cat([sums.new_zeros(1), sums])
+
+
+def _exponents(A1: Tensor, A2: Tensor, length: Tensor, middle: Tensor) -> Tensor:
+    """Ω of stretches of a straight line of matrices.
+
+    Args:
+        A1, A2: at the Gauss points of a cell, times its length, (n, K, K).
+        length, middle: of stretches, in parts of the cell; the cell's own middle is 0. (J,)
+
+    Returns:
+        (n, J, K, K).
+    """
+    a, d = (A1 + A2) / 2, math.sqrt(3) * (A2 - A1)
+    b = _commutator(a, d)
+    ab, db = _commutator(a, b), _commutator(d, b)
+    crossed = _commutator(a, db) + _commutator(d, ab)
+    parts = [a, d, b, -db, _commutator(a, ab), crossed, _commutator(d, db)]
+    fifth = length**5
+    factors = [length, length * middle, -(length**3) / 12, fifth / 240]
+    factors += [fifth / 720, fifth * middle / 720, fifth * middle**2 / 720]
+    summed = torch.stack(factors, -1) @ torch.stack(parts, -3).flatten(-2)
+    return summed.unflatten(-1, A1.shape[-2:])
+
+
+def _commutator(X: Tensor, Y: Tensor) -> Tensor:
+    return X @ Y - Y @ X
+
+
+def _exp(X: Tensor) -> Tensor:
+    """exp X of (…, K, K) with ‖X‖ up to about ½, by a Taylor series of fixed order."""
+    K = X.shape[-1]
+    X2 = X @ X
+    eye = torch.eye(K, dtype=X.dtype, device=X.device).expand_as(X)
+    powers = torch.stack([eye, X, X2, X2 @ X], -3).flatten(-2)
+    groups = (COEFFICIENTS.to(X.device) @ powers).unflatten(-1, (K, K))
+    fourth = X2 @ X2
+    found = groups[..., -1, :, :]
+    for j in range(len(COEFFICIENTS) - 2, -1, -1):
+        found = groups[..., j, :, :] + fourth @ found
+    return found

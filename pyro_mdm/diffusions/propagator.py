@@ -1,0 +1,198 @@
+r"""How a linear diffusion moves between two clock times: the one thing that its uses ask of it.
+
+For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
+
+    M' = A M,  M(τ_0) = I,    P = ∫ M(τ_1, u) g² M(τ_1, u)ᵀ du,    P̃ = M^{-1} P M^{-T},
+
+where P̃, pulled back to τ_0, is a sum of positive terms of its own. Marginals, transitions,
+posteriors, samplers and bounds are made of these. A diffusion of constant Q and D has them in
+closed form; of Q and D that vary, :mod:`pyro_mdm.diffusions.magnus` has them by small steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions import kernels
+
+if TYPE_CHECKING:
+    from pyro_mdm.diffusions.linear import LinearDiffusion
+
+__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root"]
+
+
+class Root(NamedTuple):
+    """A root F of a covariance, F Fᵀ, not necessarily triangular."""
+
+    root: Tensor  # F (…, K, K)
+    inverse: Tensor  # F^{-1} (…, K, K)
+    log_det: Tensor  # log det F Fᵀ, (…)
+    growth: Tensor  # estimated growth of rounding errors, (…)
+
+
+class Halves(NamedTuple):
+    """The two halves of a step of the diffusion of (-Q, D), run backwards, later half first."""
+
+    first: Tensor  # M (…, K, K)
+    first_root: Tensor  # of the noise gained, (…, K, K)
+    second: Tensor
+    second_root: Tensor
+    growth: Tensor  # of rounding errors, (…)
+
+
+class Propagator(ABC):
+    """A linear diffusion between clock times, in float64, differentiable in all that is learned.
+
+    ``start`` and ``duration`` are clock times (…) and lengths ≥ 0 (…), broadcast together; a start
+    of None is time 0. What is the same at all clock times may come without their dimensions.
+    """
+
+    @abstractmethod
+    def drift(self, tau: Tensor) -> Tensor:
+        """A per unit of clock time, (K, K) or (*tau.shape, K, K)."""
+
+    @abstractmethod
+    def noise(self, tau: Tensor) -> Tensor:
+        """g² per unit of clock time, likewise."""
+
+    @abstractmethod
+    def dispersion(self, tau: Tensor) -> Tensor:
+        """G per unit of clock time, likewise, with G Gᵀ = g²."""
+
+    @property
+    @abstractmethod
+    def speed(self) -> Tensor:
+        """The largest 2-norm of A, 0-dim, without gradient."""
+
+    @property
+    @abstractmethod
+    def decay(self) -> Tensor:
+        """How fast the slowest mode decays, at least about 1e-12; 0-dim, without gradient."""
+
+    @abstractmethod
+    def travelled(self, tau: Tensor) -> Tensor:
+        """``∫_0^τ ‖A‖``, like τ, without gradient: M^{-1} loses digits by its exponential."""
+
+    @abstractmethod
+    def effort(self, tau: Tensor) -> Tensor:
+        """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient: what log det Σ lacks to increase."""
+
+    @abstractmethod
+    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+        """``∫ tr A``, (…)."""
+
+    @abstractmethod
+    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        """M and P, (…, K, K).
+
+        Raises:
+            KernelPrecisionError: the drift moves further than float64 can follow.
+        """
+
+    @abstractmethod
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        """M^{-1} and P̃, (…, K, K). Raises as :meth:`moments` does."""
+
+    @abstractmethod
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
+
+        Where :meth:`travelled` is small, below 20. :meth:`moments` of τ may have shared its work.
+        """
+
+    @abstractmethod
+    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+        """A root of P, of positive durations.
+
+        Args:
+            noise_last: G's range at the end is spanned by the last :attr:`new` columns.
+
+        Raises:
+            KernelPrecisionError: noise does not reach all variables.
+        """
+
+    @property
+    @abstractmethod
+    def new(self) -> int:
+        """How many columns of a root noise enters by, see :meth:`root`; all where it turns."""
+
+    @abstractmethod
+    def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        """A root of P̃, likewise."""
+
+    @abstractmethod
+    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+        """From the end of each step back to its start, by the diffusion of (-Q, D)."""
+
+
+class ConstantPropagator(Propagator):
+    """Of constant Q and D: closed forms of the duration alone.
+
+    Args:
+        diffusion: what it moves. Its matrices are read once, here.
+    """
+
+    def __init__(self, diffusion: LinearDiffusion) -> None:
+        self._diffusion = diffusion
+        self._A, self._GG = diffusion.unit_drift, diffusion.unit_noise
+
+    def drift(self, tau: Tensor) -> Tensor:
+        return self._A
+
+    def noise(self, tau: Tensor) -> Tensor:
+        return self._GG
+
+    def dispersion(self, tau: Tensor) -> Tensor:
+        return self._diffusion.unit_dispersion
+
+    @property
+    def speed(self) -> Tensor:
+        return torch.linalg.matrix_norm(self._A.detach(), ord=2)
+
+    @property
+    def decay(self) -> Tensor:
+        return (-torch.linalg.eigvals(self._A.detach()).real.max()).clamp_min(1e-12)
+
+    def travelled(self, tau: Tensor) -> Tensor:
+        return tau.detach() * self.speed
+
+    def effort(self, tau: Tensor) -> Tensor:
+        return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
+
+    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+        return self._A.diagonal().sum() * duration
+
+    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.transition_moments(self._A, self._GG, duration)
+
+    def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.transition_moments(-self._A, self._GG, near)
+
+    def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.transition_moments(-self._A, self._GG, duration)
+
+    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+        U, level = self._diffusion.noise_basis()
+        basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
+        return Root(*kernels.transition_factor(self._A, self._GG, duration, basis))
+
+    @property
+    def new(self) -> int:
+        return int((self._diffusion.noise_basis()[1] == 0).sum())
+
+    def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        basis = self._diffusion.noise_basis()
+        return Root(*kernels.transition_factor(-self._A, self._GG, duration, basis))
+
+    def halves(self, start: Tensor, duration: Tensor) -> Halves:
+        diffusion = self._diffusion
+        precision = torch.linalg.inv(diffusion.stationary_covariance)
+        A, half = (diffusion.Q - diffusion.D) @ precision, duration / 2
+        M, _ = kernels.transition_moments(A, self._GG, half)
+        basis = diffusion.noise_basis()
+        root, _, _, growth = kernels.transition_factor(A, self._GG, half, basis)
+        return Halves(M, root, M, root, growth)

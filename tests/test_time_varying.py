@@ -1,0 +1,368 @@
+"""Diffusions whose Q(s) and D(s) vary: against an ODE solver, and against constant ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from mpmath import mp
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.samplers import Splitting
+from pyro_mdm.samplers.grids import information_grid
+from pyro_mdm.samplers.transport import transport
+from tests.problems import chain, fixed, learned_in_time, rubbing, turning
+
+Field = Callable[[Tensor], Tensor]
+
+
+# -- an independent solution -----------------------------------------------------------------------
+
+
+def fields(K: int, kind: str) -> tuple[Field, Field]:
+    """Q and D that do not commute, of full rank or a chain with noise on its last variable."""
+    W = [fixed(10 * K + i, K, K) for i in range(3)]
+    if kind == "chain":
+        W = [torch.diag(1 + 0.2 * w.diagonal()[1:], 1) for w in W]
+    skew = [w - w.mT for w in W]
+    skew = [c * q / q.norm().clamp_min(1e-300) for c, q in zip((2.0, 0.6, 0.4), skew, strict=True)]
+    if kind == "chain":
+        B = [torch.zeros(K, 1, dtype=torch.float64) for _ in range(2)]
+        B[0][-1], B[1][-1] = 1.2, 0.3
+    else:
+        B = [fixed(10 * K + 5 + i, K, K) for i in range(2)]
+        B = [c * b / torch.linalg.matrix_norm(b, ord=2) for c, b in zip((1.0, 0.5), B, strict=True)]
+
+    def Q(s: Tensor) -> Tensor:
+        s = s[..., None, None]
+        return skew[0] + skew[1] * torch.sin(2 * s) + skew[2] * s * s
+
+    def D(s: Tensor) -> Tensor:
+        s = s[..., None, None]
+        root = B[0] + B[1] * torch.cos(2 * s)
+        return root @ root.mT
+
+    return Q, D
+
+
+class Solved(NamedTuple):
+    M: np.ndarray  # (n, K, K)
+    P: np.ndarray
+    pulled_back: np.ndarray  # P̃
+
+
+def solve(diffusion: TimeVaryingDiffusion, times: list[float], r: float = 0.0) -> Solved:
+    """M' = A M, P' = A P + P Aᵀ + g², and P̃' = W g² Wᵀ with W' = -W A, from r to each time.
+
+    By DOP853 at a relative tolerance of 1e-13, one interval after the other, for scaled P: each
+    entry is small where it begins.
+    """
+    K = diffusion.num_variables
+    clock: Clock = diffusion.beta
+    precision = np.linalg.inv(diffusion.stationary_covariance.numpy())
+
+    def slope(s: float, flat: np.ndarray) -> np.ndarray:
+        at = torch.tensor(s, dtype=torch.float64)
+        D, beta = diffusion.D_function(at).numpy(), clock.rate(at).item()
+        A = -beta * (diffusion.Q_function(at).numpy() + D) @ precision
+        M, W, P, _ = flat.reshape(4, K, K)
+        g2 = 2 * beta * D
+        return np.stack([A @ M, -W @ A, A @ P + P @ A.T + g2, W @ g2 @ W.T]).ravel()
+
+    state = np.stack([np.eye(K), np.eye(K), np.zeros((K, K)), np.zeros((K, K))]).ravel()
+    found, before = [], r
+    for s in times:
+        solution = solve_ivp(slope, (before, s), state, "DOP853", rtol=1e-13, atol=1e-17)
+        assert solution.success, solution.message
+        state, before = solution.y[:, -1], s
+        found.append(state.reshape(4, K, K))
+    M, _, P, pulled = np.stack(found, 1)
+    return Solved(M, P, pulled)
+
+
+def relative(found: Tensor, truth: np.ndarray) -> float:
+    """The largest error of covariances relative to sqrt(Σ_ii Σ_jj)."""
+    sd = np.sqrt(np.einsum("...ii->...i", truth))
+    return float(
+        np.abs((found.detach().numpy() - truth) / sd[..., :, None] / sd[..., None, :]).max()
+    )
+
+
+def errors(diffusion: TimeVaryingDiffusion, truth: Solved, times: list[float]) -> dict[str, float]:
+    """Of the marginals at ``times``."""
+    s = torch.tensor(times, dtype=torch.float64)
+    start = diffusion.initial_covariance.numpy()
+    m = diffusion.marginal(s)
+    Sigma = truth.P + truth.M @ start @ truth.M.swapaxes(1, 2)
+    with mp.workdps(60):  # the ODE's digits are all that is lost
+        log_snr = [
+            float(mp.log((mp.matrix(S.tolist()) ** -1)[0, 0])) for S in truth.pulled_back + start
+        ]
+    early = [i for i, value in enumerate(log_snr) if value > -2]
+    return {
+        "mean": np.abs(m.mean.detach().numpy() - truth.M[:, :, 0]).max(),
+        "covariance": relative(m.covariance, Sigma),
+        "root": relative(m.scale_tril @ m.scale_tril.mT, Sigma),
+        "log_snr": max(abs(m.log_snr[i].item() - log_snr[i]) for i in early),
+    }
+
+
+CASES = [
+    (1, "full"),
+    (2, "full"),
+    (3, "full"),
+    (8, "full"),
+    (2, "chain"),
+    (3, "chain"),
+    (4, "chain"),
+]
+TIMES = [0.1, 0.2, 0.35, 0.6, 1.0]
+
+
+@pytest.mark.parametrize(("K", "kind"), CASES)
+def test_moments_are_those_of_an_ode_solver_to_the_fourth_order(K: int, kind: str) -> None:
+    Q, D = fields(K, kind)
+    options: dict[str, Any] = {"max_log_snr": 9.0, "beta": LinearBeta(0.1, 8.0)}
+    fine = TimeVaryingDiffusion(Q, D, **options)
+    truth = solve(fine, TIMES)
+    error = errors(fine, truth, TIMES)
+    coarse = errors(TimeVaryingDiffusion(Q, D, cells=64, **options), truth, TIMES)
+    assert all(value < 1e-7 for value in error.values()), error
+    for name, value in error.items():  # 4^4 is 256, less where coarse cells are cut
+        assert value < coarse[name] / 40 or value < 1e-10, (name, value, coarse[name])
+
+
+@pytest.mark.parametrize(("K", "kind"), CASES)
+def test_transitions_are_those_of_an_ode_solver(K: int, kind: str) -> None:
+    Q, D = fields(K, kind)
+    diffusion = TimeVaryingDiffusion(Q, D, max_log_snr=9.0, beta=LinearBeta(0.1, 8.0))
+    times = [0.35, 0.6, 1.0]
+    truth = solve(diffusion, times, 0.3)
+    t = diffusion.transition(torch.tensor(times, dtype=torch.float64), 0.3)
+    assert np.abs(t.matrix.numpy() - truth.M).max() < 1e-7
+    assert relative(t.covariance, truth.P) < 1e-7
+    assert relative(t.scale_tril @ t.scale_tril.mT, truth.P) < 1e-7
+    torch.testing.assert_close(
+        t.log_det, 2 * t.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("K", [2, 3, 4])
+def test_noise_of_x_begins_with_its_power_of_time(K: int) -> None:
+    """Of a chain of order K like τ^{2K-1}, which float64 holds by positive terms alone."""
+    Q, D = fields(K, "chain")
+    diffusion = TimeVaryingDiffusion(Q, D, max_log_snr=30.0, beta=ConstantBeta(1.0))
+    s = torch.tensor([1e-8, 1e-6, 1e-4], dtype=torch.float64)
+    start = torch.zeros((), dtype=torch.float64)
+    coupling = math.prod(Q(start)[i, i + 1].item() for i in range(K - 1))
+    leading = 2 * D(start)[-1, -1].item() * (coupling / math.factorial(K - 1)) ** 2
+    expected = leading / (2 * K - 1) * s ** (2 * K - 1)
+    found = diffusion.transition(s).covariance[:, 0, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    assert (found / expected - 1)[0].abs() < 1e-6  # its own corrections are of the order of s
+
+
+# -- constant matrices -----------------------------------------------------------------------------
+
+
+def held(matrix: Tensor) -> Field:
+    return lambda s: matrix.expand(*s.shape, *matrix.shape)
+
+
+@pytest.mark.parametrize("make", [VPSDE, CLD, ALDA, lambda **o: chain(5, **o)])
+@pytest.mark.parametrize("options", [{}, {"min_log_snr": -8.0, "beta": LearnedBeta(knots=5)}])
+def test_of_constant_matrices_it_is_a_linear_diffusion(make: Any, options: Any) -> None:
+    one = make(**copy.deepcopy(options)).requires_grad_(False)
+    other = TimeVaryingDiffusion(
+        held(one.Q),
+        held(one.D),
+        stationary_variance=one.stationary_covariance,
+        **copy.deepcopy(options),
+    ).requires_grad_(False)
+    grids = [d.log_snr_grid(12) for d in (one, other)]
+    torch.testing.assert_close(*grids, rtol=1e-9, atol=1e-13)
+    s = grids[0]
+    for a, b in zip(one.marginal(s), other.marginal(s), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    for a, b in zip(one.transition(s[1:], s[:-1]), other.transition(s[1:], s[:-1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+    for name in ("log_snr", "log_snr_rate", "log_volume", "log_volume_rate", "clock"):
+        torch.testing.assert_close(
+            getattr(one, name)(s), getattr(other, name)(s), rtol=1e-9, atol=0
+        )
+    steps = [posterior(d, s[1:], s[:-1]) for d in (one, other)]
+    for field in ("gain", "covariance", "scale_tril", "log_det"):
+        a, b = (getattr(p, field) for p in steps)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    for a, b in zip(*(transport(d, s.flip(0), 0.5, 3) for d in (one, other)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        information_grid(one, 9), information_grid(other, 9), rtol=1e-9, atol=0
+    )
+    plans = [Splitting(6).plan(d, s.flip(0)) for d in (one, other)]
+    for a, b in zip(*(p.halves for p in plans), strict=True):
+        torch.testing.assert_close(
+            a @ a.mT, b @ b.mT, rtol=1e-8, atol=1e-10
+        ) if a.dim() > 1 else None
+    assert one.divergence(1.0, 0.2, 3).item() == pytest.approx(other.divergence(1.0, 0.2, 3).item())
+
+
+def test_a_learned_one_starts_at_what_learned_starts_at() -> None:
+    for K, rank, learn_beta in ((1, 1, False), (2, 2, True), (3, 1, False)):
+        one = LearnedDiffusion(K, rank, learn_beta, min_log_snr=-10.0)
+        other = TimeVaryingLearnedDiffusion(K, rank, learn_beta, min_log_snr=-10.0)
+        s = torch.linspace(0, 1, 7, dtype=torch.float64)
+        assert torch.equal(one.Q_at(s), other.Q_at(s)) and torch.equal(one.D_at(s), other.D_at(s))
+        torch.testing.assert_close(one.start_time, other.start_time, rtol=1e-9, atol=0)
+        moved = other.terminal.log_det + other.start.readout.sum()
+        moved.backward()
+        assert other.B.grad is not None and bool((other.B.grad != 0).flatten(1).any(1).all())
+    start = TimeVaryingLearnedDiffusion.from_diffusion(MALDA(), degree=2)
+    torch.testing.assert_close(start.Q_at(0.3), MALDA().Q)
+    torch.testing.assert_close(start.D_at(0.3), MALDA().D, rtol=0, atol=1e-10)
+
+
+# -- the door --------------------------------------------------------------------------------------
+
+J = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+class Outside:
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, s: Tensor) -> Tensor:
+        return self.weight * turning(s)
+
+
+@pytest.mark.parametrize(
+    ("Q", "D", "error", "message"),
+    [
+        (
+            J,
+            rubbing,
+            TypeError,
+            r"Q is a Tensor.*, expected a function of times .* LinearDiffusion",
+        ),
+        (lambda s: J, rubbing, ValueError, r"Q\(s\) has shape \(2, 2\) for .* \(1,\), expected"),
+        (
+            turning,
+            held(torch.eye(3).double()),
+            ValueError,
+            r"D\(s\) has shape .*, expected \(65, 2",
+        ),
+        (
+            lambda s: turning(s).float(),
+            rubbing,
+            TypeError,
+            r"Q\(s\) is torch.float32, expected .*64",
+        ),
+        (turning, lambda s: 3, TypeError, r"D\(s\) is .*, expected a tensor of torch.float64"),
+        (
+            lambda s: turning(s) / (s - 0.5).abs().sqrt()[..., None, None],
+            rubbing,
+            ValueError,
+            r"Q\(s\) is not finite at s = 0\.5, expected finite numbers on all of \[0, T\]",
+        ),
+        (
+            lambda s: turning(s) + torch.where(s > 0.5, s, 0.0)[..., None, None],
+            rubbing,
+            ValueError,
+            r"Q\(s\) at s = 0\.5\d+ is not skew-symmetric: .* expected 0; use Q = W - Wᵀ",
+        ),
+        (
+            turning,
+            lambda s: (0.7 - s)[..., None, None] * EYE,
+            ValueError,
+            r"D\(s\) at s = 0\.7\d+ is not positive semi-definite: .* is -0\.0\d+, .* use D = B Bᵀ",
+        ),
+        (turning, lambda s: rubbing(s) @ (EYE + J), ValueError, r"at s = 0 is not symmetric"),
+        (Outside(), rubbing, ValueError, r"returns a tensor that requires a gradient, .* module"),
+        (
+            held(0 * J),
+            held(torch.diag(EYE[1])),
+            UnreachableError,
+            r"noise reaches 1 of 2 variables",
+        ),
+        (
+            held(J),
+            lambda s: 1e6 * rubbing(s),
+            KernelPrecisionError,
+            r"scale Q, D or the clock down",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(Q: Any, D: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        TimeVaryingDiffusion(Q, D)
+
+
+def test_other_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"cells is 0, expected at least 1"):
+        TimeVaryingDiffusion(turning, rubbing, cells=0)
+    with pytest.raises(ValueError, match=r"degree is -1, expected at least 0"):
+        TimeVaryingLearnedDiffusion(2, degree=-1)
+    with pytest.raises(UnreachableError, match=r"max_log_snr is -40, but log SNR ends at -\d+"):
+        TimeVaryingDiffusion(turning, rubbing, max_log_snr=-40.0)
+    with pytest.raises(UnreachableError, match=r"min_log_snr -1e\+06 is out of reach"):
+        TimeVaryingDiffusion(turning, rubbing, min_log_snr=-1e6)
+    diffusion = TimeVaryingDiffusion(turning, rubbing)
+    for name in ("Q", "D", "unit_drift", "unit_noise", "unit_dispersion"):
+        with pytest.raises(
+            TypeError, match=r"TimeVaryingDiffusion has no constant .* use \w+\(s\)"
+        ):
+            getattr(diffusion, name)
+
+
+def test_a_copy_is_on_its_own() -> None:
+    diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0)
+    s = torch.tensor([0.2, 0.6], dtype=torch.float64)
+    with torch.no_grad():
+        _ = diffusion.start_time  # its grid is kept, and not all of it is computed
+        copied = copy.deepcopy(diffusion)
+        before = diffusion.transition(s, 0.1).covariance, diffusion.log_snr(s)
+        diffusion.B.mul_(1.3)
+        after = copied.transition(s, 0.1).covariance, copied.log_snr(s)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    plain = TimeVaryingDiffusion(turning, rubbing)
+    plain.log_snr(s.clone().requires_grad_()).sum().backward()
+    torch.testing.assert_close(copy.deepcopy(plain).log_snr(s), plain.log_snr(s), rtol=0, atol=0)
+
+
+def test_a_module_may_be_learned() -> None:
+    class Speed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+        def forward(self, s: Tensor) -> Tensor:
+            return turning(s) * (1 + self.rate * s)[..., None, None]
+
+    diffusion = TimeVaryingDiffusion(Speed(), rubbing, min_log_snr=-9.0)
+    (parameter,) = diffusion.parameters()
+
+    def value() -> Tensor:
+        return diffusion.start_time.log() + diffusion.log_volume(0.4) + diffusion.clock(1.0)
+
+    (slope,) = torch.autograd.grad(value(), parameter)
+    h = 1e-5
+    with torch.no_grad():
+        parameter.add_(h)
+        high = value()
+        parameter.sub_(2 * h)
+        low = value()
+    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=1e-8)
+    assert isinstance(diffusion, LinearDiffusion)

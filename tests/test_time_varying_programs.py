@@ -1,0 +1,96 @@
+"""``--guide learned --time_varying``: training, resuming, opening and looking at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference.inspect import inspect, look
+from inference.loading import LEARNED_MIN_LOG_SNR, build, build_diffusion, load_trained
+from inference.train import train
+from pyro_mdm import ALDA, CLD, DiffusionModel, LearnedDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.plots import figures
+from tests.problems import learned_in_time, normal
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": "toy",
+        "time_varying": True,
+        "steps": 4,
+        "checkpoint_every": 2,
+        "measure_every": 2,
+        "batch_size": 32,
+        "warmup": 1,
+        "draws": 1,
+        "test_size": 32,
+        "num_samples": 8,
+        "sampler_steps": 4,
+        "accelerator": "cpu",
+        "run": tmp_path / "run",
+    }
+
+
+def test_it_is_trained_resumed_opened_and_looked_at(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole = train(**options)
+    run = options["run"]
+    assert train(resume=run).bits_per_dim == whole.bits_per_dim
+    diffusion = load_trained(run)[1].model.diffusion
+    assert isinstance(diffusion, TimeVaryingLearnedDiffusion)
+    assert diffusion.lower.shape == (4, 1) and diffusion.B.shape == (4, 2, 2)
+    assert bool((diffusion.lower[1:] != 0).all()) and bool((diffusion.B[1:] != 0).any())
+    assert diffusion.terminal_log_snr.item() == LEARNED_MIN_LOG_SNR
+    assert diffusion.terminal.log_snr.item() == pytest.approx(LEARNED_MIN_LOG_SNR, abs=1e-8)
+    capsys.readouterr()
+    inspect(f"run:{run}", model="toy", out=tmp_path / "run.png")
+    shown = capsys.readouterr().out
+    assert "variables K, rank of D" in shown and (tmp_path / "run.png").exists()
+
+
+def test_a_trained_one_comes_back_in_a_folder(tmp_path: Path) -> None:
+    diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0, learn_beta=True)
+    from pyro_mdm import Denoiser
+    from pyro_mdm.networks import MLP
+
+    model = DiffusionModel(diffusion, Denoiser.fit(MLP(2), normal(0, 50, 2).float()))
+    model.save_pretrained(tmp_path)
+    opened = DiffusionModel.from_pretrained(tmp_path).diffusion
+    s = torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(opened.Q_at(s), diffusion.Q_at(s))
+        assert torch.equal(opened.start_time, diffusion.start_time)
+        assert torch.equal(opened.log_snr(s), diffusion.log_snr(s))
+
+
+def test_figures_show_the_middle_of_its_clock() -> None:
+    diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0)
+    shown = figures.snapshot(diffusion)
+    s = diffusion.time_at_clock(diffusion.clock(1.0) / 2)
+    assert shown["Q"] == diffusion.Q_at(s).tolist() and len(shown["eigenvalues"]) == 2
+    found = look("", diffusion.requires_grad_(False), normal(1, 100, 2))
+    assert not found.errors and found.num_variables == 2
+
+
+def test_it_begins_as_another_guide() -> None:
+    ends = {"max_log_snr": 9.0, "min_log_snr": -10.0}
+    found = build_diffusion("learned", time_varying=True, learned_from="alda", rank=1, **ends)
+    assert isinstance(found, TimeVaryingLearnedDiffusion)
+    one = ALDA(**ends)
+    torch.testing.assert_close(found.Q_at(0.7), one.Q)
+    torch.testing.assert_close(found.D_at(0.2), one.D)
+    torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
+    with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld says itself"):
+        build_diffusion("cld", time_varying=True, **ends)
+    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
+    settings |= {"holdout": False, "learn_beta": False}  # of before there was the option
+    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
+    assert type(build(settings).model.diffusion) is LearnedDiffusion
+    torch.testing.assert_close(CLD().frozen().Q, CLD().Q)
