@@ -276,7 +276,8 @@ class _PosteriorMean(torch.autograd.Function):
                 skew[R, C] = log_odds.mul_(delta).sum(-1)
         if differentiate:
             ctx.constants = (log_prior, levels, centre)
-            ctx.save_for_backward(linear, quadratic, variance, skew.addcmul_(mean, variance, value=2))
+            covariance = skew.addcmul_(mean, variance, value=2)
+            ctx.save_for_backward(linear, quadratic, variance, covariance)
         return mean
 
     @staticmethod
