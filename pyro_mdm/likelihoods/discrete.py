@@ -276,16 +276,16 @@ class _PosteriorMean(torch.autograd.Function):
                 skew[R, C] = log_odds.mul_(delta).sum(-1)
         if differentiate:
             ctx.constants = (log_prior, levels, centre)
-            ctx.save_for_backward(
-                linear, quadratic, variance, skew.addcmul_(mean, variance, value=2)
-            )
+            covariance = skew.addcmul_(mean, variance, value=2)
+            ctx.save_for_backward(linear, quadratic, variance, covariance)
         return mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         linear, quadratic, variance, covariance = ctx.saved_tensors
         if torch.is_grad_enabled():
-            p, delta = _weights(*ctx.constants, linear, quadratic)
+            log_prior, levels, centre = ctx.constants
+            p, delta = _weights(log_prior, levels, centre, linear, quadratic)
             mean = (p * delta).sum(-1, keepdim=True)
             variance = (p * (delta - mean) * delta).sum(-1)
             covariance = (p * (delta - mean) * delta.square()).sum(-1)
@@ -324,7 +324,8 @@ class _LogNormalizer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         linear, quadratic, mean, square = ctx.saved_tensors
         if torch.is_grad_enabled():
-            p, delta = _weights(*ctx.constants, linear, quadratic)
+            log_prior, levels, centre = ctx.constants
+            p, delta = _weights(log_prior, levels, centre, linear, quadratic)
             mean, square = (p * delta).sum(-1), (p * delta.square()).sum(-1)
         return None, None, None, grad * mean, grad * square, None, None
 
