@@ -34,7 +34,8 @@ class TimeVaryingDiffusion(LinearDiffusion):
     Everything that a :class:`LinearDiffusion` has is there, by Magnus steps of the fourth order
     over a grid of cells (:mod:`~pyro_mdm.diffusions.magnus`) instead of closed forms of constant
     matrices; of constant ones it is the same to rounding. With 256 cells and matrices that change
-    by about their own size, moments have errors below 1e-7.
+    by about their own size, moments have errors below 1e-7 for K up to 5; log SNR of a chain of 8
+    has 4e-7.
 
     Args:
         Q: times s (…) in float64, within [0, T] -> (…, K, K) in float64, skew-symmetric. A
