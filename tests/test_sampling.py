@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import shutil
 import signal
@@ -15,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import report, sample
+from inference import evaluate, report, sample
 from inference.runs import Run
 from inference.train import train
 from inference.trajectory import animation, trajectory
 from models import Digits, Toy
-from pyro_mdm import CLD, VPSDE, DiffusionModel, randomness
+from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, randomness
 from pyro_mdm.diffusions.priors import DistributionPrior
+from pyro_mdm.evaluation import importance_weighted
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, default_sampler
 from tests.processes import Program, together
 from tests.test_programs import TINY, run_program
@@ -284,3 +286,17 @@ def test_mistakes_with_methods(
     with pytest.raises(SystemExit) as caught:
         run_program("evaluate", run, *words.split())
     assert message in f"{caught.value} {capsys.readouterr().err}"
+
+
+def test_weights_of_dequantized_data_count_levels_and_volume() -> None:
+    """By one weight each: the mean over data and its error are those of the bits of each datum."""
+    torch.manual_seed(0)
+    problem = Digits(protocol="dequantized")
+    model = problem.build(VPSDE(max_log_snr=9.0)).eval()
+    programs = evaluate.Programs(problem, model, DiffusionGuide(model.diffusion))
+    data, options = problem.test[:12], {"samples": 1, "times": 5, "seed": 3}
+    said = evaluate.weights(programs, data, "importance", **options)
+    x, log_det = evaluate.in_model_space(programs, data, 3)
+    found = importance_weighted(model, programs.guide, x, **options)
+    bits = -(found.per_datum + log_det.double()) / (64 * math.log(2)) + math.log2(17)
+    assert said.startswith(f"bits/dim {bits.mean():.3f} ± {bits.std() / math.sqrt(12):.3f} (")
