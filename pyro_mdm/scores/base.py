@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "Score",
     "call_on_state",
     "check_fit",
+    "map_channels",
     "noised",
     "project",
     "rotated",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Number = float | Tensor
+MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
 Times = Literal["log_volume", "vpsde"]
 
 
@@ -46,6 +49,8 @@ class Score(Restorable, ExactBuffers, ABC):
     event_shape: tuple[int, ...] | None  # None: any
     serves_nonlinear: ClassVar[bool] = False
     """Whether it is a score for diffusions without a closed form too."""
+    maps: bool = False
+    """Whether log SNRs may differ between the dimensions of a datum, and the network is told."""
 
     _times: Times = "log_volume"
 
@@ -212,6 +217,8 @@ class Score(Restorable, ExactBuffers, ABC):
     def _values(self, name: str, value: Tensor, log_snr: Number) -> tuple[int, Tensor]:
         """Number of batch dimensions of ``value`` and λ in float64, both checked."""
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64, device=value.device)
+        if self.event_shape and log_snr.dim() == value.dim() > len(self.event_shape):
+            return self._map_values(name, value, log_snr)
         if self.event_shape is None:
             batch_dim = log_snr.dim() or 1
             fits = value.dim() > batch_dim
@@ -232,6 +239,27 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         check_finite(name, value)
         check_finite("log_snr", log_snr)
+        return batch_dim, log_snr
+
+    def _map_values(self, name: str, value: Tensor, log_snr: Tensor) -> tuple[int, Tensor]:
+        """The same where every dimension has a log SNR of its own, (*batch, *event_shape)."""
+        assert self.event_shape is not None
+        batch_dim = value.dim() - len(self.event_shape)
+        fits = all(n in (1, m) for n, m in zip(log_snr.shape, value.shape, strict=True))
+        if value.shape[batch_dim:] != self.event_shape or not fits:
+            raise ValueError(
+                f"log_snr has shape {tuple(log_snr.shape)} and {name} {tuple(value.shape)}, "
+                f"expected (*batch, *event_shape) with the event shape {tuple(self.event_shape)}, "
+                "or sizes of 1"
+            )
+        if not self.maps:
+            raise ValueError(
+                f"log_snr is a map of shape {tuple(log_snr.shape)}, and the network of this "
+                f"{type(self).__name__} is told one log SNR for all dimensions; make it with "
+                "maps=True, over a network of twice the channels"
+            )
+        check_finite(name, value)
+        check_finite("log_snr", torch.where(log_snr.isinf(), 0.0, log_snr))
         return batch_dim, log_snr
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
@@ -264,7 +292,12 @@ class Score(Restorable, ExactBuffers, ABC):
     def call_network(
         self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1
     ) -> Tensor:
-        """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact."""
+        """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact.
+
+        Of a score that is told :attr:`maps` the network sees 2 C channels: the log SNR of every
+        dimension after the dimensions themselves, see :func:`map_channels`; its own log SNR is
+        their average.
+        """
         batch, event = inputs.shape[:batch_dim], inputs.shape[batch_dim:]
         if not event:
             raise ValueError(
@@ -272,7 +305,10 @@ class Score(Restorable, ExactBuffers, ABC):
                 "(*batch, features) or (*batch, C, *spatial); give scalars the event shape (1,)"
             )
         flat = inputs.reshape(-1, *event)
-        lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
+        if self.maps:
+            flat, lam = map_channels(flat, log_snr, batch)
+        else:
+            lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
         if self.autocast_dtype is None:
             out = self.network(flat, lam)
         else:
@@ -294,6 +330,29 @@ class Score(Restorable, ExactBuffers, ABC):
         if torch.compiler.is_compiling() or bool(out.isfinite().all()):
             return
         check_weights(self.network)
+
+
+def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What a network of log SNR maps is called with: (n, 2·C, *spatial), and (n,) log SNRs.
+
+    The channels that follow the inputs are λ/10, at most 3 in size: -3 for a dimension that is left
+    out, of log SNR -∞, and 3 for one that is observed, of +∞.
+
+    Args:
+        inputs: (n, C, *spatial), n that of the batch dimensions.
+        log_snr: a number, one for each datum (*batch), or maps, with sizes of 1 or those of
+            (*batch, C, *spatial).
+    """
+    event = inputs.shape[1:]
+    if log_snr.dim() <= len(batch):
+        log_snr = log_snr.expand(batch).reshape(-1, *[1] * len(event))
+    else:
+        log_snr = log_snr.expand(*batch, *log_snr.shape[len(batch) :])
+        log_snr = log_snr.reshape(-1, *log_snr.shape[len(batch) :])
+    of_each = (log_snr / MAP_UNIT).clamp(-MAP_LIMIT, MAP_LIMIT)
+    average = MAP_UNIT * of_each.flatten(1).mean(1)
+    channels = of_each.to(inputs.dtype).expand(len(inputs), *event)
+    return torch.cat([inputs, channels], 1), average.to(inputs.dtype)
 
 
 def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:
@@ -380,7 +439,7 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
-    """A value per datum, (*batch), as (*batch, 1, …, 1)."""
+    """A value per datum, (*batch), as (*batch, 1, …, 1); a map, (*batch, *event), as it is."""
     return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
 
 

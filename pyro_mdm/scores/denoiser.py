@@ -36,14 +36,26 @@ class DenoiserScore(Score):
     trained_min: Tensor
     trained_max: Tensor
 
-    def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, network: nn.Module, event_shape: tuple[int, ...] | None, maps: bool = False
+    ) -> None:
         super().__init__(network, event_shape)
+        if maps and not event_shape:
+            raise ValueError(
+                "maps of log SNR have the shape of a datum, which is not known; fit the score to "
+                "data, or give the data's mean or prior its shape"
+            )
+        self.maps = maps
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
     @abstractmethod
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z], like z (*batch, *event_shape), at log SNR λ (*batch). One network call."""
+        """E[x | z], like z (*batch, *event_shape), at log SNR λ (*batch). One network call.
+
+        Of a score with ``maps`` λ may be a map too, (*batch, *event_shape): a dimension of +∞ is
+        observed, x̂ = z; one of -∞ is left out, and what z holds there has no effect.
+        """
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -166,6 +178,16 @@ class DenoiserScore(Score):
         v = with_event_dims(torch.exp(-lam), z)
         return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
 
+    def _inputs(self, z: Tensor, lam: Tensor) -> Tensor:
+        """What the network sees: z in units of its own standard deviation, like z."""
+        mu, s2, v = self._scales(z, lam)
+        return (z - mu) * (s2 + v).rsqrt()
+
+    def _spread(self, s2: Tensor, v: Tensor) -> Tensor:
+        """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
+        spread = s2 / (s2 + v) * v
+        return torch.where(v.isinf(), s2, spread) if self.maps else spread
+
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
@@ -192,6 +214,8 @@ class DenoiserScore(Score):
             return
         lam = torch.as_tensor(log_snr, dtype=torch.float64, device=self.trained_min.device)
         outside = (lam < self.trained_min - 1e-3) | (lam > self.trained_max + 1e-3)
+        if self.maps:
+            outside = outside & lam.isfinite()
         if bool(outside.any()):
             raise ValueError(
                 f"log SNR {lam[outside][0].item():.6g} is outside [{self.trained_min.item():.6g}, "
@@ -212,6 +236,8 @@ class Denoiser(DenoiserScore):
     Args:
         network: F, called with z scaled, like z, and λ; returns the shape of its input.
         data_mean, data_variance: μ, σ²: numbers, or tensors of the event shape.
+        maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
+            twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
 
     Raises:
         ValueError: σ² that is not positive, values that are not finite, a network output of another
@@ -228,13 +254,18 @@ class Denoiser(DenoiserScore):
     """
 
     def __init__(
-        self, network: nn.Module, data_mean: Number = 0.0, data_variance: Number = 1.0
+        self,
+        network: nn.Module,
+        data_mean: Number = 0.0,
+        data_variance: Number = 1.0,
+        *,
+        maps: bool = False,
     ) -> None:
         mean, variance = torch.broadcast_tensors(
             torch.as_tensor(data_mean, dtype=torch.float64).detach(),
             torch.as_tensor(data_variance, dtype=torch.float64).detach(),
         )
-        super().__init__(network, tuple(mean.shape) or None)
+        super().__init__(network, tuple(mean.shape) or None, maps)
         check_finite("data_mean", mean)
         if not bool(((variance > 0) & variance.isfinite()).all()):
             raise ValueError(
@@ -245,7 +276,9 @@ class Denoiser(DenoiserScore):
         self.register_buffer("data_variance", variance.clone())
 
     @classmethod
-    def fit(cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3) -> Denoiser:
+    def fit(
+        cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3, *, maps: bool = False
+    ) -> Denoiser:
         """The denoiser with μ and σ² of ``train_x`` (N, *event_shape), per dimension.
 
         σ² is at least ``floor`` times its average over dimensions.
@@ -262,19 +295,18 @@ class Denoiser(DenoiserScore):
         variance = square / n
         if not variance.mean() > 0:
             raise ValueError(f"the {n} data are all equal, expected some variance")
-        return cls(network, mean, variance.clamp_min(floor * variance.mean()))
+        return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z], like z. See the class."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         with full_precision(z):
-            mu, s2, v = self._scales(z, lam)
-            inputs = (z - mu) * (s2 + v).rsqrt()
+            inputs = self._inputs(z, lam)
         F = self.call_network(inputs, lam, batch_dim)
         with full_precision(z):
-            gain = s2 / (s2 + v)
-            return mu + gain * (z - mu) + (gain * v).sqrt() * F
+            mu, s2, v = self._scales(z, lam)
+            return mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """μ + σ²/(σ²+v) (z - μ), like z."""

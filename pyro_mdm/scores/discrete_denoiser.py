@@ -45,6 +45,8 @@ class DiscreteDenoiser(DenoiserScore):
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
         form: "tilt" or "logits"; None: logits up to 32 levels.
+        maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
+            twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
 
     Raises:
         ValueError: a prior that is not finite, normalized and (…, n), values of x off the levels, a
@@ -69,6 +71,8 @@ class DiscreteDenoiser(DenoiserScore):
         levels: int | Sequence[float] | Tensor,
         log_prior: Tensor,
         form: Form | None = None,
+        *,
+        maps: bool = False,
     ) -> None:
         values = discrete.level_values(levels).to(log_prior.device)
         n = len(values)
@@ -77,7 +81,7 @@ class DiscreteDenoiser(DenoiserScore):
         if form not in ("tilt", "logits"):
             raise ValueError(f"form is {form!r}, expected 'tilt' or 'logits'")
         log_prior = discrete.check_log_prior(log_prior, n)
-        super().__init__(network, tuple(log_prior.shape[:-1]))
+        super().__init__(network, tuple(log_prior.shape[:-1]), maps)
         self.form: Form = form
         self._kl_tables: dict[tuple[float, int | None, int | None], Tensor] = {}
         self.register_buffer("levels", values)
@@ -95,6 +99,8 @@ class DiscreteDenoiser(DenoiserScore):
         train_x: Tensor,
         levels: int | Sequence[float] | Tensor,
         form: Form | None = None,
+        *,
+        maps: bool = False,
     ) -> DiscreteDenoiser:
         """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
 
@@ -102,17 +108,25 @@ class DiscreteDenoiser(DenoiserScore):
         """
         check_fit(network, train_x)
         values = discrete.level_values(levels).to(train_x.device)
-        return cls(network, values, discrete.smoothed_histogram(train_x, values), form)
+        prior = discrete.smoothed_histogram(train_x, values)
+        return cls(network, values, prior, form, maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z] = Σ_k v_k p_θ(v_k | z, λ), like z."""
         F, lam = self._network_output(z, log_snr)
         with full_precision(z):
-            if self.form == "logits":
-                k = self._batch_dim(z)
-                centre, delta, odds = self._level_odds(z, lam, F, k)
-                return centre + (odds.softmax(k) * delta).sum(k)
-            return self._mean(*self._tilted(z, lam, F))
+            if not self.maps:
+                return self._x_hat(z, lam, F)
+            observed = with_event_dims(lam, z) == math.inf  # Bayes' rule is for finite noise
+            lam = torch.where(lam == math.inf, 0.0, lam)
+            return torch.where(observed, z, self._x_hat(z, lam, F))
+
+    def _x_hat(self, z: Tensor, lam: Tensor, F: Tensor) -> Tensor:
+        if self.form == "logits":
+            k = self._batch_dim(z)
+            centre, delta, odds = self._level_odds(z, lam, F, k)
+            return centre + (odds.softmax(k) * delta).sum(k)
+        return self._mean(*self._tilted(z, lam, F))
 
     def log_probs(self, z: Tensor, log_snr: Number) -> Tensor:
         """log p_θ(x_j = v_k | z, λ), (*batch, *event_shape, n): levels last, all in memory."""
@@ -202,8 +216,7 @@ class DiscreteDenoiser(DenoiserScore):
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         with full_precision(z):
-            mu, s2, v = self._scales(z, lam)
-            inputs = (z - mu) * (s2 + v).rsqrt()
+            inputs = self._inputs(z, lam)
         factor = len(self.levels) if self.form == "logits" else 2
         F = self.call_network(inputs, lam, batch_dim, factor)
         return F.unflatten(batch_dim, (factor, -1)), lam
@@ -213,9 +226,8 @@ class DiscreteDenoiser(DenoiserScore):
         F1, F2 = F.unbind(self._batch_dim(z))
         F2 = torch.where(F2 < 0, F2, 0.5 * torch.tanh(2 * F2))
         mu, s2, v = self._scales(z, lam)
-        gain = s2 / (s2 + v)
-        m = mu + gain * (z - mu)
-        w = (gain * v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
+        m = mu + s2 / (s2 + v) * (z - mu)
+        w = self._spread(s2, v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
         c, alpha, beta = discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
         # u = (δ + c - m)/w; what does not depend on k drops out
         return c, alpha + (F1 + 2 * F2 * (c - m) / w) / w, beta + F2 / w.square()
