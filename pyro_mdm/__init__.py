@@ -9,6 +9,7 @@ from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
@@ -50,6 +51,7 @@ __all__ = [
     "NoisePrediction",
     "NoisingPath",
     "NonlinearDiffusion",
+    "PerDimensionDiffusion",
     "RawScore",
     "ResidualScore",
     "Simulated",

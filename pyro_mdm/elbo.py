@@ -370,10 +370,10 @@ def _start_entropy(noising: Any) -> Tensor:
             f"decoder=False needs the entropy of y_ε given x, and {type(noising).__name__} has "
             "none in closed form; leave decoder out"
         )
-    Sigma_v = noising.diffusion.initial_covariance[1:, 1:]
-    log_det = noising.diffusion.start.log_det
-    if len(Sigma_v):
-        log_det = log_det - torch.logdet(Sigma_v)
+    Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]
+    log_det = noising.diffusion.start.log_det.mean()  # over data dimensions, if they differ
+    if Sigma_v.shape[-1]:
+        log_det = log_det - torch.logdet(Sigma_v).mean()
     each = 0.5 * (log_det + math.log(2 * math.pi) + 1)
     return (noising.num_dims * each).to(noising.x.dtype)
 

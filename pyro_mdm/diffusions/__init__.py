@@ -21,6 +21,13 @@ from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.per_dimension import (
+    Clocks,
+    LearnedClocks,
+    PerDimensionDiffusion,
+    SharedClock,
+    TurnClocks,
+)
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
@@ -30,9 +37,11 @@ __all__ = [
     "ALDA",
     "CLD",
     "Clock",
+    "Clocks",
     "ConstantBeta",
     "GaussianPrior",
     "LearnedBeta",
+    "LearnedClocks",
     "LinearBeta",
     "Prior",
     "QuadraturePrior",
@@ -48,10 +57,13 @@ __all__ = [
     "MALDA",
     "Marginal",
     "NonlinearDiffusion",
+    "PerDimensionDiffusion",
+    "SharedClock",
     "Simulated",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
     "Transition",
+    "TurnClocks",
     "UnreachableError",
     "VPSDE",
 ]

@@ -25,6 +25,8 @@ __all__ = [
     "UnreachableError",
     "check_clock",
     "check_horizon",
+    "place",
+    "same_time",
 ]
 
 Times = float | Tensor
@@ -48,6 +50,10 @@ class Marginal(NamedTuple):
     log_snr: Tensor  # λ = log aᵀ Σ^{-1} a, (…)
     log_det: Tensor  # log det Σ, (…)
 
+    def at(self, i: int) -> Marginal:
+        """That at the i-th of (N,) times; of one law for each data dimension, as a batch of 1."""
+        return Marginal(*(t[place(self.log_det, i)] for t in self))
+
 
 class Transition(NamedTuple):
     """y_s | y_r ~ N(M y_r, P), per data dimension."""
@@ -56,6 +62,22 @@ class Transition(NamedTuple):
     covariance: Tensor  # P (…, K, K)
     scale_tril: Tensor  # (…, K, K), lower triangular
     log_det: Tensor  # log det P, (…)
+
+    def at(self, i: int) -> Transition:
+        """That to the i-th of (N,) times; of one law for each data dimension, as a batch of 1."""
+        return Transition(*(t[place(self.log_det, i)] for t in self))
+
+
+def same_time(s: Times) -> Tensor | None:
+    """The one time, 0-dim, that ``s`` repeats for every datum, if it was made by ``expand``."""
+    if isinstance(s, Tensor) and s.numel() > 1 and not any(s.stride()):
+        return s[(0,) * s.dim()]
+    return None
+
+
+def place(of_law: Tensor, i: int) -> int | slice:
+    """Where the i-th of N laws is, of each of which there is one number, or one by dimension."""
+    return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
 class Diffusion(Restorable, nn.Module, ABC):
@@ -78,6 +100,9 @@ class Diffusion(Restorable, nn.Module, ABC):
     horizon: float
     closed_form: bool = False
     """Whether :meth:`marginal` and :meth:`transition` are known; if not, paths are simulated."""
+    maps: bool = False
+    """Whether data dimensions have kernels and log SNRs of their own, as dimensions of these after
+    those of the batch, which then are there always (1 for one time)."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
@@ -164,6 +189,20 @@ class Diffusion(Restorable, nn.Module, ABC):
             NotImplementedError: it has none.
         """
         raise NotImplementedError(self._no_closed_form())
+
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        """``law(self, *times)``; where data dimensions have blocks of their own, that of each.
+
+        Args:
+            law: of a diffusion and so many times, all of one shape, to tensors that begin with that
+                shape, or named tuples of them.
+        """
+        return law(self, *times)
+
+    @property
+    def reference(self) -> Diffusion:
+        """What the common time is of: this, or the first of several blocks."""
+        return self
 
     def _no_closed_form(self) -> str:
         return (

@@ -30,6 +30,7 @@ from torch import Tensor
 __all__ = [
     "Factor",
     "KernelPrecisionError",
+    "apply_to_dimensions",
     "check_reached",
     "direct_factor",
     "factor_in_basis",
@@ -144,6 +145,13 @@ def lower_triangular(F: Tensor) -> Tensor:
     R = torch.linalg.qr((F / d).mT).R
     sign = R.detach().diagonal(dim1=-2, dim2=-1).sign()
     return (R * sign.unsqueeze(-1)).mT * d
+
+
+def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    """``matrix`` (*batch or 1, *event_shape, K, K) on y (*batch, K, *event_shape), like y."""
+    at = y.dim() - event_dim - 1
+    rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
+    return (matrix * rows).sum(-1).movedim(-1, at)
 
 
 def inverse_tril(L: Tensor) -> Tensor:

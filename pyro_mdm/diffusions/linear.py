@@ -20,6 +20,7 @@ from pyro_mdm.diffusions.base import (
     UnreachableError,
     check_clock,
     check_horizon,
+    same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.matrices import (
@@ -408,6 +409,8 @@ class LinearDiffusion(Diffusion):
             ValueError: a time outside (0, T].
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
+        if (one := same_time(s)) is not None and isinstance(s, Tensor):
+            return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
         return self._marginal(self._positive_clock(s))
 
     def _positive_clock(self, s: Times) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "check_skew",
     "covariance_matrix",
     "full_precision",
+    "outer",
     "square_matrix",
     "symmetric_root",
 ]
@@ -33,8 +34,13 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     """``matrix`` (*batch, K, K) on the variables of y (*batch, K, *event_shape), in y's dtype.
 
     One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape), or with
-    any if ``event_dim`` says how many dimensions a datum has.
+    any if ``event_dim`` says how many dimensions a datum has. Matrices by data dimension,
+    (batch or 1, *event_shape, K, K) with sizes of 1 where they are shared, likewise.
     """
+    own = matrix.dim() - 3 if event_dim is None else event_dim
+    if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
+        with full_precision(y):
+            return kernels.apply_to_dimensions(matrix.to(y.dtype), y, own)
     batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
     with full_precision(y):
         return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
@@ -43,13 +49,33 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     """``vector`` (*batch, K) contracted with the variables of y: (*batch, *event_shape).
 
-    One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape).
+    One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
+    vectors by data dimension, (batch or 1, *event_shape, K).
     """
+    if vector.dim() == y.dim() > 2:
+        with full_precision(y):
+            return (vector.to(y.dtype).movedim(-1, 1) * y).sum(1)
     batch = vector.shape[:-1] or y.shape[:1]
     flat = y.reshape(*batch, vector.shape[-1], -1)
     event = y.shape[len(batch) + 1 :]
     with full_precision(y):
         return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def outer(vector: Tensor, x: Tensor, event_dim: int | None = None) -> Tensor:
+    """``vector`` times x (*batch, *event_shape), in x's dtype: (*batch, K, *event_shape).
+
+    Args:
+        vector: (K,) for all; (*batch, K); or by data dimension, (batch or 1, *event_shape, K).
+        event_dim: number of dimensions of a datum, all of x's but the first by default.
+    """
+    event_dim = x.dim() - 1 if event_dim is None else event_dim
+    vector = vector.to(x.dtype)
+    if vector.dim() == event_dim + 2 > 2:
+        vector = vector.movedim(-1, 1)
+    else:
+        vector = vector.reshape(*vector.shape, *[1] * event_dim)
+    return vector * x.unsqueeze(x.dim() - event_dim)
 
 
 def full_precision(like: Tensor) -> torch.autocast:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Times
+from pyro_mdm.diffusions.base import Diffusion, Times, place
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
 __all__ = ["Posterior", "posterior"]
@@ -48,9 +48,16 @@ class Posterior(NamedTuple):
     signal: Tensor  # whitener b (…, K); its squared norm is SNR(r) - SNR(s)
     resolution: Tensor  # (…): how far rounding y_r to float64 moves ``whitener y_r``, see below
 
+    def at(self, i: int) -> Posterior:
+        """That of the i-th of N steps; of one law for each data dimension, as a batch of 1."""
+        return Posterior(*(t[place(self.log_det, i)] for t in self))
 
-def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
+
+def posterior(diffusion: Diffusion, s: Times, r: Times) -> Posterior:
     r"""The law of y_r given y_s and x, for times s > r > 0 broadcast together to shape (…).
+
+    Where data dimensions have blocks of their own there is one for each, see
+    :class:`~pyro_mdm.diffusions.PerDimensionDiffusion`.
 
     Returns:
         :class:`Posterior` in float64, differentiable in the diffusion's parameters. All steps of
@@ -70,6 +77,11 @@ def posterior(diffusion: LinearDiffusion, s: Times, r: Times) -> Posterior:
             f"{later[wrong][0].item():.6g}, expected s > r > 0; generation runs backward and stops "
             "before 0"
         )
+    found: Posterior = diffusion.each(_posterior, later, earlier)
+    return found
+
+
+def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> Posterior:
     tau_r = diffusion.clock(earlier)
     tau = diffusion.clock(later) - tau_r
     a_r, Sigma_r, given_x = diffusion.factorization(tau_r)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
+from pyro_mdm.diffusions.kernels import apply_to_dimensions
 from pyro_mdm.support.settings import Recorded, described
 
 __all__ = ["DistributionPrior", "GaussianPrior", "Prior", "QuadraturePrior"]
@@ -73,7 +74,8 @@ class GaussianPrior(Prior):
     """N(0, Σ_π) per data dimension.
 
     Args:
-        covariance: Σ_π (K, K) float64, positive definite.
+        covariance: Σ_π (K, K) float64, positive definite, or one for each data dimension,
+            (1, *event_shape, K, K) with sizes of 1 where they share.
 
     Raises:
         ValueError: a covariance that is not square.
@@ -84,7 +86,7 @@ class GaussianPrior(Prior):
     """
 
     def __init__(self, covariance: Tensor) -> None:
-        if covariance.dim() != 2 or covariance.shape[0] != covariance.shape[1]:
+        if covariance.dim() < 2 or covariance.shape[-2] != covariance.shape[-1]:
             raise ValueError(f"covariance has shape {tuple(covariance.shape)}, expected (K, K)")
         self.covariance = covariance
         self.num_variables = covariance.shape[-1]
@@ -94,7 +96,7 @@ class GaussianPrior(Prior):
 
     def log_prob(self, y: Tensor) -> Tensor:
         d = self._check(y)
-        log_det = torch.logdet(self.covariance)
+        log_det = torch.logdet(self.covariance).mean()
         constant = d * (log_det + self.num_variables * math.log(2 * math.pi))
         return 0.5 * ((y * self.score(y)).flatten(1).sum(1) - constant.to(y))
 
@@ -103,6 +105,8 @@ class GaussianPrior(Prior):
         self._check(y)
         precision = torch.linalg.inv(self.covariance).to(y)
         with torch.autocast(y.device.type, enabled=False):
+            if precision.dim() > 2:
+                return -apply_to_dimensions(precision, y, y.dim() - 2)
             if y.dim() == 2:
                 return -(y @ precision)
             return -(precision @ y.flatten(2)).reshape(y.shape)
@@ -111,11 +115,14 @@ class GaussianPrior(Prior):
         root = torch.linalg.cholesky(self.covariance)
         device = root.device if generator is None else generator.device
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
+        if root.dim() > 2:
+            return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
         return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
 
     def entropy(self, num_dims: int = 1) -> Tensor:
         K = self.num_variables
-        return 0.5 * num_dims * (torch.logdet(self.covariance) + K * math.log(2 * math.pi * math.e))
+        log_det = torch.logdet(self.covariance).mean()
+        return 0.5 * num_dims * (log_det + K * math.log(2 * math.pi * math.e))
 
 
 class DistributionPrior(Prior):

@@ -65,6 +65,8 @@ def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
     else:
         if G.shape in ((K, K), (n, K, K)):
             return G.expand(n, K, K).unsqueeze(1)
+        if diffusion.maps and G.dim() == y.dim() + 1:
+            return G.expand(n, *event, K, K).reshape(n, -1, K, K)
         expected = f"({n}, {K}, {K}) or ({K}, {K}), one block for all data dimensions"
     raise ValueError(
         f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,9 @@ SAFETY = 1.3
 
 DIMS_AT_ONCE = 256
 """Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
+
+MANY_CLOCKS = 64
+"""Of data dimensions, above which a baseline follows the common clock instead of theirs."""
 
 MANY_PASSES = 64
 """Over all data; from then on a round may be an eighth of all draws before it."""
@@ -111,6 +114,7 @@ class ClosedFormComparison:
         if control_variate and baseline is None:
             baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
         self.baseline = baseline if control_variate else None
+        self.clocks = _shared_clocks([m.diffusion for m in self.models])
         self.calls = [0] * len(self.models)
 
         lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
@@ -236,7 +240,7 @@ class ClosedFormComparison:
                 )
                 values[m, part[inside]] = h.double().cpu()
             if self.baseline is not None:
-                h0 = self.baseline.baseline_integrand(x, level, noise)
+                h0 = self.baseline.baseline_integrand(x, level, noise, self.clocks)
                 baseline[part] = h0.double().cpu()
         values = self.share.sum(values)
         if self.baseline is not None:
@@ -295,10 +299,13 @@ class ClosedFormComparison:
         assert self.baseline is not None
         known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
         edges = self.edges.to(self.x.device)
+        if self.clocks is not None:
+            edges = _edges_along(self.clocks, edges, self.x.shape[1:])
         for i, part in self._parts("baseline", self.num_dims, DIMS_AT_ONCE, "dimensions"):
             if self.share.has(i):
                 dims = slice(int(part[0]), int(part[-1]) + 1)
-                known += self.baseline.baseline_integrals(self.x, edges, dims).cpu()
+                here = edges if edges.dim() == 1 else edges[:, dims]
+                known += self.baseline.baseline_integrals(self.x, here, dims).cpu()
         return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
@@ -310,7 +317,7 @@ class ClosedFormComparison:
             (torch.randperm(few, generator=self.generator) + 0.5) / few
         )
         noise = self._noise(few).to(x.device)
-        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise)
+        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise, self.clocks)
         h0 = self.share.first(h0.double().cpu())
         cell = cells(log_snr, self.edges)
         rest = h0 - (known / width)[torch.arange(few), cell]
@@ -421,6 +428,25 @@ def _of_target(terms: Tensor, target: Target) -> Tensor:
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 
 
+def _shared_clocks(diffusions: list[Any]) -> Any:
+    """The first diffusion, if all have clocks by dimension; the baseline then follows its clocks.
+
+    Not where they are so many that what is known of a baseline would take long to know.
+    """
+    first = diffusions[0]
+    if all(d.maps for d in diffusions) and first.num_cells <= MANY_CLOCKS:
+        return first
+    return None
+
+
+def _edges_along(diffusion: Any, edges: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """The λ of each dimension, flattened, where the reference has ``edges``, (S + 1, d)."""
+    high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.detach()
+    with torch.no_grad():
+        maps, _ = diffusion.log_snr_map(((high - edges) / (high - low)).clamp(0, 1))
+    return maps.expand(len(edges), *event_shape).flatten(1)
+
+
 def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
     """Cells that no range ends inside of: ``bins`` even ones, cut at every end."""
     even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
@@ -433,6 +459,8 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
 
 def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
     """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
+    if marginal.mean.dim() > 1:  # one for each data dimension
+        return noised(marginal, x, rotated(marginal, noise))
     one = Marginal(*(t.unsqueeze(0) for t in marginal))
     noise = rotated(one, noise.transpose(0, 1).flatten(1).unsqueeze(0))
     return noised(marginal, x, noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1))

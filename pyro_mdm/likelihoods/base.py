@@ -114,5 +114,8 @@ def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int
             f"y has shape {tuple(y.shape)}, expected (*batch, K, *event_shape) with K = {K} "
             f"variables and {event_dim} event dimensions"
         )
-    start = diffusion.start
-    return Reading(y.double().movedim(batch_dim, -1) @ start.readout, start.log_snr, batch_dim)
+    start, rows = diffusion.start, y.double().movedim(batch_dim, -1)
+    if diffusion.maps:  # at one level of noise
+        high = diffusion.as_tensor(diffusion.max_log_snr)
+        return Reading((rows * start.readout).sum(-1), high, batch_dim)
+    return Reading(rows @ start.readout, start.log_snr, batch_dim)

@@ -102,6 +102,11 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
+        if diffusion.maps:
+            raise TypeError(
+                f"JointTweedie is made of one law of y_ε for all data dimensions, and "
+                f"{type(diffusion).__name__} has one for each; decode with Tweedie"
+            )
         if not diffusion.closed_form:
             raise TypeError(
                 f"JointTweedie is made of the law of y_ε given x and v_0, and "

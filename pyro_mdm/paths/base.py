@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.kernels import inverse_tril
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.support.checks import check_data, tensor_device
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "checked_times",
     "gaussian_log_prob",
     "num_batch_dims",
-    "outer",
     "times_text",
     "white_log_prob",
 ]
@@ -30,21 +31,22 @@ Self = TypeVar("Self", bound="PathLaw")
 
 
 def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
+    if scale_tril.dim() > 2:
+        return apply_matrix(inverse_tril(scale_tril), y, event_dim)
     flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
     return torch.linalg.solve_triangular(scale_tril.to(y.dtype), flat, upper=False).reshape(y.shape)
 
 
-def outer(a: Tensor, x: Tensor, event_dim: int) -> Tensor:
-    """(K,) times x (*lead, *event): (*lead, K, *event)."""
-    x = x.unsqueeze(x.dim() - event_dim)
-    return a.to(x.dtype).reshape(-1, *(1,) * event_dim) * x
-
-
 def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
-    """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead)."""
+    """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead).
+
+    Args:
+        log_det: of all, 0-dim, or by dimension, (1, *event) or sizes of 1.
+    """
     dims = tuple(range(-event_dim - 1, 0))
     sizes = white.shape[white.dim() - event_dim - 1 :]
     d, K = math.prod(sizes[1:]), sizes[0]
+    log_det = log_det.mean()
     constant = d * (log_det + K * math.log(2 * math.pi)).to(white.dtype)
     return -0.5 * (white.square().sum(dims) + constant)
 
@@ -52,7 +54,7 @@ def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
 def gaussian_log_prob(
     residual: Tensor, scale_tril: Tensor, log_det: Tensor, event_dim: int
 ) -> Tensor:
-    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead)."""
+    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead); L and log det likewise."""
     return white_log_prob(_solve(scale_tril, residual, event_dim), log_det, event_dim)
 
 

@@ -15,8 +15,8 @@ from pyro_mdm.diffusions.posterior import posterior
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
-from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.paths.base import checked_times, gaussian_log_prob, outer, white_log_prob
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.paths.base import checked_times, gaussian_log_prob, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import for_data
 
@@ -74,9 +74,10 @@ class GenerativeChain(GenerativeLaw):
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
                 x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
-                mean = apply_matrix(steps.gain[i], y, self.x_dim)
-                mean = mean + outer(steps.mean_coefficient[i], x_hat, self.x_dim)
-                y = mean + apply_matrix(steps.scale_tril[i], drawn(), self.x_dim)
+                step = steps.at(i)
+                mean = apply_matrix(step.gain, y, self.x_dim)
+                mean = mean + outer(step.mean_coefficient, x_hat, self.x_dim)
+                y = mean + apply_matrix(step.scale_tril, drawn(), self.x_dim)
                 states.append(y)
         path = torch.stack(states[::-1], 1).to(score.dtype)
         return path.reshape(*lead, *self.event_shape)
@@ -102,10 +103,11 @@ class GenerativeChain(GenerativeLaw):
             self.x_dim,
         )
         for i in range(len(states) - 1):
-            mean = apply_matrix(steps.gain[i], states[i + 1].double(), self.x_dim)
-            mean = mean + outer(steps.mean_coefficient[i], x_hat[i].double(), self.x_dim)
-            white = apply_matrix(steps.whitener[i], states[i].double() - mean, self.x_dim)
-            total = total + white_log_prob(white, steps.log_det[i], self.x_dim)
+            step = steps.at(i)
+            mean = apply_matrix(step.gain, states[i + 1].double(), self.x_dim)
+            mean = mean + outer(step.mean_coefficient, x_hat[i].double(), self.x_dim)
+            white = apply_matrix(step.whitener, states[i].double() - mean, self.x_dim)
+            total = total + white_log_prob(white, step.log_det, self.x_dim)
         return total.to(value.dtype)
 
     def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:

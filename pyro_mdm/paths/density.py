@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -56,17 +57,18 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
 
 
 @density_bound.register(LinearDiffusion)
-def _closed_form(diffusion: LinearDiffusion, score: Score, y: Tensor) -> Tensor:
+@density_bound.register(PerDimensionDiffusion)
+def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
     u = randomness.low_discrepancy(len(y), y.device).clamp_min(1e-4)
     s = start + (diffusion.horizon - start) * u.square()
     weight = 2 * (diffusion.horizon - start) * u
-    M, F, F_inverse, m = diffusion.noise_last_root(s, start)
+    M, F, F_inverse, sign = _flipping_root(diffusion, s, start)
     # pairs differ in the noise that G adds last, given the rest of y_s: of s_θ · g² ∇ log q
     # only its dependence on that noise counts, and all else cancels
     noise = randomness.normal(y.shape, y.dtype, y.device)
-    flipped = torch.cat([noise[:, :-m], -noise[:, -m:]], 1)
+    flipped = outer(sign, torch.ones_like(noise[:, 0])) * noise
     both = apply_matrix(M, y).repeat(2, *(1,) * (y.dim() - 1))
     both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
     theta = score.score(diffusion, both, torch.cat([s, s]))
@@ -85,12 +87,32 @@ def _closed_form(diffusion: LinearDiffusion, score: Score, y: Tensor) -> Tensor:
     return prior + weight.to(y.dtype) * integrand + divergence.to(y.dtype)
 
 
+class _Flip(NamedTuple):
+    """How a step moves states, and which of its noises change their sign in a pair."""
+
+    matrix: Tensor  # M (n, K, K)
+    root: Tensor  # F (n, K, K)
+    inverse: Tensor  # F^{-1} (n, K, K)
+    sign: Tensor  # (n, K), -1 for what G adds last
+
+
+def _flipping_root(diffusion: Any, s: Tensor, start: Tensor) -> _Flip:
+    def law(block: LinearDiffusion, s: Tensor, r: Tensor) -> _Flip:
+        M, F, inverse, m = block.noise_last_root(s, r)
+        sign = torch.ones(M.shape[-1]).to(M)
+        sign[-m:] = -1
+        return _Flip(M, F, inverse, sign.expand(M.shape[:-1]))
+
+    found: _Flip = diffusion.each(law, s, start.expand(s.shape))
+    return found
+
+
 def _expected_prior_log_prob(diffusion: LinearDiffusion, mean: Tensor, P: Tensor) -> Tensor:
     """E log N(y; 0, Σ_π) for y ~ N(mean, P) per dimension; mean (n, K, *event), result (n,)."""
     prior = diffusion.prior_covariance
     K, d = diffusion.num_variables, mean[0, 0].numel()
-    trace = torch.linalg.solve(prior, P).diagonal().sum()
-    constant = -0.5 * d * (trace + torch.logdet(prior) + K * math.log(2 * math.pi))
+    trace = torch.linalg.solve(prior, P).diagonal(dim1=-2, dim2=-1).sum(-1).mean()
+    constant = -0.5 * d * (trace + torch.logdet(prior).mean() + K * math.log(2 * math.pi))
     quadratic = mean * apply_matrix(torch.linalg.inv(prior), mean)
     return constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
 
@@ -106,4 +128,5 @@ def _stationary_expectation(
     W = inverse @ g2 @ inverse
     d = mean[0, 0].numel()
     traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
+    traces = traces.flatten(1).mean(1) if traces.dim() > 1 else traces
     return (d * traces).to(mean.dtype) - 0.5 * (mean * apply_matrix(W, mean)).flatten(1).sum(1)

@@ -12,8 +12,8 @@ from torch.distributions import register_kl
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.paths.base import NoisingLaw, PathKL, outer, times_text
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.paths.base import NoisingLaw, PathKL, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
 
@@ -64,6 +64,8 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
 
 def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats."""
+    if diffusion.maps:
+        return _prior_kl_by_dimension(diffusion, x, event_dim)
     end, prior = diffusion.terminal, diffusion.prior_covariance
     K = diffusion.num_variables
     d = math.prod(x.shape[x.dim() - event_dim :])
@@ -72,6 +74,16 @@ def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
     return constant.to(x.dtype) + quadratic.to(x.dtype) * square
+
+
+def _prior_kl_by_dimension(diffusion: Any, x: Tensor, event_dim: int) -> Tensor:
+    end, prior = diffusion.terminal, diffusion.prior_covariance
+    trace = torch.linalg.solve(prior, end.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
+    constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
+    column = end.mean.unsqueeze(-1)
+    quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
+    each = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
+    return each.sum(tuple(range(-event_dim, 0)))
 
 
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
@@ -110,16 +122,23 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     x = noising.x.reshape(-1, *noising.x_shape)
     marginal = diffusion.marginal(generative.times[1:])
     n, N = len(x), len(generative.times) - 1
-    snr = diffusion.log_snr(generative.times).exp()
+    if diffusion.maps:
+        snr = diffusion.log_snr_map_at(generative.times).exp()
+    else:
+        snr = diffusion.log_snr(generative.times).exp()
     shape = (n, *noising.event_shape[1:])
     terms = []
     for i in range(N):
-        noise = randomness.normal(shape, x.dtype, x.device)
-        y = outer(marginal.mean[i], x, noising.x_dim)
-        y = y + apply_matrix(marginal.scale_tril[i], noise, noising.x_dim)
+        noise, law = randomness.normal(shape, x.dtype, x.device), marginal.at(i)
+        y = outer(law.mean, x, noising.x_dim)
+        y = y + apply_matrix(law.scale_tril, noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)
-        error = (x - generative.score.denoise(diffusion, y, s)).square().flatten(1).sum(1)
-        terms.append(0.5 * (snr[i] - snr[i + 1]).to(x.dtype) * error)
+        error = (x - generative.score.denoise(diffusion, y, s)).square()
+        weight = (snr[i] - snr[i + 1]).to(x.dtype)
+        if diffusion.maps:
+            terms.append(0.5 * (weight * error).flatten(1).sum(1))
+        else:
+            terms.append(0.5 * weight * error.flatten(1).sum(1))
     return PathKL(
         prior_kl(diffusion, noising.x, noising.x_dim),
         torch.stack(terms).sum(0).reshape(noising.batch_shape),

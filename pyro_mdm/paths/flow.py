@@ -149,7 +149,8 @@ class _Flow:
             theta, of_score = self.score.with_divergence(y, s, self.trace, create_graph=graph)
             A = diffusion.drift_matrix(s)
             v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
-            own = y[0, 0].numel() * A.diagonal(dim1=-2, dim2=-1).sum(-1)
+            trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
+            own = y[0, 0].numel() * (trace.flatten(1).mean(1) if diffusion.maps else trace)
             return v, own - 0.5 * of_score
         theta = self.score(y, s)
         G = noise_root(diffusion, y, s)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob, outer
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob
 
 __all__ = ["NoisingPath"]
 
@@ -49,8 +49,9 @@ class NoisingPath(NoisingLaw):
                     first.scale_tril, e, self.x_dim
                 )
             else:
-                y = apply_matrix(steps.matrix[i - 1], states[-1], self.x_dim)
-                y = y + apply_matrix(steps.scale_tril[i - 1], e, self.x_dim)
+                step = steps.at(i - 1)
+                y = apply_matrix(step.matrix, states[-1], self.x_dim)
+                y = y + apply_matrix(step.scale_tril, e, self.x_dim)
             states.append(y)
         return torch.stack(states, noise.dim() - len(self.event_shape))
 
@@ -63,9 +64,8 @@ class NoisingPath(NoisingLaw):
         residual = y - outer(first.mean, self.x, self.x_dim)
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):
-            residual = after - apply_matrix(steps.matrix[i], y, self.x_dim)
-            total = total + gaussian_log_prob(
-                residual, steps.scale_tril[i], steps.log_det[i], self.x_dim
-            )
+            step = steps.at(i)
+            residual = after - apply_matrix(step.matrix, y, self.x_dim)
+            total = total + gaussian_log_prob(residual, step.scale_tril, step.log_det, self.x_dim)
             y = after
         return total

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.simulation import Simulation, advance
 from pyro_mdm.paths.base import (
     NoisingLaw,
     PathKL,
     gaussian_log_prob,
-    outer,
     times_text,
 )
 from pyro_mdm.paths.divergence import path_divergence, shared_diffusion

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import Posterior, posterior
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 
@@ -35,6 +35,5 @@ class Ancestral(Sampler):
     def step(self, plan: _AncestralPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         x_hat = ask.denoise(y, plan.s[i])
         kernel = plan.kernel
-        b = kernel.mean_coefficient[i].reshape(-1, *(1,) * (x_hat.dim() - 1))
-        mean = apply_matrix(kernel.gain[i], y) + b * x_hat.unsqueeze(1)
+        mean = apply_matrix(kernel.gain[i], y) + outer(kernel.mean_coefficient[i], x_hat)
         return mean + apply_matrix(kernel.scale_tril[i], noise())

@@ -22,7 +22,7 @@ from pyro_mdm.support.checks import check_count, check_instance, describe
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size", "outer"]
+__all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -64,7 +64,26 @@ class Sampler(Recorded, ABC):
 
     @abstractmethod
     def plan(self, diffusion: Any, times: Tensor) -> Any:
-        """Everything the steps need that does not depend on the state, for all steps at once."""
+        """Everything the steps need that does not depend on the state, for all steps at once.
+
+        Args:
+            times: (steps + 1,), or (steps + 1, n) of n grids, and so are the fields of a plan: the
+                steps first. A named tuple with a field ``s``, the times at which the score is
+                asked, or the times themselves.
+        """
+
+    def planned(self, diffusion: Diffusion, times: Tensor) -> Any:
+        """:meth:`plan`; where data dimensions have blocks of their own, what each block plans.
+
+        Then what a step takes from a plan, ``plan.field[i]``, is (1, *event_shape, …), and the
+        field ``s`` has the common times.
+        """
+        if not diffusion.maps:
+            return self.plan(diffusion, times)
+        plan = self.plan(diffusion.reference, times)
+        if isinstance(plan, Tensor):
+            return plan  # the times themselves
+        return _by_step(diffusion.each(self.plan, times))._replace(s=plan.s)
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
@@ -87,7 +106,7 @@ class Sampler(Recorded, ABC):
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
-        plan = self.plan(ask.diffusion, times)
+        plan = self.planned(ask.diffusion, times)
         for i in range(self.steps):
             ask.watch(times[i], y)
             y = self.step(plan, i, y, ask, noise)
@@ -233,9 +252,11 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
     )
 
 
-def outer(vector: Tensor, x: Tensor) -> Tensor:
-    """(K,) times x (batch, *event_shape): (batch, K, *event_shape)."""
-    return vector.reshape(-1, *(1,) * (x.dim() - 1)) * x.unsqueeze(1)
+def _by_step(plan: Any) -> Any:
+    """Fields (steps, *event_shape, …) with a batch dimension of 1 after the steps."""
+    if plan is None:
+        return None
+    return plan.unsqueeze(1) if isinstance(plan, Tensor) else type(plan)(*map(_by_step, plan))
 
 
 def _check_score(score: Any) -> None:

@@ -32,7 +32,7 @@ class EulerMaruyama(Sampler):
     def plan(self, diffusion: Any, times: Tensor) -> _EulerPlan | Tensor:
         if not diffusion.closed_form:
             return times
-        s, h = times[:-1], (times[:-1] - times[1:])[:, None, None]
+        s, h = times[:-1], (times[:-1] - times[1:])[..., None, None]
         A = diffusion.drift_matrix(s)
         eye = torch.eye(diffusion.num_variables).to(A)
         root = h.sqrt() * diffusion.dispersion_matrix(s)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, outer
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.samplers.grids import Grid
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.checks import check_number
@@ -52,7 +52,7 @@ class _Exponential(Sampler):
     ) -> Tensor:
         ask.past.appendleft(ask.denoise(y, plan.s[i]))
         y = apply_matrix(plan.gain[i], y)
-        for b, x_hat in zip(plan.weights[i], ask.past, strict=False):
+        for b, x_hat in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
             y = y + outer(b, x_hat)
         if plan.scale_tril is None:
             return y
@@ -131,22 +131,22 @@ class StochasticExponentialIntegrator(_Exponential):
 
 
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
-    """What multiplies x̂ of this step and of those before, (N, order, K).
+    """What multiplies x̂ of this step and of those before, (N, …, order, K).
 
     Args:
-        moments: (N, 1 or 3, K), of the powers of the part of the step that is done.
-        volume: (N,), the lengths of the steps in log volume, in which x̂ is extrapolated.
+        moments: (N, …, 1 or 3, K), of the powers of the part of the step that is done.
+        volume: (N, …), the lengths of the steps in log volume, in which x̂ is extrapolated.
     """
-    held = moments[:, 0]
-    weights = torch.zeros(len(held), order, held.shape[-1]).to(held)
-    weights[:, 0] = held
+    held = moments[..., 0, :]
+    weights = torch.zeros(*volume.shape, order, held.shape[-1]).to(held)
+    weights[..., 0, :] = held
     if order > 1:
-        half = (volume[1:] / volume[:-1] / 2)[:, None] * held[1:]
-        weights[1:, 0] += half
-        weights[1:, 1] -= half
+        half = (volume[1:] / volume[:-1] / 2)[..., None] * held[1:]
+        weights[1:, ..., 0, :] += half
+        weights[1:, ..., 1, :] -= half
     if order > 2:
         ago = torch.stack([0 * volume[2:], volume[1:-1], volume[1:-1] + volume[:-2]], -1)
-        nodes = -ago / volume[2:, None]
+        nodes = -ago / volume[2:, ..., None]
         powers = torch.linalg.inv(nodes[..., None] ** torch.arange(3).to(nodes))  # (N, power, node)
         weights[2:] = powers.mT @ moments[2:]
     return weights

@@ -89,11 +89,12 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     K > 1 log SNR can pause while auxiliary variables forget fast: equal steps of λ alone are then
     so long that explicit steps of the score overshoot.
     """
-    move = diffusion.propagator
-    table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
+    one: Any = diffusion.reference
+    move = one.propagator
+    table = Tabulated(one, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
     start, end = table.values[0], table.values[-1]
     wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
-    s = diffusion.inverse_clock(table.inverse(wanted))
+    s = one.inverse_clock(table.inverse(wanted))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 

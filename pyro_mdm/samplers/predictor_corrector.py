@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import Posterior, posterior
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, outer
+from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.samplers.grids import Grid
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -61,12 +61,14 @@ class PredictorCorrector(Sampler):
         self.strength = check_number("strength", strength, expected, positive=True)
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _CorrectedPlan:
-        delta = -self.strength * diffusion.log_volume(times).diff() / diffusion.num_variables
+        gained = -diffusion.log_volume(times).diff(dim=0)
+        delta = self.strength * gained / diffusion.num_variables
         kernel = posterior(diffusion, times[:-1], times[1:])
         return _CorrectedPlan(times, kernel, diffusion.marginal(times[1:]), (-delta).exp())
 
     def step(self, plan: _CorrectedPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         kernel, reached, keep = plan.kernel, plan.reached, plan.keep[i]
+        keep = keep.unsqueeze(1) if keep.dim() else keep  # by data dimension
         of_x = outer(kernel.mean_coefficient[i], ask.denoise(y, plan.s[i]))
         y = apply_matrix(kernel.gain[i], y) + of_x + apply_matrix(kernel.scale_tril[i], noise())
         renewed = (1 - keep.square()).sqrt()

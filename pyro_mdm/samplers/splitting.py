@@ -20,7 +20,7 @@ class _SplittingPlan(NamedTuple):
     s: Tensor  # (steps,) the middle of each step, by the clock
     halves: Halves  # of (-Q, D), before and after the step of the score
     pull: Tensor  # τ 2 D, in the middle
-    stationary_precision: Tensor  # Σ_∞^{-1}
+    stationary_precision: Tensor  # Σ_∞^{-1}, the same for all steps
 
 
 class Splitting(Sampler):
@@ -53,11 +53,12 @@ class Splitting(Sampler):
         halves = diffusion.propagator.halves(clock[1:], tau)
         diffusion.check_precision(halves.growth, clock[1:], "the noise of half a step")
         s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)
-        return _SplittingPlan(s, halves, tau[:, None, None] * diffusion.clock_noise(s), precision)
+        pull = tau[..., None, None] * diffusion.clock_noise(s)
+        return _SplittingPlan(s, halves, pull, precision.expand_as(pull))
 
     def step(self, plan: _SplittingPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         def velocity(u: Tensor) -> Tensor:
-            force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision, u)
+            force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision[i], u)
             return apply_matrix(plan.pull[i], force)
 
         first, first_root, second, second_root, _ = plan.halves

@@ -30,7 +30,7 @@ models", ICLR 2023, where X is found by a solver of ODEs.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ def transport(
 ) -> Transport:
     """The steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
 
+    Those of n grids, (N + 1, n), are (N, n) wherever it says N.
+
     Args:
         noise: η ≥ 0.
         powers: how many coefficients x̂'s polynomials have.
@@ -67,7 +69,7 @@ def transport(
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
     """
-    knots = _knots(diffusion, times)
+    knots, shape = _knots(diffusion, times).flatten(1), times[1:].shape
     eye, move = torch.eye(diffusion.num_variables).to(knots), diffusion.propagator
     h = knots.diff(dim=0)  # (pieces, N)
     a, _, factor = diffusion.factorization(knots)
@@ -102,7 +104,9 @@ def transport(
         roots.append(path @ spread[j].movedim(1, 2).flatten(2))
         path = path @ (eye - flow[j].sum(1)) @ W[j] @ back_whole[j] @ F[j + 1]
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
-    return Transport(F[0] @ path @ W[-1], moments @ F[0].mT, tril, volume)
+    found = Transport(F[0] @ path @ W[-1], moments @ F[0].mT, tril, volume)
+    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in found]
+    return Transport(*parts)
 
 
 def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
@@ -144,6 +148,6 @@ def _knots(diffusion: LinearDiffusion, times: Tensor) -> Tensor:
         table = Tabulated(diffusion, lambda tau, factor: factor.log_det + effort(tau))
         low, high = table(first), table(last)
         pieces = max(1, math.ceil((high - low).max().item() - 1e-9))
-        fraction = torch.arange(1, pieces).to(tau)[:, None] / pieces
+        fraction = (torch.arange(1, pieces).to(tau) / pieces).reshape(-1, *[1] * low.dim())
         inner = table.inverse(low + fraction * (high - low))
     return torch.cat([first[None], inner, last[None]])

@@ -14,7 +14,8 @@ from pyro_mdm.diffusions.base import Diffusion, Marginal
 from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
+from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.modules import ExactBuffers
@@ -25,6 +26,7 @@ __all__ = [
     "Score",
     "call_on_state",
     "check_fit",
+    "level_of",
     "map_channels",
     "noised",
     "project",
@@ -123,7 +125,7 @@ class Score(Restorable, ExactBuffers, ABC):
         with full_precision(y):
             W = inverse_tril(diffusion.marginal(s).scale_tril)
             added = theta.double() + apply_matrix(W.mT @ W, y.double())
-            G = diffusion.dispersion_matrix(s).unsqueeze(-3)
+            G = check_dispersion(diffusion, diffusion.dispersion_matrix(s), y)
             found = divergence(added, y, G, how, create_graph=create_graph).value
         return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
 
@@ -207,10 +209,13 @@ class Score(Restorable, ExactBuffers, ABC):
             error = theta.double() + apply_matrix(W.mT, noise.double())
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
             if clock_rate is not None:
-                return (clock_rate * 0.5 * square).to(x.dtype), marginal.log_snr
+                return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
+            if diffusion.maps:
+                rate = rate.flatten(1).mean(1)
             start, end = diffusion.log_volume_ends
-            return ((end - start) * 0.5 * square / rate).to(x.dtype), marginal.log_snr
+            value = (end - start) * 0.5 * square / rate
+            return value.to(x.dtype), level_of(diffusion, marginal, s)
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -251,12 +256,6 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"log_snr has shape {tuple(log_snr.shape)} and {name} {tuple(value.shape)}, "
                 f"expected (*batch, *event_shape) with the event shape {tuple(self.event_shape)}, "
                 "or sizes of 1"
-            )
-        if not self.maps:
-            raise ValueError(
-                f"log_snr is a map of shape {tuple(log_snr.shape)}, and the network of this "
-                f"{type(self).__name__} is told one log SNR for all dimensions; make it with "
-                "maps=True, over a network of twice the channels"
             )
         check_finite(name, value)
         check_finite("log_snr", torch.where(log_snr.isinf(), 0.0, log_snr))
@@ -307,6 +306,12 @@ class Score(Restorable, ExactBuffers, ABC):
         flat = inputs.reshape(-1, *event)
         if self.maps:
             flat, lam = map_channels(flat, log_snr, batch)
+        elif log_snr.dim() > batch_dim:
+            raise ValueError(
+                f"log_snr is a map of shape {tuple(log_snr.shape)}, and the network of this "
+                f"{type(self).__name__} is told one log SNR for all dimensions; make it with "
+                "maps=True, over a network of twice the channels"
+            )
         else:
             lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
         if self.autocast_dtype is None:
@@ -404,9 +409,7 @@ def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
     Args:
         marginal: of times (n,), or of one time for all.
     """
-    a = marginal.mean.to(x.dtype)
-    a = a.reshape(*a.shape, *[1] * (x.dim() - 1))
-    return a * x.unsqueeze(1) + apply_matrix(marginal.scale_tril, noise)
+    return outer(marginal.mean, x) + apply_matrix(marginal.scale_tril, noise)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
@@ -416,17 +419,23 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
 
     Args:
-        marginal: of times (n,);  noise: standard normal (n, ≥ K, *event_shape).
+        marginal: of times (n,), or by data dimension, (n or 1, *event_shape).
+        noise: standard normal (n, ≥ K, *event_shape).
     """
     K = marginal.mean.shape[-1]
     u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)
     u = u * (marginal.log_snr / 2).exp().unsqueeze(-1)
-    sign = torch.where(u[:, :1] < 0, -1.0, 1.0).to(u)
-    v = torch.cat([u[:, :1] + sign, u[:, 1:]], 1)
-    reflection = torch.eye(K, dtype=u.dtype, device=u.device) - v[:, :, None] * (
-        v / (1 + u[:, :1].abs())
-    ).unsqueeze(1)
+    sign = torch.where(u[..., :1] < 0, -1.0, 1.0).to(u)
+    v = torch.cat([u[..., :1] + sign, u[..., 1:]], -1)
+    reflection = torch.eye(K, dtype=u.dtype, device=u.device) - v[..., :, None] * (
+        v / (1 + u[..., :1].abs())
+    ).unsqueeze(-2)
     return apply_matrix(-sign.unsqueeze(-1) * reflection, noise[:, :K])
+
+
+def level_of(diffusion: Any, marginal: Marginal, s: Tensor) -> Tensor:
+    """λ at times s, like s: one number for all dimensions, of the reference if they differ."""
+    return diffusion.log_snr(s) if diffusion.maps else marginal.log_snr
 
 
 def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.base import Diffusion, Marginal
 from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
 from pyro_mdm.support.checks import check_finite
@@ -79,7 +80,8 @@ class DenoiserScore(Score):
 
         Args:
             x: data (n, *event_shape).
-            edges: increasing λ, (S + 1,) in float64.
+            edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions,
+                (S + 1, dims).
             dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
                 edge less that at the edge before.
 
@@ -109,18 +111,24 @@ class DenoiserScore(Score):
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         z = own_node(z.unsqueeze(1))
         x = self.x_hat(z.squeeze(1), marginal.log_snr)
-        trace = divergence(x.unsqueeze(1), z, None, how, create_graph=create_graph).value.double()
         d = z[0].numel()
-        found = diffusion.log_snr_rate(s) * trace - d * diffusion.log_volume_rate(s)
+        if diffusion.maps:
+            known: Any = diffusion
+            rate = known.log_snr_map_rate(s).to(x.dtype)
+            trace = divergence((rate * x).unsqueeze(1), z, None, how, create_graph=create_graph)
+            found = trace.value.double() - d * diffusion.log_volume_rate(s)
+            return self._score(marginal, x, y, s), found
+        trace = divergence(x.unsqueeze(1), z, None, how, create_graph=create_graph)
+        rate = diffusion.log_snr_rate(s)
+        found = rate * trace.value.double() - d * diffusion.log_volume_rate(s)
         return self._score(marginal, x, y, s), found
 
     @staticmethod
     def _score(marginal: Marginal, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         with full_precision(y):
-            x = x.double().unsqueeze(s.dim() or 1)
-            a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (y.dim() - (s.dim() or 1) - 1))
+            event_dim = y.dim() - (s.dim() or 1) - 1
             W = inverse_tril(marginal.scale_tril)
-            noise = apply_matrix(W, y.double() - a * x)
+            noise = apply_matrix(W, y.double() - outer(marginal.mean, x.double(), event_dim))
             return -apply_matrix(W.mT, noise).to(y.dtype)
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
@@ -138,8 +146,15 @@ class DenoiserScore(Score):
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
+
+        Where dimensions have clocks of their own, it is the sum over them at the part u of the
+        common way, u drawn likewise, and all that is learned moves with it.
         """
         low = diffusion.terminal_log_snr
+        if diffusion.maps:
+            u = randomness.low_discrepancy(len(x), x.device)
+            level = diffusion.max_log_snr - u * (diffusion.max_log_snr - low.detach())
+            return self._along_clocks(diffusion, x, u), level
         if diffusion.cut_time is not None and low.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
@@ -162,15 +177,53 @@ class DenoiserScore(Score):
     def integrand(
         self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
-        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen."""
+        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen.
+
+        Where dimensions have clocks of their own, the level is that of the reference, and what is
+        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it.
+        """
+        if diffusion.maps:
+            width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
+            u = (diffusion.max_log_snr - level) / width
+            return self._along_clocks(diffusion, x, u, noise) / width.to(x.dtype)
         return self._error(x, self._noised(x, level, noise), level, self.x_hat)
+
+    def _along_clocks(
+        self,
+        diffusion: Any,
+        x: Tensor,
+        u: Tensor,
+        noise: Tensor | None = None,
+        denoiser: Callable[[Tensor, Number], Tensor] | None = None,
+    ) -> Tensor:
+        """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at the parts u (n,) of the way, (n,)."""
+        log_snr, rate = diffusion.log_snr_map(u.clamp(0, 1))
+        z = self._noised(x, log_snr, noise)
+        square = (x - (denoiser or self.x_hat)(z, log_snr.expand(x.shape))).square()
+        weight = 0.5 * (rate * log_snr.exp()).to(x.dtype)
+        return (weight * square).flatten(1).sum(1)
 
     def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
         """The level itself."""
         return level
 
-    def baseline_integrand(self, x: Tensor, log_snr: Tensor, noise: Tensor | None = None) -> Tensor:
-        """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call."""
+    def baseline_integrand(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        noise: Tensor | None = None,
+        diffusion: Diffusion | None = None,
+    ) -> Tensor:
+        """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call.
+
+        Args:
+            diffusion: with clocks of its own for each dimension, if it is to follow these.
+        """
+        if diffusion is not None and diffusion.maps:
+            width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
+            u = (diffusion.max_log_snr - log_snr) / width
+            found = self._along_clocks(diffusion, x, u, noise, self.baseline_x_hat)
+            return found / width.to(x.dtype)
         return self._error(x, self._noised(x, log_snr, noise), log_snr, self.baseline_x_hat)
 
     def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -334,7 +387,8 @@ class Denoiser(DenoiserScore):
         self._values("x", x, 0.0)
         both = (self.data_mean, self.data_variance)
         mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)
-        v = torch.exp(-edges).unsqueeze(1)
+        v = torch.exp(-edges)
+        v = v.unsqueeze(1) if v.dim() == 1 else v
         of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p().sum(1).diff()
         return torch.cat(
             [

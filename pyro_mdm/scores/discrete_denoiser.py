@@ -183,12 +183,28 @@ class DiscreteDenoiser(DenoiserScore):
     def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
         """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
         self._values("x", x, 0.0)
+        if edges.dim() == 2:
+            return self._integrals_by_clock(x, edges, dims)
         ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
         table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
         row = len(self.levels) * torch.arange(len(ends), device=x.device)
         parts = x.flatten(1)[:, dims].split(DATA_AT_ONCE)
         rows = (row + discrete.level_index(part, self.levels) for part in parts)
         return torch.cat([nn.functional.embedding_bag(r, table, mode="sum") for r in rows])
+
+    def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+        """The same, of the dimensions that have the same edges together."""
+        columns, which = edges.unique(dim=1, return_inverse=True)
+        flat, prior = x.flatten(1)[:, dims], self.log_prior.flatten(0, -2)[dims]
+        total = torch.zeros(len(x), len(edges) - 1, dtype=torch.float64, device=x.device)
+        for c, column in enumerate(columns.unbind(1)):
+            mine = (which == c).nonzero()[:, 0]
+            kl = [discrete.mixture_kl(prior[mine], self.levels, edge) for edge in column.tolist()]
+            table = torch.stack(kl, -1).diff(dim=-1).flatten(0, 1)
+            row = len(self.levels) * torch.arange(len(mine), device=x.device)
+            rows = row + discrete.level_index(flat[:, mine], self.levels)
+            total += nn.functional.embedding_bag(rows, table, mode="sum")
+        return total
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kl_tables.clear()  # they are of the prior that is replaced

@@ -8,7 +8,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
-from pyro_mdm.scores.base import Number, Score, call_on_state
+from pyro_mdm.scores.base import Number, Score, call_on_state, level_of
 
 __all__ = ["NoisePrediction", "RawScore"]
 
@@ -35,7 +35,7 @@ class NoisePrediction(Score):
         """-L^{-T} ε_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
-        eps = call_on_state(self, y, marginal.log_snr, s.dim() or 1)
+        eps = call_on_state(self, y, level_of(diffusion, marginal, s), s.dim() or 1)
         with full_precision(y):
             return -apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)
 

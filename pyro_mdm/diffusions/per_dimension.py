@@ -1,0 +1,695 @@
+r"""Blocks and clocks for each data dimension: channels, pixels or features noised differently.
+
+Given x its dimensions are still independent: dimension j runs a linear diffusion of K variables,
+its *block*, on a *clock* of its own,
+
+    y_j | x ~ N(a_j(s) x_j, Σ_j(s)),    z_j = x_j + e^{-λ_j(s)/2} ε_j,
+
+so log SNR and log volume are maps over dimensions, and the bound is a sum over them along the
+common time,
+
+    diffusion term = Σ_j ½ ∫ E (x_j - x̂_j(z, λ))² e^{λ_j} dλ_j,
+
+the line integral of a gradient where x̂ is exact: then only its ends matter, and else the way that
+the clocks take through the levels of noise.
+
+Sources: Sahoo et al., "Diffusion Models With Learned Adaptive Noise", NeurIPS 2024, for K = 1;
+Singhal, Goldstein & Ranganath, ICLR 2023, for K variables under one clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, Transition, same_time
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.support.checks import check_count, check_instance, check_number, real_tensor
+from pyro_mdm.support.settings import Restorable, described
+
+__all__ = [
+    "Clocks",
+    "LearnedClocks",
+    "PerDimensionDiffusion",
+    "SharedClock",
+    "TurnClocks",
+]
+
+KNOTS = 257
+"""Of the table that inverts log volume."""
+
+
+class Clocks(Restorable, nn.Module, ABC):
+    """How far each of several clocks has come when the common clock has done the part u of its way.
+
+    The way of a block is its log SNR from λ(ε) down to λ(T). A clock is a function F of u with
+    F(0) = 0 and F(1) ≤ 1 that increases all the way; the common one is F(u) = u.
+    """
+
+    number: int
+    """How many clocks there are."""
+
+    @abstractmethod
+    def forward(self, u: Tensor) -> Tensor:
+        """F, (*u.shape, number) float64, for u in [0, 1], differentiable in u and parameters."""
+
+    @abstractmethod
+    def rate(self, u: Tensor) -> Tensor:
+        """dF/du > 0, likewise."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Clocks:
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+
+
+class SharedClock(Clocks):
+    """The common clock, for all blocks."""
+
+    number = 1
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u.unsqueeze(-1)
+
+    def rate(self, u: Tensor) -> Tensor:
+        return torch.ones_like(u).unsqueeze(-1)
+
+
+class TurnClocks(Clocks):
+    """Each clock runs in an interval of its own, and hardly moves before and after.
+
+    Dimensions that are noised one after another are generated one after another, the last first.
+
+    Args:
+        intervals: (number, 2), beginning and end of each clock's turn in [0, 1].
+        leak: the part of its way that a clock does in the common time, in and out of its turn.
+
+    Raises:
+        ValueError: intervals of another shape, empty or outside [0, 1]; a leak outside (0, 1].
+    """
+
+    intervals: Tensor
+
+    def __init__(self, intervals: Sequence[Sequence[float]] | Tensor, leak: float = 0.02) -> None:
+        super().__init__()
+        value = real_tensor("intervals", intervals, "(number, 2), beginnings and ends in [0, 1]")
+        good = value.dim() == 2 and value.shape[1] == 2 and len(value) > 0
+        if not good or not bool(((value >= 0) & (value <= 1)).all() & (value.diff() > 0).all()):
+            raise ValueError(
+                f"intervals are {value.tolist()}, expected (number, 2) numbers of [0, 1], each "
+                "clock's beginning before its end"
+            )
+        if not 0 < check_number("leak", leak, "a part of the way, e.g. 0.02") <= 1:
+            raise ValueError(f"leak is {leak}, expected a part of the way, above 0 and at most 1")
+        self.register_buffer("intervals", value.clone())
+        self.number, self.leak = len(value), float(leak)
+
+    def forward(self, u: Tensor) -> Tensor:
+        first, last = self.intervals.unbind(-1)
+        done = ((u.unsqueeze(-1) - first) / (last - first)).clamp(0, 1)
+        return self.leak * u.unsqueeze(-1) + (1 - self.leak) * done
+
+    def rate(self, u: Tensor) -> Tensor:
+        first, last = self.intervals.unbind(-1)
+        inside = (u.unsqueeze(-1) >= first) & (u.unsqueeze(-1) < last)
+        return self.leak + (1 - self.leak) * inside / (last - first)
+
+
+class LearnedClocks(Clocks):
+    r"""Learned clocks that all go from 0 to 1: F(u) = Σ_k w_k I_k(u), increasing by construction.
+
+    I_k is the integral of the k-th Bernstein polynomial of degree n, divided by its whole, so F is
+    a polynomial of degree n + 1; w is a softmax of n + 1 numbers per clock, and never below
+    ``floor`` of an even share, so no clock stands still. It starts as F(u) = u.
+
+    Args:
+        number: of clocks.
+        degree: n; n numbers are learned for each clock.
+        floor: see above.
+
+    Raises:
+        ValueError: a number or degree below 1, a floor outside (0, 1).
+    """
+
+    def __init__(self, number: int, degree: int = 4, floor: float = 0.05) -> None:
+        super().__init__()
+        check_count("number", number, "how many clocks are learned")
+        check_count("degree", degree, "that of the rates")
+        if not 0 < check_number("floor", floor, "a part of an even share, e.g. 0.05") < 1:
+            raise ValueError(f"floor is {floor}, expected a number between 0 and 1")
+        self.number, self.degree, self.floor = number, degree, float(floor)
+        shape = (number, degree + 1)
+        self.logits = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+
+    def weights(self) -> Tensor:
+        """w (number, degree + 1): each row sums to 1."""
+        even = self.floor / (self.degree + 1)
+        return even + (1 - self.floor) * self.logits.softmax(-1)
+
+    def forward(self, u: Tensor) -> Tensor:
+        # the integral of B_k,n from 0 to u, times n + 1, is the sum of B_j,n+1 over j > k
+        higher = self._bernstein(u, self.degree + 1)
+        above = higher[..., 1:].flip(-1).cumsum(-1).flip(-1)
+        return above @ self.weights().mT
+
+    def rate(self, u: Tensor) -> Tensor:
+        return (self.degree + 1) * self._bernstein(u, self.degree) @ self.weights().mT
+
+    @staticmethod
+    def _bernstein(u: Tensor, degree: int) -> Tensor:
+        """(*u.shape, degree + 1), by de Casteljau's recursion, which has gradients at both ends."""
+        u = u.double().unsqueeze(-1)
+        found = torch.ones_like(u)
+        for _ in range(degree):
+            zero = torch.zeros_like(u)
+            found = torch.cat([found * (1 - u), zero], -1) + torch.cat([zero, found * u], -1)
+        return found
+
+
+class PerDimensionDiffusion(Diffusion):
+    """A linear diffusion for each data dimension: one of several blocks, on one of several clocks.
+
+    Its common time is that of the first block, the *reference*: ε, T, ``log_snr(s)`` and
+    ``clock(s)`` are that block's, and what the others have done by then their clocks say. Kernels
+    have a block for each dimension: :meth:`marginal` has (*batch, *event_shape, K, K), with sizes
+    of 1 along dimensions that share, and a batch dimension of 1 for one time. Only what is
+    different is computed.
+
+    Args:
+        blocks: linear diffusions of one K and one ``max_log_snr``, constant, time-varying or
+            learned.
+        block_of: which block a dimension has: integers of as many dimensions as a datum, with the
+            sizes of the event shape or 1. 0 for all by default.
+        clocks: one for all by default.
+        clock_of: which of the clocks a dimension has, likewise.
+
+    Raises:
+        ValueError: blocks of different K or λ(ε), indices that are none, neither ``block_of`` nor
+            ``clock_of``.
+
+    Example:
+        >>> from pyro_mdm import CLD, PerDimensionDiffusion, VPSDE
+        >>> colours = torch.tensor([0, 1, 1]).reshape(3, 1, 1)  # of images (3, H, W)
+        >>> diffusion = PerDimensionDiffusion([CLD(), CLD(mass=1.0)], colours)
+        >>> diffusion.marginal(0.5).covariance.shape
+        torch.Size([1, 3, 1, 1, 2, 2])
+    """
+
+    closed_form = True
+    maps = True
+    block_of: Tensor
+    clock_of: Tensor
+    _cell_of: Tensor  # of each entry of the index maps, flattened
+    _clock_of_cell: Tensor
+
+    def __init__(
+        self,
+        blocks: LinearDiffusion | Sequence[LinearDiffusion],
+        block_of: Tensor | None = None,
+        clocks: Clocks | None = None,
+        clock_of: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        blocks = [blocks] if isinstance(blocks, nn.Module) else list(blocks)
+        _check_blocks(blocks)
+        self.blocks = nn.ModuleList(blocks)
+        self.clocks: Any = SharedClock() if clocks is None else clocks
+        check_instance("clocks", self.clocks, Clocks, "e.g. LearnedClocks(number)")
+        self.num_variables = blocks[0].num_variables
+        self.horizon = blocks[0].horizon
+        block_of, clock_of = _index_maps(block_of, len(blocks), clock_of, self.clocks.number)
+        pair = block_of * self.clocks.number + clock_of
+        cells, cell_of = pair.unique(return_inverse=True)
+        block_of_cell = cells // self.clocks.number
+        self.register_buffer("block_of", block_of)
+        self.register_buffer("clock_of", clock_of)
+        self.register_buffer("_cell_of", cell_of.flatten(), persistent=False)
+        self.register_buffer("_clock_of_cell", cells % self.clocks.number, persistent=False)
+        # unique() sorts, so cells come by block
+        self._kept: _Kept | None = None
+        self._cells_of_block = torch.bincount(block_of_cell, minlength=len(blocks)).tolist()
+
+    @property
+    def num_cells(self) -> int:
+        """How many different pairs of block and clock there are."""
+        return len(self._clock_of_cell)
+
+    # -- the common time ---------------------------------------------------------------------------
+
+    @property
+    def reference(self) -> LinearDiffusion:
+        """The first block, whose time is the common one."""
+        found: Any = self.blocks[0]
+        return found
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ at ε, for all dimensions."""
+        return self.reference.max_log_snr
+
+    @max_log_snr.setter
+    def max_log_snr(self, value: float) -> None:
+        for block in self.blocks:
+            block.max_log_snr = value  # type: ignore[assignment]
+
+    @property
+    def min_log_snr(self) -> float | None:
+        """λ(T) that the reference's clock is scaled to."""
+        return self.reference.min_log_snr
+
+    @min_log_snr.setter
+    def min_log_snr(self, value: float | None) -> None:
+        for block in self.blocks:
+            block.min_log_snr = value  # type: ignore[assignment]
+
+    @property
+    def cut_time(self) -> float | None:
+        """None: ε is that of ``max_log_snr``."""
+        return self.reference.cut_time
+
+    @property
+    def start_time(self) -> Tensor:
+        return self.reference.start_time
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        return self.reference.terminal_log_snr
+
+    def log_snr(self, s: Times) -> Tensor:
+        """That of the reference, like s; :meth:`marginal` has the map of all dimensions."""
+        return self.reference.log_snr(s)
+
+    def log_snr_rate(self, s: Times) -> Tensor:
+        return self.reference.log_snr_rate(s)
+
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        return self.reference.time_at_log_snr(value)
+
+    def clock(self, s: Times) -> Tensor:
+        """That of the reference."""
+        return self.reference.clock(s)
+
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        """Of the reference's clock."""
+        return self.reference.inverse_clock(tau)
+
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """Of the reference's clock."""
+        return self.reference.time_at_clock(tau)
+
+    def rate(self, s: Times) -> Tensor:
+        """dτ/ds of the reference."""
+        return self.reference.rate(s)
+
+    def frozen(self) -> Any:
+        """Of the reference."""
+        return self.reference.frozen()
+
+    # -- maps --------------------------------------------------------------------------------------
+
+    def log_snr_map(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """λ_j and -dλ_j/du when the part u (n,) of the reference's log SNR has passed.
+
+        Each (n, *event_shape), with sizes of 1 along dimensions that share; differentiable in u,
+        the clocks and the ends of learned blocks. No kernel is computed.
+        """
+        width = self._widths()
+        lam = self.max_log_snr - self._of_cells(self.clocks(u)) * width
+        rate = self._of_cells(self.clocks.rate(u)) * width
+        return self._spread(lam, u.shape), self._spread(rate, u.shape)
+
+    def log_snr_map_at(self, s: Times) -> Tensor:
+        """λ_j at times s (n,), (n, *event_shape) likewise."""
+        return self.log_snr_map(self.progress(self._vector(s)))[0]
+
+    def progress(self, s: Tensor) -> Tensor:
+        """u, the part of the reference's log SNR that has passed at s, like s."""
+        high, low = self.max_log_snr, self.terminal_log_snr
+        inside = torch.maximum(s, self.start_time)
+        return ((high - self.reference.log_snr(inside)) / (high - low)).clamp(0, 1)
+
+    def _widths(self) -> Tensor:
+        """λ(ε) - λ(T) of each cell's block, (cells,)."""
+        each = torch.stack([self.max_log_snr - b.terminal_log_snr for b in self._each_block()])
+        number = torch.tensor(self._cells_of_block, device=each.device)
+        return each.repeat_interleave(number)
+
+    def _of_cells(self, of_clocks: Tensor) -> Tensor:
+        return of_clocks.index_select(-1, self._clock_of_cell)
+
+    def _each_block(self) -> list[Any]:
+        return list(self.blocks)
+
+    def _spread(self, value: Tensor, shape: Sequence[int]) -> Tensor:
+        """Of cells (*shape, cells, …) to dimensions (*shape, *index map, …)."""
+        dim = len(shape)
+        found = value.index_select(dim, self._cell_of)
+        return found.unflatten(dim, tuple(self.block_of.shape))
+
+    # -- kernels -----------------------------------------------------------------------------------
+
+    def local_times(self, s: Tensor) -> list[Tensor]:
+        """The time of each cell in its own block, (*s.shape, cells of the block) by block.
+
+        It takes inverting log SNR, so without gradients the last ones are kept: who asks for a
+        drift asks for a dispersion at the same times.
+        """
+        if torch.is_grad_enabled() and (s.requires_grad or self._is_learned()):
+            return self._find_local_times(s)
+        parameters = list(self.parameters())
+        kept, ends = self._kept, [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
+        same = kept is not None and kept.ends == ends and torch.equal(kept.s, s)
+        if kept is None or not (same and _all_equal(kept.parameters, parameters)):
+            found = self._find_local_times(s)
+            copies = [p.detach().clone() for p in parameters]
+            self._kept = kept = _Kept(s.clone(), ends, copies, found)
+        return kept.local
+
+    def _is_learned(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+    def _find_local_times(self, s: Tensor) -> list[Tensor]:
+        of_cells: list[Tensor] = []
+        shared = isinstance(self.clocks, SharedClock)
+        parts = None
+        for i, block in enumerate(self._each_block()):
+            n = self._cells_of_block[i]
+            if i == 0 and shared:
+                of_cells.append(s.unsqueeze(-1).expand(*s.shape, n))
+                continue
+            if parts is None:
+                done = self._of_cells(self.clocks(self.progress(s)))
+                parts = done.split(self._cells_of_block, -1)
+            high, low = block.max_log_snr, block.terminal_log_snr
+            found = block.time_at_log_snr(high - parts[i] * (high - low))
+            of_cells.append(found.clamp_min(0).clamp_max(block.horizon))
+        return of_cells
+
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        """What ``law(block, *local times)`` returns, for every dimension.
+
+        Args:
+            law: of a linear diffusion and as many times as are given, any shape; returns tensors,
+                or named tuples of them, that begin with this shape.
+            times: common ones, of one shape; 0-dim ones count as (1,).
+
+        Returns:
+            The same, with the dimensions of the index maps after that shape.
+        """
+        times = tuple(map(self._vector, times))
+        local = [self.local_times(t) for t in times]
+        dim = times[0].dim()
+        found = [
+            law(block, *(t[i] for t in local))
+            for i, block in enumerate(self._each_block())
+            if self._cells_of_block[i]
+        ]
+        return _merged(found, lambda parts: self._spread(torch.cat(parts, dim), times[0].shape))
+
+    def marginal(self, s: Times) -> Marginal:
+        """The law of y_s given x, (*s.shape or 1, *event_shape) by dimension, as the class says."""
+        if (one := same_time(s)) is not None and isinstance(s, Tensor):
+            return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
+        found: Marginal = self.each(lambda block, t: block.marginal(t), self.as_tensor(s))
+        return found
+
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        """The law of y_s given y_r, likewise."""
+        ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
+        found: Transition = self.each(lambda block, s, r: block.transition(s, r), *ends)
+        return found
+
+    @property
+    def start(self) -> Marginal:
+        """The law of y_ε given x, (1, *event_shape) by dimension."""
+        return self._at_end([block.start for block in self._each_block()])
+
+    @property
+    def terminal(self) -> Marginal:
+        """The marginal at T."""
+        return self.marginal(self.horizon)
+
+    def _at_end(self, laws: list[Any]) -> Any:
+        number = torch.tensor(self._cells_of_block, device=self.block_of.device)
+
+        def spread(parts: list[Tensor]) -> Tensor:
+            return self._spread(torch.stack(parts).repeat_interleave(number, 0)[None], (1,))
+
+        return _merged(laws, spread)
+
+    def _of_blocks(self, value: Callable[[Any], Tensor]) -> Tensor:
+        """A constant of each block, (1, *event_shape, …)."""
+        found: Tensor = self._at_end([value(block) for block in self._each_block()])
+        return found
+
+    @property
+    def prior_covariance(self) -> Tensor:
+        """Σ_π, (1, *event_shape, K, K)."""
+        return self._of_blocks(lambda block: block.prior_covariance)
+
+    @property
+    def stationary_covariance(self) -> Tensor:
+        """Σ_∞, (1, *event_shape, K, K)."""
+        return self._of_blocks(lambda block: block.stationary_covariance)
+
+    @property
+    def initial_covariance(self) -> Tensor:
+        """Σ_0, that of y at time 0 given x, (1, *event_shape, K, K)."""
+        return self._of_blocks(lambda block: block.initial_covariance)
+
+    @property
+    def prior(self) -> GaussianPrior:
+        return GaussianPrior(self.prior_covariance)
+
+    def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
+        """By how much each cell's time moves with the common one, (*s.shape, cells), by block."""
+        rates: list[Tensor] = []
+        parts = self._log_snr_rate(s).split(self._cells_of_block, -1)
+        for i, (block, t) in enumerate(zip(self._each_block(), local, strict=True)):
+            if i == 0 and isinstance(self.clocks, SharedClock):
+                rates.append(torch.ones_like(t))
+            else:
+                rates.append(parts[i] / block.log_snr_rate(t))
+        return rates
+
+    def _log_snr_rate(self, s: Tensor) -> Tensor:
+        """-dλ/ds of each cell, (*s.shape, cells)."""
+        progress_rate = self.log_snr_rate(s) / (self.max_log_snr - self.terminal_log_snr)
+        of_clocks = self._of_cells(self.clocks.rate(self.progress(s)))
+        return of_clocks * self._widths() * progress_rate.unsqueeze(-1)
+
+    def log_snr_map_rate(self, s: Times) -> Tensor:
+        """-dλ_j/ds, (*s.shape or 1, *event_shape), with sizes of 1 where dimensions share."""
+        s = self._vector(s)
+        return self._spread(self._log_snr_rate(s), s.shape)
+
+    def _vector(self, s: Times) -> Tensor:
+        """Times in float64, a single one as (1,)."""
+        s = self.as_tensor(s)
+        return s.reshape(1) if s.dim() == 0 else s
+
+    def _rated(self, matrix: Callable[[Any, Tensor], Tensor], s: Times, power: float) -> Tensor:
+        """``matrix(block, local time)`` by the speed of local time to this power."""
+        if (one := same_time(s)) is not None and isinstance(s, Tensor):
+            found_once = self._rated(matrix, one, power)
+            return found_once.expand(*s.shape, *found_once.shape[1:])
+        s = self._vector(s)
+        local = self.local_times(s)
+        found = [
+            matrix(block, t) * rate.pow(power)[..., None, None]
+            for block, t, rate in zip(self._each_block(), local, self._speed(s, local), strict=True)
+        ]
+        return self._spread(torch.cat(found, s.dim()), s.shape)
+
+    def drift_matrix(self, s: Times) -> Tensor:
+        """A(s), (*s.shape or 1, *event_shape, K, K)."""
+        return self._rated(lambda block, t: block.drift_matrix(t), s, 1.0)
+
+    def noise_covariance(self, s: Times) -> Tensor:
+        """g²(s), likewise."""
+        return self._rated(lambda block, t: block.noise_covariance(t), s, 1.0)
+
+    def dispersion_matrix(self, s: Times) -> Tensor:
+        """G(s), likewise."""
+        return self._rated(lambda block, t: block.dispersion_matrix(t), s, 0.5)
+
+    def clock_noise(self, s: Times) -> Tensor:
+        """g² per unit of the common clock, likewise."""
+        s = self._vector(s)
+        g2, rate = self.noise_covariance(s), self.rate(s)
+        return g2 / rate.reshape(*rate.shape, *[1] * (g2.dim() - rate.dim()))
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        return apply_matrix(self.drift_matrix(s), y)
+
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
+        """G(s), (*s.shape or 1, *event_shape, K, K), with sizes of 1 where dimensions share."""
+        return self.dispersion_matrix(s)
+
+    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
+        """``Σ_j ∫_r^s tr A_j`` over ``dimensions`` dimensions, (…) as s and r, 0-dim as (1,)."""
+        ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
+        found = self.each(lambda block, s, r: block.divergence(s, r), *ends)
+        average: Tensor = found.flatten(max(ends[0].dim(), 1)).mean(-1)
+        return dimensions * average
+
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths by their exact transitions; ``simulation`` has no effect on them."""
+        states, steps = [y], self.transition(times[1:], times[:-1])
+        for i in range(len(times) - 1):
+            step = steps.at(i)
+            noise = randomness.normal(y.shape, y.dtype, y.device)
+            states.append(
+                apply_matrix(step.matrix, states[-1]) + apply_matrix(step.scale_tril, noise)
+            )
+        return torch.stack(states, 1)
+
+    # -- log volume --------------------------------------------------------------------------------
+
+    def log_volume(self, s: Times) -> Tensor:
+        """The average of κ over dimensions, like s; increasing, and its ends as for one block."""
+        s = self.as_tensor(s)
+        found = self.each(lambda block, t: block.log_volume(t), s)
+        return found.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
+
+    def log_volume_rate(self, s: Times) -> Tensor:
+        """Its derivative in s, like s."""
+        s = self.as_tensor(s)
+        at = s.reshape(-1)
+        rates = iter(self._speed(at, self.local_times(at)))
+        found = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
+        return found.flatten(1).mean(-1).reshape(s.shape)
+
+    @property
+    def log_volume_ends(self) -> Tensor:
+        """The average κ at ε and T, (2,)."""
+        return self.log_volume(torch.stack([self.start_time, self.as_tensor(self.horizon)]))
+
+    def time_at_log_volume(self, value: Times) -> Tensor:
+        """The time s in [ε, T] with this average κ, like value; differentiable in both."""
+        value = self.as_tensor(value)
+        with torch.no_grad():
+            s = self._root(value.detach().flatten()).reshape(value.shape)
+        learned = value.requires_grad or any(p.requires_grad for p in self.parameters())
+        if not (learned and torch.is_grad_enabled()):
+            return s
+        inside = s.clamp(self.start_time.item(), self.horizon)
+        return s + (value - self.log_volume(inside)) / self.log_volume_rate(inside).detach()
+
+    def _root(self, wanted: Tensor) -> Tensor:
+        """By safe Newton steps from a table, in the logarithm of the common clock."""
+        first, last = self.clock(self.start_time).log(), self.clock(self.horizon).log()
+        knots = first + (last - first) * torch.linspace(0, 1, KNOTS).to(first)
+        times = self.inverse_clock(knots.exp()).clamp_max(self.horizon)
+        times[0], times[-1] = self.start_time, self.horizon
+        found = self.log_volume(times)
+        i = torch.searchsorted(found, wanted).clamp(1, KNOTS - 1)
+        low, high = times[i - 1], times[i]
+        s = low + (high - low) * ((wanted - found[i - 1]) / found[i].sub(found[i - 1])).clamp(0, 1)
+        for _ in range(60):
+            error = self.log_volume(s) - wanted
+            low, high = torch.where(error < 0, s, low), torch.where(error < 0, high, s)
+            step = s - error / self.log_volume_rate(s)
+            inside = (step >= low) & (step <= high)
+            s = torch.where(inside, step, (low + high) / 2)
+            if bool((error.abs() < 1e-9 * (1 + wanted.abs())).all()):
+                break
+        return s
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def check(self, event_shape: Sequence[int]) -> None:
+        """Whether the index maps fit data of this shape."""
+        shape = tuple(self.block_of.shape)
+        fits = len(shape) == len(event_shape)
+        if not fits or any(n not in (1, m) for n, m in zip(shape, event_shape, strict=True)):
+            raise ValueError(
+                f"block_of and clock_of have shape {shape}, and a datum {tuple(event_shape)}, "
+                "expected as many dimensions, of its sizes or 1"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        return {"blocks": described(self.blocks), "clocks": described(self.clocks)}
+
+    def _device(self) -> torch.device:
+        return self.block_of.device
+
+    def extra_repr(self) -> str:
+        return f"num_variables={self.num_variables}, index map {tuple(self.block_of.shape)}"
+
+
+class _Kept(NamedTuple):
+    """Local times, and all that they were found for."""
+
+    s: Tensor
+    ends: list[tuple[float, float | None]]
+    parameters: list[Tensor]
+    local: list[Tensor]
+
+
+def _all_equal(kept: list[Tensor], now: list[nn.Parameter]) -> bool:
+    return all(a.device == b.device and torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+
+
+def _merged(found: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Named tuples of tensors, nested ones too, joined leaf by leaf."""
+    one = found[0]
+    if one is None or isinstance(one, int | float):
+        return one
+    if isinstance(one, Tensor):
+        return join(list(found))
+    joined = [_merged(leaf, join) for leaf in zip(*found, strict=True)]
+    return type(one)(*joined) if hasattr(one, "_fields") else tuple(joined)
+
+
+def _check_blocks(blocks: list[Any]) -> None:
+    for block in blocks:
+        check_instance("blocks", block, LinearDiffusion, "e.g. CLD(max_log_snr=9.0)")
+    if len({b.num_variables for b in blocks}) > 1 or len({b.max_log_snr for b in blocks}) > 1:
+        raise ValueError(
+            f"blocks have K = {[b.num_variables for b in blocks]} and max_log_snr "
+            f"{[b.max_log_snr for b in blocks]}, expected one of each: all dimensions have as many "
+            "variables, and are handed to the decoder at one level of noise"
+        )
+    if any(b.cut_time is not None for b in blocks):
+        raise ValueError("blocks are cut at a time, expected max_log_snr; leave out cut_time")
+
+
+def _index_maps(
+    block_of: Any, num_blocks: int, clock_of: Any, num_clocks: int
+) -> tuple[Tensor, Tensor]:
+    """Both, checked, of one shape."""
+    if block_of is None and clock_of is None:
+        raise ValueError(
+            "neither block_of nor clock_of is given, expected at least one, which says what each "
+            "dimension has; for one block and clock use the block itself"
+        )
+    found = []
+    for name, value, number in (
+        ("block_of", block_of, num_blocks),
+        ("clock_of", clock_of, num_clocks),
+    ):
+        if value is None:
+            found.append(torch.zeros((), dtype=torch.long))
+            continue
+        index = torch.as_tensor(value)
+        whole = not index.is_floating_point() and index.dim() > 0 and index.numel() > 0
+        if not whole or int(index.min()) < 0 or int(index.max()) >= number:
+            raise ValueError(
+                f"{name} is {describe_index(index)}, expected integers from 0 to {number - 1}, in "
+                "as many dimensions as a datum"
+            )
+        found.append(index.long())
+    one, other = torch.broadcast_tensors(*found)
+    return one.clone(), other.clone()
+
+
+def describe_index(index: Tensor) -> str:
+    """An index map in words, for messages."""
+    values = f"from {index.min().item()} to {index.max().item()}" if index.numel() else "empty"
+    return f"{index.dtype} of shape {tuple(index.shape)}, {values}"

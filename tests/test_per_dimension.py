@@ -1,0 +1,505 @@
+"""Blocks and clocks for each data dimension: kernels, bounds, samplers, densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchsde
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LearnedDiffusion,
+    LinearDiffusion,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    elbo_terms,
+)
+from pyro_mdm.diffusions import LearnedClocks, SharedClock, TurnClocks
+from pyro_mdm.diffusions.per_dimension import Clocks
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.diffusions.sde import fold, unfold
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.density import density_bound
+from pyro_mdm.paths.flow import flow_log_prob
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Sampler,
+    Splitting,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+    TorchSDE,
+)
+from pyro_mdm.samplers.base import Questions
+from tests.problems import fixed, learned, normal
+
+ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
+D = 3  # data dimensions
+MEAN = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64)
+VARIANCE = torch.tensor([1.0, 4.0, 0.25], dtype=torch.float64)
+
+
+def clocks(number: int) -> LearnedClocks:
+    """Learned clocks some way into their training."""
+    found = LearnedClocks(number)
+    with torch.no_grad():
+        found.logits.copy_(fixed(3, *found.logits.shape))
+    return found
+
+
+def blocks() -> list[LinearDiffusion]:
+    return [CLD(**ENDS), learned(2, 2, 5, **ENDS)]
+
+
+CASES: dict[str, Callable[[], PerDimensionDiffusion]] = {
+    "blocks": lambda: PerDimensionDiffusion(blocks(), torch.tensor([0, 1, 0])),
+    "clocks": lambda: PerDimensionDiffusion(
+        VPSDE(**ENDS), clocks=clocks(2), clock_of=torch.tensor([1, 0, 1])
+    ),
+    "both": lambda: PerDimensionDiffusion(
+        blocks(), torch.tensor([0, 1, 0]), clocks(2), torch.tensor([0, 1, 1])
+    ),
+    "turns": lambda: PerDimensionDiffusion(
+        CLD(**ENDS), None, TurnClocks([[0.0, 0.5], [0.4, 1.0]]), torch.tensor([0, 1, 1])
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+class Silent(nn.Module):
+    """A network of no opinion: denoisers are then those of their Gaussian baseline."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight * inputs[:, : self.outputs]
+
+
+def exact() -> Denoiser:
+    """That of data N(MEAN, VARIANCE)."""
+    return Denoiser(Silent(D), MEAN, VARIANCE, maps=True)
+
+
+def data(n: int, seed: int = 0) -> Tensor:
+    return MEAN + VARIANCE.sqrt() * normal(seed, n, D)
+
+
+def log_prob(x: Tensor) -> Tensor:
+    return -0.5 * ((x - MEAN).square() / VARIANCE + (2 * math.pi * VARIANCE).log()).sum(1)
+
+
+def local(diffusion: PerDimensionDiffusion, j: int, s: Tensor) -> tuple[Any, Tensor]:
+    """The block of dimension j and its own times, found by the definition."""
+    block: Any = diffusion.blocks[int(diffusion.block_of[j])]
+    reference = diffusion.reference
+    high, low = reference.max_log_snr, reference.terminal_log_snr
+    u = ((high - reference.log_snr(s)) / (high - low)).clamp(0, 1)
+    F = diffusion.clocks(u)[..., int(diffusion.clock_of[j])]
+    return block, block.time_at_log_snr(high - F * (high - block.terminal_log_snr))
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "made", [SharedClock(), clocks(4), TurnClocks([[0.0, 0.3], [0.3, 1.0]], leak=0.1)]
+)
+def test_clocks_run_from_0_to_1_at_their_rates(made: Clocks) -> None:
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    with torch.no_grad():
+        F, rate = made(u), made.rate(u)
+    assert F.shape == rate.shape == (101, made.number) and F.dtype == torch.float64
+    torch.testing.assert_close(F[0], torch.zeros_like(F[0]), atol=1e-14, rtol=0)
+    torch.testing.assert_close(F[-1], torch.ones_like(F[-1]))
+    assert bool((rate > 0).all()) and bool((F.diff(dim=0) > 0).all())
+    inner, h = u[5:-5] + 0.003, 1e-6  # no corner of a turn is here
+    with torch.no_grad():
+        slope = (made(inner + h) - made(inner - h)) / (2 * h)
+        torch.testing.assert_close(slope, made.rate(inner), rtol=1e-6, atol=1e-7)
+
+
+def test_learned_clocks_start_as_the_common_one() -> None:
+    u = torch.linspace(0, 1, 9, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(LearnedClocks(2, degree=5)(u), u[:, None].expand(9, 2))
+
+
+# -- kernels ---------------------------------------------------------------------------------------
+
+
+@every_case
+@torch.no_grad()
+def test_kernels_are_those_of_each_dimensions_block_at_its_own_time(name: str) -> None:
+    diffusion = CASES[name]()
+    s = diffusion.log_snr_grid(7)[1:-1]
+    marginal, of_map = diffusion.marginal(s), diffusion.log_snr_map_at(s)
+    step = diffusion.transition(s[1:], s[:-1])
+    back = posterior(diffusion, s[1:], s[:-1])
+    assert marginal.covariance.shape[:2] == (5, D)
+    for j in range(D):
+        block, t = local(diffusion, j, s)
+        for found, known in (
+            (marginal, block.marginal(t)),
+            (step, block.transition(t[1:], t[:-1])),
+            (back, posterior(block, t[1:], t[:-1])),
+        ):
+            for a, b in zip(found, known, strict=True):
+                torch.testing.assert_close(a[:, j], b, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(of_map[:, j], marginal.log_snr[:, j], rtol=1e-9, atol=1e-7)
+
+
+@every_case
+@torch.no_grad()
+def test_rates_are_derivatives_in_the_common_time(name: str) -> None:
+    diffusion = CASES[name]()
+    s, h = diffusion.log_snr_grid(6)[1:-1] * 1.01, 1e-5
+    assert bool((s + h < diffusion.horizon).all())
+    up, down = diffusion.marginal(s + h), diffusion.marginal(s - h)
+    here = diffusion.marginal(s)
+    A, g2 = diffusion.drift_matrix(s), diffusion.noise_covariance(s)
+    slope = (up.mean - down.mean) / (2 * h)
+    torch.testing.assert_close((A @ here.mean[..., None])[..., 0], slope, rtol=1e-4, atol=1e-5)
+    slope = (up.covariance - down.covariance) / (2 * h)
+    moved = A @ here.covariance + here.covariance @ A.mT + g2
+    torch.testing.assert_close(moved, slope, rtol=1e-4, atol=1e-5)
+    G = diffusion.dispersion_matrix(s)
+    torch.testing.assert_close(G @ G.mT, g2)
+    rate = -(up.log_snr - down.log_snr) / (2 * h)
+    torch.testing.assert_close(
+        diffusion.log_snr_map_rate(s).expand_as(rate), rate, rtol=1e-4, atol=1e-5
+    )
+    kappa = (diffusion.log_volume(s + h) - diffusion.log_volume(s - h)) / (2 * h)
+    torch.testing.assert_close(diffusion.log_volume_rate(s), kappa, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(diffusion.time_at_log_volume(diffusion.log_volume(s)), s)
+
+
+@torch.no_grad()
+def test_torchsde_has_the_same_law_of_each_dimension() -> None:
+    """Simulated as if it had no closed form: mean and covariance of every dimension."""
+    diffusion = CASES["both"]()
+    start, n = diffusion.start_time, 2000
+    x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).expand(n, D)
+    y0 = diffusion.simulate(
+        torch.zeros(1, 2, D, dtype=torch.float64), start + torch.tensor([0.0, 0.01])
+    )
+    assert y0.shape == (1, 2, 2, D)
+    law = DiffusionGuide(diffusion).law(x)
+    torch.manual_seed(1)
+    (y,) = law.states(law.rsample())
+    end = diffusion.time_at_log_snr(torch.tensor(0.5, dtype=torch.float64))
+    sde = diffusion.forward_sde((D,))
+    bm = torchsde.BrownianInterval(
+        float(start),
+        float(end),
+        size=(n * D, 2),
+        dtype=torch.float64,
+        entropy=7,
+        levy_area_approximation="space-time",
+    )
+    ends = torch.stack([start, end])
+    states = torchsde.sdeint(sde, fold(y), ends, bm=bm, method="srk", dt=float(end - start) / 40)
+    found = unfold(states[-1], (D,))
+    marginal = diffusion.marginal(end)
+    mean = marginal.mean[0].mT * x[0]
+    sd = marginal.covariance[0].diagonal(dim1=-2, dim2=-1).mT.sqrt()
+    assert bool(((found.mean(0) - mean).abs() < 5 * sd / math.sqrt(n)).all())
+    assert bool(((found.std(0) / sd - 1).abs() < 5 / math.sqrt(2 * n)).all())
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def programs(diffusion: Any, score: Any) -> tuple[DiffusionModel, DiffusionGuide]:
+    model = DiffusionModel(diffusion, score, exact().default_likelihood(), event_shape=(D,))
+    return model, DiffusionGuide(diffusion)
+
+
+@torch.no_grad()
+def test_one_block_on_the_common_clock_is_that_block() -> None:
+    block, x = CLD(**ENDS), data(64)
+    alone = PerDimensionDiffusion(block, torch.zeros(1, dtype=torch.long))
+    network = MLP(2 * D, out_features=2 * D).double()
+    for score in (exact(), NoisePrediction(network)):
+        found = []
+        for diffusion in (block, alone):
+            torch.manual_seed(0)
+            found.append(elbo_terms(*programs(diffusion, score), x))
+        for (_, a), (_, b) in zip(*(terms.items() for terms in found), strict=True):
+            torch.testing.assert_close(a, b)
+    for sampler in (EulerMaruyama(6), ProbabilityFlow(3), ExponentialIntegrator(5), TorchSDE(3)):
+        one, other = (
+            sampler(
+                diffusion,
+                programs(diffusion, exact())[0].bound_score,
+                (4, 2, D),
+                torch.Generator().manual_seed(1),
+            )
+            for diffusion in (block, alone)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+@every_case
+@torch.no_grad()
+def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
+    """With the exact denoiser the control variate leaves no noise in the diffusion term: it is the
+    difference of divergences at both ends of every dimension. And the whole is log p(x)."""
+    diffusion, x = CASES[name](), data(200)
+    model, guide = programs(diffusion, exact())
+    found = bound(model, guide, x, draws=2)
+    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = of_map.unsqueeze(1).expand(2, len(x), D)
+    known = exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])
+    assert found.terms["diffusion"].mean == pytest.approx(float(known.mean()), rel=1e-9)
+    # E log p(x | y_ε) of the Gaussian decoder, whose prior is the data's law, is known too
+    v = math.exp(-diffusion.max_log_snr)
+    spread = VARIANCE * v / (VARIANCE + v)
+    pulled = VARIANCE / (VARIANCE + v)
+    square = (1 - pulled).square() * (x - MEAN).square() + pulled.square() * v
+    reconstruction = -0.5 * (square / spread + (2 * math.pi * spread).log()).sum(1)
+    from pyro_mdm.paths.divergence import prior_kl
+
+    elbo = reconstruction - known - prior_kl(diffusion, x, 1)
+    gap = log_prob(x) - elbo  # each datum's own mismatch of priors, no more than that at λ(T)
+    assert float(gap.mean()) == pytest.approx(0.0, abs=5e-3)
+
+
+@torch.no_grad()
+def test_the_end_decides_and_not_the_way_where_the_denoiser_is_exact() -> None:
+    """Correlated data: ½ ∫ Σ_j E (x_j - x̂_j)² e^λ_j dλ_j = ½ log det(I + C V^-1), at both ends."""
+    B = fixed(9, D, D)
+    C = B @ B.mT + 0.2 * torch.eye(D, dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(64))
+    for name in ("blocks", "clocks", "both"):
+        diffusion = CASES[name]()
+        of_map, rate = diffusion.log_snr_map((nodes + 1) / 2)
+        V = torch.diag_embed((-of_map).exp().expand(64, D))
+        left = (C - C @ torch.linalg.solve(C + V, C)).diagonal(dim1=-2, dim2=-1)
+        found = (weights / 2 * (0.5 * rate * of_map.exp() * left).sum(1)).sum()
+        ends, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        eye = torch.eye(D, dtype=torch.float64)
+        high, low = (0.5 * torch.logdet(eye + C * e.exp().expand(D)) for e in ends)
+        assert float(found) == pytest.approx(float(high - low), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "noise"])
+@every_case
+def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None:
+    diffusion, x = CASES[name](), data(16)
+    torch.manual_seed(0)
+    if kind == "denoiser":
+        score: Any = Denoiser(MLP(2 * D, out_features=D).double(), MEAN, VARIANCE, maps=True)
+    else:
+        K = diffusion.num_variables
+        score = NoisePrediction(MLP(K * D, out_features=K * D).double())
+    for parameter in score.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
+    model, guide = programs(diffusion, score)
+    learned_ones = [p for p in diffusion.parameters() if p.requires_grad]
+    if not learned_ones:
+        pytest.skip("nothing is learned")
+
+    def loss() -> Tensor:
+        torch.manual_seed(2)
+        return elbo_terms(model, guide, x).elbo.sum()
+
+    gradients = torch.autograd.grad(loss(), learned_ones)
+    along = [fixed(4 + i, *p.shape) for i, p in enumerate(learned_ones)]
+    claimed = sum(float((g * a).sum()) for g, a in zip(gradients, along, strict=True))
+
+    def moved(h: float) -> float:
+        with torch.no_grad():
+            for p, a in zip(learned_ones, along, strict=True):
+                p += h * a
+            value = float(loss())
+            for p, a in zip(learned_ones, along, strict=True):
+                p -= h * a
+        return value
+
+    h = 1e-5
+    assert claimed == pytest.approx((moved(h) - moved(-h)) / (2 * h), rel=2e-4, abs=1e-3)
+
+
+@torch.no_grad()
+def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> None:
+    diffusion, x = CASES["both"](), data(2000)
+
+    class OfDenoiser(NoisePrediction):
+        def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
+            return exact().score(diffusion, y, s)
+
+    terms = elbo_terms(*programs(diffusion, OfDenoiser(MLP(2 * D).double())), x)
+    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = of_map.unsqueeze(1).expand(2, len(x), D)
+    known = (exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])).mean()
+    error = terms.diffusion.std() / math.sqrt(len(x))
+    assert abs(float(terms.diffusion.mean() - known)) < 4.5 * float(error)
+
+
+@torch.no_grad()
+def test_a_discrete_denoiser_has_the_bound_of_its_histogram() -> None:
+    """Two clocks, four levels: the control variate leaves no noise here either."""
+    torch.manual_seed(3)
+    levels = torch.linspace(-1, 1, 4)
+    x = levels[torch.multinomial(torch.tensor([0.1, 0.2, 0.4, 0.3]), 600, True)].reshape(200, D)
+    x = x.double()
+    score = DiscreteDenoiser.fit(Silent(4 * D), x, 4, maps=True)
+    diffusion = CASES["clocks"]()
+    model = DiffusionModel(diffusion, score)
+    found = bound(model, DiffusionGuide(diffusion), x, draws=2)
+    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    high, low = (float(e[0]) for e in of_map)
+    known = (score.baseline_kl(x, high) - score.baseline_kl(x, low)).mean()
+    assert found.terms["diffusion"].mean == pytest.approx(float(known), rel=1e-6)
+
+
+@torch.no_grad()
+def test_other_densities_agree_with_the_exact_one() -> None:
+    """Importance weights of the chain, the flow, and the bound from y_ε that Trace_ELBO takes."""
+    diffusion, x = CASES["both"](), data(24)
+    model, guide = programs(diffusion, exact())
+    torch.manual_seed(0)
+    weights = model.log_prob(x, method="importance", draws=200, times=64)
+    assert float((weights - log_prob(x)).abs().max()) < 0.4
+    y = guide.law(x).rsample()[:, 0]
+    marginal = diffusion.start
+    a, Sigma = marginal.mean[0], marginal.covariance[0]
+    S = Sigma + VARIANCE[:, None, None] * a[..., :, None] * a[..., None, :]
+    rest = (y - a.mT * MEAN).mT  # (n, D, K)
+    law = torch.distributions.MultivariateNormal(torch.zeros(D, 2, dtype=torch.float64), S)
+    known = law.log_prob(rest).sum(1)
+    flow = flow_log_prob(diffusion, exact(), y).log_prob
+    torch.testing.assert_close(flow, known, rtol=1e-3, atol=2e-2)
+    many = torch.stack([density_bound(diffusion, exact(), y) for _ in range(400)])
+    error = many.std(0) / math.sqrt(len(many))
+    assert bool(((many.mean(0) - known).abs() < 5 * error + 5e-3).all())
+
+
+# -- samplers --------------------------------------------------------------------------------------
+
+SAMPLERS: list[Sampler] = [
+    EulerMaruyama(7),
+    Splitting(7),
+    Ancestral(7),
+    ExponentialIntegrator(7),
+    ExponentialIntegrator(7, order=3),
+    StochasticExponentialIntegrator(7, noise=0.5),
+    PredictorCorrector(7),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@every_case
+@torch.no_grad()
+def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
+    name: str, sampler: Sampler
+) -> None:
+    """Independent data: every sampler does to dimension j what it does to block j with the grid of
+    its own times, from the same noise. (Splitting asks in the middle of the common step.)"""
+    diffusion, n = CASES[name](), 5
+    times = sampler.times(diffusion)
+    noises = normal(1, 50, n, diffusion.num_variables, D)
+
+    def run(of: Any, score: Any, grid: Tensor, plan: Any, j: slice) -> Tensor:
+        y, drawn = normal(2, n, of.num_variables, D)[..., j], iter(noises[..., j])
+        ask = Questions(of, score, torch.float64)
+        for i in range(sampler.steps):
+            y = sampler.step(plan, i, y, ask, lambda: next(drawn))
+        return y
+
+    model = programs(diffusion, exact())[0]
+    found = run(diffusion, model.bound_score, times, sampler.planned(diffusion, times), slice(None))
+    if isinstance(sampler, Splitting) and name != "blocks":
+        assert bool(found.isfinite().all())
+        return
+    for j in range(D):
+        block, t = local(diffusion, j, times)
+        alone = Denoiser(Silent(1), MEAN[j : j + 1], VARIANCE[j : j + 1])
+        one = DiffusionModel(block, alone)
+        t = t.clamp(block.start_time.item(), block.horizon)
+        known = run(block, one.bound_score, t, sampler.plan(block, t), slice(j, j + 1))
+        torch.testing.assert_close(found[..., j : j + 1], known, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "sampler", [ProbabilityFlow(40), StochasticHeun(60), TorchSDE(25), Splitting(60)], ids=repr
+)
+@torch.no_grad()
+def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:
+    diffusion, n = CASES["both"](), 1500
+    model = programs(diffusion, exact())[0]
+    y = sampler(diffusion, model.bound_score, (n, 2, D), torch.Generator().manual_seed(3))
+    x = exact().denoise(diffusion, y, diffusion.start_time.expand(n))
+    assert float(((x.mean(0) - MEAN) / VARIANCE.sqrt()).abs().max()) < 5 / math.sqrt(n) + 0.02
+    assert float((x.var(0) / VARIANCE - 1).abs().max()) < 5 * math.sqrt(2 / n) + 0.1
+
+
+# -- folders and mistakes --------------------------------------------------------------------------
+
+
+def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
+    diffusion = CASES["both"]()
+    model = DiffusionModel(diffusion, exact())
+    model.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path, classes={"Silent": lambda: Silent(D)})
+    s = torch.tensor([0.3], dtype=torch.float64)
+    for a, b in zip(diffusion.marginal(s), again.diffusion.marginal(s), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_share_along_dimensions_of_size_1() -> None:
+    colours = torch.tensor([0, 1, 1]).reshape(3, 1, 1)
+    diffusion = PerDimensionDiffusion(blocks(), colours)
+    x = normal(0, 4, 3, 2, 2)
+    law = DiffusionGuide(diffusion).law(x)
+    path = law.rsample()
+    assert path.shape == (4, 1, 2, 3, 2, 2) and law.log_prob(path).shape == (4,)
+    assert diffusion.marginal(0.5).covariance.shape == (1, 3, 1, 1, 2, 2)
+    assert diffusion.num_cells == 2
+    with pytest.raises(ValueError, match="expected as many dimensions"):
+        DiffusionGuide(diffusion).law(normal(0, 4, 3))
+
+
+def test_mistakes_are_told() -> None:
+    index = torch.tensor([0, 1])
+    for arguments, message in (
+        (([CLD(), VPSDE()], index), "expected one of each"),
+        (([CLD(), CLD(max_log_snr=3.0)], index), "expected one of each"),
+        (([CLD(), CLD()],), "neither block_of nor clock_of"),
+        (([CLD(), CLD()], torch.tensor([0, 2])), "expected integers from 0 to 1"),
+        ((CLD(), None, clocks(2), torch.tensor([0.5, 1.0])), "expected integers"),
+        ((CLD(cut_time=0.01), torch.tensor([0])), "leave out cut_time"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PerDimensionDiffusion(*arguments)
+    with pytest.raises(TypeError, match="blocks"):
+        PerDimensionDiffusion(["cld"], index)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="beginning before its end"):
+        TurnClocks([[0.5, 0.2]])
+    told_one = Denoiser(Silent(D), MEAN, VARIANCE)
+    with pytest.raises(ValueError, match="maps=True"):
+        elbo_terms(*programs(CASES["clocks"](), told_one), data(4))
+    with pytest.raises(ValueError, match="shape of a datum"):
+        Denoiser(Silent(1), maps=True)
+    assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3
+    assert isinstance(LearnedDiffusion(), LinearDiffusion)
