@@ -21,9 +21,10 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
-    LearnedDiffusion,
+    GenerativeChain,
     LinearDiffusion,
     NoisePrediction,
+    NoisingPath,
     PerDimensionDiffusion,
     bound,
     elbo_terms,
@@ -34,7 +35,8 @@ from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.sde import fold, unfold
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.flow import flow_log_prob
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
@@ -92,7 +94,7 @@ class Silent(nn.Module):
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight * inputs[:, : self.outputs]
+        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
 
 
 def exact() -> Denoiser:
@@ -246,7 +248,13 @@ def test_one_block_on_the_common_clock_is_that_block() -> None:
             found.append(elbo_terms(*programs(diffusion, score), x))
         for (_, a), (_, b) in zip(*(terms.items() for terms in found), strict=True):
             torch.testing.assert_close(a, b)
-    for sampler in (EulerMaruyama(6), ProbabilityFlow(3), ExponentialIntegrator(5), TorchSDE(3)):
+    for sampler in (
+        EulerMaruyama(6, grid="log_snr"),
+        ProbabilityFlow(3, grid="log_snr"),
+        ExponentialIntegrator(5),
+        TorchSDE(3, grid="log_snr"),
+        StochasticHeun(3, grid="log_snr"),
+    ):
         one, other = (
             sampler(
                 diffusion,
@@ -270,15 +278,13 @@ def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
     of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     known = exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])
-    assert found.terms["diffusion"].mean == pytest.approx(float(known.mean()), rel=1e-9)
+    assert found.diffusion.mean == pytest.approx(float(known.mean()), rel=1e-9)
     # E log p(x | y_ε) of the Gaussian decoder, whose prior is the data's law, is known too
     v = math.exp(-diffusion.max_log_snr)
     spread = VARIANCE * v / (VARIANCE + v)
     pulled = VARIANCE / (VARIANCE + v)
     square = (1 - pulled).square() * (x - MEAN).square() + pulled.square() * v
     reconstruction = -0.5 * (square / spread + (2 * math.pi * spread).log()).sum(1)
-    from pyro_mdm.paths.divergence import prior_kl
-
     elbo = reconstruction - known - prior_kl(diffusion, x, 1)
     gap = log_prob(x) - elbo  # each datum's own mismatch of priors, no more than that at λ(T)
     assert float(gap.mean()) == pytest.approx(0.0, abs=5e-3)
@@ -370,27 +376,44 @@ def test_a_discrete_denoiser_has_the_bound_of_its_histogram() -> None:
     of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
     high, low = (float(e[0]) for e in of_map)
     known = (score.baseline_kl(x, high) - score.baseline_kl(x, low)).mean()
-    assert found.terms["diffusion"].mean == pytest.approx(float(known), rel=1e-6)
+    assert found.diffusion.mean == pytest.approx(float(known), rel=1e-6)
 
 
 @torch.no_grad()
-def test_other_densities_agree_with_the_exact_one() -> None:
-    """Importance weights of the chain, the flow, and the bound from y_ε that Trace_ELBO takes."""
-    diffusion, x = CASES["both"](), data(24)
-    model, guide = programs(diffusion, exact())
+def test_chains_have_the_densities_of_their_dimensions() -> None:
+    diffusion, x = CASES["both"](), data(6)
+    times = diffusion.log_snr_grid(9)
+    noising = NoisingPath(diffusion, x, times)
+    chain = GenerativeChain(diffusion, exact(), (D,), times)
     torch.manual_seed(0)
-    weights = model.log_prob(x, method="importance", draws=200, times=64)
-    assert float((weights - log_prob(x)).abs().max()) < 0.4
-    y = guide.law(x).rsample()[:, 0]
+    path = noising.rsample()
+    known = [torch.zeros(6, dtype=torch.float64) for _ in range(2)]
+    for j in range(D):
+        block, t = local(diffusion, j, times)
+        t = t.clamp(block.start_time.item(), block.horizon)
+        one = Denoiser(Silent(1), MEAN[j : j + 1], VARIANCE[j : j + 1])
+        mine = path[..., j : j + 1]
+        known[0] += NoisingPath(block, x[:, j : j + 1], t).log_prob(mine)
+        known[1] += GenerativeChain(block, one, (1,), t).log_prob(mine)
+    torch.testing.assert_close(noising.log_prob(path), known[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(chain.log_prob(path), known[1], rtol=1e-5, atol=1e-4)
+    assert chain.sample((4,)).shape == (4, 9, 2, D)
+
+
+@torch.no_grad()
+def test_the_flow_and_the_bound_on_a_state_know_its_density() -> None:
+    diffusion, x = CASES["both"]().requires_grad_(False), data(4)
+    y = DiffusionGuide(diffusion).law(x).rsample()[:, 0]
     marginal = diffusion.start
     a, Sigma = marginal.mean[0], marginal.covariance[0]
     S = Sigma + VARIANCE[:, None, None] * a[..., :, None] * a[..., None, :]
     rest = (y - a.mT * MEAN).mT  # (n, D, K)
     law = torch.distributions.MultivariateNormal(torch.zeros(D, 2, dtype=torch.float64), S)
     known = law.log_prob(rest).sum(1)
-    flow = flow_log_prob(diffusion, exact(), y).log_prob
-    torch.testing.assert_close(flow, known, rtol=1e-3, atol=2e-2)
-    many = torch.stack([density_bound(diffusion, exact(), y) for _ in range(400)])
+    flow = flow_log_prob(diffusion, exact(), y, Solver("rk4", steps=14)).log_prob
+    # but for the prior, which is not quite the law of y_T
+    torch.testing.assert_close(flow, known, rtol=0, atol=0.1)
+    many = density_bound(diffusion, exact(), y.repeat(400, 1, 1)).reshape(400, -1)
     error = many.std(0) / math.sqrt(len(many))
     assert bool(((many.mean(0) - known).abs() < 5 * error + 5e-3).all())
 
@@ -429,10 +452,9 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
 
     model = programs(diffusion, exact())[0]
     found = run(diffusion, model.bound_score, times, sampler.planned(diffusion, times), slice(None))
-    if isinstance(sampler, Splitting) and name != "blocks":
-        assert bool(found.isfinite().all())
-        return
     for j in range(D):
+        if isinstance(sampler, Splitting) and not (name == "blocks" and j != 1):
+            continue
         block, t = local(diffusion, j, times)
         alone = Denoiser(Silent(1), MEAN[j : j + 1], VARIANCE[j : j + 1])
         one = DiffusionModel(block, alone)
@@ -442,11 +464,11 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
 
 
 @pytest.mark.parametrize(
-    "sampler", [ProbabilityFlow(40), StochasticHeun(60), TorchSDE(25), Splitting(60)], ids=repr
+    "sampler", [ProbabilityFlow(40), StochasticHeun(60), TorchSDE(30), Splitting(60)], ids=repr
 )
 @torch.no_grad()
 def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:
-    diffusion, n = CASES["both"](), 1500
+    diffusion, n = CASES["both"](), 1000
     model = programs(diffusion, exact())[0]
     y = sampler(diffusion, model.bound_score, (n, 2, D), torch.Generator().manual_seed(3))
     x = exact().denoise(diffusion, y, diffusion.start_time.expand(n))
@@ -502,4 +524,3 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(ValueError, match="shape of a datum"):
         Denoiser(Silent(1), maps=True)
     assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3
-    assert isinstance(LearnedDiffusion(), LinearDiffusion)

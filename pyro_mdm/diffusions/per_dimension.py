@@ -42,7 +42,7 @@ __all__ = [
     "TurnClocks",
 ]
 
-KNOTS = 257
+KNOTS = 65
 """Of the table that inverts log volume."""
 
 
@@ -231,7 +231,7 @@ class PerDimensionDiffusion(Diffusion):
         self.register_buffer("_cell_of", cell_of.flatten(), persistent=False)
         self.register_buffer("_clock_of_cell", cells % self.clocks.number, persistent=False)
         # unique() sorts, so cells come by block
-        self._kept: _Kept | None = None
+        self._kept: dict[str, _Kept] = {}
         self._cells_of_block = torch.bincount(block_of_cell, minlength=len(blocks)).tolist()
 
     @property
@@ -361,14 +361,21 @@ class PerDimensionDiffusion(Diffusion):
         """
         if torch.is_grad_enabled() and (s.requires_grad or self._is_learned()):
             return self._find_local_times(s)
+        found: list[Tensor] = self._unless_moved("times", s, lambda: self._find_local_times(s))
+        return found
+
+    def _unless_moved(self, name: str, s: Tensor, find: Callable[[], Any]) -> Any:
+        """What was found last under this name, if it was for these times and nothing has moved."""
         parameters = list(self.parameters())
-        kept, ends = self._kept, [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
+        kept, ends = (
+            self._kept.get(name),
+            [(b.max_log_snr, b.min_log_snr) for b in self._each_block()],
+        )
         same = kept is not None and kept.ends == ends and torch.equal(kept.s, s)
         if kept is None or not (same and _all_equal(kept.parameters, parameters)):
-            found = self._find_local_times(s)
             copies = [p.detach().clone() for p in parameters]
-            self._kept = kept = _Kept(s.clone(), ends, copies, found)
-        return kept.local
+            self._kept[name] = kept = _Kept(s.detach().clone(), ends, copies, find())
+        return kept.found
 
     def _is_learned(self) -> bool:
         return any(p.requires_grad for p in self.parameters())
@@ -583,11 +590,7 @@ class PerDimensionDiffusion(Diffusion):
 
     def _root(self, wanted: Tensor) -> Tensor:
         """By safe Newton steps from a table, in the logarithm of the common clock."""
-        first, last = self.clock(self.start_time).log(), self.clock(self.horizon).log()
-        knots = first + (last - first) * torch.linspace(0, 1, KNOTS).to(first)
-        times = self.inverse_clock(knots.exp()).clamp_max(self.horizon)
-        times[0], times[-1] = self.start_time, self.horizon
-        found = self.log_volume(times)
+        times, found = self._unless_moved("log volume", self.start_time, self._table)
         i = torch.searchsorted(found, wanted).clamp(1, KNOTS - 1)
         low, high = times[i - 1], times[i]
         s = low + (high - low) * ((wanted - found[i - 1]) / found[i].sub(found[i - 1])).clamp(0, 1)
@@ -597,9 +600,17 @@ class PerDimensionDiffusion(Diffusion):
             step = s - error / self.log_volume_rate(s)
             inside = (step >= low) & (step <= high)
             s = torch.where(inside, step, (low + high) / 2)
-            if bool((error.abs() < 1e-9 * (1 + wanted.abs())).all()):
-                break
+            if bool((error.abs() < 1e-6).all()):
+                break  # what Newton's method leaves is its square
         return s
+
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Times from ε to T, even in the logarithm of the clock, and log volume there."""
+        first, last = self.clock(self.start_time).log(), self.clock(self.horizon).log()
+        knots = first + (last - first) * torch.linspace(0, 1, KNOTS).to(first)
+        times = self.inverse_clock(knots.exp()).clamp_max(self.horizon)
+        times[0], times[-1] = self.start_time, self.horizon
+        return times, self.log_volume(times)
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -624,12 +635,12 @@ class PerDimensionDiffusion(Diffusion):
 
 
 class _Kept(NamedTuple):
-    """Local times, and all that they were found for."""
+    """What was found, and all that it was found for."""
 
     s: Tensor
     ends: list[tuple[float, float | None]]
     parameters: list[Tensor]
-    local: list[Tensor]
+    found: Any
 
 
 def _all_equal(kept: list[Tensor], now: list[nn.Parameter]) -> bool:

@@ -87,14 +87,27 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
     ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For
     K > 1 log SNR can pause while auxiliary variables forget fast: equal steps of λ alone are then
-    so long that explicit steps of the score overshoot.
+    so long that explicit steps of the score overshoot. Where data dimensions have blocks and clocks
+    of their own, it is at every time that of the one for which most happens.
     """
-    one: Any = diffusion.reference
+    if diffusion.maps:
+        return _fastest_grid(diffusion, steps)
+    one: Any = diffusion
     move = one.propagator
     table = Tabulated(one, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
     start, end = table.values[0], table.values[-1]
     wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
     s = one.inverse_clock(table.inverse(wanted))
+    s[0], s[-1] = diffusion.start_time, diffusion.horizon
+    return s.flip(0)
+
+
+def _fastest_grid(diffusion: Any, steps: int) -> Tensor:
+    knots = diffusion.log_snr_grid(FINE)
+    change = diffusion.each(lambda block, t: block.log_volume(t) - block.log_snr(t), knots)
+    fastest = change.diff(dim=0).flatten(1).amax(1)
+    measure = torch.cat([fastest.new_zeros(1), fastest.cumsum(0)])
+    s = _interpolated(torch.linspace(0, 1, steps + 1).to(measure) * measure[-1], measure, knots)
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 
@@ -118,6 +131,10 @@ diffusions without one, and the others are for all."""
 
 NEED = {"information": True, "log_volume": True, "progress": False}
 """Of a diffusion's ``closed_form``."""
+
+
+FINE = 513
+"""Times that the grid of several blocks and clocks is found from."""
 
 
 class Tabulated:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 
@@ -44,10 +44,14 @@ class StochasticHeun(Sampler):
         h = s - later
         check_size(y, s, i, len(plan) - 1)
         xi = h.sqrt() * noise()
-        kick, kick_later = (
-            apply_matrix(noise_root(ask.diffusion, y, t.expand(len(y)))[:, 0], xi)
-            for t in (s, later)
-        )
+        kick, kick_later = (self._kick(ask.diffusion, y, t, xi) for t in (s, later))
         here = ask.velocity(y, s, noise=1.0)
         there = ask.velocity(y - h * here + kick, later, noise=1.0)
         return y - h / 2 * (here + there) + (kick + kick_later) / 2
+
+    @staticmethod
+    def _kick(diffusion: Any, y: Tensor, s: Tensor, xi: Tensor) -> Tensor:
+        G = noise_root(diffusion, y, s.expand(len(y)))  # (n, d or 1, K, K)
+        if G.shape[1] == 1:
+            return apply_matrix(G[:, 0], xi)
+        return apply_to_rows(G, as_rows(xi)).mT.reshape(xi.shape)

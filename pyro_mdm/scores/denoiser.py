@@ -152,7 +152,7 @@ class DenoiserScore(Score):
         """
         low = diffusion.terminal_log_snr
         if diffusion.maps:
-            u = randomness.low_discrepancy(len(x), x.device)
+            u = 1 - randomness.low_discrepancy(len(x), x.device)
             level = diffusion.max_log_snr - u * (diffusion.max_log_snr - low.detach())
             return self._along_clocks(diffusion, x, u), level
         if diffusion.cut_time is not None and low.requires_grad:
