@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -99,10 +99,15 @@ class Inspection:
 def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     """Inspect a diffusion on data x (n, *event_shape), n ≥ 2, in model space.
 
+    Where dimensions have blocks of their own, the first one.
+
     Nothing is raised for a diffusion whose kernels float64 cannot hold, or that never reaches its
     start: what could be computed is there, and ``errors`` says what could not.
     """
     x = x.double()
+    if diffusion.maps:
+        name = f"{name}, first block"
+    diffusion = cast(LinearDiffusion, diffusion.reference)
     end, d = diffusion.horizon, x[0].numel()
     frozen = diffusion.frozen()
     rank = int(torch.linalg.matrix_rank(frozen.D, hermitian=True))

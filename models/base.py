@@ -136,6 +136,9 @@ class Problem(ABC):
     max_log_snr: float
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
 
+    maps: bool = False
+    """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
+
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -326,7 +329,8 @@ class Problem(ABC):
             return kind(self, diffusion)
         channels, score = self.event_shape[0], cast(Any, kind)
         if issubclass(kind, DenoiserScore):
-            return score.fit(self.network(channels, channels), self.fit_x())
+            network = self.network(self._denoiser_inputs(diffusion), channels)
+            return score.fit(network, self.fit_x(), **self._told(diffusion))
         channels *= diffusion.num_variables
         network = self.network(channels, channels)
         if issubclass(kind, ResidualScore):
@@ -340,6 +344,14 @@ class Problem(ABC):
                 "arguments defaults, or name a function of (problem, diffusion) that returns one"
             ) from error
         return score(network)
+
+    def _denoiser_inputs(self, diffusion: Diffusion) -> int:
+        """Channels of a denoiser's network: twice as many if it is told maps of log SNR."""
+        return self.event_shape[0] * (2 if self._told(diffusion) else 1)
+
+    def _told(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What ``fit`` is told of maps, where log SNRs differ between dimensions."""
+        return {"maps": True} if diffusion.maps or self.maps else {}
 
     def _num_paths(self, diffusion: Diffusion) -> int:
         """To each noise level: enough for a covariance of K variables, few enough for memory."""
@@ -506,8 +518,9 @@ class ImageProblem(Problem):
             return super().score_function(kind, diffusion)
         channels = self.event_shape[0]
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
-        network = self.network(channels, outputs)
-        return discrete.fit(network, self.fit_x(), self.num_levels, form=self.form)
+        network = self.network(self._denoiser_inputs(diffusion), outputs)
+        options = self._told(diffusion)
+        return discrete.fit(network, self.fit_x(), self.num_levels, form=self.form, **options)
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is None:

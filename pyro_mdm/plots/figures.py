@@ -29,6 +29,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers.grids import simulation_grid
 
@@ -224,6 +225,10 @@ def _sides(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
 
 
+MOST_LINES = 256
+"""Of different clocks in a picture."""
+
+
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
@@ -237,7 +242,7 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
     found: dict[str, Any] = {}
-    if isinstance(diffusion, LinearDiffusion):
+    if diffusion.closed_form:
         frozen = diffusion.frozen()
         found = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
         found["eigenvalues"] = _eigenvalues(diffusion)
@@ -358,6 +363,40 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
             axes.legend(fontsize=8)
     panels[0].set_title("clock rate β(s)")
     panels[1].set_title(f"clock b(s), to b(T) = {chosen[-1]['clock'][-1]:.3g}")
+    return figure
+
+
+@torch.no_grad()
+def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> Figure:
+    """What clocks of their own do: log SNR of each dimension along the common way.
+
+    Left, a line for each different one, less that of the common clock. Right, where the index maps
+    are those of images, pictures of it at three times; dark is noised early.
+    """
+    u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
+    maps = diffusion.log_snr_map(u)[0].cpu()
+    high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+    common = (high - u * (high - low)).cpu()
+    apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
+    lines = apart.flatten(1).unique(dim=1)
+    image = apart[:, 0] if apart.dim() == 4 and min(apart.shape[2:]) > 1 else None
+    figure = new_figure(9.0 if image is not None else 5.0, 3.2)
+    grid = figure.add_gridspec(1, 4 if image is not None else 1)
+    axes = figure.add_subplot(grid[0, 0])
+    for line in lines.unbind(1)[:MOST_LINES]:
+        axes.plot(u.cpu().numpy(), line.numpy(), lw=0.8, alpha=0.7)
+    axes.set(xlabel="part u of the common way", ylabel="log SNR less the common one", xlim=(0, 1))
+    axes.set_title(f"{lines.shape[1]} different, of {apart[0].numel()} in the map", fontsize=9)
+    if image is None:
+        return figure
+    reach = float(image.abs().max()) or 1.0
+    for i, part in enumerate((0.25, 0.5, 0.75)):
+        axes = figure.add_subplot(grid[0, i + 1])
+        at = image[round(part * (points - 1))].numpy()
+        drawn = axes.imshow(at, cmap="coolwarm", vmin=-reach, vmax=reach)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"u = {part:g}", fontsize=9)
+    figure.colorbar(drawn, ax=axes)
     return figure
 
 

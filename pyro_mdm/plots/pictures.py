@@ -172,7 +172,7 @@ def draw_noising(
     marginal = diffusion.marginal(s)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    each = [Marginal(*(field[i].cpu() for field in marginal)) for i in range(columns)]
+    each = [Marginal(*(field.cpu() for field in marginal.at(i))) for i in range(columns)]
     x = x.detach().cpu().double()
     y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
     grid = figure.subplots(K, columns, squeeze=False)

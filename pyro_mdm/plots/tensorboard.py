@@ -332,9 +332,17 @@ def write_simulated(
         writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
 
 
-def write_curves(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``."""
-    writer.add_figure("diffusion/curves", figures.curves_figure(diffusion), step)
+def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
+    """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
+
+    Where dimensions have blocks and clocks of their own those are the curves of the first block,
+    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``.
+    """
+    reference: Any = diffusion.reference
+    writer.add_figure("diffusion/curves", figures.curves_figure(reference), step)
+    if diffusion.maps:
+        figure = figures.log_snr_map_figure(diffusion)
+        writer.add_figure("diffusion/log_snr_map", figure, step)
 
 
 def write_paths(
