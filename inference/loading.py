@@ -31,6 +31,7 @@ from pyro_mdm import (
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.modules import evaluating
 
@@ -335,7 +336,10 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )
+    problem.maps = settings.get("maps") is not None
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
+    if settings.get("maps") is not None:
+        _train_at_maps(settings, model)
     if likelihood is not None:
         _try_likelihood(settings["likelihood"], problem, model)
     cut = diffusion.cut_time if isinstance(diffusion, LEARNED) else None
@@ -355,6 +359,28 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+def _train_at_maps(settings: Mapping[str, Any], model: DiffusionModel) -> None:
+    """Have a denoiser trained at the maps that were asked for."""
+    maps, score, diffusion = settings["maps"], model.score_function, model.diffusion
+    if not isinstance(score, DenoiserScore):
+        raise ValueError(
+            f"--maps is {maps}, which is for denoisers, and {type(score).__name__} is none; leave "
+            "it out, or use --score denoiser or discrete"
+        )
+    if maps == "levels":
+        return
+    if diffusion.maps or diffusion.terminal_log_snr.requires_grad:
+        raise ValueError(
+            f"--maps {maps} replaces clocks and an end of log SNR that {settings['guide']} has for "
+            "each dimension or learns; use a guide of one clock and give --min_log_snr"
+        )
+    score.training_maps = RandomMaps() if maps == "mixed" else RandomMaps(**SHARES | {maps: 1.0})
+
+
+SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
+"""Of kinds of maps that are not asked for."""
 
 
 def _score_kind(name: str) -> str | ScoreKind:

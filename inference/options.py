@@ -135,6 +135,10 @@ class Score:
             training objective is then no bound on data. Measurements always are.
         times: law of the times of training, of scores of the raw state: uniform in log_volume (by
             default), or vpsde, the importance times of the paper.
+        maps: tell a denoiser's network the log SNR of every dimension, for conditioning, and train
+            it at levels (all dimensions at one), subsets (some observed, some left out),
+            independent ones, or mixed, half of them levels. But for levels the training objective
+            is then no bound on whole data. Measurements always are.
     """
 
     score: str = "default"
@@ -143,6 +147,7 @@ class Score:
     decoder: Literal["tweedie", "joint_tweedie"] | None = None
     decoder_in_loss: bool = True
     times: Literal["log_volume", "vpsde"] | None = None
+    maps: Literal["levels", "subsets", "independent", "mixed"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

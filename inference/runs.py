@@ -125,6 +125,7 @@ LATER: dict[str, Any] = {
     "decoder": None,
     "decoder_in_loss": True,
     "times": None,
+    "maps": None,
     "likelihood": None,
     "time_varying": False,
 }

@@ -371,7 +371,7 @@ def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> F
     """What clocks of their own do: log SNR of each dimension along the common way.
 
     Left, a line for each different one, less that of the common clock. Right, where the index maps
-    are those of images, pictures of it at three times; dark is noised early.
+    are those of images, pictures of it at three times; blue is noised early.
     """
     u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
     maps = diffusion.log_snr_map(u)[0].cpu()

@@ -21,6 +21,7 @@ Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` an
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
 
@@ -29,6 +30,7 @@ __all__ = [
     "DenoiserScore",
     "DiscreteDenoiser",
     "NoisePrediction",
+    "RandomMaps",
     "RawScore",
     "ResidualScore",
     "Score",

@@ -18,7 +18,8 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
-from pyro_mdm.support.checks import check_finite
+from pyro_mdm.scores.maps import OBSERVED, MapLaw
+from pyro_mdm.support.checks import check_finite, check_instance
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
 
@@ -47,8 +48,30 @@ class DenoiserScore(Score):
                 "data, or give the data's mean or prior its shape"
             )
         self.maps = maps
+        self._training_maps: MapLaw | None = None
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
+
+    @property
+    def training_maps(self) -> MapLaw | None:
+        """The law of the maps at which :meth:`diffusion_term` is estimated in training mode.
+
+        For a score that is told maps. None (by default, and always in eval mode): at those of the
+        diffusion, so that the term is that of the bound.
+        """
+        return self._training_maps
+
+    @training_maps.setter
+    def training_maps(self, value: MapLaw | None) -> None:
+        if value is not None:
+            check_instance("training_maps", value, MapLaw, "e.g. RandomMaps()")
+            if not self.maps:
+                raise ValueError(
+                    f"training_maps is {value}, but the network of this {type(self).__name__} is "
+                    "told one log SNR for all dimensions; make it with maps=True, over a network "
+                    "of twice the channels"
+                )
+        self._training_maps = value
 
     @abstractmethod
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -151,6 +174,8 @@ class DenoiserScore(Score):
         common way, u drawn likewise, and all that is learned moves with it.
         """
         low = diffusion.terminal_log_snr
+        if self.training and self._training_maps is not None:
+            return self._at_maps(self._training_maps, diffusion, x)
         if diffusion.maps:
             u = 1 - randomness.low_discrepancy(len(x), x.device)
             level = diffusion.max_log_snr - u * (diffusion.max_log_snr - low.detach())
@@ -202,6 +227,25 @@ class DenoiserScore(Score):
         square = (x - (denoiser or self.x_hat)(z, log_snr.expand(x.shape))).square()
         weight = 0.5 * (rate * log_snr.exp()).to(x.dtype)
         return (weight * square).flatten(1).sum(1)
+
+    def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
+        low = diffusion.terminal_log_snr
+        if diffusion.maps or low.requires_grad:
+            raise ValueError(
+                f"training_maps is {law}, in place of the clocks and the end of log SNR that "
+                f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
+                "min_log_snr is given, or leave out training_maps"
+            )
+        maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device)
+        between = maps.weight > 0
+        log_snr = torch.where(between, maps.log_snr, 0.0)
+        z = torch.where(maps.log_snr == OBSERVED, x, self._noised(x, log_snr, None))
+        square = (x - self.x_hat(z, maps.log_snr)).square()
+        weight = (0.5 * maps.weight * log_snr.exp()).to(x.dtype)
+        count = between.flatten(1).sum(1)
+        level = (log_snr * between).flatten(1).sum(1) / count
+        return (weight * square).flatten(1).sum(1), level
 
     def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
         """The level itself."""
@@ -359,7 +403,8 @@ class Denoiser(DenoiserScore):
         F = self.call_network(inputs, lam, batch_dim)
         with full_precision(z):
             mu, s2, v = self._scales(z, lam)
-            return mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
+            x = mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
+            return torch.where(v == 0, z, x) if self.maps else x
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """μ + σ²/(σ²+v) (z - μ), like z."""

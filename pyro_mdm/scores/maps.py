@@ -1,0 +1,104 @@
+r"""Maps of log SNR that a denoiser is trained at, so that one network knows every conditional.
+
+A dimension of a datum is *observed* (log SNR +∞), *left out* (-∞) or *generated* (between). Trained
+at random maps a denoiser x̂(z, λ) serves any choice of them later: samples of, and bounds on, the
+generated dimensions given the observed ones, whatever is left out. The conditionals of a network
+that is not exact need not come from one joint law.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.support.settings import Recorded
+
+__all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "RandomMaps"]
+
+OBSERVED, LEFT_OUT = float("inf"), float("-inf")
+"""Log SNRs of dimensions that are known, and of those that are never looked at."""
+
+
+class Maps(NamedTuple):
+    """Log SNRs and what errors there weigh."""
+
+    log_snr: Tensor  # λ (n, *event_shape) float64, +∞ observed, -∞ left out
+    weight: Tensor  # w (n, *event_shape) float64: the loss is Σ_j w_j ½ e^λ_j (x_j - x̂_j)²
+
+
+class MapLaw(Recorded, ABC):
+    """A law of maps, for ``score.training_maps``."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], low: float, high: float, device: torch.device) -> Maps:
+        """Maps for data of ``shape`` (n, *event_shape), of log SNRs between λ(T) and λ(ε)."""
+
+
+class RandomMaps(MapLaw):
+    r"""For each datum one of three kinds of map, by their shares.
+
+    - ``levels``: all dimensions at one log SNR, uniform: the term is that of log p(x).
+    - ``subsets``: every dimension is generated, observed or left out, by probabilities that are
+      uniform on the simplex; the generated ones are at one log SNR, uniform. The term is that of
+      log p(x_u | x_o), times d over the number of generated dimensions.
+    - ``independent``: every dimension has a log SNR of its own, uniform.
+
+    The terms of the first two are unbiased estimates of what they bound, and all are of one size,
+    so that the loss is an average over kinds of task, and no bound on log p(x) alone.
+
+    Args:
+        levels, subsets, independent: shares, at least 0, of which only the ratios count.
+
+    Raises:
+        ValueError: a share below 0, or none above.
+
+    Example:
+        >>> from pyro_mdm import Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> score = Denoiser.fit(MLP(4, out_features=2), torch.randn(100, 2), maps=True)
+        >>> score.training_maps = RandomMaps(levels=0.5, subsets=0.5)
+    """
+
+    def __init__(self, levels: float = 0.5, subsets: float = 0.4, independent: float = 0.1) -> None:
+        shares = (levels, subsets, independent)
+        for name, value in zip(("levels", "subsets", "independent"), shares, strict=True):
+            check_number(name, value, "a share of the data of a batch, e.g. 0.5")
+        if min(shares) < 0 or not sum(shares) > 0:
+            raise ValueError(f"the shares are {shares}, expected none below 0 and one above")
+        self.levels, self.subsets, self.independent = map(float, shares)
+
+    def draw(self, shape: Sequence[int], low: float, high: float, device: torch.device) -> Maps:
+        n, event = shape[0], tuple(shape[1:])
+        total = self.levels + self.subsets + self.independent
+        column = (n, *[1] * len(event))
+
+        def uniform(*sizes: int) -> Tensor:
+            return randomness.uniform((n, *sizes), torch.float64, device)
+
+        level = randomness.low_discrepancy(n, device).reshape(column).expand(n, *event)
+        kind = uniform().reshape(column) * total
+        one_each = uniform(*event)
+        # generated, observed or left out, by a uniform point of the simplex
+        first, second = uniform(2).sort(dim=1).values.reshape(n, 2, *[1] * len(event)).unbind(1)
+        role, chosen = uniform(*event), uniform(*event)
+        some = role < first
+        none = ~some.flatten(1).any(1).reshape(column)
+        some = some | (none & (chosen == chosen.flatten(1).amax(1).reshape(column)))  # at least 1
+        observed = ~some & (role < second)
+
+        of_subset = (kind >= self.levels) & (kind < self.levels + self.subsets)
+        own = kind >= self.levels + self.subsets
+        generated = some | ~of_subset
+        part = torch.where(own, one_each, level)
+        log_snr = low + (high - low) * part
+        log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
+        log_snr = torch.where(of_subset & ~generated & ~observed, LEFT_OUT, log_snr)
+        count = generated.expand(n, *event).flatten(1).double().sum(1).reshape(column)
+        size = generated[0].numel()
+        return Maps(log_snr, (high - low) * generated * (size / count))

@@ -1,0 +1,204 @@
+"""Denoisers that are told the log SNR of every dimension, and training at random maps of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inference.loading import load_trained
+from inference.train import train
+from pyro_mdm import CLD, VPSDE, Denoiser, DiscreteDenoiser, LearnedDiffusion
+from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.scores import RandomMaps
+from pyro_mdm.scores.base import map_channels
+from pyro_mdm.scores.denoiser import DenoiserScore
+from tests.problems import normal
+from tests.test_per_dimension import MEAN, VARIANCE, Silent, data
+
+inf = math.inf
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    for i, parameter in enumerate(network.parameters()):
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(i))
+    return network
+
+
+def images() -> Tensor:
+    index = torch.randint(5, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    return torch.linspace(-1, 1, 5)[index]
+
+
+def continuous() -> DenoiserScore:
+    return Denoiser.fit(shaken(UNet(2, 1, base=8, multipliers=(1,))), images(), maps=True)
+
+
+def tilted() -> DenoiserScore:
+    network = shaken(UNet(2, 2, base=8, multipliers=(1,)))
+    return DiscreteDenoiser.fit(network, images(), 5, "tilt", maps=True)
+
+
+def with_logits() -> DenoiserScore:
+    network = shaken(UNet(2, 5, base=8, multipliers=(1,)))
+    return DiscreteDenoiser.fit(network, images(), 5, "logits", maps=True)
+
+
+every_score = pytest.mark.parametrize("make", [continuous, tilted, with_logits])
+
+
+@every_score
+@torch.no_grad()
+def test_observed_dimensions_are_known_and_left_out_ones_unseen(make: Any) -> None:
+    score, z = make(), images()[:6] + 0.1 * normal(1, 6, 1, 4, 4).float()
+    level = torch.full((6, 1, 4, 4), 3.0, dtype=torch.float64)
+    level[..., 0], level[..., 1] = inf, -inf
+    found = score.x_hat(z, level)
+    assert bool(found.isfinite().all())
+    assert torch.equal(found[..., 0], z[..., 0])
+    other = z.clone()
+    other[..., 1] = 0.37
+    torch.testing.assert_close(score.x_hat(other, level), found, rtol=0, atol=1e-6)
+    other = z.clone()
+    other[..., 0] += 0.5  # what is observed is told to the others
+    assert float((score.x_hat(other, level) - found)[..., 2:].abs().max()) > 1e-4
+
+
+@every_score
+@torch.no_grad()
+def test_a_constant_map_is_a_number(make: Any) -> None:
+    score, z = make(), images()[:6]
+    of_map = score.x_hat(z, torch.full((6, 1, 4, 4), 2.0))
+    assert torch.equal(of_map, score.x_hat(z, torch.full((6,), 2.0)))
+    assert torch.equal(of_map, score.x_hat(z, 2.0))
+    assert torch.equal(of_map, score.x_hat(z, torch.full((1, 1, 1, 1), 2.0)))
+
+
+def test_what_networks_are_told_of_a_map() -> None:
+    z = torch.zeros(2, 1, 1, 3)
+    level = torch.tensor([[-inf, 5.0, inf]]).reshape(1, 1, 1, 3)
+    inputs, average = map_channels(z, level, (2,))
+    assert inputs.shape == (2, 2, 1, 3)
+    torch.testing.assert_close(inputs[:, 1], torch.tensor([-3.0, 0.5, 3.0]).expand(2, 1, 3))
+    torch.testing.assert_close(average, torch.full((2,), 5.0 / 3))
+
+
+@torch.no_grad()
+def test_random_maps_have_their_shares_and_one_size() -> None:
+    n, law = 4000, RandomMaps(levels=1.0, subsets=2.0, independent=1.0)
+    torch.manual_seed(0)
+    maps = law.draw((n, 2, 3), -5.0, 7.0, torch.device("cpu"))
+    flat, weight = maps.log_snr.flatten(1), maps.weight.flatten(1)
+    between = flat.isfinite()
+    assert torch.equal(between, weight > 0) and bool(between.any(1).all())
+    torch.testing.assert_close(weight.sum(1), torch.full((n,), 12.0 * 6).double())
+    assert float(flat[between].min()) >= -5.0 and float(flat[between].max()) <= 7.0
+    middle = torch.where(between, flat, math.nan)
+    spread = middle.nan_to_num(-inf).amax(1) - middle.nan_to_num(inf).amin(1)
+    one_level = spread == 0
+    assert float((~one_level).double().mean()) == pytest.approx(0.25, abs=0.03)
+    subset = one_level & ~between.all(1)
+    # a point of the simplex leaves all six generated with probability 2/(7·8)
+    assert float(subset.double().mean()) == pytest.approx(0.5 * (1 - 1 / 28), abs=0.03)
+    for role in (inf, -inf):
+        share = (flat[subset] == role).double().mean()
+        assert float(share) == pytest.approx(0.343, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["levels", "subsets", "independent"])
+@torch.no_grad()
+def test_the_term_at_random_maps_is_the_one_of_independent_data(kind: str) -> None:
+    """Where dimensions are independent, nothing that is observed tells of the rest."""
+    n, diffusion = 6000, CLD(max_log_snr=7.0, min_log_snr=-6.0)
+    score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
+    score.training_maps = RandomMaps(
+        **{k: float(k == kind) for k in ("levels", "subsets", "independent")}
+    )
+    torch.manual_seed(1)
+    x = data(n)
+    value, _ = score.diffusion_term(diffusion, x)
+    known = score.baseline_kl(x, 7.0) - score.baseline_kl(x, -6.0)
+    error = float((value - known).std()) / math.sqrt(n)
+    assert abs(float((value - known).mean())) < 4.5 * error
+    score.eval()
+    torch.manual_seed(2)
+    whole, levels = score.diffusion_term(diffusion, x)
+    assert float(levels.min()) < -5.9 and float(levels.max()) > 6.9
+    assert float((whole - known).mean()) == pytest.approx(
+        0, abs=4.5 * float((whole - known).std()) / math.sqrt(n)
+    )
+
+
+def test_a_run_is_trained_at_maps(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "model": "toy",
+        "guide": "vpsde",
+        "maps": "mixed",
+        "steps": 4,
+        "batch_size": 32,
+        "draws": 1,
+        "test_size": 32,
+        "num_samples": 8,
+        "sampler_steps": 4,
+        "figures": False,
+        "accelerator": "cpu",
+    }
+    train(**options, run=tmp_path / "run")
+    score: Any = load_trained(tmp_path / "run")[1].model.score_function
+    assert score.maps and not score.training
+    level = torch.tensor([[inf, 0.0]])
+    found = score.x_hat(torch.tensor([[0.3, 0.1]]), level)
+    assert float(found[0, 0].detach()) == pytest.approx(0.3)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    told_one = Denoiser(Silent(3), MEAN, VARIANCE)
+    with pytest.raises(ValueError, match="maps=True"):
+        told_one.training_maps = RandomMaps()
+    with pytest.raises(TypeError, match="RandomMaps"):
+        told_one.training_maps = "subsets"  # type: ignore[assignment]
+    for shares in ((-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)):
+        with pytest.raises(ValueError, match="none below 0"):
+            RandomMaps(*shares)
+    score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
+    score.training_maps = RandomMaps()
+    with pytest.raises(ValueError, match="min_log_snr is given"):
+        score.diffusion_term(LearnedDiffusion(2), data(4))
+    score.diffusion_term(VPSDE(), data(4))
+    with pytest.raises(ValueError, match="log_snr has shape"):
+        score.x_hat(data(4), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="holds nan"):
+        score.x_hat(data(4), torch.full((4, 3), math.nan))
+    run: dict[str, Any] = {"model": "toy", "run": tmp_path / "run", "accelerator": "cpu"}
+    with pytest.raises(ValueError, match="--maps is mixed, which is for denoisers"):
+        train(**run, score="noise", maps="mixed")
+    with pytest.raises(ValueError, match="use a guide of one clock"):
+        train(**run, guide="inference.guides.by_dimension:per_pixel", maps="subsets")
+
+
+def test_guides_by_dimension_are_trained_and_looked_at(tmp_path: Path) -> None:
+    for name in ("per_pixel", "per_channel"):
+        train(
+            model="toy",
+            guide=f"inference.guides.by_dimension:{name}",
+            steps=2,
+            batch_size=16,
+            draws=1,
+            test_size=16,
+            num_samples=4,
+            sampler_steps=2,
+            accelerator="cpu",
+            run=tmp_path / name,
+        )
+        diffusion = load_trained(tmp_path / name)[1].model.diffusion
+        assert diffusion.maps and diffusion.num_cells == 2
+
+
+def test_network_of_vectors() -> None:
+    score = Denoiser.fit(MLP(4, out_features=2), normal(0, 50, 2).float(), maps=True)
+    found = score.x_hat(torch.zeros(3, 2), torch.tensor([[1.0, 2.0]]))
+    assert found.shape == (3, 2)
