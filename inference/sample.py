@@ -56,9 +56,12 @@ STEPS = {"exponential": 25, "stochastic": 50}
 MANY = 256
 
 
-def default_sampler(diffusion: Diffusion) -> str:
-    """``exponential`` for a diffusion with a closed form, and ``euler`` for one without."""
-    return "exponential" if diffusion.closed_form else "euler"
+def default_sampler(model: DiffusionModel) -> str:
+    """``exponential`` for a denoiser, ``stochastic`` for a score of the raw state, and ``euler``
+    for a diffusion without a closed form, as :func:`pyro_mdm.samplers.default_sampler` has them."""
+    if not model.diffusion.closed_form:
+        return "euler"
+    return "exponential" if model.score_function.denoises else "stochastic"
 
 
 def default_steps(sampler: str) -> int:
@@ -66,10 +69,8 @@ def default_steps(sampler: str) -> int:
     return STEPS.get(sampler, MANY)
 
 
-def make_sampler(
-    name: str | None, steps: int | None, diffusion: Diffusion
-) -> Callable[..., Tensor]:
-    """The sampler called ``name``, by default :func:`default_sampler`, for a diffusion.
+def make_sampler(name: str, steps: int | None, diffusion: Diffusion) -> Callable[..., Tensor]:
+    """The sampler called ``name`` for a diffusion.
 
     Args:
         steps: by default :func:`default_steps`.
@@ -80,7 +81,6 @@ def make_sampler(
         NameNotFoundError: see :func:`~inference.names.find`.
         TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
-    name = default_sampler(diffusion) if name is None else name
     steps = default_steps(name) if steps is None else steps
     found = sampler = find("sampler", name)
     other = inspect.isclass(found) and not issubclass(found, Sampler)
@@ -169,7 +169,7 @@ def draw_batches(
             f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
             "least 1 of each"
         )
-    chosen = make_sampler(sampler, steps, model.diffusion)
+    chosen = make_sampler(sampler or default_sampler(model), steps, model.diffusion)
     number = getattr(chosen, "steps", steps or MANY)
     starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
     with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
@@ -285,7 +285,7 @@ def sample(
     shape = {"num_variables": num_variables, "rank": rank}
     folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
     if out is None:
-        chosen = sampler or default_sampler(programs.model.diffusion)
+        chosen = sampler or default_sampler(programs.model)
         number = default_steps(chosen) if steps is None else steps
         parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number), str(seed)]
         out = folder / f"samples-{'-'.join(parts)}.png"
@@ -302,7 +302,7 @@ def sample(
         print(*reused.notes, sep="\n")
     if out.suffix == ".gif":
         if fabric.is_global_zero:
-            chosen_sampler = make_sampler(sampler, steps, model.diffusion)
+            chosen_sampler = make_sampler(sampler or default_sampler(model), steps, model.diffusion)
             states = trajectory(model, num_samples, chosen_sampler, seed)
             write_atomically(out, animation(programs.problem, model, states))
             print(out)

@@ -135,7 +135,7 @@ def _decided(settings: Training, programs: Programs) -> Decided:
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)
-    chosen = settings.sampler or sample.default_sampler(programs.model.diffusion)
+    chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
     if settings.sampler_steps is None:
         decided["sampler_steps"] = sample.default_steps(chosen)
@@ -510,7 +510,8 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
                 f"--compile {backend} makes a network that is differentiated once, and --objective "
                 "ism does so twice; use --objective local_dsm, or leave out --compile"
             )
-    sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion)
+    if settings.sampler is not None:
+        sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion)
     if settings.flip and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings.model} has none")
 

@@ -50,8 +50,8 @@ class DiffusionModel(Registered):
         event_shape: shape of one datum, (features,) or (C, *spatial); that of the score by default,
             if it was fitted to data. Scalars have the shape (1,).
         sampler: simulates the generative SDE when the path is not given,
-            ``ExponentialIntegrator(25)`` by default, ``EulerMaruyama(256)`` for a nonlinear
-            diffusion.
+            by default :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with
+            a denoiser.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
         plate: name of its own plate of the batch, the guide's too.
@@ -92,7 +92,7 @@ class DiffusionModel(Registered):
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
         self.event_shape = shape
-        self.sampler = default_sampler(diffusion) if sampler is None else sampler
+        self.sampler = default_sampler(diffusion, score) if sampler is None else sampler
         self.times = times
         self.plate = plate
 

@@ -21,10 +21,16 @@ from inference.runs import Run
 from inference.train import train
 from inference.trajectory import animation, trajectory
 from models import Digits, Toy
-from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, randomness
+from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, randomness
 from pyro_mdm.diffusions.priors import DistributionPrior
 from pyro_mdm.evaluation import importance_weighted
-from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, default_sampler
+from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import (
+    EulerMaruyama,
+    ExponentialIntegrator,
+    StochasticExponentialIntegrator,
+    default_sampler,
+)
 from tests.processes import Program, together
 from tests.test_programs import TINY, run_program
 
@@ -115,6 +121,10 @@ def test_the_default_takes_25_calls(points: DiffusionModel) -> None:
         *(25, 256, 256)
     ]
     assert type(default_sampler(VPSDE())) is ExponentialIntegrator
+    assert sample.default_sampler(points) == "exponential"
+    raw = DiffusionModel(VPSDE(), NoisePrediction(MLP(2, out_features=2)), event_shape=(2,))
+    assert repr(raw.sampler) == repr(StochasticExponentialIntegrator(50))
+    assert sample.default_sampler(raw) == "stochastic" and sample.default_steps("stochastic") == 50
     calls = []
     hook = points.score_function.network.register_forward_hook(lambda *a: calls.append(1))
     sample.draw(points, 3)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
-from pyro_mdm.samplers.exponential import ExponentialIntegrator
+from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
+
+if TYPE_CHECKING:
+    from pyro_mdm.scores.base import Score
 
 __all__ = ["default_sampler"]
 
 
-def default_sampler(diffusion: Diffusion) -> Sampler:
-    """``ExponentialIntegrator(25)``; ``EulerMaruyama(256)`` for one without a closed form."""
-    return ExponentialIntegrator(25) if diffusion.closed_form else EulerMaruyama(256)
+def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
+    """What samples where nothing else is asked for.
+
+    ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
+    ``StochasticExponentialIntegrator(50)`` for a score of the raw state, whose errors a process
+    without noise does not forget, and ``EulerMaruyama(256)`` without a closed form.
+    """
+    if not diffusion.closed_form:
+        return EulerMaruyama(256)
+    if score is None or score.denoises:
+        return ExponentialIntegrator(25)
+    return StochasticExponentialIntegrator(50)

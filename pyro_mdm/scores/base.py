@@ -51,6 +51,8 @@ class Score(Restorable, ExactBuffers, ABC):
     event_shape: tuple[int, ...] | None  # None: any
     serves_nonlinear: ClassVar[bool] = False
     """Whether it is a score for diffusions without a closed form too."""
+    denoises: ClassVar[bool] = False
+    """Whether its network reads z alone, not the raw state."""
     maps: bool = False
     """Whether log SNRs may differ between the dimensions of a datum, and the network is told."""
 

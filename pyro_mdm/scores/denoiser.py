@@ -33,6 +33,7 @@ class DenoiserScore(Score):
     known: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
     """
 
+    denoises = True
     data_mean: Tensor
     data_variance: Tensor
     trained_min: Tensor
