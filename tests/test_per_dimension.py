@@ -26,6 +26,7 @@ from pyro_mdm import (
     NoisePrediction,
     NoisingPath,
     PerDimensionDiffusion,
+    ResidualScore,
     bound,
     elbo_terms,
 )
@@ -50,7 +51,7 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
-from tests.problems import fixed, learned, normal
+from tests.problems import fixed, learned, learned_in_time, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
 D = 3  # data dimensions
@@ -77,6 +78,9 @@ CASES: dict[str, Callable[[], PerDimensionDiffusion]] = {
     ),
     "both": lambda: PerDimensionDiffusion(
         blocks(), torch.tensor([0, 1, 0]), clocks(2), torch.tensor([0, 1, 1])
+    ),
+    "varying": lambda: PerDimensionDiffusion(
+        [CLD(**ENDS), learned_in_time(2, 2, 7, **ENDS)], torch.tensor([0, 1, 1])
     ),
     "turns": lambda: PerDimensionDiffusion(
         CLD(**ENDS), None, TurnClocks([[0.0, 0.5], [0.4, 1.0]]), torch.tensor([0, 1, 1])
@@ -360,6 +364,17 @@ def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> 
     known = (exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])).mean()
     error = terms.diffusion.std() / math.sqrt(len(x))
     assert abs(float(terms.diffusion.mean() - known)) < 4.5 * float(error)
+
+
+@torch.no_grad()
+def test_a_residual_score_begins_as_that_of_its_gaussian_fit() -> None:
+    diffusion, x = CASES["both"](), data(3000)
+    score = ResidualScore.fit(Silent(2 * D), diffusion, x, num_levels=65)
+    fitted = Denoiser(Silent(D), x.mean(0), x.var(0, unbiased=False), maps=True)
+    s = diffusion.time_at_log_snr(score.levels[[8, 32, 56]])
+    y = normal(1, 3, 2, D)
+    found, known = score.score(diffusion, y, s), fitted.score(diffusion, y, s)
+    torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

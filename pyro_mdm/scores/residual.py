@@ -100,9 +100,12 @@ class ResidualScore(Score):
             if diffusion.closed_form:
                 marginal = diffusion.marginal(s)
                 x = train_x.to(device).double()
-                a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
                 aa = marginal.mean.unsqueeze(-1) * marginal.mean.unsqueeze(-2)
                 variance = x.var(0, unbiased=False)[..., None, None]
+                if diffusion.maps:
+                    mean = marginal.mean.movedim(-1, 1) * x.mean(0)
+                    return cls(network, levels, mean, marginal.covariance + variance * aa)
+                a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
                 shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
                 covariance = marginal.covariance.reshape(shape) + variance * aa.reshape(shape)
                 return cls(network, levels, a * x.mean(0), covariance)
