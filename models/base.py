@@ -34,6 +34,7 @@ from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import describe
 
@@ -330,12 +331,14 @@ class Problem(ABC):
         channels, score = self.event_shape[0], cast(Any, kind)
         if issubclass(kind, DenoiserScore):
             network = self.network(self._denoiser_inputs(diffusion), channels)
-            return score.fit(network, self.fit_x(), **self._told(diffusion))
+            told = channels if self._told(diffusion) else 0
+            network = _of_coordinates(network, diffusion, told)
+            return score.fit(network, diffusion.coordinates(self.fit_x()), **self._told(diffusion))
         channels *= diffusion.num_variables
-        network = self.network(channels, channels)
+        network = _of_coordinates(self.network(channels, channels), diffusion)
         if issubclass(kind, ResidualScore):
             options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
-            return score.fit(network, diffusion, self.fit_x(), **options)
+            return score.fit(network, diffusion, diffusion.coordinates(self.fit_x()), **options)
         try:
             inspect.signature(kind).bind(network)
         except TypeError as error:
@@ -363,6 +366,13 @@ class Problem(ABC):
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for a score; None for the score's own."""
         return None
+
+
+def _of_coordinates(network: nn.Module, diffusion: Diffusion, told: int = 0) -> nn.Module:
+    """A network of data, also where the diffusion's states hold coordinates of them."""
+    if diffusion.transform is None:
+        return network
+    return CoordinateNetwork(network, diffusion.transform, told)
 
 
 class ImageProblem(Problem):
@@ -516,6 +526,11 @@ class ImageProblem(Problem):
         discrete: Any = kind
         if not (inspect.isclass(discrete) and issubclass(discrete, DiscreteDenoiser)):
             return super().score_function(kind, diffusion)
+        if diffusion.transform is not None:
+            raise ValueError(
+                f"score is {discrete.__name__}, whose levels are of pixels, and "
+                f"{type(diffusion).__name__} noises {diffusion.transform}; use --score denoiser"
+            )
         channels = self.event_shape[0]
         outputs = channels * (2 if self.form == "tilt" else self.num_levels)
         network = self.network(self._denoiser_inputs(diffusion), outputs)

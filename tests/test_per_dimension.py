@@ -30,7 +30,7 @@ from pyro_mdm import (
     bound,
     elbo_terms,
 )
-from pyro_mdm.diffusions import LearnedClocks, SharedClock, TurnClocks
+from pyro_mdm.diffusions import BlurClocks, LearnedClocks, SharedClock, TurnClocks
 from pyro_mdm.diffusions.per_dimension import Clocks
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.sde import fold, unfold
@@ -128,7 +128,13 @@ def local(diffusion: PerDimensionDiffusion, j: int, s: Tensor) -> tuple[Any, Ten
 
 
 @pytest.mark.parametrize(
-    "made", [SharedClock(), clocks(4), TurnClocks([[0.0, 0.3], [0.3, 1.0]], leak=0.1)]
+    "made",
+    [
+        SharedClock(),
+        clocks(4),
+        TurnClocks([[0.0, 0.3], [0.3, 1.0]], leak=0.1),
+        BlurClocks([0.0, 0.3, 5.0], width=20.0, blur=4.0),
+    ],
 )
 def test_clocks_run_from_0_to_1_at_their_rates(made: Clocks) -> None:
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -136,7 +142,11 @@ def test_clocks_run_from_0_to_1_at_their_rates(made: Clocks) -> None:
         F, rate = made(u), made.rate(u)
     assert F.shape == rate.shape == (101, made.number) and F.dtype == torch.float64
     torch.testing.assert_close(F[0], torch.zeros_like(F[0]), atol=1e-14, rtol=0)
-    torch.testing.assert_close(F[-1], torch.ones_like(F[-1]))
+    if isinstance(made, BlurClocks):
+        kept = 0.95 * torch.exp(-8.0 * made.squares) + 0.05
+        torch.testing.assert_close(F[-1], 1 + 2 * (math.log(0.05) - kept.log()) / 20.0)
+    else:
+        torch.testing.assert_close(F[-1], torch.ones_like(F[-1]))
     assert bool((rate > 0).all()) and bool((F.diff(dim=0) > 0).all())
     inner, h = u[5:-5] + 0.003, 1e-6  # no corner of a turn is here
     with torch.no_grad():

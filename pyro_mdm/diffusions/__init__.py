@@ -22,6 +22,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import (
+    BlurClocks,
     Clocks,
     LearnedClocks,
     PerDimensionDiffusion,
@@ -32,13 +33,16 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusio
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.diffusions.transforms import Frequencies, Transform
 
 __all__ = [
     "ALDA",
+    "BlurClocks",
     "CLD",
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "Frequencies",
     "GaussianPrior",
     "LearnedBeta",
     "LearnedClocks",
@@ -62,6 +66,7 @@ __all__ = [
     "Simulated",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
+    "Transform",
     "Transition",
     "TurnClocks",
     "UnreachableError",

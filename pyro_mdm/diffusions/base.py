@@ -200,6 +200,19 @@ class Diffusion(Restorable, nn.Module, ABC):
         return law(self, *times)
 
     @property
+    def transform(self) -> Any:
+        """Coordinates of the data that states hold; None for the data themselves."""
+        return None
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The data (…, *event_shape) as the state holds them: x itself, or its frequencies."""
+        return x
+
+    def from_coordinates(self, x: Tensor) -> Tensor:
+        """Their inverse."""
+        return x
+
+    @property
     def reference(self) -> Diffusion:
         """What the common time is of: this, or the first of several blocks."""
         return self

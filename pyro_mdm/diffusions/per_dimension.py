@@ -19,6 +19,7 @@ Singhal, Goldstein & Ranganath, ICLR 2023, for K variables under one clock.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,10 +32,12 @@ from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, Transition, sam
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_count, check_instance, check_number, real_tensor
 from pyro_mdm.support.settings import Restorable, described
 
 __all__ = [
+    "BlurClocks",
     "Clocks",
     "LearnedClocks",
     "PerDimensionDiffusion",
@@ -120,6 +123,72 @@ class TurnClocks(Clocks):
         return self.leak + (1 - self.leak) * inside / (last - first)
 
 
+class BlurClocks(Clocks):
+    r"""Clocks of frequencies that are blurred away as they are noised.
+
+    Heat dissipates frequency ω² by d(u) = (1 - d_min) e^{-ω² τ} + d_min, τ = ½ σ_B² sin²(½ π u), so
+
+        λ_ω(u) = λ(ε) - u (λ(ε) - λ_0) + 2 log d(u):
+
+    the lowest frequency ends at λ_0, and the highest lower by 2 log d_min, which is where the block
+    must end.
+
+    Args:
+        squares: ω² (number,), e.g. π² (i²/W² + j²/H²).
+        width: λ(ε) - λ(T) of the block.
+        blur: σ_B, in pixels, at the end.
+        least: d_min.
+
+    Raises:
+        ValueError: a width that the blur alone exceeds, numbers that are not positive.
+
+    Source: Hoogeboom & Salimans, "Blurring Diffusion Models", ICLR 2023; Rissanen, Heinonen &
+    Solin, "Generative Modelling with Inverse Heat Dissipation", ICLR 2023.
+    """
+
+    squares: Tensor
+
+    def __init__(
+        self,
+        squares: Sequence[float] | Tensor,
+        width: float,
+        blur: float = 20.0,
+        least: float = 0.05,
+    ) -> None:
+        super().__init__()
+        value = real_tensor("squares", squares, "squared frequencies (number,)")
+        if value.dim() != 1 or not len(value) or not bool((value >= 0).all()):
+            raise ValueError(
+                f"squares are {value.tolist()}, expected (number,) numbers, at least 0"
+            )
+        check_number("width", width, "λ(ε) - λ(T) of the block", positive=True)
+        check_number("blur", blur, "σ_B in pixels, e.g. 20", positive=True)
+        if not 0 < check_number("least", least, "d_min, e.g. 0.05") < 1:
+            raise ValueError(f"least is {least}, expected a number between 0 and 1")
+        self.number, self.width, self.blur, self.least = len(value), width, blur, least
+        self._share = 1 + 2 * math.log(least) / width
+        if not self._share > 0:
+            raise ValueError(
+                f"width is {width:g}, expected more than {-2 * math.log(least):g}, which a blur to "
+                f"{least:g} takes of log SNR; lower the block's min_log_snr, or raise least"
+            )
+        self.register_buffer("squares", value.clone())
+
+    def _kept(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        tau = 0.5 * self.blur**2 * (0.5 * math.pi * u).sin().square()
+        gone = (-self.squares * tau.unsqueeze(-1)).exp()
+        return gone, (1 - self.least) * gone + self.least
+
+    def forward(self, u: Tensor) -> Tensor:
+        _, kept = self._kept(u)
+        return self._share * u.unsqueeze(-1) - 2 * kept.log() / self.width
+
+    def rate(self, u: Tensor) -> Tensor:
+        gone, kept = self._kept(u)
+        speed = 0.25 * math.pi * self.blur**2 * (math.pi * u).sin().unsqueeze(-1)
+        return self._share + 2 * (1 - self.least) * self.squares * speed * gone / kept / self.width
+
+
 class LearnedClocks(Clocks):
     r"""Learned clocks that all go from 0 to 1: F(u) = Σ_k w_k I_k(u), increasing by construction.
 
@@ -187,6 +256,8 @@ class PerDimensionDiffusion(Diffusion):
             sizes of the event shape or 1. 0 for all by default.
         clocks: one for all by default.
         clock_of: which of the clocks a dimension has, likewise.
+        transform: coordinates of the data, such as :class:`~pyro_mdm.diffusions.Frequencies`; then
+            it is these that are noised, and "dimension" means one of these.
 
     Raises:
         ValueError: blocks of different K or λ(ε), indices that are none, neither ``block_of`` nor
@@ -213,6 +284,8 @@ class PerDimensionDiffusion(Diffusion):
         block_of: Tensor | None = None,
         clocks: Clocks | None = None,
         clock_of: Tensor | None = None,
+        *,
+        transform: Transform | None = None,
     ) -> None:
         super().__init__()
         blocks = [blocks] if isinstance(blocks, nn.Module) else list(blocks)
@@ -220,6 +293,9 @@ class PerDimensionDiffusion(Diffusion):
         self.blocks = nn.ModuleList(blocks)
         self.clocks: Any = SharedClock() if clocks is None else clocks
         check_instance("clocks", self.clocks, Clocks, "e.g. LearnedClocks(number)")
+        if transform is not None:
+            check_instance("transform", transform, Transform, "e.g. Frequencies()")
+        self._coordinates = transform
         self.num_variables = blocks[0].num_variables
         self.horizon = blocks[0].horizon
         block_of, clock_of = _index_maps(block_of, len(blocks), clock_of, self.clocks.number)
@@ -238,6 +314,16 @@ class PerDimensionDiffusion(Diffusion):
     def num_cells(self) -> int:
         """How many different pairs of block and clock there are."""
         return len(self._clock_of_cell)
+
+    @property
+    def transform(self) -> Any:
+        return self._coordinates
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return x if self.transform is None else self.transform(x)
+
+    def from_coordinates(self, x: Tensor) -> Tensor:
+        return x if self.transform is None else self.transform.inverse(x)
 
     # -- the common time ---------------------------------------------------------------------------
 
@@ -625,7 +711,8 @@ class PerDimensionDiffusion(Diffusion):
             )
 
     def settings(self) -> dict[str, Any]:
-        return {"blocks": described(self.blocks), "clocks": described(self.clocks)}
+        parts = {"blocks": self.blocks, "clocks": self.clocks, "transform": self.transform}
+        return {name: described(part) for name, part in parts.items()}
 
     def _device(self) -> torch.device:
         return self.block_of.device

@@ -115,6 +115,7 @@ class ClosedFormComparison:
             baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
         self.baseline = baseline if control_variate else None
         self.clocks = _shared_clocks([m.diffusion for m in self.models])
+        self.baseline_x = x if self.clocks is None else self.clocks.coordinates(x)
         self.calls = [0] * len(self.models)
 
         lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
@@ -130,7 +131,10 @@ class ClosedFormComparison:
         )
         event_dim = x.dim() - 1
         self.prior_kl = torch.stack(
-            [prior_kl(m.diffusion, x.double(), event_dim).cpu() for m in self.models]
+            [
+                prior_kl(m.diffusion, m.diffusion.coordinates(x.double()), event_dim).cpu()
+                for m in self.models
+            ]
         )
         self.reconstruction: list[Tensor] = []  # (M, n) each
 
@@ -227,7 +231,8 @@ class ClosedFormComparison:
             bar.update(sum(self.calls) - before)
             if not self.share.has(i):
                 continue
-            x = self.x[draws.datum[part].to(self.x.device)]
+            chosen = draws.datum[part].to(self.x.device)
+            x = self.x[chosen]
             level, noise = draws.level[part].to(x.device), noise.to(x.device)
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
@@ -236,11 +241,16 @@ class ClosedFormComparison:
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
                 h = model.score_function.integrand(
-                    model.diffusion, x[here], level[here].clamp(*ends), noise[here]
+                    model.diffusion,
+                    model.diffusion.coordinates(x[here]),
+                    level[here].clamp(*ends),
+                    noise[here],
                 )
                 values[m, part[inside]] = h.double().cpu()
             if self.baseline is not None:
-                h0 = self.baseline.baseline_integrand(x, level, noise, self.clocks)
+                h0 = self.baseline.baseline_integrand(
+                    self.baseline_x[chosen], level, noise, self.clocks
+                )
                 baseline[part] = h0.double().cpu()
         values = self.share.sum(values)
         if self.baseline is not None:
@@ -261,7 +271,7 @@ class ClosedFormComparison:
             noise = noise.to(x.device)
             for m, model in enumerate(self.models):
                 diffusion = model.diffusion
-                y = _state(diffusion.start, x, noise)
+                y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 law = model.likelihood(diffusion, model.score_function, y)
                 found[m, part] = law.log_prob(x).double().cpu()
         return self.share.sum(found)
@@ -305,14 +315,14 @@ class ClosedFormComparison:
             if self.share.has(i):
                 dims = slice(int(part[0]), int(part[-1]) + 1)
                 here = edges if edges.dim() == 1 else edges[:, dims]
-                known += self.baseline.baseline_integrals(self.x, here, dims).cpu()
+                known += self.baseline.baseline_integrals(self.baseline_x, here, dims).cpu()
         return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
         """Standard deviation of the baseline's own noise in each cell: what the first round has."""
         assert self.baseline is not None
         few = min(len(self.x), FIRST_ROUND)
-        x, width = self.x[:few], self.edges.diff()
+        x, width = self.baseline_x[:few], self.edges.diff()
         log_snr = self.edges[0] + (self.edges[-1] - self.edges[0]) * (
             (torch.randperm(few, generator=self.generator) + 0.5) / few
         )

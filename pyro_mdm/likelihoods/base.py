@@ -96,7 +96,7 @@ class DecoderDistribution(TorchDistribution):
 
 
 class Reading(NamedTuple):
-    """z = kᵀ y_ε (*batch, *event_shape) and λ(ε), in float64."""
+    """z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64."""
 
     z: Tensor
     log_snr: Tensor
@@ -117,5 +117,6 @@ def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int
     start, rows = diffusion.start, y.double().movedim(batch_dim, -1)
     if diffusion.maps:  # at one level of noise
         high = diffusion.as_tensor(diffusion.max_log_snr)
-        return Reading((rows * start.readout).sum(-1), high, batch_dim)
+        z = (rows * start.readout).sum(-1)
+        return Reading(diffusion.from_coordinates(z), high, batch_dim)
     return Reading(rows @ start.readout, start.log_snr, batch_dim)

@@ -70,6 +70,7 @@ class Tweedie(Likelihood):
         """N(x; x̂, e^{-λ})."""
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
+        x = diffusion.from_coordinates(x)
         return _normal(x, -log_snr / 2, y.dtype, batch_dim)
 
 

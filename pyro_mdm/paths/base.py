@@ -114,7 +114,8 @@ class PathKL(NamedTuple):
 class NoisingLaw(PathLaw):
     """The law of a path that starts at data x (*batch, *event_shape), seen at ``times``.
 
-    Its divergence from a generative law is :func:`~pyro_mdm.paths.path_divergence`.
+    ``x`` are these data in the coordinates that states hold. Its divergence from a generative law
+    is :func:`~pyro_mdm.paths.path_divergence`.
     """
 
     has_rsample = True
@@ -130,7 +131,7 @@ class NoisingLaw(PathLaw):
     ) -> None:
         cut = num_batch_dims(diffusion, x, event_dim)
         diffusion.check(x.shape[cut:])
-        self.x = x
+        self.x = diffusion.coordinates(x)
         self.times = None if times is None else checked_times(diffusion, times)
         num_times = 1 if times is None else len(times)
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)

@@ -174,7 +174,9 @@ def draw_noising(
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
     each = [Marginal(*(field.cpu() for field in marginal.at(i))) for i in range(columns)]
     x = x.detach().cpu().double()
+    x = diffusion.coordinates(x)
     y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
+    y = diffusion.from_coordinates(y)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):
         reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))

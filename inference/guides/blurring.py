@@ -1,0 +1,47 @@
+"""Images whose frequencies are blurred away as they are noised.
+
+    python -m inference.train --model digits --guide inference.guides.blurring:blurring \\
+        --score denoiser
+
+The state holds the cosine transform of an image; the network sees pixels. Denoisers of levels,
+which are of pixels, cannot be used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pyro_mdm import VPSDE, PerDimensionDiffusion
+from pyro_mdm.diffusions import BlurClocks, Frequencies
+
+__all__ = ["blurring"]
+
+LEAST = 0.05
+
+
+def blurring(
+    event_shape: Sequence[int],
+    max_log_snr: float = 13.0,
+    min_log_snr: float = -10.0,
+    blur: float = 20.0,
+) -> PerDimensionDiffusion:
+    """VPSDE of every frequency on a clock of its own; high ones lose what they say first.
+
+    Args:
+        event_shape: (C, H, W).
+        min_log_snr: that of the lowest frequency at T.
+        blur: of the image at T, in pixels.
+    """
+    if len(event_shape) != 3:
+        raise ValueError(f"event_shape is {tuple(event_shape)}, expected (C, H, W): images")
+    _, H, W = event_shape
+    i, j = torch.arange(H).double()[:, None], torch.arange(W).double()
+    squares = math.pi**2 * ((i / H).square() + (j / W).square())
+    different, clock_of = squares.unique(return_inverse=True)
+    low = min_log_snr + 2 * math.log(LEAST)
+    block = VPSDE(max_log_snr=max_log_snr, min_log_snr=low)
+    clocks = BlurClocks(different, max_log_snr - low, blur, LEAST)
+    return PerDimensionDiffusion(block, None, clocks, clock_of[None], transform=Frequencies())

@@ -1,0 +1,78 @@
+r"""Coordinates of data in which dimensions are noised independently, such as frequencies.
+
+The coordinates of x are C x with C orthonormal: volumes, densities and white noise are the same in
+both, so a bound on the density of coordinates is one on that of x.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Frequencies", "Transform", "cosine_basis"]
+
+
+class Transform(Restorable, nn.Module, ABC):
+    """An orthonormal map of data and its inverse, on any number of leading dimensions."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The coordinates of data (…, *event_shape), of the same shape."""
+
+    @abstractmethod
+    def inverse(self, coordinates: Tensor) -> Tensor:
+        """Data from their coordinates."""
+
+
+class Frequencies(Transform):
+    """The orthonormal cosine transform (DCT-II) along the last dimensions: height and width.
+
+    Coordinate 0 along a dimension is its mean times √n; then come ever higher frequencies.
+
+    Args:
+        dims: how many of the last dimensions.
+
+    Example:
+        >>> x = torch.randn(5, 1, 8, 8)
+        >>> frequencies = Frequencies()
+        >>> torch.allclose(frequencies.inverse(frequencies(x)), x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, dims: int = 2) -> None:
+        super().__init__()
+        check_count("dims", dims, "the number of last dimensions that are transformed")
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._along(x, transposed=False)
+
+    def inverse(self, coordinates: Tensor) -> Tensor:
+        return self._along(coordinates, transposed=True)
+
+    def _along(self, x: Tensor, transposed: bool) -> Tensor:
+        if x.dim() < self.dims:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected at least the {self.dims} dimensions along "
+                "which frequencies are taken; see dims"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            for dim in range(-self.dims, 0):
+                C = cosine_basis(x.shape[dim]).to(x)
+                rows = x.movedim(dim, -1)
+                x = (rows @ (C if transposed else C.mT)).movedim(-1, dim)
+        return x
+
+
+def cosine_basis(n: int) -> Tensor:
+    """C (n, n) float64, orthonormal: C_kj = √(2/n) cos(π k (j + ½) / n), √(1/n) in row 0."""
+    j = torch.arange(n, dtype=torch.float64)
+    C = (math.pi / n * j[:, None] * (j + 0.5)).cos() * math.sqrt(2 / n)
+    C[0] = math.sqrt(1 / n)
+    return C

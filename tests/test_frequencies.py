@@ -1,0 +1,172 @@
+"""Diffusions of frequencies: coordinates in which densities stay what they are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import fft
+from torch import Tensor, nn
+
+from inference.guides.blurring import blurring
+from inference.loading import load_trained
+from inference.train import train
+from pyro_mdm import Denoiser, DiffusionGuide, DiffusionModel, NoisePrediction, bound, elbo_terms
+from pyro_mdm.diffusions import BlurClocks, Frequencies
+from pyro_mdm.diffusions.transforms import cosine_basis
+from pyro_mdm.networks import UNet
+from pyro_mdm.samplers import ExponentialIntegrator
+from pyro_mdm.scores.coordinates import CoordinateNetwork
+from tests.problems import fixed, normal
+
+SHAPE = (1, 4, 4)
+
+
+class Silent(nn.Module):
+    """No opinion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), *SHAPE)
+
+
+def variances() -> Tensor:
+    """Of the frequencies of the data: low ones are strong, as in photographs."""
+    i = torch.arange(4).double()
+    return (2.0 / (1 + i[:, None] ** 2 + i**2))[None] * (0.5 + fixed(3, 1, 4, 4).square())
+
+
+def data(n: int) -> Tensor:
+    """Images whose frequencies are independent Gaussians around 0.2."""
+    return Frequencies().inverse(0.2 + variances().sqrt() * normal(0, n, *SHAPE))
+
+
+def score() -> Denoiser:
+    mean = torch.full(SHAPE, 0.2, dtype=torch.float64)
+    return Denoiser(Silent(), mean, variances(), maps=True)
+
+
+def diffusion() -> Any:
+    return blurring(SHAPE, max_log_snr=8.0, min_log_snr=-7.0, blur=2.0)
+
+
+def test_the_cosine_transform_is_orthonormal_and_scipys() -> None:
+    x = normal(1, 3, 2, 5, 8)
+    torch.testing.assert_close(cosine_basis(7) @ cosine_basis(7).mT, torch.eye(7).double())
+    known = torch.from_numpy(fft.dctn(x.numpy(), axes=(-2, -1), norm="ortho"))
+    torch.testing.assert_close(Frequencies()(x), known)
+    torch.testing.assert_close(Frequencies().inverse(known), x)
+    known = torch.from_numpy(fft.dct(x.numpy(), axis=-1, norm="ortho"))
+    torch.testing.assert_close(Frequencies(1)(x), known)
+    with pytest.raises(ValueError, match="dimensions along which"):
+        Frequencies(3)(torch.zeros(2, 2))
+
+
+@torch.no_grad()
+def test_blurred_frequencies_have_the_log_snr_of_the_paper() -> None:
+    blurred = diffusion()
+    u = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    of_map, _ = blurred.log_snr_map(u)
+    i = torch.arange(4).double() / 4
+    squares = math.pi**2 * (i[:, None].square() + i.square())
+    tau = 0.5 * 2.0**2 * torch.sin(math.pi * u / 2).square()
+    kept = 0.95 * torch.exp(-squares * tau[:, None, None]) + 0.05
+    known = 8.0 - 15.0 * u[:, None, None] + 2 * kept.log()
+    torch.testing.assert_close(of_map[:, 0], known)
+    assert blurred.num_cells == len(squares.unique())
+
+
+@torch.no_grad()
+def test_the_bound_is_on_the_density_of_the_images() -> None:
+    """And decoders read images: log p(x) is that of a Gaussian whose covariance the basis turns."""
+    blurred, x = diffusion(), data(300)
+    model = DiffusionModel(blurred, score(), event_shape=SHAPE)
+    C = torch.kron(cosine_basis(4), cosine_basis(4))
+    covariance = C.mT @ torch.diag(variances().flatten()) @ C
+    # p(x | y_ε) of all pixels at once: exact for these data, where one of single pixels is not
+    v = math.exp(-8.0)
+    mean = C.mT @ torch.full((16,), 0.2, dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(mean, covariance)
+    log_p = law.log_prob(x.flatten(1))
+    found = bound(model, DiffusionGuide(blurred), x, draws=2)
+    gain = torch.linalg.solve(covariance + v * torch.eye(16), covariance)
+    spread = covariance - covariance @ gain
+    torch.manual_seed(0)
+    z = x.flatten(1) + math.sqrt(v) * normal(5, 300, 16)
+    posterior = torch.distributions.MultivariateNormal(mean + (z - mean) @ gain, spread)
+    reconstruction = posterior.log_prob(x.flatten(1))
+    gap = log_p - (reconstruction - found.prior_kl.mean - found.diffusion.mean)
+    error = float((log_p - reconstruction).std()) / math.sqrt(300)
+    known = score().baseline_kl(blurred.coordinates(x), 8.0)
+    assert found.diffusion.mean < float(known.mean())  # all of it, but for what is left at T
+    whole = log_p - reconstruction + known
+    assert abs(float(whole.mean())) < 4.5 * float(whole.std()) / math.sqrt(300)
+    assert abs(float(gap.mean())) < 6 * error + 0.05
+
+
+@torch.no_grad()
+def test_samples_are_images() -> None:
+    model = DiffusionModel(
+        diffusion(), score(), event_shape=SHAPE, sampler=ExponentialIntegrator(40)
+    )
+    torch.manual_seed(1)
+    x = model(batch_size=3000)
+    found = Frequencies()(x)
+    assert float((found.mean(0) - 0.2).abs().max() / variances().sqrt().max()) < 0.1
+    ratio = found.var(0) / variances()
+    assert float((ratio - 1).abs().max()) < 5 * math.sqrt(2 / 3000) + 0.1
+
+
+def test_networks_see_pixels() -> None:
+    seen = []
+
+    class Looking(nn.Module):
+        def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+            seen.append(inputs)
+            return inputs[:, :1]
+
+    network = CoordinateNetwork(Looking(), Frequencies(), told=1)
+    x, channel = normal(0, 2, *SHAPE), normal(1, 2, *SHAPE)
+    out = network(torch.cat([Frequencies()(x), channel], 1), torch.zeros(2))
+    torch.testing.assert_close(seen[0], torch.cat([x, channel], 1))
+    torch.testing.assert_close(out, Frequencies()(x))
+
+
+def test_raw_states_of_frequencies() -> None:
+    network = UNet(1, base=8, multipliers=(1,)).double()
+    raw = NoisePrediction(CoordinateNetwork(network, Frequencies()))
+    model = DiffusionModel(diffusion(), raw, score().default_likelihood(), event_shape=SHAPE)
+    terms = elbo_terms(model, DiffusionGuide(model.diffusion), data(8))
+    assert bool(terms.elbo.isfinite().all())
+
+
+def test_a_blurring_guide_is_trained(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "model": "digits",
+        "guide": "inference.guides.blurring:blurring",
+        "steps": 2,
+        "batch_size": 8,
+        "draws": 1,
+        "test_size": 16,
+        "num_samples": 4,
+        "sampler_steps": 2,
+        "figures": False,
+        "accelerator": "cpu",
+    }
+    train(**options, score="denoiser", run=tmp_path / "run")
+    assert load_trained(tmp_path / "run")[1].model.diffusion.transform.dims == 2
+    with pytest.raises(ValueError, match="whose levels are of pixels"):
+        train(**options, run=tmp_path / "other")
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(ValueError, match="expected more than"):
+        BlurClocks([1.0], width=2.0)
+    with pytest.raises(ValueError, match="images"):
+        blurring((3,))
