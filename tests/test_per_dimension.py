@@ -304,6 +304,20 @@ def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
     assert float(gap.mean()) == pytest.approx(0.0, abs=5e-3)
 
 
+@every_case
+@torch.no_grad()
+def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
+    """Without a control variate, in training's way."""
+    diffusion, x = CASES[name](), data(4000)
+    torch.manual_seed(0)
+    value, level = exact().diffusion_term(diffusion, x)
+    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = of_map.unsqueeze(1).expand(2, len(x), D)
+    rest = value - exact().baseline_kl(x, ends[0]) + exact().baseline_kl(x, ends[1])
+    assert abs(float(rest.mean())) < 4.5 * float(rest.std()) / math.sqrt(len(x))
+    assert -7.0 <= float(level.min()) < -6.9 and 7.9 < float(level.max()) <= 8.0
+
+
 @torch.no_grad()
 def test_the_end_decides_and_not_the_way_where_the_denoiser_is_exact() -> None:
     """Correlated data: ½ ∫ Σ_j E (x_j - x̂_j)² e^λ_j dλ_j = ½ log det(I + C V^-1), at both ends."""
