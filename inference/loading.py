@@ -99,8 +99,9 @@ def build_diffusion(
         max_log_snr: λ at ε, where the decoder takes over.
         min_log_snr: λ at T, to which the clock is scaled, also of a linear diffusion that does not
             take it; nominal for a nonlinear one.
-        num_variables, rank, learn_beta: for ``learned`` only: K (2), the rank of D (K) and whether
-            the clock is learned too.
+        num_variables: K, for ``learned`` (2) and for other guides that take it, such as ``hold``.
+        rank, learn_beta: for ``learned`` only: the rank of D (K), and whether the clock is learned
+            too.
         time_varying: for ``learned`` only: whether Q and D are learned as polynomials of time.
         learned_from: for ``learned`` only: the guide that it begins as, a name like ``name``.
         stationary_variance: for ``learned`` only: Σ_∞, a number, K variances or a K×K covariance.
@@ -137,6 +138,8 @@ def build_diffusion(
         given |= {"learn_beta": learn_beta or None, "time_varying": time_varying or None}
         given |= {"learned_from": learned_from}
         given |= {"stationary_variance": stationary_variance}
+        if takes(found, "num_variables") and num_variables is not None:
+            options["num_variables"] = given.pop("num_variables")
         if surplus := [f"--{key}" for key, value in given.items() if value is not None]:
             raise ValueError(
                 f"{', '.join(surplus)} is for --guide learned; {name} says itself what it is"

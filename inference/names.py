@@ -22,7 +22,7 @@ from typing import Any
 
 from models import MODELS
 from models.base import SCORES
-from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
+from pyro_mdm import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
 from pyro_mdm.support.checks import describe
 
 __all__ = [
@@ -48,6 +48,7 @@ GUIDES: dict[str, Any] = {
     "cld": CLD,
     "malda": MALDA,
     "alda": ALDA,
+    "hold": HOLD,
     "learned": LearnedDiffusion,
 }
 

@@ -68,8 +68,9 @@ class Guide:
     """The noising diffusion.
 
     Args:
-        guide: noising diffusion: vpsde, cld, malda, alda, learned, module:Name or file.py:Name.
-        num_variables: K of a learned guide, 2 by default.
+        guide: noising diffusion: vpsde, cld, malda, alda, hold, learned, module:Name or
+            file.py:Name.
+        num_variables: K of a learned guide, 2 by default, or of hold, 3 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
         time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of

@@ -10,7 +10,7 @@ from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.distribution import MDM
@@ -31,6 +31,7 @@ from pyro_mdm.scores.residual import ResidualScore
 __all__ = [
     "ALDA",
     "CLD",
+    "HOLD",
     "MALDA",
     "MDM",
     "MDM_ELBO",

@@ -6,6 +6,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from tests.problems import (
     DIFFUSIONS,
     ExactScore,
@@ -797,3 +798,24 @@ def test_what_carries_a_gradient_is_not_kept():
 
 def test_printing_names_the_settings():
     assert "num_variables=2, max_log_snr=13, min_log_snr=-9" in repr(CLD(min_log_snr=-9.0))
+
+
+@pytest.mark.parametrize("K", range(1, 9))
+def test_a_critically_damped_chain_of_any_order(K):
+    """All eigenvalues are -1, so exp(A τ) is e^-τ times a polynomial, and P is I - M Mᵀ."""
+    diffusion = HOLD(K, beta=ConstantBeta(1.0), horizon=12.0)
+    A = diffusion.unit_drift
+    known = [math.comb(K, k) for k in range(K + 1)]
+    np.testing.assert_allclose(np.poly(A.numpy()), known, rtol=1e-8)
+    assert torch.equal(diffusion.D.diagonal()[:-1], torch.zeros(K - 1, dtype=torch.float64))
+    s, N, M = 6.0, A + torch.eye(K), torch.zeros(K, K, dtype=torch.float64)
+    power = torch.eye(K, dtype=torch.float64)
+    for k in range(K):
+        M = M + power * s**k / math.factorial(k)
+        power = power @ N
+    M = math.exp(-s) * M
+    found = diffusion.transition(s)
+    torch.testing.assert_close(found.matrix, M, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.covariance, torch.eye(K) - M @ M.mT, rtol=1e-9, atol=1e-12)
+    if K == 2:
+        assert torch.equal(diffusion.Q, CLD().Q) and torch.equal(diffusion.D, CLD().D)

@@ -29,7 +29,7 @@ from pyro_mdm.diffusions.per_dimension import (
     SharedClock,
     TurnClocks,
 )
-from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
@@ -58,6 +58,7 @@ __all__ = [
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "HOLD",
     "MALDA",
     "Marginal",
     "NonlinearDiffusion",

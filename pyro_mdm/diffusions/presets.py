@@ -7,6 +7,7 @@ to Get Back", ICLR 2023.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pyro_mdm.diffusions.clocks import LearnedBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 
-__all__ = ["ALDA", "CLD", "LearnedDiffusion", "MALDA", "VPSDE"]
+__all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
 
 
 class VPSDE(LinearDiffusion):
@@ -107,6 +108,45 @@ class ALDA(LinearDiffusion):
             [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, psi * r]],
             **options,
         )
+
+
+class HOLD(LinearDiffusion):
+    r"""High-order Langevin diffusion, a critically damped chain x ↔ v_1 ↔ … ↔ v_{K-1} of any order.
+
+        Q = Σ_i γ_i (E_{i+1,i} - E_{i,i+1}),    D = diag(0, …, 0, K),    Σ_∞ = I
+
+    with the couplings γ at which all K eigenvalues of A_0 are -1: the chain returns to rest as fast
+    as it can without ringing. Noise enters the last variable, so paths of x have K - 2 derivatives.
+    For K = 2 it is :class:`CLD`.
+
+    Args:
+        num_variables: K, the order of the chain, at least 1.
+        options: keyword arguments of :class:`LinearDiffusion`.
+
+    Source: Shi & Liu, "Generative Modelling with High-Order Langevin Dynamics", 2024, whose HOLD++
+    is critically damped for K = 3. For any K: the γ_i² are ratios of the first column of Routh's
+    array of (μ + 1)^K, which Schwarz's form of a polynomial has.
+    """
+
+    def __init__(self, num_variables: int = 3, **options: Any) -> None:
+        K = num_variables
+        check_count("num_variables", K, "the number K of variables, the data among them")
+        Q, D = torch.zeros(2, K, K, dtype=torch.float64)
+        for i, square in enumerate(_critical_couplings(K)):
+            Q[i, i + 1], Q[i + 1, i] = -math.sqrt(square), math.sqrt(square)
+        D[-1, -1] = K
+        super().__init__(Q, D, **options)
+
+
+def _critical_couplings(K: int) -> list[Fraction]:
+    """γ_1², …, γ_{K-1}² of a chain damped by K at its end whose polynomial is (μ + 1)^K."""
+    rows = [[Fraction(math.comb(K, k)) for k in range(first, K + 1, 2)] for first in (0, 1)]
+    while len(rows) <= K:
+        above, last = rows[-2] + [Fraction(0)], rows[-1] + [Fraction(0)]
+        ratio = above[0] / last[0]
+        rows.append([above[k + 1] - ratio * last[k + 1] for k in range(len(above) - 2)])
+    first = [row[0] for row in rows[: K + 1]]
+    return [first[i + 1] / first[i - 1] for i in range(K - 1, 0, -1)]
 
 
 SMALLEST = 1e-3
