@@ -198,6 +198,16 @@ def test_guides_by_dimension_are_trained_and_looked_at(tmp_path: Path) -> None:
         assert diffusion.maps and diffusion.num_cells == 2
 
 
+def test_state_dicts_of_before_maps_are_loaded() -> None:
+    for maps in (False, True):
+        score = Denoiser(Silent(3), MEAN, VARIANCE, maps=maps)
+        assert ("maps" in score.settings()) == maps
+        again = Denoiser(Silent(3), MEAN, VARIANCE, maps=maps)
+        again.load_state_dict(score.state_dict())
+        with pytest.raises(RuntimeError, match="maps"):
+            Denoiser(Silent(3), MEAN, VARIANCE, maps=not maps).load_state_dict(score.state_dict())
+
+
 def test_network_of_vectors() -> None:
     score = Denoiser.fit(MLP(4, out_features=2), normal(0, 50, 2).float(), maps=True)
     found = score.x_hat(torch.zeros(3, 2), torch.tensor([[1.0, 2.0]]))

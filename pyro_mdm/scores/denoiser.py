@@ -53,6 +53,12 @@ class DenoiserScore(Score):
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
+    def settings(self) -> dict[str, Any]:
+        own = super().settings()
+        if not self.maps:
+            own.pop("maps", None)  # as state dicts of earlier versions have it
+        return own
+
     @property
     def training_maps(self) -> MapLaw | None:
         """The law of the maps at which :meth:`diffusion_term` is estimated in training mode.
