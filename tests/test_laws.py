@@ -31,7 +31,7 @@ from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import chain_kl
-from tests.problems import DIFFUSIONS
+from tests.problems import DISTINCT
 from tests.test_elbo import (
     DIMS,
     MEAN,
@@ -44,7 +44,7 @@ from tests.test_elbo import (
 )
 
 diffusions = pytest.mark.parametrize(
-    "make", [factory for _, factory in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+    "make", [factory for _, factory in DISTINCT], ids=[name for name, _ in DISTINCT]
 )
 
 
