@@ -140,7 +140,9 @@ def test_weak_order(make, make_sampler, steps, order, bound):
         assert f < bound
 
 
-@every_diffusion
+@pytest.mark.parametrize(
+    "make", [make for _, make in DISTINCT[::2]], ids=[name for name, _ in DISTINCT[::2]]
+)
 def test_samplers_reach_the_law_of_noised_data(make):
     """From the prior to y_ε: what is left is the prior's own mismatch with q(y_T)."""
     diffusion = make()
@@ -246,21 +248,21 @@ def test_the_score_is_called_as_promised(sampler, event_shape):
     assert not y.requires_grad
 
 
-class Smooth:
-    """Of no data; quick, and of both signs."""
+class Linear:
+    """Of no data, and quick."""
 
     dtype = torch.float64
 
     def __call__(self, y: Tensor, s: Tensor) -> Tensor:
-        return (2 * y).sin() - 1.5 * y
+        return -y
 
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-        return y[:, 0].tanh()
+        return y[:, 0] / 2
 
 
 @every_sampler
 def test_the_generator_decides_and_precision_is_respected(sampler):
-    diffusion, score = CLD(), Smooth()
+    diffusion, score = CLD(), Linear()
     draw = [sampler(diffusion, score, (4, 2, 1), generator(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
