@@ -25,6 +25,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
         patch.setattr(report, name, lambda *arguments: None)
     patch.setattr(report, "POINTS", 8)
     patch.setattr(report, "SAMPLES", 2)
+    patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(report.sample, "picture", _picture)
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))
