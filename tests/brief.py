@@ -17,14 +17,15 @@ STEPS = 2
 """Of a sampler, at most."""
 
 
-def be_brief(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone."""
+def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
+    """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
     from inference import environment, report
 
-    for name in ("draw_training", "draw_end"):
+    for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
     patch.setattr(report, "POINTS", 8)
     patch.setattr(report, "SAMPLES", 2)
+    patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(report.sample, "picture", _picture)
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))

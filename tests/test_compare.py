@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from inference.checkpoints import Checkpoint
@@ -60,6 +61,18 @@ class Wide(Tiny):
 class Moved(Tiny):
     shift = 0.6
 """
+
+
+@pytest.fixture(autouse=True)
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a comparison holds nothing, but in tests that ask for ``drawn``."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("inference.compare.comparison_figure", lambda *a, **b: Figure())
+
+
+@pytest.fixture
+def drawn() -> None:
+    """The picture is that of the comparison."""
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +381,7 @@ def test_the_numbers_are_saved_before_the_picture_is_made(
 
 
 def test_one_run_alone_has_its_bound_and_no_difference(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], drawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = compare([runs["cld"]], None, draws=2, out=tmp_path / "out")
     assert list(found.estimates) == ["cld"] and found.differences == ()
@@ -397,7 +410,11 @@ def test_different_ends_of_log_snr_are_warned_of(
 
 @pytest.mark.parametrize("number", [2, 7, 21])
 def test_many_runs_fit_the_terminal_and_the_figure(
-    runs: dict[str, Path], tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path],
+    drawn: None,
+    tmp_path: Path,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folders = []
     for i in range(number):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import statistics
@@ -355,10 +356,11 @@ def test_movement_is_read_from_what_the_runs_wrote(tmp_path: Path) -> None:
 def test_every_guide_of_a_table_is_one(table: str) -> None:
     cells = list(TABLES[table].cells())
     assert len({cell.name for cell in cells}) == len(cells)
+    names = ("num_variables", "min_log_snr", "learned_from")
+    build = functools.cache(functools.partial(build_diffusion, max_log_snr=9.0))
     for cell in cells:
-        names = ("num_variables", "min_log_snr", "learned_from")
         options = {k: v for k, v in cell.options.items() if k in names}
-        diffusion = build_diffusion(cell.options["guide"], max_log_snr=9.0, **options)
+        diffusion = build(cell.options["guide"], **options)
         if cell.guide.endswith("_at_time"):
             assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-6)
             assert cell.options["decoder"] == "joint_tweedie"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.optimize import brentq
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from inference.cli import command_line
 from inference.inspect import figure, inspect, look, prior_kl_curve, table
 from inference.loading import build
 from inference.runs import Run, RunError
@@ -24,7 +24,6 @@ from tests.problems import normal
 from tests.processes import Program, finish
 from tests.test_programs import run_program
 
-ROOT = Path(__file__).parent.parent
 DATA = 0.8 * normal(1, 300, 2) @ torch.tensor([[1.0, 0.4], [0.0, 0.9]]).double() + 0.3
 
 TOO_FAST = """
@@ -249,8 +248,12 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             assert image.size[0] == 1650
         with pytest.raises(SystemExit, match="exists; give another --out, or --overwrite"):
             run_program("inspect", *words)
-        run_program("inspect", *words, "--overwrite", "true", "--min_log_snr", -7)
-        capsys.readouterr()
+        patch.setattr("inference.inspect.figure", lambda *arguments: Figure())
+        before = Path("inspect-toy-cld-learned.png").read_bytes()
+        again = (*words, "--overwrite", "true", "--min_log_snr", -7)
+        command_line(inspect, [str(word) for word in again])
+        assert Path("inspect-toy-cld-learned.png").read_bytes() != before
+        assert "log SNR at T" in capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0].startswith("toy: 1000 test data, 2 dims")
     assert lines[2].endswith("3, 1")
@@ -260,9 +263,12 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert row.split()[-1] == "-10"  # as inference.train would cut a learned diffusion
 
 
-def test_the_diffusion_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_diffusion_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from inference.checkpoints import Checkpoint
 
+    monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
     settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
     settings |= {"holdout": False, "learn_beta": False}
     settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
@@ -278,10 +284,11 @@ def test_the_diffusion_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
         inspect(f"run:{tmp_path}", model="toy", out=tmp_path / "other.png")
 
 
-def test_its_name_hides_nothing_of_the_standard_library() -> None:
-    code = "import inference.inspect, inspect; print(inspect.signature(inference.inspect.look))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+def test_its_name_hides_nothing_of_the_standard_library(tmp_path: Path) -> None:
+    """Also not where the program runs, which finds the module anew."""
+    (tmp_path / "script.py").write_text(
+        "import sys; del sys.modules['inspect']\n"
+        "import inference.inspect, inspect; print(inspect.signature(inference.inspect.look))"
     )
-    assert "diffusion" in done.stdout
+    assert "diffusion" in finish(Program(str(tmp_path / "script.py")))
     assert "--guide" in finish(Program("inference.inspect", "--help"))

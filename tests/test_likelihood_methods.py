@@ -76,22 +76,23 @@ def test_importance_weights_give_the_density_of_the_chain(make) -> None:
     """On average the mean weight is p_grid(x), and its log below it, less so with more paths."""
     model, guide = programs(make(), denoiser(), dims=1)
     x = data(24, dims=1)
-    times = model.diffusion.log_snr_grid(33)
+    times = model.diffusion.log_snr_grid(17)
     truth = chain_log_prob(model, times, x)
-    found = importance_weighted(model, guide, x, samples=200, times=times)
+    found = importance_weighted(model, guide, x, samples=360, times=times)
     relative = (found.per_datum - truth).exp() - 1  # of the mean weight, unbiased
     error = float((relative + 1).square().mul(found.per_datum_error.square()).sum().sqrt()) / 24
     assert error < 0.03 and abs(float(relative.mean())) < 8 * error
     few = importance_weighted(model, guide, x, samples=4, times=times)
     assert found.bound.mean < few.mean < float(truth.mean())
-    assert found.network_calls == 200 * 32
+    assert found.network_calls == 360 * 16
 
 
 @every
 def test_the_flow_gives_the_density_of_gaussian_data(make) -> None:
     model, guide = programs(make(), denoiser())
+    model.requires_grad_(False)  # or each velocity has a graph
     x = data(8)
-    found = probability_flow(model, guide, x, solver=Solver(rtol=1e-4, atol=1e-4))
+    found = probability_flow(model, guide, x, solver=Solver(rtol=2e-4, atol=2e-4))
     end = model.diffusion.terminal  # what mismatch the prior has there
     assert float(end.mean.detach().square().sum()) < 0.02
     torch.testing.assert_close(found.per_datum, true_log_prob(x), atol=0.04, rtol=0)
@@ -289,8 +290,9 @@ def test_log_prob_of_a_model_is_a_function_of_x(make) -> None:
     slope = (MEAN - x) / VARIANCE
     repeated = x.repeat(300, 1).requires_grad_()
     for method, options in {"elbo": {}, "importance": {"times": 17}}.items():
+        once, again = (model.log_prob(x, method=method, seed=2, **options) for _ in range(2))
+        assert torch.equal(once, again)
         found = model.log_prob(repeated, method=method, seed=2, **options)
-        assert torch.equal(found, model.log_prob(repeated, method=method, seed=2, **options))
         (gradient,) = torch.autograd.grad(found.sum(), repeated)
         draws = found.detach().reshape(300, 3)
         error = draws.std(0) / math.sqrt(300)
@@ -300,6 +302,8 @@ def test_log_prob_of_a_model_is_a_function_of_x(make) -> None:
             each = gradient.reshape(300, 3, DIMS)
             off = (each.mean(0) - slope).abs()
             assert bool((off < 6 * each.std(0) / math.sqrt(300) + 0.05).all())
+    if make is DIFFUSIONS["rank1"]:  # whose flow is known by a test above, and slow
+        return
     point = x.clone().requires_grad_()
     flow = model.log_prob(point, method="flow", solver=Solver(rtol=1e-4, atol=1e-4))
     (gradient,) = torch.autograd.grad(flow.sum(), point)
@@ -335,7 +339,9 @@ def test_log_prob_of_weights_is_the_log_of_their_mean() -> None:
 
 @pytest.mark.parametrize("make", [VPSDE, CLD, lambda **o: LearnedDiffusion(2, **o)])
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
-def test_the_divergence_of_a_score_is_that_of_its_jacobian(make, kind: str) -> None:
+def test_the_divergence_of_a_score_is_that_of_its_jacobian(
+    make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     diffusion = make(max_log_snr=6.0)
     K, d = diffusion.num_variables, 3
@@ -357,9 +363,18 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(make, kind: str) -> N
         torch.testing.assert_close(
             found[i], jacobian.reshape(K * d, -1).trace(), rtol=1e-7, atol=1e-6
         )
-    draws = torch.stack([bound.with_divergence(y, s, Simulation(probes=1))[1] for _ in range(200)])
-    error = draws.std(0) / math.sqrt(200)
-    assert bool(((draws.mean(0) - found).abs() < 6 * error).all())
+
+    def every_sign(shape: tuple[int, ...], law: str, like: Tensor) -> Tensor:
+        numbers = math.prod(shape[1:])
+        signs = 2.0 * (torch.arange(shape[0])[:, None] // 4 >> torch.arange(numbers) & 1) - 1
+        return signs.reshape(shape).to(like)
+
+    # each vector of signs is as probable as any other, and over all of them the mean is exact
+    monkeypatch.setattr("pyro_mdm.diffusions.divergence._probe", every_sign)
+    number = 2 ** (K * d)
+    many = own_node(y.detach().repeat(number, 1, 1))
+    by_probe = bound.with_divergence(many, s.repeat(number), Simulation(probes=1))[1]
+    torch.testing.assert_close(by_probe.reshape(number, 4).mean(0), found)
 
 
 def test_near_the_data_probes_leave_what_is_known_alone() -> None:

@@ -41,6 +41,7 @@ from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import MLP
 from pyro_mdm.plots import figures
+from tests.brief import be_brief
 from tests.test_programs import Stopped as Killed
 from tests.test_programs import assert_same_run, last_line, run_program, stop_after
 from tests.test_training import objective
@@ -185,8 +186,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mine: str) -> dict[str, Path]
     root = tmp_path_factory.mktemp("runs")
     common: dict[str, Any] = {"draws": 2, "num_samples": 4, "sampler_steps": 8, "steps": 2}
     common |= {"measure_every": 2, "checkpoint_every": 2, "accelerator": "cpu"}
-    train(f"{mine}:Points", "cld", run=root / "linear", figures=False, **common)
-    train(f"{mine}:Points", f"{mine}:learned", run=root / "learned", log_every=2, **common)
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch, figures=True)
+        train(f"{mine}:Points", "cld", run=root / "linear", figures=False, **common)
+        train(f"{mine}:Points", f"{mine}:learned", run=root / "learned", log_every=2, **common)
     return {"linear": root / "linear", "learned": root / "learned"}
 
 
@@ -215,6 +218,8 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
     table = pd.read_csv(tmp_path / "whole" / "metrics.csv")
     assert bool(np.isfinite(table[table.part == "objective"].bits_per_dim).all())
 
+    if guide in ("Pull", "ready"):
+        return
     capsys.readouterr()
     run_program("evaluate", tmp_path / "whole", "--draws", 2, "--accelerator", "cpu")
     text = capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference import names, report, sample
+from inference import names, sample
 from inference.loading import build, load_trained
 from inference.options import Training
 from inference.runs import Run
@@ -77,15 +77,8 @@ class PerDimension(Gaussian):
 """
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_training", "draw_end"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
-    monkeypatch.setattr(report, "POINTS", 8)
-
-
 @pytest.fixture
-def options(tmp_path: Path) -> dict[str, Any]:
+def options(tmp_path: Path, few_pictures: None) -> dict[str, Any]:
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "own.py").write_text(OWN)
     return {

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from inference import OPENMP_WAITING
 from pyro_mdm import __main__
+from tests.processes import Program, finish
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = metadata.packages_distributions()
@@ -178,50 +179,47 @@ def test_only_pictures_need_more_than_the_library_installs(described):
         assert 'pip install "pyro-mdm[plots]"' in message
 
 
-def test_a_broken_matplotlib_is_not_called_absent():
-    program = (
-        "import sys; sys.modules['PIL'] = None\n"  # what matplotlib imports, not what it is
+def test_a_broken_matplotlib_is_not_called_absent(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "for name in [*sys.modules]:\n"  # as if nothing had drawn yet
+        "    if name.startswith(('PIL', 'matplotlib', 'pyro_mdm.plots')):\n"
+        "        del sys.modules[name]\n"
+        "sys.modules['PIL'] = None\n"  # what matplotlib imports, not what it is
         "try:\n"
         "    import pyro_mdm.plots.figures\n"
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert "PIL" in done.stdout and "plots" not in done.stdout, done.stderr
+    said = finish(Program(str(tmp_path / "script.py")))
+    assert "PIL" in said and "plots" not in said
 
 
-def test_wheel_works_elsewhere(wheel, tmp_path):
+def test_wheel_works_elsewhere_and_its_command_says_where_the_programs_are(wheel, tmp_path):
+    """``pyro-mdm train``, as pip makes it for what lies in the folder, after a use of it."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import pyro_mdm, torch\n"
+        "import sys; sys.path[0] = sys.argv.pop(1)\n"
+        "import pyro_mdm\n"
         "print(pyro_mdm.__file__)\n"
-        "print(float(pyro_mdm.CLD().log_snr(0.5)))\n"
+        "print(float(pyro_mdm.CLD().log_snr(0.5)), flush=True)\n"
+        "from pyro_mdm.__main__ import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(site)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    place, value = done.stdout.split()
-    assert Path(place).is_relative_to(site)
-    assert -20.0 < float(value) < 20.0
-
-
-# -- the command pyro-mdm --------------------------------------------------------------------------
-
-
-def command(place: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """``pyro-mdm``, as pip makes it for what lies in ``place``, called in ``folder``."""
-    program = (
-        "import sys; sys.path[0] = sys.argv.pop(1); from pyro_mdm.__main__ import main; main()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, str(place), *words],
-        cwd=folder,
+        [sys.executable, "-c", program, str(site), "train"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 1, done.stderr
+    place, value = done.stdout.split()
+    assert Path(place).is_relative_to(site)
+    assert -20.0 < float(value) < 20.0
+    assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr
+
+
+# -- the command pyro-mdm --------------------------------------------------------------------------
 
 
 def test_the_command_is_installed_under_its_name(wheel):
@@ -292,10 +290,3 @@ def test_the_command_lists_the_programs_and_knows_no_other(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         __main__.main()
     assert "did you mean train?" in capsys.readouterr().err
-
-
-def test_the_command_of_a_wheel_says_where_the_programs_are(wheel, tmp_path):
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    done = command(tmp_path / "site", tmp_path, "train")
-    assert done.returncode == 1
-    assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr

@@ -88,7 +88,7 @@ def test_the_bound_of_an_exact_score_is_the_likelihood(options):
 
 def test_reported_errors_are_those_of_other_noise():
     x = data(64, 2)
-    model, guide = programs(simulated())
+    model, guide = programs(simulated(step_size=1 / 16))
     found = [log_likelihood(model, guide, x, draws=16, seed=s) for s in range(16)]
     spread = torch.tensor([f.mean for f in found]).std()
     reported = torch.tensor([f.monte_carlo_error for f in found]).mean()
@@ -130,7 +130,9 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
     x = data(64, 6)
     pairs = {"a": programs(linear(), 0.3), "b": programs(linear(), 0.31)}
     alone = compare(pairs, x, half_width=0.25 / math.sqrt(2), draws=4000)
-    found = compare(pairs | {"c": programs(simulated(), 0.3)}, x, half_width=0.25, draws=4000)
+    found = compare(
+        pairs | {"c": programs(simulated(step_size=1 / 16), 0.3)}, x, half_width=0.25, draws=4000
+    )
     assert found.differences[0].bits_per_dim == alone.differences[0].bits_per_dim
     mixed = found.differences[1]
     assert mixed.monte_carlo_error > 3 * alone.differences[0].monte_carlo_error
@@ -139,13 +141,14 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
 
 def test_it_stops_when_bounds_and_differences_are_known():
     x = data(64, 4)
-    pairs = {"a": programs(simulated()), "b": programs(simulated(), 0.3)}
+    diffusion = simulated(step_size=1 / 16)
+    pairs = {"a": programs(diffusion), "b": programs(diffusion, 0.3)}
     found = compare(pairs, x, draws=4000, half_width=0.2)
     widths = [1.96 * e.monte_carlo_error / BITS for e in found.estimates.values()]
     widths += [1.96 * d.monte_carlo_error for d in found.differences]
     assert found.reached == (max(widths) <= 0.2) and max(widths) < 1.4 * 0.2
     calls = [e.network_calls for e in found.estimates.values()]
-    assert calls[0] == calls[1] < 4000 * 64
+    assert calls[0] == calls[1] < 4000 * 32
     assert not compare(pairs, x, draws=16, half_width=1e-4).reached
 
 

@@ -45,8 +45,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("control_variate", [True, False], ids=["baseline", "alone"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "control_variate"),
+    # alone nothing is predicted, and "some" is drawn as "few" is
+    [*((case, True) for case in CASES), ("all", False), ("few", False)],
+)
 def test_error_of_a_bound(case: str, control_variate: bool) -> None:
     """With a log-determinant that varies with the datum too, as that of dequantized data does.
 
@@ -70,7 +73,7 @@ def test_error_of_a_bound(case: str, control_variate: bool) -> None:
     assert 0.65 < dequantized < 1.8
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["all", "few"])
 def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
     """One denoiser under two diffusions whose ends differ, on the same data at the same noise."""
     n, options, _ = CASES[case]
@@ -89,7 +92,7 @@ def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
 
 def test_stopping_leaves_no_bias_where_tails_are_heavy() -> None:
     """Lognormal integrands, σ = 1.5: a rule that looks at its own draws is 3% low (σ = 2: 5%)."""
-    found = [lognormal(1.5, seed) for seed in range(200)]
+    found = [lognormal(1.5, seed) for seed in range(150)]
     off, error = torch.tensor([f[:2] for f in found], dtype=torch.float64).mT
     assert abs(float(off.mean())) < 5 * float(off.std()) / math.sqrt(len(off))
     assert float(off.std()) / math.sqrt(len(off)) < 0.006  # so that 3% would show

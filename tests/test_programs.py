@@ -41,6 +41,7 @@ from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
+from tests.brief import be_brief
 from tests.processes import Program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")  # ``trained`` has them
@@ -105,17 +106,26 @@ def options(tiny: str) -> dict[str, Any]:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     """A finished run of the learned diffusion; tests only read it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(
-        tiny,
-        run=folder,
-        draws=2,
-        num_samples=4,
-        sampler_steps=4,
-        log_every=2,
-        measure_every=3,
-        checkpoint_every=2,
-        accelerator="cpu",
-    )
+    drawn = report.draw_training
+
+    def at_the_end(*arguments: Any) -> None:  # tests/test_report.py has the figures on the way
+        if arguments[-1] == 6:
+            drawn(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch, figures=True)
+        patch.setattr(report, "draw_training", at_the_end)
+        train(
+            tiny,
+            run=folder,
+            draws=2,
+            num_samples=4,
+            sampler_steps=4,
+            log_every=2,
+            measure_every=3,
+            checkpoint_every=2,
+            accelerator="cpu",
+        )
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from inference import report
 from inference.loading import load_trained
 from inference.runs import Run
 from inference.train import train
+from tests.brief import be_brief
 
 PROBLEM = """
 import torch
@@ -74,6 +76,14 @@ OPTIONS: dict[str, Any] = {
     "checkpoint_every": 4,
     "accelerator": "cpu",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples() -> Iterator[None]:
+    """In all figures, those of the run that several tests look at too."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch, figures=True)
+        yield
 
 
 @pytest.fixture(scope="module")

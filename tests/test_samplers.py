@@ -120,17 +120,16 @@ ORDERS = {  # how it is made, steps, order, largest error
 }
 
 
-def two_of_four() -> list:
-    """Every diffusion with two of the samplers, of which the first ones change with the last."""
+def one_of_four() -> list:
+    """Every diffusion with one of the samplers, and each of them with many diffusions."""
     names = list(ORDERS)
     return [
-        pytest.param(make, *ORDERS[names[k]], id=f"{names[k]}-{name}")
+        pytest.param(make, *ORDERS[names[i % 4]], id=f"{names[i % 4]}-{name}")
         for i, (name, make) in enumerate(DISTINCT)
-        for k in (i % 2, 2 + i % 2)
     ]
 
 
-@pytest.mark.parametrize(("make", "make_sampler", "steps", "order", "bound"), two_of_four())
+@pytest.mark.parametrize(("make", "make_sampler", "steps", "order", "bound"), one_of_four())
 def test_weak_order(make, make_sampler, steps, order, bound):
     """Doubling the steps divides the error by 2^order, and the error itself is small."""
     diffusion = make()
@@ -141,7 +140,9 @@ def test_weak_order(make, make_sampler, steps, order, bound):
         assert f < bound
 
 
-@every_diffusion
+@pytest.mark.parametrize(
+    "make", [make for _, make in DISTINCT[::2]], ids=[name for name, _ in DISTINCT[::2]]
+)
 def test_samplers_reach_the_law_of_noised_data(make):
     """From the prior to y_ε: what is left is the prior's own mismatch with q(y_T)."""
     diffusion = make()
@@ -170,9 +171,8 @@ def test_splitting_without_data_leaves_the_stationary_law():
 @pytest.mark.parametrize(
     ("make", "sampler"),
     [
-        pytest.param(make, sampler, id=f"{name}-{sampler}")
-        for i, (name, make) in enumerate(DISTINCT)
-        for sampler in SAMPLERS[i % 2 :: 2]
+        pytest.param(make, SAMPLERS[(i + 2) % 4], id=f"{name}-{SAMPLERS[(i + 2) % 4]}")
+        for i, (name, make) in enumerate(DISTINCT)  # another than in test_weak_order
     ],
 )
 def test_draws_have_the_propagated_moments(make, sampler):
@@ -187,7 +187,7 @@ def test_draws_have_the_propagated_moments(make, sampler):
 
 @pytest.mark.parametrize(
     ("make", "sampler"),
-    [(VPSDE, Ancestral(512)), (CLD, Splitting(128, order=2)), (ALDA, Ancestral(512))],
+    [(VPSDE, Ancestral(192)), (CLD, Splitting(96, order=2)), (ALDA, Ancestral(192))],
 )
 def test_mixtures_are_sampled(make, sampler):
     """Three components in two dimensions, one of them thin: moments and weights of z at ε."""
@@ -248,10 +248,21 @@ def test_the_score_is_called_as_promised(sampler, event_shape):
     assert not y.requires_grad
 
 
+class Linear:
+    """Of no data, and quick."""
+
+    dtype = torch.float64
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return -y
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        return y[:, 0] / 2
+
+
 @every_sampler
 def test_the_generator_decides_and_precision_is_respected(sampler):
-    diffusion, data = CLD(), scalar()
-    score = ExactScore(data, diffusion)
+    diffusion, score = CLD(), Linear()
     draw = [sampler(diffusion, score, (4, 2, 1), generator(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])

@@ -60,7 +60,7 @@ def test_the_size_of_a_batch_changes_no_sample(sampler: str, points: DiffusionMo
     whole = sample.draw(points, 50, batch_size=50, **options)
     # matrices of other sizes are multiplied in another order
     near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
-    for n, size in ((50, 7), (50, 16), (20, 20), (33, 32)):
+    for n, size in ((30, 7), (20, 20), (33, 32)):  # and 16 below
         some = sample.draw(points, n, batch_size=size, **options)
         torch.testing.assert_close(some, whole[:n], **near)
     first, second = (

@@ -18,12 +18,20 @@ from pyro_mdm import ALDA, CLD
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, unfold
 from pyro_mdm.samplers.grids import information_grid
-from tests.problems import DIFFUSIONS, ExactScore, GaussianMixture, gaussian, learned, normal
+from tests.problems import (
+    DIFFUSIONS,
+    DISTINCT,
+    ExactScore,
+    GaussianMixture,
+    gaussian,
+    learned,
+    normal,
+)
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
 every_diffusion = pytest.mark.parametrize(
-    "make", [make for _, make in DIFFUSIONS], ids=[name for name, _ in DIFFUSIONS]
+    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
 )
 various = ["vpsde", "cld", "alda", "cld_dockhorn", "learned_2", "learned_clock", "random_4"]
 various_diffusions = pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from inference.inspect import inspect
@@ -191,8 +192,9 @@ def test_a_wrong_target_noise_is_refused(
 
 
 def test_inspect_takes_it_for_learned_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
     out = tmp_path / "look.png"
     inspect("cld,learned", "toy", stationary_variance=TARGET_NOISE, out=out)
     rows = capsys.readouterr().out.splitlines()

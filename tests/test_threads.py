@@ -55,7 +55,9 @@ def test_the_library_sets_nothing() -> None:
 
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="no OpenMP")
 def test_the_runtime_of_a_program_has_it() -> None:
-    shown = run("-m", "inference.inspect", "--help", OMP_DISPLAY_ENV="VERBOSE").stderr
+    """Of what every program begins with, as tests/test_packaging.py sees of one that is run."""
+    script = "import inference, torch; torch.ones(9).sum()"
+    shown = run("-c", script, OMP_DISPLAY_ENV="VERBOSE").stderr
     if "GOMP_SPINCOUNT" not in shown:
         pytest.skip("not GCC's OpenMP")
     assert set(re.findall(r"GOMP_SPINCOUNT\s*=\s*'(\d+)'", shown)) == {"10000"}

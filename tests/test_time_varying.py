@@ -182,8 +182,16 @@ def held(matrix: Tensor) -> Field:
     return lambda s: matrix.expand(*s.shape, *matrix.shape)
 
 
-@pytest.mark.parametrize("make", [VPSDE, CLD, ALDA, lambda **o: chain(5, **o)])
-@pytest.mark.parametrize("options", [{}, {"min_log_snr": -8.0, "beta": LearnedBeta(knots=5)}])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (VPSDE, {}),
+        (ALDA, {}),
+        (lambda **o: chain(5, **o), {}),
+        (VPSDE, {"min_log_snr": -8.0, "beta": LearnedBeta(knots=5)}),
+        (CLD, {"min_log_snr": -8.0, "beta": LearnedBeta(knots=5)}),
+    ],
+)
 def test_of_constant_matrices_it_is_a_linear_diffusion(make: Any, options: Any) -> None:
     one = make(**copy.deepcopy(options)).requires_grad_(False)
     other = TimeVaryingDiffusion(

@@ -470,7 +470,7 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
         kills += 1
         assert not (run / "results.json").exists()
         words = ["--resume", str(run)]
-    finish(Program("inference.train", *words))
+    finish(Program("inference.train", *words, before=be_brief_here))
     assert_same(uninterrupted, run)
     assert len((run / "sessions.jsonl").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
@@ -494,7 +494,7 @@ def test_asked_to_stop_it_saves_and_exits(
     assert step < 200 and latest_checkpoint(run / "checkpoints").step == step
     assert objective(run).step.tolist() == list(range(1, step + 1))  # nothing is lost
     if number == signal.SIGTERM:
-        finish(Program("inference.train", "--resume", run))
+        finish(Program("inference.train", "--resume", run, before=be_brief_here))
         pd.testing.assert_frame_equal(objective(run), objective(uninterrupted), check_exact=True)
 
 
