@@ -97,7 +97,7 @@ def condition(
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     denoiser = _checked_denoiser(model.score_function)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    return DiffusionModel(
+    conditioned = DiffusionModel(
         model.diffusion,
         score,
         ConditionedLikelihood(model.likelihood),
@@ -106,6 +106,7 @@ def condition(
         times=model.times,
         plate=model.plate,
     )
+    return conditioned if model.training else conditioned.eval()
 
 
 class ConditionedDenoiser(DenoiserScore):
@@ -262,7 +263,8 @@ class ConditionedDenoiser(DenoiserScore):
             new.register_buffer(name, value)
         for name in ("fill", "trained_min", "trained_max"):
             new.register_buffer(name, getattr(self, name))
-        return new.train(self.training)
+        new.training = self.training  # of this alone: the network's mode is its own
+        return new
 
     def check_data(self, x: Tensor) -> None:
         """Raises ValueError for data that are not of the number, or not at the values, observed."""

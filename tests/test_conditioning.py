@@ -542,6 +542,31 @@ def test_parameters_are_those_of_the_model_and_are_trained() -> None:
     assert terms.elbo.shape == (12,)
 
 
+def test_the_mode_of_the_network_is_its_own() -> None:
+    """A model that is asked for numbers stays in evaluation mode, and a frozen part in its own."""
+    x = gaussian().sample(12, 1)
+    observed = torch.tensor([True, False, False, True])
+    for training in (True, False):
+        model = program(gaussian(), VPSDE(**ENDS)).train(training)
+        network = model.score_function.network
+        network.eval()
+        conditioned = condition(model, observed)
+        elbo_terms(conditioned, DiffusionGuide(model.diffusion), x)
+        assert conditioned.training is training and not network.training
+        bound(condition(model.eval(), observed), DiffusionGuide(model.diffusion), x)
+        assert not network.training and not model.training
+
+
+def test_a_shared_network_has_one_name_in_pyro() -> None:
+    """So that a program of both, the whole and the conditional model, steps it once."""
+    model = program(gaussian(), VPSDE(**ENDS))
+    conditioned = condition(model, torch.tensor([True, False, False, True]), torch.ones(D))
+    with pyro.poutine.trace(param_only=True) as capture:
+        model(batch_size=1)
+        conditioned(batch_size=1)
+    assert len(capture.trace.nodes) == len([*model.parameters()]) == 1
+
+
 def test_it_is_saved_with_one_network(tmp_path: Path) -> None:
     x = gaussian().sample(12, 1).float()
     network = MLP(features=2 * D, out_features=D, hidden=8)
