@@ -257,13 +257,10 @@ class ConditionedDenoiser(DenoiserScore):
         new = ConditionedDenoiser.__new__(
             ConditionedDenoiser, self.denoiser, observed, values, left_out
         )
-        nn.Module.__init__(new)
-        new.denoiser, new.event_shape, new.maps = self.denoiser, self.event_shape, True
-        for name, value in (("observed", observed), ("values", values), ("left_out", left_out)):
-            new.register_buffer(name, value)
-        for name in ("fill", "trained_min", "trained_max"):
-            new.register_buffer(name, getattr(self, name))
-        new.training = self.training  # of this alone: the network's mode is its own
+        made = new.__dict__["_given"]
+        new.__dict__.update(self.__dict__)  # modules and settings are shared, buffers are not
+        parts = {"observed": observed, "values": values, "left_out": left_out}
+        new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, **parts}}
         return new
 
     def check_data(self, x: Tensor) -> None:
