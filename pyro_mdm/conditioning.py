@@ -62,7 +62,7 @@ def condition(
     Args:
         model: whose score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its
             network answers as it was trained to: train it on maps with dimensions observed and left
-            out.
+            out (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
         observed: which dimensions are known, bool, (*event_shape); or (n, *event_shape) for n data
             that differ, and then every call is about n data, in this order (or several times
             these).
@@ -76,10 +76,11 @@ def condition(
     Raises:
         TypeError: a model whose score is no denoiser, or is conditioned already, or whose decoder
             is of no independent dimensions; masks that are not bool.
-        ValueError: a score that is not told maps; masks or values of another shape, a dimension
-            both observed and left out, none left to generate, observed values that are not finite
-            or not on the levels. On call: data that differ from the values, or another number of
-            them than masks and values are for; samples without values.
+        ValueError: a score that is not told maps, a diffusion of frequencies of the data; masks or
+            values of another shape, a dimension both observed and left out, none left to generate,
+            observed values that are not finite or not on the levels. On call: data that differ from
+            the values, or another number of them than masks and values are for; samples without
+            values.
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
@@ -96,6 +97,12 @@ def condition(
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     denoiser = _checked_denoiser(model.score_function)
+    if model.diffusion.transform is not None:
+        raise ValueError(
+            f"the states of {type(model.diffusion).__name__} hold "
+            f"{describe(model.diffusion.transform)} of the data, of which no coordinate is an "
+            "observed dimension; use a diffusion without a transform"
+        )
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
     conditioned = DiffusionModel(
         model.diffusion,

@@ -32,7 +32,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.conditioning import ConditionedDenoiser
-from pyro_mdm.diffusions import TurnClocks
+from pyro_mdm.diffusions import Frequencies, TurnClocks
 from pyro_mdm.evaluation import importance_weighted, probability_flow
 from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
 from pyro_mdm.networks import MLP
@@ -605,6 +605,11 @@ def test_what_cannot_be_conditioned() -> None:
         condition(condition(model, observed), observed)
     with refused(TypeError, "JointTweedie"):
         condition(program(gaussian(), diffusion, likelihood=JointTweedie()), observed)
+    blurring = PerDimensionDiffusion(
+        diffusion, block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
+    )
+    with refused(ValueError, "without a transform"):
+        condition(program(gaussian(), blurring), observed)
 
 
 def test_masks_and_values_are_checked() -> None:
