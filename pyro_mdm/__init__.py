@@ -4,6 +4,7 @@ The noising diffusion with its auxiliary variables is a guide, the reverse SDE i
 maximizes the evidence lower bound over both at once.
 """
 
+from pyro_mdm.conditioning import condition
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
@@ -62,5 +63,6 @@ __all__ = [
     "TimeVaryingLearnedDiffusion",
     "bits_per_dim",
     "bound",
+    "condition",
     "elbo_terms",
 ]

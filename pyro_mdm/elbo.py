@@ -34,6 +34,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
+from pyro_mdm.scores.base import of_counted
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.measured import TERMS, Measured, table
 
@@ -176,7 +177,7 @@ def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator
             _warn_of_order(name, model_trace, guide_trace)
             value = kl.prior + kl.diffusion
             if not decoder:
-                value = value + _start_entropy(guide_trace.nodes[name]["fn"])
+                value = value + _start_entropy(guide_trace.nodes[name]["fn"], site["fn"].score)
             yield _Term(site, -_scaled(value, site))
         else:
             yield _latent(name, model_trace, guide_trace)
@@ -363,19 +364,23 @@ def _scaled(value: Tensor, site: Any) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
-def _start_entropy(noising: Any) -> Tensor:
-    """H[q(y_ε | x)] - H[q(v_0)], 0-dim, nats, differentiable in the diffusion."""
+def _start_entropy(noising: Any, score: Any) -> Tensor:
+    """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
     if not noising.diffusion.closed_form:
         raise ValueError(
             f"decoder=False needs the entropy of y_ε given x, and {type(noising).__name__} has "
             "none in closed form; leave decoder out"
         )
     Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]
-    log_det = noising.diffusion.start.log_det.mean()  # over data dimensions, if they differ
+    log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
     if Sigma_v.shape[-1]:
-        log_det = log_det - torch.logdet(Sigma_v).mean()
+        log_det = log_det - torch.logdet(Sigma_v)
     each = 0.5 * (log_det + math.log(2 * math.pi) + 1)
-    return (noising.num_dims * each).to(noising.x.dtype)
+    counted = score.counts(noising.x)
+    if counted is None:
+        return (noising.num_dims * each.mean()).to(noising.x.dtype)
+    event = tuple(range(-noising.x_dim, 0))
+    return of_counted(each, counted).sum(event).to(noising.x.dtype)
 
 
 def elbo_terms(

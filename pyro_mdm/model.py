@@ -249,6 +249,7 @@ class DiffusionModel(Registered):
             )
         with torch.no_grad():
             check_resolution(self.diffusion.max_log_snr, x.dtype, float(x.square().mean()))
+            self.score_function.check_data(x)
 
 
 def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any = None) -> None:

@@ -50,7 +50,7 @@ class Registered(Restorable, nn.Module):
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            full = f"{_owner(parameter, self._pyro_name)}$$${name}"
+            full = _full_name(parameter, f"{self._pyro_name}$$${name}")
             stored = pyro.param(full, parameter)
             if stored._cdata != parameter._cdata:
                 raise RuntimeError(
@@ -60,11 +60,12 @@ class Registered(Restorable, nn.Module):
                 )
 
 
-def _owner(parameter: Tensor, name: str) -> str:
-    """The first program that registered a parameter names it: shared ones are stepped once."""
-    known = getattr(parameter, "_pyro_mdm_owner", None)
+def _full_name(parameter: Tensor, name: str) -> str:
+    """The first program that registered a parameter names it: shared ones are stepped once,
+    wherever in their programs they are."""
+    known = getattr(parameter, "_pyro_mdm_name", None)
     if known is None:
-        parameter._pyro_mdm_owner = known = name  # type: ignore[attr-defined]
+        parameter._pyro_mdm_name = known = name  # type: ignore[attr-defined]
     return str(known)
 
 

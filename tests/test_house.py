@@ -25,7 +25,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "program"),
     ("model",),
-    ("guide",),
+    ("guide", "conditioning"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("plots",),

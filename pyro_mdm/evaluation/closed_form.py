@@ -132,7 +132,12 @@ class ClosedFormComparison:
         event_dim = x.dim() - 1
         self.prior_kl = torch.stack(
             [
-                prior_kl(m.diffusion, m.diffusion.coordinates(x.double()), event_dim).cpu()
+                prior_kl(
+                    m.diffusion,
+                    m.diffusion.coordinates(x.double()),
+                    event_dim,
+                    m.score_function.counts(x),
+                ).cpu()
                 for m in self.models
             ]
         )
@@ -231,8 +236,8 @@ class ClosedFormComparison:
             bar.update(sum(self.calls) - before)
             if not self.share.has(i):
                 continue
-            chosen = draws.datum[part].to(self.x.device)
-            x = self.x[chosen]
+            datum = draws.datum[part].to(self.x.device)
+            x = self.x[datum]
             level, noise = draws.level[part].to(x.device), noise.to(x.device)
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
@@ -240,7 +245,7 @@ class ClosedFormComparison:
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                h = model.score_function.integrand(
+                h = model.score_function.for_rows(datum[here]).integrand(
                     model.diffusion,
                     model.diffusion.coordinates(x[here]),
                     level[here].clamp(*ends),
@@ -248,8 +253,8 @@ class ClosedFormComparison:
                 )
                 values[m, part[inside]] = h.double().cpu()
             if self.baseline is not None:
-                h0 = self.baseline.baseline_integrand(
-                    self.baseline_x[chosen], level, noise, self.clocks
+                h0 = self._baseline(datum).baseline_integrand(
+                    self.baseline_x[datum], level, noise, self.clocks
                 )
                 baseline[part] = h0.double().cpu()
         values = self.share.sum(values)
@@ -267,12 +272,12 @@ class ClosedFormComparison:
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
             if not self.share.has(i):
                 continue
-            x = self.x[data[part].to(self.x.device)]
-            noise = noise.to(x.device)
+            datum = data[part].to(self.x.device)
+            x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
                 diffusion = model.diffusion
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
-                law = model.likelihood(diffusion, model.score_function, y)
+                law = model.likelihood(diffusion, model.score_function.for_rows(datum), y)
                 found[m, part] = law.log_prob(x).double().cpu()
         return self.share.sum(found)
 
@@ -304,6 +309,12 @@ class ClosedFormComparison:
         shape = (n, K, *self.x.shape[1:])
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
+    def _baseline(self, datum: Tensor) -> DenoiserScore:
+        """That of these data (m,)."""
+        assert self.baseline is not None
+        found: Any = self.baseline.for_rows(datum)  # one of its kind
+        return found
+
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
         assert self.baseline is not None
@@ -327,7 +338,9 @@ class ClosedFormComparison:
             (torch.randperm(few, generator=self.generator) + 0.5) / few
         )
         noise = self._noise(few).to(x.device)
-        h0 = self.baseline.baseline_integrand(x, log_snr.to(x.device), noise, self.clocks)
+        rows = torch.arange(few, device=x.device)
+        at = log_snr.to(x.device)
+        h0 = self._baseline(rows).baseline_integrand(x, at, noise, self.clocks)
         h0 = self.share.first(h0.double().cpu())
         cell = cells(log_snr, self.edges)
         rest = h0 - (known / width)[torch.arange(few), cell]

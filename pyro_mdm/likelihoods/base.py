@@ -86,6 +86,18 @@ class DecoderDistribution(TorchDistribution):
         new._batch_shape = torch.Size(batch_shape)
         return new
 
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+        """log p(x_j), (*batch, *event_shape), nats, of independent dimensions; their sum is
+        ``log_prob``.
+
+        Raises:
+            NotImplementedError: dimensions that depend on each other, or unless overridden.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no log-probability for each dimension; see "
+            "log_prob_by_dimension"
+        )
+
     def check_event(self, value: Tensor) -> None:
         """Raises ValueError unless the last sizes of x are the event shape."""
         if value.shape[max(value.dim() - len(self.event_shape), 0) :] != self.event_shape:

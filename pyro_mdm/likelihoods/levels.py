@@ -38,6 +38,15 @@ class LevelDistribution(DecoderDistribution, ABC):
     def mean(self) -> Tensor:
         """(*batch, *event_shape)."""
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x), nats, summed over dimensions.
+
+        Raises:
+            ValueError: x off the levels.
+        """
+        terms = self.log_prob_by_dimension(value)
+        return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1)
+
     def _log_prob_shape(self, value: Tensor) -> torch.Size:
         self.check_event(value)
         return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
@@ -116,19 +125,18 @@ class LevelPosterior(LevelDistribution):
         return self._log_normalizer
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), nats, summed over dimensions.
+        """As of every distribution over levels; summed before it is rounded."""
+        return super().log_prob(value).to(self.dtype)
 
-        Raises:
-            ValueError: x off the levels.
-        """
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+        """log p(x_j), in the precision of the log-odds. Raises ValueError for x off the levels."""
         shape = self._log_prob_shape(value)
         prior, levels = self._tables()
         index = discrete.level_index(value, self.levels)
         columns = torch.arange(self._dims, device=index.device).reshape(self.event_shape)
         delta = levels[index] - self.centre
         odds = prior[columns, index] + (self.linear + self.quadratic * delta) * delta
-        terms = (odds - self.log_normalizer).expand(shape)
-        return terms.flatten(len(shape) - len(self.event_shape)).sum(-1).to(self.dtype)
+        return (odds - self.log_normalizer).expand(shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -181,12 +189,11 @@ class LevelCategorical(LevelDistribution):
         new._log_probs = self._log_probs.expand(new.batch_shape + tail)
         return new
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), nats, summed over dimensions. Raises ValueError for x off the levels."""
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+        """log p(x_j), nats. Raises ValueError for x off the levels."""
         shape = self._log_prob_shape(value)
         index = discrete.level_index(value, self.levels).expand(shape).unsqueeze(-1)
-        terms = self._log_probs.expand(*shape, -1).gather(-1, index).squeeze(-1)
-        return terms.flatten(len(shape) - len(self.event_shape)).sum(-1)
+        return self._log_probs.expand(*shape, -1).gather(-1, index).squeeze(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:

@@ -20,6 +20,7 @@ __all__ = [
     "PathKL",
     "PathLaw",
     "Self",
+    "check_counts_all",
     "checked_times",
     "gaussian_log_prob",
     "num_batch_dims",
@@ -157,6 +158,20 @@ def num_batch_dims(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> in
     if not 0 <= event_dim <= x.dim():
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least {event_dim} dims")
     return x.dim() - event_dim
+
+
+def check_counts_all(score: Any, y: Tensor, what: str) -> None:
+    """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count.
+
+    Args:
+        what: it is that would be of all of them.
+    """
+    first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
+    if score.counts(first) is not None:
+        raise ValueError(
+            f"{what} is a density of all dimensions together, and some are observed or left out "
+            "here; use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
+        )
 
 
 def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:

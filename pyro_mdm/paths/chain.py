@@ -16,7 +16,12 @@ from pyro_mdm.diffusions.posterior import posterior
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.paths.base import checked_times, gaussian_log_prob, white_log_prob
+from pyro_mdm.paths.base import (
+    check_counts_all,
+    checked_times,
+    gaussian_log_prob,
+    white_log_prob,
+)
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import for_data
 
@@ -83,9 +88,14 @@ class GenerativeChain(GenerativeLaw):
         return path.reshape(*lead, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p_θ(path), exact, (*batch), nats. One network call for all steps together."""
+        """log p_θ(path), exact, (*batch), nats. One network call for all steps together.
+
+        Raises:
+            ValueError: a score of which some dimensions are observed or left out.
+        """
         if self._validate_args:
             self._validate_sample(value)
+        check_counts_all(self.score, self.states(value)[0], "log p(path)")
         steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
         self._check_resolution(steps.resolution, value.dtype)
         states = self.states(value)

@@ -20,6 +20,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def density_bound(diffusion: Any, score: Score, y: Tensor) -> Tensor:
 
     Raises:
         NotImplementedError: a kind of diffusion that has no bound registered.
+        ValueError: a score of which some dimensions are observed or left out.
     """
     raise NotImplementedError(
         f"no bound is registered for {type(diffusion).__name__}; see density_bound"
@@ -59,6 +61,7 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
 @density_bound.register(LinearDiffusion)
 @density_bound.register(PerDimensionDiffusion)
 def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+    check_counts_all(score, y, "log p(y_ε)")
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
     u = randomness.low_discrepancy(len(y), y.device).clamp_min(1e-4)

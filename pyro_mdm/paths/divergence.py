@@ -16,6 +16,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import NoisingLaw, PathKL, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.scores.base import of_counted
 
 __all__ = [
     "chain_kl",
@@ -62,10 +63,16 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
     return kl.prior + kl.diffusion
 
 
-def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
-    """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats."""
-    if diffusion.maps:
-        return _prior_kl_by_dimension(diffusion, x, event_dim)
+def prior_kl(
+    diffusion: LinearDiffusion, x: Tensor, event_dim: int, counted: Tensor | None = None
+) -> Tensor:
+    """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats.
+
+    Args:
+        counted: which dimensions count, bool, broadcastable to x; None: all.
+    """
+    if diffusion.maps or counted is not None:
+        return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
     end, prior = diffusion.terminal, diffusion.prior_covariance
     K = diffusion.num_variables
     d = math.prod(x.shape[x.dim() - event_dim :])
@@ -76,14 +83,16 @@ def prior_kl(diffusion: LinearDiffusion, x: Tensor, event_dim: int) -> Tensor:
     return constant.to(x.dtype) + quadratic.to(x.dtype) * square
 
 
-def _prior_kl_by_dimension(diffusion: Any, x: Tensor, event_dim: int) -> Tensor:
+def _prior_kl_by_dimension(
+    diffusion: Any, x: Tensor, event_dim: int, counted: Tensor | None
+) -> Tensor:
     end, prior = diffusion.terminal, diffusion.prior_covariance
     trace = torch.linalg.solve(prior, end.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
     constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
     column = end.mean.unsqueeze(-1)
     quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
     each = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
-    return each.sum(tuple(range(-event_dim, 0)))
+    return of_counted(each, counted).sum(tuple(range(-event_dim, 0)))
 
 
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
@@ -103,9 +112,8 @@ def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     x = noising.x.reshape(-1, *noising.x_shape)
     values, log_snr = generative.score.diffusion_term(diffusion, x)
     shape = noising.batch_shape
-    return PathKL(
-        prior_kl(diffusion, noising.x, event_dim), values.reshape(shape), log_snr.reshape(shape)
-    )
+    prior = prior_kl(diffusion, noising.x, event_dim, generative.score.counts(noising.x))
+    return PathKL(prior, values.reshape(shape), log_snr.reshape(shape))
 
 
 def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
@@ -128,19 +136,20 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
         snr = diffusion.log_snr(generative.times).exp()
     shape = (n, *noising.event_shape[1:])
     terms = []
+    score, counted = generative.score.given(x), generative.score.counts(x)
     for i in range(N):
         noise, law = randomness.normal(shape, x.dtype, x.device), marginal.at(i)
         y = outer(law.mean, x, noising.x_dim)
         y = y + apply_matrix(law.scale_tril, noise, noising.x_dim)
         s = generative.times[i + 1].expand(n)
-        error = (x - generative.score.denoise(diffusion, y, s)).square()
+        error = of_counted((x - score.denoise(diffusion, y, s)).square(), counted)
         weight = (snr[i] - snr[i + 1]).to(x.dtype)
         if diffusion.maps:
             terms.append(0.5 * (weight * error).flatten(1).sum(1))
         else:
             terms.append(0.5 * weight * error.flatten(1).sum(1))
     return PathKL(
-        prior_kl(diffusion, noising.x, noising.x_dim),
+        prior_kl(diffusion, noising.x, noising.x_dim, generative.score.counts(noising.x)),
         torch.stack(terms).sum(0).reshape(noising.batch_shape),
         diffusion.terminal_log_snr.detach().expand(noising.batch_shape),
     )

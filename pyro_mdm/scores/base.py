@@ -29,6 +29,7 @@ __all__ = [
     "level_of",
     "map_channels",
     "noised",
+    "of_counted",
     "project",
     "rotated",
     "with_event_dims",
@@ -130,6 +131,30 @@ class Score(Restorable, ExactBuffers, ABC):
             G = check_dispersion(diffusion, diffusion.dispersion_matrix(s), y)
             found = divergence(added, y, G, how, create_graph=create_graph).value
         return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
+
+    # -- a part of the dimensions, and differences between data ------------------------------------
+
+    def counts(self, x: Tensor) -> Tensor | None:
+        """The dimensions whose probability is asked for, bool, broadcastable to data
+        x (*batch, *event_shape); None: all. See :func:`~pyro_mdm.condition`."""
+        return None
+
+    def given(self, x: Tensor) -> Score:
+        """The score where the entries that it is told are those of data x (*batch, *event_shape).
+
+        Itself, unless dimensions are observed.
+        """
+        return self
+
+    def for_rows(self, rows: Tensor) -> Score:
+        """The score of the data of these indices (m,), among those that it differs between.
+
+        Itself, unless what is observed differs from datum to datum.
+        """
+        return self
+
+    def check_data(self, x: Tensor) -> None:
+        """Raises ValueError for data (*batch, *event_shape) that it cannot be asked about."""
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The decoder p(x | y_ε) that fits this parameterization and costs no network call.
@@ -452,6 +477,11 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
     """A value per datum, (*batch), as (*batch, 1, …, 1); a map, (*batch, *event), as it is."""
     return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
+    """A value per dimension, (*batch, *event_shape), where the dimension counts, and else 0."""
+    return value if counted is None else torch.where(counted, value, 0)
 
 
 def check_fit(network: Any, train_x: Any) -> None:

@@ -17,7 +17,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.scores.base import Number, Score, check_fit, with_event_dims
+from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
 
@@ -93,19 +93,26 @@ class DenoiserScore(Score):
         """The baseline's E[x | z], like z. No network call."""
 
     @abstractmethod
-    def baseline_log_prob(self, x: Tensor) -> Tensor:
-        """log p_0(x), (*batch), nats, in float64."""
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """log p_0(x), (*batch), nats, in float64; or that of some dimensions.
+
+        Args:
+            x: data (*batch, *event_shape).
+            counted: which dimensions count, bool, broadcastable to x; None: all.
+        """
 
     @abstractmethod
-    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
-        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, in float64.
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
+        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, in float64; or that of some dimensions.
 
         Its derivative in λ is ½ e^λ E‖x - x̂_0‖²: the baseline's diffusion term over [λ_0, λ_1] is
         ``baseline_kl(x, λ_1) - baseline_kl(x, λ_0)``.
         """
 
     @abstractmethod
-    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
         """Some dimensions' part of the baseline's diffusion term between each λ and the next.
 
         Args:
@@ -114,6 +121,7 @@ class DenoiserScore(Score):
                 (S + 1, dims).
             dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
                 edge less that at the edge before.
+            counted: which of all dimensions count, bool, broadcastable to x; None: all.
 
         Returns:
             (n, S), nats, in float64.
@@ -198,9 +206,9 @@ class DenoiserScore(Score):
         if not low.requires_grad:
             return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
         with randomness.subset(len(x), 16, x.device) as (chosen, weight):
-            both = torch.cat([x, x[chosen]])
+            both = torch.cat([torch.arange(len(x), device=x.device), chosen])
             at = torch.cat([log_snr, low.detach().expand(len(chosen))])
-            found = self.integrand(diffusion, both, at)
+            found = self.for_rows(both).integrand(diffusion, x[both], at)
         values, boundary = found.split([len(x), len(chosen)])
         change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
         each = boundary.sum().detach() * (weight / len(x))
@@ -218,7 +226,11 @@ class DenoiserScore(Score):
             width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
             u = (diffusion.max_log_snr - level) / width
             return self._along_clocks(diffusion, x, u, noise) / width.to(x.dtype)
-        return self._error(x, self._noised(x, level, noise), level, self.x_hat)
+        return self._error(x, self._noised(x, level, noise), level, self._knowing(x).x_hat)
+
+    def _knowing(self, x: Tensor) -> DenoiserScore:
+        found: Any = self.given(x)  # one of its kind
+        return found
 
     def _along_clocks(
         self,
@@ -231,9 +243,10 @@ class DenoiserScore(Score):
         """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at the parts u (n,) of the way, (n,)."""
         log_snr, rate = diffusion.log_snr_map(u.clamp(0, 1))
         z = self._noised(x, log_snr, noise)
-        square = (x - (denoiser or self.x_hat)(z, log_snr.expand(x.shape))).square()
+        denoiser = denoiser or self._knowing(x).x_hat
+        square = (x - denoiser(z, log_snr.expand(x.shape))).square()
         weight = 0.5 * (rate * log_snr.exp()).to(x.dtype)
-        return (weight * square).flatten(1).sum(1)
+        return of_counted(weight * square, self.counts(x)).flatten(1).sum(1)
 
     def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
@@ -298,11 +311,10 @@ class DenoiserScore(Score):
         epsilon = randomness.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
         return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
-    @staticmethod
     def _error(
-        x: Tensor, z: Tensor, log_snr: Tensor, denoiser: Callable[[Tensor, Number], Tensor]
+        self, x: Tensor, z: Tensor, log_snr: Tensor, denoiser: Callable[[Tensor, Number], Tensor]
     ) -> Tensor:
-        square = (x - denoiser(z, log_snr)).square().flatten(1).sum(1)
+        square = of_counted((x - denoiser(z, log_snr)).square(), self.counts(x)).flatten(1).sum(1)
         return 0.5 * torch.exp(log_snr).to(x.dtype) * square
 
     def set_trained_range(self, low: float, high: float) -> None:
@@ -419,33 +431,45 @@ class Denoiser(DenoiserScore):
         mu, s2, v = self._scales(z, lam)
         return mu + s2 / (s2 + v) * (z - mu)
 
-    def baseline_log_prob(self, x: Tensor) -> Tensor:
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log N(x; μ, σ²), (*batch), nats."""
         batch_dim, _ = self._values("x", x, 0.0)
         mu, s2 = self.data_mean, self.data_variance
         terms = (x.double() - mu).square() / s2 + (2 * math.pi * s2).log()
-        return -0.5 * terms.flatten(batch_dim).sum(-1)
+        return -0.5 * of_counted(terms, counted).flatten(batch_dim).sum(-1)
 
-    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """½ Σ_j [ (x-μ)²/(σ²+v) + log((σ²+v)/v) - σ²/(σ²+v) ], (*batch), nats."""
         batch_dim, lam = self._values("x", x, log_snr)
         x = x.double()
         mu, s2, v = self._scales(x, lam)
         terms = ((x - mu).square() - s2) / (s2 + v) + (s2 / v).log1p()
-        return 0.5 * terms.flatten(batch_dim).sum(-1)
+        return 0.5 * of_counted(terms, counted).flatten(batch_dim).sum(-1)
 
-    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
         """See :class:`DenoiserScore`."""
         self._values("x", x, 0.0)
         both = (self.data_mean, self.data_variance)
         mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)
         v = torch.exp(-edges)
         v = v.unsqueeze(1) if v.dim() == 1 else v
-        of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p().sum(1).diff()
+        of_square, constant = (1 / (s2 + v)).diff(dim=0).mT, (s2 / v).log1p()
+        if counted is None:
+            of_all = constant.sum(1).diff()
+            return torch.cat(
+                [
+                    0.5 * (((part.double() - mu).square() - s2) @ of_square + of_all)
+                    for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+                ]
+            )
+        here = counted.expand_as(x).flatten(1)[:, dims].split(DATA_AT_ONCE)
+        each = constant.diff(dim=0).mT
         return torch.cat(
             [
-                0.5 * (((part.double() - mu).square() - s2) @ of_square + constant)
-                for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+                0.5 * (((part.double() - mu).square() - s2) * on @ of_square + on.double() @ each)
+                for part, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
             ]
         )
 

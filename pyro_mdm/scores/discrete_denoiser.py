@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.likelihoods import discrete
-from pyro_mdm.scores.base import Number, check_fit, with_event_dims
+from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 
 __all__ = ["DiscreteDenoiser"]
@@ -151,14 +151,15 @@ class DiscreteDenoiser(DenoiserScore):
         with full_precision(z):
             return self._mean(*discrete.noise_odds(z, with_event_dims(lam, z), self.levels))
 
-    def baseline_log_prob(self, x: Tensor) -> Tensor:
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """Σ_j log π_jk with x_j = v_k, (*batch), nats."""
         batch_dim, _ = self._values("x", x, 0.0)
         index = discrete.level_index(x, self.levels).unsqueeze(-1)
         prior = self.log_prior.expand(*index.shape[:-1], -1)
-        return prior.gather(-1, index).flatten(batch_dim).sum(-1)
+        terms = prior.gather(-1, index).squeeze(-1)
+        return of_counted(terms, counted).flatten(batch_dim).sum(-1)
 
-    def baseline_kl(self, x: Tensor, log_snr: Number) -> Tensor:
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """Σ_j KL( N(x_j, e^{-λ}) ‖ Σ_k π_jk N(v_k, e^{-λ}) ), (*batch), nats, by quadrature.
 
         Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
@@ -174,25 +175,37 @@ class DiscreteDenoiser(DenoiserScore):
         index = discrete.level_index(x, self.levels).reshape(-1, math.prod(x.shape[batch_dim:]))
         index += len(self.levels) * torch.arange(index.shape[1], device=x.device)
         lam = lam.detach().expand(x.shape[:batch_dim]).reshape(-1)
+        on = None if counted is None else counted.expand_as(x).reshape(index.shape)
         total = torch.empty(len(index), dtype=torch.float64, device=x.device)
         for value in torch.unique(lam).tolist():
             same = lam == value
-            total[same] = self._kl_table(value, slice(None)).take(index[same]).sum(-1)
+            terms = self._kl_table(value, slice(None)).take(index[same])
+            total[same] = of_counted(terms, None if on is None else on[same]).sum(-1)
         return total.reshape(x.shape[:batch_dim])
 
-    def baseline_integrals(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
         """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
         self._values("x", x, 0.0)
+        on = torch.ones_like(x, dtype=torch.bool) if counted is None else counted.expand_as(x)
+        on = on.flatten(1)[:, dims]
         if edges.dim() == 2:
-            return self._integrals_by_clock(x, edges, dims)
+            return self._integrals_by_clock(x, edges, dims, on)
         ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
         table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
         row = len(self.levels) * torch.arange(len(ends), device=x.device)
-        parts = x.flatten(1)[:, dims].split(DATA_AT_ONCE)
-        rows = (row + discrete.level_index(part, self.levels) for part in parts)
-        return torch.cat([nn.functional.embedding_bag(r, table, mode="sum") for r in rows])
+        found = []
+        for part, here in zip(
+            x.flatten(1)[:, dims].split(DATA_AT_ONCE), on.split(DATA_AT_ONCE), strict=True
+        ):
+            rows = row + discrete.level_index(part, self.levels)
+            weights = None if counted is None else here.double()
+            bag = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+            found.append(bag)
+        return torch.cat(found)
 
-    def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice) -> Tensor:
+    def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice, on: Tensor) -> Tensor:
         """The same, of the dimensions that have the same edges together."""
         columns, which = edges.unique(dim=1, return_inverse=True)
         flat, prior = x.flatten(1)[:, dims], self.log_prior.flatten(0, -2)[dims]
@@ -203,7 +216,9 @@ class DiscreteDenoiser(DenoiserScore):
             table = torch.stack(kl, -1).diff(dim=-1).flatten(0, 1)
             row = len(self.levels) * torch.arange(len(mine), device=x.device)
             rows = row + discrete.level_index(flat[:, mine], self.levels)
-            total += nn.functional.embedding_bag(rows, table, mode="sum")
+            total += nn.functional.embedding_bag(
+                rows, table, mode="sum", per_sample_weights=on[:, mine].double()
+            )
         return total
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,541 @@
+r"""Models of some dimensions given others: p(x_u | x_o), of a network of maps of log SNR.
+
+Given x the noised dimensions are independent, so a dimension that is known can be noised like the
+others and not be looked at. What is told of each dimension is then a choice. With λ the log SNR of
+the state,
+
+    x̂_u( z_u, x_o, λ ),    λ_j = λ for u, generated;  +∞ for o, observed;  -∞, left out,
+
+is a denoiser of x_u given x_o, and the bound is that of every denoiser, its three terms summed over
+u alone:
+
+    log p(x_u | x_o) ≥ E log p(x_u | y_ε) - KL(q(y_T,u | x_u) ‖ π) - ½ ∫ E ‖x_u - x̂_u‖² e^λ dλ.
+
+The guide is that of the unconditional model. The conditional laws of an inexact network need not
+come from one joint law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood
+from pyro_mdm.likelihoods.discrete import level_index
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
+
+__all__ = ["ConditionedDecoder", "ConditionedDenoiser", "ConditionedLikelihood", "condition"]
+
+AGREEMENT = 1e-6
+"""How far data may be from the values observed, relative to 1 + their size: rounding of float32."""
+
+
+def condition(
+    model: DiffusionModel,
+    observed: Tensor,
+    values: Tensor | None = None,
+    left_out: Tensor | None = None,
+) -> DiffusionModel:
+    """The model of the rest of the dimensions, given those observed: p(x_u | x_o).
+
+    It is sampled by every sampler, with the observed entries at their values. Its bound
+    (:func:`~pyro_mdm.bound`, :func:`~pyro_mdm.elbo_terms`, :class:`~pyro_mdm.MDM_ELBO`,
+    ``log_prob``) is one on log p(x_u | x_o), in nats, at the x_o of the data that it is asked
+    about. Bits per dimension are still divided by the number of all dimensions. Parameters, network
+    and diffusion are shared with ``model``; the guide is ``DiffusionGuide(conditioned.diffusion)``,
+    or the one that there is.
+
+    Densities of all dimensions together are refused: ``Trace_ELBO``, importance weights, the
+    probability flow.
+
+    Args:
+        model: whose score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its
+            network answers as it was trained to: train it on maps with dimensions observed and left
+            out (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
+        observed: which dimensions are known, bool, (*event_shape); or (n, *event_shape) for n data
+            that differ, and then every call is about n data, in this order (or several times
+            these).
+        values: what is known, (*event_shape) or (n, *event_shape); only the observed entries are
+            looked at, others may be NaN. The data of a bound must agree with them. None: the bound
+            is for any data, and there is nothing to sample from.
+        left_out: dimensions that are neither known nor asked for, bool, as ``observed``; None:
+            none. They are integrated out and have no part in a bound, whatever data hold there. In
+            samples they have the data's mean, or the level nearest to it.
+
+    Raises:
+        TypeError: a model whose score is no denoiser, or is conditioned already, or whose decoder
+            is of no independent dimensions; masks that are not bool.
+        ValueError: a score that is not told maps, a diffusion of frequencies of the data; masks or
+            values of another shape, a dimension both observed and left out, none left to generate,
+            observed values that are not finite or not on the levels. On call: data that differ from
+            the values, or another number of them than masks and values are for; samples without
+            values.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(100, 3)
+        >>> score = Denoiser.fit(MLP(features=6, out_features=3), x, maps=True)
+        >>> model = DiffusionModel(VPSDE(min_log_snr=-9.0), score)
+        >>> first = torch.tensor([True, False, False])
+        >>> conditioned = condition(model, first, torch.tensor([0.5, 0.0, 0.0]))
+        >>> conditioned(batch_size=4)[:, 0]
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+        >>> elbo_terms(condition(model, first), DiffusionGuide(model.diffusion), x).elbo.shape
+        torch.Size([100])
+    """
+    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+    denoiser = _checked_denoiser(model.score_function)
+    if model.diffusion.transform is not None:
+        raise ValueError(
+            f"the states of {type(model.diffusion).__name__} hold "
+            f"{describe(model.diffusion.transform)} of the data, of which no coordinate is an "
+            "observed dimension; use a diffusion without a transform"
+        )
+    score = ConditionedDenoiser(denoiser, observed, values, left_out)
+    conditioned = DiffusionModel(
+        model.diffusion,
+        score,
+        ConditionedLikelihood(model.likelihood),
+        model.event_shape,
+        sampler=model.sampler,
+        times=model.times,
+        plate=model.plate,
+    )
+    return conditioned if model.training else conditioned.eval()
+
+
+class ConditionedDenoiser(DenoiserScore):
+    """The denoiser of x_u given x_o, and what counts; see :func:`condition`.
+
+    Args:
+        denoiser: of all dimensions, told maps of log SNR.
+        observed, values, left_out: as of :func:`condition`.
+
+    Raises:
+        TypeError, ValueError: see :func:`condition`.
+    """
+
+    observed: Tensor
+    values: Tensor | None
+    left_out: Tensor | None
+    fill: Tensor
+
+    def __init__(
+        self,
+        denoiser: DenoiserScore,
+        observed: Tensor,
+        values: Tensor | None = None,
+        left_out: Tensor | None = None,
+    ) -> None:
+        denoiser = _checked_denoiser(denoiser)
+        super().__init__(denoiser.network, denoiser.event_shape, maps=True)
+        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
+        self.denoiser = denoiser
+        event, device = tuple(denoiser.event_shape or ()), tensor_device(denoiser)
+        observed = _mask("observed", observed, event).to(device)
+        left_out = None if left_out is None else _mask("left_out", left_out, event).to(device)
+        self.register_buffer("observed", observed)
+        self.register_buffer("left_out", left_out)
+        self.register_buffer("fill", _fill(denoiser, event))
+        values = None if values is None else self._checked_values(values, event).to(device)
+        self.register_buffer("values", values)
+        self._check_masks()
+
+    def _checked_values(self, values: Tensor, event: tuple[int, ...]) -> Tensor:
+        """In float64, and finite where nothing is observed."""
+        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        _check_shape("values", values, event)
+        if len(_sizes(self.observed, values, event_dim=len(event))) > 1:
+            raise ValueError(
+                f"observed has shape {tuple(self.observed.shape)} and values "
+                f"{tuple(values.shape)}, expected both for the same number of data"
+            )
+        values = values.to(self.observed.device)
+        known = self.observed.expand(torch.broadcast_shapes(self.observed.shape, values.shape))
+        bad = known & ~values.isfinite()
+        if bool(bad.any()):
+            raise ValueError(
+                f"values has {int(bad.sum())} observed entries that are not finite; set observed "
+                "to False there, or left_out to True"
+            )
+        levels = getattr(self.denoiser, "levels", None)
+        if levels is not None:
+            level_index(values.expand(known.shape)[known], levels)
+        return torch.where(self.observed, values, self.fill)
+
+    def _check_masks(self) -> None:
+        observed, left = self.observed, self.left_out
+        event_dim = len(self.event_shape or ())
+        if left is not None:
+            if len(_sizes(observed, left, self.values, event_dim=event_dim)) > 1:
+                raise ValueError(
+                    f"observed has shape {tuple(observed.shape)} and left_out "
+                    f"{tuple(left.shape)}, expected both, and values, for the same number of data"
+                )
+            both = observed & left
+            if bool(both.any()):
+                raise ValueError(
+                    f"{int(both.sum())} dimensions are both observed and left out, expected at "
+                    "most one of the two"
+                )
+        if not bool(self._counted.flatten(self._counted.dim() - event_dim).any(-1).all()):
+            raise ValueError(
+                "observed and left_out leave no dimension of a datum to generate, expected at "
+                "least one that is in neither"
+            )
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's."""
+        return self.denoiser.network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        """Nothing: it stays the denoiser's."""
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "denoiser": self.denoiser,
+            "observed": self.observed,
+            "values": self.values,
+            "left_out": self.left_out,
+        }
+
+    # -- what is known of which data ---------------------------------------------------------------
+
+    @property
+    def _counted(self) -> Tensor:
+        return ~self.observed if self.left_out is None else ~(self.observed | self.left_out)
+
+    def counts(self, x: Tensor) -> Tensor:
+        """The dimensions that are generated, bool, (*event_shape) or like x."""
+        return self._for(x, self._counted)
+
+    def _for(self, x: Tensor, value: Tensor) -> Tensor:
+        """A mask or values, (*event_shape) or of n data, broadcastable to x (*batch, *event)."""
+        event_dim = len(self.event_shape or ())
+        lead = x.shape[: x.dim() - event_dim]
+        if value.dim() == event_dim or (lead and lead[-1] == len(value)):
+            return value
+        number, n = math.prod(lead), len(value)
+        if number % n:
+            raise ValueError(
+                f"what is observed differs between {n} data, and {number} are asked for; make it "
+                f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
+            )
+        return value.repeat(number // n, *[1] * event_dim).reshape(x.shape)
+
+    def given(self, x: Tensor) -> ConditionedDenoiser:
+        """The same where the observed entries are those of data x (*batch, *event_shape)."""
+        return self._of(self.observed, x, self.left_out)
+
+    def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
+        """The same of the data of these indices (m,)."""
+        event_dim = len(self.event_shape or ())
+        parts = (self.observed, self.values, self.left_out)
+        if all(t is None or t.dim() == event_dim for t in parts):
+            return self
+        chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
+        return self._of(*chosen)
+
+    def as_noised(self) -> ConditionedDenoiser:
+        """The denoiser that sees observed entries as they are in z, at its noise.
+
+        For decoders that call the network: y_ε tells x_o to e^{-λ(ε)}.
+        """
+        return self._of(torch.zeros_like(self.observed), None, self.left_out)
+
+    def _of(
+        self, observed: Any, values: Tensor | None, left_out: Tensor | None
+    ) -> ConditionedDenoiser:
+        """One of the same denoiser, whose masks and values are known to be right."""
+        new = ConditionedDenoiser.__new__(
+            ConditionedDenoiser, self.denoiser, observed, values, left_out
+        )
+        made = new.__dict__["_given"]
+        new.__dict__.update(self.__dict__)  # modules and settings are shared, buffers are not
+        parts = {"observed": observed, "values": values, "left_out": left_out}
+        new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, **parts}}
+        return new
+
+    def check_data(self, x: Tensor) -> None:
+        """Raises ValueError for data that are not of the number, or not at the values, observed."""
+        event_dim = len(self.event_shape or ())
+        rows = x.shape[x.dim() - event_dim - 1]
+        for n in _sizes(self.observed, self.values, self.left_out, event_dim=event_dim):
+            if n != rows:
+                raise ValueError(
+                    f"what is observed differs between {n} data, and x has {rows}; condition the "
+                    "model for these data, each time for those of a batch"
+                )
+        if self.values is None:
+            return
+        off = (x.double() - self.values).abs() > AGREEMENT * (1 + self.values.abs())
+        off = off & self.observed
+        if bool(off.any()):
+            known = self.values.expand(x.shape)[off][0].item()
+            raise ValueError(
+                f"{int(off.sum())} observed entries of x differ from the values that are observed, "
+                f"e.g. {x[off][0].item():.6g} where {known:.6g} is; set them in x, or leave out "
+                "values to be asked about any data"
+            )
+
+    # -- the denoiser ------------------------------------------------------------------------------
+
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z_u, x_o], like z (*batch, *event_shape); the data's mean where it is left out.
+
+        Raises:
+            ValueError: no values of what is observed.
+        """
+        z, maps = self._told(z, log_snr)
+        found = self.denoiser.x_hat(z, maps)
+        return self._exact(z, maps, found)
+
+    def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
+        """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
+
+        Raises:
+            TypeError: another denoiser.
+        """
+        posterior = getattr(self.denoiser, "posterior", None)
+        if posterior is None:
+            raise TypeError(
+                f"NetworkPosterior needs a score with a posterior over levels, got "
+                f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
+            )
+        z, maps = self._told(z, log_snr)
+        found: likelihoods.LevelDistribution = posterior(z, maps)
+        return found
+
+    def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
+        """z with the observed values in it, and the map of log SNR, like z."""
+        _, lam = self._values("z", z, log_snr)
+        maps = with_event_dims(lam, z).expand(z.shape)
+        if self.left_out is not None:
+            maps = torch.where(self._for(z, self.left_out), -math.inf, maps)
+        if self.values is None:
+            if bool(self.observed.any()):
+                raise ValueError(
+                    "there are no values of what is observed; pass condition(model, observed, "
+                    "values) to draw samples or to ask for x̂"
+                )
+            return z, maps
+        observed = self._for(z, self.observed)
+        maps = torch.where(observed, math.inf, maps)
+        return torch.where(observed, self._for(z, self.values).to(z.dtype), z), maps
+
+    def _exact(self, z: Tensor, maps: Tensor, found: Tensor) -> Tensor:
+        """x̂ where it is known without a network."""
+        found = torch.where(maps == math.inf, z, found)
+        return torch.where(maps == -math.inf, self.fill.to(z.dtype), found)
+
+    def completed(self, x: Tensor) -> Tensor:
+        """Data (*batch, *event_shape) with the observed values, and the mean where left out.
+
+        Raises:
+            ValueError: no values of what is observed.
+        """
+        x, maps = self._told(x, 0.0)
+        return self._exact(x, maps, x)
+
+    # -- the baseline, of the dimensions that count ------------------------------------------------
+
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """That of the denoiser: its dimensions are independent."""
+        return self.denoiser.baseline_x_hat(z, log_snr)
+
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """log p_0(x_u), (*batch), nats."""
+        return self.denoiser.baseline_log_prob(*self._part(x, counted))
+
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
+        """KL( q(z_λ,u | x_u) ‖ p_0(z_λ,u) ), (*batch), nats."""
+        x, counted = self._part(x, counted)
+        return self.denoiser.baseline_kl(x, log_snr, counted)
+
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`~pyro_mdm.scores.DenoiserScore`."""
+        x, counted = self._part(x, counted)
+        return self.denoiser.baseline_integrals(x, edges, dims, counted)
+
+    def _part(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Data that hold a possible value where they do not count, and what counts."""
+        ours = self.counts(x)
+        ours = ours if counted is None else ours & counted
+        return torch.where(ours, x, self.fill.to(x.dtype)), ours
+
+    def default_likelihood(self) -> Likelihood:
+        """That of the denoiser, for the dimensions that count."""
+        return ConditionedLikelihood(self.denoiser.default_likelihood())
+
+
+class ConditionedLikelihood(Likelihood):
+    """p(x_u | y_ε), by a decoder of all dimensions; of a :class:`ConditionedDenoiser`.
+
+    Args:
+        likelihood: of independent dimensions. One that calls the network (``network_calls``) sees
+            the observed entries as y_ε has them.
+
+    Raises:
+        TypeError: a decoder of dimensions that depend on each other.
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        check_instance("likelihood", likelihood, Likelihood, "see pyro_mdm.likelihoods")
+        if isinstance(likelihood, likelihoods.JointTweedie):
+            raise TypeError(
+                "likelihood is JointTweedie, a decoder of x and v_0 together, expected one of "
+                "independent dimensions; use Tweedie, or the score's own"
+            )
+        self.likelihood = likelihood
+
+    @property
+    def network_calls(self) -> int:  # type: ignore[override]
+        """Those of the decoder."""
+        return self.likelihood.network_calls
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> ConditionedDecoder:
+        """The decoder's distribution of x, see :class:`ConditionedDecoder`."""
+        check_instance(
+            "score", score, ConditionedDenoiser, "condition(model, observed, values) makes both"
+        )
+        asked = score.as_noised() if self.network_calls else score
+        return ConditionedDecoder(self.likelihood(diffusion, asked, y, event_dim), score)
+
+
+class ConditionedDecoder(DecoderDistribution):
+    """x with the observed entries at their values and the mean in those left out.
+
+    ``log_prob`` is that of the generated entries alone.
+
+    Args:
+        law: of all dimensions, independent.
+        score: knows which are which.
+    """
+
+    def __init__(self, law: TorchDistributionMixin, score: ConditionedDenoiser) -> None:
+        self._law: Any = law
+        self._score = score
+        super().__init__(self._law.batch_shape, self._law.event_shape, validate_args=False)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: ConditionedDecoder | None = None
+    ) -> ConditionedDecoder:
+        new = super().expand(batch_shape, _instance)
+        new._law = self._law.expand(torch.Size(batch_shape))
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x_u | y_ε), (*sample, *batch), nats. What x holds elsewhere has no effect."""
+        terms = self.log_prob_by_dimension(value)
+        return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1).to(value.dtype)
+
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+        """log p(x_j | y_ε), and 0 where x_j is not generated.
+
+        Raises:
+            TypeError: a decoder's distribution of dimensions that depend on each other.
+        """
+        self.check_event(value)
+        counted = self._score.counts(value)
+        value = torch.where(counted, value, self._score.fill.to(value.dtype))
+        return of_counted(_by_dimension(self._law, value), counted)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """(*sample_shape, *batch, *event_shape).
+
+        Raises:
+            ValueError: no values of what is observed.
+        """
+        return self._score.completed(self._law.sample(torch.Size(sample_shape)))
+
+
+def _by_dimension(law: Any, value: Tensor) -> Tensor:
+    """log p(x_j) of a decoder's distribution, like x."""
+    if isinstance(law, DecoderDistribution):
+        return law.log_prob_by_dimension(value)
+    independent = isinstance(law, dist.Independent)
+    if independent and not law.base_dist.event_shape:
+        found: Tensor = law.base_dist.log_prob(value)
+        return found
+    raise TypeError(
+        f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
+        "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "
+        "log_prob_by_dimension"
+    )
+
+
+# -- the door --------------------------------------------------------------------------------------
+
+
+def _checked_denoiser(score: Any) -> DenoiserScore:
+    if isinstance(score, ConditionedDenoiser):
+        raise TypeError(
+            "the model is conditioned already, expected one of all dimensions; condition that one "
+            "on everything that is observed"
+        )
+    if not isinstance(score, DenoiserScore):
+        fix = "only denoisers can be told what is observed; train a Denoiser or DiscreteDenoiser"
+        what = describe(score) if isinstance(score, Score) else f"{score!r}"
+        raise TypeError(f"the model's score is {what}, expected a DenoiserScore; {fix} with maps")
+    if not score.maps:
+        raise ValueError(
+            f"{type(score).__name__} is told one log SNR for all dimensions, expected maps of "
+            "them; make it with maps=True, over a network of twice the channels, and train it on "
+            "maps with dimensions observed and left out"
+        )
+    return score
+
+
+def _mask(name: str, mask: Any, event: tuple[int, ...]) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        what = f"{describe(mask)} of {mask.dtype}" if isinstance(mask, Tensor) else describe(mask)
+        raise TypeError(f"{name} is {what}, expected a Tensor of bool; write {name}.bool()")
+    _check_shape(name, mask, event)
+    return mask.clone()
+
+
+def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
+    tail = value.shape[max(value.dim() - len(event), 0) :]
+    if tail != event or value.dim() > len(event) + 1 or not value.numel():
+        sizes = ", ".join(map(str, event))
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, expected that of a datum, ({sizes}), or "
+            f"(n, {sizes}) of n data"
+        )
+
+
+def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
+    """The numbers of data that masks and values differ between."""
+    return {len(t) for t in parts if t is not None and t.dim() > event_dim}
+
+
+def _fill(denoiser: DenoiserScore, event: tuple[int, ...]) -> Tensor:
+    """What a dimension is where nothing is said of it, (*event_shape) float64: the data's mean, or
+    the level nearest to it."""
+    mean: Tensor = denoiser.data_mean.detach().double().expand(event)
+    levels = getattr(denoiser, "levels", None)
+    if levels is None:
+        return mean.clone()
+    nearest = (mean.unsqueeze(-1) - levels).abs().argmin(-1)
+    found: Tensor = levels[nearest]
+    return found

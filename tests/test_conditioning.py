@@ -1,0 +1,665 @@
+"""Models of some dimensions given others, held to exact conditional laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Predictive, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    MDM,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LearnedDiffusion,
+    LinearDiffusion,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    condition,
+    elbo_terms,
+)
+from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.diffusions import Frequencies, TurnClocks
+from pyro_mdm.evaluation import importance_weighted, probability_flow
+from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Sampler,
+    Splitting,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+    TorchSDE,
+)
+from tests.problems import GaussianMixture, fixed, learned, normal
+
+D = 4
+ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
+DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {
+    "vpsde": lambda: VPSDE(**ENDS),
+    "cld": lambda: CLD(**ENDS),
+    "alda": lambda: ALDA(**ENDS),
+    "learned_2": lambda: learned(2, 2, 5, **ENDS),
+}
+every_diffusion = pytest.mark.parametrize("name", DIFFUSIONS)
+
+
+class Silent(nn.Module):
+    """A network of no opinion: denoisers are then those of their baseline."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
+
+
+class Exact(Denoiser):
+    """E[x | z] of a Gaussian mixture for any map of log SNR.
+
+    With W = diag(1/√(1+v)), z is to be looked at as W z ~ N(W μ, W C W + diag(v/(1+v))), in which
+    v = 0 (observed) and v = ∞ (left out) are numbers like others.
+    """
+
+    def __init__(self, problem: GaussianMixture) -> None:
+        d = len(problem.mean)
+        variance = problem.covariance.diagonal()
+        super().__init__(Silent(d), problem.mean, variance, maps=True)
+        self.problem = problem
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        _, lam = self._values("z", z, log_snr)
+        lam = lam.reshape(*lam.shape, *[1] * (z.dim() - lam.dim())).expand(z.shape)
+        p, w = self.problem, torch.sigmoid(lam).sqrt().unsqueeze(-2)  # (*batch, 1, d)
+        rest = w * (z.unsqueeze(-2) - p.means)  # (*batch, n, d)
+        noise = torch.diag_embed(torch.sigmoid(-lam)).unsqueeze(-3)
+        S = w.unsqueeze(-1) * p.covariances * w.unsqueeze(-2) + noise
+        L = torch.linalg.cholesky(S)
+        white = torch.linalg.solve_triangular(L, rest.unsqueeze(-1), upper=False)
+        log_weights = p.log_weights - 0.5 * white.square().sum((-2, -1))
+        log_weights = log_weights - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        solved = torch.linalg.solve_triangular(L.mT, white, upper=True)
+        each = p.means + (p.covariances @ (w.unsqueeze(-1) * solved)).squeeze(-1)
+        return (log_weights.softmax(-1).unsqueeze(-1) * each).sum(-2)
+
+
+def gaussian() -> GaussianMixture:
+    """Four dimensions that depend strongly on each other, off centre."""
+    A = fixed(3, D, D)
+    covariance = A @ A.mT / D + 0.1 * torch.eye(D, dtype=torch.float64)
+    return GaussianMixture([1.0], torch.tensor([[0.7, -0.4, 0.0, 1.0]]), covariance[None])
+
+
+def mixture() -> GaussianMixture:
+    """Two components, which every dimension alone leaves in doubt."""
+    means = torch.tensor([[0.8, 0.6, -0.7, 0.9], [-0.8, -0.6, 0.7, -0.5]])
+    A = 0.4 * fixed(8, 2, D, D)
+    covariances = A @ A.mT / D + 0.15 * torch.eye(D, dtype=torch.float64)
+    return GaussianMixture([0.6, 0.4], means, covariances)
+
+
+def part(problem: GaussianMixture, dims: Tensor) -> GaussianMixture:
+    """The law of these dimensions, a mask or indices."""
+    return GaussianMixture(
+        problem.log_weights.exp(),
+        problem.means[:, dims],
+        problem.covariances[:, dims][:, :, dims],
+    )
+
+
+def posterior(problem: GaussianMixture, observed: Tensor, x: Tensor, asked: Tensor) -> Any:
+    """p(x_u | x_o), a mixture, for masks (d,) and one x (d,)."""
+    C, known = problem.covariances, x[observed] - problem.means[:, observed]
+    gain = torch.linalg.solve(C[:, observed][:, :, observed], C[:, observed][:, :, asked]).mT
+    means = problem.means[:, asked] + (gain @ known.unsqueeze(-1)).squeeze(-1)
+    covariances = C[:, asked][:, :, asked] - gain @ C[:, observed][:, :, asked]
+    of_o = [part_of(problem, k, observed).log_prob(x[observed]) for k in range(len(C))]
+    weights = (problem.log_weights + torch.stack(of_o)).softmax(-1)
+    return GaussianMixture(weights, means, (covariances + covariances.mT) / 2)
+
+
+def part_of(problem: GaussianMixture, k: int, dims: Tensor) -> GaussianMixture:
+    one = GaussianMixture([1.0], problem.means[k : k + 1], problem.covariances[k : k + 1])
+    return part(one, dims)
+
+
+def conditional_log_prob(
+    problem: GaussianMixture, x: Tensor, observed: Tensor, left_out: Tensor
+) -> Tensor:
+    """log p(x_u | x_o), (n,), for x (n, d) and masks (d,) or (n, d)."""
+    both = torch.stack([observed.expand_as(x), ~left_out.expand_as(x)], 1)
+    found = torch.zeros(len(x), dtype=torch.float64)
+    for pair in both.unique(dim=0):
+        rows = (both == pair).flatten(1).all(1)
+        o, ou = pair
+        found[rows] = part(problem, ou).log_prob(x[rows][:, ou])
+        if o.any():
+            found[rows] -= part(problem, o).log_prob(x[rows][:, o])
+    return found
+
+
+def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Random observed and left out; at least one dimension is generated. They are no draws: the
+    same under --seed-offset."""
+    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
+    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
+    return kind == 0, kind == 1
+
+
+def program(problem: GaussianMixture, diffusion: Any, **options: Any) -> DiffusionModel:
+    return DiffusionModel(diffusion, Exact(problem), **options)
+
+
+# -- the denoiser ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [gaussian, mixture])
+def test_the_denoiser_is_that_of_the_conditional_law(made: Callable[[], GaussianMixture]) -> None:
+    """To rounding, for every mask: the exact denoiser of p(x_u | x_o) as a law of its own."""
+    problem, x = made(), made().sample(3, 1)
+    for seed in range(6):
+        observed, left_out = masks(seed)
+        asked = ~(observed | left_out)
+        score = ConditionedDenoiser(Exact(problem), observed, x[0], left_out)
+        z, log_snr = 3 * normal(seed, 5, D), torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0])
+        found = score.x_hat(z, log_snr)
+        law = posterior(problem, observed, x[0], asked) if observed.any() else part(problem, asked)
+        torch.testing.assert_close(found[:, asked], law.x_hat(z[:, asked], log_snr.double()))
+        assert torch.equal(found[:, observed], x[0, observed].expand(5, -1))
+        assert torch.equal(found[:, left_out], problem.mean[left_out].expand(5, -1))
+
+
+def test_masks_and_values_may_differ_between_data() -> None:
+    problem, x = gaussian(), gaussian().sample(6, 1)
+    observed, left_out = masks(3, 6)
+    score = ConditionedDenoiser(Exact(problem), observed, x, left_out)
+    z, log_snr = normal(0, 12, D), normal(1, 12)
+    found = score.x_hat(z, log_snr)
+    of_rows = score.for_rows(torch.tensor([4, 1])).x_hat(z[[4, 1]], log_snr[[4, 1]])
+    for i in range(12):
+        j = i % 6
+        one = ConditionedDenoiser(Exact(problem), observed[j], x[j], left_out[j])
+        torch.testing.assert_close(found[i], one.x_hat(z[i : i + 1], log_snr[i])[0])
+    torch.testing.assert_close(of_rows, found[[4, 1]])
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@every_diffusion
+@pytest.mark.parametrize("made", [gaussian, mixture])
+def test_the_bound_is_the_conditional_log_likelihood(
+    name: str, made: Callable[[], GaussianMixture]
+) -> None:
+    """Of random masks, within 4.5 of its own errors and what the prior's mismatch may be."""
+    problem, x = made(), made().sample(1024, 1)
+    model = program(problem, DIFFUSIONS[name]())
+    guide = DiffusionGuide(model.diffusion)
+    for seed in (11, 12):
+        observed, left_out = masks(seed)
+        known = conditional_log_prob(problem, x, observed, left_out)
+        found = bound(condition(model, observed, None, left_out), guide, x, draws=4)
+        error = found.elbo.mean - float(known.mean())
+        assert found.monte_carlo_error < 0.055
+        assert abs(error) < 4.5 * found.monte_carlo_error + 2e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cld", "per_dimension"])
+def test_rows_with_missing_entries(name: str) -> None:
+    """Each with a mask of its own, drawn in any order; the control variate counts alike."""
+    problem, x = gaussian(), gaussian().sample(512, 1)
+    observed, left_out = masks(5, 512)
+    known = conditional_log_prob(problem, x, observed, left_out)
+    diffusion: Any = CLD(**ENDS)
+    if name == "per_dimension":
+        clocks = TurnClocks([[0.0, 0.7], [0.2, 1.0]], leak=0.1)
+        diffusion = PerDimensionDiffusion(diffusion, None, clocks, torch.tensor([0, 1, 1, 0]))
+    model = condition(program(problem, diffusion), observed, x, left_out)
+    junk = torch.where(left_out, 100 * normal(9, 512, D), x)
+    guide = DiffusionGuide(diffusion)
+    found = bound(model, guide, junk, draws=8)
+    assert found.monte_carlo_error < 0.055
+    assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 2e-3
+    off = (found.per_datum - known) / found.per_datum_error
+    assert float(off.abs().nanmedian()) < 1  # 0.7 for each datum's own
+    estimates = torch.stack([elbo_terms(model, guide, junk).elbo for _ in range(16)]).mean(1)
+    assert abs(estimates.mean() - known.mean()) < 4.5 * estimates.std() / math.sqrt(16) + 2e-3
+
+
+@torch.no_grad()
+def test_other_dimensions_have_no_part_in_any_term() -> None:
+    """Prior KL to rounding where it is large; nothing of what is left out is looked at."""
+    problem, x = gaussian(), gaussian().sample(16, 1)
+    observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0]]).bool()
+    asked = ~(observed | left_out)
+    for diffusion in (VPSDE(min_log_snr=-1.0), CLD(min_log_snr=-1.0)):
+        model, guide = program(problem, diffusion), DiffusionGuide(diffusion)
+        torch.manual_seed(0)
+        terms = elbo_terms(condition(model, observed, None, left_out), guide, x)
+        torch.testing.assert_close(terms.prior_kl, prior_kl(diffusion, x[:, asked], 1))
+        junk = torch.where(left_out, 1e3, x)
+        torch.manual_seed(0)
+        again = elbo_terms(condition(model, observed, None, left_out), guide, junk)
+        for (_, one), (_, other) in zip(terms.items(), again.items(), strict=True):
+            torch.testing.assert_close(one, other)
+        found = bound(condition(model, observed, None, left_out), guide, x)
+        assert found.prior_kl.mean == pytest.approx(float(terms.prior_kl.mean()))
+
+
+@torch.no_grad()
+def test_nothing_observed_and_nothing_left_out_is_the_model() -> None:
+    problem, x = mixture(), mixture().sample(16, 1)
+    model = program(problem, CLD(**ENDS))
+    whole = condition(model, torch.zeros(D, dtype=torch.bool))
+    found = []
+    for m in (model, whole):
+        torch.manual_seed(2)
+        found.append(elbo_terms(m, DiffusionGuide(model.diffusion), x).elbo)
+        found.append(bound(m, DiffusionGuide(model.diffusion), x).per_datum)
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[3])
+
+
+@torch.no_grad()
+def test_a_chain_has_the_bound_of_the_conditional_law() -> None:
+    """That of the exact denoiser of p(x_u | x_o), on the same grid."""
+    problem = gaussian()
+    x = problem.sample(1, 4).expand(4000, D)
+    observed, left_out = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0]]).bool()
+    asked = ~(observed | left_out)
+    diffusion = VPSDE(max_log_snr=3.0, min_log_snr=-5.0)
+    model = condition(program(problem, diffusion, times=12), observed, None, left_out)
+    alone = program(posterior(problem, observed, x[0], asked), diffusion, times=12)
+    guide = DiffusionGuide(diffusion, times=12)
+    one, other = elbo_terms(model, guide, x).diffusion, elbo_terms(alone, guide, x[:, asked])
+    error = math.sqrt(float(one.var() + other.diffusion.var()) / len(x))
+    assert abs(float(one.mean() - other.diffusion.mean())) < 4.5 * error < 0.2
+
+
+def test_learning_the_diffusion_has_the_gradient_of_its_end() -> None:
+    """Of the diffusion term, ½ e^λ E‖x_u - x̂_u‖² at λ(T) by the change of λ(T), with masks."""
+    problem, n = gaussian(), 64
+    x = problem.sample(n, 1)
+    observed, left_out = masks(5, n)
+    diffusion = LearnedDiffusion(2, diagonal=True, seed=5, max_log_snr=9.0)
+    score = ConditionedDenoiser(Exact(problem), observed, None, left_out)
+    weight = next(iter(diffusion.parameters()))
+    (slope,) = torch.autograd.grad(diffusion.terminal_log_snr, weight)
+    low = diffusion.terminal_log_snr.detach()
+    with torch.no_grad():
+        many = [score.integrand(diffusion, x, low.expand(n)).sum() for _ in range(100)]
+    known = -torch.stack(many).mean()
+    draws = []
+    for _ in range(100):
+        value, _ = score.diffusion_term(diffusion, x)
+        (gradient,) = torch.autograd.grad(value.sum(), weight)
+        draws.append((gradient * slope).sum() / slope.square().sum())
+    found = torch.stack(draws)
+    error = math.hypot(float(found.std()), float(torch.stack(many).std())) / math.sqrt(100)
+    assert abs(float(found.mean() - known)) < 4.5 * error < 0.5 * abs(float(known))
+
+
+@torch.no_grad()
+def test_the_entropy_without_a_decoder_is_of_what_is_generated() -> None:
+    problem, x = gaussian(), gaussian().sample(8, 1)
+    observed, left_out = masks(5, 8)
+    counted = (~(observed | left_out)).sum(1)
+    for diffusion in (CLD(**ENDS), VPSDE(**ENDS)):
+        model = condition(program(problem, diffusion), observed, None, left_out)
+        guide = DiffusionGuide(diffusion)
+        losses = []
+        for decoder in (True, False):
+            torch.manual_seed(0)
+            losses.append(MDM_ELBO(decoder=decoder).loss(model, guide, x))
+        torch.manual_seed(0)
+        terms = elbo_terms(model, guide, x)
+        assert losses[0] == pytest.approx(-float(terms.elbo.sum()))
+        whole = program(part(problem, torch.tensor([0])), diffusion)
+        torch.manual_seed(0)
+        one = elbo_terms(whole, guide, x[:, :1])
+        torch.manual_seed(0)
+        each = MDM_ELBO(decoder=False).loss(whole, guide, x[:, :1])
+        each = (each - float((one.prior_kl + one.diffusion).sum())) / len(x)
+        known = float((terms.prior_kl + terms.diffusion).sum()) + each * float(counted.sum())
+        assert losses[1] == pytest.approx(known)
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+SAMPLERS: dict[str, tuple[Sampler, Callable[[], LinearDiffusion]]] = {
+    "exponential": (ExponentialIntegrator(30), CLD),
+    "ancestral": (Ancestral(120), VPSDE),
+    "euler_maruyama": (EulerMaruyama(120), VPSDE),
+    "splitting": (Splitting(100), CLD),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_are_of_the_conditional_law(name: str) -> None:
+    """Mean and covariance, within 4.5 errors and a 3% step error."""
+    sampler, made = SAMPLERS[name]
+    problem, n = gaussian(), 1500
+    x = problem.mean + 1
+    observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
+    asked = ~(observed | left_out)
+    diffusion = made(max_log_snr=8.0)  # type: ignore[call-arg]
+    model = condition(program(problem, diffusion, sampler=sampler), observed, x, left_out)
+    torch.manual_seed(1)
+    found = Predictive(model, num_samples=1)(batch_size=n)["x"][0]
+    assert torch.equal(found[:, observed], x[observed].expand(n, -1))
+    assert torch.equal(found[:, left_out], problem.mean[left_out].expand(n, -1))
+    law = posterior(problem, observed, x, asked)
+    assert float((law.mean - problem.mean[asked]).abs().max()) > 0.3
+    off = (found[:, asked].mean(0) - law.mean) / law.covariance.diagonal().sqrt()
+    assert float(off.abs().max()) < 4.5 / math.sqrt(n) + 0.03
+    spread = law.covariance.diagonal().sqrt()
+    off = (found[:, asked].T.cov() - law.covariance) / spread / spread[:, None]
+    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        PredictorCorrector(4),
+        ProbabilityFlow(10),
+        StochasticExponentialIntegrator(4),
+        StochasticHeun(40),
+        TorchSDE(40),
+    ],
+    ids=repr,
+)
+def test_every_other_sampler_serves_it(sampler: Any) -> None:
+    problem, x = gaussian(), gaussian().sample(3, 7)
+    observed, left_out = masks(5, 3)
+    model = program(problem, VPSDE(max_log_snr=7.0), sampler=sampler)
+    found = condition(model, observed, x, left_out)(batch_size=6)
+    assert bool(found.isfinite().all()) and float(found.abs().max()) < 10
+    assert torch.equal(found[3:][observed], x[observed])
+
+
+def test_plates_and_particles_around_it() -> None:
+    """Data of several outer elements, and particles at once, have the masks of their rows."""
+    problem, x = gaussian(), gaussian().sample(6, 7)
+    observed, left_out = masks(5, 6)
+    diffusion = VPSDE(**ENDS)
+    model = condition(program(problem, diffusion), observed, x, left_out)
+    guide = DiffusionGuide(diffusion, event_dim=1)
+    particles: dict[str, Any] = {"vectorize_particles": True, "max_plate_nesting": 1}
+    torch.manual_seed(0)
+    loss = MDM_ELBO(num_particles=100, **particles).loss
+    found = torch.tensor([loss(model, guide, x) for _ in range(16)])
+    known = -float(conditional_log_prob(problem, x, observed, left_out).sum())
+    assert abs(float(found.mean()) - known) < 4.5 * float(found.std()) / 4 < 5
+    with pyro.plate("outer", 2, dim=-2):
+        assert model(x.expand(2, 6, D)).shape == (2, 6, D)
+
+
+@torch.no_grad()
+def test_samples_of_a_mixture_have_the_weights_of_its_components() -> None:
+    problem, n = mixture(), 1000
+    x = torch.tensor([-0.1, 0.0, 0.0, -0.2], dtype=torch.float64)
+    observed = torch.tensor([True, True, False, False])
+    law = posterior(problem, observed, x, ~observed)
+    weight = float(law.log_weights[0].exp())
+    assert abs(weight - 0.6) > 0.1 and 0.1 < weight < 0.9
+    model = condition(program(problem, CLD(), sampler=ExponentialIntegrator(40)), observed, x)
+    torch.manual_seed(1)
+    found = model(batch_size=n)[:, ~observed]
+    of_each = torch.stack([part_of(law, k, torch.arange(2)).log_prob(found) for k in range(2)], -1)
+    share = (law.log_weights + of_each).softmax(-1)[:, 0]  # its mean is the weight
+    assert abs(float(share.mean()) - weight) < 4.5 * float(share.std()) / math.sqrt(n) + 0.01
+    off = (found.mean(0) - law.mean) / law.covariance.diagonal().sqrt()
+    assert float(off.abs().max()) < 4.5 / math.sqrt(n) + 0.02
+
+
+@torch.no_grad()
+def test_imputation_of_rows_that_miss_different_entries() -> None:
+    """Values may be NaN where they are missing; several draws of the rows at once."""
+    problem, x = gaussian(), gaussian().sample(5, 7)
+    observed = masks(2, 5)[0]
+    missing = torch.where(observed, x, math.nan)
+    model = condition(program(problem, VPSDE(**ENDS)), observed, missing)
+    torch.manual_seed(1)
+    found = model(batch_size=2000).reshape(400, 5, D)
+    assert bool(found.isfinite().all())
+    assert torch.equal(torch.where(observed, found, x), x.expand_as(found))
+    for j in range(5):
+        asked = ~observed[j]
+        law = posterior(problem, observed[j], x[j], asked) if observed[j].any() else problem
+        off = (found[:, j, asked].mean(0) - law.mean) / law.covariance.diagonal().sqrt()
+        assert float(off.abs().max()) < 4.5 / math.sqrt(400) + 0.02
+
+
+@torch.no_grad()
+def test_chains_and_distributions_of_other_programs_sample_it() -> None:
+    problem, x = gaussian(), gaussian().sample(6, 7)
+    observed = torch.tensor([True, False, True, False])
+    chain = condition(program(problem, VPSDE(**ENDS), times=9), observed, x)
+    assert torch.equal(chain(batch_size=6)[:, observed], x[:, observed])
+    model = condition(program(problem, VPSDE(**ENDS)), observed, x[0])
+    law = MDM(model, draws=2)
+    found = law.sample((3, 2))
+    assert torch.equal(found[..., observed], x[0, observed].expand(3, 2, -1))
+    assert law.log_prob(found).shape == (3, 2)
+    assert not law.has_rsample
+
+
+# -- levels ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["tilt", "logits"])
+def test_a_discrete_denoiser_of_no_opinion_has_its_histogram_whatever_is_observed(
+    form: Any,
+) -> None:
+    levels = torch.tensor([-1.0, -0.2, 0.5, 1.0], dtype=torch.float64)
+    chances = torch.tensor([0.1, 0.2, 0.4, 0.3])
+    torch.manual_seed(3)
+    x = levels[torch.multinomial(chances, 100 * D, True)].reshape(100, D)
+    outputs = 2 * D if form == "tilt" else 4 * D
+    score = DiscreteDenoiser.fit(Silent(outputs), x, levels, form, maps=True)
+    observed, left_out = masks(5, 100)
+    counted = ~(observed | left_out)
+    known = score.baseline_log_prob(x, counted)
+    each = score.log_prior[torch.arange(D), (x.unsqueeze(-1) == levels).int().argmax(-1)]
+    torch.testing.assert_close(known, torch.where(counted, each, 0).sum(1))
+    junk = torch.where(left_out, 0.123, x)  # on no level
+    for decoder in (None, NetworkPosterior()):
+        model = DiffusionModel(CLD(**ENDS), score, decoder)
+        conditioned = condition(model, observed, junk, left_out)
+        found = bound(conditioned, DiffusionGuide(model.diffusion), junk, draws=2)
+        # the control variate leaves no noise, and the prior's mismatch is small
+        torch.testing.assert_close(found.per_datum, known, rtol=0, atol=5e-3)
+        drawn = conditioned(batch_size=100)
+        assert torch.equal(drawn[observed], x[observed])
+        assert bool((drawn.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6)
+        assert bool(elbo_terms(conditioned, DiffusionGuide(model.diffusion), drawn).elbo.all())
+
+
+# -- what it is made of ----------------------------------------------------------------------------
+
+
+def test_the_baseline_counts_what_is_generated() -> None:
+    problem, x = gaussian(), gaussian().sample(10, 1)
+    observed, left_out = masks(5, 10)
+    counted = ~(observed | left_out)
+    score = ConditionedDenoiser(Exact(problem), observed, None, left_out)
+    edges = torch.tensor([-8.0, 0.0, 3.0], dtype=torch.float64)
+    by_dimension = [
+        Denoiser(Silent(1), problem.mean[j : j + 1], problem.covariance[j, j][None])
+        for j in range(D)
+    ]
+    for whole, one in (
+        (score.baseline_log_prob(x), lambda s, v: s.baseline_log_prob(v)),
+        (score.baseline_kl(x, 2.0), lambda s, v: s.baseline_kl(v, 2.0)),
+        (
+            score.baseline_integrals(x, edges, slice(0, D)).T,
+            lambda s, v: s.baseline_integrals(v, edges, slice(0, 1)).T,
+        ),
+    ):
+        each = torch.stack([one(s, x[:, j : j + 1]) for j, s in enumerate(by_dimension)], -1)
+        torch.testing.assert_close(whole, torch.where(counted, each, 0).sum(-1))
+    parts = [score.baseline_integrals(x, edges, dims) for dims in (slice(0, 1), slice(1, D))]
+    torch.testing.assert_close(sum(parts), score.baseline_integrals(x, edges, slice(0, D)))
+
+
+def test_parameters_are_those_of_the_model_and_are_trained() -> None:
+    x = gaussian().sample(12, 1).float()
+    network = MLP(features=2 * D, out_features=D, hidden=8)
+    model = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(network, x, maps=True))
+    observed = torch.tensor([True, False, False, True])
+    conditioned = condition(model, observed, x)
+    assert [*map(id, conditioned.parameters())] == [*map(id, model.parameters())]
+    MDM_ELBO().loss_and_grads(conditioned, DiffusionGuide(model.diffusion), x)
+    assert all(p.grad is not None for p in network.parameters())
+    tweedie = DiffusionModel(VPSDE(**ENDS), model.score_function, Tweedie())
+    terms = elbo_terms(condition(tweedie, observed), DiffusionGuide(tweedie.diffusion), x)
+    assert terms.elbo.shape == (12,)
+
+
+def test_the_mode_of_the_network_is_its_own() -> None:
+    """A model that is asked for numbers stays in evaluation mode, and a frozen part in its own."""
+    x = gaussian().sample(12, 1)
+    observed = torch.tensor([True, False, False, True])
+    for training in (True, False):
+        model = program(gaussian(), VPSDE(**ENDS)).train(training)
+        network = model.score_function.network
+        network.eval()
+        conditioned = condition(model, observed)
+        elbo_terms(conditioned, DiffusionGuide(model.diffusion), x)
+        assert conditioned.training is training and not network.training
+        bound(condition(model.eval(), observed), DiffusionGuide(model.diffusion), x)
+        assert not network.training and not model.training
+
+
+def test_a_shared_network_has_one_name_in_pyro() -> None:
+    """So that a program of both, the whole and the conditional model, steps it once."""
+    model = program(gaussian(), VPSDE(**ENDS))
+    conditioned = condition(model, torch.tensor([True, False, False, True]), torch.ones(D))
+    with pyro.poutine.trace(param_only=True) as capture:
+        model(batch_size=1)
+        conditioned(batch_size=1)
+    assert len(capture.trace.nodes) == len([*model.parameters()]) == 1
+
+
+def test_it_is_saved_with_one_network(tmp_path: Path) -> None:
+    x = gaussian().sample(12, 1).float()
+    network = MLP(features=2 * D, out_features=D, hidden=8)
+    model = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(network, x, maps=True))
+    conditioned = condition(model, torch.tensor([True, False, False, True]), x[0])
+    conditioned.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    assert set(again.state_dict()) == set(conditioned.state_dict())
+    assert sum("network" in name for name in again.state_dict()) == len(network.state_dict())
+    drawn = []
+    for one in (conditioned, again):
+        torch.manual_seed(0)
+        drawn.append(one(batch_size=3))
+    torch.testing.assert_close(drawn[0][:, 0], x[0, 0].expand(3))
+    torch.testing.assert_close(drawn[0], drawn[1])
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def refused(kind: type[Exception], text: str) -> Any:
+    return pytest.raises(kind, match=text)
+
+
+def test_what_cannot_be_conditioned() -> None:
+    observed = torch.tensor([True, False, False, False])
+    diffusion = VPSDE(**ENDS)
+    with refused(TypeError, "expected a DenoiserScore"):
+        condition(DiffusionModel(diffusion, NoisePrediction(MLP(D)), event_shape=(D,)), observed)
+    with refused(ValueError, "maps=True"):
+        condition(DiffusionModel(diffusion, Denoiser(MLP(D)), event_shape=(D,)), observed)
+    with refused(TypeError, "expected a DiffusionModel"):
+        condition(Exact(gaussian()), observed)  # type: ignore[arg-type]
+    model = program(gaussian(), diffusion)
+    with refused(TypeError, "conditioned already"):
+        condition(condition(model, observed), observed)
+    with refused(TypeError, "JointTweedie"):
+        condition(program(gaussian(), diffusion, likelihood=JointTweedie()), observed)
+    blurring = PerDimensionDiffusion(
+        diffusion, block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
+    )
+    with refused(ValueError, "without a transform"):
+        condition(program(gaussian(), blurring), observed)
+
+
+def test_masks_and_values_are_checked() -> None:
+    model, observed = program(gaussian(), VPSDE(**ENDS)), torch.tensor([True, False, False, False])
+    with refused(TypeError, r"observed\.bool\(\)"):
+        condition(model, observed.double())
+    with refused(ValueError, r"observed has shape \(3,\)"):
+        condition(model, observed[:3])
+    with refused(ValueError, r"left_out has shape \(2, 2, 4\)"):
+        condition(model, observed, left_out=observed.expand(2, 2, 4))
+    with refused(ValueError, "no dimension of a datum"):
+        condition(model, observed, left_out=~observed)
+    with refused(ValueError, "both observed and left out"):
+        condition(model, observed, left_out=observed)
+    with refused(ValueError, "for the same number of data"):
+        condition(model, observed.expand(3, D), torch.zeros(2, D))
+    with refused(ValueError, "for the same number of data"):
+        condition(model, observed, torch.zeros(2, D), ~observed.expand(3, D))
+    with refused(ValueError, "1 observed entries that are not finite"):
+        condition(model, observed, torch.full((D,), math.nan))
+    levels = DiscreteDenoiser.fit(Silent(2 * D), torch.ones(9, D), 4, "tilt", maps=True)
+    with refused(ValueError, "0.123"):
+        condition(DiffusionModel(VPSDE(**ENDS), levels), observed, torch.full((D,), 0.123))
+
+
+def test_calls_that_do_not_fit_what_is_observed() -> None:
+    problem, x = gaussian(), gaussian().sample(6, 1)
+    model, observed = program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False])
+    guide = DiffusionGuide(model.diffusion)
+    with refused(ValueError, "no values of what is observed"):
+        condition(model, observed)(batch_size=2)
+    with refused(ValueError, "5 observed entries of x differ"):
+        elbo_terms(condition(model, observed, x[0]), guide, x)
+    of_rows = condition(model, observed.expand(6, D), x)
+    with refused(ValueError, "differs between 6 data, and x has 4"):
+        elbo_terms(of_rows, guide, x[:4])
+    with refused(ValueError, "differs between 6 data, and 4 are asked for"):
+        of_rows(batch_size=4)
+
+
+def test_densities_of_all_dimensions_together_are_refused() -> None:
+    problem, x = gaussian(), gaussian().sample(6, 1)
+    model = condition(program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False]), x)
+    guide = DiffusionGuide(model.diffusion)
+    text = "is a density of all dimensions together"
+    with refused(ValueError, text):
+        Trace_ELBO().loss(model, guide, x)
+    with refused(ValueError, text):
+        importance_weighted(model, guide, x, samples=2, times=5)
+    with refused(ValueError, text):
+        probability_flow(model, guide, x)
+    with refused(ValueError, text):
+        model.log_prob(x, method="flow")
