@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 STEPS = 2
 """Of a sampler, at most."""
@@ -20,12 +21,14 @@ STEPS = 2
 def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
     from inference import environment, report
+    from pyro_mdm.plots import figures as drawing
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
     patch.setattr(report, "POINTS", 8)
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
+    patch.setattr(drawing, "Figure", _without_layout)
     patch.setattr(report.sample, "picture", _picture)
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))
@@ -42,6 +45,11 @@ def _quickly(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return draw(*arguments, steps=min(steps, STEPS), **options)
 
     return few_steps
+
+
+def _without_layout(size: tuple[float, float], **options: object) -> Figure:
+    """Constrained layout is most of what a figure takes."""
+    return Figure(size, dpi=50)
 
 
 def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tensor:
