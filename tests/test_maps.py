@@ -17,6 +17,7 @@ from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
+from tests.brief import be_brief
 from tests.problems import normal
 from tests.test_per_dimension import MEAN, VARIANCE, Silent, data
 
@@ -180,7 +181,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         train(**run, guide="inference.guides.by_dimension:per_pixel", maps="subsets")
 
 
-def test_guides_by_dimension_are_trained_and_looked_at(tmp_path: Path) -> None:
+def test_guides_by_dimension_are_trained_and_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_brief(monkeypatch, figures=True)
     for name in ("per_pixel", "per_channel"):
         train(
             model="toy",
@@ -191,6 +195,7 @@ def test_guides_by_dimension_are_trained_and_looked_at(tmp_path: Path) -> None:
             test_size=16,
             num_samples=4,
             sampler_steps=2,
+            figures=name == "per_pixel",
             accelerator="cpu",
             run=tmp_path / name,
         )

@@ -212,8 +212,8 @@ def test_rates_are_derivatives_in_the_common_time(name: str) -> None:
 @torch.no_grad()
 def test_torchsde_has_the_same_law_of_each_dimension() -> None:
     """Simulated as if it had no closed form: mean and covariance of every dimension."""
-    diffusion = CASES["both"]()
-    start, n = diffusion.start_time, 2000
+    diffusion = CASES["both"]().requires_grad_(False)
+    start, n = diffusion.start_time, 1000
     x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).expand(n, D)
     y0 = diffusion.simulate(
         torch.zeros(1, 2, D, dtype=torch.float64), start + torch.tensor([0.0, 0.01])
@@ -233,7 +233,7 @@ def test_torchsde_has_the_same_law_of_each_dimension() -> None:
         levy_area_approximation="space-time",
     )
     ends = torch.stack([start, end])
-    states = torchsde.sdeint(sde, fold(y), ends, bm=bm, method="srk", dt=float(end - start) / 40)
+    states = torchsde.sdeint(sde, fold(y), ends, bm=bm, method="srk", dt=float(end - start) / 24)
     found = unfold(states[-1], (D,))
     marginal = diffusion.marginal(end)
     mean = marginal.mean[0].mT * x[0]
@@ -337,7 +337,7 @@ def test_the_end_decides_and_not_the_way_where_the_denoiser_is_exact() -> None:
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
-@every_case
+@pytest.mark.parametrize("name", [name for name in CASES if name != "turns"])
 def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None:
     diffusion, x = CASES[name](), data(16)
     torch.manual_seed(0)
@@ -350,8 +350,7 @@ def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None
         nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     model, guide = programs(diffusion, score)
     learned_ones = [p for p in diffusion.parameters() if p.requires_grad]
-    if not learned_ones:
-        pytest.skip("nothing is learned")
+    assert learned_ones
 
     def loss() -> Tensor:
         torch.manual_seed(2)
@@ -441,7 +440,7 @@ def test_chains_have_the_densities_of_their_dimensions() -> None:
 
 @torch.no_grad()
 def test_the_flow_and_the_bound_on_a_state_know_its_density() -> None:
-    diffusion, x = CASES["both"]().requires_grad_(False), data(4)
+    diffusion, x = CASES["blocks"]().requires_grad_(False), data(4)
     y = DiffusionGuide(diffusion).law(x).rsample()[:, 0]
     marginal = diffusion.start
     a, Sigma = marginal.mean[0], marginal.covariance[0]
@@ -449,10 +448,10 @@ def test_the_flow_and_the_bound_on_a_state_know_its_density() -> None:
     rest = (y - a.mT * MEAN).mT  # (n, D, K)
     law = torch.distributions.MultivariateNormal(torch.zeros(D, 2, dtype=torch.float64), S)
     known = law.log_prob(rest).sum(1)
-    flow = flow_log_prob(diffusion, exact(), y, Solver("rk4", steps=14)).log_prob
+    flow = flow_log_prob(diffusion, exact(), y, Solver("rk4", steps=24)).log_prob
     # but for the prior, which is not quite the law of y_T
     torch.testing.assert_close(flow, known, rtol=0, atol=0.1)
-    many = density_bound(diffusion, exact(), y.repeat(400, 1, 1)).reshape(400, -1)
+    many = density_bound(diffusion, exact(), y.repeat(200, 1, 1)).reshape(200, -1)
     error = many.std(0) / math.sqrt(len(many))
     assert bool(((many.mean(0) - known).abs() < 5 * error + 5e-3).all())
 
@@ -503,11 +502,11 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
 
 
 @pytest.mark.parametrize(
-    "sampler", [ProbabilityFlow(40), StochasticHeun(60), TorchSDE(30), Splitting(60)], ids=repr
+    "sampler", [ProbabilityFlow(40), StochasticHeun(40), TorchSDE(40), Splitting(40)], ids=repr
 )
 @torch.no_grad()
 def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:
-    diffusion, n = CASES["both"](), 1000
+    diffusion, n = CASES["blocks"]().requires_grad_(False), 1000
     model = programs(diffusion, exact())[0]
     y = sampler(diffusion, model.bound_score, (n, 2, D), torch.Generator().manual_seed(3))
     x = exact().denoise(diffusion, y, diffusion.start_time.expand(n))

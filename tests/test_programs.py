@@ -588,7 +588,7 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
 
 
 def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Path) -> None:
-    known = "vpsde, cld, malda, alda, learned"
+    known = "vpsde, cld, malda, alda, hold, learned"
     with pytest.raises(NameNotFoundError, match=f"unknown guide 'diffuse': use one of {known}"):
         train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
