@@ -262,7 +262,7 @@ def evaluate(
         batch_size: data per network call.
         seed: of the noise; the one and only source of difference between two evaluations.
         reuse: a run folder whose denoiser is put under --guide.
-        guide: with --reuse: vpsde, cld, malda, alda, learned (before its first step), module:Name,
+        guide: with --reuse: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: with --reuse: log SNR at the start time; by default the run's.
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the

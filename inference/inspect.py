@@ -430,7 +430,7 @@ def inspect(
     """Print what to know of diffusions before training with them, and draw it.
 
     Args:
-        guide: vpsde, cld, malda, alda, learned (before its first step), module:Name, file.py:Name,
+        guide: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name, file.py:Name,
             or run:FOLDER for the diffusion a run ended with; several with commas between them.
         model: data set for the prior KL and the noised images, as for inference.train.
         protocol: images only: levels in [-1, 1], or dequantized as in the paper.

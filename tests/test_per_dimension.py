@@ -30,8 +30,7 @@ from pyro_mdm import (
     bound,
     elbo_terms,
 )
-from pyro_mdm.diffusions import BlurClocks, LearnedClocks, SharedClock, TurnClocks
-from pyro_mdm.diffusions.per_dimension import Clocks
+from pyro_mdm.diffusions import BlurClocks, Clocks, LearnedClocks, SharedClock, TurnClocks
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.sde import fold, unfold
 from pyro_mdm.networks import MLP
@@ -525,6 +524,21 @@ def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
     s = torch.tensor([0.3], dtype=torch.float64)
     for a, b in zip(diffusion.marginal(s), again.diffusion.marginal(s), strict=True):
         assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_what_is_kept_is_forgotten_when_anything_moves() -> None:
+    diffusion = CASES["both"]()
+    s = torch.tensor([0.3], dtype=torch.float64)
+    before = diffusion.drift_matrix(s)
+    assert torch.equal(diffusion.drift_matrix(s), before)
+    diffusion.clocks.logits[:, 0] += 1.0
+    clock = diffusion.drift_matrix(s)
+    assert not torch.equal(clock, before)
+    diffusion.blocks[1].min_log_snr = -6.0
+    assert not torch.equal(diffusion.drift_matrix(s), clock)
+    now = diffusion.drift_matrix(s)
+    assert torch.equal(diffusion.to("cpu").drift_matrix(s), now)
 
 
 def test_images_share_along_dimensions_of_size_1() -> None:

@@ -16,19 +16,19 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.dimension_clocks import (
+    BlurClocks,
+    Clocks,
+    LearnedClocks,
+    SharedClock,
+    TurnClocks,
+)
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
-from pyro_mdm.diffusions.per_dimension import (
-    BlurClocks,
-    Clocks,
-    LearnedClocks,
-    PerDimensionDiffusion,
-    SharedClock,
-    TurnClocks,
-)
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
