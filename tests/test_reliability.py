@@ -553,7 +553,9 @@ def test_of_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> None:
         else:
             (tmp_path / f"{i}.won").touch()
             # a run that ended before its first checkpoint may be replaced: not while others come
-            while len([*tmp_path.glob("*.lost"), *tmp_path.glob("*.won")]) < number:
+            for _ in range(3000):
+                if len([*tmp_path.glob("*.lost"), *tmp_path.glob("*.won")]) == number:
+                    break
                 time.sleep(0.01)
             run.close()
 
