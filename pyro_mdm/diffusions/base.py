@@ -20,6 +20,7 @@ __all__ = [
     "Diffusion",
     "Marginal",
     "Matrix",
+    "Noised",
     "Times",
     "Transition",
     "UnreachableError",
@@ -68,6 +69,17 @@ class Transition(NamedTuple):
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
+class Noised(NamedTuple):
+    """States on their way from data, and what a score is to say there.
+
+    The diffusion term is ½ ∫ E share ‖s_θ(state) - target‖²_{g²} ds.
+    """
+
+    state: Tensor  # y (n, K, *event_shape)
+    target: Tensor  # like it, in float64: ∇ log q(y_s | x) unless the drift sees x
+    share: Tensor | None = None  # (n,); None: 1
+
+
 def same_time(s: Times) -> Tensor | None:
     """The one time, 0-dim, that ``s`` repeats for every datum, if it was made by ``expand``."""
     if isinstance(s, Tensor) and s.numel() > 1 and not any(s.stride()):
@@ -105,6 +117,11 @@ class Diffusion(Restorable, nn.Module, ABC):
     those of the batch, which then are there always (1 for one time)."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
+
+    starts_at_data: bool = False
+    """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
+    drifts_by_data: bool = False
+    """Whether the drift of noising paths depends on the data, and not only where they start."""
 
     @abstractmethod
     def drift(self, y: Tensor, s: Times) -> Tensor:
@@ -189,6 +206,29 @@ class Diffusion(Restorable, nn.Module, ABC):
             NotImplementedError: it has none.
         """
         raise NotImplementedError(self._no_closed_form())
+
+    def displacement(self, x: Tensor, s: Times) -> Tensor | None:
+        """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.
+
+        Args:
+            x: data (*batch, *event_shape), in coordinates.
+            s: times (n,) for a batch of n, or one time for all.
+        """
+        return None
+
+    def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
+        """States y_s of data, and the score to be learned there, where the drift sees the data.
+
+        Args:
+            x: data (n, *event_shape);  s: times (n,).
+            noise: standard normal (n, K, *event_shape).
+        """
+        raise NotImplementedError(f"the drift of {type(self).__name__} does not depend on the data")
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """What the diffusion makes of data x (n, *event_shape), to look at: by name, tensors
+        (columns, n, *event_shape) of as many stages. Empty where nothing depends on the data."""
+        return {}
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
         """``law(self, *times)``; where data dimensions have blocks of their own, that of each.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised
 from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -93,6 +93,9 @@ class Score(Restorable, ExactBuffers, ABC):
     def restore(self, saved: dict[str, Any]) -> None:
         """The law of times."""
         self.times = saved["times"]
+
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        """Raises TypeError for a diffusion whose noising paths the score is not made for."""
 
     @abstractmethod
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
@@ -230,11 +233,14 @@ class Score(Restorable, ExactBuffers, ABC):
             noise = randomness.normal(shape, x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
-        theta = self.score(diffusion, noised(marginal, x, noise), s)
+        W = inverse_tril(marginal.scale_tril)
+        found = _noised(diffusion, marginal, W, x, s, noise)
+        theta = self.score(diffusion, found.state, s)
         with full_precision(x):
-            W = inverse_tril(marginal.scale_tril)
-            error = theta.double() + apply_matrix(W.mT, noise.double())
+            error = theta.double() - found.target
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
+            if found.share is not None:
+                square = found.share * square
             if clock_rate is not None:
                 return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
@@ -316,9 +322,16 @@ class Score(Restorable, ExactBuffers, ABC):
         return s
 
     def call_network(
-        self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1
+        self,
+        inputs: Tensor,
+        log_snr: Tensor,
+        batch_dim: int,
+        factor: int = 1,
+        channels: int | None = None,
     ) -> Tensor:
         """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact.
+
+        It returns ``channels`` channels instead where that is given.
 
         Of a score that is told :attr:`maps` the network sees 2 C channels: the log SNR of every
         dimension after the dimensions themselves, see :func:`map_channels`; its own log SNR is
@@ -346,7 +359,8 @@ class Score(Restorable, ExactBuffers, ABC):
         else:
             with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
                 out = self.network(flat, lam)
-        expected = (flat.shape[0], factor * event[0], *event[1:])
+        channels = factor * event[0] if channels is None else channels
+        expected = (flat.shape[0], channels, *event[1:])
         if not isinstance(out, Tensor) or out.shape != expected:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             name = "out_channels" if len(event) > 1 else "out_features"
@@ -437,6 +451,18 @@ def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
         marginal: of times (n,), or of one time for all.
     """
     return outer(marginal.mean, x) + apply_matrix(marginal.scale_tril, noise)
+
+
+def _noised(
+    diffusion: Diffusion, marginal: Marginal, W: Tensor, x: Tensor, s: Tensor, noise: Tensor
+) -> Noised:
+    """States of data (n, *event_shape) at times s (n,), W = L^{-1}, and what a score is to say."""
+    if diffusion.drifts_by_data:
+        return diffusion.driven(x, s, noise)
+    state, moved = noised(marginal, x, noise), diffusion.displacement(x, s)
+    with full_precision(x):
+        target = -apply_matrix(W.mT, noise.double())
+    return Noised(state if moved is None else state + moved, target)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:

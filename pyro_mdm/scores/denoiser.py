@@ -34,6 +34,8 @@ class DenoiserScore(Score):
     """
 
     denoises = True
+    outputs: int = 1
+    """How many numbers the network gives for each dimension of the data."""
     data_mean: Tensor
     data_variance: Tensor
     trained_min: Tensor
@@ -87,6 +89,27 @@ class DenoiserScore(Score):
         Of a score with ``maps`` λ may be a map too, (*batch, *event_shape): a dimension of +∞ is
         observed, x̂ = z; one of -∞ is left out, and what z holds there has no effect.
         """
+
+    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """What the network sees: z in units of its own standard deviation, like z.
+
+        Args:
+            z: (*batch, *event_shape);  log_snr: λ in float64 as :meth:`x_hat` has it.
+        """
+        with full_precision(z):
+            mu, s2, v = self._scales(z, log_snr)
+            return (z - mu) * (s2 + v).rsqrt()
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        """x̂, like z, by what the network returned, F (*batch, outputs·C, *spatial).
+
+        Raises:
+            NotImplementedError: a denoiser that is no function of these.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how x̂ follows from the network's output; see "
+            "DenoiserScore.read"
+        )
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -295,11 +318,6 @@ class DenoiserScore(Score):
         v = with_event_dims(torch.exp(-lam), z)
         return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
 
-    def _inputs(self, z: Tensor, lam: Tensor) -> Tensor:
-        """What the network sees: z in units of its own standard deviation, like z."""
-        mu, s2, v = self._scales(z, lam)
-        return (z - mu) * (s2 + v).rsqrt()
-
     def _spread(self, s2: Tensor, v: Tensor) -> Tensor:
         """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
         spread = s2 / (s2 + v) * v
@@ -417,11 +435,11 @@ class Denoiser(DenoiserScore):
         """E[x | z], like z. See the class."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
+        return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
         with full_precision(z):
-            inputs = self._inputs(z, lam)
-        F = self.call_network(inputs, lam, batch_dim)
-        with full_precision(z):
-            mu, s2, v = self._scales(z, lam)
+            mu, s2, v = self._scales(z, log_snr)
             x = mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
             return torch.where(v == 0, z, x) if self.maps else x
 
