@@ -94,6 +94,8 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
         "time_varying": str(config["time_varying"]),
+        "learn_ends": str(config["learn_ends"] or "False"),
+        "learn_stationary": str(config["learn_stationary"]),
         "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
         "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,

@@ -161,6 +161,11 @@ class Diffusion(Restorable, nn.Module, ABC):
         """λ at the start time ε."""
 
     @property
+    def start_log_snr(self) -> Tensor:
+        """:attr:`max_log_snr` as a tensor, 0-dim: with its gradient where it is learned."""
+        return self.as_tensor(self.max_log_snr)
+
+    @property
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
         """λ at T, 0-dim."""

@@ -474,32 +474,54 @@ class LinearDiffusion(Diffusion):
     def terminal_log_snr(self) -> Tensor:
         """λ(T), 0-dim: what is left of the data when the prior takes over.
 
-        A constant where ``min_log_snr`` is given.
+        A constant where ``min_log_snr`` is given and not learned.
         """
-        if self.min_log_snr is not None:
-            return self.as_tensor(self.min_log_snr)
+        if self._min_log_snr is not None:
+            return self._given_ends()[1]
         return self.terminal.log_snr
 
     @property
     def max_log_snr(self) -> float:
         """λ at the start time ε; it follows the diffusion if that is cut at a time."""
-        if self._cut_time is None:
-            return self._max_log_snr
         with torch.no_grad():
-            return float(self.start.log_snr)
+            return float(self.start_log_snr)
 
     @max_log_snr.setter
     def max_log_snr(self, value: float) -> None:
         self._set_ends(value, self.min_log_snr)
 
     @property
+    def start_log_snr(self) -> Tensor:
+        return self._given_ends()[0] if self._cut_time is None else self.start.log_snr
+
+    @property
+    def learns_ends(self) -> bool:
+        """Whether λ(ε) or λ(T) is a parameter of its own."""
+        return False
+
+    @property
+    def learns_stationary(self) -> bool:
+        """Whether Σ_∞ is learned."""
+        return False
+
+    @property
     def min_log_snr(self) -> float | None:
         """λ(T) that the clock is scaled to, or None for the clock as it is."""
-        return self._min_log_snr
+        with torch.no_grad():
+            return None if self._min_log_snr is None else float(self._given_ends()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
         self._set_ends(self.max_log_snr, value)
+
+    def _given_ends(self) -> Tensor:
+        """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
+        ends = (
+            [self._max_log_snr]
+            if self._min_log_snr is None
+            else [self._max_log_snr, self._min_log_snr]
+        )
+        return self.as_tensor(torch.tensor(ends, dtype=torch.float64))
 
     def _set_ends(self, high: float, low: float | None) -> None:
         high = check_number("max_log_snr", high, "a finite log SNR, e.g. 13")
@@ -561,8 +583,7 @@ class LinearDiffusion(Diffusion):
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
-            targets = self.as_tensor(torch.tensor(ends, dtype=torch.float64))
+            targets = self._given_ends()
             with torch.no_grad():
                 roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
             return self._clock_gradient(roots, targets)
@@ -765,7 +786,7 @@ class LinearDiffusion(Diffusion):
     # -- the door ----------------------------------------------------------------------------------
 
     def _device(self) -> torch.device:
-        return self.stationary_covariance.device
+        return self.initial_covariance.device
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""

@@ -3,7 +3,7 @@ r"""Linear diffusions whose Q(s) and D(s) vary in time, without commuting: given
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
+from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
 from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
@@ -377,7 +378,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
                     f"{self._matrices()}: nothing is left between the start time and T; use a "
                     f"faster clock, or set min_log_snr{self._remedy()}"
                 )
-            target = self.as_tensor(self.max_log_snr).reshape(1)
+            target = self._given_ends()[:1]
             guess = None if self._guess is None else self._guess[:1]
             with torch.no_grad():
                 root = self._cached("roots", lambda: self._clock_root(target, guess))
@@ -413,7 +414,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
                 moved = moved + (by * (cells - cells.detach())).sum()
         if not bool(slope.isfinite()) or slope.item() == 0:
             raise self._end_unreachable(root.item(), found.item())
-        more = (self.as_tensor(self.min_log_snr or 0.0) - moved) / slope
+        more = (self._given_ends()[1] - moved) / slope
         return near.scale * (1 + more) * end
 
     def _near(self, scale: Tensor) -> _Near:
@@ -507,7 +508,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
         )
 
 
-class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
+class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     r"""A :class:`~pyro_mdm.LearnedDiffusion` whose W and B are learned polynomials of time.
 
     Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ, every entry of the strictly lower triangular W and of
@@ -520,6 +521,8 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
         learn_beta: whether the clock is learned too.
         degree: of the polynomials, at least 0, which is constant.
         cells: as for :class:`TimeVaryingDiffusion`.
+        learn_ends, learn_stationary: whether ends and Σ_∞ are learned too, as for
+            ``LearnedDiffusion``.
         options: those of :class:`LinearDiffusion`.
 
     See :meth:`from_diffusion` to start elsewhere.
@@ -536,13 +539,15 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
         *,
         degree: int = 3,
         cells: int = 256,
+        learn_ends: float | Sequence[float] = 0.0,
+        learn_stationary: bool = False,
         **options: Any,
     ) -> None:
         check_count("degree", degree, "the degree of polynomials of time", 0)
         start = LearnedDiffusion(num_variables, rank, learn_beta, **options)
         options["beta"] = start.beta
-        super().__init__((start, degree), None, cells=cells, **options)  # type: ignore[arg-type]
-        self._guess = self.end_clocks().detach()
+        options |= {"learn_ends": learn_ends, "learn_stationary": learn_stationary}
+        super().__init__((start, degree), None, cells=cells, **options)
 
     @classmethod
     def from_diffusion(
@@ -561,6 +566,8 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
             start, rank, learn_beta, options: as for ``LearnedDiffusion.from_diffusion``.
             degree, cells: as above.
         """
+        names = ("learn_ends", "learn_stationary")
+        learned = {name: options.pop(name) for name in names if name in options}
         constant = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **options)
         ends: dict[str, Any] = {"max_log_snr": constant.max_log_snr}
         if constant.cut_time is not None:
@@ -576,6 +583,7 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
             initial_variance=constant.initial_covariance[1:, 1:],
             min_log_snr=constant.min_log_snr,
             **ends,
+            **learned,
         )
         with torch.no_grad():
             found.lower[0].copy_(constant.lower)
@@ -621,18 +629,6 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
     def _dispersion_at(self, s: Tensor) -> Tensor:
         B = self._entries(self.B, s)
         return math.sqrt(2) * nn.functional.pad(B, (0, self.num_variables - B.shape[-1]))
-
-    def _set_ends(self, high: float, low: float | None) -> None:
-        super()._set_ends(high, low)
-        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess = None
-            self._guess = self.end_clocks().detach()
-
-    def _remedy(self) -> str:
-        return (
-            ". If training brought them here, lower the learning rate of the diffusion, or give D "
-            "a higher rank"
-        )
 
     def _described(self) -> dict[str, Any]:
         return {"degree": self._degree}
