@@ -20,7 +20,7 @@ def check_effects(settings: Training, programs: Programs) -> None:
     check_ends(settings.guide, diffusion, settings.max_log_snr, settings.min_log_snr)
     if settings.diffusion_learning_rate == 0:
         _check_learned(settings)
-    if settings.learn_ends is not None and not diffusion.learns_ends:
+    if settings.learn_ends is not None and not diffusion.reference.learns_ends:
         raise ValueError(
             f"--learn_ends {settings.learn_ends} has no effect: both ends are held; leave it out, "
             "or give a number above 0"

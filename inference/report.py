@@ -286,20 +286,25 @@ def _log_bound(
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
     earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    terms = _noticeable([*earlier, bound.terms])
-    if terms != _noticeable(earlier):
+    always = ["prior_kl"] if programs.model.diffusion.reference.learns_ends else []
+    terms = _noticeable([*earlier, bound.terms], always)
+    if not earlier or terms != _noticeable(earlier, always):
         _lay_out(writer, programs.problem, terms)
     tensorboard.write_bound(writer, part, {term: bound.terms[term] for term in terms}, step)
 
 
-def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The terms of the bound that some measurement found to differ from 0 in print."""
+def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) -> list[str]:
+    """The terms of the bound that some measurement found to differ from 0 in print, and others."""
 
     def differs(value: float | None) -> bool:
         # what is not finite, None in a record, differs
         return value is None or not abs(value) < NEGLIGIBLE
 
-    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in measured)]
+    return [
+        term
+        for term in tensorboard.TERMS
+        if term in always or any(any(map(differs, terms[term])) for terms in measured)
+    ]
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:

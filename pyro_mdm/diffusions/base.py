@@ -171,6 +171,16 @@ class Diffusion(Restorable, nn.Module, ABC):
         """λ at T, 0-dim."""
 
     @property
+    def learns_ends(self) -> bool:
+        """Whether λ(ε) or λ(T) is a parameter of its own; ask :attr:`reference`."""
+        return False
+
+    @property
+    def learns_stationary(self) -> bool:
+        """Whether the covariance of the law at rest is learned, likewise."""
+        return False
+
+    @property
     @abstractmethod
     def start_time(self) -> Tensor:
         """ε, 0-dim."""

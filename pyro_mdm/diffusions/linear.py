@@ -495,16 +495,6 @@ class LinearDiffusion(Diffusion):
         return self._given_ends()[0] if self._cut_time is None else self.start.log_snr
 
     @property
-    def learns_ends(self) -> bool:
-        """Whether λ(ε) or λ(T) is a parameter of its own."""
-        return False
-
-    @property
-    def learns_stationary(self) -> bool:
-        """Whether Σ_∞ is learned."""
-        return False
-
-    @property
     def min_log_snr(self) -> float | None:
         """λ(T) that the clock is scaled to, or None for the clock as it is."""
         with torch.no_grad():
