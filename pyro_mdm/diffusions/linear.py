@@ -442,7 +442,18 @@ class LinearDiffusion(Diffusion):
     def factorization_by(
         self, move: Propagator, tau: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """The same, as another propagator than the diffusion's own would have it."""
+        """The same, as another propagator than the diffusion's own would have it.
+
+        Rounding grows by the factorization, and by how far the drift travels: what the last digits
+        of A say of slow modes is lost to fast ones.
+        """
+        a, Sigma, factor = self._factorization_by(move, tau)
+        growth = factor.amplification * move.travelled(tau).clamp_min(1.0)
+        return a, Sigma, factor._replace(amplification=growth)
+
+    def _factorization_by(
+        self, move: Propagator, tau: Tensor
+    ) -> tuple[Tensor, Tensor, kernels.Factor]:
         Sigma0 = self.initial_covariance
         M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
@@ -694,11 +705,15 @@ class LinearDiffusion(Diffusion):
                 + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
             )
             x = torch.maximum(torch.minimum(x, high), low)
+            if not bool(x.isfinite().all()):
+                self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
             for _ in range(60):
                 error, step = self._newton(x, wanted, of)
                 low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
+                if not bool(x.isfinite().all()):
+                    self._check_reached(-wanted, wanted[:0])  # it is lost on the way there
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
