@@ -23,6 +23,9 @@ from pyro_mdm.support.checks import check_finite, check_instance
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
 
+AROUND = {"starts_at_data": "StateDenoiser"}
+"""Scores that a denoiser is put into, by what a diffusion has that needs them."""
+
 DATA_AT_ONCE = 256  # data whose baseline is integrated together, in cache
 
 
@@ -149,6 +152,15 @@ class DenoiserScore(Score):
         Returns:
             (n, S), nats, in float64.
         """
+
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        if diffusion.starts_at_data or diffusion.drifts_by_data:
+            around = next((n for a, n in AROUND.items() if getattr(diffusion, a)), "a score")
+            raise TypeError(
+                f"{type(self).__name__} reads z alone, and noising paths of "
+                f"{type(diffusion).__name__} tell more of the data than z does; put it into one "
+                f"that sees it: {around}(denoiser)"
+            )
 
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
