@@ -100,6 +100,12 @@ def flow_log_prob(
     Raises:
         ValueError: a score of which some dimensions are observed or left out.
     """
+    if diffusion.drifts_by_data or diffusion.context is not None or diffusion.rows is not None:
+        raise TypeError(
+            "the probability flow is one ODE for all data, and paths of "
+            f"{type(diffusion).__name__} are led by the data or a context of theirs; use the "
+            "bound, method='elbo'"
+        )
     check_counts_all(score, y, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
