@@ -224,8 +224,15 @@ class LinearDiffusion(Diffusion):
 
     @property
     def propagator(self) -> Propagator:
-        """How states move between clock times: what all kernels are made of."""
-        return ConstantPropagator(self)
+        """How states move between clock times: what all kernels are made of.
+
+        It is kept where nothing carries a gradient, even within :func:`shared_ends`: what shares a
+        graph adds up its gradients in another order.
+        """
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return ConstantPropagator(self)
+        kept: Propagator = self._cached("propagator", lambda: ConstantPropagator(self))
+        return kept
 
     def noise_basis(self) -> tuple[Tensor, Tensor]:
         """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
