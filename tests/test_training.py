@@ -9,7 +9,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -437,10 +437,9 @@ def long_options(tiny: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_options: dict[str, Any]) -> Path:
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(**long_options, run=run)
-    return run
+def uninterrupted(made_once: Callable[..., Path], long_options: dict[str, Any]) -> Path:
+    folder = made_once("uninterrupted", lambda folder: train(**long_options, run=folder / "run"))
+    return folder / "run"
 
 
 def wait_for(run: Path, process: Program, number: int) -> None:
