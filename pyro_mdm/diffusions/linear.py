@@ -794,9 +794,11 @@ class LinearDiffusion(Diffusion):
 
 def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
-    k = factor.readout
-    root = (factor.log_snr / 2).exp()[..., None] * k
-    return torch.einsum("...i,...ij,...j->...", root, unit_noise, root)
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
+        return root[..., 0].square() * unit_noise[..., 0, 0]
+    row = root.unsqueeze(-2)
+    return (row @ unit_noise @ row.mT)[..., 0, 0]
 
 
 def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:

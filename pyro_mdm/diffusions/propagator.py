@@ -151,7 +151,7 @@ class ConstantPropagator(Propagator):
         return self._diffusion.unit_dispersion
 
     @cached_property
-    def speed(self) -> Tensor:  # type: ignore[override]
+    def speed(self) -> Tensor:
         return torch.linalg.matrix_norm(self._A.detach(), ord=2)
 
     @property
