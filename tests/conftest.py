@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -15,6 +17,8 @@ import pyro
 import pytest
 import torch
 from filelock import FileLock
+
+from inference import cli
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -83,6 +87,26 @@ def made_once(
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsers_made_once() -> Iterator[None]:
+    """The parser of a program takes most of the time of reading its command line."""
+    made: dict[Any, Any] = {}
+    make = cli._parser
+
+    def parser(
+        function: Callable[..., Any], unnamed: str | None, groups: Mapping[str, type]
+    ) -> Any:
+        signature = str(inspect.signature(function))
+        key = (function.__code__, signature, function.__doc__, unnamed, *groups.items())
+        if key not in made:
+            made[key] = make(function, unnamed, groups)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_parser", parser)
+        yield
 
 
 @pytest.fixture
