@@ -237,8 +237,15 @@ class LinearDiffusion(Diffusion):
 
     @property
     def propagator(self) -> Propagator:
-        """How states move between clock times: what all kernels are made of."""
-        return ConstantPropagator(self)
+        """How states move between clock times: what all kernels are made of.
+
+        It is kept where nothing carries a gradient, even within :func:`shared_ends`: what shares a
+        graph adds up its gradients in another order.
+        """
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return ConstantPropagator(self)
+        kept: Propagator = self._cached("propagator", lambda: ConstantPropagator(self))
+        return kept
 
     def noise_basis(self) -> tuple[Tensor, Tensor]:
         """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
@@ -796,9 +803,11 @@ class LinearDiffusion(Diffusion):
 
 def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
-    k = factor.readout
-    root = (factor.log_snr / 2).exp()[..., None] * k
-    return torch.einsum("...i,...ij,...j->...", root, unit_noise, root)
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
+        return root[..., 0].square() * unit_noise[..., 0, 0]
+    row = root.unsqueeze(-2)
+    return (row @ unit_noise @ row.mT)[..., 0, 0]
 
 
 def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
