@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.paths.base import check_no_drive
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
@@ -88,6 +89,8 @@ class DiffusionModel(Registered):
                 f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
                 "a chain on a grid; leave out times"
             )
+        if times is not None:
+            check_no_drive(diffusion, "a chain on a grid")
         self.diffusion: Any = diffusion
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()

@@ -16,6 +16,7 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
     Clocks,
@@ -42,6 +43,7 @@ __all__ = [
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "DataDrivenDiffusion",
     "Frequencies",
     "GaussianPrior",
     "LearnedBeta",

@@ -19,6 +19,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import (
     check_counts_all,
     checked_times,
+    check_no_drive,
     gaussian_log_prob,
     white_log_prob,
 )
@@ -51,6 +52,7 @@ class GenerativeChain(GenerativeLaw):
         batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,
     ) -> None:
+        check_no_drive(diffusion, "a chain on a grid")
         self.score = score
         self.times = checked_times(diffusion, times, whole=True)
         super().__init__(

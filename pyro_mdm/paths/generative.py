@@ -120,6 +120,9 @@ class BoundScore:
         )
         return theta.to(y.dtype), found.to(y.dtype)
 
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-        """x̂, (*batch, *event_shape), in y's dtype."""
-        return self.parameterization.denoise(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂, (*batch, *event_shape), in y's dtype, as a process with the part η of the noise needs
+        it: the same for all, unless the drift of noising paths sees the data."""
+        share = {"noise": noise} if self.diffusion.drifts_by_data else {}
+        found = self.parameterization.denoise(self.diffusion, y.to(self.dtype), s, **share)
+        return found.to(y.dtype)

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
+from pyro_mdm.diffusions.matrices import (
+    apply_matrix,
+    apply_to_rows,
+    apply_vector,
+    as_rows,
+    outer,
+)
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
 from pyro_mdm.randomness import for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
@@ -49,6 +55,9 @@ class Sampler(Recorded, ABC):
     """Whether it serves diffusions without a closed form too."""
     default_grid: ClassVar[str] = "information"
     """For diffusions with a closed form; for others it is ``progress``."""
+    noise: float | None = None
+    """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
+    SDE; None: that of the score, whatever its noise."""
     calls: int = 0
     """How often the last run asked the network."""
 
@@ -101,6 +110,16 @@ class Sampler(Recorded, ABC):
             raise TypeError(
                 f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
+            )
+
+    def check_undriven(self, diffusion: Diffusion) -> None:
+        """Raises TypeError where the drift of noising paths sees the data, for samplers whose steps
+        are made of a score of one linear diffusion."""
+        if diffusion.drifts_by_data:
+            raise TypeError(
+                f"{type(self).__name__} is made of the score of a linear diffusion, and the paths "
+                f"of {type(diffusion).__name__} are driven by the data; use "
+                f"EulerMaruyama({self.steps})"
             )
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
@@ -213,18 +232,25 @@ class Questions:
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂ (batch, *event_shape), for a process with the part η of the noise."""
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
         self.calls += 1
-        out = denoise(y.to(self.dtype), s.expand(len(y)))
+        share = {"noise": noise} if self.diffusion.drifts_by_data else {}
+        out = denoise(y.to(self.dtype), s.expand(len(y)), **share)
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
         part η of the noise, at one time s, for any diffusion."""
         diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
+        if diffusion.drifts_by_data and noise != 1.0:
+            base = diffusion.reference
+            z = apply_vector(base.marginal(s).readout, y)
+            pull = base.log_snr_rate(s) * (z - self.denoise(y, s, noise))
+            return base.drift(y, s) + share * outer(base.marginal(s).mean, pull)
         score = self.score(y, s)
         if diffusion.closed_form:
             pull = apply_matrix(diffusion.noise_covariance(s), score)

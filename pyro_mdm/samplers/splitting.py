@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.propagator import Halves
@@ -45,6 +46,10 @@ class Splitting(Sampler):
         if order not in (1, 2):
             raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
         self.order = order
+
+    def check(self, diffusion: Diffusion) -> None:
+        super().check(diffusion)
+        self.check_undriven(diffusion)
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)

@@ -101,12 +101,39 @@ class Score(Restorable, ExactBuffers, ABC):
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def denoise(
+        self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float = 1.0
+    ) -> Tensor:
         """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
+
+        Args:
+            noise: η, the part of the noise that goes with x̂ when it is run back; it matters only
+                where the drift sees the data, and the flow is drawn elsewhere than the score.
+
+        Raises:
+            TypeError: a score of the raw state, which there knows one process alone.
         """
+        self.check_process(diffusion, noise)
         return project(diffusion, self.score(diffusion, y, s), y, s)
+
+    def check_process(self, diffusion: Any, noise: float) -> None:
+        """Raises TypeError for a score that does not know the process that is run back with the
+        part η of the noise.
+
+        One of the raw state knows the process that it was trained for, and where the drift sees the
+        data no other follows from it.
+        """
+        if not diffusion.drifts_by_data or self.denoises:
+            return
+        if noise != 1.0 or diffusion.volatility.log_knots.any():
+            raise TypeError(
+                f"{type(self).__name__} knows one process alone, that of the noise it was trained "
+                f"for, and one with the part {noise:g} of that of the base of "
+                f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
+                "train a denoiser"
+            )
 
     def with_divergence(
         self,
