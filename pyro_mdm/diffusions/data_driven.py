@@ -214,7 +214,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     def volatility_at(self, s: Times) -> Tensor:
         """ρ(s), like s."""
-        found: Tensor = self.volatility(self.way(self.log_snr(s)))
+        found: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
         return found
 
     def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:

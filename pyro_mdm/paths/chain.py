@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import (
     check_counts_all,
-    checked_times,
     check_no_drive,
+    checked_times,
     gaussian_log_prob,
     white_log_prob,
 )
