@@ -351,6 +351,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     if step == 0 or _learned(diffusion):  # else drawn once
         if diffusion.closed_form:
             tensorboard.write_curves(writer, diffusion, step)
+            tensorboard.write_views(writer, diffusion, _data(run, programs, 512), step)
         else:
             seed = run.config["seed"]
             tensorboard.write_paths(writer, diffusion, _data(run, programs, 256), step, seed=seed)
@@ -369,7 +370,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
-    samplers = sample.samplers_for(model.diffusion, sample.PICTURED)
+    samplers = sample.samplers_for(model.diffusion, sample.PICTURED, model.score_function)
     most = 4 * run.config["sampler_steps"]
     for number in sorted({min(n, most) for n in SAMPLER_CALLS}):
         for sampler in samplers:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.paths.base import check_no_drive
-from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import load_folder, save_folder
@@ -81,6 +80,7 @@ class DiffusionModel(Registered):
     ) -> None:
         super().__init__()
         check_parts(diffusion, score, likelihood, sampler)
+        score.check_diffusion(diffusion)
         check_times(times)
         check_ends(diffusion)
         shape = _event_shape(event_shape, score)
@@ -90,7 +90,7 @@ class DiffusionModel(Registered):
                 "a chain on a grid; leave out times"
             )
         if times is not None:
-            check_no_drive(diffusion, "a chain on a grid")
+            check_chain(diffusion)
         self.diffusion: Any = diffusion
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()

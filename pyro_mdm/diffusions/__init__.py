@@ -24,6 +24,7 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
+from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -44,6 +45,7 @@ __all__ = [
     "Clocks",
     "ConstantBeta",
     "DataDrivenDiffusion",
+    "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",
     "LearnedBeta",

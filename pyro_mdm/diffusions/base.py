@@ -207,12 +207,13 @@ class Diffusion(Restorable, nn.Module, ABC):
         """
         raise NotImplementedError(self._no_closed_form())
 
-    def displacement(self, x: Tensor, s: Times) -> Tensor | None:
+    def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
         """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.
 
         Args:
             x: data (*batch, *event_shape), in coordinates.
             s: times (n,) for a batch of n, or one time for all.
+            event_dim: number of dimensions of a datum, all of x's but the first by default.
         """
         return None
 

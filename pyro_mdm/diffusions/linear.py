@@ -37,7 +37,7 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "Matrices", "shared_ends"]
+__all__ = ["LinearDiffusion", "Matrices", "shared", "shared_ends"]
 
 
 class Matrices(NamedTuple):
@@ -50,7 +50,7 @@ class Matrices(NamedTuple):
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
-_shared: dict[tuple[int, str], Any] | None = None
+_shared: dict[tuple[int, Any], Any] | None = None
 
 
 @contextmanager
@@ -65,6 +65,19 @@ def shared_ends() -> Iterator[None]:
         yield
     finally:
         _shared = outer
+
+
+def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
+    """``compute()``, once within :func:`shared_ends`.
+
+    Args:
+        owner, name: of what is computed; the name is hashable.
+    """
+    if _shared is None:
+        return compute()
+    if (id(owner), name) not in _shared:
+        _shared[id(owner), name] = compute()
+    return _shared[id(owner), name]
 
 
 class LinearDiffusion(Diffusion):
@@ -238,11 +251,7 @@ class LinearDiffusion(Diffusion):
         """
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-            if _shared is None:
-                return compute()
-            if (id(self), name) not in _shared:
-                _shared[id(self), name] = compute()
-            return _shared[id(self), name]
+            return shared(self, name, compute)
         kept = self._cache.get(name)
         if kept is not None and all(map(torch.equal, kept[0], parameters)):
             return kept[1]

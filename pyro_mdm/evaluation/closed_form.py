@@ -277,6 +277,8 @@ class ClosedFormComparison:
             for m, model in enumerate(self.models):
                 diffusion = model.diffusion
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
+                moved = diffusion.displacement(x, diffusion.start_time)
+                y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, model.score_function.for_rows(datum), y)
                 found[m, part] = law.log_prob(x).double().cpu()
         return self.share.sum(found)

@@ -126,3 +126,16 @@ class BoundScore:
         share = {"noise": noise} if self.diffusion.drifts_by_data else {}
         found = self.parameterization.denoise(self.diffusion, y.to(self.dtype), s, **share)
         return found.to(y.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """``start_hat``, where the score estimates the mean of v_0 too."""
+        if name != "start_hat":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        found: Any = self.parameterization.start_hat  # of some scores alone
+
+        def start_hat(y: Tensor, s: Tensor) -> Tensor:
+            """ŵ, like y."""
+            hat: Tensor = found(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+            return hat
+
+        return start_hat

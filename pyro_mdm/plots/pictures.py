@@ -175,7 +175,11 @@ def draw_noising(
     each = [Marginal(*(field.cpu() for field in marginal.at(i))) for i in range(columns)]
     x = x.detach().cpu().double()
     x = diffusion.coordinates(x)
-    y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
+    states = [noised(at, x, noise) for at in each]
+    with torch.no_grad():
+        moved = [diffusion.displacement(x.to(device), at) for at in s]
+    states = [y if m is None else y + m.cpu() for y, m in zip(states, moved, strict=True)]
+    y = torch.stack(states)  # (columns, n, K, *event)
     y = diffusion.from_coordinates(y)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):

@@ -7,7 +7,8 @@ first two groups of its Time Series page. So the groups are, in this order,
     Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
                     (of a diffusion without a closed form its paths and its drift) and samples
     bound           the bound and its terms for each part of the data, as curves
-    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data
+    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data,
+                    and what a guide that sees them does
     objective       of training
     samples         by sampler
     test            what is measured once, at the end
@@ -22,6 +23,7 @@ and Text its settings. Bounds are in bits/dim. In a training loop of your own,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,7 @@ __all__ = [
     "write_simulated",
     "write_terms",
     "write_text",
+    "write_views",
 ]
 
 TERMS = ("bits_per_dim", *measured.TERMS)
@@ -330,6 +333,19 @@ def write_simulated(
     for name, (y, s) in states.items():
         rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()
         writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
+
+
+def write_views(writer: SummaryWriter, diffusion: Any, x: Tensor, step: int) -> None:
+    """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``diffusion/what_it_makes_of_data/…``.
+
+    Nothing is written of a diffusion for which all data are alike.
+
+    Args:
+        x: data in model space, (n, *event_shape).
+    """
+    for name, figure in figures.views_figures(diffusion, x).items():
+        tag = re.sub(r"\W+", "_", name).strip("_")
+        writer.add_figure(f"diffusion/what_it_makes_of_data/{tag}", figure, step)
 
 
 def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:

@@ -53,8 +53,12 @@ class Sampler(Recorded, ABC):
 
     serves_nonlinear: ClassVar[bool] = False
     """Whether it serves diffusions without a closed form too."""
+    reads_x: ClassVar[bool] = False
+    """Whether it asks for x̂ alone, which is not all where v_0's mean depends on the data."""
     default_grid: ClassVar[str] = "information"
     """For diffusions with a closed form; for others it is ``progress``."""
+    serves_driven: ClassVar[bool] = True
+    """Whether it serves diffusions whose noising paths are driven by the data."""
     noise: float | None = None
     """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
     SDE; None: that of the score, whatever its noise."""
@@ -104,23 +108,36 @@ class Sampler(Recorded, ABC):
             noise: draws standard normal numbers, like y.
         """
 
-    def check(self, diffusion: Diffusion) -> None:
-        """Raises TypeError for a diffusion that the sampler cannot integrate."""
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        """Raises TypeError for a diffusion that the sampler cannot integrate, or not by a score.
+
+        Args:
+            score: what it would ask; None if that is not known yet.
+        """
         if not (diffusion.closed_form or self.serves_nonlinear):
             raise TypeError(
                 f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
             )
-
-    def check_undriven(self, diffusion: Diffusion) -> None:
-        """Raises TypeError where the drift of noising paths sees the data, for samplers whose steps
-        are made of a score of one linear diffusion."""
+        if self.reads_x and diffusion.starts_at_data:
+            raise TypeError(
+                f"{type(self).__name__} steps by x̂ alone, and v_0 of {type(diffusion).__name__} "
+                "has a mean that depends on the data; use StochasticExponentialIntegrator or "
+                "EulerMaruyama"
+            )
         if diffusion.drifts_by_data:
+            self._check_driven(diffusion, getattr(score, "parameterization", score))
+
+    def _check_driven(self, diffusion: Diffusion, score: Any) -> None:
+        """The same where the drift of noising paths sees the data."""
+        if not self.serves_driven:
             raise TypeError(
                 f"{type(self).__name__} is made of the score of a linear diffusion, and the paths "
                 f"of {type(diffusion).__name__} are driven by the data; use "
                 f"EulerMaruyama({self.steps})"
             )
+        if self.noise is not None and isinstance(score, Parameterization):
+            score.check_process(diffusion, self.noise)
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
@@ -174,7 +191,7 @@ class Sampler(Recorded, ABC):
             )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
         device = diffusion.start_time.device
-        self.check(diffusion)
+        self.check(diffusion, score)
 
         n, *rest = shape
 
@@ -241,6 +258,13 @@ class Questions:
         share = {"noise": noise} if self.diffusion.drifts_by_data else {}
         out = denoise(y.to(self.dtype), s.expand(len(y)), **share)
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
+
+    def start(self, y: Tensor, s: Tensor) -> Tensor:
+        """ŵ = (x̂, m̂), like y: the denoised state at time 0, where v_0's mean depends on x."""
+        self.calls += 1
+        score: Any = self._score
+        out = score.start_hat(y.to(self.dtype), s.expand(len(y)))
+        return self._checked("denoiser", out, y.shape)
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import Posterior, posterior
@@ -50,6 +50,8 @@ class PredictorCorrector(Sampler):
     """
 
     default_grid = "log_snr"
+    reads_x = True
+    serves_driven = False
 
     def __init__(
         self, steps: int, corrections: int = 1, strength: float = 0.5, grid: Grid | None = None
@@ -59,10 +61,6 @@ class PredictorCorrector(Sampler):
         expected = "a positive number, e.g. 0.5"
         self.corrections = corrections
         self.strength = check_number("strength", strength, expected, positive=True)
-
-    def check(self, diffusion: Diffusion) -> None:
-        super().check(diffusion)
-        self.check_undriven(diffusion)
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _CorrectedPlan:
         gained = -diffusion.log_volume(times).diff(dim=0)

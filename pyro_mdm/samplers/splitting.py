@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.propagator import Halves
@@ -41,15 +40,13 @@ class Splitting(Sampler):
     Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
     """
 
+    serves_driven = False
+
     def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
         super().__init__(steps, grid)
         if order not in (1, 2):
             raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
         self.order = order
-
-    def check(self, diffusion: Diffusion) -> None:
-        super().check(diffusion)
-        self.check_undriven(diffusion)
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)

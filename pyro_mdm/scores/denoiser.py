@@ -150,6 +150,14 @@ class DenoiserScore(Score):
             (n, S), nats, in float64.
         """
 
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        if diffusion.starts_at_data:
+            raise TypeError(
+                f"{type(self).__name__} reads z alone, and noising paths of "
+                f"{type(diffusion).__name__} tell more of the data than z does; put it into one "
+                "that sees it: StateDenoiser(denoiser)"
+            )
+
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
         s = self.checked_state(diffusion, y, s)
