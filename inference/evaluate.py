@@ -316,12 +316,17 @@ def evaluate(
         if method == "all":
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
             print(f"elbo: {measure(programs, data, **elbo)}")
-        if method == "all" and not programs.model.diffusion.closed_form:
+        diffusion = programs.model.diffusion
+        if method == "all" and not diffusion.closed_form:
             print("importance: none, as it needs a diffusion with a closed form")
+        elif method == "all" and (diffusion.starts_at_data or diffusion.drifts_by_data):
+            print("importance: none, as it needs a diffusion that does not see the data")
         elif method in ("importance", "all"):
             options = {"samples": samples or 64, "times": times, "seed": seed}
             print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
-        if method in ("flow", "all"):
+        if method == "all" and diffusion.drifts_by_data:
+            print("flow: none, as it needs a drift that does not see the data")
+        elif method in ("flow", "all"):
             rtol = 1e-4 if rtol is None else rtol
             solver = _solver(programs, probes, rtol)
             single = samples is None or (method == "all" and solver.probes > 0)

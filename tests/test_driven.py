@@ -457,7 +457,7 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
 def test_the_flow_is_another_process_than_the_one_with_noise() -> None:
     diffusion = gaussian()
     score, y = Exact(diffusion), normal(14, 5, 1, 1)
-    flow, noisy = (score.denoise(diffusion, y, 0.4, noise) for noise in (0.0, 1.0))
+    flow, noisy = (score.aim(diffusion, y, 0.4, noise) for noise in (0.0, 1.0))
     assert (flow - noisy).abs().max() > 0.01
 
 

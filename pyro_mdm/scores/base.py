@@ -101,22 +101,24 @@ class Score(Restorable, ExactBuffers, ABC):
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
-    def denoise(
-        self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float = 1.0
-    ) -> Tensor:
+    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
+        """
+        self.check_process(diffusion, 1.0)
+        return project(diffusion, self.score(diffusion, y, s), y, s)
 
-        Args:
-            noise: η, the part of the noise that goes with x̂ when it is run back; it matters only
-                where the drift sees the data, and the flow is drawn elsewhere than the score.
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
+        """Where a process that is run back with the part η of the noise is drawn to, like x̂.
+
+        That is x̂ whatever η is, unless the drift of noising paths sees the data.
 
         Raises:
             TypeError: a score of the raw state, which there knows one process alone.
         """
         self.check_process(diffusion, noise)
-        return project(diffusion, self.score(diffusion, y, s), y, s)
+        return self.denoise(diffusion, y, s)
 
     def check_process(self, diffusion: Any, noise: float) -> None:
         """Raises TypeError for a score that does not know the process that is run back with the

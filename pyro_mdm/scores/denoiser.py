@@ -204,10 +204,11 @@ class DenoiserScore(Score):
             noise = apply_matrix(W, y.double() - outer(marginal.mean, x.double(), event_dim))
             return -apply_matrix(W.mT, noise).to(y.dtype)
 
-    def denoise(
-        self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float = 1.0
-    ) -> Tensor:
-        """x̂(kᵀ y, λ(s)), (*batch, *event_shape), or where it draws the flow and the score."""
+    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+        """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
+        return self.aim(diffusion, y, s, 1.0)
+
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
