@@ -102,6 +102,7 @@ class Exact(Denoiser):
 
     def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
         lam = torch.as_tensor(log_snr, dtype=torch.float64).expand(len(z))
+        lam = lam[:1] if bool((lam == lam[0]).all()) else lam
         mean, S2, *_ = moments(self.known, lam)
         return (mean * VARIANCE / (mean.square() * VARIANCE + S2))[:, None] * z
 
@@ -435,7 +436,6 @@ def test_a_state_dict_goes_on_where_it_was() -> None:
         EulerMaruyama(150, grid="log_snr"),
         StochasticHeun(40, grid="log_snr"),
         ProbabilityFlow(40),
-        ProbabilityFlow(200, "dopri5"),
         TorchSDE(40),
     ],
     ids=str,
@@ -447,11 +447,11 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
     torch.manual_seed(1)
     start = diffusion.start
     with torch.no_grad():
-        y = sampler(diffusion, model.bound_score, (4000, 1, 1), dtype=torch.float64)
+        y = sampler(diffusion, model.bound_score, (10_000, 1, 1), dtype=torch.float64)
         z = y / start.mean
     expected = VARIANCE + math.exp(-HIGH)
-    assert z.var().item() == pytest.approx(expected, rel=0.05 + 5 * (2 / 4000) ** 0.5)
-    assert abs(z.mean()) < 5 * (expected / 4000) ** 0.5 + 0.01
+    assert z.var().item() == pytest.approx(expected, rel=0.02 + 5 * (2 / 10_000) ** 0.5)
+    assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
 
 
 def test_the_flow_is_another_process_than_the_one_with_noise() -> None:
