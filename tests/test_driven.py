@@ -11,6 +11,9 @@ import torch
 from problems import generator, normal
 from torch import Tensor, nn
 
+from inference.guides.driven import means_and_scales
+from inference.guides.driven import scales as scales_alone
+from models import MODELS
 from pyro_mdm import (
     CLD,
     VPSDE,
@@ -542,3 +545,23 @@ def test_a_score_of_the_raw_state_knows_one_process() -> None:
     with pytest.raises(TypeError, match="NoisePrediction knows one process alone"):
         model.path_law().sample((3,))
     EulerMaruyama(8)(diffusion, model.bound_score, (3, 1, 2))
+
+
+@pytest.mark.parametrize("score", ["discrete", "denoiser", "noise"])
+def test_the_worked_guide_begins_as_the_base_and_learns(score: str) -> None:
+    problem = MODELS["digits"]()
+    x = problem.to_model_space(problem.train[:8])
+    torch.manual_seed(0)
+    model = problem.build(means_and_scales(problem.event_shape), score=score)
+    assert not any(bool(view.any()) for view in model.diffusion.views(x).values())
+    torch.nn.init.normal_(model.score_function.network.outlet[-1].weight, std=0.02)
+    elbo_terms(model, DiffusionGuide(model.diffusion), x).elbo.sum().backward()
+    outlet = model.diffusion.network.outlet[-1].weight
+    means, scales = outlet.grad.unflatten(0, (2, -1))
+    assert bool(means.any()) and bool(scales.any())
+
+
+def test_the_worked_guide_for_vectors() -> None:
+    diffusion = scales_alone((3,), max_log_snr=9.0)
+    assert set(diffusion.views(torch.randn(4, 3))) == {"scale"}
+    assert diffusion.max_log_snr == 9.0

@@ -32,7 +32,8 @@ class Volatility(ExactBuffers, nn.Module):
 
     Running averages at :data:`KNOTS` knots, between which log ρ is linear; at ε it is 1. They are
     buffers, so that they are saved, resumed and copied with the model. ρ is no parameter: it is the
-    best one for errors that were seen before, and nothing is differentiated through it but u.
+    best one for errors that were seen before, in batches or micro-batches that came earlier, and
+    nothing is differentiated through it but u.
     """
 
     errors: Tensor  # E‖ΔU‖² and E‖ΔR‖², each times e^λ and the weight, (2, knots)
