@@ -83,9 +83,7 @@ def path_information_gap(
         high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.item()
         u = (torch.arange(levels) + torch.rand(levels, generator=generator).double()) / levels
         rates = [
-            _rates(
-                diffusion, points, law, torch.tensor(high + part * (low - high)), draws, generator
-            )
+            _rates(diffusion, points, law, high + part * (low - high), draws, generator)
             for part in u.tolist()
         ]
     total, gap = torch.stack(rates, 1) * (high - low)  # (levels, draws) each
@@ -101,13 +99,13 @@ def _rates(
     diffusion: DataDrivenDiffusion,
     points: Tensor,
     law: Tensor,
-    level: Tensor,
+    level: float,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
     """Draws of the rate of the term and of the gap per unit of λ, (2, draws) float64 on the CPU."""
     x = points.double()
-    levels = level.to(x.device).double().expand(len(x))
+    levels = x.new_full((len(x),), level)
     path = diffusion.path(x, levels)
     mean, mean_rate, h, h_rate = (t.expand_as(x).flatten(1) for t in path)
     chosen = torch.multinomial(law.cpu(), draws, replacement=True, generator=generator).to(x.device)
