@@ -30,6 +30,7 @@ from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
+from pyro_mdm.evaluation.path_information import path_information_gap
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -322,12 +323,17 @@ def evaluate(
         if method == "all":
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
             print(f"elbo: {measure(programs, data, **elbo)}")
-        if method == "all" and not programs.model.diffusion.closed_form:
+        diffusion = programs.model.diffusion
+        if method == "all" and not diffusion.closed_form:
             print("importance: none, as it needs a diffusion with a closed form")
+        elif method == "all" and (diffusion.starts_at_data or diffusion.drifts_by_data):
+            print("importance: none, as it needs a diffusion that does not see the data")
         elif method in ("importance", "all"):
             options = {"samples": samples or 64, "times": times, "seed": seed}
             print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
-        if method in ("flow", "all"):
+        if method == "all" and diffusion.drifts_by_data:
+            print("flow: none, as it needs a drift that does not see the data")
+        elif method in ("flow", "all"):
             rtol = 1e-4 if rtol is None else rtol
             solver = _solver(programs, probes, rtol)
             single = samples is None or (method == "all" and solver.probes > 0)
@@ -354,6 +360,8 @@ def evaluate(
             print(
                 f"Hutchinson's probes: {bound.probe_error:.4f} bits/dim of the next (nan for one)"
             )
+    if programs.model.diffusion.drifts_by_data:
+        print(path_gap(programs, data, seed=seed))
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     if half_width is not None:
         found = Z95 * bound.monte_carlo_error
@@ -411,6 +419,18 @@ def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Ste
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
     return StepBias(found.step_size, found.difference / unit, found.standard_error / unit)
+
+
+def path_gap(programs: Programs, data: Tensor, *, seed: int) -> str:
+    """What paths whose drift sees the data lose whatever the network, in words; of a law that is
+    known, that of some of the data."""
+    points, _ = in_model_space(programs, some(data), seed)
+    found = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
+    gap = found.gap.scaled(1 / (points[0].numel() * math.log(2)))
+    return (
+        f"part of the bound that no network wins back, as paths tell more than their ends: {gap} "
+        f"bits/dim, if {len(points)} of the data were all there are"
+    )
 
 
 def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:

@@ -6,6 +6,7 @@ maximizes the evidence lower bound over both at once.
 
 from pyro_mdm.conditioning import condition
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
@@ -40,6 +41,7 @@ __all__ = [
     "MDM_ELBO",
     "VPSDE",
     "Bound",
+    "DataDrivenDiffusion",
     "Denoiser",
     "Diffusion",
     "DiffusionGuide",

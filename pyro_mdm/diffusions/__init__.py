@@ -23,6 +23,7 @@ from pyro_mdm.diffusions.context import (
     DiscreteContext,
     GaussianContext,
 )
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
     Clocks,
@@ -55,6 +56,7 @@ __all__ = [
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "DataDrivenDiffusion",
     "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",

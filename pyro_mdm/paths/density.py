@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.paths.base import check_counts_all
+from pyro_mdm.paths.base import check_counts_all, driven_error
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
 
     gain = path_integral(diffusion, score_at, y, diffusion.simulation)
     return diffusion.prior.log_prob(y) - gain.value
+
+
+@density_bound.register(DataDrivenDiffusion)
+def _driven(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+    raise driven_error(diffusion, "the bound on log p(y_ε) of a state alone")
 
 
 @density_bound.register(LinearDiffusion)

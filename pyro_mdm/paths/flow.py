@@ -30,7 +30,7 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
-from pyro_mdm.paths.base import check_counts_all
+from pyro_mdm.paths.base import check_counts_all, check_no_drive
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -107,6 +107,7 @@ def flow_log_prob(
             "bound, method='elbo'"
         )
     check_counts_all(score, y, "log p_ode(y_ε)")
+    check_no_drive(diffusion, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)

@@ -28,6 +28,7 @@ class Ancestral(Sampler):
     """
 
     default_grid = "log_snr"
+    noise = 1.0
     reads_x = True
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _AncestralPlan:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
+from pyro_mdm.diffusions.matrices import (
+    apply_matrix,
+    apply_to_rows,
+    apply_vector,
+    as_rows,
+    outer,
+)
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
 from pyro_mdm.randomness import for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
@@ -51,6 +57,11 @@ class Sampler(Recorded, ABC):
     """Whether it asks for x̂ alone, which is not all where v_0's mean depends on the data."""
     default_grid: ClassVar[str] = "information"
     """For diffusions with a closed form; for others it is ``progress``."""
+    serves_driven: ClassVar[bool] = True
+    """Whether it serves diffusions whose noising paths are driven by the data."""
+    noise: float | None = None
+    """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
+    SDE; None: that of the score, whatever its noise."""
     calls: int = 0
     """How often the last run asked the network."""
 
@@ -117,6 +128,19 @@ class Sampler(Recorded, ABC):
                 "has a mean that depends on the data; use StochasticExponentialIntegrator or "
                 "EulerMaruyama"
             )
+        if diffusion.drifts_by_data:
+            self._check_driven(diffusion, getattr(score, "parameterization", score))
+
+    def _check_driven(self, diffusion: Diffusion, score: Any) -> None:
+        """The same where the drift of noising paths sees the data."""
+        if not self.serves_driven:
+            raise TypeError(
+                f"{type(self).__name__} is made of the score of a linear diffusion, and the paths "
+                f"of {type(diffusion).__name__} are driven by the data; use "
+                f"EulerMaruyama({self.steps})"
+            )
+        if self.noise is not None and isinstance(score, Parameterization):
+            score.check_process(diffusion, self.noise)
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
@@ -233,12 +257,14 @@ class Questions:
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂ (batch, *event_shape), for a process with the part η of the noise."""
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
         self.calls += 1
-        out = denoise(y.to(self.dtype), s.expand(len(y)))
+        share = {"noise": noise} if self.diffusion.drifts_by_data else {}
+        out = denoise(y.to(self.dtype), s.expand(len(y)), **share)
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
 
     def start(self, y: Tensor, s: Tensor) -> Tensor:
@@ -252,6 +278,11 @@ class Questions:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
         part η of the noise, at one time s, for any diffusion."""
         diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
+        if diffusion.drifts_by_data and noise != 1.0:
+            base = diffusion.reference
+            z = apply_vector(base.marginal(s).readout, y)
+            pull = base.log_snr_rate(s) * (z - self.denoise(y, s, noise))
+            return base.drift(y, s) + share * outer(base.marginal(s).mean, pull)
         score = self.score(y, s)
         if diffusion.closed_form:
             pull = apply_matrix(diffusion.noise_covariance(s), score)

@@ -35,6 +35,7 @@ class _Exponential(Sampler):
 
     orders: ClassVar[tuple[int, ...]]
     default_grid = "quadratic"
+    noise: float = 0.0
 
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
@@ -52,16 +53,16 @@ class _Exponential(Sampler):
                 "by the score alone, such as EulerMaruyama(256)"
             )
 
-    def _plan(self, diffusion: LinearDiffusion, times: Tensor, noise: float) -> _ExponentialPlan:
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
         powers = 3 if self.order == 3 else 1
-        gain, moments, tril, volume = transport(diffusion, times, noise, powers)
+        gain, moments, tril, volume = transport(diffusion, times, self.noise, powers)
         return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril)
 
     def step(
         self, plan: _ExponentialPlan, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
-        at_data = ask.diffusion.starts_at_data
-        ask.past.appendleft(ask.start(y, plan.s[i]) if at_data else ask.denoise(y, plan.s[i]))
+        s, at_data = plan.s[i], ask.diffusion.starts_at_data
+        ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         y = apply_matrix(plan.gain[i], y)
         for b, found in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
             if at_data:
@@ -102,9 +103,6 @@ class ExponentialIntegrator(_Exponential):
     def __init__(self, steps: int, order: int = 2, grid: Grid | None = None) -> None:
         super().__init__(steps, order, grid)
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
-        return self._plan(diffusion, times, 0.0)
-
 
 class StochasticExponentialIntegrator(_Exponential):
     r"""The same with noise put back: from the ODE at 0 to the reversed SDE at 1.
@@ -139,9 +137,6 @@ class StochasticExponentialIntegrator(_Exponential):
         if not 0 <= check_number("noise", noise, expected) <= 1:
             raise ValueError(f"noise is {noise}, expected {expected}")
         self.noise = noise
-
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
-        return self._plan(diffusion, times, self.noise)
 
 
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:

@@ -108,7 +108,36 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
         """
+        self.check_process(diffusion, 1.0)
         return project(diffusion, self.score(diffusion, y, s), y, s)
+
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
+        """Where a process that is run back with the part η of the noise is drawn to, like x̂.
+
+        That is x̂ whatever η is, unless the drift of noising paths sees the data.
+
+        Raises:
+            TypeError: a score of the raw state, which there knows one process alone.
+        """
+        self.check_process(diffusion, noise)
+        return self.denoise(diffusion, y, s)
+
+    def check_process(self, diffusion: Any, noise: float) -> None:
+        """Raises TypeError for a score that does not know the process that is run back with the
+        part η of the noise.
+
+        One of the raw state knows the process that it was trained for, and where the drift sees the
+        data no other follows from it.
+        """
+        if not diffusion.drifts_by_data or self.denoises:
+            return
+        if noise != 1.0 or diffusion.volatility.log_knots.any():
+            raise TypeError(
+                f"{type(self).__name__} knows one process alone, that of the noise it was trained "
+                f"for, and one with the part {noise:g} of that of the base of "
+                f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
+                "train a denoiser"
+            )
 
     def with_divergence(
         self,
