@@ -513,7 +513,8 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
                 "ism does so twice; use --objective local_dsm, or leave out --compile"
             )
     if settings.sampler is not None:
-        sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion)
+        score = programs.model.score_function
+        sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion, score)
     if settings.flip and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings.model} has none")
 

@@ -176,6 +176,18 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
 DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
 """Those that are not another one of them in other parameters."""
 
+TYPICAL = [
+    case
+    for case in DIFFUSIONS
+    if case[0]
+    in {
+        *("vpsde", "cld", "alda", "learned_3_rank_1", "learned_clock", "random_4_rank_2"),
+        *("learned_2_cut_in_time", "learned_2_fixed_ends", "learned_2_target_noise"),
+        *("time_varying_2", "time_varying_3_learned"),
+    }
+]
+"""One for each thing that a diffusion can be, where a test of one takes long."""
+
 
 CONSTANT = [case for case in DIFFUSIONS if not case[0].startswith("time_varying")]
 """Those of constant Q and D, which have exact references."""

@@ -30,9 +30,11 @@ from torch import Tensor
 __all__ = [
     "Factor",
     "KernelPrecisionError",
+    "Series",
     "apply_to_dimensions",
     "check_reached",
     "direct_factor",
+    "exponential_series",
     "factor_in_basis",
     "inverse_tril",
     "lower_triangular",
@@ -46,6 +48,7 @@ __all__ = [
 
 TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
 NODES, WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+PLACES = torch.cat([NODES * 0.5 + 0.5, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
 MAX_DOUBLINGS = 60
 
@@ -63,6 +66,19 @@ class Factor(NamedTuple):
     readout: Tensor  # k (…, K): z = kᵀ y = aᵀ Σ^{-1} y / SNR
     log_det: Tensor  # log det Σ, (…)
     amplification: Tensor  # estimated growth of rounding errors, (…); compare with 1 / 2.2e-16
+
+
+class Series(NamedTuple):
+    """``exp(A u)`` as a power series in ‖A‖u."""
+
+    norm: Tensor  # ‖A‖, 0-dim, without gradient
+    terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K)
+
+
+def exponential_series(A: Tensor) -> Series:
+    """That of A (K, K)."""
+    norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
+    return Series(norm, _powers(A / norm).flatten(-2))
 
 
 def _powers(A: Tensor) -> Tensor:
@@ -85,13 +101,16 @@ def _scalar_powers(u: Tensor) -> Tensor:
     return stack
 
 
-def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def transition_moments(
+    A: Tensor, GG: Tensor, tau: Tensor, series: Series | None = None
+) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
     Args:
         A: (K, K) drift matrix per unit of τ.
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
         tau: (…) non-negative durations.
+        series: that of A, if it is known.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -99,7 +118,7 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
     Raises:
         KernelPrecisionError: ‖A‖τ is too large to be reached by doubling.
     """
-    norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
+    norm, terms = exponential_series(A) if series is None else series
     reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
     finite = math.isfinite(reach)
     doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5))) if finite else 0
@@ -109,10 +128,8 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
             f"2^{MAX_DOUBLINGS - 1}; scale Q, D or the clock down"
         )
     K = A.shape[-1]
-    terms = _powers(A / norm).flatten(-2)
     h = tau / 2.0**doublings
-    nodes = torch.cat([NODES.to(A.device) * 0.5 + 0.5, torch.ones(1).to(A)])
-    u = (h * norm).unsqueeze(-1) * nodes
+    u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
     M = E[..., -1, :, :]
     E = E[..., :-1, :, :]

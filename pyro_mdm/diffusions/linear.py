@@ -37,7 +37,7 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "Matrices", "shared_ends"]
+__all__ = ["LinearDiffusion", "Matrices", "shared", "shared_ends"]
 
 
 class Matrices(NamedTuple):
@@ -50,7 +50,7 @@ class Matrices(NamedTuple):
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
-_shared: dict[tuple[int, str], Any] | None = None
+_shared: dict[tuple[int, Any], Any] | None = None
 
 
 @contextmanager
@@ -65,6 +65,19 @@ def shared_ends() -> Iterator[None]:
         yield
     finally:
         _shared = outer
+
+
+def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
+    """``compute()``, once within :func:`shared_ends`.
+
+    Args:
+        owner, name: of what is computed; the name is hashable.
+    """
+    if _shared is None:
+        return compute()
+    if (id(owner), name) not in _shared:
+        _shared[id(owner), name] = compute()
+    return _shared[id(owner), name]
 
 
 class LinearDiffusion(Diffusion):
@@ -224,8 +237,15 @@ class LinearDiffusion(Diffusion):
 
     @property
     def propagator(self) -> Propagator:
-        """How states move between clock times: what all kernels are made of."""
-        return ConstantPropagator(self)
+        """How states move between clock times: what all kernels are made of.
+
+        It is kept where nothing carries a gradient, even within :func:`shared_ends`: what shares a
+        graph adds up its gradients in another order.
+        """
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return ConstantPropagator(self)
+        kept: Propagator = self._cached("propagator", lambda: ConstantPropagator(self))
+        return kept
 
     def noise_basis(self) -> tuple[Tensor, Tensor]:
         """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
@@ -242,11 +262,7 @@ class LinearDiffusion(Diffusion):
         """
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-            if _shared is None:
-                return compute()
-            if (id(self), name) not in _shared:
-                _shared[id(self), name] = compute()
-            return _shared[id(self), name]
+            return shared(self, name, compute)
         kept = self._cache.get(name)
         if kept is not None and all(map(torch.equal, kept[0], parameters)):
             return kept[1]
@@ -820,9 +836,11 @@ class LinearDiffusion(Diffusion):
 
 def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
-    k = factor.readout
-    root = (factor.log_snr / 2).exp()[..., None] * k
-    return torch.einsum("...i,...ij,...j->...", root, unit_noise, root)
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
+        return root[..., 0].square() * unit_noise[..., 0, 0]
+    row = root.unsqueeze(-2)
+    return (row @ unit_noise @ row.mT)[..., 0, 0]
 
 
 def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:

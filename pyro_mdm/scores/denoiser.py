@@ -150,12 +150,24 @@ class DenoiserScore(Score):
             (n, S), nats, in float64.
         """
 
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        if diffusion.starts_at_data:
+            raise TypeError(
+                f"{type(self).__name__} reads z alone, and noising paths of "
+                f"{type(diffusion).__name__} tell more of the data than z does; put it into one "
+                "that sees it: StateDenoiser(denoiser)"
+            )
+
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        return self._score(marginal, self.x_hat(z, marginal.log_snr), y, s)
+        x = self.x_hat(z, marginal.log_snr)
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            return driven.score(x, z, s).to(y.dtype)
+        return self._score(marginal, x, y, s)
 
     def with_divergence(
         self,
@@ -194,10 +206,17 @@ class DenoiserScore(Score):
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
+        return self.aim(diffusion, y, s, 1.0)
+
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        return self.x_hat(z, marginal.log_snr)
+        x = self.x_hat(z, marginal.log_snr)
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            return driven.aims(x, z, marginal.log_snr).with_noise(noise)
+        return x
 
     def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
@@ -246,8 +265,13 @@ class DenoiserScore(Score):
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen.
 
         Where dimensions have clocks of their own, the level is that of the reference, and what is
-        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it.
+        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it. Where the
+        drift sees the data, it is what x̂ in the place of x costs there.
         """
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            epsilon = _epsilon(x) if noise is None else noise[:, 0]
+            return driven.aim_error(x, level, epsilon, self._knowing(x).x_hat)
         if diffusion.maps:
             width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
             u = (diffusion.max_log_snr - level) / width
@@ -277,7 +301,8 @@ class DenoiserScore(Score):
     def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
         low = diffusion.terminal_log_snr
-        if diffusion.maps or low.requires_grad or diffusion.start_log_snr.requires_grad:
+        moves = low.requires_grad or diffusion.start_log_snr.requires_grad
+        if diffusion.maps or diffusion.drifts_by_data or moves:
             raise ValueError(
                 f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
                 f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
@@ -329,7 +354,7 @@ class DenoiserScore(Score):
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
-        epsilon = randomness.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
+        epsilon = _epsilon(x) if noise is None else noise[:, 0]
         return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
     def _error(
@@ -359,6 +384,10 @@ class DenoiserScore(Score):
                 f"{self.trained_max.item():.6g}], where the network was trained; choose the "
                 "diffusion's max_log_snr and min_log_snr inside it, or train on a wider range"
             )
+
+
+def _epsilon(x: Tensor) -> Tensor:
+    return randomness.normal(x.shape, x.dtype, x.device)
 
 
 class Denoiser(DenoiserScore):
