@@ -20,6 +20,7 @@ from pyro_mdm import (
     DiffusionModel,
     DiscreteDenoiser,
     LearnedDiffusion,
+    NoisePrediction,
     TimeVaryingLearnedDiffusion,
     elbo_terms,
     randomness,
@@ -31,6 +32,7 @@ from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
 from tests.problems import fixed
+from tests.test_driven import HIGH, LOW, driven, wavy
 from tests.test_elbo import Wrong, exact_bound, numerical_gradient
 
 FAMILIES: dict[str, type[LearnedFamily]] = {
@@ -317,3 +319,21 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
     gradient = torch.autograd.grad(log_snr.sum(), block.ends)[0]
     assert bool((gradient != 0).all())
+
+
+def test_paths_that_data_drive_move_with_the_ends() -> None:
+    """Of a raw score at the same draws, by finite differences in the ends."""
+    linear = LearnedDiffusion(1, max_log_snr=HIGH, min_log_snr=LOW, learn_ends=0.5)
+    diffusion = driven(linear=linear).eval()
+    wavy(diffusion)
+    score = NoisePrediction(MLP(2, 8, 1).double())
+    nn.init.normal_(score.network.outlet.weight, std=0.3)
+
+    def term() -> Tensor:
+        torch.manual_seed(3)
+        return score.diffusion_term(diffusion, fixed(9, 8, 2))[0].sum()
+
+    (found,) = torch.autograd.grad(term(), [linear.ends])
+    (expected,) = numerical_gradient(term, [linear.ends])
+    assert bool((expected.abs() > 1e-3).all())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

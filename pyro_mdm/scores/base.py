@@ -285,7 +285,7 @@ class Score(Restorable, ExactBuffers, ABC):
             if clock_rate is not None:
                 return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
             if diffusion.rows is not None:
-                width = diffusion.max_log_snr - diffusion.terminal_log_snr
+                width = diffusion.start_log_snr - diffusion.terminal_log_snr
                 by_time = diffusion.rate(s) / diffusion.log_snr_rate(s)
                 return (width * 0.5 * square * by_time).to(x.dtype), diffusion.log_snr(s)
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
@@ -489,7 +489,7 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
 def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
     """The time at which the part u of the log volume between ε and T has passed, like u."""
     if diffusion.origin.context is not None:  # clocks of each datum: by the common one
-        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+        high, low = diffusion.start_log_snr, diffusion.terminal_log_snr
         return diffusion.time_at_log_snr(high - u.clamp(0, 1) * (high - low))
     start, end = diffusion.log_volume_ends
     return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
