@@ -469,21 +469,23 @@ class LinearDiffusion(Diffusion):
         what is left of the other variables, each in units of its law at rest.
         """
         M, P = move.moments(None, tau)
-        a, Sigma, factor = self._factorized(move, tau, M, P)
+        travelled = move.travelled(tau)
+        near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
+        a, Sigma, factor = self._factorized(move, tau, near, M, P)
         with torch.no_grad():
             unit = self.stationary_covariance.diagonal().sqrt()
             left = (M * unit / unit[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
-            growth = move.travelled(tau).clamp_min(1.0) * left.clamp_min(1.0)
+            growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
         return a, Sigma, factor._replace(amplification=factor.amplification * growth)
 
     def _factorized(
-        self, move: Propagator, tau: Tensor, M: Tensor, P: Tensor
+        self, move: Propagator, tau: Tensor, near: Tensor, M: Tensor, P: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
+        """By the route that keeps digits, which where ``near`` may be that by way of time 0."""
         Sigma0 = self.initial_covariance
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         direct = kernels.direct_factor(Sigma, a)
-        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has lost every digit there is
         if not bool(near.any()):
             return a, Sigma, direct
         shape = tau.shape
