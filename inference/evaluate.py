@@ -34,7 +34,7 @@ from pyro_mdm.evaluation.path_information import path_information_gap
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.measured import TERMS
+from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
 __all__ = [
     "Bound",
@@ -83,7 +83,7 @@ class StepBias:
 class Bound:
     """The bound on a part of the data by term, each (value, standard error) in bits/dim.
 
-    The value of ``bits_per_dim`` is the sum of the other three. Dequantized data count the
+    The value of ``bits_per_dim`` is the sum of the others. Dequantized data count the
     log-determinant and the levels with the reconstruction.
     """
 
@@ -98,11 +98,13 @@ class Bound:
     diffusion_by_log_snr_error: list[float]
     probe_error: float = 0.0  # the part of Hutchinson's probes in it; NaN for a single one
     step_bias: StepBias | None = None  # of a simulation, where it was measured
+    context: tuple[float, float] = (0.0, 0.0)  # of a latent context, where there is one
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
         """(value, standard error) by name."""
-        return {name: getattr(self, name) for name in ("bits_per_dim", *TERMS)}
+        names = ALL_TERMS if self.context[0] else TERMS
+        return {name: getattr(self, name) for name in ("bits_per_dim", *names)}
 
     @property
     def by_log_snr(self) -> tuple[list[float], list[float], list[float]]:
@@ -122,10 +124,11 @@ class Bound:
         return asdict(self) | named
 
     def __str__(self) -> str:
+        context = f", context {self.context[0]:.3f}" if self.context[0] else ""
         return (
             f"bits/dim {self.bits_per_dim[0]:.3f} ± {self.bits_per_dim[1]:.3f} "
             f"(reconstruction {self.reconstruction[0]:.3f}, prior KL {self.prior_kl[0]:.3f}, "
-            f"diffusion {self.diffusion[0]:.3f})"
+            f"diffusion {self.diffusion[0]:.3f}{context})"
         )
 
 
@@ -196,15 +199,18 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
     """An estimate in bits/dim; arguments as for :func:`in_bits`."""
     unit = estimate.num_dims * math.log(2)
     value, error = in_bits(estimate, log_det, levels)
-    prior_kl, diffusion = ((t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion))
+    prior_kl, diffusion, context = (
+        (t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion, estimate.context)
+    )
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
     width = estimate.log_snr_edges.diff() / unit
     return Bound(
         bits_per_dim=(value, error),
-        reconstruction=(value - prior_kl[0] - diffusion[0], part_error),
+        reconstruction=(value - prior_kl[0] - diffusion[0] - context[0], part_error),
         prior_kl=prior_kl,
         diffusion=diffusion,
+        context=context,
         num_data=estimate.num_data,
         monte_carlo_error=estimate.monte_carlo_error / unit,
         log_snr_edges=estimate.log_snr_edges.tolist(),

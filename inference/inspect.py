@@ -359,11 +359,13 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_overview(parts[0], names, diffusions, x)
-    for part, name, diffusion in zip(parts[1:], names, diffusions, strict=True):
+    # of several blocks and clocks the first, as in the table
+    shown = [cast(LinearDiffusion, d.reference) if d.maps else d for d in diffusions]
+    _draw_overview(parts[0], names, shown, x)
+    for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
         part.suptitle(f"{name}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left")
-        _draw_moments(left, diffusion)
+        _draw_moments(left, block)
         draw_noising(right, diffusion, x)
     return result
 

@@ -287,7 +287,8 @@ def _log_bound(
     terms = _noticeable([*earlier, bound.terms])
     if terms != _noticeable(earlier):
         _lay_out(writer, programs.problem, terms)
-    tensorboard.write_bound(writer, part, {term: bound.terms[term] for term in terms}, step)
+    here = {term: bound.terms[term] for term in terms if term in bound.terms}
+    tensorboard.write_bound(writer, part, here, step)
 
 
 def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -297,7 +298,10 @@ def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
         # what is not finite, None in a record, differs
         return value is None or not abs(value) < NEGLIGIBLE
 
-    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in measured)]
+    def is_noticed(term: str) -> bool:
+        return any(any(map(differs, terms.get(term, (0.0, 0.0)))) for terms in measured)
+
+    return [term for term in tensorboard.TERMS if is_noticed(term)]
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:

@@ -194,7 +194,9 @@ def _draw_batch(
         try:
             model.sampler = sampler
             with randomness.stream(seed_from(seed, "states"), first):
-                path = model.path_law().expand((n,)).sample()
+                latent = model.diffusion.context
+                context = None if latent is None else latent.draw(n)
+                path = model.path_law(context).expand((n,)).sample()
         finally:
             model.sampler = usual
         y = path.select(-2 - len(model.event_shape), 0)
@@ -203,10 +205,9 @@ def _draw_batch(
             # all of a block at once, so that each datum meets the same random numbers
             torch.manual_seed(seed_from(seed, "decoder", block))
             i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
-            states = y[i.clamp(0, n - 1)]
-            law = model.likelihood(
-                model.diffusion, model.score_function, states, len(model.event_shape)
-            )
+            i = i.clamp(0, n - 1)
+            given = model.given(None if context is None else context[i])
+            law = model.likelihood(*given, y[i], len(model.event_shape))
             parts.append(law.sample()[rows])
     return torch.cat(parts).cpu()
 

@@ -337,7 +337,8 @@ class Problem(ABC):
             x = diffusion.coordinates(self.fit_x())
             return _wrapped(score.fit(network, x, **self._told(diffusion)), diffusion)
         channels *= diffusion.num_variables
-        network = _of_coordinates(self.network(channels, channels), diffusion)
+        context = 0 if diffusion.context is None else diffusion.context.size
+        network = _of_coordinates(self.network(channels + context, channels), diffusion)
         if issubclass(kind, ResidualScore):
             options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
             return score.fit(network, diffusion, diffusion.coordinates(self.fit_x()), **options)
@@ -360,7 +361,9 @@ class Problem(ABC):
         if around is not None:
             inputs += around.more_inputs(diffusion)
             outputs += around.more_outputs(diffusion)
-        return self.network(inputs * self.event_shape[0], outputs * self.event_shape[0])
+        context = 0 if diffusion.context is None else diffusion.context.size
+        C = self.event_shape[0]
+        return self.network(inputs * C + context, outputs * C)
 
     def _told(self, diffusion: Diffusion) -> dict[str, Any]:
         """What ``fit`` is told of maps, where log SNRs differ between dimensions."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "low_discrepancy",
     "normal",
     "piece",
+    "repeatable",
     "stream",
     "subset",
     "uniform",
@@ -78,6 +79,17 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
         yield
     finally:
         _current = outer
+
+
+def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A function of contexts within which the draws of this module are the same every time.
+
+    Draws of torch's own generator go on; so two runs of a program can differ in these alone.
+    """
+    generator = None if _current is None else _current.generator(device)
+    seed = int(torch.randint(2**62, (), device=device, generator=generator))
+    index, count = (0, 1) if _current is None else (_current.index, _current.count)
+    return lambda: piece(index, count, seed)
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:

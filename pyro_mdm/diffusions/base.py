@@ -118,6 +118,8 @@ class Diffusion(Restorable, nn.Module, ABC):
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
+    rows: int | None = None
+    """Of how many data it is, where contexts of theirs are given; None: of any."""
     starts_at_data: bool = False
     """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
     drifts_by_data: bool = False
@@ -206,6 +208,21 @@ class Diffusion(Restorable, nn.Module, ABC):
             NotImplementedError: it has none.
         """
         raise NotImplementedError(self._no_closed_form())
+
+    @property
+    def context(self) -> Any:
+        """The latent context of a datum that its noising depends on, a
+        :class:`~pyro_mdm.diffusions.Context`; None: there is none, or it is given."""
+        return None
+
+    @property
+    def origin(self) -> Diffusion:
+        """The diffusion that guide and model share: itself, unless contexts are given."""
+        return self
+
+    def given(self, context: Tensor) -> Diffusion:
+        """The diffusion of data with these contexts (*batch, size), where it depends on them."""
+        raise NotImplementedError(f"{type(self).__name__} depends on no context")
 
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
         """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.

@@ -31,7 +31,8 @@ __all__ = ["GenerativeChain", "check_chain"]
 
 def check_chain(diffusion: Diffusion) -> None:
     """Raises TypeError for a diffusion whose steps back on a grid need more than x̂."""
-    if diffusion.starts_at_data or diffusion.drifts_by_data:
+    by_context = diffusion.context is not None or diffusion.rows is not None
+    if diffusion.starts_at_data or diffusion.drifts_by_data or by_context:
         raise TypeError(
             f"a chain on a grid steps back by x̂ alone, and paths of {type(diffusion).__name__} "
             "depend on more of the data; use the model in continuous time (leave out times), and "

@@ -80,7 +80,10 @@ def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     flipped = outer(sign, torch.ones_like(noise[:, 0])) * noise
     both = apply_matrix(M, y).repeat(2, *(1,) * (y.dim() - 1))
     both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
-    theta = score.score(diffusion, both, torch.cat([s, s]))
+    if diffusion.rows is None:
+        theta = score.score(diffusion, both, torch.cat([s, s]))
+    else:  # it is of so many data
+        theta = torch.cat([score.score(diffusion, half, s) for half in both.chunk(2)])
     target = -torch.cat([apply_matrix(F_inverse.mT, n) for n in (noise, flipped)])
     g2 = diffusion.noise_covariance(s)
     g2_both = torch.cat([g2, g2])

@@ -190,7 +190,7 @@ def _in_short(value: Any) -> str:
 
 def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
     """The diffusion of two laws; raises ValueError unless they are of one, of one path."""
-    if noising.diffusion is not generative.diffusion:
+    if noising.diffusion.origin is not generative.diffusion.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(

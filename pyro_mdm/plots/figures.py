@@ -98,7 +98,10 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     figure = new_figure(*CARD)
     axes = figure.add_subplot()
     steps, _, _ = _series(bounds[stacked], "bits_per_dim")
-    terms = {t: _series(bounds[stacked], t) for t in ("diffusion", "reconstruction", "prior_kl")}
+    names = ["diffusion", "reconstruction", "prior_kl"]
+    if "context" in bounds[stacked][-1]["terms"]:
+        names.append("context")
+    terms = {term: _series(bounds[stacked], term) for term in names}
     top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
     shown = [top]  # heights that the axis must hold
     for i, (term, (_, value, error)) in enumerate(terms.items()):
@@ -109,7 +112,7 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
         steps, total, error = _series(records, "bits_per_dim")
         bars = np.nan_to_num(error)  # an unknown error has no bar
         style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
-        style |= {"color": "k" if part == stacked else f"C{i + 3}"}
+        style |= {"color": "k" if part == stacked else f"C{i + len(names)}"}
         label = f"{part} {_with_error(total[-1], error[-1])}"
         axes.errorbar(steps, total, bars, label=label, **style)
         shown += [total - bars, total + bars]
@@ -130,7 +133,7 @@ def _fit(axes: Any, heights: np.ndarray) -> None:
 
 def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, values and standard errors; what is missing is NaN."""
-    pairs = [record["terms"][term] for record in records]
+    pairs = [record["terms"].get(term, (0.0, 0.0)) for record in records]
     values = np.array(pairs, dtype=float)  # None becomes NaN
     return np.array([r["step"] for r in records], dtype=float), values[:, 0], values[:, 1]
 

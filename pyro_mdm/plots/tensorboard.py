@@ -66,7 +66,7 @@ __all__ = [
     "write_views",
 ]
 
-TERMS = ("bits_per_dim", *measured.TERMS)
+TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 PARTS = ("train", "validation")
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
@@ -158,7 +158,7 @@ def write_terms(
         step: training steps so far.
         part: what the batch is of, ``"train"`` or ``"validation"`` say.
         num_dims: dimensions d of a datum; if given, all is in bits/dim instead, as by
-            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion.
+            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion (+ context).
 
     Raises:
         TypeError: ``terms`` are of another type.
@@ -172,7 +172,7 @@ def write_terms(
     each = dict(terms.items())
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
-        costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}
+        costs |= {name: -each[name] for name in measured.ALL_TERMS[1:] if name in each}
         each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
     for name, values in each.items():
         write_mean(writer, f"bound/{name}/{part}", *measured.Measured.of(values), step)
@@ -181,7 +181,7 @@ def write_terms(
 def write_layout(
     writer: SummaryWriter,
     parts: Sequence[str] = PARTS,
-    terms: Sequence[str] = TERMS,
+    terms: Sequence[str] = TERMS[:-1],
     *,
     others: Sequence[str] = (),
     unit: str = "bits/dim",
@@ -352,11 +352,12 @@ def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
 
     Where dimensions have blocks and clocks of their own those are the curves of the first block,
-    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``.
+    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``, unless
+    clocks differ between data: then :func:`write_views` shows them.
     """
     reference: Any = diffusion.reference
     writer.add_figure("diffusion/curves", figures.curves_figure(reference), step)
-    if diffusion.maps:
+    if diffusion.maps and diffusion.context is None:
         figure = figures.log_snr_map_figure(diffusion)
         writer.add_figure("diffusion/log_snr_map", figure, step)
 

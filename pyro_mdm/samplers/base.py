@@ -73,15 +73,16 @@ class Sampler(Recorded, ABC):
     def times(self, diffusion: Any) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
         usual = self.default_grid if diffusion.closed_form else "progress"
-        return grid_times(usual if self.grid is None else self.grid, diffusion, self.steps)
+        common = diffusion if diffusion.rows is None else diffusion.reference
+        return grid_times(usual if self.grid is None else self.grid, common, self.steps)
 
     @abstractmethod
     def plan(self, diffusion: Any, times: Tensor) -> Any:
         """Everything the steps need that does not depend on the state, for all steps at once.
 
         Args:
-            times: (steps + 1,), or (steps + 1, n) of n grids, and so are the fields of a plan: the
-                steps first. A named tuple with a field ``s``, the times at which the score is
+            times: (steps + 1,), or (steps + 1, …) of other grids, and so are the fields of a plan:
+                the steps first. A named tuple with a field ``s``, the times at which the score is
                 asked, or the times themselves.
         """
 
@@ -96,6 +97,8 @@ class Sampler(Recorded, ABC):
         plan = self.plan(diffusion.reference, times)
         if isinstance(plan, Tensor):
             return plan  # the times themselves
+        if diffusion.rows is not None:
+            return diffusion.each(self.plan, times.unsqueeze(1))._replace(s=plan.s)
         return _by_step(diffusion.each(self.plan, times))._replace(s=plan.s)
 
     @abstractmethod
@@ -188,6 +191,11 @@ class Sampler(Recorded, ABC):
             raise ValueError(
                 f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "
                 f"variables of {type(diffusion).__name__}"
+            )
+        if diffusion.context is not None:
+            raise ValueError(
+                f"the noising of {type(diffusion).__name__} depends on a context, which is not "
+                f"given; draw it from its prior: sampler(*model.drawn({shape[0]}), shape)"
             )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
         device = diffusion.start_time.device

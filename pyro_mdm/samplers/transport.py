@@ -60,7 +60,7 @@ def transport(
 ) -> Transport:
     """The steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
 
-    Those of n grids, (N + 1, n), are (N, n) wherever it says N.
+    Those of many grids, (N + 1, …), are (N, …) wherever it says N.
 
     Args:
         noise: η ≥ 0.
@@ -69,6 +69,8 @@ def transport(
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
     """
+    if times.dim() > 2 and diffusion.num_variables == 1:
+        return _of_one_variable(diffusion, times, noise, powers)
     knots, shape = _knots(diffusion, times).flatten(1), times[1:].shape
     eye, move = torch.eye(diffusion.num_variables).to(knots), diffusion.propagator
     h = knots.diff(dim=0)  # (pieces, N)
@@ -113,6 +115,25 @@ def transport(
     found = Transport(F[0] @ path @ W[-1], moments, tril, volume)
     parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in found]
     return Transport(*parts)
+
+
+def _of_one_variable(
+    diffusion: LinearDiffusion, times: Tensor, noise: float, powers: int
+) -> Transport:
+    """The same for K = 1, where noises of all times commute: for grids as many as data have
+    dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    volume = -diffusion.log_volume(times).diff(dim=0)
+    m = (1 + noise) / 2 * volume
+    move = diffusion.transition(times[:-1], times[1:])
+    reached = diffusion.marginal(times[1:])
+    gain = (-m).exp()[..., None, None] / move.matrix
+    integrals = [-torch.expm1(-m)]  # of θ^k d(-X^{-1}), by parts
+    for k in range(1, powers):
+        integrals.append(1 - k / m * integrals[-1])
+    moments = torch.stack(integrals, -1).unsqueeze(-1) * reached.mean.unsqueeze(-2)
+    spread = -torch.expm1(-noise * volume)
+    tril = reached.scale_tril * spread.sqrt()[..., None, None] if noise else None
+    return Transport(gain, moments, tril, volume)
 
 
 def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:

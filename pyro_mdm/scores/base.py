@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -75,6 +76,7 @@ class Score(Restorable, ExactBuffers, ABC):
             raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
         self._times = value
 
+    _told_context: Tensor | None = None
     autocast_dtype: torch.dtype | None = None
     """Mixed precision: the network, and nothing else, runs under autocast to this type."""
 
@@ -178,6 +180,16 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         return self
 
+    def given_context(self, context: Tensor | None) -> Any:
+        """The score whose network is told contexts (*batch, size) of the data; None: of none.
+
+        They follow the other channels of the network's input, the same for all pixels.
+        """
+        known = copy.copy(self)
+        known.__dict__ = dict(self.__dict__)
+        known._told_context = context
+        return known
+
     def for_rows(self, rows: Tensor) -> Score:
         """The score of the data of these indices (m,), among those that it differs between.
 
@@ -272,6 +284,10 @@ class Score(Restorable, ExactBuffers, ABC):
                 square = found.share * square
             if clock_rate is not None:
                 return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
+            if diffusion.rows is not None:
+                width = diffusion.max_log_snr - diffusion.terminal_log_snr
+                by_time = diffusion.rate(s) / diffusion.log_snr_rate(s)
+                return (width * 0.5 * square * by_time).to(x.dtype), diffusion.log_snr(s)
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
             if diffusion.maps:
                 rate = rate.flatten(1).mean(1)
@@ -383,6 +399,8 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         else:
             lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
+        if self._told_context is not None:
+            flat = torch.cat([flat, _context_channels(self._told_context, flat)], 1)
         if self.autocast_dtype is None:
             out = self.network(flat, lam)
         else:
@@ -430,6 +448,18 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
     return torch.cat([inputs, channels], 1), average.to(inputs.dtype)
 
 
+def _context_channels(context: Tensor, inputs: Tensor) -> Tensor:
+    """Contexts (*batch, size) as channels of inputs (n, C, *spatial), (n, size, *spatial)."""
+    rows, n = context.reshape(-1, context.shape[-1]).to(inputs), len(inputs)
+    if n % len(rows):
+        raise ValueError(
+            f"contexts are of {len(rows)} data and the network is asked about {n}, expected one "
+            "for each; give the score the contexts of these data"
+        )
+    rows = rows.repeat(n // len(rows), 1)
+    return rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2)).expand(-1, -1, *inputs.shape[2:])
+
+
 def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:
     r"""The denoiser of any score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
@@ -458,6 +488,9 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
 
 def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
     """The time at which the part u of the log volume between ε and T has passed, like u."""
+    if diffusion.origin.context is not None:  # clocks of each datum: by the common one
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+        return diffusion.time_at_log_snr(high - u.clamp(0, 1) * (high - low))
     start, end = diffusion.log_volume_ends
     return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
 
