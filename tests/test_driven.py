@@ -11,8 +11,10 @@ import torch
 from problems import generator, normal
 from torch import Tensor, nn
 
+from inference.evaluate import path_gap
 from inference.guides.driven import means_and_scales
 from inference.guides.driven import scales as scales_alone
+from inference.loading import Programs
 from models import MODELS
 from pyro_mdm import (
     CLD,
@@ -565,3 +567,13 @@ def test_the_worked_guide_for_vectors() -> None:
     diffusion = scales_alone((3,), max_log_snr=9.0)
     assert set(diffusion.views(torch.randn(4, 3))) == {"scale"}
     assert diffusion.max_log_snr == 9.0
+
+
+def test_evaluation_says_what_no_network_wins_back() -> None:
+    problem = MODELS["toy"]()
+    model = problem.build(driven(features=2), score="denoiser")
+    programs = Programs(problem, model, DiffusionGuide(model.diffusion))
+    said = path_gap(programs, problem.test[:12], seed=3)
+    x = problem.to_model_space(problem.test[:12], torch.Generator().manual_seed(3))
+    known = path_information_gap(model.diffusion, x, levels=64, seed=3).gap
+    assert f"{known.scaled(1 / (2 * math.log(2)))} bits/dim, if 12 of the data" in said
