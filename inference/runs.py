@@ -128,6 +128,8 @@ LATER: dict[str, Any] = {
     "maps": None,
     "likelihood": None,
     "time_varying": False,
+    "learn_ends": None,
+    "learn_stationary": False,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

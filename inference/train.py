@@ -128,6 +128,8 @@ def _decided(settings: Training, programs: Programs) -> Decided:
     if settings.stationary_variance is not None:  # also a tensor, which YAML cannot hold
         exact = torch.as_tensor(settings.stationary_variance, dtype=torch.float64)
         decided["stationary_variance"] = exact.tolist()
+    if isinstance(settings.learn_ends, list | tuple):
+        decided["learn_ends"] = [float(reach) for reach in settings.learn_ends]
     if settings.data is not None:
         decided["data"] = str(settings.data)
     if isinstance(problem, FileImages | Images):

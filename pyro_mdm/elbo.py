@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
@@ -55,7 +55,8 @@ class ELBOTerms:
     prior_kl: Tensor  # KL(q(y_T|x) ‖ π)
     diffusion: Tensor  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
     log_snr: Tensor  # the λ at which the integral was estimated
-    context: Tensor  # KL(q(c|x) ‖ p(c)); 0 where there is no context
+    context: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """KL(q(c|x) ‖ p(c)); 0 where there is no latent context."""
 
     @property
     def elbo(self) -> Tensor:
@@ -122,13 +123,13 @@ class MDM_ELBO(ELBO):
         paired = torch.is_grad_enabled() and getattr(guide, "is_paired", False)
         with shared_ends():
             if paired and self.num_particles == 1:
-                particles = self._pair(model, guide, args, kwargs)
+                loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:
                 particles = [
                     self._particle_loss(*traces)
                     for traces in self._get_traces(model, guide, args, kwargs)
                 ]
-        loss = torch.stack(particles).sum() / len(particles)
+                loss = torch.stack(particles).sum() / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
 

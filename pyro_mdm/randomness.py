@@ -206,8 +206,11 @@ class _Rows(torchsde.BaseBrownian):
 
 
 @contextmanager
-def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, float]]:
-    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen.
+def subset(
+    n: int, part: int, device: torch.device, copies: int = 1
+) -> Iterator[tuple[Tensor, float]]:
+    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen,
+    ``copies`` times over.
 
     Yields:
         which of the n data of this piece are chosen, (m,) int64 (m varies from piece to piece); and
@@ -224,8 +227,9 @@ def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, fl
     mine = (chosen % count == index).nonzero().squeeze(1)
     if outer is not None:
         own = torch.arange(index, total, count, device=device)
-        rows = torch.cat([own, total + mine])
-        _current = _Piece(index, count, outer.seed, outer.generators, (rows, total + size))
+        rows = torch.cat([own] + [total + i * size + mine for i in range(copies)])
+        number = total + copies * size
+        _current = _Piece(index, count, outer.seed, outer.generators, (rows, number))
     try:
         yield chosen[mine] // count, total / size
     finally:

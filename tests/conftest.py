@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -11,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: also for processe
 import pyro
 import pytest
 import torch
+from filelock import FileLock
+
+from inference import cli
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -54,6 +62,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder that one process of the session makes and all of them read, by its name.
+
+    The others wait. If the one that makes it is lost, so is its lock, and the next begins anew.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsers_made_once() -> Iterator[None]:
+    """The parser of a program takes most of the time of reading its command line."""
+    made: dict[Any, Any] = {}
+    make = cli._parser
+
+    def parser(
+        function: Callable[..., Any], unnamed: str | None, groups: Mapping[str, type]
+    ) -> Any:
+        signature = str(inspect.signature(function))
+        key = (function.__code__, signature, function.__doc__, unnamed, *groups.items())
+        if key not in made:
+            made[key] = make(function, unnamed, groups)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_parser", parser)
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ functions count too, except that a type may be named upwards.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,9 @@ def imports(module: str, node: ast.AST | None = None, for_types: bool = False) -
         yield from imports(module, child, types)
 
 
-ALL = [found for module in MODULES for found in imports(module)]
+@functools.cache
+def all_imports() -> list[Import]:
+    return [found for module in MODULES for found in imports(module)]
 
 
 def floor(module: str) -> int:
@@ -82,7 +85,7 @@ def floor(module: str) -> int:
 
 
 def test_there_are_imports_to_look_at() -> None:
-    assert len(MODULES) > 80 and len(ALL) > 300
+    assert len(MODULES) > 80 and len(all_imports()) > 300
 
 
 def test_every_room_of_the_library_has_its_floor() -> None:
@@ -94,7 +97,7 @@ def test_every_room_of_the_library_has_its_floor() -> None:
 def test_imports_of_the_library_run_downwards() -> None:
     upwards = [
         f"{i.by} imports {i.of}"
-        for i in ALL
+        for i in all_imports()
         if i.by.startswith("pyro_mdm.") and not i.for_types and i.by != "pyro_mdm.__main__"
         if not i.of.startswith("pyro_mdm.") or floor(i.of) > floor(i.by)
     ]
@@ -105,7 +108,7 @@ def test_programs_are_above_models_and_models_above_the_library() -> None:
     order = {name: i for i, name in enumerate(PROGRAMS)}
     upwards = [
         f"{i.by} imports {i.of}"
-        for i in ALL
+        for i in all_imports()
         if order[i.of.partition(".")[0]] > order[i.by.partition(".")[0]]
     ]
     assert not upwards
@@ -113,7 +116,7 @@ def test_programs_are_above_models_and_models_above_the_library() -> None:
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     below: dict[str, set[str]] = {module: set() for module in MODULES}
-    for i in ALL:
+    for i in all_imports():
         if not i.for_types:
             below[i.by].add(i.of)
     done: set[str] = set()
@@ -132,7 +135,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_no_private_name_crosses_a_module() -> None:
     private = [
         f"{i.by} imports {i.name} of {i.of}"
-        for i in ALL
+        for i in all_imports()
         if i.name is not None and i.name.startswith("_") and not i.name.startswith("__")
     ]
     assert not private
@@ -146,5 +149,5 @@ def test_what_others_import_is_exported(module: str) -> None:
     loaded = importlib.import_module(module)
     exported = set(loaded.__all__)
     assert not [name for name in exported if not hasattr(loaded, name)]
-    wanted = {i.name for i in ALL if i.of == module and i.name is not None}
+    wanted = {i.name for i in all_imports() if i.of == module and i.name is not None}
     assert not wanted - exported

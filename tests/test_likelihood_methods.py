@@ -22,6 +22,7 @@ from pyro_mdm import (
     Simulated,
     Simulation,
     likelihoods,
+    randomness,
 )
 from pyro_mdm.diffusions.clocks import LinearBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
@@ -32,7 +33,7 @@ from pyro_mdm.evaluation.importance import importance_weighted, pareto_k, weight
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import BoundScore
-from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.paths.likelihood import chain_of, log_mean_weight
 from tests import problems
 from tests.test_distribution import with_weights
 from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
@@ -85,6 +86,20 @@ def test_importance_weights_give_the_density_of_the_chain(make) -> None:
     few = importance_weighted(model, guide, x, samples=4, times=times)
     assert found.bound.mean < few.mean < float(truth.mean())
     assert found.network_calls == 360 * 16
+
+
+@torch.no_grad()
+def test_one_weight_is_that_of_its_path() -> None:
+    """log w = log p(x | y_ε) + log p_θ(path) - log q(path | x), at the same draw."""
+    model, guide = programs(CLD(max_log_snr=8.0), denoiser(0.3), dims=2)
+    x, times = data(6, dims=2), model.diffusion.log_snr_grid(9)
+    found = importance_weighted(model, guide, x, samples=1, times=times, seed=4)
+    chain, law = chain_of(model, times), guide.law(x, times)
+    with randomness.piece(0, 1, 4):
+        path = law.rsample()
+        decoder = model.likelihood(model.diffusion, model.score_function, path[:, 0])
+    known = decoder.log_prob(x) + chain.log_prob(path) - law.log_prob(path)
+    torch.testing.assert_close(found.per_datum, known, rtol=1e-9, atol=1e-9)
 
 
 @every

@@ -74,7 +74,7 @@ def simulated(**options: Any) -> Simulated:
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     x = data(64, 1)
     model, guide = programs(simulated(**options))
-    found = log_likelihood(model, guide, x, draws=120, seed=1)
+    found = log_likelihood(model, guide, x, draws=80, seed=1)
     bias = step_size_bias(model, guide, x, seed=2)
     gap = found.mean - float(log_prob(x).mean())
     assert abs(gap) < 5 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02
@@ -103,7 +103,7 @@ def test_comparisons_pair_and_have_their_sign():
         "wrong": programs(simulated(), 0.15),
         "slight": programs(simulated(), 0.01),
     }
-    found = compare(pairs, x, draws=96, seed=1)
+    found = compare(pairs, x, draws=64, seed=1)
     by_name = {(d.first, d.second): d for d in found.differences}
     worse = by_name["right", "wrong"]
     assert worse.resolved and worse.bits_per_dim[0] < 0  # fewer bits are better

@@ -447,7 +447,7 @@ def test_the_flow_and_the_bound_on_a_state_know_its_density() -> None:
     rest = (y - a.mT * MEAN).mT  # (n, D, K)
     law = torch.distributions.MultivariateNormal(torch.zeros(D, 2, dtype=torch.float64), S)
     known = law.log_prob(rest).sum(1)
-    flow = flow_log_prob(diffusion, exact(), y, Solver("rk4", steps=24)).log_prob
+    flow = flow_log_prob(diffusion, exact(), y, Solver("rk4", steps=16)).log_prob
     # but for the prior, which is not quite the law of y_T
     torch.testing.assert_close(flow, known, rtol=0, atol=0.1)
     many = density_bound(diffusion, exact(), y.repeat(200, 1, 1)).reshape(200, -1)
@@ -458,13 +458,13 @@ def test_the_flow_and_the_bound_on_a_state_know_its_density() -> None:
 # -- samplers --------------------------------------------------------------------------------------
 
 SAMPLERS: list[Sampler] = [
-    EulerMaruyama(7),
-    Splitting(7),
-    Ancestral(7),
-    ExponentialIntegrator(7),
-    ExponentialIntegrator(7, order=3),
-    StochasticExponentialIntegrator(7, noise=0.5),
-    PredictorCorrector(7),
+    EulerMaruyama(4),
+    Splitting(4),
+    Ancestral(4),
+    ExponentialIntegrator(4),
+    ExponentialIntegrator(5, order=3),
+    StochasticExponentialIntegrator(5, noise=0.5),
+    PredictorCorrector(4),
 ]
 
 
@@ -501,7 +501,7 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
 
 
 @pytest.mark.parametrize(
-    "sampler", [ProbabilityFlow(40), StochasticHeun(40), TorchSDE(40), Splitting(40)], ids=repr
+    "sampler", [ProbabilityFlow(25), StochasticHeun(25), TorchSDE(25), Splitting(25)], ids=repr
 )
 @torch.no_grad()
 def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:

@@ -17,7 +17,7 @@ from tests.benchmarks.coverage import lognormal
 from tests.problems import normal
 from tests.test_elbo import DIMS, MEAN, VARIANCE, denoiser, programs
 
-REPEATS = 60
+REPEATS = 40
 UNIT = DIMS * math.log(2)
 
 
@@ -30,7 +30,7 @@ def fresh(seed: int, n: int) -> Tensor:
 def spread(one: Callable[[int], list[tuple[float, float]]]) -> list[float]:
     """The errors that are printed, in root mean square, over the spreads of the values.
 
-    A ninth of them is their own error.
+    An eighth of them is their own error.
     """
     found = torch.tensor([one(seed) for seed in range(REPEATS)], dtype=torch.float64)
     value, error = found.unbind(-1)

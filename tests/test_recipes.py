@@ -88,6 +88,8 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return codes[:16], codes[16 : 16 + 8 * holdout], codes[24:]
 
     monkeypatch.setattr(CIFAR10, "split", few)
+    small = CIFAR10.networks["small"] | {"base": 8}
+    monkeypatch.setitem(CIFAR10.networks, "small", small)  # type: ignore[arg-type]
     (path,) = [p for p in RECIPES if p.stem == name]
     short = {"steps": 2, "batch_size": 4, "num_samples": 2, "sampler_steps": 2, "draws": 1}
     words = ["--config", str(path), *(f"--{name}={value}" for name, value in short.items())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,13 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, problems: str) -> Path:
+def trained(made_once: Callable[..., Path], problems: str) -> Path:
     """A finished run of a learned diffusion on images; tests only read it."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(f"{problems}:Images", "learned", steps=8, run=folder, **OPTIONS)
-    return folder
+
+    def make(folder: Path) -> None:
+        train(f"{problems}:Images", "learned", steps=8, run=folder / "run", **OPTIONS)
+
+    return made_once("reported", make) / "run"
 
 
 def read(run: Path) -> EventAccumulator:
@@ -193,6 +195,24 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
     (text,) = events.Tensors("settings/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
     assert "| guide | cld |" in shown and "| Q at the start | [[0.0, -1.0], [1.0, 0.0]] |" in shown
+
+
+def test_the_eigenvalues_and_the_clock_are_drawn_from_the_start(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+    tb = report.tensorboard
+
+    def keep(writer: Any, snapshots: Any, diffusion: Any, step: int) -> None:
+        drawn.append([snapshot["step"] for snapshot in snapshots])
+
+    for name in ("write_bound_history", "write_diffusion_term", "write_curves"):
+        monkeypatch.setattr(tb, name, lambda *arguments: None)
+    monkeypatch.setattr(tb, "write_diffusion_history", keep)
+    run, programs, _ = load_trained(trained)
+    with SummaryWriter(str(tmp_path)) as writer:
+        report.draw_training(run, writer, programs, 8)
+    assert drawn == [[0, 2, 4, 6, 8]]
 
 
 def test_the_history_holds_what_was_measured(trained: Path) -> None:

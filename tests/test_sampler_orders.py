@@ -166,8 +166,8 @@ OTHERS: dict[str, tuple[int, Factory]] = {
     "flow_heun": (2, ProbabilityFlow),
 }
 CASES = [  # of one, two and three variables, each sampler with one and with several
-    *((s, d) for s in EXPONENTIAL for d in ("vpsde", "learned_3")),
-    *((s, ("cld", "alda")[i % 2]) for i, s in enumerate(EXPONENTIAL)),
+    *((s, "learned_3") for s in EXPONENTIAL),
+    *((s, ("vpsde", "cld", "alda")[i % 3]) for i, s in enumerate(EXPONENTIAL)),
     *((s, d) for i, s in enumerate(OTHERS) for d in ("vpsde", ("cld", "learned_3")[i % 2])),
 ]
 
@@ -617,15 +617,15 @@ def test_grids_that_do_not_fit():
         EulerMaruyama(2, grid="progress")(diffusion, score, shape)
 
 
-@pytest.mark.parametrize("name", [name for name in GRIDS if name != "progress"])
 @every_diffusion
-def test_every_grid_serves_every_sampler(name, make):
+def test_every_grid_serves_every_sampler(make):
     diffusion = make()
-    times = ExponentialIntegrator(6, grid=name).times(diffusion)
-    assert times.shape == (7,)
-    assert bool((times.diff() < 0).all())
-    assert times[0] == diffusion.horizon
-    torch.testing.assert_close(times[-1], diffusion.start_time, rtol=1e-12, atol=0)
+    for name in GRIDS.keys() - {"progress"}:
+        times = ExponentialIntegrator(6, grid=name).times(diffusion)
+        assert times.shape == (7,), name
+        assert bool((times.diff() < 0).all()), name
+        assert times[0] == diffusion.horizon, name
+        torch.testing.assert_close(times[-1], diffusion.start_time, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name != "progress"])

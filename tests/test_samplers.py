@@ -113,10 +113,10 @@ def errors(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[float, float]:
 
 
 ORDERS = {  # how it is made, steps, order, largest error
-    "euler_maruyama": (EulerMaruyama, 280, 1, 0.35),
-    "splitting": (Splitting, 280, 1, 0.2),
-    "ancestral": (Ancestral, 280, 1, 0.35),
-    "splitting_2": (lambda n: Splitting(n, order=2), 128, 2, 0.1),
+    "euler_maruyama": (EulerMaruyama, 180, 1, 0.5),
+    "splitting": (Splitting, 180, 1, 0.3),
+    "ancestral": (Ancestral, 180, 1, 0.5),
+    "splitting_2": (lambda n: Splitting(n, order=2), 96, 2, 0.15),
 }
 
 

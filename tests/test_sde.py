@@ -20,7 +20,7 @@ from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE, fold, unfold
 from pyro_mdm.samplers.grids import information_grid
 from tests.problems import (
     DIFFUSIONS,
-    DISTINCT,
+    TYPICAL,
     ExactScore,
     GaussianMixture,
     gaussian,
@@ -30,8 +30,8 @@ from tests.problems import (
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
-every_diffusion = pytest.mark.parametrize(
-    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
+typical_diffusions = pytest.mark.parametrize(
+    "make", [make for _, make in TYPICAL], ids=[name for name, _ in TYPICAL]
 )
 various = ["vpsde", "cld", "alda", "cld_dockhorn", "learned_2", "learned_clock", "random_4"]
 various_diffusions = pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_rounding_of_the_last_time_is_forgiven():
 # -- forward ---------------------------------------------------------------------------------------
 
 
-@every_diffusion
+@typical_diffusions
 def test_forward_moments_converge_to_the_kernels(make):
     diffusion = make()
     K = diffusion.num_variables

@@ -84,7 +84,7 @@ def test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise() -> None:
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
-    repeats = 120
+    repeats = 80
     games = [planned(seed, 200, baseline) for seed in range(repeats)]
     for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
         found = [game.integral(*target) for game in games]
@@ -103,8 +103,8 @@ def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
     ("rounds", "baseline"), [((64,), True), ((40, 30, 50), True), ((40, 30, 50), False)], ids=str
 )
 def test_estimates_are_unbiased_and_their_errors_true(rounds, baseline: bool) -> None:
-    """120 repetitions: means within 5 s.e., variance and coverage as claimed."""
-    repeats = 120
+    """80 repetitions: means within 5 s.e., variance and coverage as claimed."""
+    repeats = 80
     games = [play(seed, rounds, baseline) for seed in range(repeats)]
     for target, truth in (((0, None), TRUTH[0]), ((0, 1), TRUTH[0] - TRUTH[1])):
         found = [game.integral(*target) for game in games]

@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.magnus import MagnusPropagator
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
@@ -180,6 +181,31 @@ def test_noise_of_x_begins_with_its_power_of_time(K: int) -> None:
 
 def held(matrix: Tensor) -> Field:
     return lambda s: matrix.expand(*s.shape, *matrix.shape)
+
+
+def test_a_cell_of_a_straight_line_is_of_the_sixth_order() -> None:
+    """Its mean against an ODE solver: the error of the exponent is of the seventh power of h."""
+    W, E, B = fixed(1, 3, 3), fixed(2, 3, 3), fixed(3, 3, 3)
+    eye, D0 = torch.eye(3, dtype=torch.float64), B @ B.mT / 9
+
+    def Q(tau: Tensor) -> Tensor:
+        return (W - W.mT) / 2 + tau[..., None, None] * (E - E.mT)
+
+    def D(tau: Tensor) -> Tensor:
+        return D0 + tau[..., None, None] * eye / 2
+
+    def slope(tau: float, flat: np.ndarray) -> np.ndarray:
+        t = torch.tensor(tau, dtype=torch.float64)
+        return (-(Q(t) + D(t)).numpy() @ flat.reshape(3, 3)).ravel()
+
+    errors = []
+    for h in (0.4, 0.2):
+        bounds = torch.tensor([0.0, h], dtype=torch.float64)
+        cell = MagnusPropagator(Q, D, eye, bounds, D)
+        M, _ = cell.moments(None, bounds[1:])
+        exact = solve_ivp(slope, (0, h), eye.numpy().ravel(), "DOP853", rtol=1e-13, atol=1e-14)
+        errors.append(float((M[0] - torch.from_numpy(exact.y[:, -1].reshape(3, 3))).norm()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(7, abs=0.4), errors
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,24 @@ class Diffusion(Restorable, nn.Module, ABC):
         """λ at the start time ε."""
 
     @property
+    def start_log_snr(self) -> Tensor:
+        """:attr:`max_log_snr` as a tensor, 0-dim: with its gradient where it is learned."""
+        return self.as_tensor(self.max_log_snr)
+
+    @property
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
         """λ at T, 0-dim."""
+
+    @property
+    def learns_ends(self) -> bool:
+        """Whether λ(ε) or λ(T) is a parameter of its own; ask :attr:`reference`."""
+        return False
+
+    @property
+    def learns_stationary(self) -> bool:
+        """Whether the covariance of the law at rest is learned, likewise."""
+        return False
 
     @property
     @abstractmethod

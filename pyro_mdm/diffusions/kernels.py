@@ -30,9 +30,11 @@ from torch import Tensor
 __all__ = [
     "Factor",
     "KernelPrecisionError",
+    "Series",
     "apply_to_dimensions",
     "check_reached",
     "direct_factor",
+    "exponential_series",
     "factor_in_basis",
     "inverse_tril",
     "lower_triangular",
@@ -46,6 +48,7 @@ __all__ = [
 
 TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
 NODES, WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+PLACES = torch.cat([NODES * 0.5 + 0.5, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
 MAX_DOUBLINGS = 60
 
@@ -63,6 +66,19 @@ class Factor(NamedTuple):
     readout: Tensor  # k (…, K): z = kᵀ y = aᵀ Σ^{-1} y / SNR
     log_det: Tensor  # log det Σ, (…)
     amplification: Tensor  # estimated growth of rounding errors, (…); compare with 1 / 2.2e-16
+
+
+class Series(NamedTuple):
+    """``exp(A u)`` as a power series in ‖A‖u."""
+
+    norm: Tensor  # ‖A‖, 0-dim, without gradient
+    terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K)
+
+
+def exponential_series(A: Tensor) -> Series:
+    """That of A (K, K)."""
+    norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
+    return Series(norm, _powers(A / norm).flatten(-2))
 
 
 def _powers(A: Tensor) -> Tensor:
@@ -85,13 +101,16 @@ def _scalar_powers(u: Tensor) -> Tensor:
     return stack
 
 
-def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def transition_moments(
+    A: Tensor, GG: Tensor, tau: Tensor, series: Series | None = None
+) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
     Args:
         A: (K, K) drift matrix per unit of τ.
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
         tau: (…) non-negative durations.
+        series: that of A, if it is known.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -99,7 +118,7 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
     Raises:
         KernelPrecisionError: ‖A‖τ is too large to be reached by doubling.
     """
-    norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
+    norm, terms = exponential_series(A) if series is None else series
     reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
     finite = math.isfinite(reach)
     doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5))) if finite else 0
@@ -109,10 +128,8 @@ def transition_moments(A: Tensor, GG: Tensor, tau: Tensor) -> tuple[Tensor, Tens
             f"2^{MAX_DOUBLINGS - 1}; scale Q, D or the clock down"
         )
     K = A.shape[-1]
-    terms = _powers(A / norm).flatten(-2)
     h = tau / 2.0**doublings
-    nodes = torch.cat([NODES.to(A.device) * 0.5 + 0.5, torch.ones(1).to(A)])
-    u = (h * norm).unsqueeze(-1) * nodes
+    u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
     M = E[..., -1, :, :]
     E = E[..., :-1, :, :]
@@ -230,7 +247,8 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
         while U.shape[1] < K:
             for _ in range(2):  # twice is enough (Kahan)
                 block = block - U @ (U.mT @ block)
-            left, values, _ = torch.linalg.svd(block)
+            # those of many times make it wide, with a square of right vectors that nobody needs
+            left, values, _ = torch.linalg.svd(block, full_matrices=block.shape[1] <= K)
             new = left[:, : int((values > tolerance).sum())]
             if new.shape[1] == 0:
                 break
@@ -256,11 +274,53 @@ def transition_factor(
     above = (level[:, None] > level[None, :] + 1).to(A.device)
     A1 = U.mT @ A @ U
     GG1 = U.mT @ GG @ U
-    A1 = A1 - A1.detach() * above
     noiseless = ((level[:, None] > 0) | (level[None, :] > 0)).to(A.device)
+    growth = _basis_growth(A, GG, A1.detach(), GG1.detach(), U, level, above, noiseless)
+    A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
-    return factor_in_basis(P1, U, level, GG1, GG, tau)
+    root, inverse, log_det, amplification = factor_in_basis(P1, U, level, GG1, GG, tau)
+    travelled = tau.detach() * torch.linalg.matrix_norm(A.detach(), ord=2)
+    return root, inverse, log_det, amplification * growth * travelled.clamp_min(1.0)
+
+
+def _basis_growth(
+    A: Tensor,
+    GG: Tensor,
+    A1: Tensor,
+    GG1: Tensor,
+    U: Tensor,
+    level: Tensor,
+    above: Tensor,
+    noiseless: Tensor,
+) -> float:
+    """By how much rounding grows in the vectors of a basis; infinite where entries that are taken
+    for zero are larger than rounding makes them.
+
+    An error of a vector's direction is found again in the next ones. Axes are exact.
+    """
+    with torch.no_grad():
+        K, levels = len(A), level.to(A.device)
+        rounded_A = U.abs().mT @ A.abs() @ U.abs()
+        rounded_GG = U.abs().mT @ GG.abs() @ U.abs()
+        oblique = ((U != 0).sum(0) > 1).to(A)
+        turned = oblique.clone()  # how far directions are off, in units of rounding
+        size = A1.abs()
+        for k in range(int(level.max()) + 1):
+            here, before = levels == k, levels == k - 1
+            if k == 0:
+                noise, own = rounded_GG.diagonal()[here], GG1.diagonal()[here]
+            else:
+                noise = rounded_A + oblique[:, None] * size.amax(0)
+                noise = noise + turned[None, :] * size.amax(1)[:, None]
+                noise, own = noise[here][:, before].norm(dim=1), A1[here][:, before].norm(dim=1)
+            turned[here] = oblique[here].maximum(noise / own.clamp_min(1e-300) - 1)
+        for found, rounded, zero in ((A1, rounded_A, above), (GG1, rounded_GG, noiseless)):
+            size = found.abs()
+            noise = rounded + turned[:, None] * size.amax(0) + turned * size.amax(1)[:, None]
+            if bool((size * zero > 8 * K * torch.finfo(A.dtype).eps * noise).any()):
+                return math.inf
+        return max(1.0, turned[levels > 0].max().item()) if bool((levels > 0).any()) else 1.0
 
 
 def factor_in_basis(

@@ -12,6 +12,7 @@ closed form; of Q and D that vary, :mod:`pyro_mdm.diffusions.magnus` has them by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -149,7 +150,7 @@ class ConstantPropagator(Propagator):
     def dispersion(self, tau: Tensor) -> Tensor:
         return self._diffusion.unit_dispersion
 
-    @property
+    @cached_property
     def speed(self) -> Tensor:
         return torch.linalg.matrix_norm(self._A.detach(), ord=2)
 
@@ -166,14 +167,25 @@ class ConstantPropagator(Propagator):
     def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
         return self._A.diagonal().sum() * duration
 
+    @cached_property
+    def _forward(self) -> kernels.Series:
+        return kernels.exponential_series(self._A)
+
+    @cached_property
+    def _backward(self) -> kernels.Series:
+        return kernels.exponential_series(-self._A)
+
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(self._A, self._GG, duration)
+        return kernels.transition_moments(self._A, self._GG, duration, self._forward)
 
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(-self._A, self._GG, near)
+        return self._pulled_back(near)
 
     def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(-self._A, self._GG, duration)
+        return self._pulled_back(duration)
+
+    def _pulled_back(self, duration: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
         U, level = self._diffusion.noise_basis()

@@ -78,6 +78,11 @@ class WrappedDiffusion(Diffusion):
         return found
 
     @property
+    def start_log_snr(self) -> Tensor:
+        found: Tensor = self.base.start_log_snr
+        return found
+
+    @property
     def terminal_log_snr(self) -> Tensor:
         found: Tensor = self.base.terminal_log_snr
         return found

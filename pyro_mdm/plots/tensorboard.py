@@ -276,7 +276,8 @@ def write_bound_history(
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
-    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars.
+    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars; Σ_∞,
+    entry by entry, where it is learned.
 
     Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Of a
     diffusion that varies in time they are those of the middle of its clock.
@@ -291,12 +292,19 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"diffusion/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"diffusion/D_eigenvalues/{i}", value.item(), step)
+    known: Any = diffusion.reference
+    if known.learns_stationary:
+        for i in range(K):
+            for j in range(i, K):
+                entry = known.stationary_covariance[i, j].item()
+                writer.add_scalar(f"diffusion/stationary/entry_{i}{j}", entry, step)
     _write_ends(writer, diffusion, step)
 
 
 def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
     start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
     writer.add_scalar("diffusion/ends/start_time", start, step)
+    writer.add_scalar("diffusion/ends/start_log_snr", diffusion.max_log_snr, step)
     writer.add_scalar("diffusion/ends/terminal_log_snr", end, step)
 
 

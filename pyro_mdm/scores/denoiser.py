@@ -222,7 +222,7 @@ class DenoiserScore(Score):
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
 
         λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
-        diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+        diffusion: all that can move are the ends, whose boundary terms a few more data give.
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
@@ -230,7 +230,7 @@ class DenoiserScore(Score):
         Where dimensions have clocks of their own, it is the sum over them at the part u of the
         common way, u drawn likewise, and all that is learned moves with it.
         """
-        low = diffusion.terminal_log_snr
+        low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
         if self.training and self._training_maps is not None:
             return self._at_maps(self._training_maps, diffusion, x)
         if diffusion.maps:
@@ -243,18 +243,21 @@ class DenoiserScore(Score):
                 f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
                 "score of the raw state, such as NoisePrediction"
             )
-        width = diffusion.max_log_snr - low.detach()
+        width = high.detach() - low.detach()
         log_snr = low.detach() + width * randomness.low_discrepancy(len(x), x.device)
-        if not low.requires_grad:
+        moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
+        if not moving:
             return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
-        with randomness.subset(len(x), 16, x.device) as (chosen, weight):
-            both = torch.cat([torch.arange(len(x), device=x.device), chosen])
-            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
-            found = self.for_rows(both).integrand(diffusion, x[both], at)
-        values, boundary = found.split([len(x), len(chosen)])
-        change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
-        each = boundary.sum().detach() * (weight / len(x))
-        return width.to(x.dtype) * values - change * each, log_snr
+        with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, weight):
+            both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
+            at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
+            found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+        values, *boundaries = found.split([len(x)] + [len(chosen)] * len(moving))
+        each = width.to(x.dtype) * values
+        for (end, sign), boundary in zip(moving, boundaries, strict=True):
+            change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
+            each = each + sign * change * (boundary.sum().detach() * (weight / len(x)))
+        return each, log_snr
 
     def integrand(
         self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -298,11 +301,12 @@ class DenoiserScore(Score):
     def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
         low = diffusion.terminal_log_snr
-        if diffusion.maps or diffusion.drifts_by_data or low.requires_grad:
+        moves = low.requires_grad or diffusion.start_log_snr.requires_grad
+        if diffusion.maps or diffusion.drifts_by_data or moves:
             raise ValueError(
-                f"training_maps is {law}, in place of the clocks and the end of log SNR that "
+                f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
                 f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
-                "min_log_snr is given, or leave out training_maps"
+                "min_log_snr is given and not learned, or leave out training_maps"
             )
         maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device)
         between = maps.weight > 0
