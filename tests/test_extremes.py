@@ -10,22 +10,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-import numpy as np
 from mpmath import mp, mpf
-from torch import Tensor
 
-from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.diffusions.presets import CLD, HOLD, VPSDE, LearnedDiffusion
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
-from tests.problems import fixed
+from pyro_mdm.diffusions.presets import LearnedDiffusion
 from tests.test_kernels import Matrix, covariance_error, drift_and_noise, exact, log_det
 
 DIGITS = 1e-7

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 GUIDES = {
     "encoder": "inference.guides.encoder:learned",
-    "driven": "inference.guides.driven:means_and_scales",
     "gaussian context": "inference.guides.latent_context:gaussian",
     "discrete context": "inference.guides.latent_context:discrete",
     "driven": "inference.guides.driven:means_and_scales",
@@ -104,11 +103,7 @@ def test_what_it_makes_of_data_is_drawn(name: str, shape: tuple[int, ...]) -> No
         assert stages.shape[1:] == x.shape and bool((stages != 0).any())
     board = Recorder()
     write_views(board, diffusion, x, 3)
-<<<<<<< HEAD
     assert len(board.tags) == len(diffusion.views(x)) > 0
-=======
-    assert board.tags
->>>>>>> main
     assert all(tag.startswith("diffusion/what_it_makes_of_data/") for tag in board.tags)
 
 

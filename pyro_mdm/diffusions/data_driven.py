@@ -154,9 +154,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         high, low = self._ends()
         return (high - log_snr) / (high - low)
 
-    def _ends(self) -> tuple[Tensor | float, Tensor]:
-        high = self.max_log_snr if self.base.cut_time is None else self.start.log_snr
-        return high, self.terminal_log_snr
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        return self.start_log_snr, self.terminal_log_snr
 
     def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
         """The marginals of data x (n, *event_shape) at log SNRs (n,)."""
