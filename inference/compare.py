@@ -37,7 +37,7 @@ from models import Problem
 from models.base import ImageProblem
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
-from pyro_mdm.support.measured import TERMS
+from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
 __all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
 
@@ -53,7 +53,7 @@ DIFFERENCE_COLUMNS = (
     "low_95_bits_per_dim",
     "high_95_bits_per_dim",
     "monte_carlo_half_width_95_bits_per_dim",
-    *(f"{term}{of}_bits_per_dim" for term in TERMS for of in ("", "_standard_error")),
+    *(f"{term}{of}_bits_per_dim" for term in ALL_TERMS for of in ("", "_standard_error")),
     "p_value",
     "resolved",
 )
@@ -265,7 +265,7 @@ def _by_term(found: Bound | Difference) -> Row:
     """The columns of the terms and their errors."""
     return {
         f"{term}{of}_bits_per_dim": number
-        for term in TERMS
+        for term in ALL_TERMS
         for of, number in zip(("", "_standard_error"), getattr(found, term), strict=True)
     }
 
@@ -287,7 +287,7 @@ def _difference_row(difference: Difference) -> Row:
 
 def turned(row: Row) -> Row:
     """A row of differences for second less first."""
-    signed = ("difference_bits_per_dim", *(f"{term}_bits_per_dim" for term in TERMS))
+    signed = ("difference_bits_per_dim", *(f"{term}_bits_per_dim" for term in ALL_TERMS))
     return row | {
         "first": row["second"],
         "second": row["first"],
@@ -307,17 +307,26 @@ def report(found: Tables, comparison: Comparison, what: str, draws: int) -> str:
         what: the data, such as "180 test images of digits".
         draws: the most network calls per datum and run for the diffusion term.
     """
-    parts = [f"{what}\n", _bounds_text(found.bounds)]
+    terms = ALL_TERMS if any(row["context_bits_per_dim"] for row in found.bounds) else TERMS
+    parts = [f"{what}\n", _bounds_text(found.bounds, terms)]
     if found.differences:
-        parts += ["", *_differences_text(found)]
+        parts += ["", *_differences_text(found, terms)]
     parts += ["", *_notes(found, comparison, draws)]
     return "\n".join(parts)
 
 
-def _bounds_text(bounds: Sequence[Row]) -> str:
+TITLES = {"reconstruction": "recon.", "prior_kl": "prior KL"}
+"""Of terms in printed tables; others go by their names."""
+
+
+def _titles(terms: Sequence[str]) -> list[str]:
+    return [TITLES.get(term, term) for term in terms]
+
+
+def _bounds_text(bounds: Sequence[Row], terms: Sequence[str]) -> str:
     header = (
         *("run", "guide", "K", "score", "log SNR", "bits/dim ± s.e.", "noise ±"),
-        *("recon.", "prior KL", "diffusion", "calls", "steps"),
+        *(*_titles(terms), "calls", "steps"),
     )
     rows = [
         (
@@ -328,7 +337,7 @@ def _bounds_text(bounds: Sequence[Row]) -> str:
             f"{row['log_snr_min']:.1f} to {row['log_snr_max']:.1f}",
             f"{row['bits_per_dim']:.4f} ± {row['standard_error_bits_per_dim']:.4f}",
             f"{row['monte_carlo_half_width_95_bits_per_dim']:.4f}",
-            *(f"{row[f'{term}_bits_per_dim']:.4f}" for term in TERMS),
+            *(f"{row[f'{term}_bits_per_dim']:.4f}" for term in terms),
             f"{row['network_calls_per_datum']:.1f}",
             str(row["training_steps"]),
         )
@@ -337,7 +346,7 @@ def _bounds_text(bounds: Sequence[Row]) -> str:
     return aligned([header, *rows], left=(0, 1, 3))
 
 
-def _differences_text(found: Tables) -> list[str]:
+def _differences_text(found: Tables, terms: Sequence[str]) -> list[str]:
     """Differences of the worse less the better run, or from the best where pairs are many."""
     rank = {row["run"]: i for i, row in enumerate(found.bounds)}
     rows = [
@@ -352,7 +361,7 @@ def _differences_text(found: Tables) -> list[str]:
         rows = best[:PRINTED]
     header = (
         *("difference (bits/dim)", "", "", "95% interval", "noise ±"),
-        *("recon.", "prior KL", "diffusion", "resolved"),
+        *(*_titles(terms), "resolved"),
     )
     cells = [
         (
@@ -361,7 +370,7 @@ def _differences_text(found: Tables) -> list[str]:
             _signed(row["difference_bits_per_dim"]),
             f"[{_signed(row['low_95_bits_per_dim'])}, {_signed(row['high_95_bits_per_dim'])}]",
             f"{row['monte_carlo_half_width_95_bits_per_dim']:.4f}",
-            *(_signed(row[f"{term}_bits_per_dim"]) for term in TERMS),
+            *(_signed(row[f"{term}_bits_per_dim"]) for term in terms),
             "yes" if row["resolved"] else "no",
         )
         for row in rows

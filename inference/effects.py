@@ -18,15 +18,12 @@ def check_effects(settings: Training, programs: Programs) -> None:
     """
     diffusion = programs.model.diffusion
     check_ends(settings.guide, diffusion, settings.max_log_snr, settings.min_log_snr)
-    if settings.learn_beta and settings.diffusion_learning_rate == 0:
+    if settings.diffusion_learning_rate == 0:
+        _check_learned(settings)
+    if settings.learn_ends is not None and not diffusion.reference.learns_ends:
         raise ValueError(
-            "--learn_beta has no effect with --diffusion_learning_rate 0, which leaves the clock "
-            "as it starts; leave out one of them"
-        )
-    if settings.time_varying and settings.diffusion_learning_rate == 0:
-        raise ValueError(
-            "--time_varying has no effect with --diffusion_learning_rate 0, which leaves Q and D "
-            "constant as they start; leave out one of them"
+            f"--learn_ends {settings.learn_ends} has no effect: both ends are held; leave it out, "
+            "or give a number above 0"
         )
     if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
@@ -36,6 +33,24 @@ def check_effects(settings: Training, programs: Programs) -> None:
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
             "convolutions over images; leave it out"
         )
+
+
+LEARNED = {
+    "learn_beta": "the clock as it starts",
+    "time_varying": "Q and D constant as they start",
+    "learn_ends": "both ends where they start",
+    "learn_stationary": "Σ_∞ as it starts",
+}
+"""What --diffusion_learning_rate 0 leaves, by the option that asks for more."""
+
+
+def _check_learned(settings: Training) -> None:
+    for name, left in LEARNED.items():
+        if getattr(settings, name):
+            raise ValueError(
+                f"--{name} has no effect with --diffusion_learning_rate 0, which leaves {left}; "
+                "leave out one of them"
+            )
 
 
 def start_note(settings: Training, programs: Programs) -> str | None:

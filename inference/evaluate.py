@@ -30,10 +30,11 @@ from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
+from pyro_mdm.evaluation.path_information import path_information_gap
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.measured import TERMS
+from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
 __all__ = [
     "Bound",
@@ -82,7 +83,7 @@ class StepBias:
 class Bound:
     """The bound on a part of the data by term, each (value, standard error) in bits/dim.
 
-    The value of ``bits_per_dim`` is the sum of the other three. Dequantized data count the
+    The value of ``bits_per_dim`` is the sum of the others. Dequantized data count the
     log-determinant and the levels with the reconstruction.
     """
 
@@ -97,11 +98,13 @@ class Bound:
     diffusion_by_log_snr_error: list[float]
     probe_error: float = 0.0  # the part of Hutchinson's probes in it; NaN for a single one
     step_bias: StepBias | None = None  # of a simulation, where it was measured
+    context: tuple[float, float] = (0.0, 0.0)  # of a latent context, where there is one
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
         """(value, standard error) by name."""
-        return {name: getattr(self, name) for name in ("bits_per_dim", *TERMS)}
+        names = ALL_TERMS if self.context[0] else TERMS
+        return {name: getattr(self, name) for name in ("bits_per_dim", *names)}
 
     @property
     def by_log_snr(self) -> tuple[list[float], list[float], list[float]]:
@@ -121,10 +124,11 @@ class Bound:
         return asdict(self) | named
 
     def __str__(self) -> str:
+        context = f", context {self.context[0]:.3f}" if self.context[0] else ""
         return (
             f"bits/dim {self.bits_per_dim[0]:.3f} ± {self.bits_per_dim[1]:.3f} "
             f"(reconstruction {self.reconstruction[0]:.3f}, prior KL {self.prior_kl[0]:.3f}, "
-            f"diffusion {self.diffusion[0]:.3f})"
+            f"diffusion {self.diffusion[0]:.3f}{context})"
         )
 
 
@@ -195,15 +199,18 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
     """An estimate in bits/dim; arguments as for :func:`in_bits`."""
     unit = estimate.num_dims * math.log(2)
     value, error = in_bits(estimate, log_det, levels)
-    prior_kl, diffusion = ((t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion))
+    prior_kl, diffusion, context = (
+        (t / unit, e / unit) for t, e in (estimate.prior_kl, estimate.diffusion, estimate.context)
+    )
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
     width = estimate.log_snr_edges.diff() / unit
     return Bound(
         bits_per_dim=(value, error),
-        reconstruction=(value - prior_kl[0] - diffusion[0], part_error),
+        reconstruction=(value - prior_kl[0] - diffusion[0] - context[0], part_error),
         prior_kl=prior_kl,
         diffusion=diffusion,
+        context=context,
         num_data=estimate.num_data,
         monte_carlo_error=estimate.monte_carlo_error / unit,
         log_snr_edges=estimate.log_snr_edges.tolist(),
@@ -316,12 +323,17 @@ def evaluate(
         if method == "all":
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
             print(f"elbo: {measure(programs, data, **elbo)}")
-        if method == "all" and not programs.model.diffusion.closed_form:
+        diffusion = programs.model.diffusion
+        if method == "all" and not diffusion.closed_form:
             print("importance: none, as it needs a diffusion with a closed form")
+        elif method == "all" and (diffusion.starts_at_data or diffusion.drifts_by_data):
+            print("importance: none, as it needs a diffusion that does not see the data")
         elif method in ("importance", "all"):
             options = {"samples": samples or 64, "times": times, "seed": seed}
             print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
-        if method in ("flow", "all"):
+        if method == "all" and diffusion.drifts_by_data:
+            print("flow: none, as it needs a drift that does not see the data")
+        elif method in ("flow", "all"):
             rtol = 1e-4 if rtol is None else rtol
             solver = _solver(programs, probes, rtol)
             single = samples is None or (method == "all" and solver.probes > 0)
@@ -348,6 +360,8 @@ def evaluate(
             print(
                 f"Hutchinson's probes: {bound.probe_error:.4f} bits/dim of the next (nan for one)"
             )
+    if programs.model.diffusion.drifts_by_data:
+        print(path_gap(programs, data, seed=seed))
     print(f"Monte Carlo error {bound.monte_carlo_error:.4f} bits/dim (part of the ± below)")
     if half_width is not None:
         found = Z95 * bound.monte_carlo_error
@@ -405,6 +419,18 @@ def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Ste
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
     return StepBias(found.step_size, found.difference / unit, found.standard_error / unit)
+
+
+def path_gap(programs: Programs, data: Tensor, *, seed: int) -> str:
+    """What paths whose drift sees the data lose whatever the network, in words; of a law that is
+    known, that of some of the data."""
+    points, _ = in_model_space(programs, some(data), seed)
+    found = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
+    gap = found.gap.scaled(1 / (points[0].numel() * math.log(2)))
+    return (
+        f"part of the bound that no network wins back, as paths tell more than their ends: {gap} "
+        f"bits/dim, if {len(points)} of the data were all there are"
+    )
 
 
 def _compared(reused: Reused, own: Bound, new: Bound, difference: Difference) -> str:

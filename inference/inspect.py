@@ -359,11 +359,13 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_overview(parts[0], names, diffusions, x)
-    for part, name, diffusion in zip(parts[1:], names, diffusions, strict=True):
+    # of several blocks and clocks the first, as in the table
+    shown = [cast(LinearDiffusion, d.reference) if d.maps else d for d in diffusions]
+    _draw_overview(parts[0], names, shown, x)
+    for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
         part.suptitle(f"{name}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left")
-        _draw_moments(left, diffusion)
+        _draw_moments(left, block)
         draw_noising(right, diffusion, x)
     return result
 
@@ -421,6 +423,7 @@ def inspect(
     image_size: int | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
+    time_varying: bool = False,
     stationary_variance: StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
@@ -438,6 +441,8 @@ def inspect(
         image_size: of --model images, as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
+        time_varying: show the learned guide as one whose Q and D vary in time, which starts at
+            constant ones.
         stationary_variance: Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
@@ -448,7 +453,7 @@ def inspect(
     names = [name.strip() for name in guide.split(",")]
     slugs = map(slug, (model, *names))
     given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-    given["stationary_variance"] = stationary_variance
+    given |= {"stationary_variance": stationary_variance, "time_varying": time_varying or None}
     surplus = [f"--{key}" for key, value in given.items() if value is not None]
     if surplus and "learned" not in names:
         raise ValueError(
@@ -465,7 +470,7 @@ def inspect(
     for name in names:
         options: dict[str, Any] = {"max_log_snr": start, "min_log_snr": min_log_snr}
         if name == "learned":
-            options |= given
+            options |= {key: value for key, value in given.items() if value is not None}
             options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
         diffusion: Any
         if name.startswith("run:"):

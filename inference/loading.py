@@ -16,7 +16,7 @@ import torch
 
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
-from inference.options import StationaryVariance
+from inference.options import Reach, StationaryVariance
 from inference.runs import LATER, Run
 from models import DataError, Problem
 from models.base import SCORES, ScoreKind
@@ -28,6 +28,7 @@ from pyro_mdm import (
     LinearDiffusion,
     TimeVaryingLearnedDiffusion,
 )
+from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -70,8 +71,6 @@ SIMULATION = {
 }
 """Settings of how a nonlinear guide is simulated, and what :class:`Simulation` calls them."""
 
-LEARNED = (LearnedDiffusion, TimeVaryingLearnedDiffusion)
-
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
@@ -85,6 +84,8 @@ def build_diffusion(
     rank: int | None = None,
     learn_beta: bool = False,
     time_varying: bool = False,
+    learn_ends: Reach | None = None,
+    learn_stationary: bool = False,
     learned_from: str | None = None,
     stationary_variance: StationaryVariance | torch.Tensor | None = None,
     event_shape: Sequence[int] | None = None,
@@ -103,6 +104,8 @@ def build_diffusion(
         rank, learn_beta: for ``learned`` only: the rank of D (K), and whether the clock is learned
             too.
         time_varying: for ``learned`` only: whether Q and D are learned as polynomials of time.
+        learn_ends: for ``learned`` only: how far both ends of log SNR, or each, may be learned.
+        learn_stationary: for ``learned`` only: whether Σ_∞ is learned but for the variance of x.
         learned_from: for ``learned`` only: the guide that it begins as, a name like ``name``.
         stationary_variance: for ``learned`` only: Σ_∞, a number, K variances or a K×K covariance.
         event_shape: of a datum, for a guide with a network.
@@ -120,22 +123,24 @@ def build_diffusion(
     options: dict[str, Any] = {"max_log_snr": max_log_snr}
     if min_log_snr is not None:
         options["min_log_snr"] = min_log_snr
+    family = TimeVaryingLearnedDiffusion if time_varying else LearnedDiffusion
+    more: dict[str, Any] = {} if learn_ends is None else {"learn_ends": learn_ends}
+    more |= {"learn_stationary": True} if learn_stationary else {}
     if found is LearnedDiffusion and learned_from is not None:
         start = _start(learned_from, num_variables, options)
         end: dict[str, Any] = {} if min_log_snr is None else {"min_log_snr": min_log_snr}
         if stationary_variance is not None:
             end["stationary_variance"] = _stationary(stationary_variance, start.num_variables)
-        family = TimeVaryingLearnedDiffusion if time_varying else LearnedDiffusion
-        diffusion = family.from_diffusion(start, rank, learn_beta, **end)
+        diffusion = family.from_diffusion(start, rank, learn_beta, **end, **more)
     elif found is LearnedDiffusion:
         K = 2 if num_variables is None else num_variables
         if stationary_variance is not None:
             options["stationary_variance"] = _stationary(stationary_variance, K)
-        family = TimeVaryingLearnedDiffusion if time_varying else LearnedDiffusion
-        diffusion = family(K, rank=rank, learn_beta=learn_beta, **options)
+        diffusion = family(K, rank=rank, learn_beta=learn_beta, **options, **more)
     else:
         given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
         given |= {"learn_beta": learn_beta or None, "time_varying": time_varying or None}
+        given |= more
         given |= {"learned_from": learned_from}
         given |= {"stationary_variance": stationary_variance}
         if takes(found, "num_variables") and num_variables is not None:
@@ -223,7 +228,7 @@ def give_learned_end(diffusion: Diffusion, score: Score | None = None) -> float 
     Returns:
         λ(T) if it was changed.
     """
-    if not isinstance(diffusion, LEARNED) or diffusion.min_log_snr is not None:
+    if not isinstance(diffusion, LearnedFamily) or diffusion.min_log_snr is not None:
         return None
     if diffusion.cut_time is not None:
         return None
@@ -334,6 +339,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         rank=settings["rank"],
         learn_beta=settings["learn_beta"],
         time_varying=settings.get("time_varying", False),
+        learn_ends=settings.get("learn_ends"),
+        learn_stationary=settings.get("learn_stationary", False),
         learned_from=settings.get("learned_from"),
         stationary_variance=settings.get("stationary_variance"),
         event_shape=problem.event_shape,
@@ -345,7 +352,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         _train_at_maps(settings, model)
     if likelihood is not None:
         _try_likelihood(settings["likelihood"], problem, model)
-    cut = diffusion.cut_time if isinstance(diffusion, LEARNED) else None
+    cut = diffusion.cut_time if isinstance(diffusion, LearnedFamily) else None
     if cut is not None and isinstance(model.score_function, DenoiserScore):
         raise ValueError(
             f"{settings['guide']} is learned and cut at the time {cut:g}, so that log SNR moves "
@@ -374,10 +381,12 @@ def _train_at_maps(settings: Mapping[str, Any], model: DiffusionModel) -> None:
         )
     if maps == "levels":
         return
-    if diffusion.maps or diffusion.terminal_log_snr.requires_grad:
+    ends = diffusion.start_log_snr, diffusion.terminal_log_snr
+    if diffusion.maps or any(end.requires_grad for end in ends):
         raise ValueError(
-            f"--maps {maps} replaces clocks and an end of log SNR that {settings['guide']} has for "
-            "each dimension or learns; use a guide of one clock and give --min_log_snr"
+            f"--maps {maps} replaces clocks and ends of log SNR that {settings['guide']} has for "
+            "each dimension or learns; use a guide of one clock, give --min_log_snr and leave out "
+            "--learn_ends"
         )
     score.training_maps = RandomMaps() if maps == "mixed" else RandomMaps(**SHARES | {maps: 1.0})
 

@@ -25,6 +25,7 @@ __all__ = [
     "Machine",
     "Optimization",
     "Options",
+    "Reach",
     "Score",
     "SimulatedGuide",
     "StationaryVariance",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Training")
+
+Reach = float | list[float]
+"""How far ends of log SNR may be learned: both, or one number for each."""
 
 StationaryVariance = float | list[float] | list[list[float]]
 """Σ_∞ as an option: a number, K variances or K rows of a covariance."""
@@ -75,6 +79,9 @@ class Guide:
         learn_beta: learn the clock of a learned guide too.
         time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of
             degree 3, four numbers in place of one, which starts constant.
+        learn_ends: learn both ends of log SNR of a learned guide within this much of where they
+            start, e.g. 2.0; or [1.0, 3.0], of the start and of the end at T. 0 holds an end.
+        learn_stationary: learn Σ_∞ of a learned guide too, but for the variance of x.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
             starts from; by default D = ½ on the last ``rank`` variables of a chain.
         stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
@@ -89,6 +96,8 @@ class Guide:
     rank: int | None = None
     learn_beta: bool = False
     time_varying: bool = False
+    learn_ends: Reach | None = None
+    learn_stationary: bool = False
     learned_from: str | None = None
     stationary_variance: StationaryVariance | None = None
     max_log_snr: float | None = None

@@ -94,6 +94,8 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "simulation": _simulation(diffusion),
         "learn_beta": str(config["learn_beta"]),
         "time_varying": str(config["time_varying"]),
+        "learn_ends": str(config["learn_ends"] or "False"),
+        "learn_stationary": str(config["learn_stationary"]),
         "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
         "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,
@@ -284,20 +286,26 @@ def _log_bound(
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
     earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    terms = _noticeable([*earlier, bound.terms])
-    if terms != _noticeable(earlier):
+    always = ["prior_kl"] if programs.model.diffusion.reference.learns_ends else []
+    terms = _noticeable([*earlier, bound.terms], always)
+    if not earlier or terms != _noticeable(earlier, always):
         _lay_out(writer, programs.problem, terms)
-    tensorboard.write_bound(writer, part, {term: bound.terms[term] for term in terms}, step)
+    here = {term: bound.terms[term] for term in terms if term in bound.terms}
+    tensorboard.write_bound(writer, part, here, step)
 
 
-def _noticeable(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The terms of the bound that some measurement found to differ from 0 in print."""
+def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) -> list[str]:
+    """The terms of the bound that some measurement found to differ from 0 in print, and others."""
 
     def differs(value: float | None) -> bool:
         # what is not finite, None in a record, differs
         return value is None or not abs(value) < NEGLIGIBLE
 
-    return [t for t in tensorboard.TERMS if any(any(map(differs, terms[t])) for terms in measured)]
+    def is_noticed(term: str) -> bool:
+        found = (terms.get(term, (0.0, 0.0)) for terms in measured)
+        return term in always or any(any(map(differs, pair)) for pair in found)
+
+    return [term for term in tensorboard.TERMS if is_noticed(term)]
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
@@ -351,6 +359,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     if step == 0 or _learned(diffusion):  # else drawn once
         if diffusion.closed_form:
             tensorboard.write_curves(writer, diffusion, step)
+            tensorboard.write_views(writer, diffusion, _data(run, programs, 512), step)
         else:
             seed = run.config["seed"]
             tensorboard.write_paths(writer, diffusion, _data(run, programs, 256), step, seed=seed)
@@ -369,7 +378,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
-    samplers = sample.samplers_for(model.diffusion, sample.PICTURED)
+    samplers = sample.samplers_for(model.diffusion, sample.PICTURED, model.score_function)
     most = 4 * run.config["sampler_steps"]
     for number in sorted({min(n, most) for n in SAMPLER_CALLS}):
         for sampler in samplers:

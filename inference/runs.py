@@ -61,7 +61,7 @@ from inference.names import slug
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
 from pyro_mdm.support.files import temporary
-from pyro_mdm.support.measured import TERMS
+from pyro_mdm.support.measured import ALL_TERMS
 
 __all__ = [
     "LATER",
@@ -79,7 +79,7 @@ RUNS = Path("runs")
 COLUMNS = (
     "step",
     "part",
-    *(f"{term}{of}" for term in ("bits_per_dim", *TERMS) for of in ("", "_standard_error")),
+    *(f"{term}{of}" for term in ("bits_per_dim", *ALL_TERMS) for of in ("", "_standard_error")),
     "learning_rate",
     "gradient_norm",
     "seconds",
@@ -128,6 +128,8 @@ LATER: dict[str, Any] = {
     "maps": None,
     "likelihood": None,
     "time_varying": False,
+    "learn_ends": None,
+    "learn_stationary": False,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

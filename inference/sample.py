@@ -33,9 +33,10 @@ from inference.processes import start
 from inference.reuse import open_run
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem
-from pyro_mdm import Diffusion, DiffusionModel, randomness
+from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
 from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.base import Sampler
+from pyro_mdm.scores.base import Score
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -57,11 +58,9 @@ MANY = 256
 
 
 def default_sampler(model: DiffusionModel) -> str:
-    """``exponential`` for a denoiser, ``stochastic`` for a score of the raw state, and ``euler``
-    for a diffusion without a closed form, as :func:`pyro_mdm.samplers.default_sampler` has them."""
-    if not model.diffusion.closed_form:
-        return "euler"
-    return "exponential" if model.score_function.denoises else "stochastic"
+    """The name of what :func:`pyro_mdm.samplers.default_sampler` chooses."""
+    chosen = type(samplers.default_sampler(model.diffusion, model.score_function))
+    return next(name for name, sampler in SAMPLERS.items() if sampler is chosen)
 
 
 def default_steps(sampler: str) -> int:
@@ -69,8 +68,10 @@ def default_steps(sampler: str) -> int:
     return STEPS.get(sampler, MANY)
 
 
-def make_sampler(name: str, steps: int | None, diffusion: Diffusion) -> Callable[..., Tensor]:
-    """The sampler called ``name`` for a diffusion.
+def make_sampler(
+    name: str, steps: int | None, diffusion: Diffusion, score: Score | None = None
+) -> Callable[..., Tensor]:
+    """The sampler called ``name`` for a diffusion, and a score if that is known.
 
     Args:
         steps: by default :func:`default_steps`.
@@ -93,7 +94,7 @@ def make_sampler(name: str, steps: int | None, diffusion: Diffusion) -> Callable
         sampler = functools.partial(sampler, steps=steps)
     if isinstance(sampler, Sampler):
         try:
-            sampler.check(diffusion)
+            sampler.check(diffusion, score)
         except TypeError as error:
             raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
     return sampler
@@ -106,12 +107,14 @@ PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
 """Samplers of one call a step, whose samples TensorBoard shows beside each other."""
 
 
-def samplers_for(diffusion: Diffusion, among: Iterable[str] = SAMPLERS) -> list[str]:
-    """The names of those samplers that serve a diffusion."""
+def samplers_for(
+    diffusion: Diffusion, among: Iterable[str] = SAMPLERS, score: Score | None = None
+) -> list[str]:
+    """The names of those samplers that serve a diffusion, and a score if that is given."""
     names = []
     for name in among:
         with suppress(TypeError):
-            make_sampler(name, 1, diffusion)
+            make_sampler(name, 1, diffusion, score)
             names.append(name)
     return names
 
@@ -169,7 +172,8 @@ def draw_batches(
             f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
             "least 1 of each"
         )
-    chosen = make_sampler(sampler or default_sampler(model), steps, model.diffusion)
+    name = sampler or default_sampler(model)
+    chosen = make_sampler(name, steps, model.diffusion, model.score_function)
     number = getattr(chosen, "steps", steps or MANY)
     starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
     with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
@@ -190,7 +194,9 @@ def _draw_batch(
         try:
             model.sampler = sampler
             with randomness.stream(seed_from(seed, "states"), first):
-                path = model.path_law().expand((n,)).sample()
+                latent = model.diffusion.context
+                context = None if latent is None else latent.draw(n)
+                path = model.path_law(context).expand((n,)).sample()
         finally:
             model.sampler = usual
         y = path.select(-2 - len(model.event_shape), 0)
@@ -199,10 +205,9 @@ def _draw_batch(
             # all of a block at once, so that each datum meets the same random numbers
             torch.manual_seed(seed_from(seed, "decoder", block))
             i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
-            states = y[i.clamp(0, n - 1)]
-            law = model.likelihood(
-                model.diffusion, model.score_function, states, len(model.event_shape)
-            )
+            i = i.clamp(0, n - 1)
+            given = model.given(None if context is None else context[i])
+            law = model.likelihood(*given, y[i], len(model.event_shape))
             parts.append(law.sample()[rows])
     return torch.cat(parts).cpu()
 
@@ -302,7 +307,8 @@ def sample(
         print(*reused.notes, sep="\n")
     if out.suffix == ".gif":
         if fabric.is_global_zero:
-            chosen_sampler = make_sampler(sampler or default_sampler(model), steps, model.diffusion)
+            name = sampler or default_sampler(model)
+            chosen_sampler = make_sampler(name, steps, model.diffusion, model.score_function)
             states = trajectory(model, num_samples, chosen_sampler, seed)
             write_atomically(out, animation(programs.problem, model, states))
             print(out)

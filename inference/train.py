@@ -128,6 +128,8 @@ def _decided(settings: Training, programs: Programs) -> Decided:
     if settings.stationary_variance is not None:  # also a tensor, which YAML cannot hold
         exact = torch.as_tensor(settings.stationary_variance, dtype=torch.float64)
         decided["stationary_variance"] = exact.tolist()
+    if isinstance(settings.learn_ends, list | tuple):
+        decided["learn_ends"] = [float(reach) for reach in settings.learn_ends]
     if settings.data is not None:
         decided["data"] = str(settings.data)
     if isinstance(problem, FileImages | Images):
@@ -511,7 +513,8 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
                 "ism does so twice; use --objective local_dsm, or leave out --compile"
             )
     if settings.sampler is not None:
-        sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion)
+        score = programs.model.score_function
+        sample.make_sampler(settings.sampler, settings.sampler_steps, diffusion, score)
     if settings.flip and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings.model} has none")
 

@@ -57,7 +57,7 @@ def trajectory(
         )
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     with evaluating(model), randomness.stream(seed_from(seed, "states")), torch.no_grad():
-        sampler(model.diffusion, model.bound_score, shape, watch=watch)
+        sampler(*model.drawn(n), shape, watch=watch)
     return found
 
 

@@ -36,6 +36,7 @@ from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.wrapping import wrapping
 from pyro_mdm.support.checks import describe
 
 __all__ = [
@@ -330,12 +331,14 @@ class Problem(ABC):
             return kind(self, diffusion)
         channels, score = self.event_shape[0], cast(Any, kind)
         if issubclass(kind, DenoiserScore):
-            network = self.network(self._denoiser_inputs(diffusion), channels)
+            network = self._denoiser_network(diffusion, 1)
             told = channels if self._told(diffusion) else 0
             network = _of_coordinates(network, diffusion, told)
-            return score.fit(network, diffusion.coordinates(self.fit_x()), **self._told(diffusion))
+            x = diffusion.coordinates(self.fit_x())
+            return _wrapped(score.fit(network, x, **self._told(diffusion)), diffusion)
         channels *= diffusion.num_variables
-        network = _of_coordinates(self.network(channels, channels), diffusion)
+        context = 0 if diffusion.context is None else diffusion.context.size
+        network = _of_coordinates(self.network(channels + context, channels), diffusion)
         if issubclass(kind, ResidualScore):
             options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
             return score.fit(network, diffusion, diffusion.coordinates(self.fit_x()), **options)
@@ -348,9 +351,19 @@ class Problem(ABC):
             ) from error
         return score(network)
 
-    def _denoiser_inputs(self, diffusion: Diffusion) -> int:
-        """Channels of a denoiser's network: twice as many if it is told maps of log SNR."""
-        return self.event_shape[0] * (2 if self._told(diffusion) else 1)
+    def _denoiser_network(self, diffusion: Diffusion, outputs: int) -> nn.Module:
+        """A new network of a denoiser, with the channels that the diffusion asks for more.
+
+        Args:
+            outputs: numbers that it gives for each dimension of the data.
+        """
+        inputs, around = 2 if self._told(diffusion) else 1, wrapping(diffusion)
+        if around is not None:
+            inputs += around.more_inputs(diffusion)
+            outputs += around.more_outputs(diffusion)
+        context = 0 if diffusion.context is None else diffusion.context.size
+        C = self.event_shape[0]
+        return self.network(inputs * C + context, outputs * C)
 
     def _told(self, diffusion: Diffusion) -> dict[str, Any]:
         """What ``fit`` is told of maps, where log SNRs differ between dimensions."""
@@ -366,6 +379,12 @@ class Problem(ABC):
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for a score; None for the score's own."""
         return None
+
+
+def _wrapped(denoiser: DenoiserScore, diffusion: Diffusion) -> Score:
+    """A denoiser in what the diffusion needs around it, if anything."""
+    around = wrapping(diffusion)
+    return denoiser if around is None else around(denoiser)
 
 
 def _of_coordinates(network: nn.Module, diffusion: Diffusion, told: int = 0) -> nn.Module:
@@ -531,15 +550,14 @@ class ImageProblem(Problem):
                 f"score is {discrete.__name__}, whose levels are of pixels, and "
                 f"{type(diffusion).__name__} noises {diffusion.transform}; use --score denoiser"
             )
-        channels = self.event_shape[0]
-        outputs = channels * (2 if self.form == "tilt" else self.num_levels)
-        network = self.network(self._denoiser_inputs(diffusion), outputs)
-        options = self._told(diffusion)
-        return discrete.fit(network, self.fit_x(), self.num_levels, form=self.form, **options)
+        outputs = 2 if self.form == "tilt" else self.num_levels
+        network, options = self._denoiser_network(diffusion, outputs), self._told(diffusion)
+        denoiser = discrete.fit(network, self.fit_x(), self.num_levels, form=self.form, **options)
+        return _wrapped(denoiser, diffusion)
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is None:
-            own = isinstance(score, DiscreteDenoiser)
+            own = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
             return None if own else DiscretizedGaussian(self.num_levels)
         if diffusion.closed_form:
             return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()

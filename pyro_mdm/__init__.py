@@ -6,6 +6,8 @@ maximizes the evidence lower bound over both at once.
 
 from pyro_mdm.conditioning import condition
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
+from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -28,6 +30,7 @@ from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
+from pyro_mdm.scores.state import StateDenoiser
 
 __all__ = [
     "ALDA",
@@ -38,12 +41,14 @@ __all__ = [
     "MDM_ELBO",
     "VPSDE",
     "Bound",
+    "DataDrivenDiffusion",
     "Denoiser",
     "Diffusion",
     "DiffusionGuide",
     "DiffusionModel",
     "DiscreteDenoiser",
     "ELBOTerms",
+    "EncodedDiffusion",
     "GenerativeChain",
     "GenerativePath",
     "HamiltonianDiffusion",
@@ -59,6 +64,7 @@ __all__ = [
     "Simulated",
     "SimulatedPath",
     "Simulation",
+    "StateDenoiser",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
     "bits_per_dim",

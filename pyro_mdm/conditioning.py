@@ -76,7 +76,8 @@ def condition(
     Raises:
         TypeError: a model whose score is no denoiser, or is conditioned already, or whose decoder
             is of no independent dimensions; masks that are not bool.
-        ValueError: a score that is not told maps, a diffusion of frequencies of the data; masks or
+        ValueError: a score that is not told maps, a diffusion of frequencies of the data, or one
+            whose drift sees the data; masks or
             values of another shape, a dimension both observed and left out, none left to generate,
             observed values that are not finite or not on the levels. On call: data that differ from
             the values, or another number of them than masks and values are for; samples without
@@ -102,6 +103,11 @@ def condition(
             f"the states of {type(model.diffusion).__name__} hold "
             f"{describe(model.diffusion.transform)} of the data, of which no coordinate is an "
             "observed dimension; use a diffusion without a transform"
+        )
+    if model.diffusion.drifts_by_data:
+        raise ValueError(
+            f"the paths of {type(model.diffusion).__name__} are driven by all dimensions of a "
+            "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
     conditioned = DiffusionModel(

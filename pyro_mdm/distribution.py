@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
@@ -118,17 +120,26 @@ class MDM(TorchDistribution):
         model, lead = self.model, (*sample_shape, *self.batch_shape)
         shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
         sampler: Any = model.sampler
-        y = sampler(model.diffusion, model.bound_score, shape, differentiable=True)
-        drawn: Tensor = self._decoder(y).rsample()
+        context = self._context((shape[0],))
+        diffusion, score = model.given(context)
+        y = sampler(diffusion, BoundScore(diffusion, score), shape, differentiable=True)
+        drawn: Tensor = self._decoder(y, context).rsample()
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         model = self.model
-        path = model.path_law().expand(self.batch_shape).sample(torch.Size(sample_shape))
-        drawn: Tensor = self._decoder(path.select(-2 - len(self.event_shape), 0)).sample()
+        context = self._context((*sample_shape, *self.batch_shape))
+        path = model.path_law(context).expand(self.batch_shape).sample(torch.Size(sample_shape))
+        y = path.select(-2 - len(self.event_shape), 0)
+        drawn: Tensor = self._decoder(y, context).sample()
         return drawn
+
+    def _context(self, lead: Sequence[int]) -> Tensor | None:
+        """c ~ p(c), (*lead, size), where the diffusion depends on one."""
+        context = self.model.diffusion.context
+        return None if context is None else context.draw(math.prod(lead)).reshape(*lead, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """A stochastic lower bound on log p(value), (*batch), nats."""
@@ -138,6 +149,5 @@ class MDM(TorchDistribution):
         x = value.reshape(-1, *self.event_shape)
         return self.estimator(x).reshape(lead)
 
-    def _decoder(self, y: Tensor) -> Any:
-        model = self.model
-        return model.likelihood(model.diffusion, model.score_function, y, len(self.event_shape))
+    def _decoder(self, y: Tensor, context: Tensor | None = None) -> Any:
+        return self.model.likelihood(*self.model.given(context), y, len(self.event_shape))

@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
@@ -28,6 +28,7 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_mdm import randomness
 from pyro_mdm.diffusions.linear import shared_ends
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -35,8 +36,8 @@ from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.scores.base import of_counted
-from pyro_mdm.support.checks import describe
-from pyro_mdm.support.measured import TERMS, Measured, table
+from pyro_mdm.support.checks import describe, tensor_device
+from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
 
@@ -54,15 +55,18 @@ class ELBOTerms:
     prior_kl: Tensor  # KL(q(y_T|x) ‖ π)
     diffusion: Tensor  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
     log_snr: Tensor  # the λ at which the integral was estimated
+    context: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """KL(q(c|x) ‖ p(c)); 0 where there is no latent context."""
 
     @property
     def elbo(self) -> Tensor:
-        """reconstruction - prior_kl - diffusion, (batch,), nats."""
-        return self.reconstruction - self.prior_kl - self.diffusion
+        """reconstruction - prior_kl - diffusion - context, (batch,), nats."""
+        return self.reconstruction - self.prior_kl - self.diffusion - self.context
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """reconstruction, prior_kl, diffusion and elbo by name, each (batch,), nats."""
-        names = (*TERMS, "elbo")
+        """reconstruction, prior_kl, diffusion, context if that is not 0, and elbo by name, each
+        (batch,), nats."""
+        names = [*TERMS, "elbo"] if bool((self.context == 0).all()) else [*ALL_TERMS, "elbo"]
         return ((name, getattr(self, name)) for name in names)
 
     def __repr__(self) -> str:
@@ -89,7 +93,10 @@ class MDM_ELBO(ELBO):
     - else log p - log q at its draw.
 
     Sites that are not reparameterized have score-function gradients, with the costs of other
-    elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. Sites of the guide
+    elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. A discrete context
+    of a :class:`DiffusionGuide` is drawn twice, with the same noise along the path: the loss is the
+    average of both bounds, and the costs of each are less those of the other (leave-one-out, Kool
+    et al. 2019), so that only what the context changes is left in them. Sites of the guide
     that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
@@ -113,12 +120,16 @@ class MDM_ELBO(ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss as a scalar tensor that carries gradients."""
+        paired = torch.is_grad_enabled() and getattr(guide, "is_paired", False)
         with shared_ends():
-            particles = [
-                self._particle_loss(*traces)
-                for traces in self._get_traces(model, guide, args, kwargs)
-            ]
-        loss = torch.stack(particles).sum() / self.num_particles
+            if paired and self.num_particles == 1:
+                loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
+            else:
+                particles = [
+                    self._particle_loss(*traces)
+                    for traces in self._get_traces(model, guide, args, kwargs)
+                ]
+                loss = torch.stack(particles).sum() / self.num_particles
         warn_if_nan(loss, "loss")
         return loss
 
@@ -143,8 +154,23 @@ class MDM_ELBO(ELBO):
     ) -> tuple[Any, Any]:
         return run_programs(model, guide, args, kwargs, self.max_plate_nesting)
 
+    def _pair(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        """Two particles of the same noise along their paths, each the other's baseline."""
+        same = randomness.repeatable(tensor_device(guide) or torch.device("cpu"))
+        traces = []
+        for _ in range(2):
+            with same():
+                model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+                terms = list(_terms(model_trace, guide_trace, self.decoder))
+            traces.append((guide_trace, terms))
+        (one, ours), (other, theirs) = traces
+        return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
+
     def _particle_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
-        terms = list(_terms(model_trace, guide_trace, self.decoder))
+        return self._loss(guide_trace, list(_terms(model_trace, guide_trace, self.decoder)), [])
+
+    def _loss(self, guide_trace: Any, terms: list[_Term], baseline: list[_Term]) -> Tensor:
+        """The negative bound by its terms; those of another draw are a baseline for gradients."""
         loss: Tensor | float = 0.0
         for term in terms:
             if is_validation_enabled():
@@ -152,7 +178,7 @@ class MDM_ELBO(ELBO):
             loss = loss - term.value.sum()
         if torch.is_grad_enabled():
             for name, site in _samples(guide_trace):
-                loss = loss - _score_function_gradient(name, site, terms)
+                loss = loss - _score_function_gradient(name, site, terms, baseline)
         return torch.as_tensor(loss)
 
 
@@ -208,7 +234,9 @@ def _score_parts(site: Any) -> Any:
     return parts.scale_and_mask(site["scale"], site["mask"])
 
 
-def _score_function_gradient(name: str, site: Any, terms: list[_Term]) -> Tensor | float:
+def _score_function_gradient(
+    name: str, site: Any, terms: list[_Term], baseline: list[_Term]
+) -> Tensor | float:
     """0, whose gradient is what the draw of a site contributes that is not reparameterized."""
     if isinstance(site["fn"], NoisingLaw):
         return 0.0
@@ -219,6 +247,9 @@ def _score_function_gradient(name: str, site: Any, terms: list[_Term]) -> Tensor
     for term in terms:
         if term.drawn or term.site["name"] != name:
             costs.add((term.site["cond_indep_stack"], term.value.detach()))
+    for term in baseline:
+        if term.drawn or term.site["name"] != name:
+            costs.add((term.site["cond_indep_stack"], -term.value.detach()))
     surrogate = (costs.sum_to(site["cond_indep_stack"]) * score_function).sum()
     return surrogate - surrogate.detach()
 
@@ -402,13 +433,16 @@ def elbo_terms(
         ValueError: the programs have no noising and generative path in common, or no observation.
     """
     model_trace, guide_trace = run_programs(model, guide, args, kwargs)
-    path, reconstruction = None, []
+    path, reconstruction, context = None, [], None
     for name, site in _samples(model_trace):
         if site["is_observed"]:
             reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
             continue
         noising = guide_trace.nodes[name]
         kl = site_divergence(noising, site)
+        if kl is None and name == "context":
+            context = _masked(kl_divergence(noising["fn"], site["fn"]), site)
+            continue
         if kl is None or path is not None:
             what = "the latent site" if kl is None else "a second path,"
             raise ValueError(f"elbo_terms has no term for {what} {name!r}; use MDM_ELBO")
@@ -419,7 +453,10 @@ def elbo_terms(
             f"the model's sites are {list(model_trace.nodes)}, expected a latent path over a "
             "diffusion and an observed x; use DiffusionModel and DiffusionGuide, and pass x"
         )
-    return ELBOTerms(sum(reconstruction[1:], reconstruction[0]), *path)
+    if context is None:
+        context = torch.zeros_like(path.prior)
+    decoded = sum(reconstruction[1:], reconstruction[0])
+    return ELBOTerms(decoded, *path, context.to(path.prior.dtype))
 
 
 def _masked(value: Tensor, site: Any) -> Tensor:

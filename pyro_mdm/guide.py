@@ -39,7 +39,8 @@ class DiffusionGuide(Registered):
         ValueError: a simulation of what is known in closed form. On call: no data, or data that
             :class:`DiffusionModel` refuses too.
 
-    Site: ``"path"``, (*batch, N, K, *event_shape).
+    Site: ``"path"``, (*batch, N, K, *event_shape); before it ``"context"`` ~ q(c | x), (*batch,
+    size), where the diffusion depends on one.
     """
 
     def __init__(
@@ -67,6 +68,13 @@ class DiffusionGuide(Registered):
         self.plate = plate
         self.event_dim = event_dim
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether a draw of the guide has a score-function gradient that a second one serves as the
+        baseline of, see :class:`~pyro_mdm.MDM_ELBO`."""
+        context = self.diffusion.context
+        return context is not None and not context.reparameterized
+
     def settings(self) -> dict[str, Any]:
         simulation = None if self.simulation is None else dataclasses.asdict(self.simulation)
         return {"times": described(self.times), "simulation": simulation}
@@ -90,9 +98,16 @@ class DiffusionGuide(Registered):
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         law = self.law(x, times)
         with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
+            if self.diffusion.context is not None:
+                posterior = self.diffusion.context.posterior(law.x, law.x_dim)
+                context = pyro.sample("context", posterior)
+                law = self.law(x, times, context)
             return pyro.sample("path", law)
 
-    def law(self, x: Tensor, times: Tensor | None = None) -> NoisingLaw:
-        """The law of the path given x (batch, *event_shape)."""
+    def law(
+        self, x: Tensor, times: Tensor | None = None, context: Tensor | None = None
+    ) -> NoisingLaw:
+        """The law of the path given x (batch, *event_shape), and contexts (batch, size) if any."""
         ours: dict[str, Any] = {"event_dim": self.event_dim, "simulation": self.simulation}
-        return noising_law(self.diffusion, x, times, **ours)
+        diffusion = self.diffusion if context is None else self.diffusion.given(context)
+        return noising_law(diffusion, x, times, **ours)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import load_folder, save_folder
@@ -64,7 +64,8 @@ class DiffusionModel(Registered):
             whose noise the precision does not resolve.
 
     Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
-    given. ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
+    given; before them ``"context"`` (*batch, size), where the diffusion depends on one.
+    ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class DiffusionModel(Registered):
     ) -> None:
         super().__init__()
         check_parts(diffusion, score, likelihood, sampler)
+        score.check_diffusion(diffusion)
         check_times(times)
         check_ends(diffusion)
         shape = _event_shape(event_shape, score)
@@ -88,6 +90,8 @@ class DiffusionModel(Registered):
                 f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
                 "a chain on a grid; leave out times"
             )
+        if times is not None:
+            check_chain(diffusion)
         self.diffusion: Any = diffusion
         self.score_function = score
         self.likelihood = likelihood if likelihood is not None else score.default_likelihood()
@@ -188,14 +192,26 @@ class DiffusionModel(Registered):
         self.check_data(x)
         return Estimator(self, method, **options)(x)
 
-    def path_law(self) -> GenerativePath | GenerativeChain:
-        """The law of the generative path of one datum."""
+    def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
+        """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
         if self.times is None:
-            return GenerativePath(
-                self.diffusion, self.score_function, self.event_shape, sampler=self.sampler
-            )
+            diffusion, score = self.given(context)
+            return GenerativePath(diffusion, score, self.event_shape, sampler=self.sampler)
         times = grid_times(self.diffusion, self.times)
         return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
+
+    def given(self, context: Tensor | None) -> tuple[Any, Any]:
+        """Diffusion and score of data with contexts (*batch, size); as they are for None."""
+        if context is None:
+            return self.diffusion, self.score_function
+        return self.diffusion.given(context), self.score_function.given_context(context)
+
+    def drawn(self, n: int) -> tuple[Any, BoundScore]:
+        """Diffusion and ``bound_score`` for samplers of n data: where they depend on a context,
+        those of contexts drawn from its prior."""
+        context = self.diffusion.context
+        diffusion, score = self.given(None if context is None else context.draw(n))
+        return diffusion, BoundScore(diffusion, score)
 
     def forward(
         self,
@@ -225,10 +241,13 @@ class DiffusionModel(Registered):
             self.check_data(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
+            context = None
+            if self.diffusion.context is not None:
+                context = pyro.sample("context", self.diffusion.context.prior())
             with OnePath():
-                path = pyro.sample("path", self.path_law())
+                path = pyro.sample("path", self.path_law(context))
             y = path.select(-2 - event_dim, 0)
-            law = self.likelihood(self.diffusion, self.score_function, y, event_dim)
+            law = self.likelihood(*self.given(context), y, event_dim)
             return pyro.sample("x", law, obs=x)
 
     def check_data(self, x: Any) -> None:

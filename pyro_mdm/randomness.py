@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "low_discrepancy",
     "normal",
     "piece",
+    "repeatable",
     "stream",
     "subset",
     "uniform",
@@ -78,6 +79,17 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
         yield
     finally:
         _current = outer
+
+
+def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A function of contexts within which the draws of this module are the same every time.
+
+    Draws of torch's own generator go on; so two runs of a program can differ in these alone.
+    """
+    generator = None if _current is None else _current.generator(device)
+    seed = int(torch.randint(2**62, (), device=device, generator=generator))
+    index, count = (0, 1) if _current is None else (_current.index, _current.count)
+    return lambda: piece(index, count, seed)
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -194,8 +206,11 @@ class _Rows(torchsde.BaseBrownian):
 
 
 @contextmanager
-def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, float]]:
-    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen.
+def subset(
+    n: int, part: int, device: torch.device, copies: int = 1
+) -> Iterator[tuple[Tensor, float]]:
+    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen,
+    ``copies`` times over.
 
     Yields:
         which of the n data of this piece are chosen, (m,) int64 (m varies from piece to piece); and
@@ -212,8 +227,9 @@ def subset(n: int, part: int, device: torch.device) -> Iterator[tuple[Tensor, fl
     mine = (chosen % count == index).nonzero().squeeze(1)
     if outer is not None:
         own = torch.arange(index, total, count, device=device)
-        rows = torch.cat([own, total + mine])
-        _current = _Piece(index, count, outer.seed, outer.generators, (rows, total + size))
+        rows = torch.cat([own] + [total + i * size + mine for i in range(copies)])
+        number = total + copies * size
+        _current = _Piece(index, count, outer.seed, outer.generators, (rows, number))
     try:
         yield chosen[mine] // count, total / size
     finally:

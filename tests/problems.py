@@ -82,6 +82,17 @@ def learned_clock() -> LinearDiffusion:
     return diffusion
 
 
+def learned_ends() -> LearnedDiffusion:
+    """Learned with its ends and its law at rest, away from where they start."""
+    ends: dict[str, object] = {"max_log_snr": 10.0, "min_log_snr": -8.0, "learn_ends": (1.0, 2.0)}
+    diffusion = learned(2, 2, 33, learn_stationary=True, **ends)
+    with torch.no_grad():
+        diffusion.ends.copy_(torch.tensor([0.4, -0.7]))
+        diffusion.stationary_lower.add_(0.4)
+        diffusion.stationary_log_diagonal.sub_(0.3)
+    return diffusion
+
+
 class Reversible(NonlinearDiffusion):
     """Noise that depends on the state: g² = I + y yᵀ, so that ∇·g² = 3 y, at rest in N(0, I).
 
@@ -151,6 +162,7 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
         "learned_2_target_noise",
         lambda: learned(2, 2, 33, stationary_variance=[[1.0, 0.4], [0.4, 0.8]]),
     ),
+    ("learned_2_moving_ends", learned_ends),
     ("cld_fixed_ends", lambda: CLD(min_log_snr=-9.0, max_log_snr=10.0)),
     ("random_1", lambda: random_linear(1, 100)),
     ("random_2", lambda: random_linear(2, 200)),

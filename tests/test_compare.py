@@ -24,6 +24,7 @@ from inference.runs import Run, RunError
 from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.support.measured import ALL_TERMS
 from tests.test_programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -212,13 +213,14 @@ def test_a_pair_turned_round_has_the_other_sign() -> None:
     row |= {"difference_bits_per_dim": 0.3, "standard_error_bits_per_dim": 0.1}
     row |= {"low_95_bits_per_dim": 0.1, "high_95_bits_per_dim": 0.5}
     row |= {"monte_carlo_half_width_95_bits_per_dim": 0.05}
-    for term, value in zip(TERMS, (0.0, -0.1, 0.4), strict=True):
+    for term, value in zip(ALL_TERMS, (0.0, -0.1, 0.4, 0.2), strict=True):
         row |= {f"{term}_bits_per_dim": value, f"{term}_standard_error_bits_per_dim": 0.01}
     other = turned(row)
     assert (other["first"], other["second"]) == ("b", "a")
     assert other["difference_bits_per_dim"] == -0.3
     assert (other["low_95_bits_per_dim"], other["high_95_bits_per_dim"]) == (-0.5, -0.1)
     assert [other[f"{t}_bits_per_dim"] for t in TERMS] == [0.0, 0.1, -0.4]
+    assert other["context_bits_per_dim"] == -0.2
     assert math.copysign(1, other["reconstruction_bits_per_dim"]) == 1
     kept = [key for key in row if "error" in key or "half_width" in key or key == "p_value"]
     assert all(other[key] == row[key] for key in kept) and other["resolved"] is True

@@ -67,7 +67,7 @@ def test_stationary_law_is_kept(make):
     kept = t.matrix @ Sigma @ t.matrix.mT + t.covariance
     near = 1e-10 + truncation(diffusion)
     torch.testing.assert_close(kept, Sigma.expand_as(kept), rtol=near, atol=near)
-    assert diffusion.prior_covariance is Sigma
+    assert torch.equal(diffusion.prior_covariance, Sigma)
 
 
 @every_diffusion

@@ -44,7 +44,7 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.splitting import Splitting
-from tests.problems import DISTINCT, TYPICAL, normal
+from tests.problems import DISTINCT, TYPICAL, learned_ends, normal
 
 MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
 OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
@@ -71,12 +71,12 @@ def denoiser(size: float = 0.0) -> Denoiser:
     return Denoiser(Wrong(size), data_mean=MEAN, data_variance=VARIANCE)
 
 
-def penalty(x: Tensor, size: float, low: Tensor, high: float) -> Tensor:
+def penalty(x: Tensor, size: float, low: Tensor, high: Tensor) -> Tensor:
     """What an error of x̂ by δ adds to the diffusion term, like x: ∫ e^λ (½ δ² - δ E[x - x̂_0]) dλ.
 
     With δ = size σ (v/(σ²+v))^{1/2}, v = e^{-λ}, and E[x - x̂_0 | x] = v/(σ²+v) (x - μ).
     """
-    ends = torch.stack([low, torch.tensor(high, dtype=torch.float64)])
+    ends = torch.stack([low, high])
     v = (-ends).exp()
     square = 0.5 * size**2 * torch.log1p(VARIANCE / v)
     cross = 2 * size / math.sqrt(VARIANCE) * (v / (VARIANCE + v)).sqrt()
@@ -102,7 +102,7 @@ def exact_bound(diffusion: LinearDiffusion, x: Tensor, size: float = 0.0) -> Ten
 
     mismatch = expected(total, mean) - expected(prior, a * x.double().unsqueeze(-1))
     low = diffusion.terminal_log_snr
-    return (log_p - mismatch - penalty(x, size, low, diffusion.max_log_snr)).sum(-1)
+    return (log_p - mismatch - penalty(x, size, low, diffusion.start_log_snr)).sum(-1)
 
 
 def data(n: int, dims: int = DIMS) -> Tensor:
@@ -429,7 +429,9 @@ def test_the_loss_without_the_decoder_calls_the_network_once() -> None:
     assert calls == [20, 20, 20]
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "noise", "raw", "published", "importance"])
+@pytest.mark.parametrize(
+    "kind", ["denoiser", "noise", "raw", "published", "importance", "moving ends"]
+)
 def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     """The loss at a seed is a function that autograd differentiates: with λ held at both ends, and
     for the paper's choices (D diagonal, cut in time, its decoder) or its times with a learned
@@ -441,6 +443,8 @@ def test_gradient_is_that_of_the_seeded_loss(kind: str) -> None:
     elif kind == "importance":
         diffusion = LearnedDiffusion(2, learn_beta=True, max_log_snr=3.0)
         rest = diffusion.B
+    elif kind == "moving ends":
+        diffusion = learned_ends()
     else:
         diffusion = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-5.0)
         rest = diffusion.B

@@ -20,7 +20,7 @@ from pyro_mdm import NoisePrediction, RawScore, randomness
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.scores.base import Score
-from tests.problems import CONSTANT, DIFFUSIONS, DISTINCT, Factory, learned, normal
+from tests.problems import CONSTANT, DIFFUSIONS, DISTINCT, Factory, learned, learned_ends, normal
 from tests.test_kernels import exact, log_det, marginal_truth
 from tests.test_scores import level_at
 
@@ -133,6 +133,7 @@ LEARNED: dict[str, Callable[[], LearnedDiffusion]] = {
 } | {
     "from_alda": lambda: LearnedDiffusion.from_diffusion(ALDA(), rank=1, learn_beta=True),
     "clock_fixed": lambda: learned(2, 1, 108, min_log_snr=-9.0),
+    "ends": learned_ends,
 }
 SCORES: dict[str, type[Score]] = {"noise": NoisePrediction, "raw": RawScore}
 SD = 0.7  # of the data, which have one dimension and mean 0

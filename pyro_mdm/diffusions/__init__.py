@@ -16,6 +16,14 @@ Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.context import (
+    Context,
+    ContextClocks,
+    ContextDiffusion,
+    DiscreteContext,
+    GaussianContext,
+)
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
     Clocks,
@@ -23,6 +31,7 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
+from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -36,12 +45,19 @@ from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLe
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
 
 __all__ = [
+    "Context",
+    "ContextClocks",
+    "ContextDiffusion",
+    "DiscreteContext",
+    "GaussianContext",
     "ALDA",
     "BlurClocks",
     "CLD",
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "DataDrivenDiffusion",
+    "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",
     "LearnedBeta",

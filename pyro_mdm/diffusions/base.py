@@ -20,6 +20,7 @@ __all__ = [
     "Diffusion",
     "Marginal",
     "Matrix",
+    "Noised",
     "Times",
     "Transition",
     "UnreachableError",
@@ -68,6 +69,17 @@ class Transition(NamedTuple):
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
+class Noised(NamedTuple):
+    """States on their way from data, and what a score is to say there.
+
+    The diffusion term is ½ ∫ E share ‖s_θ(state) - target‖²_{g²} ds.
+    """
+
+    state: Tensor  # y (n, K, *event_shape)
+    target: Tensor  # like it, in float64: ∇ log q(y_s | x) unless the drift sees x
+    share: Tensor | None = None  # (n,); None: 1
+
+
 def same_time(s: Times) -> Tensor | None:
     """The one time, 0-dim, that ``s`` repeats for every datum, if it was made by ``expand``."""
     if isinstance(s, Tensor) and s.numel() > 1 and not any(s.stride()):
@@ -105,6 +117,13 @@ class Diffusion(Restorable, nn.Module, ABC):
     those of the batch, which then are there always (1 for one time)."""
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
+
+    rows: int | None = None
+    """Of how many data it is, where contexts of theirs are given; None: of any."""
+    starts_at_data: bool = False
+    """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
+    drifts_by_data: bool = False
+    """Whether the drift of noising paths depends on the data, and not only where they start."""
 
     @abstractmethod
     def drift(self, y: Tensor, s: Times) -> Tensor:
@@ -144,9 +163,24 @@ class Diffusion(Restorable, nn.Module, ABC):
         """λ at the start time ε."""
 
     @property
+    def start_log_snr(self) -> Tensor:
+        """:attr:`max_log_snr` as a tensor, 0-dim: with its gradient where it is learned."""
+        return self.as_tensor(self.max_log_snr)
+
+    @property
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
         """λ at T, 0-dim."""
+
+    @property
+    def learns_ends(self) -> bool:
+        """Whether λ(ε) or λ(T) is a parameter of its own; ask :attr:`reference`."""
+        return False
+
+    @property
+    def learns_stationary(self) -> bool:
+        """Whether the covariance of the law at rest is learned, likewise."""
+        return False
 
     @property
     @abstractmethod
@@ -189,6 +223,45 @@ class Diffusion(Restorable, nn.Module, ABC):
             NotImplementedError: it has none.
         """
         raise NotImplementedError(self._no_closed_form())
+
+    @property
+    def context(self) -> Any:
+        """The latent context of a datum that its noising depends on, a
+        :class:`~pyro_mdm.diffusions.Context`; None: there is none, or it is given."""
+        return None
+
+    @property
+    def origin(self) -> Diffusion:
+        """The diffusion that guide and model share: itself, unless contexts are given."""
+        return self
+
+    def given(self, context: Tensor) -> Diffusion:
+        """The diffusion of data with these contexts (*batch, size), where it depends on them."""
+        raise NotImplementedError(f"{type(self).__name__} depends on no context")
+
+    def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
+        """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.
+
+        Args:
+            x: data (*batch, *event_shape), in coordinates.
+            s: times (n,) for a batch of n, or one time for all.
+            event_dim: number of dimensions of a datum, all of x's but the first by default.
+        """
+        return None
+
+    def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
+        """States y_s of data, and the score to be learned there, where the drift sees the data.
+
+        Args:
+            x: data (n, *event_shape);  s: times (n,).
+            noise: standard normal (n, K, *event_shape).
+        """
+        raise NotImplementedError(f"the drift of {type(self).__name__} does not depend on the data")
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """What the diffusion makes of data x (n, *event_shape), to look at: by name, tensors
+        (columns, n, *event_shape) of as many stages. Empty where nothing depends on the data."""
+        return {}
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
         """``law(self, *times)``; where data dimensions have blocks of their own, that of each.

@@ -137,7 +137,9 @@ class LearnedBeta(Clock):
 
     def inverse(self, tau: Tensor) -> Tensor:
         h, beta, slope, b = self._pieces()
-        i = (torch.bucketize(tau.detach(), b.detach(), right=True) - 1).clamp(0, len(slope) - 1)
+        i = (torch.bucketize(tau.detach().contiguous(), b.detach(), right=True) - 1).clamp(
+            0, len(slope) - 1
+        )
         return i * h + _quadratic_inverse(tau - b[i], beta[i], slope[i])
 
 

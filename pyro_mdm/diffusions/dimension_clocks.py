@@ -183,20 +183,27 @@ class LearnedClocks(Clocks):
 
     def weights(self) -> Tensor:
         """w (number, degree + 1): each row sums to 1."""
-        even = self.floor / (self.degree + 1)
-        return even + (1 - self.floor) * self.logits.softmax(-1)
+        return self.mixed(self.logits, self.floor)
 
     def forward(self, u: Tensor) -> Tensor:
-        # the integral of B_k,n from 0 to u, times n + 1, is the sum of B_j,n+1 over j > k
-        higher = self._bernstein(u, self.degree + 1)
-        above = higher[..., 1:].flip(-1).cumsum(-1).flip(-1)
-        return above @ self.weights().mT
+        return self.integrals(u, self.degree) @ self.weights().mT
 
     def rate(self, u: Tensor) -> Tensor:
-        return (self.degree + 1) * self._bernstein(u, self.degree) @ self.weights().mT
+        return (self.degree + 1) * self.bernstein(u, self.degree) @ self.weights().mT
 
     @staticmethod
-    def _bernstein(u: Tensor, degree: int) -> Tensor:
+    def mixed(logits: Tensor, floor: float) -> Tensor:
+        """Positive weights that sum to 1, like logits (…, n + 1), each at least floor/(n + 1)."""
+        return floor / logits.shape[-1] + (1 - floor) * logits.softmax(-1)
+
+    @classmethod
+    def integrals(cls, u: Tensor, degree: int) -> Tensor:
+        """I_k(u), (*u.shape, degree + 1)."""
+        # the integral of B_k,n from 0 to u, times n + 1, is the sum of B_j,n+1 over j > k
+        return cls.bernstein(u, degree + 1)[..., 1:].flip(-1).cumsum(-1).flip(-1)
+
+    @staticmethod
+    def bernstein(u: Tensor, degree: int) -> Tensor:
         """(*u.shape, degree + 1), by de Casteljau's recursion, which has gradients at both ends."""
         u = u.double().unsqueeze(-1)
         found = torch.ones_like(u)

@@ -247,7 +247,8 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
         while U.shape[1] < K:
             for _ in range(2):  # twice is enough (Kahan)
                 block = block - U @ (U.mT @ block)
-            left, values, _ = torch.linalg.svd(block)
+            # those of many times make it wide, with a square of right vectors that nobody needs
+            left, values, _ = torch.linalg.svd(block, full_matrices=block.shape[1] <= K)
             new = left[:, : int((values > tolerance).sum())]
             if new.shape[1] == 0:
                 break
@@ -273,11 +274,53 @@ def transition_factor(
     above = (level[:, None] > level[None, :] + 1).to(A.device)
     A1 = U.mT @ A @ U
     GG1 = U.mT @ GG @ U
-    A1 = A1 - A1.detach() * above
     noiseless = ((level[:, None] > 0) | (level[None, :] > 0)).to(A.device)
+    growth = _basis_growth(A, GG, A1.detach(), GG1.detach(), U, level, above, noiseless)
+    A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
-    return factor_in_basis(P1, U, level, GG1, GG, tau)
+    root, inverse, log_det, amplification = factor_in_basis(P1, U, level, GG1, GG, tau)
+    travelled = tau.detach() * torch.linalg.matrix_norm(A.detach(), ord=2)
+    return root, inverse, log_det, amplification * growth * travelled.clamp_min(1.0)
+
+
+def _basis_growth(
+    A: Tensor,
+    GG: Tensor,
+    A1: Tensor,
+    GG1: Tensor,
+    U: Tensor,
+    level: Tensor,
+    above: Tensor,
+    noiseless: Tensor,
+) -> float:
+    """By how much rounding grows in the vectors of a basis; infinite where entries that are taken
+    for zero are larger than rounding makes them.
+
+    An error of a vector's direction is found again in the next ones. Axes are exact.
+    """
+    with torch.no_grad():
+        K, levels = len(A), level.to(A.device)
+        rounded_A = U.abs().mT @ A.abs() @ U.abs()
+        rounded_GG = U.abs().mT @ GG.abs() @ U.abs()
+        oblique = ((U != 0).sum(0) > 1).to(A)
+        turned = oblique.clone()  # how far directions are off, in units of rounding
+        size = A1.abs()
+        for k in range(int(level.max()) + 1):
+            here, before = levels == k, levels == k - 1
+            if k == 0:
+                noise, own = rounded_GG.diagonal()[here], GG1.diagonal()[here]
+            else:
+                noise = rounded_A + oblique[:, None] * size.amax(0)
+                noise = noise + turned[None, :] * size.amax(1)[:, None]
+                noise, own = noise[here][:, before].norm(dim=1), A1[here][:, before].norm(dim=1)
+            turned[here] = oblique[here].maximum(noise / own.clamp_min(1e-300) - 1)
+        for found, rounded, zero in ((A1, rounded_A, above), (GG1, rounded_GG, noiseless)):
+            size = found.abs()
+            noise = rounded + turned[:, None] * size.amax(0) + turned * size.amax(1)[:, None]
+            if bool((size * zero > 8 * K * torch.finfo(A.dtype).eps * noise).any()):
+                return math.inf
+        return max(1.0, turned[levels > 0].max().item()) if bool((levels > 0).any()) else 1.0
 
 
 def factor_in_basis(

@@ -23,6 +23,11 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
         check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
+        if linear.learns_ends:
+            raise ValueError(
+                f"{type(linear).__name__} has learn_ends, but simulated paths keep the ends that "
+                "they start with; leave it out"
+            )
         super().__init__(
             linear.num_variables,
             beta=linear.beta,

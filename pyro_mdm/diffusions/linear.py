@@ -37,7 +37,7 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "Matrices", "shared_ends"]
+__all__ = ["LinearDiffusion", "Matrices", "shared", "shared_ends"]
 
 
 class Matrices(NamedTuple):
@@ -50,7 +50,7 @@ class Matrices(NamedTuple):
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
-_shared: dict[tuple[int, str], Any] | None = None
+_shared: dict[tuple[int, Any], Any] | None = None
 
 
 @contextmanager
@@ -65,6 +65,19 @@ def shared_ends() -> Iterator[None]:
         yield
     finally:
         _shared = outer
+
+
+def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
+    """``compute()``, once within :func:`shared_ends`.
+
+    Args:
+        owner, name: of what is computed; the name is hashable.
+    """
+    if _shared is None:
+        return compute()
+    if (id(owner), name) not in _shared:
+        _shared[id(owner), name] = compute()
+    return _shared[id(owner), name]
 
 
 class LinearDiffusion(Diffusion):
@@ -245,11 +258,7 @@ class LinearDiffusion(Diffusion):
         """
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-            if _shared is None:
-                return compute()
-            if (id(self), name) not in _shared:
-                _shared[id(self), name] = compute()
-            return _shared[id(self), name]
+            return shared(self, name, compute)
         kept = self._cache.get(name)
         if kept is not None and all(map(torch.equal, kept[0], parameters)):
             return kept[1]
@@ -449,7 +458,18 @@ class LinearDiffusion(Diffusion):
     def factorization_by(
         self, move: Propagator, tau: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """The same, as another propagator than the diffusion's own would have it."""
+        """The same, as another propagator than the diffusion's own would have it.
+
+        Rounding grows by the factorization, and by how far the drift travels: what the last digits
+        of A say of slow modes is lost to fast ones.
+        """
+        a, Sigma, factor = self._factorization_by(move, tau)
+        growth = factor.amplification * move.travelled(tau).clamp_min(1.0)
+        return a, Sigma, factor._replace(amplification=growth)
+
+    def _factorization_by(
+        self, move: Propagator, tau: Tensor
+    ) -> tuple[Tensor, Tensor, kernels.Factor]:
         Sigma0 = self.initial_covariance
         M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
@@ -481,32 +501,44 @@ class LinearDiffusion(Diffusion):
     def terminal_log_snr(self) -> Tensor:
         """λ(T), 0-dim: what is left of the data when the prior takes over.
 
-        A constant where ``min_log_snr`` is given.
+        A constant where ``min_log_snr`` is given and not learned.
         """
-        if self.min_log_snr is not None:
-            return self.as_tensor(self.min_log_snr)
+        if self._min_log_snr is not None:
+            return self._given_ends()[1]
         return self.terminal.log_snr
 
     @property
     def max_log_snr(self) -> float:
         """λ at the start time ε; it follows the diffusion if that is cut at a time."""
-        if self._cut_time is None:
-            return self._max_log_snr
         with torch.no_grad():
-            return float(self.start.log_snr)
+            return float(self.start_log_snr)
 
     @max_log_snr.setter
     def max_log_snr(self, value: float) -> None:
         self._set_ends(value, self.min_log_snr)
 
     @property
+    def start_log_snr(self) -> Tensor:
+        return self._given_ends()[0] if self._cut_time is None else self.start.log_snr
+
+    @property
     def min_log_snr(self) -> float | None:
         """λ(T) that the clock is scaled to, or None for the clock as it is."""
-        return self._min_log_snr
+        with torch.no_grad():
+            return None if self._min_log_snr is None else float(self._given_ends()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
         self._set_ends(self.max_log_snr, value)
+
+    def _given_ends(self) -> Tensor:
+        """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
+        ends = (
+            [self._max_log_snr]
+            if self._min_log_snr is None
+            else [self._max_log_snr, self._min_log_snr]
+        )
+        return self.as_tensor(torch.tensor(ends, dtype=torch.float64))
 
     def _set_ends(self, high: float, low: float | None) -> None:
         high = check_number("max_log_snr", high, "a finite log SNR, e.g. 13")
@@ -568,8 +600,7 @@ class LinearDiffusion(Diffusion):
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            ends = [self.max_log_snr] + ([] if self.min_log_snr is None else [self.min_log_snr])
-            targets = self.as_tensor(torch.tensor(ends, dtype=torch.float64))
+            targets = self._given_ends()
             with torch.no_grad():
                 roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
             return self._clock_gradient(roots, targets)
@@ -690,11 +721,15 @@ class LinearDiffusion(Diffusion):
                 + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
             )
             x = torch.maximum(torch.minimum(x, high), low)
+            if not bool(x.isfinite().all()):
+                self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
             for _ in range(60):
                 error, step = self._newton(x, wanted, of)
                 low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
+                if not bool(x.isfinite().all()):
+                    self._check_reached(-wanted, wanted[:0])  # it is lost on the way there
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
@@ -772,7 +807,7 @@ class LinearDiffusion(Diffusion):
     # -- the door ----------------------------------------------------------------------------------
 
     def _device(self) -> torch.device:
-        return self.stationary_covariance.device
+        return self.initial_covariance.device
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""

@@ -23,6 +23,7 @@ Physics Reports 470 (2009), section 5, whose sixth-order exponent this is on a s
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
@@ -33,14 +34,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.exponents import exponentials, stretches
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
 
-__all__ = ["MAX_CELLS", "REACH", "MagnusPropagator"]
+__all__ = ["MAX_CELLS", "REACH", "CellMatrices", "MagnusPropagator", "MovedCells"]
 
-COEFFICIENTS = torch.tensor(
-    [[1 / math.factorial(4 * j + i) for i in range(4)] for j in range(4)], dtype=torch.float64
-)
-"""Of exp at ‖Ω‖ ≤ ½, to the 15th power, in groups of 4."""
+COMPLEX_STEP = 1e-30
 LEAST_NODES = 6
 REACH = 0.4
 """‖A‖h of a cell; longer ones are cut."""
@@ -50,7 +49,7 @@ Field = Callable[[Tensor], Tensor]
 """Clock times (…) -> matrices (…, K, K)."""
 
 
-class _Read(NamedTuple):
+class CellMatrices(NamedTuple):
     """What cells, or stretches of them, are made of."""
 
     A1: Tensor  # at the Gauss points, (n, K, K)
@@ -59,7 +58,7 @@ class _Read(NamedTuple):
     h: Tensor  # (n,)
 
 
-class _Both(NamedTuple):
+class MovedCells(NamedTuple):
     """How stretches move states, and the same pulled back, (n, K, K) each."""
 
     M: Tensor
@@ -110,8 +109,31 @@ class MagnusPropagator(Propagator):
         K = stationary.shape[-1]
         nodes, weights = _gauss_legendre(max(LEAST_NODES, K))
         self._nodes, self._weights = nodes.to(bounds), weights.to(bounds)
-        self._ends: tuple[Tensor, bool, Tensor, _Both] | None = None
+        self._ends: tuple[Tensor, bool, Tensor, MovedCells] | None = None
+        length = torch.cat([self._nodes, bounds.new_ones(1)])
+        forward = stretches(length, (length - 1) / 2)
+        self._stretches = torch.cat([-forward, forward[-1:]])  # back from each node; the whole
         self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
+
+    def slowed(self, scale: Tensor) -> MagnusPropagator:
+        """The same Q and D, all of them ``scale`` (0-dim) times as long in clock time."""
+        found = MagnusPropagator(
+            lambda tau: self._Q(tau / scale),
+            lambda tau: self._D(tau / scale),
+            self._stationary,
+            scale * self.bounds,
+            lambda tau: self.dispersion(tau / scale),
+        )
+        found.cells = self.cells._replace(h=scale * self.cells.h)
+        return found
+
+    def with_moved(self, moved: MovedCells) -> MagnusPropagator:
+        """A copy to which :attr:`moved` is given."""
+        found = copy.copy(self)
+        for name in ("_prefix", "_forward", "_backward", "_reversed"):
+            found.__dict__.pop(name, None)
+        found._ends, found.moved = None, moved
+        return found
 
     # -- fields ------------------------------------------------------------------------------------
 
@@ -126,16 +148,16 @@ class MagnusPropagator(Propagator):
             return self._root(tau)
         return kernels.semidefinite_cholesky(self.noise(tau))
 
-    def read(self, start: Tensor, h: Tensor) -> _Read:
+    def read(self, start: Tensor, h: Tensor) -> CellMatrices:
         """Of stretches (n,) from ``start``."""
         places = torch.cat([self._gauss, self._nodes])
         tau = start[..., None] + h[..., None] * places
         D = self._D(tau)
         A = -(self._Q(tau[..., :2]) + D[..., :2, :, :]) @ self._precision
-        return _Read(A[..., 0, :, :], A[..., 1, :, :], 2 * D[..., 2:, :, :], h)
+        return CellMatrices(A[..., 0, :, :], A[..., 1, :, :], 2 * D[..., 2:, :, :], h)
 
     @cached_property
-    def cells(self) -> _Read:
+    def cells(self) -> CellMatrices:
         return self.read(self.bounds[:-1], self.bounds.diff())
 
     @cached_property
@@ -224,12 +246,21 @@ class MagnusPropagator(Propagator):
         return found.M.reshape(*tau.shape, K, K), found.P.reshape(*tau.shape, K, K)
 
     @cached_property
-    def moved(self) -> _Both:
+    def moved(self) -> MovedCells:
         """Of the cells."""
         return self.steps(self.cells)
 
+    def moved_rates(self) -> MovedCells:
+        """The derivative of :attr:`moved` in the scale of :meth:`slowed`, at 1, without gradient.
+
+        By a complex step, so that it is exact to rounding.
+        """
+        with torch.no_grad():
+            steps = self.steps(self.cells._replace(h=self.cells.h * (1 + COMPLEX_STEP * 1j)))
+        return MovedCells(*(t.imag / COMPLEX_STEP for t in steps))
+
     @cached_property
-    def _prefix(self) -> _Both:
+    def _prefix(self) -> MovedCells:
         """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
         cells = self.moved
         near = self._travelled[:-1] < 25.0
@@ -248,20 +279,23 @@ class MagnusPropagator(Propagator):
         W = W[: n + 1]
         gained = W[:-1] @ cells.pulled[:n] @ W[:-1].mT
         pulled = torch.cat([torch.zeros_like(eye)[None], gained.cumsum(0)])
-        return _Both(M, P, W, pulled)
+        return MovedCells(M, P, W, pulled)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """M and P from time 0 to the end, (K, K) each."""
-        M, P = self.moved.M, self.moved.P
-        while len(M) > 1:
-            odd = len(M) % 2
-            last = M[len(M) - odd :], P[len(M) - odd :]
-            first, later = M[0 : len(M) - odd : 2], M[1::2]
-            P = P[1::2] + later @ P[0 : len(P) - odd : 2] @ later.mT
-            M = later @ first
-            if odd:
-                M, P = torch.cat([M, last[0]]), torch.cat([P, last[1]])
-        return M[0], P[0]
+        return _composed(self.moved)
+
+    def whole_slowed(self, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of :meth:`slowed` by each of ``scales`` (m,), on these cells, (m, K, K)."""
+        n, m = len(self.cells.h), len(scales)
+        cells = CellMatrices(*(t[:, None].expand(n, m, *t.shape[1:]) for t in self.cells))
+        cells = cells._replace(h=scales * cells.h)
+        steps = self.steps(CellMatrices(*(t.flatten(0, 1) for t in cells)))
+        return _composed(MovedCells(*(t.unflatten(0, (n, m)) for t in steps)))
+
+    def whole_pulled_back(self) -> tuple[Tensor, Tensor]:
+        """M^{-1} and P̃ from the end to time 0, (K, K) each, where :meth:`travelled` is below 20."""
+        return self._prefix.W[-1], self._prefix.pulled[-1]
 
     @cached_property
     def _forward(self) -> _Stretches:
@@ -279,22 +313,20 @@ class MagnusPropagator(Propagator):
         M, P = stretches.between(start.expand(shape).reshape(-1), end)
         return M.reshape(*shape, *M.shape[-2:]), P.reshape(*shape, *P.shape[-2:])
 
-    def exponentials(self, read: _Read) -> tuple[Tensor, Tensor, Tensor]:
+    def exponentials(self, read: CellMatrices) -> tuple[Tensor, Tensor, Tensor]:
         """M, M^{-1} (n, K, K), and back from each node to the beginning (n, q, K, K)."""
-        length = torch.cat([self._nodes, torch.ones_like(self._nodes[:1])])
         h = read.h[..., None, None]
-        Omega = _exponents(h * read.A1, h * read.A2, length, (length - 1) / 2)
-        E = _exp(torch.cat([-Omega, Omega[..., -1:, :, :]], -3))
+        E = exponentials(h * read.A1, h * read.A2, self._stretches)
         return E[..., -1, :, :], E[..., -2, :, :], E[..., :-2, :, :]
 
-    def steps(self, read: _Read) -> _Both:
+    def steps(self, read: CellMatrices) -> MovedCells:
         """Of stretches of at most a cell."""
         M, W, back = self.exponentials(read)
         both = torch.stack([M[..., None, :, :] @ back, back])
         weights = (read.h[..., None] * self._weights)[..., None, None]
-        P = ((both * weights) @ read.GG @ both.mT).sum(-3)
+        P = (both @ (weights * read.GG).to(both.dtype) @ both.mT).sum(-3)
         P = (P + P.mT) / 2
-        return _Both(M, P[0], W, P[1])
+        return MovedCells(M, P[0], W, P[1])
 
     def rooted_steps(self, start: Tensor, h: Tensor, pulled_back: bool) -> _Moved:
         """M and columns (n, K, q K) whose outer products are P; pulled back, M^{-1} and of P̃."""
@@ -449,6 +481,20 @@ class _Stretches:
         return torch.cat([first, tail]), torch.cat([head, last - tail])
 
 
+def _composed(cells: MovedCells) -> tuple[Tensor, Tensor]:
+    """M and P of all cells (n, …) one after another."""
+    M, P = cells.M, cells.P
+    while len(M) > 1:
+        odd = len(M) % 2
+        last = M[len(M) - odd :], P[len(M) - odd :]
+        first, later = M[0 : len(M) - odd : 2], M[1::2]
+        P = P[1::2] + later @ P[0 : len(P) - odd : 2] @ later.mT
+        M = later @ first
+        if odd:
+            M, P = torch.cat([M, last[0]]), torch.cat([P, last[1]])
+    return M[0], P[0]
+
+
 def _halves(count: int) -> tuple[slice, slice]:
     """All but the last ``count``, and all but the first."""
     return slice(None, -count), slice(count, None)
@@ -480,43 +526,3 @@ def _gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
 
 def _from_zero(sums: Tensor) -> Tensor:
     return torch.cat([sums.new_zeros(1), sums])
-
-
-def _exponents(A1: Tensor, A2: Tensor, length: Tensor, middle: Tensor) -> Tensor:
-    """Ω of stretches of a straight line of matrices.
-
-    Args:
-        A1, A2: at the Gauss points of a cell, times its length, (n, K, K).
-        length, middle: of stretches, in parts of the cell; the cell's own middle is 0. (J,)
-
-    Returns:
-        (n, J, K, K).
-    """
-    a, d = (A1 + A2) / 2, math.sqrt(3) * (A2 - A1)
-    b = _commutator(a, d)
-    ab, db = _commutator(a, b), _commutator(d, b)
-    crossed = _commutator(a, db) + _commutator(d, ab)
-    parts = [a, d, b, -db, _commutator(a, ab), crossed, _commutator(d, db)]
-    fifth = length**5
-    factors = [length, length * middle, -(length**3) / 12, fifth / 240]
-    factors += [fifth / 720, fifth * middle / 720, fifth * middle**2 / 720]
-    summed = torch.stack(factors, -1) @ torch.stack(parts, -3).flatten(-2)
-    return summed.unflatten(-1, A1.shape[-2:])
-
-
-def _commutator(X: Tensor, Y: Tensor) -> Tensor:
-    return X @ Y - Y @ X
-
-
-def _exp(X: Tensor) -> Tensor:
-    """exp X of (…, K, K) with ‖X‖ up to about ½, by a Taylor series of fixed order."""
-    K = X.shape[-1]
-    X2 = X @ X
-    eye = torch.eye(K, dtype=X.dtype, device=X.device).expand_as(X)
-    powers = torch.stack([eye, X, X2, X2 @ X], -3).flatten(-2)
-    groups = (COEFFICIENTS.to(X.device) @ powers).unflatten(-1, (K, K))
-    fourth = X2 @ X2
-    found = groups[..., -1, :, :]
-    for j in range(len(COEFFICIENTS) - 2, -1, -1):
-        found = groups[..., j, :, :] + fourth @ found
-    return found

@@ -164,6 +164,10 @@ class PerDimensionDiffusion(Diffusion):
         return self.reference.start_time
 
     @property
+    def start_log_snr(self) -> Tensor:
+        return self.reference.start_log_snr
+
+    @property
     def terminal_log_snr(self) -> Tensor:
         return self.reference.terminal_log_snr
 
@@ -206,7 +210,7 @@ class PerDimensionDiffusion(Diffusion):
         the clocks and the ends of learned blocks. No kernel is computed.
         """
         width = self._widths()
-        lam = self.max_log_snr - self._of_cells(self.clocks(u)) * width
+        lam = self.start_log_snr - self._of_cells(self.clocks(u)) * width
         rate = self._of_cells(self.clocks.rate(u)) * width
         return self._spread(lam, u.shape), self._spread(rate, u.shape)
 
@@ -216,13 +220,13 @@ class PerDimensionDiffusion(Diffusion):
 
     def progress(self, s: Tensor) -> Tensor:
         """u, the part of the reference's log SNR that has passed at s, like s."""
-        high, low = self.max_log_snr, self.terminal_log_snr
+        high, low = self.start_log_snr, self.terminal_log_snr
         inside = torch.maximum(s, self.start_time)
         return ((high - self.reference.log_snr(inside)) / (high - low)).clamp(0, 1)
 
     def _widths(self) -> Tensor:
         """λ(ε) - λ(T) of each cell's block, (cells,)."""
-        each = torch.stack([self.max_log_snr - b.terminal_log_snr for b in self._each_block()])
+        each = torch.stack([self.start_log_snr - b.terminal_log_snr for b in self._each_block()])
         number = torch.tensor(self._cells_of_block, device=each.device)
         return each.repeat_interleave(number)
 
@@ -277,7 +281,7 @@ class PerDimensionDiffusion(Diffusion):
             if parts is None:
                 done = self._of_cells(self.clocks(self.progress(s)))
                 parts = done.split(self._cells_of_block, -1)
-            high, low = block.max_log_snr, block.terminal_log_snr
+            high, low = block.start_log_snr, block.terminal_log_snr
             found = block.time_at_log_snr(high - parts[i] * (high - low))
             of_cells.append(found.clamp_min(0).clamp_max(block.horizon))
         return of_cells
@@ -371,7 +375,7 @@ class PerDimensionDiffusion(Diffusion):
 
     def _log_snr_rate(self, s: Tensor) -> Tensor:
         """-dλ/ds of each cell, (*s.shape, cells)."""
-        progress_rate = self.log_snr_rate(s) / (self.max_log_snr - self.terminal_log_snr)
+        progress_rate = self.log_snr_rate(s) / (self.start_log_snr - self.terminal_log_snr)
         of_clocks = self._of_cells(self.clocks.rate(self.progress(s)))
         return of_clocks * self._widths() * progress_rate.unsqueeze(-1)
 
@@ -559,6 +563,11 @@ def _check_blocks(blocks: list[Any]) -> None:
         )
     if any(b.cut_time is not None for b in blocks):
         raise ValueError("blocks are cut at a time, expected max_log_snr; leave out cut_time")
+    if len(blocks) > 1 and any(b.learns_ends for b in blocks):
+        raise ValueError(
+            f"one of {len(blocks)} blocks has learn_ends, and would leave the λ(ε) that all share; "
+            "leave it out, or use one block"
+        )
 
 
 def _index_maps(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.clocks import LearnedBeta
+from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 
@@ -153,7 +154,7 @@ SMALLEST = 1e-3
 """The least entry of a learned diagonal D, as in the paper's released code."""
 
 
-class LearnedDiffusion(LinearDiffusion):
+class LearnedDiffusion(LearnedFamily):
     r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
 
     W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
@@ -170,7 +171,9 @@ class LearnedDiffusion(LinearDiffusion):
         min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
             With a denoiser the bound depends on Q and D through the prior mismatch alone, and
             without this they could only lengthen or shorten the same path.
-        options: keyword arguments of :class:`LinearDiffusion`.
+        options: keyword arguments of :class:`LinearDiffusion`, and ``learn_ends`` and
+            ``learn_stationary``: whether λ(ε) and λ(T) are learned within ranges, and Σ_∞ but for
+            the variance of x, see :class:`~pyro_mdm.diffusions.learned.LearnedFamily`.
 
     It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
     :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
@@ -208,9 +211,6 @@ class LearnedDiffusion(LinearDiffusion):
             horizon = options.get("horizon", 1.0)
             options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
         super().__init__(Q, D, **options)
-        # where Newton's method begins in every later step: not the step before, so that the
-        # digits of a resumed training do not depend on its past
-        self._guess = self.end_clocks().detach()
 
     @classmethod
     def from_diffusion(
@@ -237,7 +237,7 @@ class LearnedDiffusion(LinearDiffusion):
         settings: dict[str, Any] = {
             "beta": start.beta,
             "horizon": start.horizon,
-            "stationary_variance": start.stationary_covariance,
+            "stationary_variance": start.stationary_covariance.detach(),
             "initial_variance": start.initial_covariance[1:, 1:],
             "max_log_snr": start.max_log_snr,
             "min_log_snr": start.min_log_snr,
@@ -261,18 +261,6 @@ class LearnedDiffusion(LinearDiffusion):
             learned.lower.copy_(start.Q[learned._row, learned._column])
             learned.B.copy_(roots.flip(-1)[:, : learned._rank])
         return learned
-
-    def _set_ends(self, high: float, low: float | None) -> None:
-        super()._set_ends(high, low)
-        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess = None
-            self._guess = self.end_clocks().detach()
-
-    def _remedy(self) -> str:
-        return (
-            ". If training brought them here, lower the learning rate of the diffusion, or give D "
-            "a higher rank"
-        )
 
     def _start_diagonal(self, start: LinearDiffusion) -> None:
         D = start.D.detach()

@@ -3,16 +3,17 @@ r"""Linear diffusions whose Q(s) and D(s) vary in time, without commuting: given
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
+from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
-from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator
+from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
 from pyro_mdm.support.checks import check_count, describe
@@ -23,8 +24,25 @@ __all__ = ["MatrixFunction", "TimeVaryingDiffusion", "TimeVaryingLearnedDiffusio
 MatrixFunction = Callable[[Tensor], Tensor]
 """Times s (…) in float64 -> matrices (…, K, K) in float64."""
 
+COARSE = 32
+"""Cells by which the clock's end is found approximately."""
 EARLY = 1 / 2
 """The part of [0, T] in which cells become short towards 0."""
+
+
+class _Near(NamedTuple):
+    """Cells for a scale of the clock, and how they change with its logarithm."""
+
+    scale: Tensor
+    move: MagnusPropagator
+    rates: MovedCells
+
+    def at(self, scale: Tensor) -> MovedCells:
+        """Those for a scale that is the same but for its gradient, or rounding."""
+        more = scale / self.scale - 1
+        return MovedCells(
+            *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
+        )
 
 
 class TimeVaryingDiffusion(LinearDiffusion):
@@ -262,7 +280,10 @@ class TimeVaryingDiffusion(LinearDiffusion):
     @property
     def _magnus(self) -> MagnusPropagator:
         def build() -> MagnusPropagator:
-            found = self.propagator_at(self._clock_scale())
+            scale = self._clock_scale()
+            found = self.propagator_at(scale)
+            if scale.requires_grad and self.min_log_snr is not None:
+                found = found.with_moved(self._near(scale.detach()).at(scale))
             if not torch.is_grad_enabled():
                 self._check_values(self._time(found.bounds))
             return found
@@ -272,36 +293,37 @@ class TimeVaryingDiffusion(LinearDiffusion):
 
     def propagator_at(self, scale: Tensor) -> MagnusPropagator:
         """With the clock multiplied by ``scale``, 0-dim."""
+        return self._grid(scale).slowed(scale)
 
+    def _grid(self, scale: Tensor) -> MagnusPropagator:
+        """With β as it is, on cells short enough for a clock of ``scale`` times that."""
+        with torch.no_grad():
+            s, uncut = self._bounds(scale)
+        kept: MagnusPropagator = (
+            self._cached("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
+        )
+        return kept
+
+    def _unscaled(self, s: Tensor) -> MagnusPropagator:
         def time(tau: Tensor) -> Tensor:
-            s = self.beta.inverse(tau / scale)
+            s = self.beta.inverse(tau)
             return s - (s.detach() - self.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
-        with torch.no_grad():
-            s = self._bounds(scale)
         return MagnusPropagator(
             lambda tau: self._evaluate("Q", time(tau)),
             lambda tau: self._evaluate("D", time(tau)),
             self.stationary_covariance,
-            scale * self.beta.integral(s),
+            self.beta.integral(s),
             lambda tau: self._dispersion_at(time(tau)),
         )
 
     def _time(self, tau: Tensor) -> Tensor:
         return self.time_at_clock(tau).clamp(0.0, self.horizon)
 
-    def _bounds(self, scale: Tensor) -> Tensor:
-        """Times of the cells' bounds, (n + 1,)."""
-        x = torch.linspace(0, 1, self._num_cells + 1, dtype=torch.float64, device=self._device())
-        s = self.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
-        kinks = self.beta.kinks().to(s)
-        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.horizon)]]).unique()
-        s[-1] = self.horizon
-        tau = scale * self.beta.integral(s)
-        A = self._evaluate("Q", s) + self._evaluate("D", s)
-        A = A @ torch.linalg.inv(self.stationary_covariance)
-        norm = torch.linalg.matrix_norm(A)
-        parts = torch.maximum(norm[1:], norm[:-1]) * tau.diff() / REACH
+    def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
+        """Times of the cells' bounds, (n + 1,), and whether all cells are as long as usual."""
+        s, tau, norm = self._cached("bounds", self._uncut_bounds)
+        parts = norm * scale / REACH
         total = parts.sum().item()
         if not total < MAX_CELLS:
             raise kernels.KernelPrecisionError(
@@ -310,13 +332,26 @@ class TimeVaryingDiffusion(LinearDiffusion):
             )
         parts = parts.ceil().clamp_min(1).long()
         if int(parts.max()) == 1:
-            return s
+            return s, True
         first = torch.repeat_interleave(torch.arange(len(parts), device=s.device), parts)
         place = torch.arange(len(first), device=s.device) - (parts.cumsum(0) - parts)[first]
         inner = torch.lerp(tau[first], tau[first + 1], (place / parts[first]).to(tau))
-        cut = self.beta.inverse(inner / scale).clamp(0, self.horizon)
+        cut = self.beta.inverse(inner).clamp(0, self.horizon)
         cut = torch.where(place == 0, s[first], cut)
-        return torch.cat([cut, s[-1:]])
+        return torch.cat([cut, s[-1:]]), False
+
+    def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Times of the bounds, the integral of β there, and ‖A‖ times its length in each cell."""
+        x = torch.linspace(0, 1, self._num_cells + 1, dtype=torch.float64, device=self._device())
+        s = self.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
+        kinks = self.beta.kinks().to(s)
+        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.horizon)]]).unique()
+        s[-1] = self.horizon
+        tau = self.beta.integral(s)
+        A = self._evaluate("Q", s) + self._evaluate("D", s)
+        A = A @ torch.linalg.inv(self.stationary_covariance)
+        norm = torch.linalg.matrix_norm(A)
+        return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
 
     # -- the ends ----------------------------------------------------------------------------------
 
@@ -343,7 +378,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
                     f"{self._matrices()}: nothing is left between the start time and T; use a "
                     f"faster clock, or set min_log_snr{self._remedy()}"
                 )
-            target = self.as_tensor(self.max_log_snr).reshape(1)
+            target = self._given_ends()[:1]
             guess = None if self._guess is None else self._guess[:1]
             with torch.no_grad():
                 root = self._cached("roots", lambda: self._clock_root(target, guess))
@@ -360,26 +395,51 @@ class TimeVaryingDiffusion(LinearDiffusion):
             with torch.no_grad():
                 root = self._cached("end root", self._find_end)
             learned = any(p.requires_grad for p in self.parameters())
-            if not (learned and torch.is_grad_enabled()):
-                return root
-            leaf = root.detach().clone().requires_grad_()
-            found = self._terminal_at(leaf)
-            (slope,) = torch.autograd.grad(found, leaf, retain_graph=True)
-            if not bool(slope.isfinite()) or slope.item() == 0:
-                raise self._end_unreachable(root.item(), found.item())
-            return root + (self.as_tensor(self.min_log_snr or 0.0) - found) / slope
+            return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
 
         found: Tensor = self._cached("end_clock", compute)
+        return found
+
+    def _end_gradient(self, root: Tensor) -> Tensor:
+        """The end of the clock, given as a number: one Newton step carries its gradient."""
+        end = self.beta.integral(self.as_tensor(self.horizon))
+        near = self._near((root / end).detach())
+        leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
+        found = self._terminal_of(near.move.with_moved(leaves))
+        slopes = torch.autograd.grad(found, leaves, allow_unused=True)
+        slope, moved = torch.zeros_like(end), found.detach()
+        for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
+            if by is not None:
+                slope = slope + (by * rate).sum()
+                moved = moved + (by * (cells - cells.detach())).sum()
+        if not bool(slope.isfinite()) or slope.item() == 0:
+            raise self._end_unreachable(root.item(), found.item())
+        more = (self._given_ends()[1] - moved) / slope
+        return near.scale * (1 + more) * end
+
+    def _near(self, scale: Tensor) -> _Near:
+        """Cells for a scale of the clock, from which those for ones beside it are found."""
+
+        def compute() -> _Near:
+            move = self._grid(scale).slowed(scale)
+            return _Near(scale, move, move.moved_rates())
+
+        found: _Near = self._cached("near", compute)
         return found
 
     def _terminal_at(self, end: Tensor) -> Tensor:
         """λ(T) with a clock that ends at ``end``, 0-dim."""
         scale = end / self.beta.integral(self.as_tensor(self.horizon))
-        move = self.propagator_at(scale)
+        return self._terminal_of(self.propagator_at(scale))
+
+    def _terminal_of(self, move: MagnusPropagator) -> Tensor:
+        """λ(T), 0-dim, of cells alone."""
         M, P = move.whole()
         factor = kernels.direct_factor(P + M @ self.initial_covariance @ M.mT, M[..., 0])
-        if factor.amplification.item() > 1e3:  # near the data still
-            return self.factorization_by(move, end.reshape(1))[2].log_snr[0]
+        if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
+            W, pulled = move.whole_pulled_back()  # near the data still
+            near = kernels.pulled_back_factor(M, W, pulled, self.initial_covariance)
+            factor = near if near.amplification < factor.amplification else factor
         return factor.log_snr
 
     def _find_end(self) -> Tensor:
@@ -388,7 +448,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
         end = self.beta.integral(self.as_tensor(self.horizon))
         if self._guess is not None and len(self._guess) == 2:
             end = self._guess[1]
-        x = end.log().item()
+        x, per_error = self._about_end(end.log().item(), target)
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
@@ -399,14 +459,13 @@ class TimeVaryingDiffusion(LinearDiffusion):
                 break
             low, high = (max(low, x), high) if error > 0 else (low, min(high, x))
             if last is not None and last[0] != x and last[1] != error:
-                step = -error * (x - last[0]) / (error - last[1])
-            else:
-                step = 0.1 * error
-            step = min(max(step, -1.5), 1.5)
-            last = x, error
+                per_error = -(x - last[0]) / (error - last[1])
+            step = min(max(per_error * error, -1.5), 1.5)
             if abs(error) < 1e-11 or abs(step) < 1e-15:
                 return self.as_tensor(x).exp()
-            moved = x + step
+            if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
+                return self.as_tensor(x + step).exp()  # a secant as short as this misses nothing
+            last, moved = (x, error), x + step
             if not low < moved < high:
                 moved = (
                     (low + high) / 2 if math.isfinite(low + high) else x + math.copysign(1, error)
@@ -415,6 +474,29 @@ class TimeVaryingDiffusion(LinearDiffusion):
                 return self.as_tensor(x).exp()
             x = moved
         raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
+
+    def _about_end(self, x: float, target: float) -> tuple[float, float]:
+        """About where λ(T) is ``target``: the log of the clock's end, and -1 / dλ(T) by it.
+
+        By few cells at many clocks around the log end ``x``.
+        """
+        s = self._cached("bounds", self._uncut_bounds)[0]
+        grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
+        per_error = 0.1
+        for width in (1.2, 0.1):
+            ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
+            M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
+            factor = kernels.direct_factor(P + M @ self.initial_covariance @ M.mT, M[..., 0])
+            found = factor.log_snr.tolist()
+            above = sum(value > target for value in found)
+            i = min(max(above, 2), len(found) - 2)
+            values, places = found[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
+            reached = 0 < above < len(found)
+            if not (reached and values[0] > values[1] > values[2] > values[3]):
+                break
+            x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
+            per_error = (lower - x) / 1e-3
+        return x, per_error
 
     def _end_unreachable(self, end: float, found: float) -> UnreachableError:
         self._check_controllable()
@@ -426,7 +508,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
         )
 
 
-class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
+class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     r"""A :class:`~pyro_mdm.LearnedDiffusion` whose W and B are learned polynomials of time.
 
     Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ, every entry of the strictly lower triangular W and of
@@ -439,6 +521,8 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
         learn_beta: whether the clock is learned too.
         degree: of the polynomials, at least 0, which is constant.
         cells: as for :class:`TimeVaryingDiffusion`.
+        learn_ends, learn_stationary: whether ends and Σ_∞ are learned too, as for
+            ``LearnedDiffusion``.
         options: those of :class:`LinearDiffusion`.
 
     See :meth:`from_diffusion` to start elsewhere.
@@ -455,13 +539,15 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
         *,
         degree: int = 3,
         cells: int = 256,
+        learn_ends: float | Sequence[float] = 0.0,
+        learn_stationary: bool = False,
         **options: Any,
     ) -> None:
         check_count("degree", degree, "the degree of polynomials of time", 0)
         start = LearnedDiffusion(num_variables, rank, learn_beta, **options)
         options["beta"] = start.beta
-        super().__init__((start, degree), None, cells=cells, **options)  # type: ignore[arg-type]
-        self._guess = self.end_clocks().detach()
+        options |= {"learn_ends": learn_ends, "learn_stationary": learn_stationary}
+        super().__init__((start, degree), None, cells=cells, **options)
 
     @classmethod
     def from_diffusion(
@@ -480,6 +566,8 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
             start, rank, learn_beta, options: as for ``LearnedDiffusion.from_diffusion``.
             degree, cells: as above.
         """
+        names = ("learn_ends", "learn_stationary")
+        learned = {name: options.pop(name) for name in names if name in options}
         constant = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **options)
         ends: dict[str, Any] = {"max_log_snr": constant.max_log_snr}
         if constant.cut_time is not None:
@@ -495,6 +583,7 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
             initial_variance=constant.initial_covariance[1:, 1:],
             min_log_snr=constant.min_log_snr,
             **ends,
+            **learned,
         )
         with torch.no_grad():
             found.lower[0].copy_(constant.lower)
@@ -541,20 +630,14 @@ class TimeVaryingLearnedDiffusion(TimeVaryingDiffusion):
         B = self._entries(self.B, s)
         return math.sqrt(2) * nn.functional.pad(B, (0, self.num_variables - B.shape[-1]))
 
-    def _set_ends(self, high: float, low: float | None) -> None:
-        super()._set_ends(high, low)
-        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess = None
-            self._guess = self.end_clocks().detach()
-
-    def _remedy(self) -> str:
-        return (
-            ". If training brought them here, lower the learning rate of the diffusion, or give D "
-            "a higher rank"
-        )
-
     def _described(self) -> dict[str, Any]:
         return {"degree": self._degree}
+
+
+def _through(x: list[float], y: list[float], at: float) -> float:
+    """The polynomial through points, by Lagrange."""
+    factors = [math.prod((at - b) / (a - b) for b in x if b != a) for a in x]
+    return sum(f * value for f, value in zip(factors, y, strict=True))
 
 
 def _num_variables(name: str, function: MatrixFunction, s: Tensor) -> int:

@@ -18,17 +18,20 @@ from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_li
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
+from pyro_mdm.evaluation.path_information import PathInformation, path_information_gap
 
 __all__ = [
     "Bound",
     "Comparison",
     "Difference",
     "Estimate",
+    "PathInformation",
     "Weighted",
     "bound",
     "compare",
     "evidence_lower_bound",
     "importance_weighted",
     "log_likelihood",
+    "path_information_gap",
     "probability_flow",
 ]

@@ -17,13 +17,13 @@ from pyro_mdm.evaluation.estimates import Estimate
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_count, check_data
-from pyro_mdm.support.measured import TERMS, Measured, table
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["Bound", "bound"]
 
-NAMES = (*TERMS, "elbo")
+NAMES = (*ALL_TERMS, "elbo")
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,15 +38,18 @@ class Bound:
     reconstruction: Measured  # E log p(x | y_ε)
     prior_kl: Measured  # KL(q(y_T|x) ‖ π)
     diffusion: Measured  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
-    elbo: Measured  # reconstruction - prior_kl - diffusion
+    elbo: Measured  # reconstruction - prior_kl - diffusion - context
     monte_carlo_error: float  # NaN if it cannot be told from one draw
     num_dims: int  # d, of a datum
     per_datum: Tensor  # (n,) bound of each datum, nats
     per_datum_error: Tensor  # (n,) its noise; NaN for a datum drawn less than twice
+    context: Measured = NO_TERM  # KL(q(c|x) ‖ p(c)); 0 without a latent context
 
     def items(self) -> Iterator[tuple[str, Measured]]:
-        """Each term by its name, nats per datum, the whole (``elbo``) last."""
-        return ((name, getattr(self, name)) for name in NAMES)
+        """Each term by its name, nats per datum, the whole (``elbo``) last; ``context`` if there is
+        one."""
+        names = NAMES if self.context[0] else (*TERMS, "elbo")
+        return ((name, getattr(self, name)) for name in names)
 
     @property
     def num_data(self) -> int:
@@ -136,6 +139,7 @@ def _of_estimate(found: Estimate) -> Bound:
         reconstruction=found.reconstruction,
         prior_kl=found.prior_kl,
         diffusion=found.diffusion,
+        context=found.context,
         elbo=Measured(found.mean, found.standard_error),
         monte_carlo_error=found.monte_carlo_error,
         num_dims=found.num_dims,
@@ -182,7 +186,7 @@ def _averaged(
 
 
 def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """One estimate of NAMES of each datum, (4, n), float64 on the CPU."""
+    """One estimate of NAMES of each datum, (5, n), float64 on the CPU."""
     found = elbo_terms(model, guide, x)
     if found.elbo.shape != x.shape[:1]:
         raise ValueError(
@@ -190,4 +194,4 @@ def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> T
             f"{tuple(x.shape)}, expected one for each datum, ({len(x)},); give x a single batch "
             "dimension, and the programs the whole of it"
         )
-    return torch.stack([value.double().cpu() for _, value in found.items()])
+    return torch.stack([getattr(found, name).double().cpu() for name in NAMES])

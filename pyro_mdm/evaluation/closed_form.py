@@ -24,6 +24,7 @@ from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegral
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.paths.likelihood import drawn_given
 from pyro_mdm.scores.base import noised, rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
@@ -110,6 +111,7 @@ class ClosedFormComparison:
         self.num_dims = math.prod(x.shape[1:])
         self.unit = self.num_dims * math.log(2)
         self.generator = torch.Generator().manual_seed(seed)
+        self.contexts = torch.Generator().manual_seed(seed)
         scores = [m.score_function for m in self.models]
         if control_variate and baseline is None:
             baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
@@ -129,6 +131,8 @@ class ClosedFormComparison:
             density=self._first_density(known) if adapt and known is not None else None,
             adapt=adapt,
         )
+        self.latent = any(m.diffusion.context is not None for m in self.models)
+        self.context = torch.stack([drawn_given(m, x)[2].double().cpu() for m in self.models])
         event_dim = x.dim() - 1
         self.prior_kl = torch.stack(
             [
@@ -239,15 +243,17 @@ class ClosedFormComparison:
             datum = draws.datum[part].to(self.x.device)
             x = self.x[datum]
             level, noise = draws.level[part].to(x.device), noise.to(x.device)
+            self._seed_contexts(draws.datum[part])
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
                 here = inside.to(x.device)
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                h = model.score_function.for_rows(datum[here]).integrand(
-                    model.diffusion,
-                    model.diffusion.coordinates(x[here]),
+                diffusion, score, _ = drawn_given(model, x[here])
+                h = score.for_rows(datum[here]).integrand(
+                    diffusion,
+                    diffusion.coordinates(x[here]),
                     level[here].clamp(*ends),
                     noise[here],
                 )
@@ -274,10 +280,13 @@ class ClosedFormComparison:
                 continue
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
+            self._seed_contexts(data[part])
             for m, model in enumerate(self.models):
-                diffusion = model.diffusion
+                diffusion, score, _ = drawn_given(model, x)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
-                law = model.likelihood(diffusion, model.score_function.for_rows(datum), y)
+                moved = diffusion.displacement(x, diffusion.start_time)
+                y = y if moved is None else y + moved
+                law = model.likelihood(diffusion, score.for_rows(datum), y)
                 found[m, part] = law.log_prob(x).double().cpu()
         return self.share.sum(found)
 
@@ -308,6 +317,12 @@ class ClosedFormComparison:
         K = max(model.diffusion.num_variables for model in self.models)
         shape = (n, K, *self.x.shape[1:])
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
+
+    def _seed_contexts(self, datum: Tensor) -> None:
+        """Contexts are drawn by torch's generator, which :func:`compare` gives back as it was."""
+        if self.latent:
+            seed = int(torch.randint(2**31, (), generator=self.contexts))
+            torch.manual_seed(seed + int(datum.sum()))
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """That of these data (m,)."""
@@ -368,10 +383,12 @@ class ClosedFormComparison:
     def _terms(self, target: Target) -> _Terms:
         first, second = target
         kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
+        context = self.context[first] - (0 if second is None else self.context[second])
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
         return _Terms(
             draws.mean(0),
             kl,
+            context,
             # each datum's own estimate, shifted to the mean of all draws
             integral.per_datum + (integral.mean - integral.per_datum.mean()),
             (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
@@ -381,7 +398,7 @@ class ClosedFormComparison:
 
     def _estimate(self, m: int) -> Estimate:
         terms = self._terms((m, None))
-        per_datum = terms.reconstruction - terms.prior_kl - terms.diffusion
+        per_datum = terms.reconstruction - terms.prior_kl - terms.diffusion - terms.context
         mine = self.covers[m].nonzero().squeeze(1)
         first, last = int(mine[0]), int(mine[-1]) + 1
         edges, inside = self.edges[first : last + 1], slice(first, last)
@@ -412,7 +429,7 @@ class ClosedFormComparison:
 
     def _difference(self, pair: tuple[int, int]) -> Difference:
         terms = self._terms(pair)
-        total = terms.diffusion + terms.prior_kl - terms.reconstruction
+        total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
         error = population_error(total, terms.error, terms.monte_carlo_error)
         return Difference.of(
             (self.names[pair[0]], self.names[pair[1]]),
@@ -428,6 +445,7 @@ class _Terms(NamedTuple):
 
     reconstruction: Tensor
     prior_kl: Tensor
+    context: Tensor
     diffusion: Tensor
     error: Tensor  # of the three together, Monte Carlo
     monte_carlo_error: float  # of their mean
@@ -439,6 +457,7 @@ class _Terms(NamedTuple):
         return {
             "reconstruction": Measured.of(self.reconstruction),
             "prior_kl": Measured.of(self.prior_kl),
+            "context": Measured.of(self.context),
             "diffusion": Measured(
                 float(self.diffusion.mean()), population_error(self.diffusion, noise, error)
             ),
@@ -457,7 +476,8 @@ def _shared_clocks(diffusions: list[Any]) -> Any:
     Not where they are so many that what is known of a baseline would take long to know.
     """
     first = diffusions[0]
-    if all(d.maps for d in diffusions) and first.num_cells <= MANY_CLOCKS:
+    fixed = all(d.maps and d.context is None for d in diffusions)
+    if fixed and first.num_cells <= MANY_CLOCKS:
         return first
     return None
 

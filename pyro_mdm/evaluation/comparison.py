@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from pyro_mdm.elbo import check_programs
@@ -188,7 +189,10 @@ def compare(
         return run.until(draws, half_width)
 
     linear = {name: pair for name, pair in programs.items() if pair[0].diffusion.closed_form}
-    with evaluating(*(model for model, _ in programs.values())):
+    models = [model for model, _ in programs.values()]
+    latent = any(model.diffusion.context is not None for model in models)
+    devices = [x.device] if x.device.type == "cuda" else []
+    with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
             return closed_form(programs, half_width)
         # which has half of the variance of a difference

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import NO_TERM, Measured
 
 __all__ = [
     "Comparison",
@@ -67,13 +67,16 @@ class Estimate(InBits):
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
     density_error: Tensor  # (bins,) its Monte Carlo error
     probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
+    context: Measured = NO_TERM  # nats per datum; 0 without a latent context
 
     def __str__(self) -> str:
         unit = self.num_dims * math.log(2)
+        context = f", context {self.context[0] / unit:.4f}" if self.context[0] else ""
         return (
             f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} "
             f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
-            f"prior KL {self.prior_kl[0] / unit:.4f}, diffusion {self.diffusion[0] / unit:.4f})"
+            f"prior KL {self.prior_kl[0] / unit:.4f}, "
+            f"diffusion {self.diffusion[0] / unit:.4f}{context})"
         )
 
 
@@ -128,6 +131,7 @@ class Difference:
     diffusion: tuple[float, float]
     monte_carlo_error: float  # of bits_per_dim
     resolved: bool = False  # from 0, by Holm's procedure over all of the comparison at 5%
+    context: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(

@@ -128,7 +128,7 @@ def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int
         )
     start, rows = diffusion.start, y.double().movedim(batch_dim, -1)
     if diffusion.maps:  # at one level of noise
-        high = diffusion.as_tensor(diffusion.max_log_snr)
+        high = diffusion.start_log_snr
         z = (rows * start.readout).sum(-1)
         return Reading(diffusion.from_coordinates(z), high, batch_dim)
     return Reading(rows @ start.readout, start.log_snr, batch_dim)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
@@ -25,7 +26,18 @@ from pyro_mdm.paths.base import (
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import for_data
 
-__all__ = ["GenerativeChain"]
+__all__ = ["GenerativeChain", "check_chain"]
+
+
+def check_chain(diffusion: Diffusion) -> None:
+    """Raises TypeError for a diffusion whose steps back on a grid need more than x̂."""
+    by_context = diffusion.context is not None or diffusion.rows is not None
+    if diffusion.starts_at_data or diffusion.drifts_by_data or by_context:
+        raise TypeError(
+            f"a chain on a grid steps back by x̂ alone, and paths of {type(diffusion).__name__} "
+            "depend on more of the data; use the model in continuous time (leave out times), and "
+            "its bound"
+        )
 
 
 class GenerativeChain(GenerativeLaw):
@@ -51,6 +63,7 @@ class GenerativeChain(GenerativeLaw):
         batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,
     ) -> None:
+        check_chain(diffusion)
         self.score = score
         self.times = checked_times(diffusion, times, whole=True)
         super().__init__(

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.paths.base import check_counts_all
+from pyro_mdm.paths.base import check_counts_all, driven_error
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     return diffusion.prior.log_prob(y) - gain.value
 
 
+@density_bound.register(DataDrivenDiffusion)
+def _driven(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+    raise driven_error(diffusion, "the bound on log p(y_ε) of a state alone")
+
+
 @density_bound.register(LinearDiffusion)
 @density_bound.register(PerDimensionDiffusion)
 def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
@@ -74,7 +80,10 @@ def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     flipped = outer(sign, torch.ones_like(noise[:, 0])) * noise
     both = apply_matrix(M, y).repeat(2, *(1,) * (y.dim() - 1))
     both = both + torch.cat([apply_matrix(F, noise), apply_matrix(F, flipped)])
-    theta = score.score(diffusion, both, torch.cat([s, s]))
+    if diffusion.rows is None:
+        theta = score.score(diffusion, both, torch.cat([s, s]))
+    else:  # it is of so many data
+        theta = torch.cat([score.score(diffusion, half, s) for half in both.chunk(2)])
     target = -torch.cat([apply_matrix(F_inverse.mT, n) for n in (noise, flipped)])
     g2 = diffusion.noise_covariance(s)
     g2_both = torch.cat([g2, g2])

@@ -73,11 +73,16 @@ def prior_kl(
     """
     if diffusion.maps or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
+    moved = diffusion.displacement(x, diffusion.horizon, event_dim)
     end, prior = diffusion.terminal, diffusion.prior_covariance
     K = diffusion.num_variables
     d = math.prod(x.shape[x.dim() - event_dim :])
     trace = torch.linalg.solve(prior, end.covariance).diagonal().sum()
     constant = 0.5 * d * (trace - K + torch.logdet(prior) - end.log_det)
+    if moved is not None:
+        mean = outer(end.mean, x, event_dim) + moved
+        pull = apply_matrix(torch.linalg.inv(prior), mean, event_dim)
+        return constant.to(x.dtype) + 0.5 * (mean * pull).sum(tuple(range(-event_dim - 1, 0)))
     quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
     return constant.to(x.dtype) + quadratic.to(x.dtype) * square
@@ -185,7 +190,7 @@ def _in_short(value: Any) -> str:
 
 def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
     """The diffusion of two laws; raises ValueError unless they are of one, of one path."""
-    if noising.diffusion is not generative.diffusion:
+    if noising.diffusion.origin is not generative.diffusion.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(

@@ -30,7 +30,7 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
-from pyro_mdm.paths.base import check_counts_all
+from pyro_mdm.paths.base import check_counts_all, check_no_drive
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -100,7 +100,14 @@ def flow_log_prob(
     Raises:
         ValueError: a score of which some dimensions are observed or left out.
     """
+    if diffusion.drifts_by_data or diffusion.context is not None or diffusion.rows is not None:
+        raise TypeError(
+            "the probability flow is one ODE for all data, and paths of "
+            f"{type(diffusion).__name__} are led by the data or a context of theirs; use the "
+            "bound, method='elbo'"
+        )
     check_counts_all(score, y, "log p_ode(y_ε)")
+    check_no_drive(diffusion, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)

@@ -120,6 +120,23 @@ class BoundScore:
         )
         return theta.to(y.dtype), found.to(y.dtype)
 
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-        """x̂, (*batch, *event_shape), in y's dtype."""
-        return self.parameterization.denoise(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂, (*batch, *event_shape), in y's dtype, as a process with the part η of the noise needs
+        it: the same for all, unless the drift of noising paths sees the data."""
+        score, y_seen = self.parameterization, y.to(self.dtype)
+        if self.diffusion.drifts_by_data:
+            return score.aim(self.diffusion, y_seen, s, noise).to(y.dtype)
+        return score.denoise(self.diffusion, y_seen, s).to(y.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """``start_hat``, where the score estimates the mean of v_0 too."""
+        if name != "start_hat":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        found: Any = self.parameterization.start_hat  # of some scores alone
+
+        def start_hat(y: Tensor, s: Tensor) -> Tensor:
+            """ŵ, like y."""
+            hat: Tensor = found(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+            return hat
+
+        return start_hat

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
 from pyro_mdm.paths.base import NoisingLaw
@@ -35,6 +36,7 @@ __all__ = [
     "Method",
     "TIMES",
     "chain_of",
+    "drawn_given",
     "flow_weight",
     "log_mean_weight",
     "path_weight",
@@ -122,11 +124,26 @@ class Estimator:
         if self.method == "flow":
             noising = noising_law(model.diffusion, x.double())
             return flow_weight(model, noising, x, self.solver)[0]
-        noising = noising_law(model.diffusion, x)
+        diffusion, score, of_context = drawn_given(model, x)
+        noising = noising_law(diffusion, x)
         path = noising.rsample()
-        law = GenerativePath(model.diffusion, model.score_function, model.event_shape)
-        kl = path_divergence(noising, law, path)
-        return _decoded(model, noising.states(path)[0], x) - kl.prior - kl.diffusion
+        kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)
+        y = noising.states(path)[0]
+        decoded: Tensor = model.likelihood(diffusion, score, y, x.dim() - 1).log_prob(x)
+        return decoded - kl.prior - kl.diffusion - of_context
+
+
+def drawn_given(model: Generative, x: Tensor) -> tuple[Any, Any, Tensor]:
+    """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape), differentiable
+    where c is, and KL(q(c | x) ‖ p(c)), (n,); as they are, and 0, if they depend on none."""
+    context = model.diffusion.context
+    if context is None:
+        return model.diffusion, model.score_function, x.new_zeros(len(x))
+    posterior = context.posterior(x)
+    c = posterior.rsample() if posterior.has_rsample else posterior.sample()
+    prior = context.prior().expand(posterior.batch_shape)
+    kl = kl_divergence(posterior, prior).to(x.dtype)
+    return model.diffusion.given(c), model.score_function.given_context(c), kl
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:

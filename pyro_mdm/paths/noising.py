@@ -38,6 +38,13 @@ class NoisingPath(NoisingLaw):
             return first, None
         return first, self.diffusion.transition(self.times[1:], self.times[:-1])
 
+    def _mean(self, first: Any) -> Tensor:
+        """Of the first state given x, (*batch, K, *event_shape)."""
+        mean = outer(first.mean, self.x, self.x_dim)
+        s = self.diffusion.start_time if self.times is None else self.times[0]
+        moved = self.diffusion.displacement(self.x, s, self.x_dim)
+        return mean if moved is None else mean + moved
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
@@ -45,9 +52,7 @@ class NoisingPath(NoisingLaw):
         states: list[Tensor] = []
         for i, e in enumerate(self.states(noise)):
             if i == 0:
-                y = outer(first.mean, self.x, self.x_dim) + apply_matrix(
-                    first.scale_tril, e, self.x_dim
-                )
+                y = self._mean(first) + apply_matrix(first.scale_tril, e, self.x_dim)
             else:
                 step = steps.at(i - 1)
                 y = apply_matrix(step.matrix, states[-1], self.x_dim)
@@ -61,7 +66,7 @@ class NoisingPath(NoisingLaw):
             self._validate_sample(value)
         first, steps = self._kernels()
         y, *rest = self.states(value)
-        residual = y - outer(first.mean, self.x, self.x_dim)
+        residual = y - self._mean(first)
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):
             step = steps.at(i)

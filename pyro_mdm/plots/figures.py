@@ -47,6 +47,7 @@ __all__ = [
     "snapshot",
     "terms_figure",
     "variable_name",
+    "views_figures",
 ]
 
 try:
@@ -69,6 +70,7 @@ except ModuleNotFoundError as error:
 DPI = 160
 CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
 TIME = "noising time s   (0 data, T noise)"
+MOST_IMAGES = 6  # rows of pictures of what a diffusion makes of data
 COLUMNS = 100  # of a heat map, at most
 PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
@@ -96,7 +98,10 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     figure = new_figure(*CARD)
     axes = figure.add_subplot()
     steps, _, _ = _series(bounds[stacked], "bits_per_dim")
-    terms = {t: _series(bounds[stacked], t) for t in ("diffusion", "reconstruction", "prior_kl")}
+    names = ["diffusion", "reconstruction", "prior_kl"]
+    if "context" in bounds[stacked][-1]["terms"]:
+        names.append("context")
+    terms = {term: _series(bounds[stacked], term) for term in names}
     top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
     shown = [top]  # heights that the axis must hold
     for i, (term, (_, value, error)) in enumerate(terms.items()):
@@ -107,7 +112,7 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
         steps, total, error = _series(records, "bits_per_dim")
         bars = np.nan_to_num(error)  # an unknown error has no bar
         style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
-        style |= {"color": "k" if part == stacked else f"C{i + 3}"}
+        style |= {"color": "k" if part == stacked else f"C{i + len(names)}"}
         label = f"{part} {_with_error(total[-1], error[-1])}"
         axes.errorbar(steps, total, bars, label=label, **style)
         shown += [total - bars, total + bars]
@@ -128,7 +133,7 @@ def _fit(axes: Any, heights: np.ndarray) -> None:
 
 def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, values and standard errors; what is missing is NaN."""
-    pairs = [record["terms"][term] for record in records]
+    pairs = [record["terms"].get(term, (0.0, 0.0)) for record in records]
     values = np.array(pairs, dtype=float)  # None becomes NaN
     return np.array([r["step"] for r in records], dtype=float), values[:, 0], values[:, 1]
 
@@ -397,6 +402,55 @@ def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> F
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"u = {part:g}", fontsize=9)
     figure.colorbar(drawn, ax=axes)
+    return figure
+
+
+@torch.no_grad()
+def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
+    """What the diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), a figure for each name.
+
+    A column for each stage, after the data themselves. Of images there is a row for each; of other
+    data one row of points, by their first two features, coloured by what the first is made into.
+
+    Args:
+        x: data in model space, (n, *event_shape), of which a few images are drawn.
+    """
+    image = x.dim() == 4
+    x = x[: MOST_IMAGES if image else 512].to(diffusion.start_time.device)
+    found = {}
+    for name, value in diffusion.views(x).items():
+        draw = _view_of_images if image else _view_of_points
+        found[name] = draw(name, value.double().cpu(), x.double().cpu())
+    return found
+
+
+def _view_of_images(name: str, stages: Tensor, x: Tensor) -> Figure:
+    """Red where a pixel's value is above 0, blue below; of colours the average."""
+    columns, reach = len(stages) + 1, float(stages.abs().max()) or 1.0
+    figure = new_figure(1.3 * columns + 0.8, 1.3 * len(x) + 0.5)
+    figure.suptitle(name, fontsize=10)
+    for i, row in enumerate(figure.subplots(len(x), columns, squeeze=False)):
+        row[0].imshow(x[i].mean(0).numpy(), cmap="gray")
+        for axes, stage in zip(row[1:], stages, strict=True):
+            of_pixels = stage[i].mean(0).numpy()
+            drawn = axes.imshow(of_pixels, cmap="coolwarm", vmin=-reach, vmax=reach)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=figure.axes)
+    return figure
+
+
+def _view_of_points(name: str, stages: Tensor, x: Tensor) -> Figure:
+    x, stages = x.flatten(1), stages.flatten(2)
+    reach = float(stages.abs().max()) or 1.0
+    figure = new_figure(2.4 * len(stages) + 0.8, 2.7)
+    figure.suptitle(name, fontsize=10)
+    second = x[:, 1] if x.shape[1] > 1 else torch.zeros(len(x))
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        at, of_first = (x[:, 0].numpy(), second.numpy()), stage[:, 0].numpy()
+        drawn = axes.scatter(*at, c=of_first, s=4, cmap="coolwarm", vmin=-reach, vmax=reach)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+    figure.colorbar(drawn, ax=figure.axes)
     return figure
 
 

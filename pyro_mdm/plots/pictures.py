@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,16 @@ def noising_figure(
     return figure
 
 
+@torch.no_grad()
+def _marginals(diffusion: Any, x: Tensor, s: Tensor) -> list[Marginal]:
+    """The law of y_s given x at each of the times (N,); given contexts, at the mean of q(c | x)."""
+    if diffusion.context is None:
+        marginal = diffusion.marginal(s)
+        return [marginal.at(i) for i in range(len(s))]
+    known = diffusion.given(diffusion.context.posterior(x).mean)
+    return [known.marginal(at) for at in s]
+
+
 def draw_noising(
     figure: Figure | SubFigure,
     diffusion: LinearDiffusion,
@@ -169,13 +179,16 @@ def draw_noising(
     ends = (diffusion.max_log_snr, float(diffusion.terminal_log_snr))
     log_snr = torch.linspace(*ends, columns, dtype=torch.float64, device=device)
     s = diffusion.time_at_log_snr(log_snr)
-    marginal = diffusion.marginal(s)
+    each = _marginals(diffusion, x.to(device), s)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    each = [Marginal(*(field.cpu() for field in marginal.at(i))) for i in range(columns)]
     x = x.detach().cpu().double()
     x = diffusion.coordinates(x)
-    y = torch.stack([noised(at, x, noise) for at in each])  # (columns, n, K, *event)
+    states = [noised(Marginal(*(field.cpu() for field in at)), x, noise) for at in each]
+    with torch.no_grad():
+        moved = [diffusion.displacement(x.to(device), at) for at in s]
+    states = [y if m is None else y + m.cpu() for y, m in zip(states, moved, strict=True)]
+    y = torch.stack(states)  # (columns, n, K, *event)
     y = diffusion.from_coordinates(y)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):

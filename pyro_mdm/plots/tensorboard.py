@@ -7,7 +7,8 @@ first two groups of its Time Series page. So the groups are, in this order,
     Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
                     (of a diffusion without a closed form its paths and its drift) and samples
     bound           the bound and its terms for each part of the data, as curves
-    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data
+    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data,
+                    and what a guide that sees them does
     objective       of training
     samples         by sampler
     test            what is measured once, at the end
@@ -22,6 +23,7 @@ and Text its settings. Bounds are in bits/dim. In a training loop of your own,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +63,10 @@ __all__ = [
     "write_simulated",
     "write_terms",
     "write_text",
+    "write_views",
 ]
 
-TERMS = ("bits_per_dim", *measured.TERMS)
+TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 PARTS = ("train", "validation")
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
@@ -155,7 +158,7 @@ def write_terms(
         step: training steps so far.
         part: what the batch is of, ``"train"`` or ``"validation"`` say.
         num_dims: dimensions d of a datum; if given, all is in bits/dim instead, as by
-            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion.
+            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion (+ context).
 
     Raises:
         TypeError: ``terms`` are of another type.
@@ -169,7 +172,7 @@ def write_terms(
     each = dict(terms.items())
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
-        costs |= {"prior_kl": -terms.prior_kl, "diffusion": -terms.diffusion}
+        costs |= {name: -each[name] for name in measured.ALL_TERMS[1:] if name in each}
         each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
     for name, values in each.items():
         write_mean(writer, f"bound/{name}/{part}", *measured.Measured.of(values), step)
@@ -178,7 +181,7 @@ def write_terms(
 def write_layout(
     writer: SummaryWriter,
     parts: Sequence[str] = PARTS,
-    terms: Sequence[str] = TERMS,
+    terms: Sequence[str] = TERMS[:-1],
     *,
     others: Sequence[str] = (),
     unit: str = "bits/dim",
@@ -273,7 +276,8 @@ def write_bound_history(
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
-    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars.
+    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars; Σ_∞,
+    entry by entry, where it is learned.
 
     Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Of a
     diffusion that varies in time they are those of the middle of its clock.
@@ -288,12 +292,19 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"diffusion/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"diffusion/D_eigenvalues/{i}", value.item(), step)
+    known: Any = diffusion.reference
+    if known.learns_stationary:
+        for i in range(K):
+            for j in range(i, K):
+                entry = known.stationary_covariance[i, j].item()
+                writer.add_scalar(f"diffusion/stationary/entry_{i}{j}", entry, step)
     _write_ends(writer, diffusion, step)
 
 
 def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
     start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
     writer.add_scalar("diffusion/ends/start_time", start, step)
+    writer.add_scalar("diffusion/ends/start_log_snr", diffusion.max_log_snr, step)
     writer.add_scalar("diffusion/ends/terminal_log_snr", end, step)
 
 
@@ -332,15 +343,29 @@ def write_simulated(
         writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
 
 
+def write_views(writer: SummaryWriter, diffusion: Any, x: Tensor, step: int) -> None:
+    """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``diffusion/what_it_makes_of_data/…``.
+
+    Nothing is written of a diffusion for which all data are alike.
+
+    Args:
+        x: data in model space, (n, *event_shape).
+    """
+    for name, figure in figures.views_figures(diffusion, x).items():
+        tag = re.sub(r"\W+", "_", name).strip("_")
+        writer.add_figure(f"diffusion/what_it_makes_of_data/{tag}", figure, step)
+
+
 def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
 
     Where dimensions have blocks and clocks of their own those are the curves of the first block,
-    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``.
+    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``, unless
+    clocks differ between data: then :func:`write_views` shows them.
     """
     reference: Any = diffusion.reference
     writer.add_figure("diffusion/curves", figures.curves_figure(reference), step)
-    if diffusion.maps:
+    if diffusion.maps and diffusion.context is None:
         figure = figures.log_snr_map_figure(diffusion)
         writer.add_figure("diffusion/log_snr_map", figure, step)
 

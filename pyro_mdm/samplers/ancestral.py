@@ -28,6 +28,8 @@ class Ancestral(Sampler):
     """
 
     default_grid = "log_snr"
+    noise = 1.0
+    reads_x = True
 
     def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _AncestralPlan:
         return _AncestralPlan(times[:-1], posterior(diffusion, times[:-1], times[1:]))

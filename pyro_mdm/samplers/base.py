@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
+from pyro_mdm.diffusions.matrices import (
+    apply_matrix,
+    apply_to_rows,
+    apply_vector,
+    as_rows,
+    outer,
+)
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
 from pyro_mdm.randomness import for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
@@ -47,8 +53,15 @@ class Sampler(Recorded, ABC):
 
     serves_nonlinear: ClassVar[bool] = False
     """Whether it serves diffusions without a closed form too."""
+    reads_x: ClassVar[bool] = False
+    """Whether it asks for x̂ alone, which is not all where v_0's mean depends on the data."""
     default_grid: ClassVar[str] = "information"
     """For diffusions with a closed form; for others it is ``progress``."""
+    serves_driven: ClassVar[bool] = True
+    """Whether it serves diffusions whose noising paths are driven by the data."""
+    noise: float | None = None
+    """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
+    SDE; None: that of the score, whatever its noise."""
     calls: int = 0
     """How often the last run asked the network."""
 
@@ -60,15 +73,16 @@ class Sampler(Recorded, ABC):
     def times(self, diffusion: Any) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
         usual = self.default_grid if diffusion.closed_form else "progress"
-        return grid_times(usual if self.grid is None else self.grid, diffusion, self.steps)
+        common = diffusion if diffusion.rows is None else diffusion.reference
+        return grid_times(usual if self.grid is None else self.grid, common, self.steps)
 
     @abstractmethod
     def plan(self, diffusion: Any, times: Tensor) -> Any:
         """Everything the steps need that does not depend on the state, for all steps at once.
 
         Args:
-            times: (steps + 1,), or (steps + 1, n) of n grids, and so are the fields of a plan: the
-                steps first. A named tuple with a field ``s``, the times at which the score is
+            times: (steps + 1,), or (steps + 1, …) of other grids, and so are the fields of a plan:
+                the steps first. A named tuple with a field ``s``, the times at which the score is
                 asked, or the times themselves.
         """
 
@@ -83,6 +97,8 @@ class Sampler(Recorded, ABC):
         plan = self.plan(diffusion.reference, times)
         if isinstance(plan, Tensor):
             return plan  # the times themselves
+        if diffusion.rows is not None:
+            return diffusion.each(self.plan, times.unsqueeze(1))._replace(s=plan.s)
         return _by_step(diffusion.each(self.plan, times))._replace(s=plan.s)
 
     @abstractmethod
@@ -95,13 +111,36 @@ class Sampler(Recorded, ABC):
             noise: draws standard normal numbers, like y.
         """
 
-    def check(self, diffusion: Diffusion) -> None:
-        """Raises TypeError for a diffusion that the sampler cannot integrate."""
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        """Raises TypeError for a diffusion that the sampler cannot integrate, or not by a score.
+
+        Args:
+            score: what it would ask; None if that is not known yet.
+        """
         if not (diffusion.closed_form or self.serves_nonlinear):
             raise TypeError(
                 f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
                 f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
             )
+        if self.reads_x and diffusion.starts_at_data:
+            raise TypeError(
+                f"{type(self).__name__} steps by x̂ alone, and v_0 of {type(diffusion).__name__} "
+                "has a mean that depends on the data; use StochasticExponentialIntegrator or "
+                "EulerMaruyama"
+            )
+        if diffusion.drifts_by_data:
+            self._check_driven(diffusion, getattr(score, "parameterization", score))
+
+    def _check_driven(self, diffusion: Diffusion, score: Any) -> None:
+        """The same where the drift of noising paths sees the data."""
+        if not self.serves_driven:
+            raise TypeError(
+                f"{type(self).__name__} is made of the score of a linear diffusion, and the paths "
+                f"of {type(diffusion).__name__} are driven by the data; use "
+                f"EulerMaruyama({self.steps})"
+            )
+        if self.noise is not None and isinstance(score, Parameterization):
+            score.check_process(diffusion, self.noise)
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
@@ -153,9 +192,14 @@ class Sampler(Recorded, ABC):
                 f"shape is {tuple(shape)}, expected (batch, K, *event_shape) with the K = {K} "
                 f"variables of {type(diffusion).__name__}"
             )
+        if diffusion.context is not None:
+            raise ValueError(
+                f"the noising of {type(diffusion).__name__} depends on a context, which is not "
+                f"given; draw it from its prior: sampler(*model.drawn({shape[0]}), shape)"
+            )
         dtype = dtype or getattr(score, "dtype", None) or torch.get_default_dtype()
         device = diffusion.start_time.device
-        self.check(diffusion)
+        self.check(diffusion, score)
 
         n, *rest = shape
 
@@ -213,18 +257,32 @@ class Questions:
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
-    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂ (batch, *event_shape), for a process with the part η of the noise."""
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
         self.calls += 1
-        out = denoise(y.to(self.dtype), s.expand(len(y)))
+        share = {"noise": noise} if self.diffusion.drifts_by_data else {}
+        out = denoise(y.to(self.dtype), s.expand(len(y)), **share)
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
+
+    def start(self, y: Tensor, s: Tensor) -> Tensor:
+        """ŵ = (x̂, m̂), like y: the denoised state at time 0, where v_0's mean depends on x."""
+        self.calls += 1
+        score: Any = self._score
+        out = score.start_hat(y.to(self.dtype), s.expand(len(y)))
+        return self._checked("denoiser", out, y.shape)
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
         part η of the noise, at one time s, for any diffusion."""
         diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
+        if diffusion.drifts_by_data and noise != 1.0:
+            base = diffusion.reference
+            z = apply_vector(base.marginal(s).readout, y)
+            pull = base.log_snr_rate(s) * (z - self.denoise(y, s, noise))
+            return base.drift(y, s) + share * outer(base.marginal(s).mean, pull)
         score = self.score(y, s)
         if diffusion.closed_form:
             pull = apply_matrix(diffusion.noise_covariance(s), score)

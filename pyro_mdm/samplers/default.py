@@ -20,9 +20,12 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
 
     ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
     ``StochasticExponentialIntegrator(50)`` for a score of the raw state, whose errors a process
-    without noise does not forget, and ``EulerMaruyama(256)`` without a closed form.
+    without noise does not forget, and ``EulerMaruyama(256)`` without a closed form, or where v_0's
+    mean depends on data and the score does not estimate it.
     """
     if not diffusion.closed_form:
+        return EulerMaruyama(256)
+    if diffusion.starts_at_data and not hasattr(score, "start_hat"):
         return EulerMaruyama(256)
     if score is None or score.denoises:
         return ExponentialIntegrator(25)

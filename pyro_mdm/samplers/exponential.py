@@ -7,11 +7,12 @@ past, are of lower order; there the data are hardly seen yet.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
@@ -25,7 +26,7 @@ __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 class _ExponentialPlan(NamedTuple):
     s: Tensor  # (steps,)
     gain: Tensor  # (steps, K, K)
-    weights: Tensor  # (steps, order, K), of x̂ in this step and in those before
+    weights: Tensor  # (steps, order, K or K·K), of x̂ or ŵ in this step and in those before
     scale_tril: Tensor | None  # (steps, K, K)
 
 
@@ -34,6 +35,7 @@ class _Exponential(Sampler):
 
     orders: ClassVar[tuple[int, ...]]
     default_grid = "quadratic"
+    noise: float = 0.0
 
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
@@ -42,18 +44,31 @@ class _Exponential(Sampler):
             raise ValueError(f"order is {order!r}, expected {known}")
         self.order = order
 
-    def _plan(self, diffusion: LinearDiffusion, times: Tensor, noise: float) -> _ExponentialPlan:
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        super().check(diffusion, score)
+        if diffusion.starts_at_data and score is not None and not hasattr(score, "start_hat"):
+            raise TypeError(
+                f"{type(self).__name__} steps by estimates of x and of v_0's mean, of which this "
+                f"score of {type(diffusion).__name__} tells none; use StateDenoiser, or a sampler "
+                "by the score alone, such as EulerMaruyama(256)"
+            )
+
+    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
         powers = 3 if self.order == 3 else 1
-        gain, moments, tril, volume = transport(diffusion, times, noise, powers)
+        gain, moments, tril, volume = transport(diffusion, times, self.noise, powers)
         return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril)
 
     def step(
         self, plan: _ExponentialPlan, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
-        ask.past.appendleft(ask.denoise(y, plan.s[i]))
+        s, at_data = plan.s[i], ask.diffusion.starts_at_data
+        ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         y = apply_matrix(plan.gain[i], y)
-        for b, x_hat in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
-            y = y + outer(b, x_hat)
+        for b, found in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
+            if at_data:
+                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), found)
+            else:
+                y = y + outer(b, found)
         if plan.scale_tril is None:
             return y
         return y + apply_matrix(plan.scale_tril[i], noise())
@@ -87,9 +102,6 @@ class ExponentialIntegrator(_Exponential):
 
     def __init__(self, steps: int, order: int = 2, grid: Grid | None = None) -> None:
         super().__init__(steps, order, grid)
-
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
-        return self._plan(diffusion, times, 0.0)
 
 
 class StochasticExponentialIntegrator(_Exponential):
@@ -125,9 +137,6 @@ class StochasticExponentialIntegrator(_Exponential):
         if not 0 <= check_number("noise", noise, expected) <= 1:
             raise ValueError(f"noise is {noise}, expected {expected}")
         self.noise = noise
-
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
-        return self._plan(diffusion, times, self.noise)
 
 
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:

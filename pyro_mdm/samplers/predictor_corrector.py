@@ -50,6 +50,8 @@ class PredictorCorrector(Sampler):
     """
 
     default_grid = "log_snr"
+    reads_x = True
+    serves_driven = False
 
     def __init__(
         self, steps: int, corrections: int = 1, strength: float = 0.5, grid: Grid | None = None

@@ -56,6 +56,7 @@ class ProbabilityFlow(Sampler):
     """
 
     serves_nonlinear = True
+    noise = 0.0
 
     def __init__(
         self,

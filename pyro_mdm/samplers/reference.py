@@ -46,8 +46,8 @@ class TorchSDE(Sampler):
             raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
         self.method = method
 
-    def check(self, diffusion: Diffusion) -> None:
-        super().check(diffusion)
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        super().check(diffusion, score)
         if diffusion.noise_depends_on_state and self.method != "euler":
             raise TypeError(
                 f"method {self.method!r} is for noise that does not depend on the state, and that "

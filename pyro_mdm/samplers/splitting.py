@@ -40,6 +40,8 @@ class Splitting(Sampler):
     Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
     """
 
+    serves_driven = False
+
     def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
         super().__init__(steps, grid)
         if order not in (1, 2):

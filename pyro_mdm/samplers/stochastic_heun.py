@@ -28,8 +28,8 @@ class StochasticHeun(Sampler):
 
     serves_nonlinear = True
 
-    def check(self, diffusion: Diffusion) -> None:
-        super().check(diffusion)
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        super().check(diffusion, score)
         if diffusion.noise_depends_on_state:
             raise TypeError(
                 f"{type(self).__name__} is for noise that does not depend on the state, and that "

@@ -50,7 +50,7 @@ class Transport(NamedTuple):
     """y_r = gain y_s + Σ_k moments_k x̂^(k) + scale_tril ξ, for each of N steps."""
 
     gain: Tensor  # C (N, K, K)
-    moments: Tensor  # b (N, powers, K)
+    moments: Tensor  # b (N, powers, K); where v_0 is estimated too, ŵ = (x̂, m̂), (N, powers, K·K)
     scale_tril: Tensor | None  # of V (N, K, K), lower triangular; None without noise
     volume: Tensor  # κ(s) - κ(r) > 0, (N,)
 
@@ -60,7 +60,7 @@ def transport(
 ) -> Transport:
     """The steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
 
-    Those of n grids, (N + 1, n), are (N, n) wherever it says N.
+    Those of many grids, (N + 1, …), are (N, …) wherever it says N.
 
     Args:
         noise: η ≥ 0.
@@ -69,10 +69,15 @@ def transport(
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
     """
+    if times.dim() > 2 and diffusion.num_variables == 1:
+        return _of_one_variable(diffusion, times, noise, powers)
     knots, shape = _knots(diffusion, times).flatten(1), times[1:].shape
     eye, move = torch.eye(diffusion.num_variables).to(knots), diffusion.propagator
     h = knots.diff(dim=0)  # (pieces, N)
     a, _, factor = diffusion.factorization(knots)
+    start_mean = a[..., None]  # what moves with the data, by column
+    if diffusion.starts_at_data:
+        start_mean, _ = move.moments(None, knots)
     diffusion.check_precision(factor.amplification, knots, "the marginal covariance")
     F, W = factor.root, factor.whitener
     start = W[:-1, :, None]
@@ -94,8 +99,10 @@ def transport(
     volume = gained[..., -1].sum(0)
     before = gained[..., -1].cumsum(0) - gained[..., -1]
     done = 1 - (before[..., None] + gained[..., :-1]) / volume[:, None]  # θ at the nodes
-    pushed = (flow @ (W[:-1] @ a[:-1, ..., None])[:, :, None])[..., 0]
-    pieces = torch.einsum("pnqi,pnqk->pnki", pushed, done[..., None] ** torch.arange(powers).to(a))
+    pushed = (flow @ (W[:-1] @ start_mean[:-1])[:, :, None]).movedim(-1, 0)
+    degrees = done[..., None] ** torch.arange(powers).to(a)
+    each = [torch.einsum("pnqi,pnqk->pnki", column, degrees) for column in pushed]
+    pieces = torch.cat(each, -2)  # (pieces, N, columns · powers, K)
 
     path = eye  # from a piece's frame to that of the step's end
     moments, roots = torch.zeros_like(pieces[0]), []
@@ -104,9 +111,29 @@ def transport(
         roots.append(path @ spread[j].movedim(1, 2).flatten(2))
         path = path @ (eye - flow[j].sum(1)) @ W[j] @ back_whole[j] @ F[j + 1]
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
-    found = Transport(F[0] @ path @ W[-1], moments @ F[0].mT, tril, volume)
+    moments = (moments @ F[0].mT).unflatten(-2, (-1, powers)).movedim(-3, -1).flatten(-2)
+    found = Transport(F[0] @ path @ W[-1], moments, tril, volume)
     parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in found]
     return Transport(*parts)
+
+
+def _of_one_variable(
+    diffusion: LinearDiffusion, times: Tensor, noise: float, powers: int
+) -> Transport:
+    """The same for K = 1, where noises of all times commute: for grids as many as data have
+    dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    volume = -diffusion.log_volume(times).diff(dim=0)
+    m = (1 + noise) / 2 * volume
+    move = diffusion.transition(times[:-1], times[1:])
+    reached = diffusion.marginal(times[1:])
+    gain = (-m).exp()[..., None, None] / move.matrix
+    integrals = [-torch.expm1(-m)]  # of θ^k d(-X^{-1}), by parts
+    for k in range(1, powers):
+        integrals.append(1 - k / m * integrals[-1])
+    moments = torch.stack(integrals, -1).unsqueeze(-1) * reached.mean.unsqueeze(-2)
+    spread = -torch.expm1(-noise * volume)
+    tril = reached.scale_tril * spread.sqrt()[..., None, None] if noise else None
+    return Transport(gain, moments, tril, volume)
 
 
 def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
+from pyro_mdm.scores.state import StateDenoiser
 
 __all__ = [
     "Denoiser",
@@ -34,4 +35,5 @@ __all__ = [
     "RawScore",
     "ResidualScore",
     "Score",
+    "StateDenoiser",
 ]

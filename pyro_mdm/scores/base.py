@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised
 from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -75,6 +76,7 @@ class Score(Restorable, ExactBuffers, ABC):
             raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
         self._times = value
 
+    _told_context: Tensor | None = None
     autocast_dtype: torch.dtype | None = None
     """Mixed precision: the network, and nothing else, runs under autocast to this type."""
 
@@ -94,6 +96,9 @@ class Score(Restorable, ExactBuffers, ABC):
         """The law of times."""
         self.times = saved["times"]
 
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        """Raises TypeError for a diffusion whose noising paths the score is not made for."""
+
     @abstractmethod
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
@@ -103,7 +108,36 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
         """
+        self.check_process(diffusion, 1.0)
         return project(diffusion, self.score(diffusion, y, s), y, s)
+
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
+        """Where a process that is run back with the part η of the noise is drawn to, like x̂.
+
+        That is x̂ whatever η is, unless the drift of noising paths sees the data.
+
+        Raises:
+            TypeError: a score of the raw state, which there knows one process alone.
+        """
+        self.check_process(diffusion, noise)
+        return self.denoise(diffusion, y, s)
+
+    def check_process(self, diffusion: Any, noise: float) -> None:
+        """Raises TypeError for a score that does not know the process that is run back with the
+        part η of the noise.
+
+        One of the raw state knows the process that it was trained for, and where the drift sees the
+        data no other follows from it.
+        """
+        if not diffusion.drifts_by_data or self.denoises:
+            return
+        if noise != 1.0 or diffusion.volatility.log_knots.any():
+            raise TypeError(
+                f"{type(self).__name__} knows one process alone, that of the noise it was trained "
+                f"for, and one with the part {noise:g} of that of the base of "
+                f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
+                "train a denoiser"
+            )
 
     def with_divergence(
         self,
@@ -145,6 +179,16 @@ class Score(Restorable, ExactBuffers, ABC):
         Itself, unless dimensions are observed.
         """
         return self
+
+    def given_context(self, context: Tensor | None) -> Any:
+        """The score whose network is told contexts (*batch, size) of the data; None: of none.
+
+        They follow the other channels of the network's input, the same for all pixels.
+        """
+        known = copy.copy(self)
+        known.__dict__ = dict(self.__dict__)
+        known._told_context = context
+        return known
 
     def for_rows(self, rows: Tensor) -> Score:
         """The score of the data of these indices (m,), among those that it differs between.
@@ -230,13 +274,20 @@ class Score(Restorable, ExactBuffers, ABC):
             noise = randomness.normal(shape, x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
-        theta = self.score(diffusion, noised(marginal, x, noise), s)
+        W = inverse_tril(marginal.scale_tril)
+        found = _noised(diffusion, marginal, W, x, s, noise)
+        theta = self.score(diffusion, found.state, s)
         with full_precision(x):
-            W = inverse_tril(marginal.scale_tril)
-            error = theta.double() + apply_matrix(W.mT, noise.double())
+            error = theta.double() - found.target
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
+            if found.share is not None:
+                square = found.share * square
             if clock_rate is not None:
                 return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
+            if diffusion.rows is not None:
+                width = diffusion.max_log_snr - diffusion.terminal_log_snr
+                by_time = diffusion.rate(s) / diffusion.log_snr_rate(s)
+                return (width * 0.5 * square * by_time).to(x.dtype), diffusion.log_snr(s)
             rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
             if diffusion.maps:
                 rate = rate.flatten(1).mean(1)
@@ -316,9 +367,16 @@ class Score(Restorable, ExactBuffers, ABC):
         return s
 
     def call_network(
-        self, inputs: Tensor, log_snr: Tensor, batch_dim: int, factor: int = 1
+        self,
+        inputs: Tensor,
+        log_snr: Tensor,
+        batch_dim: int,
+        factor: int = 1,
+        channels: int | None = None,
     ) -> Tensor:
         """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact.
+
+        It returns ``channels`` channels instead where that is given.
 
         Of a score that is told :attr:`maps` the network sees 2 C channels: the log SNR of every
         dimension after the dimensions themselves, see :func:`map_channels`; its own log SNR is
@@ -341,12 +399,15 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         else:
             lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
+        if self._told_context is not None:
+            flat = torch.cat([flat, _context_channels(self._told_context, flat)], 1)
         if self.autocast_dtype is None:
             out = self.network(flat, lam)
         else:
             with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
                 out = self.network(flat, lam)
-        expected = (flat.shape[0], factor * event[0], *event[1:])
+        channels = factor * event[0] if channels is None else channels
+        expected = (flat.shape[0], channels, *event[1:])
         if not isinstance(out, Tensor) or out.shape != expected:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             name = "out_channels" if len(event) > 1 else "out_features"
@@ -387,6 +448,18 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
     return torch.cat([inputs, channels], 1), average.to(inputs.dtype)
 
 
+def _context_channels(context: Tensor, inputs: Tensor) -> Tensor:
+    """Contexts (*batch, size) as channels of inputs (n, C, *spatial), (n, size, *spatial)."""
+    rows, n = context.reshape(-1, context.shape[-1]).to(inputs), len(inputs)
+    if n % len(rows):
+        raise ValueError(
+            f"contexts are of {len(rows)} data and the network is asked about {n}, expected one "
+            "for each; give the score the contexts of these data"
+        )
+    rows = rows.repeat(n // len(rows), 1)
+    return rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2)).expand(-1, -1, *inputs.shape[2:])
+
+
 def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:
     r"""The denoiser of any score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
@@ -415,6 +488,9 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
 
 def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
     """The time at which the part u of the log volume between ε and T has passed, like u."""
+    if diffusion.origin.context is not None:  # clocks of each datum: by the common one
+        high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
+        return diffusion.time_at_log_snr(high - u.clamp(0, 1) * (high - low))
     start, end = diffusion.log_volume_ends
     return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
 
@@ -437,6 +513,18 @@ def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
         marginal: of times (n,), or of one time for all.
     """
     return outer(marginal.mean, x) + apply_matrix(marginal.scale_tril, noise)
+
+
+def _noised(
+    diffusion: Diffusion, marginal: Marginal, W: Tensor, x: Tensor, s: Tensor, noise: Tensor
+) -> Noised:
+    """States of data (n, *event_shape) at times s (n,), W = L^{-1}, and what a score is to say."""
+    if diffusion.drifts_by_data:
+        return diffusion.driven(x, s, noise)
+    state, moved = noised(marginal, x, noise), diffusion.displacement(x, s)
+    with full_precision(x):
+        target = -apply_matrix(W.mT, noise.double())
+    return Noised(state if moved is None else state + moved, target)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class DenoiserScore(Score):
     """
 
     denoises = True
+    outputs: int = 1
+    """How many numbers the network gives for each dimension of the data."""
     data_mean: Tensor
     data_variance: Tensor
     trained_min: Tensor
@@ -88,6 +90,27 @@ class DenoiserScore(Score):
         observed, x̂ = z; one of -∞ is left out, and what z holds there has no effect.
         """
 
+    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """What the network sees: z in units of its own standard deviation, like z.
+
+        Args:
+            z: (*batch, *event_shape);  log_snr: λ in float64 as :meth:`x_hat` has it.
+        """
+        with full_precision(z):
+            mu, s2, v = self._scales(z, log_snr)
+            return (z - mu) * (s2 + v).rsqrt()
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        """x̂, like z, by what the network returned, F (*batch, outputs·C, *spatial).
+
+        Raises:
+            NotImplementedError: a denoiser that is no function of these.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how x̂ follows from the network's output; see "
+            "DenoiserScore.read"
+        )
+
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """The baseline's E[x | z], like z. No network call."""
@@ -127,12 +150,24 @@ class DenoiserScore(Score):
             (n, S), nats, in float64.
         """
 
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        if diffusion.starts_at_data:
+            raise TypeError(
+                f"{type(self).__name__} reads z alone, and noising paths of "
+                f"{type(diffusion).__name__} tell more of the data than z does; put it into one "
+                "that sees it: StateDenoiser(denoiser)"
+            )
+
     def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        return self._score(marginal, self.x_hat(z, marginal.log_snr), y, s)
+        x = self.x_hat(z, marginal.log_snr)
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            return driven.score(x, z, s).to(y.dtype)
+        return self._score(marginal, x, y, s)
 
     def with_divergence(
         self,
@@ -171,16 +206,23 @@ class DenoiserScore(Score):
 
     def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
+        return self.aim(diffusion, y, s, 1.0)
+
+    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        return self.x_hat(z, marginal.log_snr)
+        x = self.x_hat(z, marginal.log_snr)
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            return driven.aims(x, z, marginal.log_snr).with_noise(noise)
+        return x
 
     def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
 
         λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
-        diffusion: all that can move is the end λ(T), whose boundary term a few more data give.
+        diffusion: all that can move are the ends, whose boundary terms a few more data give.
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
@@ -188,7 +230,7 @@ class DenoiserScore(Score):
         Where dimensions have clocks of their own, it is the sum over them at the part u of the
         common way, u drawn likewise, and all that is learned moves with it.
         """
-        low = diffusion.terminal_log_snr
+        low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
         if self.training and self._training_maps is not None:
             return self._at_maps(self._training_maps, diffusion, x)
         if diffusion.maps:
@@ -201,18 +243,21 @@ class DenoiserScore(Score):
                 f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
                 "score of the raw state, such as NoisePrediction"
             )
-        width = diffusion.max_log_snr - low.detach()
+        width = high.detach() - low.detach()
         log_snr = low.detach() + width * randomness.low_discrepancy(len(x), x.device)
-        if not low.requires_grad:
+        moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
+        if not moving:
             return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
-        with randomness.subset(len(x), 16, x.device) as (chosen, weight):
-            both = torch.cat([torch.arange(len(x), device=x.device), chosen])
-            at = torch.cat([log_snr, low.detach().expand(len(chosen))])
-            found = self.for_rows(both).integrand(diffusion, x[both], at)
-        values, boundary = found.split([len(x), len(chosen)])
-        change = (low - low.detach()).to(x.dtype)  # zero, with the gradient of λ(T)
-        each = boundary.sum().detach() * (weight / len(x))
-        return width.to(x.dtype) * values - change * each, log_snr
+        with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, weight):
+            both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
+            at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
+            found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+        values, *boundaries = found.split([len(x)] + [len(chosen)] * len(moving))
+        each = width.to(x.dtype) * values
+        for (end, sign), boundary in zip(moving, boundaries, strict=True):
+            change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
+            each = each + sign * change * (boundary.sum().detach() * (weight / len(x)))
+        return each, log_snr
 
     def integrand(
         self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -220,8 +265,13 @@ class DenoiserScore(Score):
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen.
 
         Where dimensions have clocks of their own, the level is that of the reference, and what is
-        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it.
+        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it. Where the
+        drift sees the data, it is what x̂ in the place of x costs there.
         """
+        if diffusion.drifts_by_data:
+            driven: Any = diffusion
+            epsilon = _epsilon(x) if noise is None else noise[:, 0]
+            return driven.aim_error(x, level, epsilon, self._knowing(x).x_hat)
         if diffusion.maps:
             width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
             u = (diffusion.max_log_snr - level) / width
@@ -251,11 +301,12 @@ class DenoiserScore(Score):
     def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
         low = diffusion.terminal_log_snr
-        if diffusion.maps or low.requires_grad:
+        moves = low.requires_grad or diffusion.start_log_snr.requires_grad
+        if diffusion.maps or diffusion.drifts_by_data or moves:
             raise ValueError(
-                f"training_maps is {law}, in place of the clocks and the end of log SNR that "
+                f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
                 f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
-                "min_log_snr is given, or leave out training_maps"
+                "min_log_snr is given and not learned, or leave out training_maps"
             )
         maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device)
         between = maps.weight > 0
@@ -295,11 +346,6 @@ class DenoiserScore(Score):
         v = with_event_dims(torch.exp(-lam), z)
         return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
 
-    def _inputs(self, z: Tensor, lam: Tensor) -> Tensor:
-        """What the network sees: z in units of its own standard deviation, like z."""
-        mu, s2, v = self._scales(z, lam)
-        return (z - mu) * (s2 + v).rsqrt()
-
     def _spread(self, s2: Tensor, v: Tensor) -> Tensor:
         """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
         spread = s2 / (s2 + v) * v
@@ -308,7 +354,7 @@ class DenoiserScore(Score):
     @staticmethod
     def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
         """z = x + e^{-λ/2} ε."""
-        epsilon = randomness.normal(x.shape, x.dtype, x.device) if noise is None else noise[:, 0]
+        epsilon = _epsilon(x) if noise is None else noise[:, 0]
         return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
 
     def _error(
@@ -338,6 +384,10 @@ class DenoiserScore(Score):
                 f"{self.trained_max.item():.6g}], where the network was trained; choose the "
                 "diffusion's max_log_snr and min_log_snr inside it, or train on a wider range"
             )
+
+
+def _epsilon(x: Tensor) -> Tensor:
+    return randomness.normal(x.shape, x.dtype, x.device)
 
 
 class Denoiser(DenoiserScore):
@@ -417,11 +467,11 @@ class Denoiser(DenoiserScore):
         """E[x | z], like z. See the class."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
+        return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
         with full_precision(z):
-            inputs = self._inputs(z, lam)
-        F = self.call_network(inputs, lam, batch_dim)
-        with full_precision(z):
-            mu, s2, v = self._scales(z, lam)
+            mu, s2, v = self._scales(z, log_snr)
             x = mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
             return torch.where(v == 0, z, x) if self.maps else x
 

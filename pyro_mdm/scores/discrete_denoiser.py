@@ -114,6 +114,15 @@ class DiscreteDenoiser(DenoiserScore):
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z] = Σ_k v_k p_θ(v_k | z, λ), like z."""
         F, lam = self._network_output(z, log_snr)
+        return self.read(z, lam, F)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return len(self.levels) if self.form == "logits" else 2
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        lam, batch_dim = log_snr, self._batch_dim(z)
+        F = F.unflatten(batch_dim, (self.outputs, -1))
         with full_precision(z):
             if not self.maps:
                 return self._x_hat(z, lam, F)
@@ -137,6 +146,7 @@ class DiscreteDenoiser(DenoiserScore):
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One network call."""
         F, lam = self._network_output(z, log_snr)
+        F = F.unflatten(self._batch_dim(z), (self.outputs, -1))
         with full_precision(z):
             if self.form == "logits":
                 k = self._batch_dim(z)
@@ -246,11 +256,7 @@ class DiscreteDenoiser(DenoiserScore):
     def _network_output(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
-        with full_precision(z):
-            inputs = self._inputs(z, lam)
-        factor = len(self.levels) if self.form == "logits" else 2
-        F = self.call_network(inputs, lam, batch_dim, factor)
-        return F.unflatten(batch_dim, (factor, -1)), lam
+        return self.call_network(self.inputs(z, lam), lam, batch_dim, self.outputs), lam
 
     def _tilted(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centre c, α and β of the log-odds log π + α δ + β δ², δ = v_k - c; each like z."""

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["TERMS", "Measured", "table"]
+__all__ = ["ALL_TERMS", "NO_TERM", "TERMS", "Measured", "table"]
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 """The terms of a bound by name, in the order in which they are shown."""
+
+ALL_TERMS = (*TERMS, "context")
+"""With that of a latent context, which most models do not have: 0 there, and not shown."""
 
 
 class Measured(NamedTuple):
@@ -40,6 +43,10 @@ class Measured(NamedTuple):
         if self.standard_error > 0:
             digits = min(max(1 - math.floor(math.log10(self.standard_error)), 0), 4)
         return f"{self.mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+
+
+NO_TERM = Measured(0.0, 0.0)
+"""Of a term that a bound does not have."""
 
 
 def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

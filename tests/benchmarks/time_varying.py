@@ -4,6 +4,9 @@
 
 It prints, as medians over repetitions, milliseconds of wall-clock and of processor time of
 
+    moments         the grid of cells with its prefix products, read at T, with gradients, that of
+                    the clock's end among them
+    anew            the same with the clock's end found anew, as in every step of a training
     grid            the grid of cells, its prefix products and the law at both ends
     with gradients  the same, and their gradients in Q, D
     step            all that a training step asks of the diffusion: both ends, found anew by
@@ -58,22 +61,31 @@ def grid(diffusion: TimeVaryingLearnedDiffusion, gradients: bool) -> None:
             (Sigma.sum() + factor.log_snr.sum()).backward()
 
 
-def build(diffusion: TimeVaryingLearnedDiffusion) -> None:
-    """The grid with its prefix products, read at T, with gradients."""
-    end = diffusion.clock(diffusion.horizon).detach()
-    scale = end / diffusion.beta.integral(diffusion.as_tensor(diffusion.horizon))
-    M, P = diffusion.propagator_at(scale).moments(None, end[None])
+def moments(diffusion: TimeVaryingLearnedDiffusion) -> None:
+    with shared_ends():
+        end = diffusion.clock(diffusion.horizon)
+        M, P = diffusion.propagator.moments(None, end[None])
     (M.sum() + P.sum()).backward()
 
 
-def measured(call: Callable[[], None], repetitions: int) -> str:
+def change(diffusion: LinearDiffusion) -> None:
+    """As an optimizer does: what was found for other matrices is forgotten."""
+    with torch.no_grad():
+        for parameter in diffusion.parameters():
+            parameter.mul_(1 + 1e-9)
+
+
+def measured(
+    call: Callable[[], None], repetitions: int, before: Callable[[], None] = lambda: None
+) -> str:
     call()
     wall, processor = [], []
     for _ in range(repetitions):
-        before = time.perf_counter(), time.process_time()
+        before()
+        start = time.perf_counter(), time.process_time()
         call()
-        wall.append(time.perf_counter() - before[0])
-        processor.append(time.process_time() - before[1])
+        wall.append(time.perf_counter() - start[0])
+        processor.append(time.process_time() - start[1])
     return " ".join(f"{1000 * statistics.median(times):10.1f}" for times in (wall, processor))
 
 
@@ -86,18 +98,23 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=30)
     given = parser.parse_args()
     K, n = given.variables, given.repetitions
-    print(f"{'ms':36} {'wall':>10} {'processor':>10}")
+    print(f"{'ms':42} {'wall':>10} {'processor':>10}")
     for name, options in (("own clock", {}), ("λ(T) = -10", {"min_log_snr": -10.0})):
         varying, constant = moved(K, given.cells, **options), LearnedDiffusion(K, **options)
-        calls = {
-            "moments with gradients": lambda d=varying: build(d),
-            "grid": lambda d=varying: grid(d, False),
-            "grid with gradients": lambda d=varying: grid(d, True),
-            "step": lambda d=varying: step(d),
-            "constant step": lambda d=constant: step(d),
-        }
-        for what, call in calls.items():
-            print(f"{f'{what}, {name}':36} {measured(call, n)}")
+
+        def changed(d: LinearDiffusion = varying) -> None:
+            change(d)
+
+        rows: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
+            ("moments with gradients", lambda d=varying: moments(d), lambda: None),
+            ("moments with gradients, anew", lambda d=varying: moments(d), changed),
+            ("grid", lambda d=varying: grid(d, False), lambda: None),
+            ("grid with gradients", lambda d=varying: grid(d, True), lambda: None),
+            ("step", lambda d=varying: step(d), changed),
+            ("constant step", lambda d=constant: step(d), lambda d=constant: change(d)),
+        ]
+        for what, call, before in rows:
+            print(f"{f'{what}, {name}':42} {measured(call, n, before)}")
     with torch.no_grad():
         exact = moved(K, 2048).marginal(TIMES)
         for cells in (64, 128, 256, 512):

@@ -1,0 +1,311 @@
+r"""Diffusions that depend on a latent context of each datum: c ~ q(c | x), p(c) in the model.
+
+Given c the noising process is linear, with a clock of its own for each data dimension, so that a
+guide may choose by datum what is noised when. The context is a site of both programs, and its
+divergence KL(q(c | x) ‖ p(c)) a term of the bound. Paths given c are Markov and x enters where
+they start and through c alone, so the bound can be tight.
+
+Source: Sahoo et al., "Diffusion Models With Learned Adaptive Noise", NeurIPS 2024, for one variable
+and a Gaussian or discrete context; here for K variables.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
+
+
+class Context(Restorable, nn.Module, ABC):
+    """A latent context c of each datum, a vector: its law in the guide and in the model.
+
+    Args:
+        encoder: a module of data (n, *event_shape), whose output :meth:`posterior` reads.
+        size: how many numbers c has.
+    """
+
+    reparameterized: ClassVar[bool] = True
+    """Whether draws of q(c | x) are differentiable in what it is made of."""
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        super().__init__()
+        check_instance("encoder", encoder, nn.Module, "called as encoder(x)")
+        check_count("size", size, "how many numbers a context has")
+        self.encoder, self.size = encoder, size
+
+    @abstractmethod
+    def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
+        """q(c | x), batch (*batch), event (size,), for data x (*batch, *event_shape).
+
+        Args:
+            event_dim: number of dimensions of a datum, all of x's but the first by default.
+        """
+
+    @abstractmethod
+    def prior(self) -> TorchDistributionMixin:
+        """p(c), batch (), event (size,)."""
+
+    @abstractmethod
+    def draw(self, n: int) -> Tensor:
+        """c ~ p(c), (n, size), float32, the i-th the same however many are drawn
+        (:func:`pyro_mdm.randomness.stream`)."""
+
+    def encoded(self, x: Tensor, outputs: int, event_dim: int | None = None) -> Tensor:
+        """What the encoder returns for data (*batch, *event_shape), (*batch, outputs); checked."""
+        batch_dim = 1 if event_dim is None else x.dim() - event_dim
+        flat = x.reshape(-1, *x.shape[batch_dim:])
+        dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
+        out = self.encoder(flat.to(dtype))
+        if not isinstance(out, Tensor) or out.shape != (len(flat), outputs):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"the encoder {type(self.encoder).__name__} returned {got} for data "
+                f"{tuple(flat.shape)}, expected ({len(flat)}, {outputs})"
+            )
+        return out.reshape(*x.shape[:batch_dim], outputs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Context:
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+
+    def settings(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+
+class GaussianContext(Context):
+    """q(c | x) = N(μ(x), diag σ(x)²), p(c) = N(0, I).
+
+    Args:
+        encoder: data (n, *event_shape) -> (n, 2·size): μ, then log σ.
+        size: of c.
+    """
+
+    def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
+        mean, log_scale = self.encoded(x, 2 * self.size, event_dim).chunk(2, -1)
+        law: TorchDistributionMixin = dist.Normal(mean, log_scale.exp()).to_event(1)
+        return law
+
+    def prior(self) -> TorchDistributionMixin:
+        zero = torch.zeros(self.size, device=self._device())
+        law: TorchDistributionMixin = dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+        return law
+
+    def draw(self, n: int) -> Tensor:
+        return randomness.for_data(
+            lambda n, generator: torch.randn(n, self.size, generator=generator),
+            n,
+            self._device(),
+        )
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
+
+
+class DiscreteContext(Context):
+    """One of ``size`` values, as a one-hot vector; p(c) is learned, even at first.
+
+    Its gradient is that of the score function, with a second draw of c under the same noise as the
+    baseline, see :class:`~pyro_mdm.MDM_ELBO`.
+
+    Args:
+        encoder: data (n, *event_shape) -> (n, size): logits of q(c | x).
+        size: number of values, at least 2.
+    """
+
+    reparameterized = False
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        check_count("size", size, "the number of values of a discrete context", 2)
+        super().__init__(encoder, size)
+        self.logits = nn.Parameter(torch.zeros(size))
+
+    def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
+        logits = self.encoded(x, self.size, event_dim)
+        law: TorchDistributionMixin = dist.OneHotCategorical(logits=logits)
+        return law
+
+    def prior(self) -> TorchDistributionMixin:
+        law: TorchDistributionMixin = dist.OneHotCategorical(logits=self.logits)
+        return law
+
+    def draw(self, n: int) -> Tensor:
+        u = randomness.for_data(
+            lambda n, generator: torch.rand(n, generator=generator), n, self.logits.device
+        )
+        below = self.logits.detach().softmax(-1).cumsum(-1)
+        value = torch.searchsorted(below, u).clamp_max(self.size - 1)
+        return nn.functional.one_hot(value, self.size).float()
+
+
+class ContextClocks(Clocks):
+    """Learned clocks (:class:`LearnedClocks`) whose weights are a function of the context.
+
+    They are asked through :meth:`given`. At first all are the common clock.
+
+    Args:
+        number: of clocks.
+        context_size: of c.
+        degree, floor: as of :class:`LearnedClocks`.
+        width: of the layer between the context and the weights.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        context_size: int,
+        degree: int = 4,
+        floor: float = 0.05,
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        check_count("number", number, "how many clocks are learned")
+        check_count("context_size", context_size, "how many numbers a context has")
+        check_count("degree", degree, "that of the rates")
+        check_count("width", width, "that of the hidden layer")
+        if not 0 < check_number("floor", floor, "a part of an even share, e.g. 0.05") < 1:
+            raise ValueError(f"floor is {floor}, expected a number between 0 and 1")
+        self.number, self.degree, self.floor = number, degree, float(floor)
+        last = nn.Linear(width, number * (degree + 1), dtype=torch.float64)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = nn.Linear(context_size, width, dtype=torch.float64)
+        self.layers = nn.Sequential(first, nn.Tanh(), last)
+
+    def given(self, context: Tensor) -> RowClocks:
+        """The clocks of n data with contexts (n, size)."""
+        weight: Any = self.layers[0].weight
+        logits = self.layers(context.to(weight))
+        logits = logits.unflatten(-1, (self.number, self.degree + 1))
+        return RowClocks(LearnedClocks.mixed(logits, self.floor))
+
+    def forward(self, u: Tensor) -> Tensor:
+        raise ValueError(_NO_CONTEXT)
+
+    def rate(self, u: Tensor) -> Tensor:
+        raise ValueError(_NO_CONTEXT)
+
+
+_NO_CONTEXT = (
+    "the clocks of the diffusion depend on a context, which is not given; use "
+    "diffusion.given(context), with contexts (n, size) of n data"
+)
+
+
+class RowClocks(Clocks):
+    """Clocks of each of n data: of u (…, n), or (…, 1) for all, F is (…, n, number).
+
+    Args:
+        weights: (n, number, degree + 1), each row summing to 1.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights, self.number = weights, weights.shape[1]
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self._of_rows(LearnedClocks.integrals(u, self.weights.shape[-1] - 1))
+
+    def rate(self, u: Tensor) -> Tensor:
+        degree = self.weights.shape[-1] - 1
+        return (degree + 1) * self._of_rows(LearnedClocks.bernstein(u, degree))
+
+    def _of_rows(self, basis: Tensor) -> Tensor:
+        return (basis.unsqueeze(-2) @ self.weights.mT).squeeze(-2)
+
+
+class ContextDiffusion(PerDimensionDiffusion):
+    """A linear diffusion on clocks for each data dimension that a context of the datum decides.
+
+    The programs draw the context, ``"context"`` (*batch, size), and go on with :meth:`given`. Both
+    ends of every clock are those of the block, whatever the context: the decoder, the prior and
+    their terms do not depend on it.
+
+    Args:
+        block: the linear diffusion that all dimensions run.
+        context: c, its laws in guide and model.
+        clocks: functions of c, :class:`ContextClocks`.
+        clock_of: which clock a dimension has, integers of as many dimensions as a datum.
+
+    Raises:
+        TypeError: parts of another kind.
+        ValueError: clocks of another size of context, indices that are none; on use without a
+            context, kernels between the ends.
+    """
+
+    def __init__(
+        self, block: LinearDiffusion, context: Context, clocks: ContextClocks, clock_of: Tensor
+    ) -> None:
+        super().__init__(block, None, clocks, clock_of)
+        check_instance("context", context, Context, "e.g. GaussianContext(encoder, 8)")
+        check_instance("clocks", clocks, ContextClocks, "e.g. ContextClocks(number, context.size)")
+        first: Any = clocks.layers[0]
+        if first.in_features != context.size:
+            raise ValueError(
+                f"clocks are of contexts of {first.in_features} numbers, and the context has "
+                f"{context.size}; make them with ContextClocks(number, {context.size})"
+            )
+        self._modules["context"] = context
+
+    @property
+    def context(self) -> Context | None:
+        """What it depends on; None once that is given."""
+        found: Any = self._modules["context"]
+        return found
+
+    def given(self, context: Tensor) -> ContextDiffusion:
+        """The diffusion of n data, or of as many as the batch has, given contexts (*batch, size).
+
+        It shares the block's parameters, and is differentiable in the context. Times are (…, n), or
+        (…, 1) for all data.
+        """
+        clocks: Any = self.clocks
+        known = object.__new__(type(self))
+        known.__dict__.update(self.__dict__)
+        known._modules = dict(self._modules)
+        known._modules["context"] = None
+        known._modules["clocks"] = clocks.given(context.reshape(-1, context.shape[-1]))
+        known._kept = {}
+        known.rows = math.prod(context.shape[:-1])
+        known.__dict__["_whole"] = self
+        return known
+
+    @property
+    def origin(self) -> ContextDiffusion:
+        """That of which this is a part, given contexts; itself otherwise."""
+        found: ContextDiffusion = self.__dict__.get("_whole", self)
+        return found
+
+    @property
+    def terminal(self) -> Marginal:
+        """The marginal at T, (1, *event_shape) by dimension, whatever the context."""
+        found: Marginal = self._at_end([block.terminal for block in self._each_block()])
+        return found
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """``log SNR less the common one`` at three parts of the way, of contexts at q's mean."""
+        context: Any = self.context
+        known = self.given(context.posterior(x).mean)
+        u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
+        maps, _ = known.log_snr_map(u[:, None])
+        common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
+        apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
+        return {"log SNR less the common one": apart.expand(3, *x.shape)}
+
+    def _is_learned(self) -> bool:
+        weights = getattr(self.clocks, "weights", None)
+        moving = isinstance(weights, Tensor) and weights.requires_grad
+        return moving or super()._is_learned()

@@ -1,0 +1,324 @@
+r"""A linear diffusion of one variable whose noising paths are driven by the data they start from.
+
+With y = α z, v = e^{-λ} and u the part of the way that λ has gone from ε to T, the marginals are
+
+    z = m(x, u) + S(x, u) ε,    m = x + Σ_j φ_j(u) n_j(x),    log S² = -λ + Σ_j φ_j(u) r_j(x),
+
+where n and r are read off one network, called once for each datum and not told the time, and φ_j
+are Bernstein polynomials that vanish at both ends, and at ε with their derivative. So start, end,
+decoder and prior KL are those of the linear diffusion, and all derivatives in time are exact.
+
+Paths of these marginals whose noise is ρ dv have the reverse drift
+
+    b = ∂_v m + ∂_v log S (z - m) + ½ ρ (z - m)/S²        per unit of v,
+
+which is put as the two *aims* U and R that z is drawn to on its way back (:class:`Aims`):
+
+    v b = ½ (z - U) + ½ ρ (z - R),    U = m + 2 ∂_λ m + h' (z - m),    R = z - e^{-h} (z - m),
+
+h = log S² + λ. Both are x for the linear diffusion. The model puts its estimate x̂ in the place of
+x, and the bound loses ⅛ e^λ/ρ E‖ΔU + ρ ΔR‖² per unit of λ, which for the linear diffusion is
+½ e^λ E‖x - x̂‖².
+
+Given x the paths are Markov, but their mixture over x is not: they tell more of x than their ends
+do, and what that costs no network wins back (:func:`pyro_mdm.evaluation.path_information_gap`).
+
+Source: written for this library. Means that depend on the data are those of Nielsen et al.,
+"DiffEnc: Variational Diffusion with a Learned Encoder", ICLR 2024, and Bartosh et al., "Neural
+Diffusion Models", ICML 2024; scales and a free volatility those of Bartosh et al., "Neural Flow
+Diffusion Models", NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised, Times
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.volatility import Volatility
+from pyro_mdm.diffusions.wrapped import WrappedDiffusion
+from pyro_mdm.support.checks import check_count, check_network, check_number
+
+__all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]
+
+VIEWS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Parts of the way that :meth:`DataDrivenDiffusion.views` shows."""
+
+
+class Aims(NamedTuple):
+    """What z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
+
+    flow: Tensor  # U: the velocity that moves the marginals is (z - U)/2v
+    score: Tensor  # R: ∇ log q(z | x) = -(z - R)/v
+
+    def with_noise(self, noise: float) -> Tensor:
+        """x̂ of a linear diffusion that is run back with the part η of its noise: (U + ηR)/(1 + η).
+
+        There v b = ½ (1 + η) (z - x̂).
+        """
+        return (self.flow + noise * self.score) / (1 + noise)
+
+
+class DataPath(NamedTuple):
+    """The marginals of z on the way from data, at one log SNR each; rates are per unit of λ."""
+
+    mean: Tensor  # m, like the data
+    mean_rate: Tensor
+    stretch: Tensor  # h = log S² + λ
+    stretch_rate: Tensor
+
+    def place(self, log_snr: Tensor, noise: Tensor) -> Tensor:
+        """z = m + S ε at log SNRs (n,)."""
+        level = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
+        return self.mean + ((self.stretch - level) / 2).exp().to(noise.dtype) * noise
+
+    def aims(self, z: Tensor) -> Aims:
+        """Of a path that is at z."""
+        rest = z - self.mean
+        flow = self.mean + 2 * self.mean_rate + self.stretch_rate * rest
+        return Aims(flow, self.mean - torch.expm1(-self.stretch) * rest)
+
+
+class DataDrivenDiffusion(WrappedDiffusion):
+    """Noising paths with means and scales that depend on the data; see the module's text.
+
+    Every :class:`~pyro_mdm.Denoiser` serves it as it does a linear diffusion, x̂ in the place of x,
+    and so does a score of the raw state. At networks that begin at zero, as those of this library
+    do, it is the linear diffusion. ``drift`` is that of the base: it is what the generative process
+    reverses, whose score holds all that data do.
+
+    Args:
+        base: a linear diffusion with K = 1; λ(ε), λ(T), kernels, clock and prior are its.
+        network: called once with data (n, C, *spatial) and zeros (n,) in the place of log SNR;
+            returns (n, :meth:`outputs`·C, *spatial), means before scales, each degree - 2 times C.
+        means: n_j is c tanh(·/c) of what the network returns, so that means move by at most c, in
+            the units of the data; 0: they stay.
+        scales: r_j likewise, so that S² changes by a factor of at most e^c; 0: it does not.
+        degree: of the polynomials, at least 3.
+
+    Raises:
+        TypeError: a base of another kind.
+        ValueError: a base of more variables, ranges below 0 or both 0, a degree below 3, a network
+            output of another shape.
+
+    Example:
+        >>> from pyro_mdm import VPSDE
+        >>> from pyro_mdm.networks import MLP
+        >>> network = MLP(2, 32, 1, out_features=2 * DataDrivenDiffusion.outputs())
+        >>> diffusion = DataDrivenDiffusion(VPSDE(max_log_snr=9.0), network)
+        >>> diffusion.views(torch.randn(4, 2))["mean"].shape
+        torch.Size([5, 4, 2])
+    """
+
+    drifts_by_data = True
+
+    def __init__(
+        self,
+        base: LinearDiffusion,
+        network: nn.Module,
+        *,
+        means: float = 1.0,
+        scales: float = 1.0,
+        degree: int = 5,
+    ) -> None:
+        super().__init__(base)
+        if base.num_variables != 1:
+            raise ValueError(
+                f"base is {type(base).__name__} of {base.num_variables} variables, expected one: "
+                "noise must reach all that the drift moves; e.g. VPSDE(max_log_snr=9.0)"
+            )
+        check_network("network", network, Diffusion)
+        self.means = _range("means", means)
+        self.scales = _range("scales", scales)
+        if not (self.means or self.scales):
+            raise ValueError("means and scales are both 0, and data drive nothing; raise one")
+        check_count("degree", degree, "that of the polynomials of time", 3)
+        self.degree = degree
+        self.network = network
+        self.volatility = Volatility()
+
+    @staticmethod
+    def outputs(*, means: bool = True, scales: bool = True, degree: int = 5) -> int:
+        """How many numbers the network gives for each dimension of the data."""
+        return (means + scales) * (degree - 2)
+
+    # -- the way of the marginals ------------------------------------------------------------------
+
+    def way(self, log_snr: Tensor) -> Tensor:
+        """u, the part of the way from λ(ε) to λ(T), like λ."""
+        high, low = self._ends()
+        return (high - log_snr) / (high - low)
+
+    def _ends(self) -> tuple[Tensor | float, Tensor]:
+        high = self.max_log_snr if self.base.cut_time is None else self.start.log_snr
+        return high, self.terminal_log_snr
+
+    def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
+        """The marginals of data x (n, *event_shape) at log SNRs (n,)."""
+        high, low = self._ends()
+        blend, slope = _bernstein(self.way(log_snr), self.degree)
+        slope = slope / (low - high)
+        means, scales = self._moved(x)
+
+        def mixed(weight: Tensor, part: Tensor) -> Tensor:
+            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), part)
+
+        return DataPath(
+            x + mixed(blend, means),
+            mixed(slope, means),
+            mixed(blend, scales),
+            mixed(slope, scales),
+        )
+
+    def _moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """n_j and r_j, each (n, J, *event_shape), with sizes of 1 where there are none."""
+        dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        out = self.network(x.to(dtype), x.new_zeros(len(x), dtype=dtype))
+        ranges = [self.means, self.scales]
+        J = self.degree - 2
+        expected = (len(x), sum(map(bool, ranges)) * J * x.shape[1], *x.shape[2:])
+        if out.shape != expected:
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(out.shape)} for data "
+                f"{tuple(x.shape)}, expected {expected}; see DataDrivenDiffusion.outputs"
+            )
+        parts = iter(out.to(x.dtype).unflatten(1, (-1, J, x.shape[1])).unbind(1))
+        still = x.new_zeros(len(x), J, *[1] * (x.dim() - 1))
+        means, scales = (c * torch.tanh(next(parts) / c) if c else still for c in ranges)
+        return means, scales
+
+    def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
+        """Of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a number for
+        one batch dimension."""
+        batch_dim = log_snr.dim() or 1
+        batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
+        path = self.path(x.reshape(-1, *event), log_snr.expand(batch).reshape(-1))
+        found = path.aims(z.reshape(-1, *event))
+        return Aims(*(t.reshape(x.shape) for t in found))
+
+    @torch.no_grad()
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """By how much means and log S² differ from those of the base, at five parts of the way."""
+        high, low = self._ends()
+        paths = [self.path(x, (high + u * (low - high)).expand(len(x))) for u in VIEWS]
+        shown = {"mean": (self.means, [p.mean - x for p in paths])}
+        shown["scale"] = (self.scales, [p.stretch.expand_as(x) for p in paths])
+        return {name: torch.stack(stages) for name, (limit, stages) in shown.items() if limit}
+
+    # -- what scores learn -------------------------------------------------------------------------
+
+    def volatility_at(self, s: Times) -> Tensor:
+        """ρ(s), like s."""
+        found: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
+        return found
+
+    def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
+        marginal = self.marginal(s)
+        path = self.path(x.double(), marginal.log_snr)
+        z = path.place(marginal.log_snr, noise[:, 0].double())
+        target = self._score(path.aims(z), z, marginal)
+        state = marginal.mean.reshape(-1, *[1] * (x.dim() - 1)) * z
+        share = self.volatility(self.way(marginal.log_snr))
+        return Noised(state.unsqueeze(1).to(x.dtype), target, share)
+
+    def score(self, x: Tensor, z: Tensor, s: Tensor) -> Tensor:
+        """The s_θ of a model that takes data for x: (*batch, 1, *event_shape) in float64.
+
+        Args:
+            x, z: (*batch, *event_shape);  s: times (*batch), or a number for one batch dimension.
+        """
+        marginal = self.marginal(s)
+        x, z = x.double(), z.double()
+        return self._score(self.aims(x, z, marginal.log_snr), z, marginal)
+
+    def _score(self, aims: Aims, z: Tensor, marginal: Marginal) -> Tensor:
+        """-b/(ρ α), with which the drift of the paths is A y - ρ g² s_θ."""
+        lam, alpha = marginal.log_snr, marginal.mean[..., 0]
+        rho = self.volatility(self.way(lam))
+        over = (0.5 * lam.exp() / (alpha * rho), rho)
+        event_dim = z.dim() - (lam.dim() or 1)
+        scale, rho = (t.reshape(*t.shape, *[1] * event_dim) for t in over)
+        pull = (z - aims.flow) + rho * (z - aims.score)
+        return -(scale * pull).unsqueeze(z.dim() - event_dim)
+
+    def aim_error(
+        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """One draw of what the bound loses per unit of λ where x̂ takes the place of x, (n,) nats.
+
+        In training, with gradients, the errors are taken into the averages that ρ follows, after
+        this draw has been made with the ρ of those before.
+
+        Args:
+            x: data (n, *event_shape);  level: λ (n,);  noise: standard normal, like x.
+            denoiser: x̂(z, λ), like x.
+        """
+        path = self.path(x, level)
+        z = path.place(level, noise)
+        true, found = path.aims(z), self.aims(denoiser(z, level), z, level)
+        flow, score = (a - b for a, b in zip(true, found, strict=True))
+        u, weight = self.way(level), level.exp().to(x.dtype)
+        rho = self.volatility(u).to(x.dtype)
+        both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score
+        value = weight / (8 * rho) * both.square().flatten(1).sum(1)
+        if self.training and torch.is_grad_enabled():
+            squares = (weight * t.square().flatten(1).sum(1) for t in (flow, score))
+            self.volatility.record(u, *(t.detach() for t in squares))
+        return value
+
+    # -- the generative process --------------------------------------------------------------------
+
+    def noise_covariance(self, s: Times) -> Tensor:
+        """ρ g² (*s.shape, 1, 1)."""
+        found: Tensor = self.volatility_at(s)[..., None, None] * self.base.noise_covariance(s)
+        return found
+
+    def dispersion_matrix(self, s: Times) -> Tensor:
+        """√ρ G (*s.shape, 1, 1)."""
+        found: Tensor = self.volatility_at(s).sqrt()[..., None, None] * self.base.dispersion_matrix(
+            s
+        )
+        return found
+
+    def dispersion(self, y: Tensor, s: Times) -> Tensor:
+        return self.dispersion_matrix(s)
+
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> NoReturn:
+        """Raises TypeError: paths go on from data, and not from a state alone."""
+        raise TypeError(
+            f"paths of {type(self).__name__} are driven by the data that they started from, "
+            "which a state does not hold; see DataDrivenDiffusion.driven for their law at a time"
+        )
+
+    def forward_sde(self, event_shape: Any = ()) -> NoReturn:
+        """Raises TypeError, as :meth:`simulate`."""
+        self.simulate(torch.zeros(()), torch.zeros(()))
+
+    def settings(self) -> dict[str, Any]:
+        own = {"means": self.means, "scales": self.scales, "degree": self.degree}
+        return super().settings() | own
+
+    def extra_repr(self) -> str:
+        return f"means={self.means:g}, scales={self.scales:g}, degree={self.degree}"
+
+
+def _bernstein(u: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """φ_j(u) = C(n, j) u^j (1-u)^{n-j} for j = 2 … n - 1, and their derivatives, (n, n - 2)."""
+    j = torch.arange(2, degree, dtype=torch.float64, device=u.device)
+    choose = torch.tensor([math.comb(degree, i) for i in range(2, degree)]).to(j)
+    u = u.unsqueeze(-1)
+    early, late = u ** (j - 1), (1 - u) ** (degree - j - 1)
+    slope = j * (1 - u) - (degree - j) * u
+    return choose * early * u * late * (1 - u), choose * early * late * slope
+
+
+def _range(name: str, value: float) -> float:
+    expected = "a range, e.g. 1.0, or 0 for none"
+    if not check_number(name, value, expected) >= 0:
+        raise ValueError(f"{name} is {value}, expected {expected}")
+    return float(value)

@@ -1,0 +1,94 @@
+r"""Denoisers that see the whole state, for diffusions whose auxiliary variables encode the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.kernels import inverse_tril
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
+from pyro_mdm.scores.base import Number, rotated
+from pyro_mdm.scores.wrapping import WrappedDenoiser
+
+__all__ = ["StateDenoiser"]
+
+
+class StateDenoiser(WrappedDenoiser):
+    r"""The score of an :class:`~pyro_mdm.EncodedDiffusion`, by estimates of x and of m_φ(x).
+
+        s_θ(y, s) = -Σ^{-1} (y - M(s) ŵ),    ŵ = (x̂, m̂)
+
+    From one call of the network: m̂ are outputs of it, x̂ is the denoiser's at
+    z̃ = kᵀ (y - M (0, m̂)), in which noise is e^{-λ/2} where m̂ is right. Inputs are z as the denoiser
+    scales it and the K-1 directions of L^{-1} y in which there is no x, which are noise of unit
+    variance around what they say of m_φ(x). Where encoder and outputs are 0 it is the denoiser.
+
+    Args:
+        denoiser: whose network has K·C channels, and (outputs + K - 1)·C outputs.
+
+    Raises:
+        TypeError, ValueError: as :class:`~pyro_mdm.scores.wrapping.WrappedDenoiser`; states of the
+            wrong shape, NaN, a network output of another shape.
+    """
+
+    suits = "starts_at_data"
+
+    @staticmethod
+    def more_inputs(diffusion: Diffusion) -> int:
+        return diffusion.num_variables - 1
+
+    @staticmethod
+    def more_outputs(diffusion: Diffusion) -> int:
+        return diffusion.num_variables - 1
+
+    def score(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+        """-Σ^{-1} (y - M ŵ), like y; the linear algebra in float64."""
+        marginal, state, s, x, m = self._estimates(diffusion, y, s)
+        with full_precision(y):
+            W = inverse_tril(marginal.scale_tril)
+            rest = state.double() - outer(marginal.mean, x.double()) - _push(diffusion, s, m)
+            found: Tensor = -apply_matrix(W.mT, apply_matrix(W, rest))
+        return found.to(y.dtype).reshape(y.shape)
+
+    def denoise(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+        """x̂, (*batch, *event_shape)."""
+        return self.start_hat(diffusion, y, s).select(y.dim() - 1 - self._event_dim, 0)
+
+    def start_hat(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+        """ŵ = (x̂, m̂), like y: the state at time 0, expected given y, less the noise of v_0."""
+        *_, x, m = self._estimates(diffusion, y, s)
+        return torch.cat([x.unsqueeze(1), m], 1).reshape(y.shape)
+
+    @property
+    def _event_dim(self) -> int:
+        return len(self.event_shape or ())
+
+    def _estimates(
+        self, diffusion: Any, y: Tensor, s: Number
+    ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
+        """Marginal, state and times flattened to n; x̂ (n, *event_shape), m̂ (n, K-1, …)."""
+        s = self.checked_state(diffusion, y, s)
+        state = y.reshape(-1, diffusion.num_variables, *y.shape[y.dim() - self._event_dim :])
+        s = s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)
+        marginal, denoiser = diffusion.marginal(s), self.denoiser
+        lam = marginal.log_snr
+        denoiser.check_log_snr(lam)
+        with full_precision(y):
+            z = apply_vector(marginal.readout, state.double())
+            white = apply_matrix(inverse_tril(marginal.scale_tril), state.double())
+            rest = rotated(marginal, white)[:, 1:].to(y.dtype).flatten(1, 2)
+        inputs = torch.cat([denoiser.inputs(z.to(y.dtype), lam), rest], 1)
+        F, m = self.call(inputs, lam, diffusion.num_variables - 1)
+        m = m.unflatten(1, (diffusion.num_variables - 1, -1))
+        with full_precision(y):
+            known = apply_vector(marginal.readout, _push(diffusion, s, m))
+        return marginal, state, s, denoiser.read((z - known).to(y.dtype), lam, F), m
+
+
+def _push(diffusion: Any, s: Tensor, m: Tensor) -> Tensor:
+    """M(s) (0, m), (n, K, *event_shape) in float64."""
+    found: Tensor = diffusion.push(s) @ m.double().flatten(2)
+    return found.reshape(len(m), -1, *m.shape[2:])

@@ -1,0 +1,100 @@
+"""Denoisers inside of other scores: for diffusions of which z alone does not tell enough."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import check_instance
+
+__all__ = ["WrappedDenoiser", "wrapping"]
+
+WRAPPERS: list[type[WrappedDenoiser]] = []
+
+
+class WrappedDenoiser(Score):
+    """A score whose network sees more than a denoiser's, and tells more; both read one network.
+
+    A subclass is asked by :func:`wrapping` whether it is the one for a diffusion. What the network
+    is asked beside what the denoiser asks it comes last among its channels.
+
+    Args:
+        denoiser: of one log SNR for all dimensions, over a network of as many more channels as
+            :meth:`more_inputs` and :meth:`more_outputs` say.
+
+    Raises:
+        TypeError: what is no denoiser.
+        ValueError: one that is told maps of log SNR, or that does not know the shape of its data.
+    """
+
+    suits: ClassVar[str] = ""
+    """The property of diffusions that need this score."""
+
+    def __init__(self, denoiser: DenoiserScore) -> None:
+        fix = "e.g. Denoiser.fit(network, train_x)"
+        check_instance("denoiser", denoiser, DenoiserScore, fix)
+        if denoiser.maps or not denoiser.event_shape:
+            what = "is told maps" if denoiser.maps else "does not know the shape of a datum"
+            raise ValueError(
+                f"denoiser {what}, expected one log SNR for all dimensions of data whose shape is "
+                "known; make it by fit(network, train_x), without maps"
+            )
+        super().__init__(denoiser.network, denoiser.event_shape)
+        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
+        self.denoiser = denoiser
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.suits:
+            WRAPPERS.append(cls)
+
+    @staticmethod
+    def more_inputs(diffusion: Diffusion) -> int:
+        """How many more numbers for each data dimension the network sees than the denoiser's."""
+        return 0
+
+    @staticmethod
+    def more_outputs(diffusion: Diffusion) -> int:
+        """How many more it gives."""
+        return 0
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's, which is this score's too."""
+        return self.denoiser.network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        if "denoiser" in self._modules:
+            self.denoiser.network = network
+
+    def arguments(self) -> dict[str, Any]:
+        return {"denoiser": self.denoiser}
+
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        if not getattr(diffusion, self.suits):
+            raise TypeError(
+                f"{type(self).__name__} is for diffusions that data decide more of, and "
+                f"{type(diffusion).__name__} is none; use the denoiser itself"
+            )
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """The denoiser's."""
+        return self.denoiser.default_likelihood()
+
+    def call(self, inputs: Tensor, log_snr: Tensor, more: int) -> tuple[Tensor, Tensor]:
+        """What the network returns for (n, channels, *spatial): for the denoiser, and the rest."""
+        C = self.denoiser.event_shape[0]  # type: ignore[index]
+        own = self.denoiser.outputs * C
+        found = self.call_network(inputs, log_snr, 1, channels=own + more * C)
+        return found[:, :own], found[:, own:]
+
+
+def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:
+    """The score that a denoiser is put into for this diffusion; None: it is itself the score."""
+    return next((cls for cls in WRAPPERS if getattr(diffusion, cls.suits)), None)

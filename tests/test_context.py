@@ -1,0 +1,380 @@
+"""A latent context that decides the clocks: programs, bounds, gradients, samplers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_mdm import (
+    CLD,
+    MDM,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    elbo_terms,
+    randomness,
+)
+from pyro_mdm.diffusions import (
+    Context,
+    ContextClocks,
+    ContextDiffusion,
+    DiscreteContext,
+    GaussianContext,
+    LearnedClocks,
+)
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.divergence import path_divergence, prior_kl
+from pyro_mdm.paths.generative import BoundScore, GenerativePath
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    Splitting,
+    StochasticExponentialIntegrator,
+)
+from pyro_mdm.samplers.transport import transport
+from tests.problems import fixed, normal
+
+ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
+D = 3  # data dimensions
+MEAN = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64)
+VARIANCE = torch.tensor([1.0, 4.0, 0.25], dtype=torch.float64)
+
+
+def made(kind: str = "gaussian", block: Any = VPSDE, size: int = 2) -> ContextDiffusion:
+    """Some way into its training: clocks and encoder are far from where they start."""
+    outputs = {"gaussian": 2 * size, "discrete": size}[kind]
+    encoder = nn.Linear(D, outputs).double()
+    context: Context = {"gaussian": GaussianContext, "discrete": DiscreteContext}[kind](
+        encoder, size
+    )
+    diffusion = ContextDiffusion(
+        block(**ENDS), context, ContextClocks(2, size), torch.tensor([1, 0, 1])
+    )
+    with torch.no_grad():
+        for i, p in enumerate(diffusion.parameters()):
+            p.copy_(0.6 * fixed(i, *p.shape))
+    return diffusion
+
+
+class Silent(nn.Module):
+    """No opinion on the data, whatever the context: a denoiser is then its Gaussian baseline."""
+
+    def __init__(self, outputs: int = D) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
+
+
+def exact() -> Denoiser:
+    return Denoiser(Silent(), MEAN, VARIANCE, maps=True)
+
+
+def data(n: int, seed: int = 0) -> Tensor:
+    return MEAN + VARIANCE.sqrt() * normal(seed, n, D)
+
+
+def alone(diffusion: ContextDiffusion, context: Tensor) -> PerDimensionDiffusion:
+    """The diffusion of one datum, (size,), by clocks of its own."""
+    clocks: Any = diffusion.clocks
+    learned = LearnedClocks(2)
+    with torch.no_grad():
+        learned.logits.copy_(clocks.layers(context).unflatten(-1, (2, 5)))
+    return PerDimensionDiffusion(
+        diffusion.reference, clocks=learned, clock_of=torch.tensor([1, 0, 1])
+    )
+
+
+# -- given a context -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [VPSDE, CLD])
+@torch.no_grad()
+def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
+    diffusion, n = made(block=block), 4
+    contexts = normal(1, n, 2)
+    known = diffusion.given(contexts)
+    s = diffusion.log_snr_grid(n + 2)[1:-1]
+    assert known.context is None and known.rows == n and known.origin is diffusion
+    for times in (s, s[:1].expand(n)):
+        marginal, A = known.marginal(times), known.drift_matrix(times)
+        for i in range(n):
+            one = alone(diffusion, contexts[i])
+            for found, expected in zip(marginal, one.marginal(times[i]), strict=True):
+                torch.testing.assert_close(found[i], expected[0], rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(A[i], one.drift_matrix(times[i])[0], rtol=1e-6, atol=1e-9)
+    ends = diffusion.log_snr_grid(2)
+    for found, expected in ((known.start, ends[0]), (known.terminal, ends[1])):
+        at = known.marginal(expected.expand(n))
+        torch.testing.assert_close(at.covariance[2:3], found.covariance, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ExponentialIntegrator(6, order=3),
+        StochasticExponentialIntegrator(6),
+        Ancestral(6),
+        Splitting(6),
+        EulerMaruyama(8),
+        PredictorCorrector(4),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+@torch.no_grad()
+def test_a_datum_is_sampled_as_by_its_own_clocks(sampler: Any) -> None:
+    diffusion = made()
+    contexts = normal(2, 2, 2)
+    model = DiffusionModel(diffusion, exact(), event_shape=(D,))
+    sampler.grid = diffusion.reference.log_snr_grid(sampler.steps + 1).flip(0)
+    known, score = model.given(contexts)
+    found = sampler(known, BoundScore(known, score), (2, 1, D), torch.Generator().manual_seed(3))
+    for i in range(2):
+        one = alone(diffusion, contexts[i])
+        drawn = sampler(one, BoundScore(one, exact()), (2, 1, D), torch.Generator().manual_seed(3))
+        torch.testing.assert_close(found[i], drawn[i], rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+def test_one_variable_is_transported_in_closed_form() -> None:
+    diffusion = VPSDE(**ENDS)
+    times = diffusion.log_snr_grid(6).flip(0)
+    for noise in (0.0, 0.5, 1.0):
+        one = transport(diffusion, times, noise, 3)
+        many = transport(diffusion, times[:, None, None].expand(6, 2, 3), noise, 3)
+        for a, b in zip(one, many, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a, b[:, 1, 2], rtol=1e-9, atol=1e-11)
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "discrete"])
+@pytest.mark.parametrize("block", [VPSDE, CLD])
+@torch.no_grad()
+def test_the_bound_of_gaussian_data_is_known(kind: str, block: Any) -> None:
+    """With an exact denoiser the way does not matter: log p less the context's divergence."""
+    diffusion, x = made(kind, block), data(60)
+    model = DiffusionModel(diffusion, exact(), exact().default_likelihood(), event_shape=(D,))
+    guide = DiffusionGuide(diffusion)
+    context: Any = diffusion.context
+    q = context.posterior(x)
+    expected = kl_divergence(q, context.prior().expand(q.batch_shape))
+    torch.manual_seed(0)
+    terms = elbo_terms(model, guide, x)
+    torch.testing.assert_close(terms.context, expected)
+    torch.testing.assert_close(terms.prior_kl, prior_kl(diffusion, x, 1))
+    ends = torch.tensor([8.0, -7.0], dtype=torch.float64)
+    kl = [exact().baseline_kl(x, end.expand(60)) for end in ends]
+    found = bound(model, guide, x, draws=16)
+    assert found.context.mean == pytest.approx(float(expected.mean()), rel=1e-6)
+    gap = found.diffusion.mean - float((kl[0] - kl[1]).mean())
+    assert abs(gap) < 4.5 * found.monte_carlo_error < 1.5
+    whole = found.reconstruction.mean - found.prior_kl.mean - found.diffusion.mean
+    assert found.elbo.mean == pytest.approx(whole - found.context.mean)
+
+
+@torch.no_grad()
+def test_a_raw_score_has_the_bound_of_the_denoiser_that_it_is_made_of() -> None:
+    """ε_θ = Lᵀ Σ^-1 (y - a x̂) asked for through its map, by the common clock's times."""
+    diffusion, x = made(), data(8)
+    contexts = normal(5, 8, 2)
+    known: Any = diffusion.given(contexts)
+    u = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
+    level = 8.0 - 15.0 * u
+    noise = normal(6, 8, 1, D)
+
+    class Epsilon(nn.Module):
+        def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+            y, told = inputs[:, :D], inputs[:, D:]
+            torch.testing.assert_close(told, contexts)
+            s = diffusion.time_at_log_snr(log_snr)
+            score = exact().score(known, y.unsqueeze(1), s)
+            L = known.marginal(s).scale_tril[..., 0, 0]
+            return -L * score[:, 0]
+
+    raw = NoisePrediction(Epsilon()).given_context(contexts)
+    found = raw.integrand(known, x, level, noise)
+    expected = exact().integrand(known, x, level, noise)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def programs(kind: str) -> tuple[DiffusionModel, DiffusionGuide]:
+    diffusion = made(kind)
+    network = MLP(2 * D + 2, 8, 1, out_features=D).double()
+    with torch.no_grad():
+        for i, p in enumerate(network.parameters()):
+            p.copy_(0.3 * fixed(20 + i, *p.shape))
+    score = Denoiser(network, MEAN, VARIANCE, maps=True)
+    return DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
+
+
+def test_gradients_of_a_gaussian_context_are_those_of_finite_differences() -> None:
+    model, guide = programs("gaussian")
+    x = data(6)
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return MDM_ELBO().differentiable_loss(model, guide, x)
+
+    loss().backward()
+    context: Any = model.diffusion.context
+    clocks: Any = model.diffusion.clocks
+    for p in (context.encoder.weight, clocks.layers[0].weight, clocks.layers[2].weight):
+        flat, found = p.data.view(-1), p.grad.view(-1)
+        for i in (0, len(flat) - 1):
+            kept, h = flat[i].item(), 1e-6
+            with torch.no_grad():
+                flat[i] = kept + h
+                up = loss()
+                flat[i] = kept - h
+                down = loss()
+                flat[i] = kept
+            assert float(found[i]) == pytest.approx(float(up - down) / (2 * h), rel=2e-5, abs=1e-5)
+
+
+def test_gradients_of_a_discrete_context_are_unbiased_and_quieter_than_alone() -> None:
+    """Against the sum over its values, at fixed noise; and with a fraction of the variance that
+    one draw has."""
+    model, guide = programs("discrete")
+    x, context = data(4), model.diffusion.context
+    encoder: Any = context.encoder
+
+    def gradient(particles: int | None, seed: int) -> Tensor:
+        encoder.zero_grad()
+        torch.manual_seed(seed)
+        with randomness.piece(0, 1, 7):  # one noise along the paths for all
+            if particles is None:
+                MDM_ELBO().differentiable_loss(model, guide, x).backward()
+            else:
+                loss = MDM_ELBO(num_particles=1)
+                guide_alone = pyro.poutine.block(guide, hide=[])
+                loss.differentiable_loss(model, guide_alone, x).backward()
+        found: Tensor = encoder.bias.grad.clone()
+        return found
+
+    paired = torch.stack([gradient(None, seed) for seed in range(100)])
+    single = torch.stack([gradient(1, seed) for seed in range(100)])
+    error = paired.std(0) / math.sqrt(len(paired))
+    assert bool((paired.std(0) < 0.5 * single.std(0)).all())
+    # the sum over both values
+    encoder.zero_grad()
+    with torch.no_grad():
+        q = context.posterior(x).probs
+    logits = encoder(x)
+    costs = []
+    for k in range(2):
+        c = torch.eye(2, dtype=torch.float64)[k].expand(4, 2)
+        with randomness.piece(0, 1, 7), torch.no_grad():
+            same = randomness.repeatable(torch.device("cpu"))
+            with same():
+                law = guide.law(x, None, c)
+                path = law.rsample()
+                diffusion, score = model.given(c)
+                kl = path_divergence(law, GenerativePath(diffusion, score, model.event_shape))
+                decoder = model.likelihood(diffusion, score, path[:, 0])
+                costs.append(decoder.log_prob(x) - kl.prior - kl.diffusion)
+    value = (logits.softmax(-1) * torch.stack(costs, -1)).sum()
+    prior = context.prior().expand((4,))
+    whole = -value + kl_divergence(context.posterior(x), prior).sum()
+    whole.backward()
+    assert q.shape == (4, 2)
+    assert bool(((paired.mean(0) - encoder.bias.grad).abs() < 4.5 * error + 1e-9).all())
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_context_is_a_site_of_both_programs() -> None:
+    model, guide = programs("gaussian")
+    torch.manual_seed(0)
+    trace = pyro.poutine.trace(guide).get_trace(data(5))
+    assert trace.nodes["context"]["value"].shape == (5, 2)
+    replayed = pyro.poutine.trace(pyro.poutine.replay(model, trace)).get_trace(data(5))
+    order = [name for name in replayed.nodes if name in ("context", "path", "x")]
+    assert order == ["context", "path", "x"]
+    assert model(batch_size=4).shape == (4, D)
+    law = MDM(model)
+    assert law.sample((2,)).shape == (2, D)
+    assert law.log_prob(data(3)).shape == (3,)
+    torch.manual_seed(0)
+    one = float(pyro.infer.TraceMeanField_ELBO().loss(model, guide, data(5)))
+    assert math.isfinite(one)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "discrete"])
+@torch.no_grad()
+def test_a_model_comes_back_in_a_folder(kind: str, tmp_path: Path) -> None:
+    context: Any = {"gaussian": GaussianContext, "discrete": DiscreteContext}[kind]
+    encoder = {"gaussian": Four, "discrete": Two}[kind]
+    own = context(encoder(), 2)
+    diffusion = ContextDiffusion(VPSDE(**ENDS), own, ContextClocks(2, 2), torch.tensor([1, 0, 1]))
+    network = MLP(2 * D + 2, 8, 1, out_features=D)
+    model = DiffusionModel(diffusion, Denoiser(network, MEAN, VARIANCE, maps=True))
+    for p in model.parameters():
+        p.add_(0.1 * fixed(p.numel(), *p.shape))
+    model.save_pretrained(tmp_path)
+    found = DiffusionModel.from_pretrained(tmp_path, classes={"Two": Two, "Four": Four})
+    x = data(3).float()
+    for m in (model, found):
+        torch.manual_seed(0)
+        m.value = elbo_terms(m, DiffusionGuide(m.diffusion), x).elbo
+    torch.testing.assert_close(model.value, found.value)
+
+
+class Four(nn.Module):
+    outputs = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(D, self.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+
+class Two(Four):
+    outputs = 2
+
+
+def test_mistakes_are_told() -> None:
+    diffusion = made()
+    model = DiffusionModel(diffusion, exact(), event_shape=(D,))
+    with pytest.raises(ValueError, match=r"context, which is not given; use diffusion.given"):
+        diffusion.marginal(0.5)
+    with pytest.raises(ValueError, match=r"sampler\(\*model.drawn\(4\), shape\)"):
+        Ancestral(3)(diffusion, model.bound_score, (4, 1, D))
+    with pytest.raises(TypeError, match="steps back by x̂ alone"):
+        DiffusionModel(diffusion, exact(), times=5)
+    with pytest.raises(TypeError, match="one ODE for all data"):
+        model.log_prob(data(3), method="flow")
+    with pytest.raises(ValueError, match=r"make them with ContextClocks\(number, 2\)"):
+        ContextDiffusion(
+            VPSDE(), GaussianContext(nn.Linear(3, 4), 2), ContextClocks(2, 3), torch.tensor([0, 1])
+        )
+    with pytest.raises(ValueError, match="size is 1, expected at least 2"):
+        DiscreteContext(nn.Linear(3, 1), 1)
+    with pytest.raises(ValueError, match=r"returned \(3, 3\).*expected \(3, 4\)"):
+        GaussianContext(nn.Linear(D, 3).double(), 2).posterior(data(3))
+    told = exact().given_context(normal(0, 2, 2))
+    with pytest.raises(ValueError, match="contexts are of 2 data and the network is asked about 3"):
+        told.x_hat(data(3), 0.0)

@@ -1,0 +1,567 @@
+"""Paths that are driven by the data: their law, their bound, and the volatility they have."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import generator, normal
+from torch import Tensor, nn
+
+from inference.guides.driven import means_and_scales
+from inference.guides.driven import scales as scales_alone
+from models import MODELS
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    DataDrivenDiffusion,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    LearnedDiffusion,
+    NoisePrediction,
+    condition,
+    elbo_terms,
+)
+from pyro_mdm.diffusions.clocks import ConstantBeta
+from pyro_mdm.diffusions.data_driven import DataPath
+from pyro_mdm.diffusions.volatility import Volatility
+from pyro_mdm.evaluation import evidence_lower_bound, path_information_gap
+from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Splitting,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+    TorchSDE,
+)
+from pyro_mdm.scores.base import Score
+
+HIGH, LOW = 6.0, -6.0
+VARIANCE = 1.3
+"""Of Gaussian data in one dimension."""
+
+
+def base(**options: Any) -> VPSDE:
+    return VPSDE(max_log_snr=HIGH, min_log_snr=LOW, **options)
+
+
+def driven(seed: int = 0, features: int = 2, **options: Any) -> DataDrivenDiffusion:
+    """One whose network is some way into its training, in float64."""
+    outputs = DataDrivenDiffusion.outputs(
+        means=options.get("means", 1.0) > 0, scales=options.get("scales", 1.0) > 0
+    )
+    torch.manual_seed(seed)
+    network = MLP(features, 8, 1, out_features=outputs * features).double()
+    diffusion = DataDrivenDiffusion(options.pop("linear", base()), network, **options)
+    with torch.no_grad():
+        for parameter in network.outlet.parameters():
+            parameter.copy_(0.3 * normal(seed + 1, *parameter.shape))
+    return diffusion
+
+
+def set_volatility(diffusion: DataDrivenDiffusion, rho: Tensor) -> None:
+    """ρ at the knots, but at ε where it is 1."""
+    with torch.no_grad():
+        diffusion.volatility.weight.fill_(1e12)
+        diffusion.volatility.errors.copy_(torch.stack([rho.square(), torch.ones_like(rho)]))
+
+
+def wavy(diffusion: DataDrivenDiffusion) -> None:
+    u = torch.linspace(0, 1, len(diffusion.volatility.weight), dtype=torch.float64)
+    set_volatility(diffusion, 1 + 0.5 * torch.sin(3 * u))
+
+
+class OneForAll(nn.Module):
+    """Means a x and scales that do not depend on x: Gaussian data stay Gaussian."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([1.6, -1.5, 1.2], dtype=torch.float64))
+        self.r = nn.Parameter(torch.tensor([1.2, -1.4, 1.5], dtype=torch.float64))
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        return torch.cat([self.a * x, self.r.expand(len(x), 3)], 1)
+
+
+def gaussian() -> DataDrivenDiffusion:
+    """A driven diffusion of data N(0, VARIANCE) whose posterior is known; tanh is nowhere felt."""
+    return DataDrivenDiffusion(base(), OneForAll(), means=1e7, scales=1e7)
+
+
+class Exact(Denoiser):
+    """x̂ = E[x | z] of data N(0, VARIANCE) under :func:`gaussian`, of which aims are linear."""
+
+    def __init__(self, diffusion: DataDrivenDiffusion) -> None:
+        super().__init__(MLP(1, 4, 1).double(), torch.zeros(1), torch.full((1,), VARIANCE))
+        self.__dict__["known"] = diffusion
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        lam = torch.as_tensor(log_snr, dtype=torch.float64).expand(len(z))
+        lam = lam[:1] if bool((lam == lam[0]).all()) else lam
+        mean, S2, *_ = moments(self.known, lam)
+        return (mean * VARIANCE / (mean.square() * VARIANCE + S2))[:, None] * z
+
+
+def moments(diffusion: DataDrivenDiffusion, lam: Tensor) -> tuple[Tensor, ...]:
+    """Coefficients of x in the mean and the aims at log SNRs (n,), and S²; by calls at x = 0, 1."""
+    with torch.no_grad():
+        one, none = (diffusion.path(torch.full((len(lam), 1), v).double(), lam) for v in (1.0, 0.0))
+        z = torch.zeros(len(lam), 1).double()
+        aims = [a - b for a, b in zip(one.aims(z), none.aims(z), strict=True)]
+        S2 = (none.stretch[:, 0] - lam).exp()
+        return one.mean[:, 0], S2, aims[0][:, 0], aims[1][:, 0]
+
+
+def along(n: int = 20_001) -> tuple[Tensor, float]:
+    """Log SNRs from λ(T) to λ(ε), and the distance of two."""
+    return torch.linspace(LOW, HIGH, n, dtype=torch.float64), (HIGH - LOW) / (n - 1)
+
+
+def term_of_exact(diffusion: DataDrivenDiffusion) -> float:
+    """⅛ ∫ e^λ/ρ E‖ΔU + ρ ΔR‖² dλ, by quadrature."""
+    lam, h = along()
+    mean, S2, flow, score = moments(diffusion, lam)
+    left = VARIANCE * S2 / (mean.square() * VARIANCE + S2)  # of x, given z
+    rho = diffusion.volatility(diffusion.way(lam))
+    rate = lam.exp() / (8 * rho) * (flow + rho * score).square() * left
+    return float(torch.trapezoid(rate, dx=h))
+
+
+def information() -> float:
+    """I(x; z_ε) - I(x; z_T) of data N(0, VARIANCE)."""
+    return 0.5 * (math.log1p(VARIANCE * math.exp(HIGH)) - math.log1p(VARIANCE * math.exp(LOW)))
+
+
+# -- marginals -------------------------------------------------------------------------------------
+
+
+def test_rates_are_derivatives_by_log_snr() -> None:
+    diffusion, x = driven(), normal(2, 5, 2)
+    lam, h = torch.linspace(LOW + 1, HIGH - 1, 5, dtype=torch.float64), 1e-5
+    with torch.no_grad():
+        path, up, down = (diffusion.path(x, lam + step) for step in (0.0, h, -h))
+    assert path.mean_rate.abs().max() > 0.03 and path.stretch_rate.abs().max() > 0.03
+    torch.testing.assert_close((up.mean - down.mean) / (2 * h), path.mean_rate, atol=1e-9, rtol=0)
+    slope = (up.stretch - down.stretch) / (2 * h)
+    torch.testing.assert_close(slope, path.stretch_rate, atol=1e-9, rtol=0)
+
+
+def test_both_ends_and_the_first_step_are_those_of_the_base() -> None:
+    diffusion, linear, x = driven(), base(), normal(3, 4, 2)
+    with torch.no_grad():
+        for level in (HIGH, LOW):
+            path = diffusion.path(x, torch.full((4,), level).double())
+            torch.testing.assert_close(path.mean, x)
+            assert path.stretch.abs().max() < 1e-12
+        first = diffusion.path(x, torch.full((4,), HIGH).double())
+    assert max(first.mean_rate.abs().max(), first.stretch_rate.abs().max()) < 1e-12
+    assert diffusion.volatility(torch.zeros(1).double()) == 1.0
+    for one, other in ((diffusion.start, linear.start), (diffusion.terminal, linear.terminal)):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_paths_have_the_marginals_that_they_are_made_for() -> None:
+    """Given x the noising SDE is linear in z: moments by Runge-Kutta's method from ε on."""
+    diffusion, x = driven(), normal(4, 3, 2)
+    wavy(diffusion)
+
+    def drift(z: Tensor, lam: Tensor) -> Tensor:
+        """v f = ½ (z - U) - ½ ρ (z - R), by -dλ."""
+        aims = diffusion.path(x, lam.expand(3)).aims(z)
+        rho = diffusion.volatility(diffusion.way(lam))
+        return 0.5 * (z - aims.flow) - 0.5 * rho * (z - aims.score)
+
+    def change(state: Tensor, lam: Tensor) -> Tensor:
+        mean, variance = state
+        zero = torch.zeros_like(mean)
+        pull = drift(torch.ones_like(mean), lam) - drift(zero, lam)
+        noise = diffusion.volatility(diffusion.way(lam)) * torch.exp(-lam)
+        return torch.stack([drift(mean, lam), 2 * pull * variance + noise])
+
+    state = torch.stack([x, torch.full_like(x, math.exp(-HIGH))])
+    lam, steps, end = torch.tensor(HIGH).double(), 60, -1.5
+    h = (HIGH - end) / steps
+    with torch.no_grad():
+        for _ in range(steps):
+            k1 = change(state, lam)
+            k2 = change(state + h / 2 * k1, lam - h / 2)
+            k3 = change(state + h / 2 * k2, lam - h / 2)
+            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + change(state + h * k3, lam - h))
+            lam = lam - h
+        path = diffusion.path(x, lam.expand(3))
+    assert (path.mean - x).abs().max() > 0.05
+    torch.testing.assert_close(state[0], path.mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state[1], (path.stretch - lam).exp(), atol=1e-5, rtol=1e-5)
+
+
+# -- the bound -------------------------------------------------------------------------------------
+
+
+def test_a_network_at_zero_is_the_base() -> None:
+    network = MLP(2, 8, 1, out_features=2 * DataDrivenDiffusion.outputs()).double()
+    x, score = normal(5, 64, 2), Denoiser.fit(MLP(2, 8, 1).double(), normal(5, 64, 2))
+    for s in (score, NoisePrediction(MLP(2, 8, 1).double())):
+        found = []
+        for diffusion in (base(), DataDrivenDiffusion(base(), network)):
+            torch.manual_seed(0)
+            model = DiffusionModel(diffusion, s, score.default_likelihood(), (2,))
+            found.append(elbo_terms(model, DiffusionGuide(diffusion), x).elbo)
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_bound_of_gaussian_data_with_the_exact_network(best: bool) -> None:
+    """At the best volatility it is tight, which needs ΔU in proportion to ΔR."""
+    diffusion = gaussian()
+    if best:
+        u = torch.linspace(0, 1, len(diffusion.volatility.weight), dtype=torch.float64)
+        _, _, flow, score = moments(diffusion, HIGH + u * (LOW - HIGH))
+        set_volatility(diffusion, flow / score)
+    term, least = term_of_exact(diffusion), information()
+    assert term == pytest.approx(least, abs=1e-3) if best else term > least + 0.02
+    model = DiffusionModel(diffusion, Exact(diffusion))
+    x = VARIANCE**0.5 * normal(6, 400, 1)
+    found = evidence_lower_bound(model, DiffusionGuide(diffusion), x, draws=8)
+    assert abs(found.diffusion.mean - term) < 5 * found.diffusion.standard_error + 1e-3
+
+
+def test_the_gap_of_gaussian_data_is_what_the_exact_network_loses() -> None:
+    diffusion = gaussian()
+    points = torch.linspace(-6, 6, 201, dtype=torch.float64)[:, None]
+    weights = (-0.5 * points[:, 0].square() / VARIANCE).exp()
+    found = path_information_gap(diffusion, points, weights, levels=64, draws=64)
+    for value, known in (
+        (found.diffusion, term_of_exact(diffusion)),
+        (found.information, information()),
+        (found.gap, term_of_exact(diffusion) - information()),
+    ):
+        assert abs(value.mean - known) < 5 * value.standard_error
+    assert found.gap.mean > 5 * found.gap.standard_error
+
+
+class Sine(DataDrivenDiffusion):
+    """m = x + 1.5 sin²(πu) sin 2x."""
+
+    def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
+        u = math.pi * self.way(log_snr)[:, None]
+        f, still = 1.5 * torch.sin(2 * x), torch.zeros_like(x)
+        rate = -math.pi * torch.sin(2 * u) / (HIGH - LOW)
+        return DataPath(x + torch.sin(u).square() * f, rate * f, still, still)
+
+
+def test_the_gap_of_a_known_example() -> None:
+    """Of x ~ N(0, 1) 3.717 nats, where 3.000 are tight (by quadrature)."""
+    points = torch.linspace(-6, 6, 301, dtype=torch.float64)[:, None]
+    weights = (-0.5 * points[:, 0].square()).exp()
+    found = path_information_gap(Sine(base(), OneForAll()), points, weights, levels=96, draws=64)
+    for value, known in zip(found, (3.717, 3.0, 0.717), strict=True):
+        assert abs(value.mean - known) < 5 * value.standard_error
+    assert found.gap.standard_error < 0.05
+
+
+def test_there_is_no_gap_where_data_drive_nothing() -> None:
+    network = MLP(1, 4, 1, out_features=6).double()
+    points = torch.linspace(-2, 2, 21, dtype=torch.float64)[:, None]
+    found = path_information_gap(DataDrivenDiffusion(base(), network), points, levels=8, draws=8)
+    assert abs(found.gap.mean) < 1e-12 and found.information.mean > 0.5
+
+
+class Plugged(Score):
+    """A denoiser's score as one of the raw state."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser.network, denoiser.event_shape)
+        self.__dict__["denoiser"] = denoiser
+
+    def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
+        found: Tensor = self.denoiser.score(diffusion, y, s)
+        return found
+
+
+def test_raw_scores_and_denoisers_have_one_loss() -> None:
+    diffusion = driven()
+    wavy(diffusion)
+    denoiser = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
+    nn.init.normal_(denoiser.network.outlet.weight, std=0.3, generator=generator(1))
+    x, noise = normal(7, 9, 2), normal(8, 9, 1, 2)
+    level = torch.linspace(LOW + 0.1, HIGH - 0.1, 9, dtype=torch.float64)
+    with torch.no_grad():
+        one, other = (
+            score.integrand(diffusion, x, level, noise) for score in (denoiser, Plugged(denoiser))
+        )
+    torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_gradients_of_the_bound(raw: bool) -> None:
+    """By finite differences at the same draws, in the paths, and for a raw score in the clock."""
+    linear = LearnedDiffusion(1, max_log_snr=HIGH, min_log_snr=None if raw else LOW)
+    diffusion = driven(linear=linear).eval()
+    wavy(diffusion)
+    score: Score = NoisePrediction(MLP(2, 8, 1).double())
+    if not raw:
+        score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
+    nn.init.normal_(score.network.outlet.weight, std=0.3, generator=generator(1))
+    x = normal(9, 8, 2)
+
+    def term() -> Tensor:
+        torch.manual_seed(3)
+        return score.diffusion_term(diffusion, x)[0].sum()
+
+    network: Any = diffusion.network
+    parameters = [network.outlet.weight, network.inlet.weight]
+    parameters += [linear.B] if raw else []
+    slopes = torch.autograd.grad(term(), parameters)
+    for i, (parameter, slope) in enumerate(zip(parameters, slopes, strict=True)):
+        along = normal(20 + i, *parameter.shape)
+        h, values = 1e-5, []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * h * along)
+                values.append(term())
+                parameter.sub_(sign * h * along)
+        expected = (values[0] - values[1]) / (2 * h)
+        assert expected.abs() > 1e-3
+        torch.testing.assert_close((slope * along).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_end_of_a_learned_clock_has_its_gradient_for_a_denoiser() -> None:
+    """Of the mean over Gaussian data, by quadrature: λ(T) ends the integral and sets the pace."""
+    linear = LearnedDiffusion(1, max_log_snr=HIGH, beta=ConstantBeta(0.5))
+    diffusion = DataDrivenDiffusion(linear, OneForAll(), means=1e7, scales=1e7).eval()
+    score = Denoiser(MLP(1, 4, 1).double(), torch.zeros(1), torch.ones(1))
+
+    def term() -> float:
+        low = diffusion.terminal_log_snr.item()
+        lam = torch.linspace(low, HIGH, 2001, dtype=torch.float64)
+        mean, S2, flow, pull = moments(diffusion, lam)
+        c = 1 / (1 + torch.exp(-lam))
+        left = VARIANCE * (1 - c * mean).square() + c.square() * S2
+        rate = lam.exp() / 8 * (flow + pull).square() * left
+        return float(torch.trapezoid(rate, dx=(HIGH - low) / 2000))
+
+    slopes = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        x = VARIANCE**0.5 * normal(30 + seed, 4096, 1)
+        found = score.diffusion_term(diffusion, x)[0].mean()
+        slopes.append(torch.autograd.grad(found, linear.B)[0].sum())
+    values, h = [], 1e-4
+    for sign in (1, -1):
+        with torch.no_grad():
+            linear.B.add_(sign * h)
+            values.append(term())
+            linear.B.sub_(sign * h)
+    expected, found = (values[0] - values[1]) / (2 * h), torch.stack(slopes)
+    error = found.std() / len(found) ** 0.5
+    assert abs(expected) > 20 * error
+    assert abs(found.mean() - expected) < 5 * error
+
+
+# -- the volatility --------------------------------------------------------------------------------
+
+
+def test_the_volatility_is_the_best_for_errors_seen_before() -> None:
+    volatility = Volatility()
+    u = torch.rand(16000, dtype=torch.float64, generator=generator(0))
+    flow, score = (2 + u).square(), (1 + u).square()
+    assert bool((volatility(u) == 1).all())
+    for part in range(40):
+        i = slice(400 * part, 400 * part + 400)
+        volatility.record(u[i], flow[i], score[i])
+    known = torch.linspace(0.2, 1, 9, dtype=torch.float64)
+    best = (2 + known) / (1 + known)
+    found = volatility(known)
+    assert bool((found > 1 + 0.6 * (best - 1)).all()) and bool((found < best + 0.01).all())
+    volatility.record(u[:1], torch.tensor([math.inf]).double(), score[:1])  # is left out
+    assert volatility.errors.isfinite().all()
+
+
+def test_the_best_volatility_of_gaussian_data_is_found_and_lowers_the_term() -> None:
+    diffusion = gaussian().train()
+    score, x = Exact(diffusion), VARIANCE**0.5 * normal(11, 4096, 1)
+    before = term_of_exact(diffusion)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        score.diffusion_term(diffusion, x)
+    after = term_of_exact(diffusion)
+    assert after - information() < 0.2 * (before - information())
+
+
+def test_only_training_with_gradients_moves_the_volatility() -> None:
+    diffusion, x = driven(), normal(12, 16, 2)
+    score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
+    with torch.no_grad():
+        score.diffusion_term(diffusion, x)
+    score.diffusion_term(diffusion.eval(), x)
+    assert not diffusion.volatility.weight.any()
+    score.diffusion_term(diffusion.train(), x)
+    assert diffusion.volatility.weight.sum() == pytest.approx(16)
+
+
+def test_a_state_dict_goes_on_where_it_was() -> None:
+    x = normal(13, 32, 2)
+
+    def steps(diffusion: DataDrivenDiffusion, score: Denoiser, seeds: range) -> list[float]:
+        found = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            found.append(score.diffusion_term(diffusion, x)[0].sum().item())
+        return found
+
+    score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
+    first = driven()
+    steps(first, score, range(5))
+    other = driven(seed=7)
+    other.load_state_dict(first.state_dict())
+    assert steps(first, score, range(5, 8)) == steps(other, score, range(5, 8))
+
+
+# -- samplers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ExponentialIntegrator(40),
+        StochasticExponentialIntegrator(60, noise=0.5),
+        StochasticExponentialIntegrator(60),
+        Ancestral(120),
+        EulerMaruyama(150, grid="log_snr"),
+        StochasticHeun(40, grid="log_snr"),
+        ProbabilityFlow(40),
+        TorchSDE(40),
+    ],
+    ids=str,
+)
+def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
+    diffusion = gaussian()
+    wavy(diffusion)
+    model = DiffusionModel(diffusion, Exact(diffusion), sampler=sampler)
+    torch.manual_seed(1)
+    start = diffusion.start
+    with torch.no_grad():
+        y = sampler(diffusion, model.bound_score, (10_000, 1, 1), dtype=torch.float64)
+        z = y / start.mean
+    expected = VARIANCE + math.exp(-HIGH)
+    assert z.var().item() == pytest.approx(expected, rel=0.02 + 5 * (2 / 10_000) ** 0.5)
+    assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
+
+
+def test_the_flow_is_another_process_than_the_one_with_noise() -> None:
+    diffusion = gaussian()
+    score, y = Exact(diffusion), normal(14, 5, 1, 1)
+    flow, noisy = (score.aim(diffusion, y, 0.4, noise) for noise in (0.0, 1.0))
+    assert (flow - noisy).abs().max() > 0.01
+
+
+# -- the library around it -------------------------------------------------------------------------
+
+
+def test_what_is_seen_of_the_paths() -> None:
+    x = normal(15, 3, 2)
+    both, scales = driven(), driven(means=0.0)
+    assert {name: t.shape for name, t in both.views(x).items()} == {
+        "mean": (5, 3, 2),
+        "scale": (5, 3, 2),
+    }
+    assert set(scales.views(x)) == {"scale"}
+    lam = torch.full((3,), (HIGH + LOW) / 2).double()
+    with torch.no_grad():
+        middle = both.path(x, lam)
+    torch.testing.assert_close(both.views(x)["mean"][2], middle.mean - x)
+    torch.testing.assert_close(both.views(x)["scale"][2], middle.stretch)
+
+
+def test_a_saved_model_opens_with_its_volatility(tmp_path: Path) -> None:
+    diffusion = driven()
+    wavy(diffusion)
+    x = normal(16, 32, 2)
+    model = DiffusionModel(diffusion, Denoiser.fit(MLP(2, 8, 1).double(), x)).eval()
+    model.save_pretrained(tmp_path)
+    opened = DiffusionModel.from_pretrained(tmp_path)
+    found = []
+    for one in (model, opened):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(elbo_terms(one, DiffusionGuide(one.diffusion), x).elbo)
+    assert torch.equal(*found)
+
+
+def test_mistakes() -> None:
+    network = MLP(2, 4, 1, out_features=12)
+    with pytest.raises(ValueError, match="CLD of 2 variables, expected one"):
+        DataDrivenDiffusion(CLD(), network)
+    with pytest.raises(ValueError, match="both 0, and data drive nothing"):
+        DataDrivenDiffusion(VPSDE(), network, means=0.0, scales=0.0)
+    with pytest.raises(ValueError, match=r"means is -1, expected a range"):
+        DataDrivenDiffusion(VPSDE(), network, means=-1)
+    with pytest.raises(ValueError, match="degree is 2, expected at least 3"):
+        DataDrivenDiffusion(VPSDE(), network, degree=2)
+    with pytest.raises(ValueError, match=r"MLP returned \(4, 12\) .* expected \(4, 6\)"):
+        DataDrivenDiffusion(VPSDE(), network, means=0.0).views(torch.randn(4, 2))
+
+
+def test_what_is_made_of_linear_kernels_is_refused() -> None:
+    diffusion, x = driven(), normal(17, 8, 2)
+    score = Denoiser.fit(MLP(4, 8, 1, out_features=2).double(), x, maps=True)
+    model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
+    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
+        DiffusionModel(diffusion, score, times=5)
+    with pytest.raises(ValueError, match="driven by the data; use the bound"):
+        guide.law(x, torch.tensor([0.5, 0.7]))
+    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
+        model.log_prob(x, method="importance")
+    with pytest.raises(ValueError, match=r"log p_ode.* driven by the data"):
+        model.log_prob(x, method="flow")
+    with pytest.raises(ValueError, match=r"log p.* of a state alone is made of"):
+        model.path_law().log_prob(guide.law(x).sample())
+    with pytest.raises(ValueError, match="driven by all dimensions of a datum"):
+        condition(model, torch.tensor([True, False]))
+    for sampler in (Splitting(5), PredictorCorrector(5)):
+        with pytest.raises(TypeError, match="driven by the data; use EulerMaruyama"):
+            sampler(diffusion, model.bound_score, (3, 1, 2))
+    with pytest.raises(TypeError, match="which a state does not hold"):
+        diffusion.forward_sde()
+
+
+def test_a_score_of_the_raw_state_knows_one_process() -> None:
+    diffusion = driven()
+    score = NoisePrediction(MLP(2, 8, 1).double())
+    model = DiffusionModel(diffusion, score, event_shape=(2,))
+    assert model.path_law().sample((3,)).isfinite().all()
+    with pytest.raises(TypeError, match="NoisePrediction knows one process alone"):
+        ExponentialIntegrator(3)(diffusion, model.bound_score, (3, 1, 2))
+    wavy(diffusion)
+    with pytest.raises(TypeError, match="NoisePrediction knows one process alone"):
+        model.path_law().sample((3,))
+    EulerMaruyama(8)(diffusion, model.bound_score, (3, 1, 2))
+
+
+@pytest.mark.parametrize("score", ["discrete", "denoiser", "noise"])
+def test_the_worked_guide_begins_as_the_base_and_learns(score: str) -> None:
+    problem = MODELS["digits"]()
+    x = problem.to_model_space(problem.train[:8])
+    torch.manual_seed(0)
+    model = problem.build(means_and_scales(problem.event_shape), score=score)
+    assert not any(bool(view.any()) for view in model.diffusion.views(x).values())
+    torch.nn.init.normal_(model.score_function.network.outlet[-1].weight, std=0.02)
+    elbo_terms(model, DiffusionGuide(model.diffusion), x).elbo.sum().backward()
+    outlet = model.diffusion.network.outlet[-1].weight
+    means, scales = outlet.grad.unflatten(0, (2, -1))
+    assert bool(means.any()) and bool(scales.any())
+
+
+def test_the_worked_guide_for_vectors() -> None:
+    diffusion = scales_alone((3,), max_log_snr=9.0)
+    assert set(diffusion.views(torch.randn(4, 3))) == {"scale"}
+    assert diffusion.max_log_snr == 9.0

@@ -1,0 +1,439 @@
+"""Auxiliary variables that start at an encoding of the data: laws, scores, bounds, samplers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    EncodedDiffusion,
+    NoisePrediction,
+    StateDenoiser,
+    bound,
+    elbo_terms,
+)
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    StochasticExponentialIntegrator,
+)
+from pyro_mdm.samplers.transport import transport
+from pyro_mdm.scores.base import rotated
+from tests.problems import fixed, learned, learned_in_time, normal
+
+D = 2  # data dimensions
+ENDS: dict[str, Any] = {"max_log_snr": 7.0, "min_log_snr": -8.0, "initial_variance": 0.1}
+MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
+SPREAD = torch.tensor([1.0, 0.6], dtype=torch.float64)
+
+
+class Linear(nn.Module):
+    """An encoder: every auxiliary mean is a multiple of its data dimension, the same for all."""
+
+    def __init__(self, auxiliary: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(1.5, -1.0, auxiliary, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope[:, None] * x.unsqueeze(1)).flatten(1)
+
+
+BASES: dict[str, Callable[[], Any]] = {
+    "cld": lambda: CLD(**ENDS),
+    "learned": lambda: learned(3, 2, 60, **ENDS),
+    "rank 1": lambda: learned(3, 1, 54, **ENDS),
+    "varying": lambda: learned_in_time(2, 2, 7, **ENDS),
+}
+every_base = pytest.mark.parametrize("name", BASES)
+
+
+def encoded(name: str) -> EncodedDiffusion:
+    base = BASES[name]()
+    return EncodedDiffusion(base, Linear(base.num_variables - 1))
+
+
+def data(n: int, seed: int = 0) -> Tensor:
+    return MEAN + SPREAD * normal(seed, n, D)
+
+
+def states(diffusion: EncodedDiffusion, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """M w for w = (1, slopes), (n, K), mean (n, D, K) and covariance (n, D, K, K) of y_s."""
+    marginal = diffusion.marginal(s)
+    M = diffusion.base.propagator.moments(None, diffusion.clock(s))[0]
+    slopes: Any = diffusion.encoder.slope
+    direction = (M @ torch.cat([slopes.new_ones(1), slopes])[:, None])[..., 0]
+    outer = direction[..., :, None] * direction[..., None, :]
+    covariance = (
+        marginal.covariance[..., None, :, :]
+        + SPREAD.square()[:, None, None] * (outer[..., None, :, :])
+    )
+    return direction, MEAN[:, None] * direction[..., None, :], covariance
+
+
+def times(diffusion: EncodedDiffusion, log_snr: Tensor) -> Tensor:
+    different, which = log_snr.unique(return_inverse=True)
+    with torch.no_grad():
+        return diffusion.time_at_log_snr(different)[which]
+
+
+class Exact(nn.Module):
+    """E[x | y] and E[m | y] of these data, in what a :class:`StateDenoiser`'s network is told."""
+
+    def __init__(self, diffusion: EncodedDiffusion) -> None:
+        super().__init__()
+        self.known = [diffusion]  # no part of the network
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        (diffusion,) = self.known
+        s = times(diffusion, log_snr)
+        marginal, v = diffusion.marginal(s), (-log_snr).exp()[:, None]
+        total = (SPREAD.square() + v).sqrt()
+        z, rest = MEAN + inputs[:, :D] * total, inputs[:, D:].unflatten(1, (-1, D))
+        white = torch.cat([(z / v.sqrt()).unsqueeze(1), rest], 1)
+        y = apply_matrix(marginal.scale_tril, rotated(marginal, white))
+        direction, mean, covariance = states(diffusion, s)
+        error = torch.linalg.solve(covariance, (y.mT - mean)[..., None])[..., 0]
+        x = MEAN + SPREAD.square() * (error * direction[:, None]).sum(-1)
+        slopes: Any = diffusion.encoder.slope
+        m = slopes[:, None] * x.unsqueeze(1)
+        moved = (diffusion.push(s) @ m).unsqueeze(-1)
+        z = z - (marginal.readout[:, :, None, None] * moved).sum(1)[..., 0]
+        base = MEAN + SPREAD.square() / total.square() * (z - MEAN)
+        F = (x - base) / (SPREAD * v.sqrt() / total)
+        return self.weight + torch.cat([F, m.flatten(1)], 1)
+
+
+def exact(diffusion: EncodedDiffusion) -> StateDenoiser:
+    return StateDenoiser(Denoiser(Exact(diffusion), MEAN, SPREAD.square()))
+
+
+class Noise(nn.Module):
+    """-Lᵀ ∇ log q(y_s), the ε that :class:`NoisePrediction` would learn."""
+
+    def __init__(self, diffusion: EncodedDiffusion) -> None:
+        super().__init__()
+        self.known = [diffusion]
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        (diffusion,) = self.known
+        s = times(diffusion, log_snr)
+        y = inputs.unflatten(1, (-1, D))
+        _, mean, covariance = states(diffusion, s)
+        error = torch.linalg.solve(covariance, (y.mT - mean)[..., None])[..., 0].mT
+        found = apply_matrix(diffusion.marginal(s).scale_tril.mT, error)
+        return self.weight + found.flatten(1)
+
+
+# -- laws ------------------------------------------------------------------------------------------
+
+
+@every_base
+@torch.no_grad()
+def test_paths_are_those_of_the_base_from_an_encoding(name: str) -> None:
+    diffusion, x = encoded(name), data(5)
+    base, K = diffusion.base, diffusion.num_variables
+    times = base.log_snr_grid(4)[1:]
+    law = DiffusionGuide(diffusion).law(x, times)
+    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
+    step = base.transition(times[0])
+    start = base.initial_covariance
+    first = MultivariateNormal(
+        (step.matrix @ w).mT, step.covariance + step.matrix @ start @ step.matrix.mT
+    )
+    torch.manual_seed(0)
+    path = law.rsample()
+    whole = first.log_prob(path[:, 0].mT).sum(-1)
+    for i in (1, 2):
+        step = base.transition(times[i], times[i - 1])
+        mean = (step.matrix @ path[:, i - 1]).mT
+        later = MultivariateNormal(mean, scale_tril=step.scale_tril)
+        whole = whole + later.log_prob(path[:, i].mT).sum(-1)
+    torch.testing.assert_close(law.log_prob(path), whole, rtol=1e-6, atol=1e-6)
+    torch.manual_seed(0)
+    noise = torch.randn(5, 3, K, D, dtype=torch.float64)
+    mean = diffusion.marginal(times[0]).scale_tril @ noise[:, 0]
+    torch.testing.assert_close(path[:, 0] - mean, first.mean.mT, rtol=1e-6, atol=1e-8)
+
+
+@every_base
+@torch.no_grad()
+def test_the_prior_kl_is_that_of_the_end(name: str) -> None:
+    diffusion, x = encoded(name), data(5)
+    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
+    M = diffusion.base.propagator.moments(None, diffusion.clock(1.0))[0]
+    end = MultivariateNormal((M @ w).mT, diffusion.terminal.covariance)
+    K = diffusion.num_variables
+    prior = MultivariateNormal(torch.zeros(K, dtype=torch.float64), diffusion.prior_covariance)
+    expected = kl_divergence(end, prior).sum(-1)
+    torch.testing.assert_close(prior_kl(diffusion, x, 1), expected, rtol=1e-6, atol=1e-7)
+
+
+@every_base
+@torch.no_grad()
+def test_the_decoder_reads_x_whatever_the_encoding(name: str) -> None:
+    diffusion = encoded(name)
+    start, s = diffusion.start, diffusion.start_time
+    M = diffusion.base.propagator.moments(None, diffusion.clock(s))[0]
+    unit = torch.eye(len(M), dtype=torch.float64)[0]
+    torch.testing.assert_close(start.readout @ M, unit, rtol=0, atol=1e-9)
+    variance = start.readout @ start.covariance @ start.readout
+    torch.testing.assert_close(-variance.log(), start.log_snr, rtol=1e-6, atol=1e-6)
+    assert start.log_snr < diffusion.base.start.log_snr
+
+
+# -- scores and bounds -----------------------------------------------------------------------------
+
+
+@every_base
+@torch.no_grad()
+def test_an_exact_state_denoiser_is_the_exact_score(name: str) -> None:
+    diffusion, n = encoded(name), 6
+    s = diffusion.log_snr_grid(n + 1)[:-1]
+    y = normal(1, n, diffusion.num_variables, D)
+    _, mean, covariance = states(diffusion, s)
+    expected = -torch.linalg.solve(covariance, (y.mT - mean)[..., None])[..., 0].mT
+    score = exact(diffusion)
+    torch.testing.assert_close(score.score(diffusion, y, s), expected, rtol=1e-5, atol=1e-6)
+    raw = NoisePrediction(Noise(diffusion)).score(diffusion, y, s)
+    torch.testing.assert_close(raw, expected, rtol=1e-5, atol=1e-6)
+    both = score.start_hat(diffusion, y, s)
+    torch.testing.assert_close(both[:, 0], score.denoise(diffusion, y, s))
+    one = score.score(diffusion, y[:1], s[0])
+    torch.testing.assert_close(one, expected[:1], rtol=1e-5, atol=1e-6)
+
+
+@every_base
+@torch.no_grad()
+def test_the_exact_term_is_what_the_ends_say(name: str) -> None:
+    """½ ∫ tr g² (Σ^-1 - C^-1) ds = E KL(q(y_ε | x) ‖ q(y_ε)) - E KL(q(y_T | x) ‖ q(y_T)), where C
+    is the covariance of noised data: the bound is tight though v_0 sees x."""
+    diffusion = encoded(name)
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(200))
+    low, high = diffusion.log_volume_ends
+    s = diffusion.time_at_log_volume(low + (high - low) * (nodes + 1) / 2)
+    marginal, (_, _, C) = diffusion.marginal(s), states(diffusion, s)
+    apart = torch.linalg.inv(marginal.covariance).unsqueeze(1) - torch.linalg.inv(C)
+    g2 = diffusion.noise_covariance(s).unsqueeze(1)
+    rate = 0.5 * (g2 @ apart).diagonal(dim1=-2, dim2=-1).sum((-2, -1))
+    found = ((high - low) / 2 * weights * rate / diffusion.log_volume_rate(s)).sum()
+    ends = torch.stack([diffusion.start_time, torch.tensor(1.0)])
+    at, (_, _, C) = diffusion.marginal(ends), states(diffusion, ends)
+    kl = 0.5 * (torch.logdet(C) - at.log_det.unsqueeze(1)).sum(1)
+    torch.testing.assert_close(found, kl[0] - kl[1], rtol=1e-6, atol=1e-6)
+
+
+@every_base
+@torch.no_grad()
+def test_a_draw_of_the_term_is_the_error_of_the_score(name: str) -> None:
+    """½ ‖s_θ + Σ^-1 (y - M w)‖²_{g²} by the density of times, from a draw that is made again."""
+    diffusion, n = encoded(name), 5
+    K, x = diffusion.num_variables, data(n)
+    score = exact(diffusion)
+    level = torch.linspace(6.5, -7.0, n, dtype=torch.float64)
+    noise = normal(4, n, K, D)
+    found = score.integrand(diffusion, x, level, noise)
+    low, high = diffusion.log_volume_ends
+    s = diffusion.time_at_log_volume(low + (high - low) * (7.0 - level) / 15.0)
+    marginal = diffusion.marginal(s)
+    M = diffusion.base.propagator.moments(None, diffusion.clock(s))[0]
+    w = torch.cat([x.unsqueeze(1), diffusion.encode(x)], 1)
+    y = M @ w + marginal.scale_tril @ rotated(marginal, noise)
+    error = score.score(diffusion, y, s) + torch.linalg.solve(marginal.covariance, y - M @ w)
+    square = (error * (diffusion.noise_covariance(s) @ error)).sum((1, 2))
+    expected = (high - low) * 0.5 * square / diffusion.log_volume_rate(s) / 15.0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_the_whole_bound_is_tight() -> None:
+    """E log p(x) - KL(q(y_T) ‖ π) - KL(q(x | y_ε) ‖ p(x | y_ε)), the last of the decoder alone."""
+    diffusion, x = encoded("cld"), data(20_000)
+    _, mean, covariance = states(diffusion, torch.stack([diffusion.start_time, torch.tensor(1.0)]))
+    prior = MultivariateNormal(torch.zeros(2, dtype=torch.float64), diffusion.prior_covariance)
+    end = kl_divergence(MultivariateNormal(mean[1], covariance[1]), prior).sum()
+    # x given all of y_ε, and as the decoder has it, from the readout alone
+    direction = states(diffusion, diffusion.start_time)[0]
+    precision = direction @ diffusion.start.covariance.inverse() @ direction
+    known = 1 / (SPREAD.square().reciprocal() + precision)
+    read = 1 / (SPREAD.square().reciprocal() + diffusion.start.log_snr.exp())
+    lost = 0.5 * (read / known).log().sum()
+    decoder = Gaussian(MEAN, SPREAD.square())
+    model = DiffusionModel(diffusion, exact(diffusion), decoder, event_shape=(D,))
+    torch.manual_seed(1)
+    gap = elbo_terms(model, DiffusionGuide(diffusion), x).elbo - log_prob(x)
+    error = float(gap.std()) / math.sqrt(len(x))
+    assert abs(float(gap.mean()) + float(end + lost)) < 4.5 * error < 0.45
+
+
+def log_prob(x: Tensor) -> Tensor:
+    square = ((x - MEAN) / SPREAD).square() + (2 * math.pi * SPREAD.square()).log()
+    return -0.5 * square.sum(1)
+
+
+@pytest.mark.parametrize("kind", ["state", "noise"])
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    diffusion = encoded("learned")
+    K, x = diffusion.num_variables, data(6)
+    if kind == "state":
+        network = MLP(K * D, 8, 1, out_features=K * D).double()
+        score: Any = StateDenoiser(Denoiser(network, MEAN, SPREAD.square()))
+    else:
+        score = NoisePrediction(MLP(K * D, 8, 1).double())
+    with torch.no_grad():
+        for p in score.parameters():
+            p.add_(0.1 * fixed(p.numel(), *p.shape))
+    model, guide = DiffusionModel(diffusion, score, event_shape=(D,)), DiffusionGuide(diffusion)
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return elbo_terms(model, guide, x).elbo.sum()
+
+    loss().backward()
+    h = 1e-6
+    slopes: Any = diffusion.encoder.slope
+    for p in (slopes, diffusion.base.lower, diffusion.base.B):
+        flat, found = p.data.view(-1), p.grad.view(-1)
+        for i in range(min(2, len(flat))):
+            kept = flat[i].item()
+            with torch.no_grad():
+                flat[i] = kept + h
+                up = loss()
+                flat[i] = kept - h
+                down = loss()
+                flat[i] = kept
+            assert float(found[i]) == pytest.approx(float(up - down) / (2 * h), rel=2e-5, abs=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoding_of_nothing_is_the_base() -> None:
+    base = CLD(**ENDS)
+    diffusion, x = EncodedDiffusion(base, Linear(1)), data(64)
+    slopes: Any = diffusion.encoder.slope
+    slopes.zero_()
+    network = MLP(D).double()
+    wide = MLP(2 * D, out_features=2 * D).double()
+    terms = []
+    for d, score in (
+        (base, Denoiser(network, MEAN, SPREAD.square())),
+        (diffusion, StateDenoiser(Denoiser(wide, MEAN, SPREAD.square()))),
+    ):
+        s = base.log_snr_grid(9)[:-1]
+        terms.append(score.score(d, normal(3, 8, 2, D), s))
+        model = DiffusionModel(d, score, event_shape=(D,))
+        terms.append(bound(model, DiffusionGuide(d), x, draws=32))
+    torch.testing.assert_close(terms[0], terms[2], rtol=1e-6, atol=1e-8)
+    error = math.hypot(terms[1].monte_carlo_error, terms[3].monte_carlo_error)
+    gap = terms[1].diffusion.mean - terms[3].diffusion.mean
+    assert abs(gap) < 4.5 * error < 1.0
+
+
+# -- samplers --------------------------------------------------------------------------------------
+
+
+@every_base
+@torch.no_grad()
+def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
+    diffusion = encoded(name)
+    times = diffusion.base.log_snr_grid(6).flip(0)
+    found = transport(diffusion, times, 1.0)
+    K = diffusion.num_variables
+    M = diffusion.base.propagator.moments(None, diffusion.clock(times))[0]
+    expected = M[1:] - found.gain @ M[:-1]  # y_s = M_s w for all s, where there is no noise
+    columns = found.moments[:, 0].unflatten(-1, (K, K))
+    torch.testing.assert_close(columns, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        StochasticExponentialIntegrator(24),
+        ExponentialIntegrator(24),
+        EulerMaruyama(60),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+@torch.no_grad()
+def test_samples_have_the_law_of_the_data(sampler: Any) -> None:
+    diffusion = encoded("cld")
+    model = DiffusionModel(diffusion, exact(diffusion), event_shape=(D,), sampler=sampler)
+    torch.manual_seed(0)
+    n = 1000
+    x = model(batch_size=n)
+    assert bool(((x.mean(0) - MEAN).abs() < 5 * SPREAD / math.sqrt(n) + 0.05).all())
+    assert bool(((x.std(0) / SPREAD - 1).abs() < 5 / math.sqrt(2 * n) + 0.05).all())
+
+
+# -- the door --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
+    diffusion = EncodedDiffusion(CLD(**ENDS), MLPEncoder())
+    network = MLP(2 * D, 8, 1, out_features=2 * D).double()
+    model = DiffusionModel(diffusion, StateDenoiser(Denoiser(network, MEAN, SPREAD.square())))
+    for p in model.parameters():
+        p.add_(0.1 * fixed(p.numel(), *p.shape))
+    model.save_pretrained(tmp_path)
+    found = DiffusionModel.from_pretrained(tmp_path, classes={"MLPEncoder": MLPEncoder})
+    assert sum("network" in name for name in model.state_dict()) == len(network.state_dict())
+    y = normal(0, 3, 2, D)
+    s = diffusion.log_snr_grid(4)[:-1]
+    torch.testing.assert_close(found.score(y, s), model.score(y, s))
+    x = data(4)
+    moved = diffusion.displacement(x, s[1])
+    torch.testing.assert_close(found.diffusion.displacement(x, s[1]), moved)
+
+
+class MLPEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(D, D).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+
+def test_mistakes_are_told() -> None:
+    diffusion = encoded("cld")
+    denoiser = Denoiser(MLP(D).double(), MEAN, SPREAD.square())
+    with pytest.raises(ValueError, match="VPSDE with K = 1, which has no auxiliary"):
+        EncodedDiffusion(VPSDE(), Linear(1))
+    with pytest.raises(TypeError, match=r"reads z alone.*StateDenoiser\(denoiser\)"):
+        DiffusionModel(diffusion, denoiser)
+    with pytest.raises(TypeError, match="use the denoiser itself"):
+        DiffusionModel(CLD(**ENDS), StateDenoiser(denoiser))
+    with pytest.raises(TypeError, match="steps back by x̂ alone"):
+        DiffusionModel(diffusion, exact(diffusion), times=8)
+    model = DiffusionModel(diffusion, exact(diffusion), sampler=Ancestral(4))
+    with pytest.raises(TypeError, match="Ancestral steps by x̂ alone"):
+        model(batch_size=2)
+    raw = DiffusionModel(diffusion, NoisePrediction(Noise(diffusion)), event_shape=(D,))
+    assert isinstance(raw.sampler, EulerMaruyama)
+    raw.sampler = ExponentialIntegrator(4)
+    with pytest.raises(TypeError, match="use StateDenoiser, or a sampler by the score"):
+        raw(batch_size=2)
+    with pytest.raises(ValueError, match=r"returned \(3, 2\).*expected \(3, 4\): 2 means"):
+        EncodedDiffusion(BASES["learned"](), Linear(1)).encode(data(3))
+    with pytest.raises(ValueError, match="told maps"):
+        StateDenoiser(Denoiser(MLP(2 * D), MEAN, SPREAD.square(), maps=True))

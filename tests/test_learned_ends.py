@@ -1,0 +1,319 @@
+"""Ends of log SNR, and a law at rest, that are learned: within their ranges, by right gradients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LearnedDiffusion,
+    TimeVaryingLearnedDiffusion,
+    elbo_terms,
+    randomness,
+)
+from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.diffusions.learned_drift import Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.likelihoods import NetworkPosterior
+from pyro_mdm.networks import MLP
+from tests.problems import fixed
+from tests.test_elbo import Wrong, exact_bound, numerical_gradient
+
+FAMILIES: dict[str, type[LearnedFamily]] = {
+    "constant": LearnedDiffusion,
+    "time_varying": TimeVaryingLearnedDiffusion,
+}
+MEAN, VARIANCE = 0.3, 0.49
+
+
+def moved(kind: str, K: int = 2, **options: Any) -> Any:
+    """One that is some way into its training."""
+    options = {"max_log_snr": 3.0, "min_log_snr": -2.0, "learn_ends": (1.0, 2.0)} | options
+    if kind == "time_varying":
+        options |= {"cells": 32, "degree": 1}
+    diffusion = FAMILIES[kind](K, **options)
+    with torch.no_grad():
+        for i, parameter in enumerate(diffusion.parameters()):
+            parameter.add_(0.2 * fixed(i, *parameter.shape))
+    return diffusion
+
+
+# -- ranges ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_ends_start_as_given_and_cannot_leave_their_ranges(kind: str) -> None:
+    diffusion = FAMILIES[kind](2, max_log_snr=9.0, min_log_snr=-10.0, learn_ends=(1.0, 2.0))
+    held = FAMILIES[kind](2, max_log_snr=9.0, min_log_snr=-10.0)
+    torch.testing.assert_close(diffusion.start.covariance, held.start.covariance, rtol=1e-9, atol=0)
+    for position, high, low in ((1e3, 10.0, -8.0), (-1e3, 8.0, -12.0)):
+        with torch.no_grad():
+            diffusion.ends.fill_(position)
+        assert (diffusion.max_log_snr, diffusion.min_log_snr) == (high, low)
+        assert diffusion.start.log_snr.item() == pytest.approx(high, abs=1e-9)
+        assert diffusion.terminal.log_snr.item() == pytest.approx(low, abs=1e-9)
+        assert diffusion.terminal_log_snr.item() == low
+        assert diffusion.log_snr(diffusion.start_time).item() == pytest.approx(high, abs=1e-9)
+
+
+def test_an_end_of_reach_0_is_held() -> None:
+    diffusion = moved("constant", learn_ends=(0.0, 2.0))
+    assert diffusion.max_log_snr == 3.0 and diffusion.min_log_snr != -2.0
+    other = LearnedDiffusion(2, learn_ends=(1.0, 0.0))  # λ(T) is the clock's
+    assert other.min_log_snr is None and other.start_log_snr.requires_grad
+
+
+def test_an_end_that_is_set_starts_there() -> None:
+    diffusion = moved("constant")
+    low = diffusion.min_log_snr
+    diffusion.max_log_snr = 5.0
+    assert diffusion.max_log_snr == 5.0 and diffusion.min_log_snr == low
+    with torch.no_grad():
+        diffusion.ends.fill_(1e3)
+    assert diffusion.max_log_snr == 6.0 and diffusion.min_log_snr == low + 2.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LearnedDiffusion(2, learn_ends=2.0), r"λ\(T\) is left to the clock.*min_log_snr"),
+        (lambda: LearnedDiffusion(2, learn_ends=(1.0, 2.0, 3.0)), r"learn_ends is \(1.*for λ\(T\)"),
+        (
+            lambda: LearnedDiffusion(2, learn_ends=-1.0),
+            r"learn_ends is -1\.0, expected numbers ≥ 0",
+        ),
+        (lambda: LearnedDiffusion(2, learn_ends=math.nan), r"learn_ends is nan"),
+        (
+            lambda: LearnedDiffusion(2, max_log_snr=3.0, min_log_snr=0.0, learn_ends=1.5),
+            r"learned down to 1\.5 and λ\(T\) up to 1\.5, expected ranges that do not meet",
+        ),
+        (
+            lambda: LearnedDiffusion(2, cut_time=0.1, learn_ends=(1.0, 0.0)),
+            r"cut at the time 0\.1; give max_log_snr",
+        ),
+        (lambda: setattr(moved("constant"), "min_log_snr", None), r"min_log_snr is None, but λ"),
+        (lambda: setattr(moved("constant"), "max_log_snr", -1.0), r"expected ranges that do not"),
+        (lambda: LearnedDiffusion(1, learn_stationary=True), r"K = 1 .* nothing of Σ_∞"),
+        (
+            lambda: PerDimensionDiffusion([moved("constant"), moved("constant")], [0, 1]),
+            r"one of 2 blocks has learn_ends",
+        ),
+        (lambda: Simulated(moved("constant")), r"has learn_ends, but simulated paths keep"),
+    ],
+)
+def test_mistakes_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- gradients of the bound ------------------------------------------------------------------------
+
+
+class Exact:
+    """Draws replaced by nodes of quadrature: all of a batch of (u, signs of the noise), in turn.
+
+    Expectations over noise are exact for squares of what is linear in it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, K: int, nodes: int) -> None:
+        signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * K)
+        self.signs = signs.reshape(-1, K).repeat(nodes, 1)
+        u = (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
+        self.u = u.repeat_interleave(2**K)
+        monkeypatch.setattr(randomness, "low_discrepancy", lambda n, device: self.u)
+        monkeypatch.setattr(randomness, "normal", self.normal)
+        monkeypatch.setattr(randomness, "subset", AllOfThem)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
+        signs = self.signs.repeat(shape[0] // len(self.signs), 1)
+        return signs[:, : math.prod(shape[1:])].reshape(shape)
+
+
+class AllOfThem:
+    """In place of a random part of the batch."""
+
+    def __init__(self, n: int, part: int, device: Any, copies: int = 1) -> None:
+        self.n = n
+
+    def __enter__(self) -> tuple[Tensor, float]:
+        return torch.arange(self.n), 1.0
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("stationary", [False, True], ids=["given", "learned"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form(
+    kind: str, stationary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both ends, the law at rest and the matrices, of Gaussian data, a denoiser that is wrong by
+    a known amount and the exact decoder."""
+    diffusion = moved(kind, learn_stationary=stationary)
+    nodes = Exact(monkeypatch, 2, 500)
+    score = Denoiser(Wrong(0.4), data_mean=MEAN, data_variance=VARIANCE)
+    model = DiffusionModel(diffusion, score, event_shape=(1,))
+    x = torch.full((len(nodes.u), 1), 0.9, dtype=torch.float64)
+    elbo = elbo_terms(model, DiffusionGuide(diffusion), x).elbo.mean()
+    parameters = list(diffusion.parameters())
+    found = torch.autograd.grad(elbo, parameters)
+    with torch.no_grad():
+        expected = numerical_gradient(lambda: exact_bound(diffusion, x[:1], 0.4).mean(), parameters)
+        assert elbo.item() == pytest.approx(exact_bound(diffusion, x[:1], 0.4).item(), abs=1e-5)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-6)
+    (ends,) = (f for p, f in zip(parameters, found, strict=True) if p is diffusion.ends)
+    assert bool((ends.abs() > 1e-3).all())
+
+
+class Tilt(nn.Module):
+    """Of a discrete denoiser of one dimension: a tilt that is wrong."""
+
+    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return torch.cat([0.3 * torch.tanh(z), 0.1 * torch.cos(log_snr[:, None] / 3).to(z)], 1)
+
+
+@pytest.mark.parametrize("likelihood", ["baseline", "network"])
+def test_a_discrete_decoder_gives_a_gradient_at_its_end(
+    likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the bound by quadrature over noise and levels of it, by finite differences."""
+    diffusion = LearnedDiffusion(1, max_log_snr=2.0, min_log_snr=-3.0, learn_ends=1.0)
+    steps, points = 200, 100
+    u = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    quantiles = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    noise = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
+
+    def normal(shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
+        return noise.repeat(shape[0] // points).reshape(shape)
+
+    monkeypatch.setattr(randomness, "normal", normal)
+    grid = u.repeat_interleave(points)
+    monkeypatch.setattr(randomness, "low_discrepancy", lambda n, device: grid)
+    monkeypatch.setattr(randomness, "subset", AllOfThem)
+    levels = torch.linspace(-1, 1, 3, dtype=torch.float64)
+    score = DiscreteDenoiser.fit(
+        Tilt(), levels[torch.tensor([0, 1, 1, 2, 2, 2])][:, None], 3, form="tilt"
+    )
+    options = {"likelihood": NetworkPosterior()} if likelihood == "network" else {}
+    model = DiffusionModel(diffusion, score, event_shape=(1,), **options)
+    x = levels[2].expand(len(grid), 1)
+
+    def bound() -> Tensor:
+        return elbo_terms(model, DiffusionGuide(diffusion), x).elbo.mean()
+
+    (found,) = torch.autograd.grad(bound(), [diffusion.ends])
+    (expected,) = numerical_gradient(bound, [diffusion.ends], step=1e-3)
+    assert bool((expected.abs() > 1e-3).all())
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+    if likelihood == "baseline":  # without the boundary term it is far off
+        terms = elbo_terms(model, DiffusionGuide(diffusion), x)
+        (alone,) = torch.autograd.grad(terms.reconstruction.mean(), [diffusion.ends])
+        assert abs(float(alone[0] - expected[0])) > 0.02
+
+
+def test_micro_batches_have_the_gradients_of_the_batch() -> None:
+    """Both ends' boundary terms are of the same data and noise, in however many pieces."""
+    diffusion = moved("constant", learn_stationary=True)
+    torch.manual_seed(0)
+    score = Denoiser(MLP(2).double(), data_mean=MEAN, data_variance=VARIANCE)
+    model, guide = DiffusionModel(diffusion, score, event_shape=(2,)), DiffusionGuide(diffusion)
+    x = fixed(3, 64, 2)
+    whole, parts = [], []
+    for count, found in ((1, whole), (2, parts)):
+        for parameter in diffusion.parameters():
+            parameter.grad = None
+        for index in range(count):
+            with randomness.piece(index, count, 7):
+                MDM_ELBO().differentiable_loss(model, guide, x[index::count]).backward()
+        found.extend(parameter.grad for parameter in diffusion.parameters())
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+# -- the law at rest -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_law_at_rest_starts_as_given_and_keeps_the_variance_of_x(kind: str) -> None:
+    given = [[2.0, 0.4], [0.4, 0.8]]
+    diffusion: Any = FAMILIES[kind](2, stationary_variance=given, learn_stationary=True)
+    expected = torch.tensor(given, dtype=torch.float64)
+    torch.testing.assert_close(diffusion.stationary_covariance, expected, rtol=1e-15, atol=0)
+    held: Any = FAMILIES[kind](2, stationary_variance=given)
+    torch.testing.assert_close(diffusion.terminal.covariance, held.terminal.covariance)
+    with torch.no_grad():
+        diffusion.stationary_lower.add_(3.0)
+        diffusion.stationary_log_diagonal.sub_(2.0)
+    Sigma = diffusion.stationary_covariance
+    assert Sigma[0, 0].item() == pytest.approx(2.0, rel=1e-15)
+    assert float(torch.linalg.eigvalsh(Sigma.detach()).min()) > 0
+    assert torch.equal(diffusion.prior.covariance, Sigma)
+    t = diffusion.transition(0.9, 0.2)
+    torch.testing.assert_close(t.matrix @ Sigma @ t.matrix.mT + t.covariance, Sigma)
+
+
+# -- kept and copied -------------------------------------------------------------------------------
+
+
+def numbers(diffusion: LinearDiffusion) -> list[Tensor]:
+    with torch.no_grad():
+        found = [diffusion.start_time, diffusion.terminal_log_snr, diffusion.start.covariance]
+        return [*found, diffusion.stationary_covariance, diffusion.log_snr(0.5)]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_comes_back_from_a_folder_a_state_dict_and_a_copy(kind: str, tmp_path: Any) -> None:
+    diffusion = moved(kind, learn_stationary=True, learn_beta=True)
+    model = DiffusionModel(diffusion, Denoiser(MLP(2)), event_shape=(2,))
+    model.save_pretrained(tmp_path)
+    opened = DiffusionModel.from_pretrained(tmp_path).diffusion
+    options = {"cells": 32, "degree": 1} if kind == "time_varying" else {}
+    options |= {"learn_ends": (1.0, 2.0), "learn_stationary": True, "learn_beta": True}
+    loaded: Any = FAMILIES[kind](2, max_log_snr=3.0, min_log_snr=-2.0, **options)
+    loaded.load_state_dict(diffusion.state_dict())
+    for other in (opened, loaded, copy.deepcopy(diffusion)):
+        assert all(map(torch.equal, numbers(other), numbers(diffusion)))
+    with torch.no_grad():
+        loaded.ends.add_(0.1)
+    assert loaded.max_log_snr != diffusion.max_log_snr
+
+
+def test_other_ranges_are_not_taken_over() -> None:
+    saved = moved("constant").state_dict()
+    other = LearnedDiffusion(2, max_log_snr=3.0, min_log_snr=-2.0, learn_ends=(1.0, 1.5))
+    with pytest.raises(RuntimeError, match=r"learn_ends is \[1\.0, 2\.0\] in the state dict"):
+        other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_begins_as_another_diffusion(kind: str) -> None:
+    start = CLD(mass=0.5, max_log_snr=9.0, min_log_snr=-10.0)
+    found = FAMILIES[kind].from_diffusion(start, learn_ends=1.0, learn_stationary=True)
+    torch.testing.assert_close(found.start.covariance, start.start.covariance, rtol=1e-6, atol=0)
+    assert found.learns_ends and found.learns_stationary
+    assert not start.learns_ends and not VPSDE().learns_stationary
+
+
+def test_one_block_of_dimensions_may_learn_its_ends() -> None:
+    block = moved("constant")
+    diffusion = PerDimensionDiffusion([block], [0, 0])
+    log_snr, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(log_snr[0].unique(), block.start_log_snr.reshape(1))
+    torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
+    gradient = torch.autograd.grad(log_snr.sum(), block.ends)[0]
+    assert bool((gradient != 0).all())
