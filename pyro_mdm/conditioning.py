@@ -104,9 +104,9 @@ def condition(
             f"{describe(model.diffusion.transform)} of the data, of which no coordinate is an "
             "observed dimension; use a diffusion without a transform"
         )
-    if model.diffusion.drifts_by_data:
+    if model.diffusion.drifts_by_data or model.diffusion.context is not None:
         raise ValueError(
-            f"the paths of {type(model.diffusion).__name__} are driven by all dimensions of a "
+            f"the paths of {type(model.diffusion).__name__} are led by all dimensions of a "
             "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
     score = ConditionedDenoiser(denoiser, observed, values, left_out)

@@ -23,6 +23,7 @@ from pyro_mdm import (
     NoisePrediction,
     PerDimensionDiffusion,
     bound,
+    condition,
     elbo_terms,
     randomness,
 )
@@ -367,6 +368,8 @@ def test_mistakes_are_told() -> None:
         DiffusionModel(diffusion, exact(), times=5)
     with pytest.raises(TypeError, match="one ODE for all data"):
         model.log_prob(data(3), method="flow")
+    with pytest.raises(ValueError, match="are led by all dimensions of a datum"):
+        condition(model, torch.tensor([True, False, False]))
     with pytest.raises(ValueError, match=r"make them with ContextClocks\(number, 2\)"):
         ContextDiffusion(
             VPSDE(), GaussianContext(nn.Linear(3, 4), 2), ContextClocks(2, 3), torch.tensor([0, 1])

@@ -26,7 +26,7 @@ from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.support.settings import Restorable
+from pyro_mdm.support.settings import Restorable, described
 
 __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
 
@@ -304,6 +304,9 @@ class ContextDiffusion(PerDimensionDiffusion):
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
         apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
         return {"log SNR less the common one": apart.expand(3, *x.shape)}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"context": described(self.context)}
 
     def _is_learned(self) -> bool:
         weights = getattr(self.clocks, "weights", None)

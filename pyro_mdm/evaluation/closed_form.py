@@ -234,6 +234,7 @@ class ClosedFormComparison:
         cell = cells(draws.level, self.edges)
         for i, part in enumerate(torch.arange(size).split(self.batch_size)):
             noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
+            self._seed_contexts()
             before = sum(self.calls)
             for m in range(len(self.models)):
                 self.calls[m] += int(self.covers[m, cell[part]].sum())
@@ -243,7 +244,6 @@ class ClosedFormComparison:
             datum = draws.datum[part].to(self.x.device)
             x = self.x[datum]
             level, noise = draws.level[part].to(x.device), noise.to(x.device)
-            self._seed_contexts(draws.datum[part])
             for m, model in enumerate(self.models):
                 inside = self.covers[m, cell[part]]
                 here = inside.to(x.device)
@@ -274,13 +274,13 @@ class ClosedFormComparison:
         found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
             noise = self._noise(len(part))
+            self._seed_contexts()
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
             if not self.share.has(i):
                 continue
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
-            self._seed_contexts(data[part])
             for m, model in enumerate(self.models):
                 diffusion, score, _ = drawn_given(model, x)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
@@ -318,11 +318,11 @@ class ClosedFormComparison:
         shape = (n, K, *self.x.shape[1:])
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
-    def _seed_contexts(self, datum: Tensor) -> None:
-        """Contexts are drawn by torch's generator, which :func:`compare` gives back as it was."""
+    def _seed_contexts(self) -> None:
+        """Contexts are drawn by torch's generator, which :func:`compare` gives back as it was; it
+        is seeded by all processes for every part of the work."""
         if self.latent:
-            seed = int(torch.randint(2**31, (), generator=self.contexts))
-            torch.manual_seed(seed + int(datum.sum()))
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.contexts)))
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """That of these data (m,)."""
