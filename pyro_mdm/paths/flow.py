@@ -100,10 +100,10 @@ def flow_log_prob(
     Raises:
         ValueError: a score of which some dimensions are observed or left out.
     """
-    if diffusion.drifts_by_data or diffusion.context is not None or diffusion.rows is not None:
+    if diffusion.context is not None or diffusion.rows is not None:
         raise TypeError(
             "the probability flow is one ODE for all data, and paths of "
-            f"{type(diffusion).__name__} are led by the data or a context of theirs; use the "
+            f"{type(diffusion).__name__} are led by a context of each; use the "
             "bound, method='elbo'"
         )
     check_counts_all(score, y, "log p_ode(y_ε)")
