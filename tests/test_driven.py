@@ -530,7 +530,7 @@ def test_what_is_made_of_linear_kernels_is_refused() -> None:
         guide.law(x, torch.tensor([0.5, 0.7]))
     with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
         model.log_prob(x, method="importance")
-    with pytest.raises(TypeError, match="one ODE for all data"):
+    with pytest.raises(ValueError, match=r"log p_ode.* driven by the data"):
         model.log_prob(x, method="flow")
     with pytest.raises(ValueError, match=r"log p.* of a state alone is made of"):
         model.path_law().log_prob(guide.law(x).sample())

@@ -30,7 +30,7 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
-from pyro_mdm.paths.base import check_counts_all
+from pyro_mdm.paths.base import check_counts_all, driven_error
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -98,7 +98,9 @@ def flow_log_prob(
         score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
 
     Raises:
-        ValueError: a score of which some dimensions are observed or left out.
+        TypeError: a diffusion led by contexts.
+        ValueError: one whose paths are driven by the data; a score of which some dimensions are
+            observed or left out.
     """
     if diffusion.context is not None or diffusion.rows is not None:
         raise TypeError(
@@ -106,6 +108,8 @@ def flow_log_prob(
             f"{type(diffusion).__name__} are led by a context of each; use the "
             "bound, method='elbo'"
         )
+    if diffusion.drifts_by_data:
+        raise driven_error(diffusion, "log p_ode(y_ε)")
     check_counts_all(score, y, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
