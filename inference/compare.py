@@ -35,6 +35,7 @@ from inference.processes import start
 from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
+from models.files import spread
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
@@ -446,6 +447,7 @@ def compare(
     half_width: float | None = 0.01,
     draws: int = 64,
     part: Literal["test", "validation"] = "test",
+    num_data: int | None = None,
     out: Path = Path("comparison"),
     batch_size: int = 256,
     seed: int = 0,
@@ -463,6 +465,7 @@ def compare(
             within ± this at 95% as far as the noise goes; null for all the draws.
         draws: the most network calls per datum and run for the diffusion term.
         part: of the data; choose settings on validation, for which runs need --holdout true.
+        num_data: the most data of that part, spread evenly over it; all by default.
         out: folder for bounds.csv, differences.csv, by_log_snr.csv and comparison.png.
         batch_size: data per network call.
         seed: of the noise.
@@ -474,13 +477,16 @@ def compare(
             a comparison in the way.
         ValueError: as :func:`pyro_mdm.evaluation.compare`.
     """
-    check_positive(draws=draws, batch_size=batch_size, half_width=half_width)
+    check_positive(draws=draws, batch_size=batch_size, half_width=half_width, num_data=num_data)
     _check_out(out, overwrite)
     device = start(accelerator).device
     entries = open_runs(runs)
     for entry in entries:
         entry.programs.model.to(device)
     x, log_det, levels = _shared_data(entries, part, seed)
+    if num_data is not None and num_data < len(x):
+        chosen = spread(len(x), num_data)
+        x, log_det = x[chosen], log_det[chosen]
     problem = entries[0].programs.problem
     comparison = evaluation.compare(
         {e.name: (e.programs.model, e.programs.guide) for e in entries},

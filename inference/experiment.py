@@ -6,6 +6,7 @@
     python -m inference.experiment ends --workers 2
     python -m inference.experiment paper --workers 2
     python -m inference.experiment drift --workers 2
+    python -m inference.experiment linear --workers 2
 
 Trains every (guide, score, seed) of a table in a run folder of its own,
 ``runs/<table>/<score>-<guide>-<seed>``, then compares them (:mod:`inference.experiment_summary`):
@@ -106,6 +107,21 @@ DRIFTS: dict[str, Options] = {
 }
 
 
+# linear diffusions of every kind, in time, by dimension and seeing the data, between the same ends
+LINEAR: dict[str, Options] = {
+    "vpsde": {"guide": "vpsde"},
+    "time_varying": {"guide": "learned", "time_varying": True},
+    "per_pixel": {"guide": "inference.guides.by_dimension:per_pixel"},
+    "encoder": {"guide": "inference.guides.encoder:cld"},
+    "context": {"guide": "inference.guides.latent_context:gaussian"},
+    "scales": {"guide": "inference.guides.driven:scales"},
+    "means_and_scales": {"guide": "inference.guides.driven:means_and_scales"},
+}
+FREQUENCIES: dict[str, Options] = {
+    "per_frequency": {"guide": "inference.guides.blurring:blurring"},  # levels are of pixels
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training run of a table."""
@@ -186,17 +202,33 @@ TABLES = {
         },
         DRIFTS,
     ),
+    "linear": Table(
+        ("discrete", "denoiser", "noise"),
+        {
+            "model": "fashion_mnist",
+            "steps": 250,
+            "batch_size": 64,
+            "warmup": 50,
+            "min_log_snr": -10.0,
+            "test_size": 256,
+            **BRIEF,
+            "measure_every": 125,
+        },
+        LINEAR,
+        further={"denoiser": FREQUENCIES, "noise": FREQUENCIES},
+    ),
 }
 
 
 def experiment(
-    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift"],
+    table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"],
     workers: int = 1,
     steps: int | None = None,
     seeds: int | None = None,
     scores: list[str] | None = None,
     half_width: float = 0.01,
     draws: int = 64,
+    num_data: int | None = None,
     root: Path = RUNS,
 ) -> None:
     """Train the runs of a table and compare them.
@@ -209,6 +241,7 @@ def experiment(
         scores: the columns, some of the table's, e.g. [noise]; the summary is of these alone.
         half_width: of the comparisons, bits/dim, as of inference.compare.
         draws: the most network calls per image and run of the comparisons.
+        num_data: the most test data of the comparisons; all by default.
         root: where the folder of the table is.
     """
     check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
@@ -228,6 +261,7 @@ def experiment(
         starts=STARTS,
         half_width=half_width,
         draws=draws,
+        num_data=num_data,
     )
     print(markdown(rows))
 

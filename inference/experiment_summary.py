@@ -42,6 +42,7 @@ def summarize(
     starts: Mapping[str, str] | None = None,
     half_width: float,
     draws: int,
+    num_data: int | None = None,
 ) -> list[Row]:
     """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write what they say.
 
@@ -52,6 +53,7 @@ def summarize(
         guides: of each score, the first for all to be compared with.
         starts: by learned guide the one that it is before its first step.
         half_width: of each comparison, bits/dim;  draws: the most network calls per datum and run.
+        num_data: the most test data of each comparison; all by default.
     """
     starts = starts or {}
     for score, names in guides.items():
@@ -60,7 +62,13 @@ def summarize(
             runs = [folder / f"{score}-{guide}-{seed}" for guide in names]
             if not _holds(out, runs):
                 compare.compare(
-                    runs, half_width=half_width, draws=draws, out=out, seed=seed, overwrite=True
+                    runs,
+                    half_width=half_width,
+                    draws=draws,
+                    num_data=num_data,
+                    out=out,
+                    seed=seed,
+                    overwrite=True,
                 )
     rows = summary_rows(folder, guides, seeds, starts)
     write_atomically(folder / "summary.csv", csv_bytes(rows))

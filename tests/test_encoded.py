@@ -88,10 +88,15 @@ def states(diffusion: EncodedDiffusion, s: Tensor) -> tuple[Tensor, Tensor, Tens
     return direction, MEAN[:, None] * direction[..., None, :], covariance
 
 
+@torch.no_grad()
 def times(diffusion: EncodedDiffusion, log_snr: Tensor) -> Tensor:
+    """Of log SNRs; of many by a table, to 1e-6 or so."""
     different, which = log_snr.unique(return_inverse=True)
-    with torch.no_grad():
+    if len(different) < 1000:
         return diffusion.time_at_log_snr(different)[which]
+    s = diffusion.log_snr_grid(4001)
+    found = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
+    return torch.from_numpy(found).exp()
 
 
 class Exact(nn.Module):
@@ -368,7 +373,7 @@ def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
     [
         StochasticExponentialIntegrator(24),
         ExponentialIntegrator(24),
-        EulerMaruyama(60),
+        EulerMaruyama(40),
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
@@ -377,7 +382,7 @@ def test_samples_have_the_law_of_the_data(sampler: Any) -> None:
     diffusion = encoded("cld")
     model = DiffusionModel(diffusion, exact(diffusion), event_shape=(D,), sampler=sampler)
     torch.manual_seed(0)
-    n = 1000
+    n = 800
     x = model(batch_size=n)
     assert bool(((x.mean(0) - MEAN).abs() < 5 * SPREAD / math.sqrt(n) + 0.05).all())
     assert bool(((x.std(0) / SPREAD - 1).abs() < 5 / math.sqrt(2 * n) + 0.05).all())

@@ -51,7 +51,7 @@ from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.samplers.splitting import Splitting
-from tests.problems import DISTINCT, ExactScore, gaussian, learned, normal
+from tests.problems import TYPICAL, ExactScore, gaussian, learned, normal
 
 D = 2
 
@@ -133,7 +133,7 @@ def settings(estimator: str, **options: Any) -> Simulation:
 
 
 def timed() -> list[tuple[str, Callable[[], NonlinearDiffusion]]]:
-    found: list[tuple[str, Any]] = [(n, lambda m=m: Simulated(m())) for n, m in DISTINCT]
+    found: list[tuple[str, Any]] = [(n, lambda m=m: Simulated(m())) for n, m in TYPICAL]
     found.append(("plain", lambda: Skewed(horizon=3.0)))
     found.append(("linear_clock", lambda: Skewed(beta=LinearBeta(0.1, 20.0))))
     return found

@@ -303,6 +303,16 @@ def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
     assert float(gap.mean()) == pytest.approx(0.0, abs=5e-3)
 
 
+@torch.no_grad()
+def test_the_prior_kl_is_the_sum_of_those_of_the_blocks() -> None:
+    diffusion, x = CASES["blocks"](), data(5)
+    diffusion.min_log_snr = -1.0  # where it is large
+    each = [prior_kl(diffusion.blocks[i], x[:, j], 0) for j, i in enumerate((0, 1, 0))]
+    found = prior_kl(diffusion, x, 1)
+    assert float(found.min()) > 0.1
+    torch.testing.assert_close(found, torch.stack(each).sum(0))
+
+
 @every_case
 @torch.no_grad()
 def test_one_draw_of_the_term_has_its_mean(name: str) -> None:

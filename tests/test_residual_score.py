@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.likelihoods.gaussian import Gaussian
-from tests.problems import DISTINCT, GaussianMixture, learned, normal
+from tests.problems import TYPICAL, GaussianMixture, learned, normal
 
 MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
 SD = torch.tensor([0.5, 1.3, 0.9], dtype=torch.float64)
@@ -53,7 +53,7 @@ def check_moments(score: ResidualScore, diffusion: LinearDiffusion, s: Tensor) -
 
 
 diffusions = pytest.mark.parametrize(
-    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
+    "make", [make for _, make in TYPICAL], ids=[name for name, _ in TYPICAL]
 )
 
 

@@ -23,7 +23,7 @@ from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from tests.problems import DIFFUSIONS, DISTINCT, ExactScore, generator, mixture
+from tests.problems import DIFFUSIONS, DISTINCT, TYPICAL, ExactScore, generator, mixture
 from tests.test_sde import SE, assert_moments, reverse_law, scalar
 
 every_diffusion = pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_splitting_without_data_leaves_the_stationary_law():
     ("make", "sampler"),
     [
         pytest.param(make, SAMPLERS[(i + 2) % 4], id=f"{name}-{SAMPLERS[(i + 2) % 4]}")
-        for i, (name, make) in enumerate(DISTINCT)  # another than in test_weak_order
+        for i, (name, make) in enumerate(TYPICAL)
     ],
 )
 def test_draws_have_the_propagated_moments(make, sampler):

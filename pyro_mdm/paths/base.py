@@ -21,7 +21,6 @@ __all__ = [
     "PathLaw",
     "Self",
     "check_counts_all",
-    "check_no_drive",
     "checked_times",
     "driven_error",
     "gaussian_log_prob",
@@ -174,12 +173,6 @@ def check_counts_all(score: Any, y: Tensor, what: str) -> None:
             f"{what} is a density of all dimensions together, and some are observed or left out "
             "here; use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
         )
-
-
-def check_no_drive(diffusion: Diffusion, what: str) -> None:
-    """Raises :func:`driven_error` where the drift of noising paths sees the data."""
-    if diffusion.drifts_by_data:
-        raise driven_error(diffusion, what)
 
 
 def driven_error(diffusion: Diffusion, what: str) -> ValueError:

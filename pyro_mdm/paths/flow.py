@@ -30,7 +30,7 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
-from pyro_mdm.paths.base import check_counts_all, check_no_drive
+from pyro_mdm.paths.base import check_counts_all, driven_error
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_count, check_number
 
@@ -98,16 +98,19 @@ def flow_log_prob(
         score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
 
     Raises:
-        ValueError: a score of which some dimensions are observed or left out.
+        TypeError: a diffusion led by contexts.
+        ValueError: one whose paths are driven by the data; a score of which some dimensions are
+            observed or left out.
     """
-    if diffusion.drifts_by_data or diffusion.context is not None or diffusion.rows is not None:
+    if diffusion.context is not None or diffusion.rows is not None:
         raise TypeError(
             "the probability flow is one ODE for all data, and paths of "
-            f"{type(diffusion).__name__} are led by the data or a context of theirs; use the "
+            f"{type(diffusion).__name__} are led by a context of each; use the "
             "bound, method='elbo'"
         )
+    if diffusion.drifts_by_data:
+        raise driven_error(diffusion, "log p_ode(y_ε)")
     check_counts_all(score, y, "log p_ode(y_ε)")
-    check_no_drive(diffusion, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)

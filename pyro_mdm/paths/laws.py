@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.paths.base import NoisingLaw, check_no_drive
+from pyro_mdm.paths.base import NoisingLaw, driven_error
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath
 
@@ -30,8 +30,8 @@ def noising_law(
         times: (N,) at which it is seen; None for continuous time.
         event_dim, simulation: as of :class:`~pyro_mdm.DiffusionGuide`.
     """
-    if times is not None:
-        check_no_drive(diffusion, "the law of a path at several times")
+    if times is not None and diffusion.drifts_by_data:
+        raise driven_error(diffusion, "the law of a path at several times")
     if diffusion.closed_form:
         known: Any = diffusion
         return NoisingPath(known, x, times, event_dim=event_dim)
