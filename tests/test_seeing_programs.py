@@ -46,8 +46,10 @@ def options(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("score", ["denoiser", "noise"])
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [*((name, "denoiser") for name in GUIDES), ("encoder", "noise"), ("gaussian context", "noise")],
+)
 def test_it_is_trained_resumed_opened_compared_and_looked_at(
     name: str, score: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -116,7 +118,7 @@ class Recorder:
         self.tags.append(tag)
 
 
-@pytest.mark.parametrize("name", [*GUIDES, "blocks"])
+@pytest.mark.parametrize("name", ["encoder", "gaussian context", "blocks"])
 def test_it_can_be_inspected(name: str, tmp_path: Path) -> None:
     guide = GUIDES.get(name, "inference.guides.by_dimension:per_pixel")
     inspect(guide, model="toy", out=tmp_path / "seen.png")
