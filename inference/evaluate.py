@@ -324,14 +324,15 @@ def evaluate(
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}
             print(f"elbo: {measure(programs, data, **elbo)}")
         diffusion = programs.model.diffusion
+        led_by_data = diffusion.drifts_by_data or diffusion.context is not None
         if method == "all" and not diffusion.closed_form:
             print("importance: none, as it needs a diffusion with a closed form")
-        elif method == "all" and (diffusion.starts_at_data or diffusion.drifts_by_data):
+        elif method == "all" and (diffusion.starts_at_data or led_by_data):
             print("importance: none, as it needs a diffusion that does not see the data")
         elif method in ("importance", "all"):
             options = {"samples": samples or 64, "times": times, "seed": seed}
             print(f"importance: {weights(programs, data, 'importance', **options)}", flush=True)
-        if method == "all" and diffusion.drifts_by_data:
+        if method == "all" and led_by_data:
             print("flow: none, as it needs a drift that does not see the data")
         elif method in ("flow", "all"):
             rtol = 1e-4 if rtol is None else rtol

@@ -105,8 +105,10 @@ class MDM(TorchDistribution):
         if self._decoder_has_rsample is None:  # its law may take a network call
             K, device = self.model.diffusion.num_variables, tensor_device(self.model)
             y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
+            latent = self.model.diffusion.context
+            context = None if latent is None else torch.zeros(1, latent.size, device=device)
             with torch.no_grad():
-                self._decoder_has_rsample = bool(self._decoder(y.to(device)).has_rsample)
+                self._decoder_has_rsample = bool(self._decoder(y.to(device), context).has_rsample)
         return self._decoder_has_rsample
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:

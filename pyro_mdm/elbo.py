@@ -93,11 +93,11 @@ class MDM_ELBO(ELBO):
     - else log p - log q at its draw.
 
     Sites that are not reparameterized have score-function gradients, with the costs of other
-    elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. A discrete context
-    of a :class:`DiffusionGuide` is drawn twice, with the same noise along the path: the loss is the
-    average of both bounds, and the costs of each are less those of the other (leave-one-out, Kool
-    et al. 2019), so that only what the context changes is left in them. Sites of the guide
-    that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
+    elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. With one particle, a
+    discrete context of a :class:`DiffusionGuide` is drawn twice, with the same noise along the
+    path: the loss is the average of both bounds, and the costs of each are less those of the other
+    (leave-one-out, Kool et al. 2019), so that only what the context changes is left in them. Sites
+    of the guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
         decoder: False for the paper's training loss, without the decoder's term: instead of
@@ -421,6 +421,9 @@ def elbo_terms(
 
     It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
     data in batches, with standard errors and without gradients, see :func:`pyro_mdm.bound`.
+
+    A latent site named ``"context"`` contributes its divergence as that term; gradients of one that
+    is not reparameterized are :class:`MDM_ELBO`'s alone.
 
     Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.paths.arrival`, from a path of its own
     to T, and ``diffusion`` all else of the divergence; where paths arrive at the prior they mean

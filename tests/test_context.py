@@ -35,6 +35,8 @@ from pyro_mdm.diffusions import (
     GaussianContext,
     LearnedClocks,
 )
+from pyro_mdm.evaluation import compare
+from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import path_divergence, prior_kl
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
@@ -300,6 +302,50 @@ def test_gradients_of_a_discrete_context_are_unbiased_and_quieter_than_alone() -
     assert bool(((paired.mean(0) - encoder.bias.grad).abs() < 4.5 * error + 1e-9).all())
 
 
+def test_log_prob_has_the_gradients_of_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a discrete context too: over all pairs of draws, at one noise of the path."""
+    model, _ = programs("discrete")
+    x, context = data(1), model.diffusion.context
+    encoder: Any = context.encoder
+
+    def value(first: int, second: int) -> Tensor:
+        chosen = iter((first, second))
+        unit = torch.eye(2, dtype=torch.float64)
+        monkeypatch.setattr(context, "drawn", lambda law: unit[next(chosen)][None])
+        torch.manual_seed(5)
+        return model.log_prob(x).sum()
+
+    def q() -> Tensor:
+        found: Tensor = context.posterior(x).probs[0]
+        return found
+
+    with torch.no_grad():
+        weights = q()
+    encoder.zero_grad()
+    for a in range(2):
+        for b in range(2):
+            (weights[a] * weights[b] * value(a, b)).backward()
+    found, h, ends = encoder.bias.grad[0].item(), 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            encoder.bias[0] += sign * h
+        of_each = torch.stack([value(c, c).detach() for c in range(2)])
+        ends.append(float((q() * of_each).sum()))
+        with torch.no_grad():
+            encoder.bias[0] -= sign * h
+    assert found == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-5)
+    monkeypatch.undo()
+    again = [model.log_prob(x, seed=3).detach() for _ in range(2)]
+    assert torch.equal(*again)
+
+
+@torch.no_grad()
+def test_comparisons_draw_one_context_for_all_models() -> None:
+    model, guide = programs("gaussian")
+    found = compare({"a": (model, guide), "b": (model, guide)}, data(16), draws=2)
+    assert found.differences[0].bits_per_dim == (0.0, 0.0)
+
+
 # -- programs --------------------------------------------------------------------------------------
 
 
@@ -314,6 +360,9 @@ def test_the_context_is_a_site_of_both_programs() -> None:
     assert order == ["context", "path", "x"]
     assert model(batch_size=4).shape == (4, D)
     law = MDM(model)
+    own = DiffusionModel(model.diffusion, model.score_function, Tweedie(), event_shape=(D,))
+    with pyro.plate("data", 3):
+        assert pyro.sample("x", MDM(own)).shape == (3, D)
     assert law.sample((2,)).shape == (2, D)
     assert law.log_prob(data(3)).shape == (3,)
     torch.manual_seed(0)
@@ -366,6 +415,8 @@ def test_mistakes_are_told() -> None:
         Ancestral(3)(diffusion, model.bound_score, (4, 1, D))
     with pytest.raises(TypeError, match="steps back by x̂ alone"):
         DiffusionModel(diffusion, exact(), times=5)
+    with pytest.raises(ValueError, match="made of one grid for all; leave out times"):
+        DiffusionGuide(diffusion, times=5)(data(3))
     with pytest.raises(TypeError, match="one ODE for all data"):
         model.log_prob(data(3), method="flow")
     with pytest.raises(ValueError, match="are led by all dimensions of a datum"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -26,7 +27,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.likelihoods.gaussian import Gaussian
+from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.samplers import (
@@ -350,6 +351,21 @@ def test_an_encoding_of_nothing_is_the_base() -> None:
     error = math.hypot(terms[1].monte_carlo_error, terms[3].monte_carlo_error)
     gap = terms[1].diffusion.mean - terms[3].diffusion.mean
     assert abs(gap) < 4.5 * error < 1.0
+
+
+@torch.no_grad()
+def test_pyros_own_objectives_take_it() -> None:
+    """By log_prob of the generative path, a bound with a variance of its own."""
+    diffusion, x = encoded("cld"), data(400)
+    model = DiffusionModel(diffusion, exact(diffusion), event_shape=(D,))
+    guide = DiffusionGuide(diffusion)
+    torch.manual_seed(0)
+    ours = elbo_terms(model, guide, x).elbo
+    torch.manual_seed(0)
+    theirs = -Trace_ELBO().loss(model, guide, x) / len(x)
+    assert abs(theirs - float(ours.mean())) < 5 * float(ours.std()) / math.sqrt(len(x))
+    with pytest.raises(TypeError, match=r"JointTweedie counts on v_0 ~ N\(0, Σ_v\)"):
+        JointTweedie()(diffusion, model.score_function, normal(0, 2, 2, D))
 
 
 # -- samplers --------------------------------------------------------------------------------------

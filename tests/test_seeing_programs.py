@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
+from inference.evaluate import evaluate
 from inference.inspect import inspect
 from inference.loading import build_diffusion, load_trained
 from inference.sample import draw
@@ -68,6 +69,7 @@ def test_it_is_trained_resumed_opened_compared_and_looked_at(
     torch.testing.assert_close(opened.value, programs.model.value)
     if score == "noise":
         return
+    evaluate(run, method="all", draws=1, probes=1, samples=1, times=4)
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     assert ("bound/context/train" in board.Tags()["scalars"]) == ("context" in name)

@@ -57,6 +57,15 @@ class Context(Restorable, nn.Module, ABC):
         """
 
     @abstractmethod
+    def drawn(self, law: Any) -> Tensor:
+        """c of a law that :meth:`posterior` returned, (n, size), by :mod:`pyro_mdm.randomness`, so
+        that a seed fixes it; differentiable if that is (:attr:`reparameterized`)."""
+
+    @abstractmethod
+    def typical(self, x: Tensor) -> Tensor:
+        """What q(c | x) is around, (n, size), to look at."""
+
+    @abstractmethod
     def prior(self) -> TorchDistributionMixin:
         """p(c), batch (), event (size,)."""
 
@@ -77,6 +86,11 @@ class Context(Restorable, nn.Module, ABC):
                 f"the encoder {type(self.encoder).__name__} returned {got} for data "
                 f"{tuple(flat.shape)}, expected ({len(flat)}, {outputs})"
             )
+        if not bool(out.isfinite().all()):
+            raise ValueError(
+                f"the encoder {type(self.encoder).__name__} returned values that are not finite; "
+                "lower --diffusion_learning_rate, at which it is trained"
+            )
         return out.reshape(*x.shape[:batch_dim], outputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Context:
@@ -90,14 +104,27 @@ class GaussianContext(Context):
     """q(c | x) = N(μ(x), diag σ(x)²), p(c) = N(0, I).
 
     Args:
-        encoder: data (n, *event_shape) -> (n, 2·size): μ, then log σ.
+        encoder: data (n, *event_shape) -> (n, 2·size): μ, then log σ, of which more than 10 in size
+            count as 10.
         size: of c.
     """
 
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
         mean, log_scale = self.encoded(x, 2 * self.size, event_dim).chunk(2, -1)
-        law: TorchDistributionMixin = dist.Normal(mean, log_scale.exp()).to_event(1)
+        scale = log_scale.clamp(-10, 10).exp()
+        law: TorchDistributionMixin = dist.Normal(mean, scale).to_event(1)
         return law
+
+    def drawn(self, law: Any) -> Tensor:
+        mean = law.mean
+        noise = randomness.normal(mean.shape, mean.dtype, mean.device)
+        found: Tensor = mean + law.stddev * noise
+        return found
+
+    def typical(self, x: Tensor) -> Tensor:
+        law: Any = self.posterior(x)
+        found: Tensor = law.mean
+        return found
 
     def prior(self) -> TorchDistributionMixin:
         zero = torch.zeros(self.size, device=self._device())
@@ -137,6 +164,16 @@ class DiscreteContext(Context):
         logits = self.encoded(x, self.size, event_dim)
         law: TorchDistributionMixin = dist.OneHotCategorical(logits=logits)
         return law
+
+    def drawn(self, law: Any) -> Tensor:
+        probs = law.probs.detach()
+        u = randomness.uniform((len(probs), 1), probs.dtype, probs.device)
+        value = (probs.cumsum(-1) < u).sum(-1).clamp_max(self.size - 1)
+        return nn.functional.one_hot(value, self.size).to(probs)
+
+    def typical(self, x: Tensor) -> Tensor:
+        law: Any = self.posterior(x)
+        return nn.functional.one_hot(law.probs.argmax(-1), self.size).to(law.probs)
 
     def prior(self) -> TorchDistributionMixin:
         law: TorchDistributionMixin = dist.OneHotCategorical(logits=self.logits)
@@ -296,9 +333,9 @@ class ContextDiffusion(PerDimensionDiffusion):
         return found
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """``log SNR less the common one`` at three parts of the way, of contexts at q's mean."""
+        """``log SNR less the common one`` at three parts of the way, at typical contexts."""
         context: Any = self.context
-        known = self.given(context.posterior(x).mean)
+        known = self.given(context.typical(x))
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
         maps, _ = known.log_snr_map(u[:, None])
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)

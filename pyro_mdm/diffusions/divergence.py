@@ -67,7 +67,8 @@ def divergence(
     for _ in range(probes):
         xi = _probe((n, d, K), simulation.probe_law, y)
         grad = _gradient((along * xi).sum(), y, create_graph)
-        estimates.append((grad * (xi if G is None else apply_to_rows(G, xi))).flatten(1).sum(1))
+        moved = xi if G is None else apply_to_rows(G.to(xi.dtype), xi)
+        estimates.append((grad * moved).flatten(1).sum(1))
     values = torch.stack(estimates)
     variance = values.detach().var(0) / probes if probes > 1 else values[0].detach() * math.nan
     return Trace(values.mean(0), variance)

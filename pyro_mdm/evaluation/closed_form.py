@@ -24,7 +24,7 @@ from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegral
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.paths.likelihood import drawn_given
+from pyro_mdm.paths.likelihood import given_draw
 from pyro_mdm.scores.base import noised, rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
@@ -132,16 +132,21 @@ class ClosedFormComparison:
             adapt=adapt,
         )
         self.latent = any(m.diffusion.context is not None for m in self.models)
-        self.context = torch.stack([drawn_given(m, x)[2].double().cpu() for m in self.models])
+        parts = x.split(batch_size)
+        self.context = torch.stack(
+            [torch.cat([given_draw(m, p).kl for p in parts]).double().cpu() for m in self.models]
+        )
         event_dim = x.dim() - 1
+
+        def prior(model: DiffusionModel, x: Tensor) -> Tensor:
+            diffusion, counted = model.diffusion, model.score_function.counts(x)
+            return prior_kl(diffusion, diffusion.coordinates(x.double()), event_dim, counted).cpu()
+
         self.prior_kl = torch.stack(
             [
-                prior_kl(
-                    m.diffusion,
-                    m.diffusion.coordinates(x.double()),
-                    event_dim,
-                    m.score_function.counts(x),
-                ).cpu()
+                torch.cat([prior(m, part) for part in parts])
+                if m.diffusion.starts_at_data  # by a network
+                else prior(m, x)
                 for m in self.models
             ]
         )
@@ -234,7 +239,7 @@ class ClosedFormComparison:
         cell = cells(draws.level, self.edges)
         for i, part in enumerate(torch.arange(size).split(self.batch_size)):
             noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
-            self._seed_contexts()
+            seed = self._context_seed()
             before = sum(self.calls)
             for m in range(len(self.models)):
                 self.calls[m] += int(self.covers[m, cell[part]].sum())
@@ -250,7 +255,7 @@ class ClosedFormComparison:
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                diffusion, score, _ = drawn_given(model, x[here])
+                diffusion, score = self._given(model, x[here], seed)
                 h = score.for_rows(datum[here]).integrand(
                     diffusion,
                     diffusion.coordinates(x[here]),
@@ -273,8 +278,7 @@ class ClosedFormComparison:
         data = torch.arange(len(self.x)) if data is None else data
         found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
-            noise = self._noise(len(part))
-            self._seed_contexts()
+            noise, seed = self._noise(len(part)), self._context_seed()
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
             if not self.share.has(i):
@@ -282,7 +286,7 @@ class ClosedFormComparison:
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
-                diffusion, score, _ = drawn_given(model, x)
+                diffusion, score = self._given(model, x, seed)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
@@ -318,11 +322,17 @@ class ClosedFormComparison:
         shape = (n, K, *self.x.shape[1:])
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
-    def _seed_contexts(self) -> None:
-        """Contexts are drawn by torch's generator, which :func:`compare` gives back as it was; it
-        is seeded by all processes for every part of the work."""
+    def _context_seed(self) -> int:
+        """Of a part of the work, for all models and processes alike."""
+        return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
+
+    def _given(self, model: DiffusionModel, x: Tensor, seed: int) -> tuple[Any, Any]:
+        """Diffusion and score at a draw of the context, if there is one, by torch's generator,
+        which :func:`compare` gives back as it was."""
         if self.latent:
-            torch.manual_seed(int(torch.randint(2**31, (), generator=self.contexts)))
+            torch.manual_seed(seed)
+        found = given_draw(model, x)
+        return found.diffusion, found.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """That of these data (m,)."""

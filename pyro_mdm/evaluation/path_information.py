@@ -57,7 +57,7 @@ def path_information_gap(
         seed: of the draws.
 
     Returns:
-        :class:`PathInformation`. Errors are those of the draws.
+        :class:`PathInformation`. Errors are those of the draws at each level.
 
     Raises:
         TypeError: another kind of diffusion; points that are no tensor.

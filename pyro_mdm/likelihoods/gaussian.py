@@ -103,6 +103,11 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
+        if diffusion.starts_at_data:
+            raise TypeError(
+                f"JointTweedie counts on v_0 ~ N(0, Σ_v), and that of {type(diffusion).__name__} "
+                "has a mean which depends on the data; decode with Tweedie"
+            )
         if diffusion.maps:
             raise TypeError(
                 f"JointTweedie is made of one law of y_ε for all data dimensions, and "

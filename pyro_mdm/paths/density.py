@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
+from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
@@ -64,6 +65,7 @@ def _driven(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     raise driven_error(diffusion, "the bound on log p(y_ε) of a state alone")
 
 
+@density_bound.register(EncodedDiffusion)
 @density_bound.register(LinearDiffusion)
 @density_bound.register(PerDimensionDiffusion)
 def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:

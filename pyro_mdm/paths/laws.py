@@ -32,6 +32,11 @@ def noising_law(
     """
     if times is not None and diffusion.drifts_by_data:
         raise driven_error(diffusion, "the law of a path at several times")
+    if times is not None and diffusion.origin.context is not None:
+        raise ValueError(
+            f"times are given, but the clocks of {type(diffusion).__name__} differ between data, "
+            "and the law of a path at several times is made of one grid for all; leave out times"
+        )
     if diffusion.closed_form:
         known: Any = diffusion
         return NoisingPath(known, x, times, event_dim=event_dim)

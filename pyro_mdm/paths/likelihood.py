@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ __all__ = [
     "Method",
     "TIMES",
     "chain_of",
-    "drawn_given",
+    "given_draw",
     "flow_weight",
     "log_mean_weight",
     "path_weight",
@@ -124,26 +124,57 @@ class Estimator:
         if self.method == "flow":
             noising = noising_law(model.diffusion, x.double())
             return flow_weight(model, noising, x, self.solver)[0]
-        diffusion, score, of_context = drawn_given(model, x)
-        noising = noising_law(diffusion, x)
-        path = noising.rsample()
-        kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)
-        y = noising.states(path)[0]
-        decoded: Tensor = model.likelihood(diffusion, score, y, x.dim() - 1).log_prob(x)
-        return decoded - kl.prior - kl.diffusion - of_context
+        if model.diffusion.context is None:
+            return _bound(model, given_draw(model, x), x)
+        return self._of_context(x)
+
+    def _of_context(self, x: Tensor) -> Tensor:
+        """The bound at a draw of the context; two draws, each the baseline of the other, where
+        its gradient is that of the score function."""
+        model = self.model
+        one = given_draw(model, x)
+        if one.log_q is None or not torch.is_grad_enabled():
+            return _bound(model, one, x)
+        other, same = given_draw(model, x), randomness.repeatable(x.device)
+        found = []
+        for given in (one, other):
+            with same():
+                found.append(_bound(model, given, x))
+        apart = (found[0] - found[1]).detach()
+        pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]  # type: ignore
+        return (found[0] + found[1] + apart * (pulls[0] - pulls[1])) / 2
 
 
-def drawn_given(model: Generative, x: Tensor) -> tuple[Any, Any, Tensor]:
-    """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape), differentiable
-    where c is, and KL(q(c | x) ‖ p(c)), (n,); as they are, and 0, if they depend on none."""
+class Given(NamedTuple):
+    """A model's diffusion and score, given a draw of a context for each datum if there is one."""
+
+    diffusion: Any
+    score: Any
+    kl: Tensor  # KL(q(c | x) ‖ p(c)), (n,) nats; 0 if there is none
+    log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
+
+
+def given_draw(model: Generative, x: Tensor) -> Given:
+    """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape)."""
     context = model.diffusion.context
     if context is None:
-        return model.diffusion, model.score_function, x.new_zeros(len(x))
-    posterior = context.posterior(x)
-    c = posterior.rsample() if posterior.has_rsample else posterior.sample()
-    prior = context.prior().expand(posterior.batch_shape)
-    kl = kl_divergence(posterior, prior).to(x.dtype)
-    return model.diffusion.given(c), model.score_function.given_context(c), kl
+        return Given(model.diffusion, model.score_function, x.new_zeros(len(x)), None)
+    law = context.posterior(x)
+    c = context.drawn(law)
+    kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
+    log_q = None if context.reparameterized else law.log_prob(c).to(x.dtype)
+    return Given(model.diffusion.given(c), model.score_function.given_context(c), kl, log_q)
+
+
+def _bound(model: Generative, given: Given, x: Tensor) -> Tensor:
+    """One estimate of the bound of each datum, (n,) nats."""
+    diffusion, score = given.diffusion, given.score
+    noising = noising_law(diffusion, x)
+    path = noising.rsample()
+    kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)
+    y = noising.states(path)[0]
+    decoded: Tensor = model.likelihood(diffusion, score, y, x.dim() - 1).log_prob(x)
+    return decoded - kl.prior - kl.diffusion - given.kl
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:

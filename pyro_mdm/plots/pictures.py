@@ -155,12 +155,27 @@ def noising_figure(
 
 
 @torch.no_grad()
+def _states(diffusion: Any, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+    """States at each of the times (N,), (N, n, K, *event_shape), on the CPU, for noise as there."""
+    device = s.device
+    x = diffusion.coordinates(x.detach().to(device).double())
+    if diffusion.drifts_by_data:
+        noise = noise.to(device)
+        found = [diffusion.driven(x, at.expand(len(x)), noise).state for at in s]
+        return torch.stack(found).cpu()
+    each = _marginals(diffusion, x, s)
+    states = [noised(Marginal(*(field.cpu() for field in at)), x.cpu(), noise) for at in each]
+    moved = [diffusion.displacement(x, at) for at in s]
+    states = [y if m is None else y + m.cpu() for y, m in zip(states, moved, strict=True)]
+    return torch.stack(states)
+
+
 def _marginals(diffusion: Any, x: Tensor, s: Tensor) -> list[Marginal]:
-    """The law of y_s given x at each of the times (N,); given contexts, at the mean of q(c | x)."""
+    """The law of y_s given x at each of the times (N,), at a typical context of each datum."""
     if diffusion.context is None:
         marginal = diffusion.marginal(s)
         return [marginal.at(i) for i in range(len(s))]
-    known = diffusion.given(diffusion.context.posterior(x).mean)
+    known = diffusion.given(diffusion.context.typical(x))
     return [known.marginal(at) for at in s]
 
 
@@ -179,17 +194,9 @@ def draw_noising(
     ends = (diffusion.max_log_snr, float(diffusion.terminal_log_snr))
     log_snr = torch.linspace(*ends, columns, dtype=torch.float64, device=device)
     s = diffusion.time_at_log_snr(log_snr)
-    each = _marginals(diffusion, x.to(device), s)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(x), K, *x.shape[1:], generator=generator, dtype=torch.float64)
-    x = x.detach().cpu().double()
-    x = diffusion.coordinates(x)
-    states = [noised(Marginal(*(field.cpu() for field in at)), x, noise) for at in each]
-    with torch.no_grad():
-        moved = [diffusion.displacement(x.to(device), at) for at in s]
-    states = [y if m is None else y + m.cpu() for y, m in zip(states, moved, strict=True)]
-    y = torch.stack(states)  # (columns, n, K, *event)
-    y = diffusion.from_coordinates(y)
+    y = diffusion.from_coordinates(_states(diffusion, x, s, noise))  # (columns, n, K, *event)
     grid = figure.subplots(K, columns, squeeze=False)
     for i in range(K):
         reach = float(y[:, :, i].abs().quantile(0.98 if image else 1.0))
