@@ -433,6 +433,39 @@ class LinearDiffusion(Diffusion):
             return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
         return self._marginal(self._positive_clock(s))
 
+    # -- one variable, for which no factorization is needed ----------------------------------------
+
+    def many_marginals(self, s: Tensor) -> Marginal:
+        """:meth:`marginal` of very many times: of one variable by two exponentials."""
+        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
+            return self.marginal(s)
+        S = self.stationary_covariance[0, 0]
+        done = 2 * self.D[0, 0] / S * self._positive_clock(s)
+        a, variance = (-done / 2).exp(), -S * torch.expm1(-done)
+        return Marginal(
+            a[..., None],
+            variance[..., None, None],
+            variance.sqrt()[..., None, None],
+            1 / a[..., None],
+            -(S * torch.expm1(done)).log(),
+            variance.log(),
+        )
+
+    def many_log_snr_rates(self, s: Tensor) -> Tensor:
+        """:meth:`log_snr_rate` of very many times: of one variable by one exponential."""
+        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
+            return self.log_snr_rate(s)
+        by_clock = 2 * self.D[0, 0] / self.stationary_covariance[0, 0]
+        return self.rate(s) * -by_clock / torch.expm1(-by_clock * self._positive_clock(s))
+
+    def times_at_log_snr(self, value: Tensor) -> Tensor:
+        """:meth:`time_at_log_snr` of very many values: of one variable by one logarithm."""
+        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
+            return self.time_at_log_snr(value)
+        S = self.stationary_covariance[0, 0]
+        tau = S / (2 * self.D[0, 0]) * torch.log1p((-value).exp() / S)
+        return self.time_at_clock(tau)
+
     def _positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
         if not bool((s > 0).all()):

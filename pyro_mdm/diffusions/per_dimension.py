@@ -282,7 +282,7 @@ class PerDimensionDiffusion(Diffusion):
                 done = self._of_cells(self.clocks(self.progress(s)))
                 parts = done.split(self._cells_of_block, -1)
             high, low = block.start_log_snr, block.terminal_log_snr
-            found = block.time_at_log_snr(high - parts[i] * (high - low))
+            found = block.times_at_log_snr(high - parts[i] * (high - low))
             of_cells.append(found.clamp_min(0).clamp_max(block.horizon))
         return of_cells
 
@@ -311,7 +311,7 @@ class PerDimensionDiffusion(Diffusion):
         """The law of y_s given x, (*s.shape or 1, *event_shape) by dimension, as the class says."""
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
-        found: Marginal = self.each(lambda block, t: block.marginal(t), self.as_tensor(s))
+        found: Marginal = self.each(lambda block, t: block.many_marginals(t), self.as_tensor(s))
         return found
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
@@ -370,7 +370,7 @@ class PerDimensionDiffusion(Diffusion):
             if i == 0 and isinstance(self.clocks, SharedClock):
                 rates.append(torch.ones_like(t))
             else:
-                rates.append(parts[i] / block.log_snr_rate(t))
+                rates.append(parts[i] / block.many_log_snr_rates(t))
         return rates
 
     def _log_snr_rate(self, s: Tensor) -> Tensor:
@@ -450,13 +450,18 @@ class PerDimensionDiffusion(Diffusion):
     def log_volume(self, s: Times) -> Tensor:
         """The average of κ over dimensions, like s; increasing, and its ends as for one block."""
         s = self.as_tensor(s)
-        found = self.each(lambda block, t: block.log_volume(t), s)
+        if self.num_variables == 1:  # κ is -λ, which the clocks say
+            found = -self.log_snr_map_at(s)
+        else:
+            found = self.each(lambda block, t: block.log_volume(t), s)
         return found.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         """Its derivative in s, like s."""
         s = self.as_tensor(s)
         at = s.reshape(-1)
+        if self.num_variables == 1:
+            return self.log_snr_map_rate(at).flatten(1).mean(-1).reshape(s.shape)
         rates = iter(self._speed(at, self.local_times(at)))
         found = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
         return found.flatten(1).mean(-1).reshape(s.shape)
