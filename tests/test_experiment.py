@@ -357,7 +357,8 @@ def test_every_guide_of_a_table_is_one(table: str) -> None:
     cells = list(TABLES[table].cells())
     assert len({cell.name for cell in cells}) == len(cells)
     names = ("num_variables", "min_log_snr", "learned_from")
-    build = functools.cache(functools.partial(build_diffusion, max_log_snr=9.0))
+    shape = (1, 8, 8)
+    build = functools.cache(functools.partial(build_diffusion, max_log_snr=9.0, event_shape=shape))
     for cell in cells:
         options = {k: v for k, v in cell.options.items() if k in names}
         diffusion = build(cell.options["guide"], **options)

@@ -406,9 +406,7 @@ def statistics(y: Tensor) -> Tensor:
 
 PATHS = {
     "relativistic": 0.025,
-    "state_noise_1": 0.016,
     "friction_root": 0.025,
-    "turning_3": 0.025,
     "all_2": 0.016,
     "joint_3": 0.016,
 }

@@ -265,7 +265,10 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
     """Against torch's own formula, per dimension; a slow clock leaves much of x at T."""
     diffusion = make()
     if slow:
-        options = {"beta": ConstantBeta(0.7), "stationary_variance": diffusion.prior_covariance}
+        options = {
+            "beta": ConstantBeta(0.7),
+            "stationary_variance": diffusion.prior_covariance.detach(),
+        }
         diffusion = LinearDiffusion(
             diffusion.Q_at(1.0).detach(), diffusion.D_at(1.0).detach(), **options
         )

@@ -778,7 +778,7 @@ def assert_prior(y: Tensor, prior: GaussianPrior) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [AtRest, Turned])
+@pytest.mark.parametrize("make", [Turned])
 def test_samples_of_a_model_at_rest_stay_in_the_prior(make):
     """Forwards, backwards by the sampler and backwards by torchsde: ∇·g² has its part in each."""
     diffusion, n, d = make(), 3000, 2

@@ -69,7 +69,7 @@ def simulated(**options: Any) -> Simulated:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"objective": "local_dsm"}, {"probes": 2, "probe_law": "gaussian"}], ids=str
+    "options", [{"objective": "local_dsm"}, {"probes": 2, "probe_law": "gaussian"}], ids=str
 )
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     x = data(64, 1)

@@ -73,6 +73,8 @@ def test_it_is_trained_resumed_opened_compared_and_looked_at(
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     assert ("bound/context/train" in board.Tags()["scalars"]) == ("context" in name)
+    if name not in ("encoder", "gaussian context"):
+        return
     other = tmp_path / "other"
     train(guide="vpsde", **options | {"run": other})
     compare([run, other], out=tmp_path / "compared", draws=2)
