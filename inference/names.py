@@ -16,8 +16,9 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from models import MODELS
@@ -137,12 +138,21 @@ def _load_file(option: str, place: str) -> ModuleType:
     return _run_file(path.resolve(), (state.st_mtime_ns, state.st_size))
 
 
+class _AsItIs(SourceFileLoader):
+    """Compiles a file each time: byte code is kept by size and second, and an edit may keep both."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        found: CodeType = self.source_to_code(self.get_data(path), path)
+        return found
+
+
 @functools.cache
 def _run_file(path: Path, version: tuple[int, int]) -> ModuleType:
     """A file as a module, run once however many options name it, unless it is changed."""
     digest = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:8]
     name = f"{path.stem}_{digest}"  # in the way of no package of that name
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
     assert spec is not None and spec.loader is not None  # as its name ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look
     try:
