@@ -139,7 +139,7 @@ def _load_file(option: str, place: str) -> ModuleType:
 
 
 class _AsItIs(SourceFileLoader):
-    """Compiles a file each time: byte code is kept by size and second, and an edit may keep both."""
+    """Compiles a file each time: byte code goes by size and second, and an edit may keep both."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)

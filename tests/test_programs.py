@@ -771,9 +771,7 @@ def objectives(run: Path) -> pd.DataFrame:
     return rows[rows.part == "objective"][["bits_per_dim", "gradient_norm"]]
 
 
-@pytest.mark.parametrize(
-    ("score", "end"), [("noise", {}), ("denoiser", {"min_log_snr": -10.0}), ("score", {})]
-)
+@pytest.mark.parametrize(("score", "end"), [("noise", {}), ("denoiser", {"min_log_snr": -10.0})])
 def test_a_frozen_diffusion_is_a_fixed_one(
     tmp_path: Path, options: dict[str, Any], score: str, end: dict[str, float]
 ) -> None:

@@ -122,7 +122,7 @@ class Recorder:
         self.tags.append(tag)
 
 
-@pytest.mark.parametrize("name", ["encoder", "gaussian context", "blocks"])
+@pytest.mark.parametrize("name", ["gaussian context", "blocks"])
 def test_it_can_be_inspected(name: str, tmp_path: Path) -> None:
     guide = GUIDES.get(name, "inference.guides.by_dimension:per_pixel")
     inspect(guide, model="toy", out=tmp_path / "seen.png")

@@ -664,8 +664,8 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "estimator"),  # each estimator with two of the three
-    [(n, e) for i, e in enumerate(ESTIMATORS) for j, n in enumerate(LINEAR) if (i + j) % 3],
+    ("name", "estimator"),  # each estimator with one of the three
+    [(n, e) for i, e in enumerate(ESTIMATORS) for j, n in enumerate(LINEAR) if (i + j) % 3 == 1],
 )
 def test_the_divergence_of_paths_is_the_closed_form(name, estimator):
     """A wrong linear score, whose divergence from the noised path is a Gaussian integral."""

@@ -122,7 +122,6 @@ def test_what_the_example_refuses() -> None:
 @pytest.mark.parametrize(
     ("value", "words", "expected"),
     [
-        (2.0, "2.0", [[2.0, 0.0], [0.0, 2.0]]),
         ([1.0, 0.25], "[1.0, 0.25]", [[1.0, 0.0], [0.0, 0.25]]),
         (TARGET_NOISE, "[[1, 0.3], [0.3, 0.25]]", TARGET_NOISE),
     ],
