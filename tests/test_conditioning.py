@@ -44,7 +44,6 @@ from pyro_mdm.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     Sampler,
-    Splitting,
     StochasticExponentialIntegrator,
     StochasticHeun,
     TorchSDE,
@@ -353,7 +352,6 @@ SAMPLERS: dict[str, tuple[Sampler, Callable[[], LinearDiffusion]]] = {
     "exponential": (ExponentialIntegrator(30), CLD),
     "ancestral": (Ancestral(120), VPSDE),
     "euler_maruyama": (EulerMaruyama(120), VPSDE),
-    "splitting": (Splitting(100), CLD),
 }
 
 
