@@ -274,7 +274,8 @@ class Score(Restorable, ExactBuffers, ABC):
             noise = randomness.normal(shape, x.dtype, x.device)
         else:
             noise = rotated(marginal, noise)
-        W = inverse_tril(marginal.scale_tril)
+        with full_precision(x):
+            W = inverse_tril(marginal.scale_tril)
         found = _noised(diffusion, marginal, W, x, s, noise)
         theta = self.score(diffusion, found.state, s)
         with full_precision(x):

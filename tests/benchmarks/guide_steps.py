@@ -1,0 +1,50 @@
+"""What a step of training costs under each guide of the table ``linear``; run by hand.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.guide_steps discrete
+
+Processor time of a loss and its gradients for a batch of 64, medians of 7 in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from inference import loading
+from inference.experiment import TABLES
+from inference.options import Training
+from pyro_mdm import MDM_ELBO
+
+
+def step_of(options: dict[str, Any]) -> Callable[[], float]:
+    """A function that takes a step and returns its processor time in seconds."""
+    problem, model, guide = loading.build(asdict(Training(**options)))
+    loss = MDM_ELBO()(model, guide)
+    x = problem.to_model_space(problem.train[:64])
+
+    def step() -> float:
+        began = time.process_time()
+        loss(x).backward()
+        return time.process_time() - began
+
+    return step
+
+
+def main(score: str) -> None:
+    table = TABLES["linear"]
+    guides = table.guides_of(score).items()
+    steps = {name: step_of(table.options | options | {"score": score}) for name, options in guides}
+    for step in steps.values():
+        step()
+    turns = [{name: step() for name, step in steps.items()} for _ in range(7)]
+    medians = {name: statistics.median(turn[name] for turn in turns) for name in steps}
+    for name, median in medians.items():
+        print(f"{name:18} {1000 * median:6.0f} ms  {median / medians['vpsde']:.2f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
