@@ -17,6 +17,21 @@ from matplotlib.figure import Figure
 STEPS = 2
 """Of a sampler, at most."""
 
+SHORT: dict[str, Any] = {
+    "model": "toy",
+    "steps": 4,
+    "checkpoint_every": 2,
+    "measure_every": 2,
+    "batch_size": 32,
+    "warmup": 1,
+    "draws": 1,
+    "test_size": 32,
+    "num_samples": 8,
+    "sampler_steps": 4,
+    "accelerator": "cpu",
+}
+"""Options of a run of four steps."""
+
 
 def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""

@@ -15,6 +15,7 @@ from inference.loading import build_diffusion, load_trained
 from inference.runs import Run
 from inference.sample import sample
 from inference.train import train
+from tests.brief import SHORT
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -22,23 +23,8 @@ ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -10.0}
 
 
 def options(run: Path, **changed: Any) -> dict[str, Any]:
-    return {
-        "model": "toy",
-        "learn_ends": [1.0, 2.0],
-        "learn_stationary": True,
-        "diffusion_learning_rate": 0.05,
-        "steps": 4,
-        "checkpoint_every": 2,
-        "measure_every": 2,
-        "batch_size": 32,
-        "warmup": 1,
-        "draws": 1,
-        "test_size": 32,
-        "num_samples": 8,
-        "sampler_steps": 4,
-        "accelerator": "cpu",
-        "run": run,
-    } | changed
+    learned = {"learn_ends": [1.0, 2.0], "learn_stationary": True}
+    return SHORT | learned | {"diffusion_learning_rate": 0.05, "run": run} | changed
 
 
 @pytest.mark.parametrize("time_varying", [False, True], ids=["constant", "time-varying"])

@@ -17,6 +17,7 @@ from inference.sample import draw
 from inference.train import train
 from pyro_mdm import DiffusionModel
 from pyro_mdm.plots.tensorboard import write_views
+from tests.brief import SHORT
 from tests.problems import normal
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -31,20 +32,7 @@ GUIDES = {
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": "toy",
-        "steps": 4,
-        "checkpoint_every": 2,
-        "measure_every": 2,
-        "batch_size": 32,
-        "warmup": 1,
-        "draws": 1,
-        "test_size": 32,
-        "num_samples": 8,
-        "sampler_steps": 4,
-        "accelerator": "cpu",
-        "run": tmp_path / "run",
-    }
+    return SHORT | {"run": tmp_path / "run"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from inference.loading import LEARNED_MIN_LOG_SNR, build, build_diffusion, load_
 from inference.train import train
 from pyro_mdm import ALDA, CLD, DiffusionModel, LearnedDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.plots import figures
+from tests.brief import SHORT
 from tests.problems import learned_in_time, normal
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -20,21 +21,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": "toy",
-        "time_varying": True,
-        "steps": 4,
-        "checkpoint_every": 2,
-        "measure_every": 2,
-        "batch_size": 32,
-        "warmup": 1,
-        "draws": 1,
-        "test_size": 32,
-        "num_samples": 8,
-        "sampler_steps": 4,
-        "accelerator": "cpu",
-        "run": tmp_path / "run",
-    }
+    return SHORT | {"time_varying": True, "run": tmp_path / "run"}
 
 
 def test_it_is_trained_resumed_opened_and_looked_at(
