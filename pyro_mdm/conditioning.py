@@ -24,7 +24,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -33,6 +33,7 @@ from pyro_mdm.likelihoods.discrete import level_index
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
 
 __all__ = ["ConditionedDecoder", "ConditionedDenoiser", "ConditionedLikelihood", "condition"]
@@ -122,7 +123,7 @@ def condition(
     return conditioned if model.training else conditioned.eval()
 
 
-class ConditionedDenoiser(DenoiserScore):
+class ConditionedDenoiser(DerivedDenoiser):
     """The denoiser of x_u given x_o, and what counts; see :func:`condition`.
 
     Args:
@@ -145,10 +146,7 @@ class ConditionedDenoiser(DenoiserScore):
         values: Tensor | None = None,
         left_out: Tensor | None = None,
     ) -> None:
-        denoiser = _checked_denoiser(denoiser)
-        super().__init__(denoiser.network, denoiser.event_shape, maps=True)
-        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
-        self.denoiser = denoiser
+        super().__init__(_checked_denoiser(denoiser))
         event, device = tuple(denoiser.event_shape or ()), tensor_device(denoiser)
         observed = _mask("observed", observed, event).to(device)
         left_out = None if left_out is None else _mask("left_out", left_out, event).to(device)
@@ -202,15 +200,6 @@ class ConditionedDenoiser(DenoiserScore):
                 "least one that is in neither"
             )
 
-    @property
-    def network(self) -> Any:
-        """The denoiser's."""
-        return self.denoiser.network
-
-    @network.setter
-    def network(self, network: nn.Module) -> None:
-        """Nothing: it stays the denoiser's."""
-
     def arguments(self) -> dict[str, Any]:
         return {
             "denoiser": self.denoiser,
@@ -232,16 +221,7 @@ class ConditionedDenoiser(DenoiserScore):
     def _for(self, x: Tensor, value: Tensor) -> Tensor:
         """A mask or values, (*event_shape) or of n data, broadcastable to x (*batch, *event)."""
         event_dim = len(self.event_shape or ())
-        lead = x.shape[: x.dim() - event_dim]
-        if value.dim() == event_dim or (lead and lead[-1] == len(value)):
-            return value
-        number, n = math.prod(lead), len(value)
-        if number % n:
-            raise ValueError(
-                f"what is observed differs between {n} data, and {number} are asked for; make it "
-                f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
-            )
-        return value.repeat(number // n, *[1] * event_dim).reshape(x.shape)
+        return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
         """The same where the observed entries are those of data x (*batch, *event_shape)."""
@@ -358,10 +338,6 @@ class ConditionedDenoiser(DenoiserScore):
         return self._exact(x, maps, x)
 
     # -- the baseline, of the dimensions that count ------------------------------------------------
-
-    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """That of the denoiser: its dimensions are independent."""
-        return self.denoiser.baseline_x_hat(z, log_snr)
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x_u), (*batch), nats."""
