@@ -36,7 +36,13 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
 
-__all__ = ["ConditionedDecoder", "ConditionedDenoiser", "ConditionedLikelihood", "condition"]
+__all__ = [
+    "ConditionedDecoder",
+    "ConditionedDenoiser",
+    "ConditionedLikelihood",
+    "ConditionedModel",
+    "condition",
+]
 
 AGREEMENT = 1e-6
 """How far data may be from the values observed, relative to 1 + their size: rounding of float32."""
@@ -47,7 +53,7 @@ def condition(
     observed: Tensor,
     values: Tensor | None = None,
     left_out: Tensor | None = None,
-) -> DiffusionModel:
+) -> ConditionedModel:
     """The model of the rest of the dimensions, given those observed: p(x_u | x_o).
 
     It is sampled by every sampler, with the observed entries at their values. Its bound
@@ -111,16 +117,39 @@ def condition(
             "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    conditioned = DiffusionModel(
-        model.diffusion,
-        score,
-        ConditionedLikelihood(model.likelihood),
-        model.event_shape,
-        sampler=model.sampler,
-        times=model.times,
-        plate=model.plate,
-    )
-    return conditioned if model.training else conditioned.eval()
+    return ConditionedModel.of(model, score, ConditionedLikelihood(model.likelihood))
+
+
+class ConditionedModel(DiffusionModel):
+    """A model of data of which something is known, that may differ from datum to datum."""
+
+    @classmethod
+    def of(cls, model: DiffusionModel, score: Score, likelihood: Likelihood) -> ConditionedModel:
+        """A model with another score and decoder."""
+        made = cls(
+            model.diffusion,
+            score,
+            likelihood,
+            model.event_shape,
+            sampler=model.sampler,
+            times=model.times,
+            plate=model.plate,
+        )
+        return made if model.training else made.eval()
+
+    def for_rows(self, rows: Tensor) -> ConditionedModel:
+        """The model of the data of these indices (m,), for a subsample of a plate::
+
+            with pyro.plate("data", n, subsample_size=m) as rows:
+                conditioned.for_rows(rows)(x[rows])
+
+        Itself, where the same is known of all data. Parameters are shared.
+
+        Raises:
+            IndexError: there are fewer data of which something is known.
+        """
+        score = self.score_function.for_rows(rows)
+        return self if score is self.score_function else self.of(self, score, self.likelihood)
 
 
 class ConditionedDenoiser(DerivedDenoiser):

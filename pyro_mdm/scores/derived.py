@@ -29,6 +29,10 @@ class DerivedDenoiser(DenoiserScore):
         self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
         self.denoiser = denoiser
 
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor: the network is the denoiser's argument."""
+        return {name: v for name, v in super().arguments().items() if name != "network"}
+
     @property
     def network(self) -> Any:
         """The denoiser's."""

@@ -1,0 +1,376 @@
+"""Models of data given linear measurements, held to exact posteriors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyro.infer import Predictive
+from torch import Tensor
+
+from pyro_mdm import (
+    CLD,
+    MDM,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LinearDiffusion,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    condition,
+)
+from pyro_mdm.diffusions import Frequencies, TurnClocks
+from pyro_mdm.measurements import (
+    Blur,
+    Downsample,
+    FunctionOperator,
+    LinearOperator,
+    Mask,
+    Matrix,
+    MeasuredDenoiser,
+    condition_on_measurements,
+)
+from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
+from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    ProbabilityFlow,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+)
+from tests.problems import (
+    GaussianMixture,
+    fixed,
+    given_measurement,
+    normal,
+    random_linear,
+)
+from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture, program, refused
+
+H = fixed(1, 2, D)
+NOISE = torch.tensor([0.1, 0.3], dtype=torch.float64)
+OBS = torch.tensor([1.2, -0.8], dtype=torch.float64)
+
+DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {
+    "vpsde": lambda: VPSDE(**ENDS),
+    "cld": lambda: CLD(**ENDS),
+    "random_3": lambda: random_linear(3, 114, **ENDS),
+}
+
+
+def exact(problem: GaussianMixture, noise: Tensor, z: Tensor, variance: Tensor) -> Tensor:
+    """E[x | z, obs] of one datum, (d,): z is measured too, with the noise of each dimension."""
+    both = torch.cat([torch.eye(D, dtype=torch.float64), H])
+    law, _ = given_measurement(
+        problem, both, torch.cat([z, OBS]), torch.cat([variance.expand(D), noise.expand(2)])
+    )
+    return law.mean
+
+
+# -- the denoiser ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise", [NOISE, torch.tensor(0.0).double()], ids=["noise", "exact"])
+def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
+    problem = gaussian()
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12)
+    log_snr = torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
+    z = problem.sample(5, 3) + torch.exp(-log_snr / 2)[:, None] * normal(4, 5, D)
+    found = score.x_hat(z, log_snr)
+    for i in range(5):
+        known = exact(problem, noise, z[i], torch.exp(-log_snr[i]))
+        torch.testing.assert_close(found[i], known, rtol=1e-8, atol=1e-8)
+    # and where every dimension has a log SNR of its own
+    found = score.x_hat(z[1:3], log_snr[torch.tensor([[0, 1, 2, 3], [3, 4, 2, 1]])])
+    known = exact(problem, noise, z[1], torch.exp(-log_snr[:4]))
+    torch.testing.assert_close(found[0], known, rtol=1e-8, atol=1e-8)
+
+
+@torch.no_grad()
+def test_of_other_data_it_is_right_where_there_is_little_noise() -> None:
+    """And between, in the middle of two components, it is an approximation."""
+    problem = mixture()
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, tolerance=1e-12)
+    off = []
+    for level in (7.0, 0.0):
+        log_snr = torch.full((64,), level, dtype=torch.float64)
+        z = problem.sample(64, 3) + math.exp(-level / 2) * normal(4, 64, D)
+        known = torch.stack([exact(problem, NOISE, each, torch.exp(-log_snr[0])) for each in z])
+        off.append(float((score.x_hat(z, log_snr) - known).abs().mean()))
+    assert off[0] < 1e-5 and 0.01 < off[1] < 0.2
+
+
+def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
+    """Of continuous denoisers and of those of levels, whose derivatives are written by hand."""
+    torch.manual_seed(0)
+    levels = torch.linspace(-1, 1, 5).double()[torch.randint(5, (50, D))]
+    scores = [
+        Denoiser.fit(MLP(D, hidden=8), levels),
+        DiscreteDenoiser.fit(MLP(D, out_features=2 * D, hidden=8), levels, 5, "tilt"),
+        DiscreteDenoiser.fit(MLP(D, out_features=5 * D, hidden=8), levels, 5, "logits"),
+    ]
+    z, lam = normal(0, 3, D), torch.full((3,), 1.0).double()
+    v = torch.tensor([0.5, 0.4, 0.3, 0.2]).double().expand(3, D)
+    for score in scores:
+        network: Any = score.network.double()
+        for p in network.parameters():  # outputs begin at 0
+            p.data += 0.3 * torch.randn_like(p)
+        J = torch.stack(
+            [
+                torch.autograd.functional.jacobian(
+                    lambda at, s=score, i=i: s.x_hat(at[None], lam[i])[0], z[i]
+                )
+                for i in range(3)
+            ]
+        )
+        C = J * v.unsqueeze(-2)
+        assert float((C - C.mT).abs().max()) > 1e-4  # a network's is not symmetric
+        with torch.no_grad():
+            seen = DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)
+            w = normal(5, 3, D)
+            known = ((C + C.mT) / 2 @ w.unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(seen(w), known)
+            assert not seen.x_hat.requires_grad
+        assert DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)(w).requires_grad
+
+
+def test_systems_are_solved_each_with_its_own_steps() -> None:
+    A = fixed(3, 4, 6, 6)
+    S = A @ A.mT + 0.5 * torch.eye(6, dtype=torch.float64)
+    S[1] = 2 * torch.eye(6)
+    S[2] = -torch.eye(6)
+    b = fixed(4, 4, 6)
+    b[3] = 0
+
+    def product(p: Tensor) -> Tensor:
+        return (S @ p.unsqueeze(-1)).squeeze(-1)
+
+    found = conjugate_gradients(product, b, 1e-10, 20)
+    torch.testing.assert_close(found.u[:2], torch.linalg.solve(S[:2], b[:2].unsqueeze(-1))[..., 0])
+    assert found.iterations.tolist()[1:] == [1, 0, 0] and 5 < int(found.iterations[0]) < 20
+    assert found.residual[2:].tolist() == [1.0, 0.0] and float(found.residual[:2].max()) < 1e-10
+    few = conjugate_gradients(product, b, 1e-10, 2)
+    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.residual[0]) > 1e-3
+    rough = conjugate_gradients(product, b, 0.5, 20)
+    assert int(rough.iterations[0]) < int(found.iterations[0])
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DIFFUSIONS)
+@pytest.mark.parametrize(
+    "sampler", [ExponentialIntegrator(30), StochasticExponentialIntegrator(40)], ids=repr
+)
+def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
+    """Mean and covariance, within 4.5 errors and a 3% step error."""
+    problem, n = gaussian(), 1000
+    model = program(problem, DIFFUSIONS[name](), sampler=sampler)
+    given = condition_on_measurements(model, H, OBS, NOISE)
+    law, _ = given_measurement(problem, H, OBS, NOISE)
+    torch.manual_seed(1)
+    found = Predictive(given, num_samples=1)(batch_size=n)["x"][0]
+    spread = law.covariance.diagonal().sqrt()
+    assert float(((law.mean - problem.mean) / spread).abs().max()) > 1  # much is learned of x
+    assert float(((found.mean(0) - law.mean) / spread).abs().max()) < 4.5 / math.sqrt(n) + 0.03
+    off = (found.T.cov() - law.covariance) / spread / spread[:, None]
+    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(5),
+        EulerMaruyama(40),
+        PredictorCorrector(5),
+        ProbabilityFlow(5),
+        StochasticHeun(40),
+    ],
+    ids=repr,
+)
+def test_every_other_sampler_serves_it(sampler: Any) -> None:
+    model = program(gaussian(), VPSDE(max_log_snr=7.0), sampler=sampler)
+    obs = OBS + torch.tensor([[0.0, 0.0], [30.0, 30.0]]).double()  # each datum has its own
+    given = condition_on_measurements(model, H, obs, 0.01)
+    found = given(batch_size=40)
+    assert float((found[::2] @ H.mT - OBS).abs().mean()) < 0.6
+    assert float((found[1::2] @ H.mT - obs[1]).abs().mean()) < 6
+    assert MDM(given).sample((3, 2)).shape == (3, 2, D)
+
+
+@torch.no_grad()
+def test_the_bound_is_the_log_posterior() -> None:
+    """Of data drawn from it, with clocks for each dimension too."""
+    problem, n = gaussian(), 128
+    law, _ = given_measurement(problem, H, OBS, NOISE)
+    x = law.sample(n, 2)
+    known = float(law.log_prob(x).mean())
+    assert known - float(problem.log_prob(x).mean()) > 1
+    clocks = TurnClocks([[0.0, 0.7], [0.2, 1.0]], leak=0.1)
+    blocks = torch.tensor([0, 1, 1, 0])
+    for diffusion in (CLD(**ENDS), PerDimensionDiffusion(CLD(**ENDS), None, clocks, blocks)):
+        given = condition_on_measurements(program(problem, diffusion), H, OBS, NOISE)
+        found = bound(given, DiffusionGuide(diffusion), x, draws=16)
+        assert found.monte_carlo_error < 0.13
+        assert abs(found.elbo.mean - known) < 4.5 * found.monte_carlo_error + 5e-3
+
+
+@torch.no_grad()
+def test_the_scalar_covariance_is_exact_for_independent_dimensions() -> None:
+    problem = GaussianMixture([1.0], torch.zeros(1, D), torch.eye(D)[None] * 0.7)
+    scores = [
+        MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, covariance=c, tolerance=1e-12)
+        for c in ("denoiser", "scalar")
+    ]
+    z, log_snr = normal(1, 3, D), torch.tensor([-3.0, 0.0, 4.0])
+    torch.testing.assert_close(*(score.x_hat(z, log_snr) for score in scores))
+    scores = [
+        MeasuredDenoiser(Exact(gaussian()), Matrix(H), OBS, NOISE, covariance=c)
+        for c in ("denoiser", "scalar")
+    ]
+    apart = scores[0].x_hat(z, log_snr) - scores[1].x_hat(z, log_snr)
+    assert float(apart.abs().max()) > 0.05
+
+
+def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    given = condition_on_measurements(model, Mask(torch.tensor([1, 0, 1, 0]).bool()), OBS, 0.1)
+    given.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    z, log_snr = normal(0, 2, D).float(), torch.zeros(2)
+    torch.testing.assert_close(*(m.score_function.x_hat(z, log_snr) for m in (given, again)))
+    assert [*map(id, given.parameters())] == [*map(id, model.parameters())]
+    last: Any = [*model.parameters()][-1]
+    given.score_function.x_hat(z, log_snr).sum().backward()
+    found, step = last.grad[0].clone(), 1e-2
+    sums = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            last[0] += sign * step
+            sums.append(given.score_function.x_hat(z, log_snr).sum())
+            last[0] -= sign * step
+    torch.testing.assert_close(found, (sums[0] - sums[1]) / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+# -- operators -------------------------------------------------------------------------------------
+
+IMAGE = (2, 4, 6)
+
+
+def columns_backwards(x: Tensor) -> Tensor:
+    return 2 * x.flip(-1)[..., :3]
+
+
+OPERATORS: dict[str, Callable[[], LinearOperator]] = {
+    "matrix": lambda: Matrix(fixed(2, 5, 48), IMAGE),
+    "mask": lambda: Mask(fixed(2, *IMAGE) > 0),
+    "blur": lambda: Blur(IMAGE, 0.8),
+    "downsample": lambda: Downsample(IMAGE, 2),
+    "function": lambda: FunctionOperator(columns_backwards, IMAGE),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_have_their_adjoint(name: str) -> None:
+    operator = OPERATORS[name]()
+    operator.check()
+    matrix, obs = operator.matrix(), fixed(3, 2, 3, *operator.obs_shape)
+    found = operator.adjoint(obs)
+    assert found.shape == (2, 3, *IMAGE)
+    torch.testing.assert_close(found.flatten(2), obs.flatten(2) @ matrix)
+    assert operator(found).shape == obs.shape
+
+
+def test_what_operators_do() -> None:
+    x = torch.arange(48.0).double().reshape(IMAGE)
+    assert torch.equal(Downsample(IMAGE, 2)(x)[0, 0], torch.tensor([3.5, 5.5, 7.5]).double())
+    assert torch.equal(Mask(x > 45)(x), torch.tensor([46.0, 47.0]).double())
+    blurred = Blur(IMAGE, 1.0)(x)
+    torch.testing.assert_close(Blur(IMAGE, 1.0)(torch.ones_like(x)), torch.ones_like(x))
+    assert float(blurred.std()) < float(x.std())
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_measured() -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(TypeError, "expected a DenoiserScore: a measurement"):
+        raw = DiffusionModel(VPSDE(**ENDS), NoisePrediction(MLP(D)), event_shape=(D,))
+        condition_on_measurements(raw, H, OBS, NOISE)
+    with refused(TypeError, "conditioned already"):
+        known = condition(model, torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D))
+        condition_on_measurements(known, H, OBS, NOISE)
+    with refused(TypeError, "expected a DiffusionModel"):
+        condition_on_measurements(Exact(gaussian()), H, OBS, NOISE)  # type: ignore[arg-type]
+    blurring = PerDimensionDiffusion(
+        VPSDE(**ENDS), block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
+    )
+    with refused(ValueError, "without a transform"):
+        condition_on_measurements(program(gaussian(), blurring), H, OBS, NOISE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"H": H[0]}, r"H is a Tensor of shape \(4,\), expected finite numbers, \(m, d\)"),
+        ({"H": H[:, :3]}, r"H has shape \(2, 3\), expected 4 columns"),
+        ({"H": Mask(torch.ones(3).bool())}, r"H is of data of shape \(3,\), expected \(4,\)"),
+        ({"obs": OBS[:1]}, r"obs has shape \(1,\), expected that of H x, \(2\), or \(n, 2\)"),
+        ({"obs": OBS.expand(2, 3, 2)}, r"obs has shape \(2, 3, 2\)"),
+        ({"obs": OBS * math.nan}, "obs of shape .* holds nan"),
+        ({"noise_variance": -0.1}, "noise_variance reaches -0.1, expected finite numbers, none"),
+        ({"noise_variance": NOISE[:1]}, r"noise_variance has shape \(1,\), expected a number"),
+        (
+            {"H": torch.stack([H[0], 2 * H[0]]), "noise_variance": 0.0},
+            "noise_variance is 0 for 2 observations, of which H makes only 1 independent",
+        ),
+        ({"covariance": "full"}, "covariance is 'full', expected 'denoiser' or 'scalar'"),
+        ({"tolerance": 0.0}, "tolerance is 0.0, expected a positive number"),
+        ({"max_iterations": 0}, "max_iterations is 0, expected at least 1"),
+    ],
+)
+def test_measurements_are_checked(changed: dict[str, Any], message: str) -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(ValueError, message):
+        condition_on_measurements(model, **{"H": H, "obs": OBS, "noise_variance": NOISE} | changed)
+
+
+def test_operators_are_checked() -> None:
+    with refused(ValueError, "expected a linear H"):
+        FunctionOperator(lambda x: x + 1, (D,))
+    with refused(ValueError, r"⟨H x, y⟩ is .* and ⟨x, Hᵀ y⟩ .*, expected them to be equal"):
+        FunctionOperator(lambda x: 2 * x, (D,), lambda y: y)
+    with refused(ValueError, r"Hᵀ obs of FunctionOperator is a Tensor of shape \(2, 3\)"):
+        FunctionOperator(lambda x: 2 * x, (D,), lambda y: y[..., :3])
+    with refused(TypeError, "expected a LinearOperator; a matrix"):
+        condition_on_measurements(program(gaussian(), VPSDE()), columns_backwards, OBS, NOISE)  # type: ignore[arg-type]
+    with refused(ValueError, "expected a divisor of the 4×6 pixels"):
+        Downsample(IMAGE, 4)
+    with refused(ValueError, "no dimension is seen"):
+        Mask(torch.zeros(D).bool())
+
+
+def test_calls_are_about_the_data_that_are_measured() -> None:
+    obs = OBS.expand(3, 2)
+    given = condition_on_measurements(program(gaussian(), VPSDE(**ENDS)), H, obs, NOISE)
+    with refused(ValueError, "differs between 3 data, and 4 are asked for"):
+        given(batch_size=4)
+    with refused(ValueError, "obs are of 3 data, and x has 2"):
+        given.log_prob(torch.zeros(2, D).double())
+    assert given.for_rows(torch.tensor([0, 2]))(batch_size=4).shape == (4, D)
