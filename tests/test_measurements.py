@@ -57,6 +57,7 @@ from tests.problems import (
 )
 from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture, program, refused
 
+OWN: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 20}
 H = fixed(1, 2, D)
 NOISE = torch.tensor([0.1, 0.3], dtype=torch.float64)
 OBS = torch.tensor([1.2, -0.8], dtype=torch.float64)
@@ -84,7 +85,7 @@ def exact(problem: GaussianMixture, noise: Tensor, z: Tensor, variance: Tensor) 
 @pytest.mark.parametrize("noise", [NOISE, torch.tensor(0.0).double()], ids=["noise", "exact"])
 def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     problem = gaussian()
-    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12)
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12, **OWN)
     log_snr = torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
     z = problem.sample(5, 3) + torch.exp(-log_snr / 2)[:, None] * normal(4, 5, D)
     found = score.x_hat(z, log_snr)
@@ -101,7 +102,7 @@ def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
 def test_of_other_data_it_is_right_where_there_is_little_noise() -> None:
     """And between, in the middle of two components, it is an approximation."""
     problem = mixture()
-    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, tolerance=1e-12)
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, tolerance=1e-12, **OWN)
     off = []
     for level in (7.0, 0.0):
         log_snr = torch.full((64,), level, dtype=torch.float64)
@@ -178,7 +179,7 @@ def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
     """Mean and covariance, within 4.5 errors and a 3% step error."""
     problem, n = gaussian(), 1000
     model = program(problem, DIFFUSIONS[name](), sampler=sampler)
-    given = condition_on_measurements(model, H, OBS, NOISE)
+    given = condition_on_measurements(model, H, OBS, NOISE, **OWN)
     law, _ = given_measurement(problem, H, OBS, NOISE)
     torch.manual_seed(1)
     found = Predictive(given, num_samples=1)(batch_size=n)["x"][0]
@@ -222,27 +223,29 @@ def test_the_bound_is_the_log_posterior() -> None:
     clocks = TurnClocks([[0.0, 0.7], [0.2, 1.0]], leak=0.1)
     blocks = torch.tensor([0, 1, 1, 0])
     for diffusion in (CLD(**ENDS), PerDimensionDiffusion(CLD(**ENDS), None, clocks, blocks)):
-        given = condition_on_measurements(program(problem, diffusion), H, OBS, NOISE)
+        given = condition_on_measurements(program(problem, diffusion), H, OBS, NOISE, **OWN)
         found = bound(given, DiffusionGuide(diffusion), x, draws=16)
         assert found.monte_carlo_error < 0.13
         assert abs(found.elbo.mean - known) < 4.5 * found.monte_carlo_error + 5e-3
 
 
 @torch.no_grad()
-def test_the_scalar_covariance_is_exact_for_independent_dimensions() -> None:
-    problem = GaussianMixture([1.0], torch.zeros(1, D), torch.eye(D)[None] * 0.7)
-    scores = [
-        MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, covariance=c, tolerance=1e-12)
-        for c in ("denoiser", "scalar")
-    ]
+def test_below_a_level_dimensions_are_taken_for_independent() -> None:
+    """Which is exact where they are; each datum has its own side of the level."""
+    independent = GaussianMixture([1.0], torch.zeros(1, D), torch.eye(D)[None] * 0.7)
     z, log_snr = normal(1, 3, D), torch.tensor([-3.0, 0.0, 4.0])
-    torch.testing.assert_close(*(score.x_hat(z, log_snr) for score in scores))
-    scores = [
-        MeasuredDenoiser(Exact(gaussian()), Matrix(H), OBS, NOISE, covariance=c)
-        for c in ("denoiser", "scalar")
-    ]
-    apart = scores[0].x_hat(z, log_snr) - scores[1].x_hat(z, log_snr)
-    assert float(apart.abs().max()) > 0.05
+    found = {}
+    for problem in (independent, gaussian()):
+        for level in (-math.inf, 0.0, math.inf):
+            score = MeasuredDenoiser(
+                Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level, tolerance=1e-12
+            )
+            found[problem is independent, level] = score.x_hat(z, log_snr)
+    for level in (0.0, math.inf):
+        torch.testing.assert_close(found[True, level], found[True, -math.inf])
+    own, mixed, never = (found[False, level] for level in (-math.inf, 0.0, math.inf))
+    torch.testing.assert_close(mixed, torch.cat([never[:1], own[1:]]))
+    assert float((own - never)[:2].abs().amin(1).max()) > 0.01
 
 
 def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
@@ -340,7 +343,7 @@ def test_what_cannot_be_measured() -> None:
             {"H": torch.stack([H[0], 2 * H[0]]), "noise_variance": 0.0},
             "noise_variance is 0 for 2 observations, of which H makes only 1 independent",
         ),
-        ({"covariance": "full"}, "covariance is 'full', expected 'denoiser' or 'scalar'"),
+        ({"covariance_from": math.nan}, "covariance_from is nan, expected a log SNR"),
         ({"tolerance": 0.0}, "tolerance is 0.0, expected a positive number"),
         ({"max_iterations": 0}, "max_iterations is 0, expected at least 1"),
     ],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,13 +35,14 @@ from pyro_mdm.support.checks import (
     tensor_device,
 )
 
-__all__ = ["Covariance", "Given", "MeasuredDenoiser", "condition_on_measurements"]
+__all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
 
-Covariance = Literal["denoiser", "scalar"]
 Product = Callable[[Tensor], Tensor]
 
 LARGEST_MATRIX = 2**21
 """Entries of an H whose rank is looked at, where observations are exact."""
+LARGEST_EXPONENT = 700.0
+"""Whose exponential float64 holds."""
 SINGULAR = 1e-10
 """Smallest singular value beside the largest, below which H is said to be singular."""
 
@@ -52,9 +53,9 @@ def condition_on_measurements(
     obs: Tensor,
     noise_variance: float | Tensor,
     *,
-    covariance: Covariance = "denoiser",
+    covariance_from: float = 0.0,
     tolerance: float = 1e-3,
-    max_iterations: int = 20,
+    max_iterations: int = 3,
 ) -> ConditionedModel:
     r"""The model of data of which obs = H x + noise is known, noise ~ N(0, R): p(x | obs).
 
@@ -63,9 +64,13 @@ def condition_on_measurements(
     Parameters, network and diffusion are shared with ``model``.
 
     **What is exact.** For Gaussian data with their exact denoiser all is, up to the sampler's
-    steps. Otherwise x given z is taken for Gaussian (module text): nearly right where λ is high,
-    and wrong where λ is low and the data are far from Gaussian, so that modes may get wrong
-    weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects that by weights.
+    steps, if ``covariance_from`` is -∞ and the systems are solved. Otherwise x given z is taken for
+    Gaussian (module text), which is nearly right at high λ alone: the modes of a mixture may get
+    wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects that by weights.
+
+    The network's own covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
+    defaults are those that were best for the U-Net of digits: below λ = 0 another covariance, and
+    above it few iterations, which leave out the directions in which the network's is small.
 
     An answer takes a network call, and for each iteration of conjugate gradients a vector-Jacobian
     and a Jacobian-vector product, some three calls. The decoder is the model's and does not see
@@ -79,10 +84,10 @@ def condition_on_measurements(
             every call is about n data, in this order (or several times these).
         noise_variance: R, in squared units of the data: a number, or one for each observation,
             (*obs_shape). 0: observed exactly.
-        covariance: of x given z. ``"denoiser"``: the symmetric part of the network's own.
-            ``"scalar"``: σ² e^{-λ} / (σ² + e^{-λ}) of each dimension, σ² the data's variance, in
-            the inverse; one vector-Jacobian product and no further one (ΠGDM, and for a mask
-            reconstruction guidance), and exact for no data of correlated dimensions.
+        covariance_from: the λ from which the covariance of x given z is the symmetric part of the
+            denoiser's own. Below it, that of independent dimensions, σ² e^{-λ} / (σ² + e^{-λ}) with
+            the data's variance σ², is in the inverse; then one vector-Jacobian product is all
+            (ΠGDM, and for a mask reconstruction guidance). -∞: always the denoiser's; ∞: never.
         tolerance: of the linear system, ‖residual‖ ≤ tolerance ‖obs - H x̂‖ for each datum.
         max_iterations: of conjugate gradients; a system that takes more stays unfinished
             (:attr:`MeasuredDenoiser.solved` tells).
@@ -95,9 +100,9 @@ def condition_on_measurements(
             that depend on each other, an H that is not linear, or whose adjoint is none.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
-    Observations by Expectation Maximization", NeurIPS 2024, section 4; for ``"scalar"``, Song et
-    al., "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023, and Ho et al.,
-    "Video Diffusion Models", NeurIPS 2022, section 3.1.
+    Observations by Expectation Maximization", NeurIPS 2024; below ``covariance_from``, Song et al.,
+    "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023, and Ho et al., "Video
+    Diffusion Models", NeurIPS 2022, section 3.1.
 
     Example:
         >>> from pyro_mdm import CLD, Denoiser, DiffusionModel
@@ -115,7 +120,7 @@ def condition_on_measurements(
         as_operator(H, model.event_shape),
         obs,
         noise_variance,
-        covariance=covariance,
+        covariance_from=covariance_from,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
@@ -136,7 +141,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     Args:
         denoiser: of x alone.
         H: of data of its shape.
-        obs, noise_variance, covariance, tolerance, max_iterations: as there.
+        obs, noise_variance, covariance_from, tolerance, max_iterations: as there.
 
     Raises:
         TypeError, ValueError: see there.
@@ -152,9 +157,9 @@ class MeasuredDenoiser(DerivedDenoiser):
         obs: Tensor,
         noise_variance: float | Tensor,
         *,
-        covariance: Covariance = "denoiser",
+        covariance_from: float = 0.0,
         tolerance: float = 1e-3,
-        max_iterations: int = 20,
+        max_iterations: int = 3,
     ) -> None:
         super().__init__(_checked_denoiser(denoiser))
         self.event_shape = H.event_shape
@@ -164,12 +169,11 @@ class MeasuredDenoiser(DerivedDenoiser):
         variance = _checked_variance(noise_variance, H.obs_shape).to(device)
         self.register_buffer("noise_variance", variance)
         _check_exact(self.operator, variance)
-        if covariance not in get_args(Covariance):
-            known = " or ".join(map(repr, get_args(Covariance)))
-            raise ValueError(f"covariance is {covariance!r}, expected {known}")
+        if math.isnan(covariance_from):
+            raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
         check_number("tolerance", tolerance, "a positive number, such as 1e-3", positive=True)
         check_count("max_iterations", max_iterations, "of conjugate gradients")
-        self.covariance, self.tolerance = covariance, tolerance
+        self.covariance_from, self.tolerance = covariance_from, tolerance
         self.max_iterations = max_iterations
         self.solved: Solution | None = None
         """How the linear systems of the last answer were solved."""
@@ -225,12 +229,19 @@ class MeasuredDenoiser(DerivedDenoiser):
         return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
 
     def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
-        """Products with C in the inverse and before Hᵀ."""
-        if self.covariance == "denoiser":
-            return seen, seen
+        """Products with C in the inverse and before Hᵀ, for V (n, *event_shape)."""
         s2 = self.denoiser.data_variance.to(variance.dtype)
         spread = s2 / (s2 + variance) * variance
-        return lambda v: spread * v, seen.transposed
+        own = variance.flatten(1).amax(1) <= math.exp(min(-self.covariance_from, LARGEST_EXPONENT))
+        if bool(own.all()):
+            return seen, seen
+        if not bool(own.any()):
+            return lambda v: spread * v, seen.transposed
+        own = own.reshape(-1, *[1] * (variance.dim() - 1))
+        return (
+            lambda v: torch.where(own, seen(v), spread * v),
+            lambda v: torch.where(own, seen(v), seen.transposed(v)),
+        )
 
     def _solve(self, covariance: Product, rest: Tensor) -> Solution:
         """(H C Hᵀ + R) u = rest, (n, m) in float64."""
@@ -251,7 +262,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
 
 
-SETTINGS = ("covariance", "tolerance", "max_iterations")
+SETTINGS = ("covariance_from", "tolerance", "max_iterations")
 
 
 def _checked_denoiser(score: Any) -> DenoiserScore:

@@ -11,6 +11,7 @@ It is symmetric for an exact denoiser. Of a network it is the symmetric part tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -36,8 +37,13 @@ class DenoiserCovariance:
         with torch.enable_grad():
             self._z = z if z.requires_grad else z.detach().requires_grad_()
             self._x_hat = denoise(self._z)
-            self._dual = torch.zeros_like(self._x_hat, requires_grad=True)
-            self._pulled = self._gradient(self._x_hat, self._z, self._dual, create_graph=True)
+
+    @cached_property
+    def _pulled(self) -> tuple[Tensor, Tensor]:
+        """Jᵀ w and the w that it can be differentiated by."""
+        with torch.enable_grad():
+            w = torch.zeros_like(self._x_hat, requires_grad=True)
+            return self._gradient(self._x_hat, self._z, w, create_graph=True), w
 
     @property
     def x_hat(self) -> Tensor:
@@ -47,7 +53,7 @@ class DenoiserCovariance:
     def __call__(self, v: Tensor) -> Tensor:
         """½ (J V + V Jᵀ) v, like z, with J = ∂x̂/∂z."""
         v = v.to(self._z.dtype)
-        forward = self._gradient(self._pulled, self._dual, self._variance * v)
+        forward = self._gradient(*self._pulled, self._variance * v)
         return (forward + self.transposed(v)) / 2
 
     def transposed(self, v: Tensor) -> Tensor:
