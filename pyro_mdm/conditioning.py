@@ -41,6 +41,7 @@ __all__ = [
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "ConditionedModel",
+    "by_dimension",
     "condition",
 ]
 
@@ -325,15 +326,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         Raises:
             TypeError: another denoiser.
         """
-        posterior = getattr(self.denoiser, "posterior", None)
-        if posterior is None:
-            raise TypeError(
-                f"NetworkPosterior needs a score with a posterior over levels, got "
-                f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
-            )
-        z, maps = self._told(z, log_snr)
-        found: likelihoods.LevelDistribution = posterior(z, maps)
-        return found
+        return super().posterior(*self._told(z, log_snr))
 
     def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
         """z with the observed values in it, and the map of log SNR, like z."""
@@ -456,10 +449,10 @@ class ConditionedDecoder(DecoderDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x_u | y_ε), (*sample, *batch), nats. What x holds elsewhere has no effect."""
-        terms = self.log_prob_by_dimension(value)
+        terms = self.log_probby_dimension(value)
         return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1).to(value.dtype)
 
-    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+    def log_probby_dimension(self, value: Tensor) -> Tensor:
         """log p(x_j | y_ε), and 0 where x_j is not generated.
 
         Raises:
@@ -468,7 +461,7 @@ class ConditionedDecoder(DecoderDistribution):
         self.check_event(value)
         counted = self._score.counts(value)
         value = torch.where(counted, value, self._score.fill.to(value.dtype))
-        return of_counted(_by_dimension(self._law, value), counted)
+        return of_counted(by_dimension(self._law, value), counted)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -480,10 +473,14 @@ class ConditionedDecoder(DecoderDistribution):
         return self._score.completed(self._law.sample(torch.Size(sample_shape)))
 
 
-def _by_dimension(law: Any, value: Tensor) -> Tensor:
-    """log p(x_j) of a decoder's distribution, like x."""
+def by_dimension(law: Any, value: Tensor) -> Tensor:
+    """log p(x_j) of a decoder's distribution, like x.
+
+    Raises:
+        TypeError: dimensions that depend on each other.
+    """
     if isinstance(law, DecoderDistribution):
-        return law.log_prob_by_dimension(value)
+        return law.log_probby_dimension(value)
     independent = isinstance(law, dist.Independent)
     if independent and not law.base_dist.event_shape:
         found: Tensor = law.base_dist.log_prob(value)

@@ -9,6 +9,7 @@ from pyro_mdm.measurements.operators import (
     Mask,
     Matrix,
 )
+from pyro_mdm.measurements.twisted import Particles, twisted_smc
 
 __all__ = [
     "Blur",
@@ -18,5 +19,7 @@ __all__ = [
     "Mask",
     "Matrix",
     "MeasuredDenoiser",
+    "Particles",
     "condition_on_measurements",
+    "twisted_smc",
 ]

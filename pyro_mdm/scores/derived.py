@@ -42,6 +42,21 @@ class DerivedDenoiser(DenoiserScore):
     def network(self, network: nn.Module) -> None:
         """Nothing: it stays the denoiser's."""
 
+    def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
+        """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
+
+        Raises:
+            TypeError: another denoiser.
+        """
+        posterior = getattr(self.denoiser, "posterior", None)
+        if posterior is None:
+            raise TypeError(
+                f"NetworkPosterior needs a score with a posterior over levels, got "
+                f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
+            )
+        found: likelihoods.LevelDistribution = posterior(z, log_snr)
+        return found
+
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """That of the denoiser."""
         return self.denoiser.baseline_x_hat(z, log_snr)
