@@ -27,6 +27,8 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.diffusions import Frequencies, TurnClocks
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.measurements import (
     Blur,
     Downsample,
@@ -36,6 +38,7 @@ from pyro_mdm.measurements import (
     Matrix,
     MeasuredDenoiser,
     condition_on_measurements,
+    twisted_smc,
 )
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
@@ -45,6 +48,7 @@ from pyro_mdm.samplers import (
     ExponentialIntegrator,
     PredictorCorrector,
     ProbabilityFlow,
+    Replacement,
     StochasticExponentialIntegrator,
     StochasticHeun,
 )
@@ -55,7 +59,7 @@ from tests.problems import (
     normal,
     random_linear,
 )
-from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture, program, refused
+from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture, part, program, refused
 
 OWN: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 20}
 H = fixed(1, 2, D)
@@ -267,6 +271,135 @@ def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
             sums.append(given.score_function.x_hat(z, log_snr).sum())
             last[0] -= sign * step
     torch.testing.assert_close(found, (sums[0] - sums[1]) / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+# -- weighted samples ------------------------------------------------------------------------------
+
+
+def affine(function: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
+    """Matrix and offset of an affine function of (batch, n)."""
+    offset = function(torch.zeros(1, n, dtype=torch.float64))
+    return (function(torch.eye(n, dtype=torch.float64)) - offset).mT, offset[0]
+
+
+def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the data of an ancestral chain whose denoiser is affine."""
+    diffusion, K = model.diffusion, model.diffusion.num_variables
+    times = Ancestral(steps).times(diffusion)
+    kernels = posterior(diffusion, times[:-1], times[1:])
+    eye = torch.eye(D, dtype=torch.float64)
+    mean = torch.zeros(K * D, dtype=torch.float64)
+    covariance = torch.kron(diffusion.prior_covariance, eye)
+    for i in range(steps):
+        kernel = kernels.at(i)
+
+        def moved(y: Tensor, kernel: Any = kernel, s: Tensor = times[i]) -> Tensor:
+            y = y.reshape(-1, K, D)
+            x = model.score_function.denoise(diffusion, y, s)
+            return (apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x)).flatten(1)
+
+        A, b = affine(moved, K * D)
+        mean = A @ mean + b
+        covariance = A @ covariance @ A.mT + torch.kron(kernel.covariance, eye)
+
+    def decoded(y: Tensor) -> Tensor:
+        law: Any = model.likelihood(diffusion, model.score_function, y.reshape(-1, K, D), 1)
+        return law.mean
+
+    A, b = affine(decoded, K * D)
+    law: Any = model.likelihood(diffusion, model.score_function, torch.zeros(1, K, D).double(), 1)
+    return A @ mean + b, A @ covariance @ A.mT + law.variance[0].diag()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: str) -> None:
+    """Of few steps, which is another law than that of the data; with a poor covariance too."""
+    model, steps = program(gaussian(), DIFFUSIONS[name]()), 8
+    mean, covariance = chain_law(model, steps)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    law, evidence = given_measurement(chain, H, OBS, NOISE)
+    of_data = given_measurement(gaussian(), H, OBS, NOISE)[1]
+    assert abs(float(evidence - of_data)) > 0.15
+    torch.manual_seed(2)
+    for level in (-math.inf, math.inf):
+        given = condition_on_measurements(
+            model, H, OBS, NOISE, covariance_from=level, max_iterations=20
+        )
+        found = twisted_smc(given, 64, steps=steps, repeats=16)
+        value, error = found.log_evidence
+        assert abs(value - float(evidence)) < 4.5 * error < 0.5
+        mean, of_mean = found.posterior_mean
+        assert bool(((mean - law.mean).abs() < 4.5 * of_mean).all())
+        assert bool((of_mean < 0.2 * law.covariance.diagonal().sqrt()).all())
+    x, seen = torch.tensor([0.3, -0.2]).double(), torch.tensor([0, 1, 0, 1]).bool()
+    given = condition_on_measurements(model, Mask(seen), x, 0.0, **OWN)
+    found = twisted_smc(given, 64, steps=steps, repeats=16)
+    _, evidence = given_measurement(chain, Mask(seen).matrix(), x, torch.zeros(2).double())
+    value, error = found.log_evidence
+    assert abs(value - float(evidence)) < 4.5 * error < 1.5
+    assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
+
+
+def test_what_cannot_be_twisted() -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(TypeError, "expected a MeasuredDenoiser"):
+        twisted_smc(model)  # type: ignore[arg-type]
+    with refused(ValueError, "one for each datum"):
+        twisted_smc(condition_on_measurements(model, H, OBS.expand(3, 2), NOISE))
+    with refused(ValueError, "coordinates"):
+        twisted_smc(condition_on_measurements(model, H, OBS, 0.0))
+    with refused(ValueError, "num_particles is 1, expected at least 2"):
+        twisted_smc(condition_on_measurements(model, H, OBS, NOISE), 1)
+
+
+# -- replacement -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made", [VPSDE, CLD])
+def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others(made: Any) -> None:
+    """Noising again between repeats leaves the law as it is; observed entries are noised values."""
+    problem, n = gaussian(), 600
+    independent = GaussianMixture(
+        [1.0], problem.means, torch.diag(problem.covariance.diagonal())[None]
+    )
+    x = problem.mean + torch.tensor([-1.5, 0.0, 1.5, 0.0])
+    observed = torch.tensor([1, 0, 1, 0]).bool()
+    values = torch.where(observed, x, math.nan)
+    law, _ = given_measurement(
+        problem, Mask(observed).matrix(), x[observed], torch.zeros(2).double()
+    )
+    law = part(law, ~observed)
+    moved = (law.mean - problem.mean[~observed]) / law.covariance.diagonal().sqrt()
+    assert float(moved.abs().max()) > 1.2
+    for data, repeats, known, slack in (
+        (independent, 3, part(independent, ~observed), 0.03),
+        (problem, 1, law, 0.5),
+    ):
+        sampler = Replacement(Ancestral(40), observed, values, repeats)
+        torch.manual_seed(1)
+        found = program(data, made(max_log_snr=8.0), sampler=sampler)(batch_size=n)
+        assert float((found[:, observed] - x[observed]).abs().max()) < 6 * math.exp(-8.0 / 2)
+        found, spread = found[:, ~observed], known.covariance.diagonal().sqrt()
+        off = (found.mean(0) - known.mean) / spread
+        assert float(off.abs().max()) < 4.5 / math.sqrt(n) + slack
+        off = (found.T.cov() - known.covariance) / spread / spread[:, None]
+        assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + slack
+
+
+def test_replacement_is_checked() -> None:
+    seen, x = torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D)
+    with refused(TypeError, "takes no steps on a grid"):
+        Replacement(ProbabilityFlow(5), seen, x)
+    with refused(TypeError, "expected a Sampler"):
+        Replacement("ancestral", seen, x)  # type: ignore[arg-type]
+    with refused(TypeError, r"write \.bool"):
+        Replacement(Ancestral(5), x, x)
+    with refused(ValueError, r"values has shape \(3,\), expected \(4,\)"):
+        Replacement(Ancestral(5), seen, x[:3])
+    with refused(ValueError, "not finite"):
+        Replacement(Ancestral(5), seen, x * math.nan)
 
 
 # -- operators -------------------------------------------------------------------------------------

@@ -54,8 +54,21 @@ class Particles(NamedTuple):
         return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
 
     @property
+    def posterior_mean(self) -> tuple[Tensor, Tensor]:
+        """E[x | obs] and its standard error over repeats (NaN for one of them), (*event_shape)."""
+        of_each = self.weights.sum(1)  # (R,)
+        event = self.x.dim() - 2
+        w = self.weights.reshape(*self.weights.shape, *[1] * event)
+        sums = (w * self.x).sum(1)
+        mean = sums.sum(0)
+        off = sums - of_each.reshape(-1, *[1] * event) * mean
+        R = len(of_each)
+        error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
+        return mean, error
+
+    @property
     def effective_size(self) -> float:
-        """1 / Σ w² of all particles, from 1 to R P."""
+        """1 / Σ w² of all particles, from 1 to R P; copies of one count as several."""
         return float(1 / self.weights.square().sum())
 
     def resampled(self, n: int) -> Tensor:
