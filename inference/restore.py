@@ -32,7 +32,7 @@ from pyro_mdm.measurements import (
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["TASKS", "Restored", "coverage", "restore", "restored", "summary"]
+__all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary"]
 
 Task = Literal["deblur", "superresolve", "inpaint"]
 

@@ -364,7 +364,7 @@ def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others(m
     independent = GaussianMixture(
         [1.0], problem.means, torch.diag(problem.covariance.diagonal())[None]
     )
-    x = problem.mean + torch.tensor([-1.5, 0.0, 1.5, 0.0])
+    x = problem.mean + torch.tensor([-2.0, 0.0, 2.0, 0.0])
     observed = torch.tensor([1, 0, 1, 0]).bool()
     values = torch.where(observed, x, math.nan)
     law, _ = given_measurement(
@@ -372,10 +372,10 @@ def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others(m
     )
     law = part(law, ~observed)
     moved = (law.mean - problem.mean[~observed]) / law.covariance.diagonal().sqrt()
-    assert float(moved.abs().max()) > 1.2
+    assert float(moved.abs().max()) > 1.1
     for data, repeats, known, slack in (
         (independent, 3, part(independent, ~observed), 0.03),
-        (problem, 1, law, 0.5),
+        (problem, 1, law, 0.6),
     ):
         sampler = Replacement(Ancestral(40), observed, values, repeats)
         torch.manual_seed(1)

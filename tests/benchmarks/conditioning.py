@@ -6,8 +6,9 @@ Data are Gaussian or of two components, in four dimensions, with their exact den
 errors are those of the methods alone. Measurements are half of the dimensions by a random mask
 (with little noise for the particles' sake), or two random combinations of all. Errors are root mean
 squares over dimensions of the mean, in posterior standard deviations, and of the covariance, in
-those of both; ± their standard error over problems, beside what as many exact samples have. Network
-calls are those of a sample, a product of conjugate gradients counted as three.
+those of both; that of the evidence is in nats, with its sign. ± is the standard error over
+problems. As many exact samples have errors too: those of the first row. Network calls are those of
+a sample, a step of conjugate gradients counted as three.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ METHODS: dict[str, Callable[[Case, int], Found | None]] = {
 
 
 def errors(one: Case, x: Tensor) -> tuple[float, float]:
-    """Of mean and covariance of samples (n, d); what is known to less than 0.01 is left out."""
+    """Of mean and covariance of samples (n, d), over dimensions that a mask leaves open."""
     law, spread = one.posterior, one.posterior.covariance.diagonal().sqrt()
     if isinstance(one.operator, Mask):
         free = ~one.operator.seen
