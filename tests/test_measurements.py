@@ -175,13 +175,18 @@ def test_systems_are_solved_each_with_its_own_steps() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", DIFFUSIONS)
 @pytest.mark.parametrize(
-    "sampler", [ExponentialIntegrator(30), StochasticExponentialIntegrator(40)], ids=repr
+    ("name", "sampler"),
+    [
+        ("vpsde", ExponentialIntegrator(30)),
+        ("cld", ExponentialIntegrator(30)),
+        ("random_3", StochasticExponentialIntegrator(40)),
+        ("cld", StochasticExponentialIntegrator(40)),
+    ],
 )
 def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
     """Mean and covariance, within 4.5 errors and a 3% step error."""
-    problem, n = gaussian(), 1000
+    problem, n = gaussian(), 700
     model = program(problem, DIFFUSIONS[name](), sampler=sampler)
     given = condition_on_measurements(model, H, OBS, NOISE, **OWN)
     law, _ = given_measurement(problem, H, OBS, NOISE)
@@ -199,10 +204,10 @@ def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
     "sampler",
     [
         Ancestral(5),
-        EulerMaruyama(40),
+        EulerMaruyama(30),
         PredictorCorrector(5),
         ProbabilityFlow(5),
-        StochasticHeun(40),
+        StochasticHeun(30),
     ],
     ids=repr,
 )
@@ -210,7 +215,7 @@ def test_every_other_sampler_serves_it(sampler: Any) -> None:
     model = program(gaussian(), VPSDE(max_log_snr=7.0), sampler=sampler)
     obs = OBS + torch.tensor([[0.0, 0.0], [30.0, 30.0]]).double()  # each datum has its own
     given = condition_on_measurements(model, H, obs, 0.01)
-    found = given(batch_size=40)
+    found = given(batch_size=20)
     assert float((found[::2] @ H.mT - OBS).abs().mean()) < 0.6
     assert float((found[1::2] @ H.mT - obs[1]).abs().mean()) < 6
     assert MDM(given).sample((3, 2)).shape == (3, 2, D)
@@ -360,7 +365,7 @@ def test_what_cannot_be_twisted() -> None:
 @pytest.mark.parametrize("made", [VPSDE, CLD])
 def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others(made: Any) -> None:
     """Noising again between repeats leaves the law as it is; observed entries are noised values."""
-    problem, n = gaussian(), 600
+    problem, n = gaussian(), 500
     independent = GaussianMixture(
         [1.0], problem.means, torch.diag(problem.covariance.diagonal())[None]
     )
