@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("support", "randomness"),
-    ("networks",),
+    ("networks", "contexts"),
     ("diffusions",),
     ("likelihoods",),
     ("scores",),
