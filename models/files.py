@@ -144,6 +144,21 @@ def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(images).view(-1, 1, *shape)
 
 
+def idx_labels(content: bytes, place: str) -> Tensor:
+    """The labels (n,) in an IDX file of unsigned bytes, uint8.
+
+    Args:
+        content: of the file;  place: what the file is called in messages.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    labels = idx_array(content, place)
+    if labels.ndim != 1:
+        raise DataError(f"{place}: found an array of shape {labels.shape}, expected labels (n,)")
+    return torch.from_numpy(labels)
+
+
 def idx_array(content: bytes, place: str) -> Images:
     """The unsigned bytes in an IDX file, images of three or four sizes, gzipped or not.
 
@@ -229,7 +244,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle_arrays(path: Path) -> dict[str, Images]:
-    """The arrays of bytes in a pickled dict, by key; other values are left out.
+    """The arrays of bytes in a pickled dict, by key, and its lists of small whole numbers as such
+    arrays; other values are left out.
 
     No function or class that the pickle names is called or even looked up: names that an array of
     bytes needs are answered by stand-ins that keep shape and data, any other is an error.
@@ -240,11 +256,14 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
     try:
         with open(path, "rb") as file:
             values = _Unpickler(file, encoding="latin1").load()
-        return {
-            key.decode("latin1") if isinstance(key, bytes) else key: value.array()
-            for key, value in values.items()
-            if isinstance(value, _Array)
-        }
+        found = {}
+        for key, value in values.items():
+            name = key.decode("latin1") if isinstance(key, bytes) else key
+            if isinstance(value, _Array):
+                found[name] = value.array()
+            elif isinstance(value, list) and all(type(v) is int and 0 <= v < 256 for v in value):
+                found[name] = np.array(value, dtype=np.uint8)
+        return found
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{path} is not read: {error} ({type(error).__name__}). Expected a pickled dict of "

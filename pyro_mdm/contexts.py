@@ -26,7 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import randomness
-from pyro_mdm.support.checks import check_count, check_instance, check_number, describe, real_tensor
+from pyro_mdm.support.checks import (
+    check_count,
+    check_instance,
+    check_number,
+    describe,
+    real_tensor,
+    tensor_device,
+)
 from pyro_mdm.support.settings import Restorable
 
 __all__ = ["EncodedContext", "GivenContext", "Labels", "Vectors"]
@@ -253,6 +260,7 @@ class EncodedContext(GivenContext):
         if self.whole == found.is_floating_point():
             kind = "whole" if self.whole else "real"
             raise TypeError(f"context is {found.dtype}, expected {kind} numbers {self._shapes}")
+        found = found.to(tensor_device(self) or found.device)
         return found if self.whole else _finite_or_unknown(found, len(self.shape))
 
     def known(self, context: Tensor) -> Tensor:
