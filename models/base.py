@@ -478,11 +478,6 @@ class Problem(ABC):
         by_itself = getattr(network, "context_size", 0)
         return 0 if by_itself or self.context is None else self.context.size
 
-    @property
-    def context_size(self) -> int:
-        """How many numbers a network is told of what its data are given, for :meth:`network`."""
-        return 0 if self.context is None else self.context.size
-
     def _told(self, diffusion: Diffusion) -> dict[str, Any]:
         """What ``fit`` is told of maps, where log SNRs differ between dimensions."""
         return {"maps": True} if diffusion.maps or self.maps else {}
@@ -647,8 +642,7 @@ class ImageProblem(Problem):
                 f"{type(self).__name__} names no U-Net in networks and has no method network; "
                 "see models/digits.py"
             )
-        options = self.networks[self.network_name]
-        return UNet(inputs, outputs, **options, context=self.context_size)
+        return UNet(inputs, outputs, **self.networks[self.network_name])
 
     @property
     def dequantized_levels(self) -> int | None:

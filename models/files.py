@@ -39,6 +39,7 @@ __all__ = [
     "cached",
     "idx_array",
     "idx_images",
+    "idx_labels",
     "python_command",
     "spread",
     "unpickle_arrays",
@@ -153,17 +154,19 @@ def idx_labels(content: bytes, place: str) -> Tensor:
     Raises:
         DataError: it is no such file.
     """
-    labels = idx_array(content, place)
-    if labels.ndim != 1:
-        raise DataError(f"{place}: found an array of shape {labels.shape}, expected labels (n,)")
-    return torch.from_numpy(labels)
+    return torch.from_numpy(idx_array(content, place, "labels"))
 
 
-def idx_array(content: bytes, place: str) -> Images:
-    """The unsigned bytes in an IDX file, images of three or four sizes, gzipped or not.
+IDX_SIZES = {"images": (3, 4), "labels": (1,)}
+"""How many sizes an array has, by what it holds."""
+
+
+def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
+    """The unsigned bytes in an IDX file, images of three or four sizes or labels of one, gzipped or
+    not.
 
     Args:
-        content: of the file;  place: what the file is called in messages.
+        content: of the file;  place: what the file is called in messages;  what: it holds.
 
     Raises:
         DataError: it is no such file, or damaged.
@@ -173,12 +176,12 @@ def idx_array(content: bytes, place: str) -> Images:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{place} is damaged: {error}") from error
-    sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 16 else 0
-    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if sizes in (3, 4) else ()
+    sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 8 else 0
+    whole = sizes in IDX_SIZES[what] and len(content) >= 4 + 4 * sizes
+    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if whole else ()
     if not shape or len(content) != 4 + 4 * sizes + math.prod(shape):
-        raise DataError(
-            f"{place}: expected an IDX file of images, unsigned bytes of three or four sizes"
-        )
+        number = "three or four sizes" if what == "images" else "one size"
+        raise DataError(f"{place}: expected an IDX file of {what}, unsigned bytes of {number}")
     return np.frombuffer(content[4 + 4 * sizes :], dtype=np.uint8).reshape(shape).copy()
 
 

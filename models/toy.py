@@ -42,7 +42,7 @@ class Toy(Problem):
             return self.density.sample((10_000,))
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        return MLP(inputs, hidden=128, depth=3, out_features=outputs, context=self.context_size)
+        return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def load_context(self, name: str) -> Tensor:
         """The Gaussian that each point is nearest to, which is all but surely the one it is of."""

@@ -5,10 +5,9 @@ argument of both programs, ``svi.step(x, c)``, so it may be a site of a program 
 bound is then one on log p(x | c); nothing else changes, for the guide noises x alone. Models of
 data whose c is known, for samples and bounds, are those of :func:`~pyro_mdm.condition`.
 
-A network is told c as numbers. One with an attribute ``context_size`` is called as
-``network(inputs, log_snr, context)`` with context (n, context_size): ``MLP`` and ``UNet`` of
-:mod:`pyro_mdm.networks` with ``context=size``. Any other sees them as further channels of its
-inputs, the same for all pixels.
+A network is told c as numbers, ``size`` of them: further channels of its inputs, the same for all
+pixels, which come last. A network of one's own that has an attribute ``context_size`` is called as
+``network(inputs, log_snr, context)`` instead, with context (n, context_size).
 
 Not to know c is a context too (``unknown``), told as zeros. A network learns it where some data
 have it, or by ``dropout``, which hides c from a part of each batch. Then it is a model of x as
@@ -128,7 +127,7 @@ class Labels(GivenContext):
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel, condition
         >>> from pyro_mdm.networks import MLP
         >>> x, labels = torch.randn(100, 3), torch.randint(4, (100,))
-        >>> score = Denoiser.fit(MLP(3, context=4), x)
+        >>> score = Denoiser.fit(MLP(3 + 4, out_features=3), x)
         >>> model = DiffusionModel(VPSDE(), score, context=Labels(4, dropout=0.1))
         >>> condition(model, context=2)(batch_size=5).shape
         torch.Size([5, 3])

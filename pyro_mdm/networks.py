@@ -3,8 +3,7 @@
 Any ``nn.Module`` called as ``network(x, log_snr)`` can take their place: ``x`` is (n, features) or
 (n, C, H, W) of about unit variance, ``log_snr`` is (n,), and the result has the shape of ``x`` with
 the number of channels that the score asks for. Both start at zero output (last layer zero), where a
-denoiser's bound is that of its baseline. One that has an attribute ``context_size`` above 0 is
-called as ``network(x, log_snr, context)``, see :mod:`pyro_mdm.contexts`.
+denoiser's bound is that of its baseline.
 """
 
 from __future__ import annotations
@@ -34,36 +33,27 @@ class LogSNREmbedding(Recorded, nn.Module):
     The shortest period is 8 units of λ, so that noise levels a unit apart look alike and share what
     is learned. Features are computed in float32 at least, whatever the precision of the weights.
 
-    A context is added, linearly, to what the first layer returns.
-
-    Call: log_snr (n,) -> (n, width); log_snr (n,), context (n, context) -> (n, width).
+    Call: log_snr (n,) -> (n, width).
 
     Args:
         width: width of the embedding.
         frequencies: number of harmonics; the shortest period is 64/frequencies.
-        context: how many numbers a context has; 0 for none.
     """
 
-    def __init__(self, width: int, frequencies: int = 8, context: int = 0) -> None:
+    def __init__(self, width: int, frequencies: int = 8) -> None:
         super().__init__()
-        check_count("context", context, "how many numbers a context has", 0)
-        self.frequencies, self.context_size = frequencies, context
+        self.frequencies = frequencies
         self.layers = nn.Sequential(
             nn.Linear(1 + 2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        if context:
-            self.of_context = nn.Linear(context, width, bias=False)
 
-    def forward(self, log_snr: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, log_snr: Tensor) -> Tensor:
         dtype = next(self.layers.parameters()).dtype
         log_snr = log_snr.to(torch.promote_types(dtype, torch.float32)).unsqueeze(-1)
         k = torch.arange(1, self.frequencies + 1, device=log_snr.device)
         angles = log_snr * (2.0 * math.pi / PERIOD * k)
-        features = torch.cat([log_snr / 10.0, angles.sin(), angles.cos()], dim=-1).to(dtype)
-        if not self.context_size:
-            return self.layers(features)
-        _check_context(log_snr, context, self.context_size)
-        return self.layers[1:](self.layers[0](features) + self.of_context(context))
+        features = torch.cat([log_snr / 10.0, angles.sin(), angles.cos()], dim=-1)
+        return self.layers(features.to(dtype))
 
 
 class FiLM(nn.Module):
@@ -86,39 +76,33 @@ class MLP(Recorded, nn.Module):
         hidden: width.
         depth: number of residual blocks.
         out_features: size of the output; None: ``features``.
-        context: how many numbers of a context it is told; 0 for none.
 
-    Call: x (n, features), log_snr (n,) -> (n, out_features); with context (n, context) as a third.
+    Call: x (n, features), log_snr (n,) -> (n, out_features).
 
     Raises:
         ValueError: a size below 1, or arguments of the call of another shape.
     """
 
     def __init__(
-        self,
-        features: int,
-        hidden: int = 128,
-        depth: int = 3,
-        out_features: int | None = None,
-        context: int = 0,
+        self, features: int, hidden: int = 128, depth: int = 3, out_features: int | None = None
     ) -> None:
         super().__init__()
         out_features = features if out_features is None else out_features
         _check_positive(features=features, hidden=hidden, depth=depth, out_features=out_features)
-        self.features, self.context_size = features, context
-        self.embedding = LogSNREmbedding(hidden, context=context)
+        self.features = features
+        self.embedding = LogSNREmbedding(hidden)
         self.inlet = nn.Linear(features, hidden)
         self.blocks = nn.ModuleList(_MLPBlock(hidden) for _ in range(depth))
         self.outlet = _zeroed(nn.Linear(hidden, out_features))
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ValueError(
                 f"the MLP takes vectors of shape (n, {self.features}), got {tuple(x.shape)}; "
                 "flatten the data or build MLP(features=…) for its size"
             )
         _check_log_snr(x, log_snr)
-        embedding = self.embedding(log_snr, context)
+        embedding = self.embedding(log_snr)
         h = self.inlet(x)
         for block in self.blocks:
             h = block(h, embedding)
@@ -163,10 +147,9 @@ class UNet(Restorable, nn.Module):
             saves a block per level.
         patch: work on patches of patch×patch pixels as channels of one (pixel unshuffle), which
             divides the work by about patch²; height and width must be multiples of it.
-        context: how many numbers of a context it is told, with λ; 0 for none.
 
     Call: x (n, channels, H, W), log_snr (n,) -> (n, out_channels, H, W), for any H and W of at
-    least 2^(levels - 1) patches, odd numbers included; with context (n, context) as a third.
+    least 2^(levels - 1) patches, odd numbers included.
 
     Raises:
         ValueError: impossible arguments; images of another number of channels, too small for the
@@ -188,7 +171,6 @@ class UNet(Restorable, nn.Module):
         embedding: int | None = None,
         lean: bool = False,
         patch: int = 1,
-        context: int = 0,
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
@@ -231,8 +213,7 @@ class UNet(Restorable, nn.Module):
             heads_here = heads if attend else 0
             return _ResidualBlock(inputs, widths[level], embedding, groups, heads_here, dropout)
 
-        self.context_size = context
-        self.embedding = LogSNREmbedding(embedding, context=context)
+        self.embedding = LogSNREmbedding(embedding)
         self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)
 
         # Outputs on the way down are stored; `stored` keeps their channels for the way up.
@@ -271,10 +252,10 @@ class UNet(Restorable, nn.Module):
         names = ("channels", "heads", "groups", "patch", "lean")
         return {name: getattr(self, name) for name in names}
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         self._check(x)
         _check_log_snr(x, log_snr)
-        embedding = self.embedding(log_snr, context)
+        embedding = self.embedding(log_snr)
         h = self.inlet(F.pixel_unshuffle(x, self.patch))
         stored = [] if self.lean else [h]
         for block in self.down:
@@ -408,14 +389,4 @@ def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:
         raise ValueError(
             f"log_snr has shape {tuple(log_snr.shape)}, expected one value per datum, "
             f"({x.shape[0]},); expand a common value to the batch"
-        )
-
-
-def _check_context(log_snr: Tensor, context: Tensor | None, size: int) -> None:
-    if context is None or context.shape != (len(log_snr), size):
-        got = "none is given" if context is None else f"it has shape {tuple(context.shape)}"
-        raise ValueError(
-            f"the network is told a context of {size} numbers, and {got}, expected "
-            f"({len(log_snr)}, {size}); give the model a context of {size} numbers, or build the "
-            "network without"
         )

@@ -44,7 +44,7 @@ class Guided(Recorded):
         >>> from pyro_mdm.contexts import Labels
         >>> from pyro_mdm.networks import MLP
         >>> from pyro_mdm.samplers import ExponentialIntegrator
-        >>> score = Denoiser.fit(MLP(3, context=4), torch.randn(100, 3))
+        >>> score = Denoiser.fit(MLP(3 + 4, out_features=3), torch.randn(100, 3))
         >>> sampler = Guided(ExponentialIntegrator(10), weight=2.0)
         >>> model = DiffusionModel(VPSDE(), score, sampler=sampler, context=Labels(4, dropout=0.1))
         >>> condition(model, context=2)(batch_size=5).shape
