@@ -269,7 +269,9 @@ class Problem(ABC):
                 )
         train = found["train"]
         if train.is_floating_point():
-            vectors = {part: c.float().reshape(len(c), -1) for part, c in found.items()}
+            vectors = {
+                part: c.float().reshape(len(c), *c.shape[1:] or (1,)) for part, c in found.items()
+            }
             self.context, self._contexts = Vectors.fit(vectors["train"], dropout), vectors
             return
         classes = int(train.max()) + 1
