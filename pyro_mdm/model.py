@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
@@ -229,17 +229,28 @@ class DiffusionModel(Registered):
         """
         if context is None:
             return self
-        if self.context is None:
-            given = "is given already" if self.score_function.told is not None else "it has none"
-            raise ValueError(
-                f"context is {describe(context)}, but the model is one of x alone, or its context "
-                f"{given}; make it with context=Labels(10), or leave context out"
-            )
-        told = self.context.encode(context)
+        found, ours = self.checked_context(context), cast(Any, self.context)
+        told = ours.encode(found)
         if drop and told.dim() > 1:
-            told = self.context.drop(told.flatten(0, -2)).reshape(told.shape)
-        score = self.score_function.given_context(told, knows_unknown=self.context.dropout > 0)
+            told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
+        score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
         return self._with_score(score, context=None)
+
+    def checked_context(self, context: Any) -> Tensor:
+        """Contexts (*batch, *shape) as a tensor.
+
+        Raises:
+            TypeError, ValueError: contexts that there cannot be, or of a model that has none.
+        """
+        if self.context is None:
+            known = self.score_function.told is not None
+            fix = "condition the model of any context" if known else "make it with Labels(10)"
+            raise ValueError(
+                f"context is {describe(context)}, but the model "
+                f"{'has been given its context already' if known else 'is one of x alone'}; leave "
+                f"context out, or {fix}"
+            )
+        return self.context.check(context)
 
     def for_rows(self, rows: Tensor) -> DiffusionModel:
         """The model of the data of these indices (m,), where it differs between data; else itself.

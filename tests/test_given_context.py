@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro import poutine
+from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_mdm import (
@@ -497,7 +499,8 @@ def test_contexts_that_do_not_fit() -> None:
         (TypeError, r"write labels.long\(\)", lambda: model(x, labels.double())),
         (ValueError, r"of \(9,\) data and x of \(10,\)", lambda: model(x, labels[:9])),
         (ValueError, "the model is one of x alone", lambda: plain(x, labels)),
-        (ValueError, "is given already", lambda: condition(model, context=labels)(x, labels)),
+        (ValueError, "has been given its context already",
+         lambda: condition(model, context=labels)(x, labels)),
         (ValueError, "asked about 7", lambda: condition(model, context=labels)(batch_size=7)),
         (TypeError, "there is nothing to condition on", lambda: condition(model)),
         (ValueError, "a context of 3 numbers and the model has none",
@@ -517,3 +520,53 @@ def test_contexts_that_do_not_fit() -> None:
     for kind, text, call in cases:
         with pytest.raises(kind, match=text):
             call()
+
+
+# -- in programs of others -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_conditional_model_is_a_distribution_of_other_programs() -> None:
+    """Its class is latent there, and enumerated: the loss is that of the mixture."""
+    problem, (x, labels) = mixture(), labelled(mixture(), 16)
+    model = exact()
+    exactly = problem.log_prob(x).sum()
+
+    def program(x: Tensor | None, labels: Tensor | None = None, n: int = 16) -> Tensor:
+        with pyro.plate("rows", n):
+            c = pyro.sample(
+                "c",
+                dist.Categorical(logits=problem.log_weights),
+                obs=labels,
+                infer={"enumerate": "parallel"},
+            )
+            law = MDM(model, context=c, draws=256, seed=0)
+            found: Tensor = pyro.sample("x", law, obs=x)
+            return found
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(program, lambda *_: None, x)
+    assert loss == pytest.approx(-float(exactly), abs=3.0)
+    trace = poutine.trace(program).get_trace(x, labels)
+    trace.compute_log_prob()
+    own = torch.stack([of_class(problem, k).log_prob(x) for k in range(3)])[
+        labels, torch.arange(16)
+    ]
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], own, atol=1.5, rtol=0)
+    drawn = program(None, torch.arange(600) % 3, n=600)
+    for k in range(3):
+        apart = drawn[torch.arange(600) % 3 == k].mean(0) - of_class(problem, k).mean
+        assert float(apart.abs().max()) < 0.2
+
+
+def test_a_distribution_given_contexts_has_their_batch_shape() -> None:
+    model = exact("cld", sampler=ExponentialIntegrator(2))
+    law = MDM(model, context=torch.tensor([[0], [2]]))
+    assert law.batch_shape == (2, 1) and law.expand((5, 2, 3)).sample((4,)).shape == (4, 5, 2, 3, 2)
+    torch.manual_seed(0)
+    several = MDM(model, context=torch.tensor([[0], [2]]), seed=1).log_prob(normal(0, 3, 2))
+    assert several.shape == (2, 3) and not torch.allclose(several[0], several[1])
+    assert MDM(model, context=1).rsample((7,)).shape == (7, 2)
+    with pytest.raises(ValueError, match="has been given its context already"):
+        MDM(condition(model, context=1), context=2)
+    with pytest.raises(ValueError, match="and none is given"):
+        MDM(model).sample((3,))
