@@ -29,6 +29,7 @@ FLOORS = (
     ("guide", "conditioning"),
     ("elbo", "distribution"),
     ("evaluation",),
+    ("amortized",),
     ("plots",),
 )
 """The library's rooms from the ground up."""
