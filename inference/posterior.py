@@ -153,8 +153,8 @@ def _calibration(found: Calibration) -> str:
 
 def _figure(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> Figure:
     """Draws of the first two parameters of each datum, and the truth."""
-    points = torch.cat([value.flatten(2) for value in drawn.values()], -1)
-    known = torch.cat([truth[name].flatten(1) for name in drawn], -1)
+    points = torch.cat([v.reshape(*v.shape[:2], -1) for v in drawn.values()], -1)
+    known = torch.cat([truth[name].reshape(len(points), -1) for name in drawn], -1)
     figure = Figure((3.4 * len(points), 3.4), dpi=110, layout="constrained")
     for i, axes in enumerate(figure.subplots(1, len(points), squeeze=False)[0]):
         if points.shape[-1] == 1:

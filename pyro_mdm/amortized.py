@@ -72,7 +72,18 @@ def simulate(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             found = draws()
-    return {name: value.detach() for name, value in found.items()}
+    return {
+        name: value.detach().reshape(n, *site["value"].shape)
+        for name, site in _nodes(program).items()
+        if (value := found.get(name)) is not None
+    }
+
+
+def _nodes(program: Callable[..., Any]) -> dict[str, Any]:
+    """The sample sites of one run of a program, by name."""
+    with torch.random.fork_rng(devices=[]):
+        nodes = poutine.trace(program).get_trace().nodes.items()
+    return {name: site for name, site in nodes if site["type"] == "sample"}
 
 
 class LogDensity(NamedTuple):
@@ -202,7 +213,7 @@ class AmortizedPosterior(nn.Module):
         self.train()
         loss = MDM_ELBO()(self.model, self.guide)
         optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, min(0.995, 1 - 20 / steps)))
         kept = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=average)
         with progress_bar(steps, "training", "steps", shown=progress) as bar:
             for step in range(steps):
@@ -381,9 +392,8 @@ def _sites(program: Callable[..., Any], names: Sequence[str], draws: Draws) -> d
     Raises:
         ValueError: one that there is not, or none.
     """
-    with torch.random.fork_rng(devices=[]):
-        nodes = poutine.trace(program).get_trace().nodes
-    known = [name for name, site in nodes.items() if site["type"] == "sample" and name in draws]
+    nodes = _nodes(program)
+    known = [name for name in nodes if name in draws]
     for name in names:
         if name not in known:
             raise ValueError(
