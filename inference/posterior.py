@@ -93,7 +93,7 @@ def posterior(
         progress=True,
     )
     truth = simulate(chosen.program, scored, seed=seed + 1, vectorized=vectorized)
-    density = found.log_prob(truth, truth, seed=seed)
+    density = found.log_prob(truth, truth, seed=seed, progress=True)
     ranks = calibrate(
         found, chosen.program, calibration, DRAWS, vectorized=vectorized, seed=seed + 2
     )
