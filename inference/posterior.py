@@ -48,6 +48,7 @@ def posterior(
     calibration: int = 500,
     vectorized: bool = True,
     out: Path | None = None,
+    save: Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> AmortizedPosterior:
@@ -66,6 +67,7 @@ def posterior(
         calibration: new simulations whose true parameters are ranked.
         vectorized: false for a program that cannot be run in a plate.
         out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
+        save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
         seed: of all of it.
         overwrite: replace ``out`` if it exists.
     """
@@ -92,6 +94,8 @@ def posterior(
         seed=seed,
         progress=True,
     )
+    if save is not None:
+        found.save_pretrained(save)
     truth = simulate(chosen.program, scored, seed=seed + 1, vectorized=vectorized)
     density = found.log_prob(truth, truth, seed=seed, progress=True)
     ranks = calibrate(

@@ -16,14 +16,18 @@ Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Gef
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
@@ -37,8 +41,10 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.files import replacing
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
@@ -47,6 +53,9 @@ __all__ = ["AmortizedPosterior", "Calibration", "LogDensity", "calibrate", "simu
 
 Draws = dict[str, Tensor]
 """Values of sites by name, (n, *shape)."""
+
+NAMES = "posterior.json"
+"""The file beside a model's that has the names of the sites and the scales of the parameters."""
 
 MAX_LOG_SNR = 13.0
 """Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
@@ -83,7 +92,8 @@ def _nodes(program: Callable[..., Any]) -> dict[str, Any]:
     """The sample sites of one run of a program, by name."""
     with torch.random.fork_rng(devices=[]):
         nodes = poutine.trace(program).get_trace().nodes.items()
-    return {name: site for name, site in nodes if site["type"] == "sample"}
+    draws = ((name, site) for name, site in nodes if site["type"] == "sample")
+    return {name: site for name, site in draws if not site_is_subsample(site)}
 
 
 class LogDensity(NamedTuple):
@@ -145,11 +155,7 @@ class AmortizedPosterior(nn.Module):
         diffusion: LinearDiffusion | None = None,
     ) -> None:
         super().__init__()
-        self.latent, self.observed = list(latent), list(observed)
-        parameters = _sites(program, self.latent, draws).items()
-        self._sites = [_of_parameter(name, site) for name, site in parameters]
-        data = _sites(program, self.observed, draws).items()
-        self._data_shapes = {name: site["value"].shape for name, site in data}
+        self._name_sites(program, latent, observed)
         x = self.data(draws)
         u, _ = self._unconstrained(draws)
         spread = u.std(0)
@@ -166,8 +172,7 @@ class AmortizedPosterior(nn.Module):
             network = MLP(d + context.size, hidden=128, depth=3, out_features=d)
         diffusion = VPSDE(max_log_snr=MAX_LOG_SNR) if diffusion is None else diffusion
         score = Denoiser.fit(network, (u - self.mean) / self.scale)
-        self.model = DiffusionModel(diffusion, score, context=context)
-        self.guide = DiffusionGuide(diffusion)
+        self._set_model(DiffusionModel(diffusion, score, context=context))
 
     @classmethod
     def fit(
@@ -234,6 +239,47 @@ class AmortizedPosterior(nn.Module):
             )
         self.model.load_state_dict(kept.module.state_dict())
         self.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
+        names of the sites and the scales of the parameters."""
+        self.model.save_pretrained(folder)
+        named = {"latent": self.latent, "observed": self.observed}
+        scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        with replacing() as write:
+            write(Path(folder) / NAMES, [json.dumps(named | scales).encode()])
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], program: Callable[..., Any]
+    ) -> AmortizedPosterior:
+        """What :meth:`save_pretrained` wrote, of the same simulator.
+
+        Raises:
+            PretrainedError: no such folder.
+            ValueError: a program without these sites.
+        """
+        path = Path(folder) / NAMES
+        if not path.is_file():
+            raise PretrainedError(f"{path} is missing, expected what save_pretrained writes")
+        saved, new = json.loads(path.read_text()), cls.__new__(cls)
+        nn.Module.__init__(new)
+        new._name_sites(program, saved["latent"], saved["observed"])
+        new.register_buffer("mean", torch.tensor(saved["mean"]))
+        new.register_buffer("scale", torch.tensor(saved["scale"]))
+        new._set_model(DiffusionModel.from_pretrained(folder))
+        return new.eval()
+
+    def _name_sites(
+        self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
+    ) -> None:
+        self.latent, self.observed = list(latent), list(observed)
+        parameters, data = _sites(program, self.latent), _sites(program, self.observed)
+        self._sites = [_of_parameter(name, site) for name, site in parameters.items()]
+        self._data_shapes = {name: site["value"].shape for name, site in data.items()}
+
+    def _set_model(self, model: DiffusionModel) -> None:
+        self.model, self.guide = model, DiffusionGuide(model.diffusion)
 
     # -- coordinates -------------------------------------------------------------------------------
 
@@ -390,14 +436,14 @@ def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
     return torch.special.gammaincc(half, statistic / 2).reshape(ranks.shape[1:])
 
 
-def _sites(program: Callable[..., Any], names: Sequence[str], draws: Draws) -> dict[str, Any]:
+def _sites(program: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
     """Sites of the program by name.
 
     Raises:
         ValueError: one that there is not, or none.
     """
     nodes = _nodes(program)
-    known = [name for name in nodes if name in draws]
+    known = list(nodes)
     for name in names:
         if name not in known:
             raise ValueError(

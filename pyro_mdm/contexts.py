@@ -45,7 +45,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         shape: of one c.
         size: how many numbers the network is told.
         dropout: the part of the data of which, in training, it is told that c is not known. Their
-            part of the objective is a bound on log p(x).
+            part of the objective is a bound on log p(x). At 0 all have to be known.
 
     Raises:
         ValueError: a dropout that is not in [0, 1).
@@ -91,11 +91,22 @@ class GivenContext(Restorable, nn.Module, ABC):
         return f"({', '.join(['*batch', *map(str, self.shape)])})"
 
     def encode(self, context: Any) -> Tensor:
-        """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known."""
+        """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known.
+
+        Raises:
+            TypeError, ValueError: contexts that there cannot be; one that is not known, without
+                dropout.
+        """
         found = self.check(context)
         batch = found.shape[: found.dim() - len(self.shape)]
         flat = found.reshape(-1, *self.shape)
         known = self.known(flat)
+        if not self.dropout and not bool(known.all()):
+            raise ValueError(
+                f"the context of {int((~known).sum())} of {len(flat)} data is not known, and the "
+                f"network always knew it; make the model with {type(self).__name__}(…, "
+                "dropout=0.1) and train it so"
+            )
         safe = torch.where(known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat))
         told = self.numbers(safe)
         if told.shape != (len(flat), self.size):

@@ -19,6 +19,7 @@ from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, simulate
 from pyro_mdm.networks import MLP
+from pyro_mdm.pretrained import PretrainedError
 from tests.problems import generator
 
 
@@ -82,7 +83,7 @@ def test_a_density_is_of_the_parameters_as_they_are(untrained: Any) -> None:
 # -- posteriors that are known ---------------------------------------------------------------------
 
 
-def test_a_linear_gaussian_posterior_is_learned() -> None:
+def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     network = MLP(3 + 5, hidden=64, depth=1, out_features=3)
     posterior = AmortizedPosterior.fit(
         *LINEAR_GAUSSIAN[:3], simulations=3000, steps=300, learning_rate=1e-2, network=network
@@ -96,8 +97,14 @@ def test_a_linear_gaussian_posterior_is_learned() -> None:
     precision = torch.eye(3) + A.mT @ A / NOISE**2
     mean = torch.linalg.solve(precision, A.mT @ truth["x"][0] / NOISE**2)
     assert drawn.shape == (2000, 3) and float((drawn.mean(0) - mean).abs().max()) < 0.25
-    again = posterior.sample({"x": truth["x"][:2]}, 5, seed=1)["theta"]
+    two = {"x": truth["x"][:2]}
+    again = posterior.sample(two, 5, seed=1)["theta"]
     assert again.shape == (2, 5, 3)
+    posterior.save_pretrained(tmp_path)
+    opened = AmortizedPosterior.from_pretrained(tmp_path, LINEAR_GAUSSIAN.program)
+    assert torch.equal(opened.sample(two, 5, seed=1)["theta"], again)
+    with pytest.raises(PretrainedError, match=r"posterior.json is missing"):
+        AmortizedPosterior.from_pretrained(tmp_path / "no", LINEAR_GAUSSIAN.program)
 
 
 class Exactly:
@@ -196,7 +203,7 @@ def test_the_program_scores_ranks_and_draws(
 
 def test_mistakes_are_named(untrained: Any) -> None:
     posterior, draws = untrained
-    with pytest.raises(ValueError, match="the program has no site 'z', expected one of a, b, c, w"):
+    with pytest.raises(ValueError, match="has no site 'z', expected one of a, b, c, w, x, y"):
         AmortizedPosterior(several, ["z"], OBSERVED, draws)
     with pytest.raises(ValueError, match="no site is named"):
         AmortizedPosterior(several, [], OBSERVED, draws)

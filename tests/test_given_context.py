@@ -289,7 +289,7 @@ def test_a_network_is_told_by_an_argument_or_by_channels() -> None:
     x, labels = torch.randn(4, 1, 2, 2), torch.tensor([0, 2, -1, 1])
     expected = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]])
     for asked in (Recorder(3), Recorder()):
-        model = DiffusionModel(VPSDE(), Denoiser.fit(asked, x), context=Labels(3))
+        model = DiffusionModel(VPSDE(), Denoiser.fit(asked, x), context=Labels(3, 0.1))
         conditioned = condition(model, context=labels)
         conditioned.score_function.x_hat(x, torch.zeros(4))
         inputs, *context = asked.seen
@@ -502,6 +502,8 @@ def test_contexts_that_do_not_fit() -> None:
         (ValueError, "has been given its context already",
          lambda: condition(model, context=labels)(x, labels)),
         (ValueError, "asked about 7", lambda: condition(model, context=labels)(batch_size=7)),
+        (ValueError, "the context of 2 of 10 data is not known, and the network always knew it",
+         lambda: model(x, torch.where(labels == 2, -1, labels)[[2, 5, *[0] * 8]])),
         (TypeError, "there is nothing to condition on", lambda: condition(model)),
         (ValueError, "a context of 3 numbers and the model has none",
          lambda: DiffusionModel(diffusion, told)),
