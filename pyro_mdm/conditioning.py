@@ -1,4 +1,7 @@
-r"""Models of some dimensions given others: p(x_u | x_o), of a network of maps of log SNR.
+r"""Models of data given what is known of them: a context, p(x | c), or other dimensions.
+
+A context is what the network was trained to be told (:mod:`pyro_mdm.contexts`). Some dimensions
+given others, p(x_u | x_o), are those of a network of maps of log SNR.
 
 Given x the noised dimensions are independent, so a dimension that is known can be noised like the
 others and not be looked at. What is told of each dimension is then a choice. With λ the log SNR of
@@ -40,7 +43,6 @@ __all__ = [
     "ConditionedDecoder",
     "ConditionedDenoiser",
     "ConditionedLikelihood",
-    "ConditionedModel",
     "by_dimension",
     "condition",
 ]
@@ -51,11 +53,14 @@ AGREEMENT = 1e-6
 
 def condition(
     model: DiffusionModel,
-    observed: Tensor,
+    observed: Tensor | None = None,
     values: Tensor | None = None,
     left_out: Tensor | None = None,
-) -> ConditionedModel:
-    """The model of the rest of the dimensions, given those observed: p(x_u | x_o).
+    *,
+    context: Any = None,
+) -> DiffusionModel:
+    """The model of the rest of the dimensions, given those observed: p(x_u | x_o), or of data given
+    their context: p(x | c); or both.
 
     It is sampled by every sampler, with the observed entries at their values. Its bound
     (:func:`~pyro_mdm.bound`, :func:`~pyro_mdm.elbo_terms`, :class:`~pyro_mdm.MDM_ELBO`,
@@ -64,13 +69,14 @@ def condition(
     and diffusion are shared with ``model``; the guide is ``DiffusionGuide(conditioned.diffusion)``,
     or the one that there is.
 
-    Densities of all dimensions together are refused: ``Trace_ELBO``, importance weights, the
-    probability flow.
+    Where dimensions are observed or left out, densities of all of them together are refused:
+    ``Trace_ELBO``, importance weights, the probability flow. Given a context there are all.
 
     Args:
-        model: whose score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its
-            network answers as it was trained to: train it on maps with dimensions observed and left
-            out (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
+        model: of a context, see :mod:`pyro_mdm.contexts`; for masks one whose score is a denoiser
+            told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its network answers as it was
+            trained to: train it on maps with dimensions observed and left out
+            (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
         observed: which dimensions are known, bool, (*event_shape); or (n, *event_shape) for n data
             that differ, and then every call is about n data, in this order (or several times
             these).
@@ -80,11 +86,15 @@ def condition(
         left_out: dimensions that are neither known nor asked for, bool, as ``observed``; None:
             none. They are integrated out and have no part in a bound, whatever data hold there. In
             samples they have the data's mean, or the level nearest to it.
+        context: what is known of one datum, of which there may be any number, (*shape); or of each
+            of n, (n, *shape), in their order (or several times these). An encoder that is still
+            trained is asked once, now.
 
     Raises:
-        TypeError: a model whose score is no denoiser, or is conditioned already, or whose decoder
-            is of no independent dimensions; masks that are not bool.
-        ValueError: a score that is not told maps, a diffusion of frequencies of the data, or one
+        TypeError: nothing to condition on; a model whose score is no denoiser, or is conditioned
+            already, or whose decoder is of no independent dimensions; masks that are not bool.
+        ValueError: a context of a model that has none, or that there cannot be; a score that is not
+            told maps, a diffusion of frequencies of the data, or one
             whose drift sees the data; masks or
             values of another shape, a dimension both observed and left out, none left to generate,
             observed values that are not finite or not on the levels. On call: data that differ from
@@ -105,6 +115,16 @@ def condition(
         torch.Size([100])
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+    if observed is None and left_out is None and context is None:
+        raise TypeError(
+            "there is nothing to condition on, expected observed dimensions or a context; pass "
+            "condition(model, mask, values) or condition(model, context=c)"
+        )
+    model = model.given_context(context)
+    if observed is None and left_out is None:
+        return model
+    if observed is None:
+        observed = torch.zeros(model.event_shape, dtype=torch.bool)
     denoiser = _checked_denoiser(model.score_function)
     if model.diffusion.transform is not None:
         raise ValueError(
@@ -118,39 +138,17 @@ def condition(
             "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    return ConditionedModel.of(model, score, ConditionedLikelihood(model.likelihood))
-
-
-class ConditionedModel(DiffusionModel):
-    """A model of data of which something is known, that may differ from datum to datum."""
-
-    @classmethod
-    def of(cls, model: DiffusionModel, score: Score, likelihood: Likelihood) -> ConditionedModel:
-        """A model with another score and decoder."""
-        made = cls(
-            model.diffusion,
-            score,
-            likelihood,
-            model.event_shape,
-            sampler=model.sampler,
-            times=model.times,
-            plate=model.plate,
-        )
-        return made if model.training else made.eval()
-
-    def for_rows(self, rows: Tensor) -> ConditionedModel:
-        """The model of the data of these indices (m,), for a subsample of a plate::
-
-            with pyro.plate("data", n, subsample_size=m) as rows:
-                conditioned.for_rows(rows)(x[rows])
-
-        Itself, where the same is known of all data. Parameters are shared.
-
-        Raises:
-            IndexError: there are fewer data of which something is known.
-        """
-        score = self.score_function.for_rows(rows)
-        return self if score is self.score_function else self.of(self, score, self.likelihood)
+    conditioned = DiffusionModel(
+        model.diffusion,
+        score,
+        ConditionedLikelihood(model.likelihood),
+        model.event_shape,
+        sampler=model.sampler,
+        times=model.times,
+        plate=model.plate,
+        context=model.context,
+    )
+    return conditioned if model.training else conditioned.eval()
 
 
 class ConditionedDenoiser(DerivedDenoiser):
@@ -261,10 +259,13 @@ class ConditionedDenoiser(DerivedDenoiser):
         """The same of the data of these indices (m,)."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
-        if all(t is None or t.dim() == event_dim for t in parts):
+        denoiser: Any = self.denoiser.for_rows(rows)
+        same = all(t is None or t.dim() == event_dim for t in parts)
+        if same and denoiser is self.denoiser:
             return self
         chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
-        return self._of(*chosen)
+        known, values, left_out = chosen
+        return self._of(known, values, left_out, denoiser=denoiser)
 
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as they are in z, at its noise.
@@ -274,17 +275,15 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._of(torch.zeros_like(self.observed), None, self.left_out)
 
     def _of(
-        self, observed: Any, values: Tensor | None, left_out: Tensor | None
+        self,
+        observed: Any,
+        values: Tensor | None,
+        left_out: Tensor | None,
+        denoiser: DenoiserScore | None = None,
     ) -> ConditionedDenoiser:
-        """One of the same denoiser, whose masks and values are known to be right."""
-        new = ConditionedDenoiser.__new__(
-            ConditionedDenoiser, self.denoiser, observed, values, left_out
-        )
-        made = new.__dict__["_given"]
-        new.__dict__.update(self.__dict__)  # modules and settings are shared, buffers are not
+        """One whose masks and values are known to be right, by default of the same denoiser."""
         parts = {"observed": observed, "values": values, "left_out": left_out}
-        new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, **parts}}
-        return new
+        return self.changed(denoiser, **parts)
 
     def check_data(self, x: Tensor) -> None:
         """Raises ValueError for data that are not of the number, or not at the values, observed."""
@@ -449,10 +448,10 @@ class ConditionedDecoder(DecoderDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x_u | y_ε), (*sample, *batch), nats. What x holds elsewhere has no effect."""
-        terms = self.log_probby_dimension(value)
+        terms = self.log_prob_by_dimension(value)
         return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1).to(value.dtype)
 
-    def log_probby_dimension(self, value: Tensor) -> Tensor:
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
         """log p(x_j | y_ε), and 0 where x_j is not generated.
 
         Raises:
@@ -480,7 +479,7 @@ def by_dimension(law: Any, value: Tensor) -> Tensor:
         TypeError: dimensions that depend on each other.
     """
     if isinstance(law, DecoderDistribution):
-        return law.log_probby_dimension(value)
+        return law.log_prob_by_dimension(value)
     independent = isinstance(law, dist.Independent)
     if independent and not law.base_dist.event_shape:
         found: Tensor = law.base_dist.log_prob(value)

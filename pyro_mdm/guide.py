@@ -87,11 +87,15 @@ class DiffusionGuide(Registered):
     def forward(
         self,
         x: Tensor | None = None,
+        given: Any = None,
         *,
         batch_size: int | None = None,
         num_data: int | None = None,
     ) -> Tensor:
-        """Noise x (batch, *event_shape); returns the path. Takes the model's arguments."""
+        """Noise x (batch, *event_shape); returns the path.
+
+        Takes the model's arguments. The contexts that the model is given have no part in the noise.
+        """
         self.register()
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import ConditionedDenoiser, ConditionedModel
+from pyro_mdm.conditioning import ConditionedDenoiser
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
 from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
 from pyro_mdm.model import DiffusionModel
@@ -56,7 +56,7 @@ def condition_on_measurements(
     covariance_from: float = 0.0,
     tolerance: float = 1e-3,
     max_iterations: int = 3,
-) -> ConditionedModel:
+) -> DiffusionModel:
     r"""The model of data of which obs = H x + noise is known, noise ~ N(0, R): p(x | obs).
 
     For any denoiser, as it was trained, over any linear diffusion. Every sampler serves it, and so
@@ -124,7 +124,17 @@ def condition_on_measurements(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return ConditionedModel.of(model, score, model.likelihood)
+    given = DiffusionModel(
+        model.diffusion,
+        score,
+        model.likelihood,
+        model.event_shape,
+        sampler=model.sampler,
+        times=model.times,
+        plate=model.plate,
+        context=model.context,
+    )
+    return given if model.training else given.eval()
 
 
 class Given(NamedTuple):
@@ -182,16 +192,10 @@ class MeasuredDenoiser(DerivedDenoiser):
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
         """The same of the data of these indices (m,)."""
-        if self.obs.dim() == len(self.operator.obs_shape):
-            return self
-        obs, own = self.obs[rows], {name: getattr(self, name) for name in SETTINGS}
-        new = MeasuredDenoiser.__new__(
-            MeasuredDenoiser, self.denoiser, self.operator, obs, self.noise_variance, **own
-        )
-        made = new.__dict__["_given"]
-        new.__dict__.update(self.__dict__)  # modules and settings are shared, observations are not
-        new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, "obs": obs}}
-        return new
+        denoiser: Any = self.denoiser.for_rows(rows)
+        if self.obs.dim() > len(self.operator.obs_shape):
+            return self.changed(denoiser, obs=self.obs[rows])
+        return self if denoiser is self.denoiser else self.changed(denoiser)
 
     def check_data(self, x: Tensor) -> None:
         """Raises ValueError for another number of data than observations are of."""
@@ -260,9 +264,6 @@ class MeasuredDenoiser(DerivedDenoiser):
         """Observations of each of a batch, (n or 1, *obs_shape)."""
         shape = self.operator.obs_shape
         return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
-
-
-SETTINGS = ("covariance_from", "tolerance", "max_iterations")
 
 
 def _checked_denoiser(score: Any) -> DenoiserScore:

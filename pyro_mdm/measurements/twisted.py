@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import ConditionedModel, by_dimension
+from pyro_mdm.conditioning import by_dimension
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
 from pyro_mdm.measurements.operators import Mask
+from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.samplers.ancestral import Ancestral
@@ -78,7 +79,7 @@ class Particles(NamedTuple):
 
 
 def twisted_smc(
-    model: ConditionedModel,
+    model: DiffusionModel,
     num_particles: int = 256,
     *,
     steps: int = 100,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,6 +13,8 @@ from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 __all__ = ["DerivedDenoiser", "of_rows"]
+
+D = TypeVar("D", bound="DerivedDenoiser")
 
 
 class DerivedDenoiser(DenoiserScore):
@@ -32,6 +34,35 @@ class DerivedDenoiser(DenoiserScore):
     def arguments(self) -> dict[str, Any]:
         """Those of the constructor: the network is the denoiser's argument."""
         return {name: v for name, v in super().arguments().items() if name != "network"}
+
+    def changed(self: D, denoiser: DenoiserScore | None = None, **buffers: Tensor | None) -> D:
+        """The same of another denoiser, or with other buffers, which are arguments that are known
+        to be right."""
+        denoiser = self.denoiser if denoiser is None else denoiser
+        new = type(self).__new__(type(self), **self.arguments() | {"denoiser": denoiser} | buffers)
+        made = new.__dict__["_given"]
+        new.__dict__.update(self.__dict__)  # settings and other modules are shared
+        modules = {**self._modules, "denoiser": denoiser}
+        changed = {**self._buffers, **buffers}
+        new.__dict__ |= {"_given": made, "_buffers": changed, "_modules": modules}
+        return new
+
+    # -- contexts, which the denoiser is told ------------------------------------------------------
+
+    @property
+    def told(self) -> Tensor | None:
+        """What the denoiser's network is told of contexts."""
+        return self.denoiser.told
+
+    def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
+        """The same of a denoiser that is given contexts."""
+        return self.changed(self.denoiser.given_context(context, knows_unknown=knows_unknown))
+
+    def without_context(self: D) -> D:
+        """The same of data whose context is not known."""
+        return self.changed(self.denoiser.without_context())
+
+    # -- what is the denoiser's --------------------------------------------------------------------
 
     @property
     def network(self) -> Any:

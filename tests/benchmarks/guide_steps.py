@@ -24,26 +24,33 @@ def step_of(options: dict[str, Any]) -> Callable[[], float]:
     """A function that takes a step and returns its processor time in seconds."""
     problem, model, guide = loading.build(asdict(Training(**options)))
     loss = MDM_ELBO()(model, guide)
-    x = problem.to_model_space(problem.train[:64])
+    part = problem.part("train")[:64]
+    x = problem.to_model_space(part.data)
+    given = [] if part.context is None else [part.context]
 
     def step() -> float:
         began = time.process_time()
-        loss(x).backward()
+        loss(x, *given).backward()
         return time.process_time() - began
 
     return step
 
 
+def compare(steps: dict[str, Callable[[], float]], turns: int = 7) -> None:
+    """Print medians in turns, and in units of the first."""
+    for step in steps.values():
+        step()
+    times = [{name: step() for name, step in steps.items()} for _ in range(turns)]
+    medians = {name: statistics.median(turn[name] for turn in times) for name in steps}
+    first = next(iter(medians.values()))
+    for name, median in medians.items():
+        print(f"{name:18} {1000 * median:6.0f} ms  {median / first:.3f}")
+
+
 def main(score: str) -> None:
     table = TABLES["linear"]
     guides = table.guides_of(score).items()
-    steps = {name: step_of(table.options | options | {"score": score}) for name, options in guides}
-    for step in steps.values():
-        step()
-    turns = [{name: step() for name, step in steps.items()} for _ in range(7)]
-    medians = {name: statistics.median(turn[name] for turn in turns) for name in steps}
-    for name, median in medians.items():
-        print(f"{name:18} {1000 * median:6.0f} ms  {median / medians['vpsde']:.2f}")
+    compare({name: step_of(table.options | opts | {"score": score}) for name, opts in guides})
 
 
 if __name__ == "__main__":
