@@ -191,10 +191,10 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The same of the data of these indices (m,)."""
+        """The same of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
-            return self.changed(denoiser, obs=self.obs[rows])
+            return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
         return self if denoiser is self.denoiser else self.changed(denoiser)
 
     def check_data(self, x: Tensor) -> None:
