@@ -201,7 +201,7 @@ def restore(
         sampler: as of inference.sample.
         steps: as of inference.sample.
         covariance_from: log SNR from which the covariance of an image given its noised one is the
-            network's own; below it that of independent pixels. inf: never, which is fastest.
+            network's own; below it that of independent pixels. 99: never, which is fastest.
         max_iterations: of conjugate gradients with the network's covariance.
         out: a .png; by default in the run folder, named after the task and seed.
         batch_size: images drawn together, to a multiple of num_images.
