@@ -30,7 +30,7 @@ from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood
 from pyro_mdm.likelihoods.discrete import level_index
-from pyro_mdm.model import DiffusionModel
+from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
@@ -98,6 +98,12 @@ def condition(
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
     denoiser = _checked_denoiser(model.score_function)
+    _check_noised_apart(model)
+    score = ConditionedDenoiser(denoiser, observed, values, left_out)
+    return _with_score(model, score, ConditionedLikelihood(model.likelihood))
+
+
+def _check_noised_apart(model: DiffusionModel) -> None:
     if model.diffusion.transform is not None:
         raise ValueError(
             f"the states of {type(model.diffusion).__name__} hold "
@@ -109,17 +115,30 @@ def condition(
             f"the paths of {type(model.diffusion).__name__} are led by all dimensions of a "
             "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
-    score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    conditioned = DiffusionModel(
+
+
+def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+    found = DiffusionModel(
         model.diffusion,
         score,
-        ConditionedLikelihood(model.likelihood),
+        likelihood,
         model.event_shape,
         sampler=model.sampler,
         times=model.times,
         plate=model.plate,
     )
-    return conditioned if model.training else conditioned.eval()
+    return found if model.training else found.eval()
+
+
+@leaving_out.register(DenoiserScore)
+def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    _check_noised_apart(model)
+    if isinstance(denoiser, ConditionedDenoiser):
+        return _with_score(model, denoiser.leaving_out(missing), model.likelihood)
+    nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
+    whole = ConditionedDenoiser(_checked_denoiser(denoiser), nothing)
+    whole.training_maps = denoiser.training_maps
+    return _with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
 
 
 class ConditionedDenoiser(DenoiserScore):
@@ -255,6 +274,15 @@ class ConditionedDenoiser(DenoiserScore):
             return self
         chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
         return self._of(*chosen)
+
+    def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
+        """The same of data with missing entries, (n, *event_shape) bool: they are left out,
+        observed ones too.
+
+        Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
+        """
+        left_out = missing if self.left_out is None else missing | self.left_out
+        return self._of(self.observed & ~missing, self.values, left_out)
 
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as they are in z, at its noise.

@@ -104,9 +104,10 @@ class DiscreteDenoiser(DenoiserScore):
     ) -> DiscreteDenoiser:
         """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
 
-        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`.
+        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`. With ``maps`` entries may be
+        missing, NaN.
         """
-        check_fit(network, train_x)
+        check_fit(network, train_x, missing=maps)
         values = discrete.level_values(levels).to(train_x.device)
         prior = discrete.smoothed_histogram(train_x, values)
         return cls(network, values, prior, form, maps=maps)
