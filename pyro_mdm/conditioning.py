@@ -21,15 +21,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood
-from pyro_mdm.likelihoods.discrete import level_index
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
 from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -173,7 +171,7 @@ class ConditionedDenoiser(DenoiserScore):
         left_out = None if left_out is None else _mask("left_out", left_out, event).to(device)
         self.register_buffer("observed", observed)
         self.register_buffer("left_out", left_out)
-        self.register_buffer("fill", _fill(denoiser, event))
+        self.register_buffer("fill", denoiser.typical.expand(event).clone())
         values = None if values is None else self._checked_values(values, event).to(device)
         self.register_buffer("values", values)
         self._check_masks()
@@ -195,9 +193,7 @@ class ConditionedDenoiser(DenoiserScore):
                 f"values has {int(bad.sum())} observed entries that are not finite; set observed "
                 "to False there, or left_out to True"
             )
-        levels = getattr(self.denoiser, "levels", None)
-        if levels is not None:
-            level_index(values.expand(known.shape)[known], levels)
+        self.denoiser.check_values(values.expand(known.shape), known)
         return torch.where(self.observed, values, self.fill)
 
     def _check_masks(self) -> None:
@@ -491,7 +487,7 @@ class ConditionedDecoder(DecoderDistribution):
         self.check_event(value)
         counted = self._score.counts(value)
         value = torch.where(counted, value, self._score.fill.to(value.dtype))
-        return of_counted(_by_dimension(self._law, value), counted)
+        return of_counted(log_prob_by_dimension(self._law, value), counted)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -501,21 +497,6 @@ class ConditionedDecoder(DecoderDistribution):
             ValueError: no values of what is observed.
         """
         return self._score.completed(self._law.sample(torch.Size(sample_shape)))
-
-
-def _by_dimension(law: Any, value: Tensor) -> Tensor:
-    """log p(x_j) of a decoder's distribution, like x."""
-    if isinstance(law, DecoderDistribution):
-        return law.log_prob_by_dimension(value)
-    independent = isinstance(law, dist.Independent)
-    if independent and not law.base_dist.event_shape:
-        found: Tensor = law.base_dist.log_prob(value)
-        return found
-    raise TypeError(
-        f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
-        "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "
-        "log_prob_by_dimension"
-    )
 
 
 # -- the door --------------------------------------------------------------------------------------
@@ -561,15 +542,3 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
 def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
     """The numbers of data that masks and values differ between."""
     return {len(t) for t in parts if t is not None and t.dim() > event_dim}
-
-
-def _fill(denoiser: DenoiserScore, event: tuple[int, ...]) -> Tensor:
-    """What a dimension is where nothing is said of it, (*event_shape) float64: the data's mean, or
-    the level nearest to it."""
-    mean: Tensor = denoiser.data_mean.detach().double().expand(event)
-    levels = getattr(denoiser, "levels", None)
-    if levels is None:
-        return mean.clone()
-    nearest = (mean.unsqueeze(-1) - levels).abs().argmin(-1)
-    found: Tensor = levels[nearest]
-    return found

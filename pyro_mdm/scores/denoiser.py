@@ -111,6 +111,16 @@ class DenoiserScore(Score):
             "DenoiserScore.read"
         )
 
+    @property
+    def typical(self) -> Tensor:
+        """A possible value of each dimension, (*event_shape) float64: the data's mean, or the level
+        nearest to it."""
+        return self.data_mean.detach().double()
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        """Raises ValueError for entries that no datum can have, where ``known``, of values
+        (*batch, *event_shape)."""
+
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """The baseline's E[x | z], like z. No network call."""

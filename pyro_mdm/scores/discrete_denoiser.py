@@ -156,6 +156,15 @@ class DiscreteDenoiser(DenoiserScore):
             tilted = self._tilted(z, lam, F)
             return likelihoods.LevelPosterior(self.levels, self.log_prior, *tilted, z.dtype)
 
+    @property
+    def typical(self) -> Tensor:
+        nearest = (self.data_mean.double().unsqueeze(-1) - self.levels).abs().argmin(-1)
+        found: Tensor = self.levels[nearest]
+        return found
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        discrete.level_index(values[known], self.levels)
+
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ}), like z."""
         _, lam = self._values("z", z, log_snr)
