@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,15 +17,20 @@ from models.columns import Column, decode, encode, fit_columns, to_model_space
 from models.files import DataError
 from pyro_mdm import Diffusion, MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
-from pyro_mdm.networks import MLP
+from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.mixed import Elsewhere
+from pyro_mdm.support.covariance import joint_moments
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["SHIPPED", "Tabular", "read_table"]
+__all__ = ["SHIPPED", "Tabular", "mixed_denoiser", "read_table"]
 
 FEWEST = 20
+HIDDEN, DEPTH = 128, 3
+SHRINKAGE = 3.0
+"""Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
 
 def _with_classes(load: Callable[..., Any]) -> Callable[[], DataFrame]:
@@ -114,8 +119,7 @@ class Tabular(Problem):
         check_shape(data, self.event_shape, what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        hidden = 128 if len(self.columns) <= 16 else 256
-        return MLP(inputs, hidden=hidden, depth=3, out_features=outputs)
+        return MLP(inputs, hidden=HIDDEN, depth=DEPTH, out_features=outputs)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         return to_model_space(self.columns, data)
@@ -127,12 +131,7 @@ class Tabular(Problem):
     def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
         if kind is not MixedDenoiser:
             return super().score_function(kind, diffusion)
-        levels = [column.levels for column in self.columns]
-        told, d = self._told(diffusion), len(levels)
-        context = 0 if diffusion.context is None else diffusion.context.size
-        outputs = MixedDenoiser.num_outputs(levels)
-        network = self.network((2 if told else 1) * d + context, outputs)
-        return MixedDenoiser.fit(network, self.fit_x(), levels, **told)
+        return mixed_denoiser(self.columns, self.fit_x())
 
     def encode(self, table: DataFrame) -> Tensor:
         """Another table with these columns in model space, (n, d), NaN where an entry is missing.
@@ -145,6 +144,16 @@ class Tabular(Problem):
     def to_table(self, x: Tensor) -> DataFrame:
         """Data x (n, d) in model space as a table in its own units and categories."""
         return decode(self.columns, x)
+
+
+def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
+    """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
+    law of all columns together."""
+    found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
+    _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
+    scale = found.data_variance.sqrt()
+    found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
+    return found
 
 
 def _kinds(columns: str | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 Number = float | Tensor
-MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
 Times = Literal["log_volume", "vpsde"]
 
 

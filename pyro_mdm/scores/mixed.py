@@ -171,9 +171,23 @@ class MixedDenoiser(DenoiserScore):
         """E[x | z], like z (*batch, d), each dimension as its part reads the network."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
-        channels = sum(self._sizes())
-        F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=channels)
+        F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=self.channels)
         return self.read(z, lam, F)
+
+    @property
+    def channels(self) -> int:
+        """How many numbers the network gives for a datum."""
+        return sum(self._sizes())
+
+    @property
+    def direct(self) -> Tensor:
+        """Which of them is the F of each dimension, (d,) int64; -1 of one with levels."""
+        found, start = torch.full_like(self.part_of, -1), 0
+        for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
+            if part.outputs == 1:
+                found[dims] = start + torch.arange(len(dims), device=found.device)
+            start += size
+        return found
 
     def _sizes(self) -> list[int]:
         """Numbers of the network's output of each part."""

@@ -40,17 +40,16 @@ from sklearn.impute import IterativeImputer
 from torch import Tensor
 
 from models.columns import Column, decode, encode, fit_columns, to_model_space
+from models.tabular import mixed_denoiser
 from pyro_mdm import (
     MDM_ELBO,
     VPSDE,
     DiffusionGuide,
     DiffusionModel,
-    MixedDenoiser,
     bound,
     condition,
     impute,
 )
-from pyro_mdm.networks import MLP
 from pyro_mdm.scores import RandomMaps
 
 Numbers = NDArray[np.float64]
@@ -150,10 +149,8 @@ def trained(
 ) -> DiffusionModel:
     """The averaged weights that were best on a tenth of the rows."""
     torch.manual_seed(seed)
-    levels = [column.levels for column in columns]
-    hidden = options.hidden
-    network = MLP(2 * len(columns), hidden, 3, MixedDenoiser.num_outputs(levels))
-    score = MixedDenoiser.fit(network, x, levels, maps=True)
+    score = mixed_denoiser(columns, x)
+    network = score.network
     model = DiffusionModel(VPSDE(max_log_snr=options.ends[1], min_log_snr=options.ends[0]), score)
     guide = DiffusionGuide(model.diffusion)
     score.training_maps = RandomMaps(*options.shares)
@@ -226,7 +223,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--weight_decay", type=float, default=0.0)
     parser.add_argument("--shares", nargs=3, type=float, default=[0.2, 0.8, 0.0])
