@@ -156,8 +156,8 @@ class MixedDenoiser(DenoiserScore):
             )
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
-        """Every part with its dimensions of x (…, d), and of what is like x; numbers, one for each
-        datum, and None as they are."""
+        """Every part with its dimensions of x (…, d) and of what is like x; None, and numbers of a
+        datum, as they are."""
         for part, dims in zip(self.parts, self._dims.dims, strict=True):
             of_dims = [
                 v[..., dims] if v is not None and v.dim() == x.dim() and v.shape[-1] > 1 else v
@@ -215,13 +215,15 @@ class MixedDenoiser(DenoiserScore):
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x), (*batch), nats: Gaussians' densities and probabilities of levels."""
         self._values("x", x, 0.0)
-        found = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, counted)]
+        found = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
         return torch.stack(found).sum(0)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, the parts' together."""
         _, lam = self._values("x", x, log_snr)
-        found = [p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, counted)]
+        found = [
+            p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
+        ]
         return torch.stack(found).sum(0)
 
     def baseline_integrals(
@@ -230,7 +232,7 @@ class MixedDenoiser(DenoiserScore):
         """See :class:`DenoiserScore`."""
         start, stop, _ = dims.indices(x.shape[-1])
         total = x.new_zeros(len(x), len(edges) - 1, dtype=torch.float64)
-        places = zip(self._split(x, counted), self._dims.dims, strict=True)
+        places = zip(self._split(x, _like(x, counted)), self._dims.dims, strict=True)
         for (part, own, on), columns in places:
             inside = ((columns >= start) & (columns < stop)).nonzero().squeeze(1).tolist()
             if inside:
@@ -243,3 +245,7 @@ class MixedDenoiser(DenoiserScore):
         """Of each dimension that of its part."""
         own = [part.default_likelihood() for part in self.parts]
         return likelihoods.MixedLikelihood(own, self.part_of)
+
+
+def _like(x: Tensor, counted: Tensor | None) -> Tensor | None:
+    return None if counted is None else counted.expand_as(x)
