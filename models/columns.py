@@ -149,7 +149,7 @@ class _Levels(Column):
         for i in np.flatnonzero(~missing):
             value = self._plain(values.iloc[i])
             if value not in place:
-                raise DataError(self._unknown(values.iloc[i]))
+                raise DataError(self._unknown(value))
             found[i] = place[value]
         return found
 
