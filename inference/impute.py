@@ -6,10 +6,9 @@ python -m inference.impute runs/tabular-learned-0-0 --data incomplete.csv --num 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
@@ -21,6 +20,9 @@ from inference.sample import make_sampler
 from models import Tabular
 from models.tabular import read_table
 from pyro_mdm.imputation import impute as completions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["center_of", "filled", "impute"]
 
@@ -88,13 +90,15 @@ def impute(
     options: dict[str, Any] = {"num": num, "batch_size": batch_size, "seed": seed}
     drawn = completions(model, x.to(fabric.device), progress=True, **options)
     tables = [problem.to_table(rows) for rows in drawn]
+    import pandas as pd
+
     middle = {
         column.name: center_of([own[column.name] for own in tables], column.kind, center)
         for column in problem.columns
     }
-    write_atomically(out, _csv(filled(table, pd.DataFrame(middle))))
     each = [filled(table, own).assign(draw=k) for k, own in enumerate(tables)]
     write_atomically(draws_out, _csv(pd.concat(each)))
+    write_atomically(out, _csv(filled(table, pd.DataFrame(middle))))
     rows = int(missing.any(1).sum())
     print(
         f"{int(missing.sum())} missing entries in {rows} of {len(table)} rows; {out}; {draws_out}"
@@ -114,6 +118,8 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 def center_of(draws: list[pd.Series], kind: str, center: Center) -> Any:
     """The middle of draws (n,) of a column, (n,): the mean or the median of a continuous one, the
     median level of an ordinal one, the most frequent category of a categorical one."""
+    import pandas as pd
+
     each = pd.concat(draws, axis=1)
     if kind == "categorical":
         return each.mode(axis=1)[0]
