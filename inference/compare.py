@@ -484,12 +484,15 @@ def compare(
     for entry in entries:
         entry.programs.model.to(device)
     x, log_det, levels = _shared_data(entries, part, seed)
+    parts = {entry.name: entry.programs.problem.part(part) for entry in entries}
     if num_data is not None and num_data < len(x):
         chosen = spread(len(x), num_data)
         x, log_det = x[chosen], log_det[chosen]
+        parts = {name: found[chosen] for name, found in parts.items()}
+    given = {name: found.context for name, found in parts.items()}
     problem = entries[0].programs.problem
     comparison = evaluation.compare(
-        {e.name: (e.programs.model, e.programs.guide) for e in entries},
+        {e.name: e.programs.given(given[e.name])[1:] for e in entries},
         x.to(device),
         draws=draws,
         half_width=half_width,
@@ -504,6 +507,7 @@ def compare(
     if levels is not None:
         what += " (dequantized)"
     print(report(found, comparison, f"{what}, seed {seed}", draws))
+    print(*_of_given(entries), sep="\n", end="")
     numbers = (
         csv_bytes(found.bounds, list(found.bounds[0])),
         csv_bytes(found.differences, DIFFERENCE_COLUMNS),
@@ -516,6 +520,18 @@ def compare(
     write_atomically(out / FILES[-1], png(figure))
     print(f"{out}: {', '.join(FILES)}")
     return comparison
+
+
+def _of_given(entries: Sequence[Entry]) -> list[str]:
+    """What the bounds are of, where data are given something in some runs."""
+    names = [e.name for e in entries if e.programs.problem.context is not None]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: of data given what --condition says, which is less than of data "
+        "alone. Of runs that\nare given different things, differences include what these tell.",
+        "",
+    ]
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ from inference.loading import Programs
 from inference.output import aligned
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Reused, open_run
-from models.base import SCORES
+from models.base import SCORES, Part
 from models.files import spread
 from pyro_mdm import bits_per_dim
+from pyro_mdm.contexts import Labels
+from pyro_mdm.evaluation.classification import class_posterior
 from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
@@ -34,7 +36,7 @@ from pyro_mdm.evaluation.path_information import path_information_gap
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.measured import ALL_TERMS, TERMS
+from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured
 
 __all__ = [
     "Bound",
@@ -46,10 +48,14 @@ __all__ = [
     "in_bits",
     "in_model_space",
     "measure",
+    "of_data",
     "some",
     "step_bias",
     "weights",
 ]
+
+Stored = TypeVar("Stored", Tensor, Part, Tensor | Part)
+"""Stored data, alone or with what is known of them."""
 
 BIAS_DATA, BIAS_DRAWS = 512, 4
 """The most data, and draws of each, that the bias of the simulation's step is measured with."""
@@ -132,28 +138,36 @@ class Bound:
         )
 
 
-def measure(programs: Programs, data: Tensor, *, seed: int = 0, **options: Any) -> Bound:
+def measure(programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Any) -> Bound:
     """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim.
+
+    Of data that come with contexts it is that of data given these.
 
     Args:
         seed: of the noise, that of dequantization too.
         options: draws, batch_size, …, of :func:`pyro_mdm.evaluation.log_likelihood`.
     """
-    problem, model, guide = programs
+    problem, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
     options |= {"seed": seed, "baseline": baseline([programs])}
     estimate = log_likelihood(model, guide, x, **options)
     return bound_of(estimate, log_det, problem.dequantized_levels)
 
 
-def some(data: Tensor, most: int = 256) -> Tensor:
+def some(data: Stored, most: int = 256) -> Stored:
     """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
     return data if len(data) <= most else data[spread(len(data), most)]
 
 
-def in_model_space(programs: Programs, data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def of_data(programs: Programs, data: Tensor | Part) -> Programs:
+    """The programs of data given what comes with them."""
+    return programs.given(data.context) if isinstance(data, Part) else programs
+
+
+def in_model_space(programs: Programs, data: Tensor | Part, seed: int) -> tuple[Tensor, Tensor]:
     """Stored data as x on the model's device, and the log-determinants."""
-    x, log_det = programs.problem.transform(data, torch.Generator().manual_seed(seed))
+    stored = data.data if isinstance(data, Part) else data
+    x, log_det = programs.problem.transform(stored, torch.Generator().manual_seed(seed))
     return x.to(programs.model.diffusion.start_time.device), log_det
 
 
@@ -221,7 +235,7 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
 
 
 def against_own(
-    reused: Reused, data: Tensor, *, seed: int = 0, **options: Any
+    reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Any
 ) -> tuple[Bound, Bound, Difference]:
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
@@ -230,7 +244,8 @@ def against_own(
     :func:`measure`.
     """
     x, log_det = in_model_space(reused.own, data, seed)
-    pairs = {"new": reused.programs[1:], "own": reused.own[1:]}
+    both = {"new": reused.programs, "own": reused.own}
+    pairs = {name: of_data(programs, data)[1:] for name, programs in both.items()}
     found = compare(pairs, x, seed=seed, **options)
     levels = reused.own.problem.dequantized_levels
     own, new = (bound_of(found.estimates[name], log_det, levels) for name in ("own", "new"))
@@ -255,6 +270,7 @@ def evaluate(
     probes: int | None = None,
     rtol: float | None = None,
     test_size: int | None = None,
+    classify: bool = False,
     accelerator: str = "auto",
     precision: Precision = "32-true",
 ) -> None:
@@ -287,6 +303,8 @@ def evaluate(
             of a denoiser, K·d of other scores); by default 0 up to 16 states and 1 for more.
         rtol: of flow: tolerance of dopri5, relative and absolute; 1e-4 by default.
         test_size: the most test data, spread evenly over the test part; by default all.
+        classify: of a run with --condition labels: classify the test data by Bayes' rule from the
+            bounds given each class, which takes --draws network calls per datum and class.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
         precision: of the network.
     """
@@ -310,7 +328,7 @@ def evaluate(
     for one in [programs, *([reused.own] if reused is not None else [])]:
         one.model.to(fabric.device)
         one.model.score_function.autocast_dtype = autocast_dtype(precision)
-    data, lead = programs.problem.test, fabric.is_global_zero
+    data, lead = programs.problem.part("test"), fabric.is_global_zero
     if test_size is not None:
         data = some(data, test_size)
     if method != "elbo":
@@ -346,6 +364,12 @@ def evaluate(
         print(f"{folder}: step {checkpoint.step}, {len(data)} test data, {number}")
     options = {"draws": draws, "half_width": half_width, "seed": seed}
     options |= {"batch_size": batch_size, "progress": lead, "distributed": fabric.world_size > 1}
+    if classify:
+        print(classes(programs, data, draws=draws, seed=seed, batch_size=batch_size))
+    if (nothing := told_nothing(programs, data)) is not None:
+        without = measure(programs, nothing, **options)
+        if lead:
+            print(f"of x alone, its {given_in_words(programs)} not told: {without}")
     if reused is None:
         bound = measure(programs, data, **options)
     else:
@@ -368,7 +392,56 @@ def evaluate(
         found = Z95 * bound.monte_carlo_error
         word = "reached" if found <= half_width else "NOT reached"
         print(f"± {half_width:g} bits/dim at 95%, as far as noise goes, is {word}: ± {found:.4f}")
+    if programs.problem.context is not None:
+        print(f"of x given its {given_in_words(programs)}:")
     print(bound)
+
+
+def given_in_words(programs: Programs) -> str:
+    """What data are given, for people."""
+    return "label" if isinstance(programs.problem.context, Labels) else "context"
+
+
+def told_nothing(programs: Programs, data: Part) -> Part | None:
+    """The same data without what they are given, where the network was trained for that."""
+    context = programs.problem.context
+    if context is None or not context.dropout:
+        return None
+    return Part(data.data, context.unknown.expand(len(data), *context.shape))
+
+
+def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str:
+    """How well Bayes' rule classifies stored data by the bounds given each class, for people.
+
+    Raises:
+        ValueError: a run whose data are given no labels.
+    """
+    if not isinstance(programs.problem.context, Labels):
+        raise ValueError(
+            "--classify needs the bounds of data given each class; use a run with --condition "
+            "labels, or leave it out"
+        )
+    problem, model, guide = programs
+    x, log_det = in_model_space(programs, data, seed)
+    train = problem.part("train").context
+    assert train is not None and data.context is not None
+    counts = train.bincount(minlength=programs.problem.context.num_classes).double()
+    found = class_posterior(
+        model, guide, x, prior=counts / counts.sum(), seed=seed, progress=True, **options
+    )
+    labels = data.context
+    right, loss = found.accuracy(labels), found.log_loss(labels)
+    bits = bits_per_dim(
+        found.mixture, found.num_dims, log_det=log_det, num_levels=problem.dequantized_levels
+    )
+    mixture = Measured.of(bits)
+    return (
+        f"classes by Bayes' rule from the bounds, {found.network_calls:,} network calls: accuracy "
+        f"{right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
+        f"{loss.standard_error:.3f} nats, expected calibration error "
+        f"{found.calibration_error(labels):.3f}\n"
+        f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± {mixture.standard_error:.3f}"
+    )
 
 
 def _check_methods(method: str, **options: dict[str, Any]) -> None:
@@ -391,7 +464,7 @@ def _solver(programs: Programs, probes: int | None, rtol: float) -> Solver:
 
 
 def weights(
-    programs: Programs, data: Tensor, method: Literal["importance", "flow"], **options: Any
+    programs: Programs, data: Tensor | Part, method: Literal["importance", "flow"], **options: Any
 ) -> str:
     """The likelihood of stored ``data`` by weights, in bits/dim, for people.
 
@@ -399,7 +472,7 @@ def weights(
         options: seed and those of :func:`~pyro_mdm.evaluation.importance_weighted` or
             :func:`~pyro_mdm.evaluation.probability_flow`.
     """
-    problem, model, guide = programs
+    problem, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, options["seed"])
     found = log_likelihood(model, guide, x, method=method, progress=True, **options)
     value, error = in_bits(found, log_det, problem.dequantized_levels)
@@ -413,16 +486,17 @@ def weights(
     )
 
 
-def step_bias(programs: Programs, data: Tensor, *, draws: int, seed: int) -> StepBias:
+def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int) -> StepBias:
     """Measure it on some of the data."""
-    x, _ = in_model_space(programs, some(data, BIAS_DATA), seed)
-    _, model, guide = programs
+    data = some(data, BIAS_DATA)
+    x, _ = in_model_space(programs, data, seed)
+    _, model, guide = of_data(programs, data)
     found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
     return StepBias(found.step_size, found.difference / unit, found.standard_error / unit)
 
 
-def path_gap(programs: Programs, data: Tensor, *, seed: int) -> str:
+def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
     """What paths whose drift sees the data lose whatever the network, in words; of a law that is
     known, that of some of the data."""
     points, _ = in_model_space(programs, some(data), seed)

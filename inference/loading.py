@@ -314,6 +314,13 @@ class Programs(NamedTuple):
     model: DiffusionModel
     guide: DiffusionGuide
 
+    def given(self, context: torch.Tensor | None) -> Programs:
+        """Those of data with these contexts (n, …), if the data set is given any."""
+        if context is None:
+            return self
+        device = self.model.diffusion.start_time.device
+        return self._replace(model=self.model.given_context(context.to(device)))
+
 
 def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     """The untrained programs that settings describe: the same settings, the same programs.
@@ -322,6 +329,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     """
     options = {name: settings.get(name) for name in OPTIONS}
     problem = build_problem(settings["model"], holdout=settings["holdout"], **options)
+    _condition(settings, problem)
     min_log_snr = settings["min_log_snr"]
     score, likelihood = _score_kind(settings["score"]), _likelihood(settings, problem)
     if settings["guide"] == "learned" and min_log_snr is None:
@@ -371,6 +379,22 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+CONTEXT_DROPOUT = 0.1
+"""The part of a batch whose context is hidden, where none is given."""
+
+
+def _condition(settings: Mapping[str, Any], problem: Problem) -> None:
+    """Have data given what was asked for."""
+    name, dropout = settings.get("condition"), settings.get("context_dropout")
+    if name is not None:
+        problem.condition_on(name, CONTEXT_DROPOUT if dropout is None else dropout)
+    elif dropout is not None:
+        raise ValueError(
+            f"--context_dropout is {dropout}, but the data are given nothing; give --condition "
+            "labels too, or leave it out"
+        )
 
 
 def _train_at_maps(settings: Mapping[str, Any], model: DiffusionModel) -> None:
@@ -446,7 +470,9 @@ def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     with evaluating(model), torch.random.fork_rng(devices=[]):
         x = problem.to_model_space(problem.train[:2])
         try:
-            law = model.likelihood(diffusion, model.score_function, y, len(event_shape))
+            given = None if problem.context is None else problem.context.unknown
+            score = model.given_context(given).score_function
+            law = model.likelihood(diffusion, score, y, len(event_shape))
             shape = law.log_prob(x).shape
         except (TypeError, ValueError) as error:
             raise type(error)(f"--likelihood {name}: {error}") from error

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
+from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
 from models.base import SCORES
 from pyro_mdm import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
@@ -31,6 +33,7 @@ __all__ = [
     "LIKELIHOODS",
     "NAMED",
     "SAMPLERS",
+    "SIMULATORS",
     "NameNotFoundError",
     "absolute_name",
     "accepted",
@@ -73,6 +76,8 @@ SAMPLERS: dict[str, Any] = {
     "torchsde": samplers.TorchSDE,
 }
 
+SIMULATORS: dict[str, Any] = {"two_moons": TWO_MOONS, "linear_gaussian": LINEAR_GAUSSIAN}
+
 NAMED: dict[str, Mapping[str, Any]] = {
     "model": MODELS,
     "guide": GUIDES,
@@ -92,13 +97,13 @@ def find(option: str, name: str) -> Any:
     """The object that ``name`` stands for.
 
     Args:
-        option: one of :data:`NAMED`, without hyphens.
+        option: one of :data:`NAMED`, without hyphens, or simulator.
         name: a name that it knows, ``module:Name`` or ``file.py:Name``.
 
     Raises:
         NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
     """
-    known = NAMED[option]
+    known = SIMULATORS if option == "simulator" else NAMED[option]
     if name in known:
         return known[name]
     if option == "guide" and name.startswith("run:"):

@@ -59,6 +59,11 @@ class Data:
             paper's is 0.05.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
+        condition: what each datum is given, for a model of data given it: labels, of digits,
+            mnist5k, mnist, fashion_mnist, cifar10 and toy, or what a data set of yours names in
+            contexts. All bounds are then of data given it.
+        context_dropout: the part of each batch whose context the network is not told, so that it is
+            a model of data without it too, and samples can be guided; 0.1 by default.
     """
 
     model: str = "digits"
@@ -69,6 +74,8 @@ class Data:
     logit_margin: float | None = None
     holdout: bool = True
     flip: bool = False
+    condition: str | None = None
+    context_dropout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from inference.checkpoints import write_atomically
 from inference.loading import Programs, seed_from
 from inference.output import png
 from inference.runs import Run
-from models.base import Problem
+from models.base import Part, Problem
 from pyro_mdm import DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.plots import tensorboard
@@ -100,6 +100,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "stationary_variance": str(config["stationary_variance"] or "default"),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
+        "condition": config["condition"] or "–",
         "protocol": config["protocol"] or "default",
         "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
@@ -159,7 +160,7 @@ def at_step(
     """
     problem, model, _ = programs
     options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
-    parts = {name: evaluate.some(getattr(problem, name)) for name in ("train", "validation")}
+    parts = {name: evaluate.some(problem.part(name)) for name in ("train", "validation")}
     for part, data in parts.items():
         if len(data):
             bound = evaluate.measure(programs, data, **options)
@@ -175,9 +176,10 @@ def at_step(
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = _samples(model, _few(problem), steps=32, seed=run.config["seed"])
+    few = _samples(programs, _few(problem), steps=32, seed=run.config["seed"])
     if few is not None:
-        tensorboard.write_samples(writer, sample.picture(problem, few, columns=6), step)
+        in_columns = sample.picture(problem, few, columns=sample.columns(problem) or 6)
+        tensorboard.write_samples(writer, in_columns, step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
@@ -185,14 +187,15 @@ def at_step(
         draw_training(run, writer, programs, step)
 
 
-def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
+def _samples(programs: Programs, n: int, **options: Any) -> Tensor | None:
     """Data that the model generates, or None, with a word, if they are not finite.
 
     The reverse drift of a nonlinear diffusion may grow faster than a young score holds it, or than
     a few steps can follow: that spoils a picture, and no run.
     """
+    model, context = programs.model, programs.problem.contexts_in_turn(n)
     try:
-        x = sample.draw(model, n, **options)
+        x = sample.draw(model, n, context=context, **options)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
         if model.diffusion.closed_form:
             raise
@@ -208,7 +211,10 @@ def _samples(model: DiffusionModel, n: int, **options: Any) -> Tensor | None:
 def _few(problem: Problem) -> int:
     """How many samples the picture holds that training updates."""
     images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
-    return SAMPLES if images else POINTS
+    if not images:
+        return POINTS
+    classes = sample.columns(problem)
+    return SAMPLES if classes is None else classes * math.ceil(SAMPLES / classes)
 
 
 @contextmanager
@@ -246,24 +252,27 @@ def at_end(
     options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
     progress = writer is not None
     size = run.config["test_size"]
-    test = problem.test if size is None else evaluate.some(problem.test, size)
+    test = problem.part("test")
+    test = test if size is None else evaluate.some(test, size)
     bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
     _log_bound(run, writer, programs, "test", bound, steps)
     if not model.diffusion.closed_form:
-        found = evaluate.step_bias(programs, problem.test, draws=draws, seed=seed)
+        found = evaluate.step_bias(programs, problem.part("test"), draws=draws, seed=seed)
         writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
         print(found)
         bound = replace(bound, step_bias=found)
     save(bound)
     if sampler is None:  # of a run that began when this was the default
         sampler = "splitting" if model.diffusion.closed_form else "euler"
-    samples = _samples(model, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
+    samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
-        few = sample.picture(problem, samples[: _few(problem)], columns=6)
+        by_class = sample.columns(problem)
+        few = sample.picture(problem, samples[: _few(problem)], columns=by_class or 6)
         tensorboard.write_samples(writer, few, steps)
-        write_atomically(run.folder / "samples.png", png(sample.picture(problem, samples)))
+        whole = sample.picture(problem, samples, columns=by_class)
+        write_atomically(run.folder / "samples.png", png(whole))
     if run.config["figures"]:
         draw_training(run, writer, programs, steps)
         draw_end(run, writer, programs)
@@ -388,7 +397,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     most = 4 * run.config["sampler_steps"]
     for number in sorted({min(n, most) for n in SAMPLER_CALLS}):
         for sampler in samplers:
-            drawn = _samples(model, n, sampler=sampler, steps=number, seed=seed)
+            drawn = _samples(programs, n, sampler=sampler, steps=number, seed=seed)
             if drawn is not None:
                 pictures[f"{sampler}, {number} calls"] = sample.picture(problem, drawn)
     if pictures:
@@ -406,22 +415,22 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     unlucky in the choice does not count. Of many images, some are looked at.
     """
     problem = programs.problem
-    test = evaluate.some(problem.test, RANKED_OF)
+    test = evaluate.some(problem.part("test"), RANKED_OF)
     order = _bits(programs, test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
     k = min(RANKED, len(order) // 2)
     data = test[torch.cat([order[:k], order[-k:]])]
-    repeated = data.repeat(REPEATS, *[1] * (data.dim() - 1))
+    repeated = data[torch.arange(len(data)).repeat(REPEATS)]
     bits = _bits(programs, repeated, draws=DRAWS, seed=seed_from(seed, "measurement"))
     bits = bits.reshape(REPEATS, len(data))
-    images = problem.to_images(problem.to_model_space(data))
+    images = problem.to_images(problem.to_model_space(data.data))
     if images is None:
         raise ValueError(f"{problem.name} are no images, so there are none to show")
     return images, bits.mean(0), bits.std(0) / math.sqrt(REPEATS)
 
 
-def _bits(programs: Programs, data: Tensor, *, draws: int, seed: int) -> Tensor:
+def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:
     """The bound of each datum in bits/dim, (n,)."""
-    problem, model, guide = programs
+    problem, model, guide = evaluate.of_data(programs, data)
     x, log_det = evaluate.in_model_space(programs, data, seed)
     estimate = evidence_lower_bound(model, guide, x, draws=draws, seed=seed)
     d, levels = estimate.num_dims, problem.dequantized_levels

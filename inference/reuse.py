@@ -115,7 +115,9 @@ def reuse(
         raise RunError(f"{guide}: {error}") from error
     notes.append(f"{guide}: {title(diffusion)}, {ends}")
 
-    model = DiffusionModel(diffusion, score, own.model.likelihood, own.model.event_shape)
+    model = DiffusionModel(
+        diffusion, score, own.model.likelihood, own.model.event_shape, context=own.model.context
+    )
     return Reused(run, checkpoint, own, _programs(own.problem, model.eval()), notes)
 
 

@@ -131,6 +131,8 @@ LATER: dict[str, Any] = {
     "time_varying": False,
     "learn_ends": None,
     "learn_stationary": False,
+    "condition": None,
+    "context_dropout": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ from inference.reuse import open_run
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
+from pyro_mdm.contexts import Labels
 from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
@@ -41,6 +42,8 @@ from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = [
+    "columns",
+    "contexts",
     "default_sampler",
     "default_steps",
     "draw",
@@ -128,12 +131,18 @@ def draw(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
+    context: Tensor | None = None,
+    guidance: float | None = None,
 ) -> Tensor:
     """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
 
     The i-th of a seed is the same, to rounding, however many are drawn and at a time (but for
     samplers of one's own that draw for themselves or choose steps by the batch). The random state
     of the caller stays as it is. ``progress`` shows how far it is.
+
+    Args:
+        context: what each datum is given, (num_samples, …), of a model that has a context.
+        guidance: the weight of classifier-free guidance, see :class:`~pyro_mdm.samplers.Guided`.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
@@ -147,6 +156,8 @@ def draw(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        context=context,
+        guidance=guidance,
     )
     return torch.cat([x for _, x in parts])
 
@@ -160,6 +171,8 @@ def draw_batches(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
+    context: Tensor | None = None,
+    guidance: float | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, Tensor]]:
     """The same a batch at a time, with the number of its first; memory is that of one batch.
@@ -175,12 +188,15 @@ def draw_batches(
     name = sampler or default_sampler(model)
     chosen = make_sampler(name, steps, model.diffusion, model.score_function)
     number = getattr(chosen, "steps", steps or MANY)
+    if guidance is not None:
+        chosen = samplers.Guided(chosen, guidance)
     starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
     with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
         run = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
         for first in starts:
             n = min(batch_size, num_samples - first)
-            yield first, _draw_batch(model, run, first, n, seed)
+            given = None if context is None else context[first : first + n]
+            yield first, _draw_batch(model.given_context(given), run, first, n, seed)
 
 
 @torch.no_grad()
@@ -206,10 +222,43 @@ def _draw_batch(
             torch.manual_seed(seed_from(seed, "decoder", block))
             i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
             i = i.clamp(0, n - 1)
-            given = model.given(None if context is None else context[i])
+            given = model.for_rows(i).given(None if context is None else context[i])
             law = model.likelihood(*given, y[i], len(model.event_shape))
             parts.append(law.sample()[rows])
     return torch.cat(parts).cpu()
+
+
+def columns(problem: Problem) -> int | None:
+    """How many columns a picture of data given each class in turn has: one for each class; None
+    for other data."""
+    context = problem.context
+    return context.num_classes if isinstance(context, Labels) else None
+
+
+def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
+    """What each of n samples is given; None if data are given nothing.
+
+    Args:
+        given: a class, several in turn, or a vector; None: each class in turn, or what test data
+            are given.
+
+    Raises:
+        ValueError: something is given, and data are given nothing.
+    """
+    context = problem.context
+    if given is None:
+        return problem.contexts_in_turn(n)
+    if context is None:
+        raise ValueError(
+            f"--given is {given}, but the run is a model of data that are given nothing; leave it "
+            "out, or use a run with --condition"
+        )
+    found = torch.as_tensor(given)
+    if isinstance(context, Labels):
+        found = found.reshape(-1)[torch.arange(n) % found.numel()]
+        whole = found.round().long()
+        return context.check(whole if bool((whole == found).all()) else found)
+    return context.check(found.float().reshape(1, -1).expand(n, -1))
 
 
 def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
@@ -253,6 +302,8 @@ def sample(
     num_variables: int | None = None,
     rank: int | None = None,
     accelerator: str = "auto",
+    given: list[float] | float | None = None,
+    guidance: float | None = None,
 ) -> None:
     """Generate data with a run's averaged weights.
 
@@ -285,6 +336,10 @@ def sample(
         num_variables: with --reuse --guide learned: K.
         rank: with --reuse --guide learned: rank of D.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
+        given: of a run with --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
+            default each class in turn, one column each, or what test data are given.
+        guidance: of such a run: weight of classifier-free guidance, such as 2; 1 is none. Samples
+            are then of no model whose density is known.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
@@ -294,6 +349,8 @@ def sample(
         chosen = sampler or default_sampler(programs.model)
         number = default_steps(chosen) if steps is None else steps
         parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number), str(seed)]
+        asked = {"given": given, "guided": guidance}
+        parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         out = folder / f"samples-{'-'.join(parts)}.png"
     tables = [".csv"] if isinstance(programs.problem, Tabular) else []
     check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
@@ -305,18 +362,23 @@ def sample(
         )
     fabric = start(accelerator)
     model = programs.model.to(fabric.device)
+    told = contexts(programs.problem, num_samples, given)
+    told = None if told is None else told.to(fabric.device)
     if fabric.is_global_zero and reused is not None:
         print(*reused.notes, sep="\n")
     if out.suffix == ".gif":
         if fabric.is_global_zero:
             name = sampler or default_sampler(model)
             chosen_sampler = make_sampler(name, steps, model.diffusion, model.score_function)
-            states = trajectory(model, num_samples, chosen_sampler, seed)
+            if guidance is not None:
+                chosen_sampler = samplers.Guided(chosen_sampler, guidance)
+            states = trajectory(model.given_context(told), num_samples, chosen_sampler, seed)
             write_atomically(out, animation(programs.problem, model, states))
             print(out)
         return
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "seed": seed}
     options |= {"batch_size": batch_size, "progress": fabric.is_global_zero}
+    options |= {"context": told, "guidance": guidance}
     partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
     in_main = threading.current_thread() is threading.main_thread()
     usual = signal.signal(signal.SIGTERM, _end) if in_main else None  # so that nothing is left
@@ -330,7 +392,8 @@ def sample(
                 write_atomically(out, rows.to_csv(index=False).encode())
             else:
                 x = torch.from_numpy(np.load(partial))
-                write_atomically(out, png(picture(programs.problem, x)))
+                shape = {"columns": columns(programs.problem)} if given is None else {}
+                write_atomically(out, png(picture(programs.problem, x, **shape)))
             print(out)
     finally:
         if fabric.is_global_zero:

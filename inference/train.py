@@ -173,7 +173,7 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
     if progress.unmeasured:
         measure(progress.step)
     with ExitStack() as stack:
-        stack.callback(trainee.batches.close)
+        stack.callback(trainee.close)
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
@@ -279,6 +279,18 @@ class Trainee:
             pieces=(self.mine, self.count),
             flip=settings.flip,
         )
+        context = problem.part("train").context
+        self.contexts = (
+            None
+            if context is None
+            else Batches(
+                context,
+                settings.batch_size,
+                settings.seed,
+                fabric.device,
+                pieces=(self.mine, self.count),
+            )
+        )
         objective = MDM_ELBO(decoder=settings.decoder_in_loss)
         self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
 
@@ -323,17 +335,24 @@ class Trainee:
         noise_seed = loading.seed_from(seed, "noise", step, 0)
         self.optimizer.zero_grad(set_to_none=True)
         nats = torch.zeros((), device=self.fabric.device)
-        for r, part in zip(self.mine, self.batches(step), strict=True):
+        given = [None] * len(self.mine) if self.contexts is None else self.contexts(step)
+        for r, part, context in zip(self.mine, self.batches(step), given, strict=True):
             torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
                 with randomness.piece(r, self.count, noise_seed):
                     x, log_det = problem.transform(part)
-                    loss = self.loss_of(x) / numbers
+                    loss = self.loss_of(x, *([] if context is None else [context])) / numbers
                 # processes are averaged, and their sum is meant
                 self.fabric.backward(loss * self.fabric.world_size)
             nats += loss.detach() - log_det.sum() / numbers
         return nats
+
+    def close(self) -> None:
+        """Stop gathering data."""
+        for batches in (self.batches, self.contexts):
+            if batches is not None:
+                batches.close()
 
     def save(self, run: Run, progress: Progress) -> None:
         """Write a checkpoint, and the averaged model."""
@@ -366,7 +385,10 @@ class Trainee:
 def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
     """Whether all processes begin at one step, with the data that the run was started on."""
     parts = ("train", "validation", "test")
-    prints = fingerprint({part: getattr(programs.problem, part) for part in parts})
+    data = {part: programs.problem.part(part) for part in parts}
+    tensors = {part: found.data for part, found in data.items()}
+    given = {f"{part}_context": p.context for part, p in data.items() if p.context is not None}
+    prints = fingerprint(tensors | given)
     check_alike(fabric, run, (progress.step, prints))
     if fabric.is_global_zero:
         run.check_data(prints)

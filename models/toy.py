@@ -26,6 +26,7 @@ class Toy(Problem):
     max_log_snr = 11.0
     batch_size = 512
     learning_rate = 2e-3
+    contexts = ("labels",)
 
     def __init__(self, *, holdout: bool = False) -> None:
         angle = 2.0 * math.pi / 8 * torch.arange(8)
@@ -42,3 +43,8 @@ class Toy(Problem):
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
         return MLP(inputs, hidden=128, depth=3, out_features=outputs)
+
+    def load_context(self, name: str) -> Tensor:
+        """The Gaussian that each point is nearest to, which is all but surely the one it is of."""
+        means = self.density.component_distribution.mean
+        return torch.cdist(self.load(), means).argmin(1)

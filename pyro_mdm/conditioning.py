@@ -1,4 +1,7 @@
-r"""Models of some dimensions given others: p(x_u | x_o), of a network of maps of log SNR.
+r"""Models of data given what is known of them: a context, p(x | c), or other dimensions.
+
+A context is what the network was trained to be told (:mod:`pyro_mdm.contexts`). Some dimensions
+given others, p(x_u | x_o), are those of a network of maps of log SNR.
 
 Given x the noised dimensions are independent, so a dimension that is known can be noised like the
 others and not be looked at. What is told of each dimension is then a choice. With λ the log SNR of
@@ -41,11 +44,14 @@ AGREEMENT = 1e-6
 
 def condition(
     model: DiffusionModel,
-    observed: Tensor,
+    observed: Tensor | None = None,
     values: Tensor | None = None,
     left_out: Tensor | None = None,
+    *,
+    context: Any = None,
 ) -> DiffusionModel:
-    """The model of the rest of the dimensions, given those observed: p(x_u | x_o).
+    """The model of the rest of the dimensions, given those observed: p(x_u | x_o), or of data given
+    their context: p(x | c); or both.
 
     It is sampled by every sampler, with the observed entries at their values. Its bound
     (:func:`~pyro_mdm.bound`, :func:`~pyro_mdm.elbo_terms`, :class:`~pyro_mdm.MDM_ELBO`,
@@ -54,13 +60,14 @@ def condition(
     and diffusion are shared with ``model``; the guide is ``DiffusionGuide(conditioned.diffusion)``,
     or the one that there is.
 
-    Densities of all dimensions together are refused: ``Trace_ELBO``, importance weights, the
-    probability flow.
+    Where dimensions are observed or left out, densities of all of them together are refused:
+    ``Trace_ELBO``, importance weights, the probability flow. Given a context there are all.
 
     Args:
-        model: whose score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its
-            network answers as it was trained to: train it on maps with dimensions observed and left
-            out (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
+        model: of a context, see :mod:`pyro_mdm.contexts`; for masks one whose score is a denoiser
+            told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its network answers as it was
+            trained to: train it on maps with dimensions observed and left out
+            (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
         observed: which dimensions are known, bool, (*event_shape); or (n, *event_shape) for n data
             that differ, and then every call is about n data, in this order (or several times
             these).
@@ -70,11 +77,15 @@ def condition(
         left_out: dimensions that are neither known nor asked for, bool, as ``observed``; None:
             none. They are integrated out and have no part in a bound, whatever data hold there. In
             samples they have the data's mean, or the level nearest to it.
+        context: what is known of one datum, of which there may be any number, (*shape); or of each
+            of n, (n, *shape), in their order (or several times these). An encoder that is still
+            trained is asked once, now.
 
     Raises:
-        TypeError: a model whose score is no denoiser, or is conditioned already, or whose decoder
-            is of no independent dimensions; masks that are not bool.
-        ValueError: a score that is not told maps, a diffusion of frequencies of the data, or one
+        TypeError: nothing to condition on; a model whose score is no denoiser, or is conditioned
+            already, or whose decoder is of no independent dimensions; masks that are not bool.
+        ValueError: a context of a model that has none, or that there cannot be; a score that is not
+            told maps, a diffusion of frequencies of the data, or one
             whose drift sees the data; masks or
             values of another shape, a dimension both observed and left out, none left to generate,
             observed values that are not finite or not on the levels. On call: data that differ from
@@ -95,6 +106,16 @@ def condition(
         torch.Size([100])
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+    if observed is None and left_out is None and context is None:
+        raise TypeError(
+            "there is nothing to condition on, expected observed dimensions or a context; pass "
+            "condition(model, mask, values) or condition(model, context=c)"
+        )
+    model = model.given_context(context)
+    if observed is None and left_out is None:
+        return model
+    if observed is None:
+        observed = torch.zeros(model.event_shape, dtype=torch.bool)
     denoiser = _checked_denoiser(model.score_function)
     _check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
@@ -124,6 +145,7 @@ def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> 
         sampler=model.sampler,
         times=model.times,
         plate=model.plate,
+        context=model.context,
     )
     return found if model.training else found.eval()
 
@@ -266,10 +288,30 @@ class ConditionedDenoiser(DenoiserScore):
         """The same of the data of these indices (m,)."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
-        if all(t is None or t.dim() == event_dim for t in parts):
+        denoiser: Any = self.denoiser.for_rows(rows)
+        same = all(t is None or t.dim() == event_dim for t in parts)
+        if same and denoiser is self.denoiser:
             return self
         chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
-        return self._of(*chosen)
+        known, values, left_out = chosen
+        return self._of(known, values, left_out, denoiser=denoiser)
+
+    @property
+    def told(self) -> Tensor | None:
+        """What the denoiser's network is told of contexts."""
+        return self.denoiser.told
+
+    def given_context(
+        self, context: Tensor | None, *, knows_unknown: bool = False
+    ) -> ConditionedDenoiser:
+        """The same of a denoiser that is given contexts."""
+        denoiser = self.denoiser.given_context(context, knows_unknown=knows_unknown)
+        return self._of(self.observed, self.values, self.left_out, denoiser=denoiser)
+
+    def without_context(self) -> ConditionedDenoiser:
+        """The same of data whose context is not known."""
+        denoiser = self.denoiser.without_context()
+        return self._of(self.observed, self.values, self.left_out, denoiser=denoiser)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
         """The same of data with missing entries, (n, *event_shape) bool: they are left out,
@@ -288,16 +330,21 @@ class ConditionedDenoiser(DenoiserScore):
         return self._of(torch.zeros_like(self.observed), None, self.left_out)
 
     def _of(
-        self, observed: Any, values: Tensor | None, left_out: Tensor | None
+        self,
+        observed: Any,
+        values: Tensor | None,
+        left_out: Tensor | None,
+        denoiser: DenoiserScore | None = None,
     ) -> ConditionedDenoiser:
-        """One of the same denoiser, whose masks and values are known to be right."""
-        new = ConditionedDenoiser.__new__(
-            ConditionedDenoiser, self.denoiser, observed, values, left_out
-        )
+        """One whose masks and values are known to be right, by default of the same denoiser."""
+        denoiser = self.denoiser if denoiser is None else denoiser
+        new = ConditionedDenoiser.__new__(ConditionedDenoiser, denoiser, observed, values, left_out)
         made = new.__dict__["_given"]
         new.__dict__.update(self.__dict__)  # modules and settings are shared, buffers are not
         parts = {"observed": observed, "values": values, "left_out": left_out}
+        modules = {**self._modules, "denoiser": denoiser}
         new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, **parts}}
+        new.__dict__["_modules"] = modules
         return new
 
     def check_data(self, x: Tensor) -> None:

@@ -46,11 +46,16 @@ class MDM(TorchDistribution):
         times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
             of a model that is a chain, else 65.
         solver: of the ODE of ``"flow"``.
-        batch_shape: as of any distribution.
+        batch_shape: as of any distribution; by default that of the contexts.
+        context: of a model that has one, see :mod:`pyro_mdm.contexts`: of all data, (*shape), or of
+            each, (*batch_shape, *shape).
 
     Raises:
         TypeError, ValueError: no model, a method that there is not, ``"importance"`` of a diffusion
             without a closed form, another method of a chain on a grid.
+
+    With a context it is a conditional distribution, ``MDM(model, context=c)``, and c may be a site
+    of the program, enumerated ones included.
 
     Example:
         >>> import pyro, torch
@@ -77,15 +82,22 @@ class MDM(TorchDistribution):
         times: int | Tensor | None = None,
         solver: Solver | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
+        context: Any = None,
         validate_args: bool | None = None,
     ) -> None:
         check_instance(
             "model", model, DiffusionModel, "e.g. DiffusionModel.from_pretrained(folder)"
         )
-        self.model = model
-        self.estimator = Estimator(model, method, draws, seed, times, solver)
+        self._options = (method, draws, seed, times, solver)
+        self.model, self.estimator = model, Estimator(model, *self._options)
         self._decoder_has_rsample: bool | None = None
-        super().__init__(torch.Size(batch_shape), model.event_shape, validate_args=validate_args)
+        self.context: Tensor | None = None
+        shape = torch.Size(batch_shape)
+        if context is not None:
+            self.context = model.checked_context(context)
+            own = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
+            shape = torch.broadcast_shapes(shape, own)
+        super().__init__(shape, model.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> Any:
@@ -107,8 +119,12 @@ class MDM(TorchDistribution):
             y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
             latent = self.model.diffusion.context
             context = None if latent is None else torch.zeros(1, latent.size, device=device)
+            model = self.model
+            if model.context is not None:
+                model = model.given_context(model.context.unknown)
             with torch.no_grad():
-                self._decoder_has_rsample = bool(self._decoder(y.to(device), context).has_rsample)
+                law = self._decoder(model, y.to(device), context)
+            self._decoder_has_rsample = bool(law.has_rsample)
         return self._decoder_has_rsample
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -119,24 +135,33 @@ class MDM(TorchDistribution):
                 "has no derivative; use sample, or a density as the decoder and a sampler of "
                 "pyro_mdm.samplers"
             )
-        model, lead = self.model, (*sample_shape, *self.batch_shape)
+        lead = (*sample_shape, *self.batch_shape)
+        model = self._of(lead)
         shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
         sampler: Any = model.sampler
         context = self._context((shape[0],))
         diffusion, score = model.given(context)
         y = sampler(diffusion, BoundScore(diffusion, score), shape, differentiable=True)
-        drawn: Tensor = self._decoder(y, context).rsample()
+        drawn: Tensor = self._decoder(model, y, context).rsample()
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
-        model = self.model
-        context = self._context((*sample_shape, *self.batch_shape))
+        lead = (*sample_shape, *self.batch_shape)
+        model, context = self._of(lead), self._context(lead)
         path = model.path_law(context).expand(self.batch_shape).sample(torch.Size(sample_shape))
         y = path.select(-2 - len(self.event_shape), 0)
-        drawn: Tensor = self._decoder(y, context).sample()
+        drawn: Tensor = self._decoder(model, y, context).sample()
         return drawn
+
+    def _of(self, lead: Sequence[int]) -> DiffusionModel:
+        """The model of data (*lead, *event_shape) with their contexts, if there are any."""
+        if self.context is None:
+            return self.model
+        shape = self.model.context.shape  # type: ignore[union-attr]
+        context = self.context.expand(torch.Size([*lead, *shape]))
+        return self.model.given_context(context.reshape(-1, *shape))
 
     def _context(self, lead: Sequence[int]) -> Tensor | None:
         """c ~ p(c), (*lead, size), where the diffusion depends on one."""
@@ -148,8 +173,11 @@ class MDM(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        x = value.reshape(-1, *self.event_shape)
-        return self.estimator(x).reshape(lead)
+        if self.context is None:
+            return self.estimator(value.reshape(-1, *self.event_shape)).reshape(lead)
+        lead = torch.broadcast_shapes(lead, self.batch_shape)
+        x = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
+        return Estimator(self._of(lead), *self._options)(x).reshape(lead)
 
-    def _decoder(self, y: Tensor, context: Tensor | None = None) -> Any:
-        return self.model.likelihood(*self.model.given(context), y, len(self.event_shape))
+    def _decoder(self, model: DiffusionModel, y: Tensor, context: Tensor | None = None) -> Any:
+        return model.likelihood(*model.given(context), y, len(self.event_shape))

@@ -88,12 +88,14 @@ class DiffusionGuide(Registered):
     def forward(
         self,
         x: Tensor | None = None,
+        given: Any = None,
         *,
         batch_size: int | None = None,
         num_data: int | None = None,
     ) -> Tensor:
-        """Noise x (batch, *event_shape); returns the path. Takes the model's arguments.
+        """Noise x (batch, *event_shape); returns the path.
 
+        Takes the model's arguments. The contexts that the model is given have no part in the noise.
         An entry of x that is NaN is missing and noised as 0; the model leaves it out, or refuses.
         """
         self.register()

@@ -2,21 +2,23 @@ r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.contexts import GivenContext
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
-from pyro_mdm.pretrained import load_folder, save_folder
+from pyro_mdm.pretrained import PretrainedError, load_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.support.checks import (
@@ -56,13 +58,16 @@ class DiffusionModel(Registered):
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
             for the Markov chain on that grid (its density is exact, so importance weights are).
         plate: name of its own plate of the batch, the guide's too.
+        context: of a model of x given c, see :mod:`pyro_mdm.contexts`; None for a model of x.
 
     Raises:
         TypeError: parts of another kind, swapped, or classes instead of objects.
-        ValueError: an event shape that no network takes or that is not the score's, none at all, or
-            a chain of a diffusion without closed-form kernels. On call: data of another shape or
-            precision than the network's, on another device, empty or not finite; a start time
-            whose noise the precision does not resolve.
+        ValueError: a network that is told contexts of another size, or none that the model has, or
+            the reverse; a context of a diffusion that has a latent one; an event shape that no
+            network takes or that is not the score's, none at all, or a chain of a diffusion without
+            closed-form kernels. On call: data of another shape or precision than the network's, on
+            another device, empty or not finite; a context that is missing, or of other data; a
+            start time whose noise the precision does not resolve.
 
     Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
     given; before them ``"context"`` (*batch, size), where the diffusion depends on one.
@@ -79,6 +84,7 @@ class DiffusionModel(Registered):
         sampler: Callable[..., Tensor] | None = None,
         times: int | Tensor | None = None,
         plate: str = "data",
+        context: GivenContext | None = None,
     ) -> None:
         super().__init__()
         check_parts(diffusion, score, likelihood, sampler)
@@ -100,9 +106,12 @@ class DiffusionModel(Registered):
         self.sampler = default_sampler(diffusion, score) if sampler is None else sampler
         self.times = times
         self.plate = plate
+        check_context(context, diffusion, score)
+        self.context = context
 
     def arguments(self) -> dict[str, Any]:
-        return {
+        ours = {} if self.context is None else {"context": self.context}
+        return ours | {
             "diffusion": self.diffusion,
             "score": self.score_function,
             "likelihood": self.likelihood,
@@ -127,9 +136,15 @@ class DiffusionModel(Registered):
         earlier one. Nothing is pickled.
 
         Raises:
-            PretrainedError: something without a name, such as a lambda, or two classes of one name.
+            PretrainedError: something without a name, such as a lambda, or two classes of one name;
+                a model of data whose context is given.
             OSError: the files cannot be written; earlier ones are as they were.
         """
+        if self.score_function.told is not None:
+            raise PretrainedError(
+                "this is the model of data whose context is given, expected that of any context; "
+                "save the model that was conditioned, and condition it when it is read"
+            )
         save_folder(self, folder)
 
     @classmethod
@@ -210,15 +225,70 @@ class DiffusionModel(Registered):
         return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
-        """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
+        """The law of the generative path of one datum, or of data with latent contexts
+        (*batch, size)."""
+        self._check_given()
         if self.times is None:
             diffusion, score = self.given(context)
             return GenerativePath(diffusion, score, self.event_shape, sampler=self.sampler)
         times = grid_times(self.diffusion, self.times)
         return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
 
+    def given_context(self, context: Any, *, drop: bool = False) -> DiffusionModel:
+        """The model of data with these contexts, (*shape) of one or (*batch, *shape), with the
+        parameters of this one; itself for None.
+
+        Args:
+            drop: hide them from a part of the data, as training does.
+
+        Raises:
+            TypeError, ValueError: contexts that there cannot be, or of a model that has none.
+        """
+        if context is None:
+            return self
+        found, ours = self.checked_context(context), cast(Any, self.context)
+        told = ours.encode(found)
+        if drop and told.dim() > 1:
+            told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
+        score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
+        return self._with_score(score, context=None)
+
+    def checked_context(self, context: Any) -> Tensor:
+        """Contexts (*batch, *shape) as a tensor.
+
+        Raises:
+            TypeError, ValueError: contexts that there cannot be, or of a model that has none.
+        """
+        if self.context is None:
+            known = self.score_function.told is not None
+            fix = "condition the model of any context" if known else "make it with Labels(10)"
+            raise ValueError(
+                f"context is {describe(context)}, but the model "
+                f"{'has been given its context already' if known else 'is one of x alone'}; leave "
+                f"context out, or {fix}"
+            )
+        return self.context.check(context)
+
+    def for_rows(self, rows: Tensor) -> DiffusionModel:
+        """The model of the data of these indices (m,), where it differs between data; else itself.
+
+        For a model whose context, or what is observed, is given for each of n data.
+        """
+        score = self.score_function.for_rows(rows)
+        return self if score is self.score_function else self._with_score(score)
+
+    def _with_score(self, score: Score, **modules: Any) -> DiffusionModel:
+        """The same with another score, of the same parameters."""
+        new = copy.copy(self)
+        new.__dict__ = dict(self.__dict__)
+        new._modules = {**self._modules, "score_function": score}
+        for name, module in modules.items():
+            new._modules.pop(name, None)
+            new.__dict__[name] = module
+        return new
+
     def given(self, context: Tensor | None) -> tuple[Any, Any]:
-        """Diffusion and score of data with contexts (*batch, size); as they are for None."""
+        """Diffusion and score of data with latent contexts (*batch, size); as they are for None."""
         if context is None:
             return self.diffusion, self.score_function
         return self.diffusion.given(context), self.score_function.given_context(context)
@@ -233,6 +303,7 @@ class DiffusionModel(Registered):
     def forward(
         self,
         x: Tensor | None = None,
+        given: Any = None,
         *,
         batch_size: int | None = None,
         num_data: int | None = None,
@@ -243,6 +314,9 @@ class DiffusionModel(Registered):
             x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
                 have their sizes before the batch's. Entries that are NaN are missing: a denoiser
                 that is told maps leaves them out (:meth:`for_present`), others refuse them.
+            given: the contexts of these data, (batch, *shape), or one for all, (*shape), where the
+                model has a context. In training mode they are hidden from a part of the data
+                (:class:`~pyro_mdm.contexts.GivenContext`).
             batch_size: number of data to generate; by default the size of the plate around it.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
@@ -250,10 +324,15 @@ class DiffusionModel(Registered):
             x, (batch, *event_shape).
 
         Raises:
-            ValueError: x of another shape, sizes of batch and plates that disagree, or a guide over
-                another diffusion.
+            ValueError: x of another shape, sizes of batch and plates that disagree, contexts that
+                are missing or of other data, or a guide over another diffusion.
         """
         self.register()
+        if given is not None:
+            return self.given_context(given, drop=self.training)._run(x, batch_size, num_data)
+        return self._run(x, batch_size, num_data)
+
+    def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)
         present, known = self, x
         if x is not None:
@@ -290,7 +369,27 @@ class DiffusionModel(Registered):
         with torch.no_grad():
             square = torch.where(x.isnan(), 0, x).square().mean()
             check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
+            self._check_context(x)
             self.score_function.check_data(x)
+
+    def _check_given(self) -> None:
+        """Whether the context is given, if the model has one."""
+        if self.context is not None:
+            raise ValueError(
+                f"the model is one of x given a context, {type(self.context).__name__}, and none "
+                "is given; pass it to the program, model(x, given=c), or use condition(model, "
+                "context=c)"
+            )
+
+    def _check_context(self, x: Tensor) -> None:
+        """Whether what is told is told of these data."""
+        self._check_given()
+        told, lead = self.score_function.told, x.shape[: x.dim() - len(self.event_shape)]
+        if told is not None and told.dim() > 1 and told.shape[:-1] != lead[1 - told.dim() :]:
+            raise ValueError(
+                f"contexts are of {tuple(told.shape[:-1])} data and x of {tuple(lead)}, expected "
+                "one for each; give the contexts of these data, or one for all"
+            )
 
 
 @singledispatch
@@ -337,6 +436,29 @@ def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any
         raise TypeError(
             f"sampler is {describe(sampler)}, expected one with its number of steps; pass "
             "sampler=ExponentialIntegrator(25) of pyro_mdm.samplers, or leave it out"
+        )
+
+
+def check_context(context: Any, diffusion: Any, score: Any) -> None:
+    """Raises unless the network is told what the model is given."""
+    size = getattr(score.network, "context_size", 0)
+    if context is None:
+        if size and score.told is None:
+            raise ValueError(
+                f"the network is told a context of {size} numbers and the model has none; pass "
+                f"context=Labels({size}), or build the network without context"
+            )
+        return
+    check_instance("context", context, GivenContext, "e.g. Labels(10)")
+    if diffusion.context is not None:
+        raise ValueError(
+            f"{type(diffusion).__name__} has a latent context of its own, and the model is given "
+            f"one, {type(context).__name__}; use a diffusion without, or leave context out"
+        )
+    if size not in (0, context.size):
+        raise ValueError(
+            f"the network is told a context of {size} numbers, and {type(context).__name__} has "
+            f"{context.size}; build the network with context={context.size}"
         )
 
 

@@ -42,8 +42,17 @@ from models import (
 )
 from models import mnist as mnist_module
 from models.base import FileImages, ImageProblem
-from models.files import Published, cached, idx_images, python_command, spread, unpickle_arrays
+from models.files import (
+    Published,
+    cached,
+    idx_images,
+    idx_labels,
+    python_command,
+    spread,
+    unpickle_arrays,
+)
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
+from pyro_mdm.contexts import Labels
 
 Array = NDArray[Any]
 
@@ -67,7 +76,13 @@ def md5(data: bytes) -> str:
 def write_idx(path: Path, images: Array) -> None:
     """Big-endian: two zero bytes, type 8 (unsigned byte), number of sizes, sizes, values."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape) + images.tobytes())
+    sizes = struct.pack(f">{images.ndim}I", *images.shape)
+    path.write_bytes(struct.pack(">BBBB", 0, 0, 8, images.ndim) + sizes + images.tobytes())
+
+
+def labels_of(images: Array) -> Array:
+    """All of 0, 1, 2, and another for an image than for those beside it."""
+    return (np.arange(len(images)) % 3).astype(np.uint8)
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
@@ -100,7 +115,8 @@ def cifar_batch(images: Array, number: int) -> dict[str, Any]:
     rows = np.stack([np.concatenate([plane.ravel() for plane in image]) for image in images])
     names = [f"photo_s_{i:06}.png" for i in range(len(images))]
     label = f"training batch {number} of 5"
-    return {"batch_label": label, "labels": [3] * len(images), "data": rows, "filenames": names}
+    labels = labels_of(images).tolist()
+    return {"batch_label": label, "labels": labels, "data": rows, "filenames": names}
 
 
 def png(image: Array) -> bytes:
@@ -155,9 +171,11 @@ def small_mnist(root: Path, patch: pytest.MonkeyPatch) -> Small:
     folder = root / "MNIST" / "raw"
     write_idx(folder / "train-images-idx3-ubyte", train[:, 0])
     write_idx(folder / "t10k-images-idx3-ubyte", test[:, 0])
+    write_idx(folder / "train-labels-idx1-ubyte", labels_of(train))
+    write_idx(folder / "t10k-labels-idx1-ubyte", labels_of(test))
 
     def check_again() -> None:
-        for constant in ("TRAIN", "TEST"):
+        for constant in ("TRAIN", "TEST", "TRAIN_LABELS", "TEST_LABELS"):
             name = getattr(mnist_module, constant).name
             path = folder / name
             published = Published(name, md5(path.read_bytes()), size=path.stat().st_size)
@@ -176,9 +194,10 @@ def small_fashion(root: Path, patch: pytest.MonkeyPatch, *, debian: bool = False
     patch.setattr(fashion_mnist, "DEBIAN", packed)
     for name, images in (("train", train), ("t10k", test)):
         write_idx(raw / f"{name}-images-idx3-ubyte", images[:, 0])
+        write_idx(raw / f"{name}-labels-idx1-ubyte", labels_of(images))
 
     def check_again() -> None:
-        for constant in ("TRAIN", "TEST"):
+        for constant in ("TRAIN", "TEST", "TRAIN_LABELS", "TEST_LABELS"):
             name = getattr(fashion_mnist, constant).name
             content = (raw / name).read_bytes()
             published = Published(name, md5(content), size=len(content))
@@ -473,6 +492,33 @@ def test_fashion_mnist_of_the_data_folder_comes_before_debians(make):
     assert same(small.load().train, small.train)  # the test images are Debian's
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion", "fashion, Debian", "cifar10"])
+def test_labels_are_those_of_the_images_of_each_part(name, make):
+    small = make(name)
+    problem = small.load(holdout=True)
+    problem.condition_on("labels")
+    (train, held, test) = (problem.part(part) for part in ("train", "validation", "test"))
+    expected = labels_of(small.train)
+    kept = [i for i in range(30) if i not in small.held_out]
+    for part, images, labels in (
+        (train, small.train[kept], expected[kept]),
+        (held, small.train[small.held_out], expected[small.held_out]),
+        (test, small.test, labels_of(small.test)),
+    ):
+        assert same(part.data, images) and part.context.tolist() == labels.tolist()
+    assert isinstance(problem.context, Labels) and problem.context.num_classes == 3
+
+
+def test_labels_of_a_damaged_file_are_refused(make):
+    small = make("mnist")
+    small.file.with_name("t10k-labels-idx1-ubyte").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is damaged or another file"):
+        small.load().condition_on("labels")
+    images = struct.pack(">4i", 0x803, 1, 2, 2) + bytes(4)
+    with pytest.raises(DataError, match="expected an IDX file of labels, unsigned bytes of one"):
+        idx_labels(images, "a file")
+
+
 def test_what_is_no_file_of_images_is_named():
     header = struct.pack(">4i", 0x803, 2, 28, 28)
     whole = header + bytes(2 * 28 * 28)
@@ -643,7 +689,8 @@ def test_pickles_of_newer_pythons_are_read_too(order, protocol, tmp_path):
             unpickle_arrays(path)
     else:
         arrays = unpickle_arrays(path)
-        assert arrays.keys() == {"data"} and np.array_equal(arrays["data"], rows)
+        assert arrays.keys() == {"data", "labels"} and np.array_equal(arrays["data"], rows)
+        assert arrays["labels"].tolist() == [1, 2]
 
 
 def test_arrays_of_objects_are_refused(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("support", "randomness"),
-    ("networks",),
+    ("networks", "contexts"),
     ("diffusions",),
     ("likelihoods",),
     ("scores",),
@@ -29,6 +29,7 @@ FLOORS = (
     ("guide", "conditioning", "imputation"),
     ("elbo", "distribution"),
     ("evaluation",),
+    ("amortized",),
     ("plots",),
 )
 """The library's rooms from the ground up."""

@@ -57,8 +57,9 @@ def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -
     x = next((found[name] for name in ("train", "images", "points", "x") if name in found), None)
     if x is None:
         x = torch.randn(16, *model.event_shape)
-    assert torch.isfinite(elbo_terms(model, guide, x).elbo).all()  # type: ignore[arg-type]
-    assert torch.isfinite(MDM_ELBO()(model, guide)(x))
+    given = [] if model.context is None else [found["labels"]]
+    assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()  # type: ignore[arg-type]
+    assert torch.isfinite(MDM_ELBO()(model, guide)(x, *given))
 
 
 # -- what one brings oneself -----------------------------------------------------------------------

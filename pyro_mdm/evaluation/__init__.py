@@ -14,6 +14,7 @@ and what more network calls make small; the standard error is over the data and 
 """
 
 from pyro_mdm.evaluation.bounds import Bound, bound
+from pyro_mdm.evaluation.classification import ClassPosterior, class_posterior
 from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
@@ -22,12 +23,14 @@ from pyro_mdm.evaluation.path_information import PathInformation, path_informati
 
 __all__ = [
     "Bound",
+    "ClassPosterior",
     "Comparison",
     "Difference",
     "Estimate",
     "PathInformation",
     "Weighted",
     "bound",
+    "class_posterior",
     "compare",
     "evidence_lower_bound",
     "importance_weighted",

@@ -163,8 +163,9 @@ def _averaged(
     with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
         for part in torch.arange(n).split(batch_size):
             chosen = x[part.to(x.device)]
+            of_part = model.for_rows(part) if isinstance(model, DiffusionModel) else model
             for _ in range(draws):
-                drawn = _terms(model, guide, chosen)
+                drawn = _terms(of_part, guide, chosen)
                 total[:, part] += drawn
                 square[:, part] += drawn.square()
                 bar.update(len(part))

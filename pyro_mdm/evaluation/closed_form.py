@@ -255,8 +255,8 @@ class ClosedFormComparison:
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                diffusion, score = self._given(model, x[here], seed)
-                h = score.for_rows(datum[here]).integrand(
+                diffusion, score = self._given(model, datum[here], seed)
+                h = score.integrand(
                     diffusion,
                     diffusion.coordinates(x[here]),
                     level[here].clamp(*ends),
@@ -286,11 +286,11 @@ class ClosedFormComparison:
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
-                diffusion, score = self._given(model, x, seed)
+                diffusion, score = self._given(model, datum, seed)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
-                law = model.likelihood(diffusion, score.for_rows(datum), y)
+                law = model.likelihood(diffusion, score, y)
                 found[m, part] = law.log_prob(x).double().cpu()
         return self.share.sum(found)
 
@@ -326,12 +326,13 @@ class ClosedFormComparison:
         """Of a part of the work, for all models and processes alike."""
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
-    def _given(self, model: DiffusionModel, x: Tensor, seed: int) -> tuple[Any, Any]:
-        """Diffusion and score at a draw of the context, if there is one, by torch's generator,
-        which :func:`compare` gives back as it was."""
-        if self.latent:
-            torch.manual_seed(seed)
-        found = given_draw(model, x)
+    def _given(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
+        """Diffusion and score of the data of these indices (m,); at a draw of the latent context,
+        if there is one, by torch's generator, which :func:`compare` gives back as it was."""
+        if model.diffusion.context is None:
+            return model.diffusion, model.score_function.for_rows(datum)
+        torch.manual_seed(seed)
+        found = given_draw(model, self.x[datum])
         return found.diffusion, found.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:

@@ -59,9 +59,11 @@ def probability_flow(
         )
     calls = 0
 
-    def log_weight(chosen: Tensor) -> Tensor:
+    def log_weight(rows: Tensor) -> Tensor:
         nonlocal calls
-        found, taken = flow_weight(model, guide.law(chosen.double()), chosen, solver)
+        chosen = x[rows]
+        law = guide.law(chosen.double())
+        found, taken = flow_weight(model.for_rows(rows), law, chosen, solver)
         calls = max(calls, taken)
         return found
 

@@ -73,8 +73,10 @@ def importance_weighted(
     check_count("samples", samples, "the number of paths for each datum")
     chain = chain_of(model, times)
 
-    def log_weight(chosen: Tensor) -> Tensor:
-        return path_weight(model, chain, guide.law(chosen.double(), chain.times), chosen)
+    def log_weight(rows: Tensor) -> Tensor:
+        chosen, known = x[rows], model.for_rows(rows)
+        of_rows = chain if known is model else chain_of(known, chain.times)
+        return path_weight(known, of_rows, guide.law(chosen.double(), chain.times), chosen)
 
     grid = chain.times
     size = len(grid) * model.diffusion.num_variables * math.prod(model.event_shape)
@@ -95,7 +97,7 @@ def draw_weights(
     """Log-weights (samples, n) float64 of data x (n, *event_shape), in memory that is bounded.
 
     Args:
-        log_weight: of one draw for each of some data, (m, *event_shape) -> (m,) nats.
+        log_weight: of one draw for each of the data of some indices, (m,) -> (m,) nats.
         size: how many numbers a draw of one datum takes.
     """
     n = len(x)
@@ -104,7 +106,7 @@ def draw_weights(
     with progress_bar(samples * n, "weighing", "draws", shown=progress) as bar:
         for k, part in enumerate(parts):
             with randomness.piece(0, 1, seed * len(parts) + k):
-                weights[part] = log_weight(x[part.to(x.device) % n]).cpu()
+                weights[part] = log_weight(part.to(x.device) % n).cpu()
             bar.update(len(part))
     return weights.reshape(samples, n)
 

@@ -96,7 +96,7 @@ def step_size_bias(
             with seeded.piece(0, 1, _seed(seed, m, k)):
                 law: Any = guide.law(x[part])
                 step = 1 / law.simulation.steps()
-                found[m, part] = _halved(model, law)
+                found[m, part] = _halved(model.for_rows(part), law)
     return StepSizeBias(step, *Measured.of(found.mean(0)))
 
 
@@ -174,8 +174,8 @@ class _Rounds:
     def _draw(
         self, part: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor
     ) -> None:
-        model, diffusion, device = self.model, self.model.diffusion, self.x.device
-        x = self.x[part.to(device)]
+        device, diffusion = self.x.device, self.model.diffusion
+        model, x = self.model.for_rows(part), self.x[part.to(device)]
         law: Any = self.guide.law(x)
         path = law.rsample()
         y = path.squeeze(1)

@@ -30,7 +30,7 @@ asked.
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
 ``grid`` by name (:data:`GRIDS`), as times, or as a function. Where none is chosen it is
-:func:`default_sampler`.
+:func:`default_sampler`. :class:`Guided` is any of them with classifier-free guidance.
 
 A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
 default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
@@ -52,6 +52,7 @@ from pyro_mdm.samplers.grids import (
     quadratic_grid,
     simulation_grid,
 )
+from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE
@@ -63,6 +64,7 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialIntegrator",
     "GRIDS",
+    "Guided",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Sampler",

@@ -76,7 +76,8 @@ class Score(Restorable, ExactBuffers, ABC):
             raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
         self._times = value
 
-    _told_context: Tensor | None = None
+    _context_told: Tensor | None = None
+    _knows_unknown: bool = False
     autocast_dtype: torch.dtype | None = None
     """Mixed precision: the network, and nothing else, runs under autocast to this type."""
 
@@ -180,22 +181,53 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         return self
 
-    def given_context(self, context: Tensor | None) -> Any:
-        """The score whose network is told contexts (*batch, size) of the data; None: of none.
+    @property
+    def told(self) -> Tensor | None:
+        """What the network is told of contexts, (size,) for all data or (*batch, size)."""
+        return self._context_told
 
-        They follow the other channels of the network's input, the same for all pixels.
+    def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
+        """The score whose network is told contexts, (size,) or (*batch, size); None: of none.
+
+        A network with a ``context_size`` is called with them; for any other they follow the other
+        channels of its input, the same for all pixels. See :mod:`pyro_mdm.contexts`.
+
+        Args:
+            knows_unknown: whether the network was trained on data whose context it is not told.
         """
         known = copy.copy(self)
         known.__dict__ = dict(self.__dict__)
-        known._told_context = context
+        known._context_told, known._knows_unknown = context, knows_unknown
         return known
+
+    def without_context(self) -> Any:
+        """The score of data whose context is not known.
+
+        Raises:
+            ValueError: no context is given, or the network was never trained without.
+        """
+        told = self.told
+        if told is None or not self._knows_unknown:
+            why = "the score is of no context" if told is None else "the network always knew it"
+            raise ValueError(
+                f"what a network says where the context is not known is asked for, and {why}; "
+                "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
+                "condition it on a context"
+            )
+        return self.given_context(told.new_zeros(told.shape[-1]), knows_unknown=True)
 
     def for_rows(self, rows: Tensor) -> Score:
         """The score of the data of these indices (m,), among those that it differs between.
 
-        Itself, unless what is observed differs from datum to datum.
+        Itself, unless contexts, or what is observed, differ from datum to datum.
         """
-        return self
+        if self._context_told is None or self._context_told.dim() == 1:
+            return self
+        told = self._context_told.reshape(-1, self._context_told.shape[-1])
+        chosen: Score = self.given_context(
+            told[rows.to(told.device)], knows_unknown=self._knows_unknown
+        )
+        return chosen
 
     def check_data(self, x: Tensor) -> None:
         """Raises ValueError for data (*batch, *event_shape) that it cannot be asked about."""
@@ -400,13 +432,12 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         else:
             lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
-        if self._told_context is not None:
-            flat = torch.cat([flat, _context_channels(self._told_context, flat)], 1)
+        flat, *context = self._with_context(flat)
         if self.autocast_dtype is None:
-            out = self.network(flat, lam)
+            out = self.network(flat, lam, *context)
         else:
             with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
-                out = self.network(flat, lam)
+                out = self.network(flat, lam, *context)
         channels = factor * event[0] if channels is None else channels
         expected = (flat.shape[0], channels, *event[1:])
         if not isinstance(out, Tensor) or out.shape != expected:
@@ -418,6 +449,23 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         self._check_output(out)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])
+
+    def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The network's inputs (n, C, *spatial) with what it is told of contexts: as a tensor of
+        its own, (n, size), or as channels."""
+        size, told = getattr(self.network, "context_size", 0), self._context_told
+        if told is None and not size:
+            return (inputs,)
+        if told is None:
+            raise ValueError(
+                f"the network is told a context of {size} numbers, and none is given; pass it to "
+                "the program, model(x, given=c), or use condition(model, context=c)"
+            )
+        rows = _rows_of_context(told, inputs)
+        if size:
+            return inputs, rows
+        channels = rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2))
+        return (torch.cat([inputs, channels.expand(-1, -1, *inputs.shape[2:])], 1),)
 
     def _check_output(self, out: Tensor) -> None:
         """Weights that are NaN are named; what finite ones return is the caller's to judge."""
@@ -449,16 +497,15 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
     return torch.cat([inputs, channels], 1), average.to(inputs.dtype)
 
 
-def _context_channels(context: Tensor, inputs: Tensor) -> Tensor:
-    """Contexts (*batch, size) as channels of inputs (n, C, *spatial), (n, size, *spatial)."""
+def _rows_of_context(context: Tensor, inputs: Tensor) -> Tensor:
+    """Contexts (size,) or (*batch, size) of each of the inputs (n, …), (n, size)."""
     rows, n = context.reshape(-1, context.shape[-1]).to(inputs), len(inputs)
     if n % len(rows):
         raise ValueError(
             f"contexts are of {len(rows)} data and the network is asked about {n}, expected one "
             "for each; give the score the contexts of these data"
         )
-    rows = rows.repeat(n // len(rows), 1)
-    return rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2)).expand(-1, -1, *inputs.shape[2:])
+    return rows.repeat(n // len(rows), 1)
 
 
 def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:

@@ -61,22 +61,24 @@ def check_network(name: str, network: Any, *others: type) -> None:
             f"{name} is {describe(network)}, expected a torch.nn.Module, such as MLP or UNet of "
             f"pyro_mdm.networks; {call}, and comes before data"
         )
-    if not _takes_two(network):
+    number = 3 if getattr(network, "context_size", 0) else 2
+    if not _takes(network, number):
+        third = ", and with the context as a third" if number == 3 else ""
         raise TypeError(
-            f"{name} is {describe(network)}, which does not take two arguments; {call}: write a "
-            "module whose forward takes both"
+            f"{name} is {describe(network)}, which does not take {number} arguments; {call}{third}"
+            ": write a module whose forward takes them"
         )
 
 
-def _takes_two(network: Any) -> bool:
-    """Whether a callable can be called with two arguments, as far as its signature tells."""
+def _takes(network: Any, number: int) -> bool:
+    """Whether a callable can be called with so many arguments, as far as its signature tells."""
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         signature = inspect.signature(call)
     except (TypeError, ValueError):
         return True
     try:
-        signature.bind(None, None)
+        signature.bind(*[None] * number)
     except TypeError:
         return False
     return True

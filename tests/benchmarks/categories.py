@@ -57,9 +57,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     law = (2 * torch.randn(256, generator=generator)).softmax(0)
     grid = torch.cartesian_prod(*[torch.arange(n) for n in SIZES])
-    train, test = (
-        grid[torch.multinomial(law, n, True, generator=generator)] for n in (20_000, 4_000)
-    )
+    chosen = torch.multinomial(law, 24_000, True, generator=generator)
+    train, test = grid[chosen].split([20_000, 4_000])
     known = law.log()[(test * torch.tensor([32, 4, 1])).sum(1)].mean()
     print(f"log probability {known:.4f}")
     by_frequency = [
@@ -74,12 +73,9 @@ def main() -> None:
         x = in_model_space(recoded(test, orders))
         found = bound(model, guide, x, draws=16)
         independent = model.score_function.baseline_log_prob(x).mean()
-        error = found.monte_carlo_error
-        print(
-            f"{name}: bound {found.elbo.mean:.4f} ± {error:.4f}, gap {known - found.elbo.mean:.4f}; "
-            f"independent columns {independent:.4f}",
-            flush=True,
-        )
+        value, error = found.elbo.mean, found.monte_carlo_error
+        told = f"{name}: bound {value:.4f} ± {error:.4f}, {known - value:.4f} below"
+        print(f"{told}; independent columns {independent:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""Simulation-based inference: the posterior of a simulator, for any data, sampled and scored.
+
+    python -m inference.posterior --simulator two_moons
+    python -m inference.posterior --simulator mine.py:program --latent [theta] --observed [x]
+
+A simulator is a Pyro program without arguments, which draws its parameters and its data. A
+diffusion model of the parameters given the data learns from simulations alone
+(:mod:`pyro_mdm.amortized`). Printed are the log density of the true parameters of new simulations,
+beside the exact one where it is known, and whether ranks of true parameters among draws are
+uniform, as they must be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference.checkpoints import write_atomically
+from inference.cli import check_positive, command_line
+from inference.names import find, short_name, slug
+from inference.output import aligned, check_out, png
+from inference.simulators import Simulator
+from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, simulate
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["posterior"]
+
+DRAWS = 99
+"""Of each posterior for its ranks, which then fall evenly into ten bins."""
+
+SHOWN, POINTS = 3, 1000
+"""Data whose posteriors are drawn, and points of each."""
+
+
+def posterior(
+    simulator: str = "two_moons",
+    latent: list[str] | None = None,
+    observed: list[str] | None = None,
+    simulations: int = 10_000,
+    steps: int = 5_000,
+    batch_size: int = 256,
+    learning_rate: float = 2e-3,
+    scored: int = 200,
+    calibration: int = 500,
+    vectorized: bool = True,
+    out: Path | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> AmortizedPosterior:
+    """Learn p(θ | x) of a simulator from its draws, score it and check its calibration.
+
+    Args:
+        simulator: two_moons, linear_gaussian, module:Name or file.py:Name, a Pyro program without
+            arguments or a Simulator.
+        latent: names of the sites that are parameters; needed for a program of your own.
+        observed: names of the sites that are data; needed for a program of your own.
+        simulations: how many draws are learned from.
+        steps: of training.
+        batch_size: simulations of a step.
+        learning_rate: at its highest.
+        scored: new simulations whose true parameters are scored.
+        calibration: new simulations whose true parameters are ranked.
+        vectorized: false for a program that cannot be run in a plate.
+        out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
+        seed: of all of it.
+        overwrite: replace ``out`` if it exists.
+    """
+    check_positive(
+        simulations=simulations,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        scored=scored,
+        calibration=calibration,
+    )
+    chosen = _simulator(simulator, latent, observed)
+    out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
+    check_out(out, (".png",), overwrite=overwrite)
+    found = AmortizedPosterior.fit(
+        chosen.program,
+        chosen.latent,
+        chosen.observed,
+        simulations=simulations,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        vectorized=vectorized,
+        seed=seed,
+        progress=True,
+    )
+    truth = simulate(chosen.program, scored, seed=seed + 1, vectorized=vectorized)
+    density = found.log_prob(truth, truth, seed=seed)
+    ranks = calibrate(
+        found, chosen.program, calibration, DRAWS, vectorized=vectorized, seed=seed + 2
+    )
+    print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
+    print(_scores(density.value, chosen, truth))
+    print(_calibration(ranks))
+    few = {name: value[:SHOWN] for name, value in truth.items()}
+    drawn = found.sample(few, POINTS, seed=seed)
+    write_atomically(out, png(_figure(few, drawn)))
+    print(out)
+    return found
+
+
+def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) -> Simulator:
+    found: Any = find("simulator", name)
+    if isinstance(found, Simulator):
+        ours = found._asdict()
+        given = {"latent": latent, "observed": observed}
+        return Simulator(**ours | {k: tuple(v) for k, v in given.items() if v is not None})
+    if not callable(found):
+        raise TypeError(
+            f"--simulator {name} is {found!r}, expected a Pyro program without arguments, or a "
+            "Simulator of inference.simulators"
+        )
+    if latent is None or observed is None:
+        raise ValueError(
+            f"--simulator {name} is a program of your own, of which parameters and data are not "
+            "known; name their sites, e.g. --latent [theta] --observed [x]"
+        )
+    return Simulator(found, tuple(latent), tuple(observed))
+
+
+def _scores(value: Tensor, simulator: Simulator, truth: dict[str, Tensor]) -> str:
+    """Mean log densities of true parameters, and what is lost, where that is known."""
+    rows = [["log density of the truth, nats", str(Measured.of(value))]]
+    if simulator.log_posterior is not None:
+        exact = simulator.log_posterior(truth).double()
+        rows += [
+            ["of the exact posterior", str(Measured.of(exact))],
+            ["exact less ours, paired: the divergence", str(Measured.of(exact - value))],
+        ]
+    return aligned(rows)
+
+
+def _calibration(found: Calibration) -> str:
+    n = len(next(iter(found.ranks.values())))
+    values = ", ".join(
+        f"{name} {' '.join(f'{p:.2g}' for p in values.reshape(-1).tolist())}"
+        for name, values in found.p_values().items()
+    )
+    word = "uniform, as far as that tells" if found.smallest > 0.05 else "NOT uniform"
+    return (
+        f"ranks of the truth among {found.draws} draws, {n} simulations: {word} (p-values of a χ² "
+        f"test: {values}; smallest times their number {found.smallest:.2g})"
+    )
+
+
+def _figure(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> Figure:
+    """Draws of the first two parameters of each datum, and the truth."""
+    points = torch.cat([v.reshape(*v.shape[:2], -1) for v in drawn.values()], -1)
+    known = torch.cat([truth[name].reshape(len(points), -1) for name in drawn], -1)
+    figure = Figure((3.4 * len(points), 3.4), dpi=110, layout="constrained")
+    for i, axes in enumerate(figure.subplots(1, len(points), squeeze=False)[0]):
+        if points.shape[-1] == 1:
+            axes.hist(points[i, :, 0].numpy(), bins=50, color="C0", density=True)
+            axes.axvline(float(known[i, 0]), color="C1", label="truth")
+        else:
+            axes.plot(points[i, :, 0], points[i, :, 1], "C0.", ms=2, alpha=0.5, label="draws")
+            axes.plot(known[i, 0], known[i, 1], "C1*", ms=12, label="truth")
+            axes.set_ylabel("θ_1")
+        axes.set_xlabel("θ_0")
+        axes.set_title(f"datum {i + 1}", fontsize=9)
+    axes.legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    command_line(posterior, unnamed="simulator")

@@ -1,0 +1,285 @@
+r"""What is known of each datum beside itself, and how a network is told: labels, vectors, anything.
+
+A model of x given c is a :class:`~pyro_mdm.DiffusionModel` with a ``context``. c is the second
+argument of both programs, ``svi.step(x, c)``, so it may be a site of a program around them. The
+bound is then one on log p(x | c); nothing else changes, for the guide noises x alone. Models of
+data whose c is known, for samples and bounds, are those of :func:`~pyro_mdm.condition`.
+
+A network is told c as numbers, ``size`` of them: further channels of its inputs, the same for all
+pixels, which come last. A network of one's own that has an attribute ``context_size`` is called as
+``network(inputs, log_snr, context)`` instead, with context (n, context_size).
+
+Not to know c is a context too (``unknown``), told as zeros. A network learns it where some data
+have it, or by ``dropout``, which hides c from a part of each batch. Then it is a model of x as
+well, and samples can be guided (:class:`~pyro_mdm.samplers.Guided`; Ho & Salimans, "Classifier-Free
+Diffusion Guidance", 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import randomness
+from pyro_mdm.support.checks import (
+    check_count,
+    check_instance,
+    check_number,
+    describe,
+    real_tensor,
+    tensor_device,
+)
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["EncodedContext", "GivenContext", "Labels", "Vectors"]
+
+
+class GivenContext(Restorable, nn.Module, ABC):
+    """A context c of each datum, of shape (*batch, *shape), and what a network is told of it.
+
+    Args:
+        shape: of one c.
+        size: how many numbers the network is told.
+        dropout: the part of the data of which, in training, it is told that c is not known. Their
+            part of the objective is a bound on log p(x).
+
+    Raises:
+        ValueError: a dropout that is not in [0, 1).
+    """
+
+    def __init__(self, shape: tuple[int, ...], size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= check_number("dropout", dropout, "a part of the data, e.g. 0.1") < 1:
+            raise ValueError(f"dropout is {dropout}, expected a number in [0, 1), e.g. 0.1")
+        self.shape, self.size, self.dropout = shape, size, float(dropout)
+
+    @property
+    @abstractmethod
+    def unknown(self) -> Tensor:
+        """The c that says nothing, (*shape)."""
+
+    @abstractmethod
+    def known(self, context: Tensor) -> Tensor:
+        """Whether c is known, bool (*batch), for contexts (*batch, *shape)."""
+
+    @abstractmethod
+    def numbers(self, context: Tensor) -> Tensor:
+        """What a network is told of contexts that are known, (n, *shape) -> (n, size)."""
+
+    def check(self, context: Any) -> Tensor:
+        """Contexts (*batch, *shape) as a tensor.
+
+        Raises:
+            TypeError, ValueError: another kind of value, another shape, or values that c cannot
+                have.
+        """
+        found = torch.as_tensor(context)
+        tail = found.shape[max(found.dim() - len(self.shape), 0) :]
+        if tuple(tail) != self.shape:
+            raise ValueError(
+                f"context has shape {tuple(found.shape)}, expected {self._shapes}; one for each "
+                "datum, or one for all"
+            )
+        return found
+
+    @property
+    def _shapes(self) -> str:
+        return f"({', '.join(['*batch', *map(str, self.shape)])})"
+
+    def encode(self, context: Any) -> Tensor:
+        """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known."""
+        found = self.check(context)
+        batch = found.shape[: found.dim() - len(self.shape)]
+        flat = found.reshape(-1, *self.shape)
+        known = self.known(flat)
+        safe = torch.where(known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat))
+        told = self.numbers(safe)
+        if told.shape != (len(flat), self.size):
+            raise ValueError(
+                f"what is told of {len(flat)} contexts has shape {tuple(told.shape)}, expected "
+                f"({len(flat)}, {self.size}); give {type(self).__name__} the size of its encoder"
+            )
+        return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
+
+    def drop(self, told: Tensor) -> Tensor:
+        """The same with the rows of a part :attr:`dropout` of the data (n, size) at 0."""
+        if not self.dropout:
+            return told
+        u = randomness.uniform((len(told), 1), told.dtype, told.device)
+        return told * (u >= self.dropout).to(told)
+
+    def settings(self) -> dict[str, Any]:
+        return {"size": self.size, "dropout": self.dropout}
+
+
+class Labels(GivenContext):
+    """One of ``num_classes`` classes, 0, 1, …, as a whole number; -1 where it is not known.
+
+    Args:
+        num_classes: at least 2.
+        dropout: see :class:`GivenContext`.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel, condition
+        >>> from pyro_mdm.networks import MLP
+        >>> x, labels = torch.randn(100, 3), torch.randint(4, (100,))
+        >>> score = Denoiser.fit(MLP(3 + 4, out_features=3), x)
+        >>> model = DiffusionModel(VPSDE(), score, context=Labels(4, dropout=0.1))
+        >>> condition(model, context=2)(batch_size=5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
+        check_count("num_classes", num_classes, "the number of classes", 2)
+        super().__init__((), num_classes, dropout)
+        self.num_classes = num_classes
+
+    @property
+    def unknown(self) -> Tensor:
+        return torch.tensor(-1)
+
+    def check(self, context: Any) -> Tensor:
+        found = super().check(context)
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+            raise TypeError(
+                f"context is {describe(context)} of {found.dtype}, expected labels, whole numbers "
+                f"from 0 to {self.num_classes - 1}; write labels.long()"
+            )
+        off = (found < -1) | (found >= self.num_classes)
+        if bool(off.any()):
+            raise ValueError(
+                f"context has the label {int(found[off][0])}, expected one of 0 to "
+                f"{self.num_classes - 1}, or -1 where it is not known; make the model with "
+                "Labels(num_classes) of all classes"
+            )
+        return found.long()
+
+    def known(self, context: Tensor) -> Tensor:
+        return context >= 0
+
+    def numbers(self, context: Tensor) -> Tensor:
+        return nn.functional.one_hot(context, self.num_classes).float()
+
+
+class Vectors(GivenContext):
+    """A vector of real numbers, told in units of its standard deviation; NaN if not known.
+
+    Args:
+        mean, scale: what counts as 0 and as 1, each (m,).
+        dropout: see :class:`GivenContext`.
+
+    Raises:
+        ValueError: means and scales of another shape, or not positive.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Any, scale: Any, dropout: float = 0.0) -> None:
+        mean, scale = (real_tensor(n, v, "(m,)") for n, v in (("mean", mean), ("scale", scale)))
+        if mean.dim() != 1 or mean.shape != scale.shape or not bool((scale > 0).all()):
+            raise ValueError(
+                f"mean has shape {tuple(mean.shape)} and scale {tuple(scale.shape)}, expected both "
+                "(m,), and scale positive; Vectors.fit(contexts) finds them"
+            )
+        super().__init__(tuple(mean.shape), len(mean) + 1, dropout)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    @classmethod
+    def fit(cls, contexts: Tensor, dropout: float = 0.0) -> Vectors:
+        """For contexts like those of training data, (n, m); rows with NaN are left out."""
+        rows = real_tensor("contexts", contexts, "vectors (n, m) of training data")
+        rows = rows[rows.isfinite().flatten(1).all(1)] if rows.dim() > 1 else rows
+        if rows.dim() != 2 or len(rows) < 2:
+            raise ValueError(
+                f"contexts has shape {tuple(contexts.shape)}, expected (n, m) with at least two "
+                "rows of finite numbers; give numbers as contexts[:, None]"
+            )
+        spread = rows.std(0)
+        return cls(rows.mean(0), torch.where(spread > 0, spread, 1.0), dropout)
+
+    @property
+    def unknown(self) -> Tensor:
+        return torch.full(self.shape, math.nan)
+
+    def check(self, context: Any) -> Tensor:
+        found = super().check(context)
+        if found.is_complex() or found.dtype == torch.bool:
+            raise TypeError(f"context is {found.dtype}, expected real numbers {self._shapes}")
+        return _finite_or_unknown(found.to(self.mean), 1)
+
+    def known(self, context: Tensor) -> Tensor:
+        return context.isfinite().all(-1)
+
+    def numbers(self, context: Tensor) -> Tensor:
+        scaled = (context - self.mean) / self.scale
+        return torch.cat([scaled, torch.ones_like(scaled[:, :1])], -1)
+
+
+class EncodedContext(GivenContext):
+    """A context of any shape, told by an encoder of one's own, which is trained with the model.
+
+    Args:
+        encoder: a module of contexts (n, *shape), which returns (n, size).
+        size: how many numbers it returns.
+        shape: of one context.
+        dropout: see :class:`GivenContext`. A context that is not known is NaN, or -1 where contexts
+            are whole numbers, in all its entries.
+        whole: whether contexts are whole numbers, as tokens are.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        size: int,
+        shape: tuple[int, ...] | list[int],
+        dropout: float = 0.0,
+        *,
+        whole: bool = False,
+    ) -> None:
+        check_instance("encoder", encoder, nn.Module, "called as encoder(context)")
+        check_count("size", size, "how many numbers the encoder returns")
+        super().__init__(tuple(shape), size + 1, dropout)
+        self.encoder, self.whole = encoder, whole
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"shape": list(self.shape)}
+
+    @property
+    def unknown(self) -> Tensor:
+        return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
+
+    def check(self, context: Any) -> Tensor:
+        found = super().check(context)
+        if self.whole == found.is_floating_point():
+            kind = "whole" if self.whole else "real"
+            raise TypeError(f"context is {found.dtype}, expected {kind} numbers {self._shapes}")
+        found = found.to(tensor_device(self) or found.device)
+        return found if self.whole else _finite_or_unknown(found, len(self.shape))
+
+    def known(self, context: Tensor) -> Tensor:
+        flat = context.reshape(len(context), -1)
+        return ~(flat == -1).all(-1) if self.whole else flat.isfinite().all(-1)
+
+    def numbers(self, context: Tensor) -> Tensor:
+        told: Tensor = self.encoder(context)
+        if told.dim() != 2:
+            return told
+        return torch.cat([told, torch.ones_like(told[:, :1])], -1)
+
+
+def _finite_or_unknown(context: Tensor, event_dim: int) -> Tensor:
+    """Raises ValueError for a context that is neither finite nor NaN in all its entries."""
+    event = tuple(range(-event_dim, 0))
+    bad = ~(context.isfinite().all(event) | context.isnan().all(event)) if event else None
+    if bad is not None and bool(bad.any()):
+        raise ValueError(
+            f"{int(bad.sum())} contexts have entries that are not finite beside others that are; "
+            "give finite numbers, or NaN in all entries of a context that is not known"
+        )
+    return context

@@ -1,0 +1,128 @@
+r"""Classes by Bayes' rule from the bounds of a model of x given its class.
+
+    p(c | x) ∝ p(c) exp ELBO(x | c)
+
+With the bounds of all classes at the same noise, what they share cancels. It is a check that the
+densities mean something: no classifier is trained (Li et al., "Your Diffusion Model is Secretly a
+Zero-Shot Classifier", ICCV 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.conditioning import condition
+from pyro_mdm.contexts import Labels
+from pyro_mdm.evaluation.comparison import compare
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.checks import check_instance, describe, real_tensor
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["ClassPosterior", "class_posterior"]
+
+BINS = 10
+"""Of confidence, for the calibration error."""
+
+
+@dataclass(frozen=True, repr=False)
+class ClassPosterior:
+    """What bounds say of the classes of n data."""
+
+    elbo: Tensor  # (n, classes) bound on log p(x | c), nats
+    log_prior: Tensor  # (classes,)
+    num_dims: int
+    network_calls: int
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log p(c | x), (n, classes)."""
+        return (self.elbo + self.log_prior).log_softmax(-1)
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable class of each datum, (n,)."""
+        return self.log_probs.argmax(-1)
+
+    @property
+    def mixture(self) -> Tensor:
+        """log Σ_c p(c) exp ELBO(x | c), (n,), nats: a bound on log p(x) of the mixture of classes,
+        up to the noise of the estimates, which makes it larger."""
+        return (self.elbo + self.log_prior).logsumexp(-1)
+
+    @property
+    def bits_per_dim(self) -> Measured:
+        """:attr:`mixture` in bits/dim."""
+        return Measured.of(self.mixture).scaled(-1 / (self.num_dims * math.log(2)))
+
+    def accuracy(self, labels: Tensor) -> Measured:
+        """The part of the data whose class is the most probable one."""
+        return Measured.of((self.labels == labels.cpu()).double())
+
+    def log_loss(self, labels: Tensor) -> Measured:
+        """The mean of -log p(c | x), nats."""
+        return Measured.of(-self.log_probs.gather(-1, labels.cpu().long()[:, None])[:, 0])
+
+    def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
+        """The expected calibration error: how far confidence is from accuracy, on average over
+        intervals of confidence with as many data each (Guo et al., ICML 2017; Nguyen & O'Connor,
+        EMNLP 2015)."""
+        confidence, right = self.log_probs.exp().amax(-1), (self.labels == labels.cpu()).double()
+        order = confidence.argsort()
+        parts = [part for part in order.tensor_split(bins) if len(part)]
+        apart = [float((confidence[p].mean() - right[p].mean()).abs()) * len(p) for p in parts]
+        return sum(apart) / len(order)
+
+    def __repr__(self) -> str:
+        n, classes = self.elbo.shape
+        return f"ClassPosterior({n} data, {classes} classes, {self.network_calls} network calls)"
+
+
+def class_posterior(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    x: Tensor,
+    *,
+    prior: Tensor | None = None,
+    draws: int = 16,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> ClassPosterior:
+    """The probability of each class, given data, by the bounds on log p(x | c).
+
+    Args:
+        model, guide: over one diffusion; the model's context is :class:`~pyro_mdm.contexts.Labels`.
+        x: data in model space, (n, *event_shape), at least 8.
+        prior: p(c), (classes,), positive and summing to 1; even by default.
+        draws, batch_size, seed, progress: as of :func:`~pyro_mdm.evaluation.compare`: network calls
+            per datum and class, and so on.
+
+    Raises:
+        TypeError: a model whose context is no label.
+        ValueError: a prior that is none; else as :func:`~pyro_mdm.evaluation.compare`.
+    """
+    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(…, context=Labels(10))")
+    context = model.context
+    if not isinstance(context, Labels):
+        raise TypeError(
+            f"the model's context is {describe(context)}, expected Labels; make it with "
+            "context=Labels(10)"
+        )
+    C = context.num_classes
+    even = torch.full((C,), 1 / C, dtype=torch.float64)
+    p = even if prior is None else real_tensor("prior", prior, f"the probabilities of {C} classes")
+    if p.shape != (C,) or not bool((p > 0).all()) or abs(float(p.sum()) - 1) > 1e-6:
+        raise ValueError(
+            f"prior is {describe(prior)}, expected ({C},) positive numbers whose sum is 1; e.g. "
+            "(counts + 1) / (counts + 1).sum()"
+        )
+    programs = {str(c): (condition(model, context=c), guide) for c in range(C)}
+    options = {"draws": draws, "batch_size": batch_size, "seed": seed, "progress": progress}
+    found = compare(programs, x, **options)  # type: ignore[arg-type]
+    elbo = torch.stack([found.estimates[str(c)].per_datum for c in range(C)], -1)
+    return ClassPosterior(elbo, p.cpu().log(), math.prod(model.event_shape), found.network_calls)

@@ -1,0 +1,156 @@
+"""Samples that are pulled towards their context more than the model says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.support.checks import check_number, describe
+from pyro_mdm.support.settings import Recorded
+
+__all__ = ["Guided"]
+
+
+class Guided(Recorded):
+    r"""Classifier-free guidance, by any sampler.
+
+        x̂ = x̂(z) + w ( x̂(z, c) - x̂(z) ),    and likewise for scores
+
+    w = 1 is the model of data given c, and w = 0 that of all. Beyond 1, samples are more typical of
+    their context and vary less. They are no samples of a model whose density is known: what is
+    drawn with w above 1 has no bound.
+
+    Sources: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022; the interval Kynkäänniemi et
+    al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
+
+    Args:
+        sampler: called as those of :mod:`pyro_mdm.samplers`. Each of its network calls is two.
+        weight: w.
+        log_snr: the interval of log SNR in which there is guidance; by default all of it. Of
+            diffusions with a closed form.
+
+    Raises:
+        TypeError: what cannot be called as a sampler; on call, a score that has no context.
+        ValueError: a weight that is not finite, an interval that is empty; on call, a network that
+            was never trained without its context.
+
+    Example:
+        >>> import torch
+        >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel, condition
+        >>> from pyro_mdm.contexts import Labels
+        >>> from pyro_mdm.networks import MLP
+        >>> from pyro_mdm.samplers import ExponentialIntegrator
+        >>> score = Denoiser.fit(MLP(3 + 4, out_features=3), torch.randn(100, 3))
+        >>> sampler = Guided(ExponentialIntegrator(10), weight=2.0)
+        >>> model = DiffusionModel(VPSDE(), score, sampler=sampler, context=Labels(4, dropout=0.1))
+        >>> condition(model, context=2)(batch_size=5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        sampler: Callable[..., Tensor],
+        weight: float,
+        log_snr: Sequence[float] | None = None,
+    ) -> None:
+        if isinstance(sampler, type) or not callable(sampler):
+            raise TypeError(
+                f"sampler is {describe(sampler)}, expected one with its number of steps, such as "
+                "ExponentialIntegrator(25)"
+            )
+        self.sampler, self.weight = sampler, check_number("weight", weight, "a number, e.g. 2.0")
+        self.log_snr = None if log_snr is None else [float(end) for end in log_snr]
+        if self.log_snr is not None and not (
+            len(self.log_snr) == 2 and self.log_snr[0] < self.log_snr[1]
+        ):
+            raise ValueError(
+                f"log_snr is {log_snr}, expected the two ends of an interval, the lower first, "
+                "e.g. (-3.0, 5.0)"
+            )
+
+    @property
+    def steps(self) -> Any:
+        """The sampler's number of steps."""
+        return getattr(self.sampler, "steps", None)
+
+    @property
+    def calls(self) -> int:
+        """How often the last run asked the network, at most."""
+        return 2 * int(getattr(self.sampler, "calls", 0))
+
+    def check(self, diffusion: Any, score: Any = None) -> None:
+        """As that of the sampler."""
+        if self.log_snr is not None and not diffusion.closed_form:
+            raise TypeError(
+                f"log_snr is {self.log_snr}, an interval of log SNR, which "
+                f"{type(diffusion).__name__} has none of; leave it out"
+            )
+        if hasattr(self.sampler, "check"):
+            self.sampler.check(diffusion, score)
+
+    def __call__(
+        self,
+        diffusion: Any,
+        score: Any,
+        shape: Sequence[int],
+        generator: Any = None,
+        *,
+        progress: Any = False,
+        **options: Any,
+    ) -> Tensor:
+        """y_ε of the given shape, as the sampler returns it."""
+        if not isinstance(score, BoundScore):
+            raise TypeError(
+                f"score is {describe(score)}, expected that of a model whose context is given; "
+                "pass condition(model, context=c).bound_score"
+            )
+        self.check(diffusion, score.parameterization)
+        guided = _GuidedScore(score, self.weight, self.log_snr or [-math.inf, math.inf])
+        options |= {"progress": progress} if progress is not False else {}
+        return self.sampler(diffusion, guided, shape, generator, **options)
+
+    def __repr__(self) -> str:
+        within = "" if self.log_snr is None else f", log_snr={self.log_snr}"
+        return f"Guided({self.sampler}, {self.weight:g}{within})"
+
+
+class _GuidedScore(BoundScore):
+    """The score with a context, as far from that without as the weight says."""
+
+    def __init__(self, score: BoundScore, weight: float, interval: list[float]) -> None:
+        super().__init__(score.diffusion, score.parameterization)
+        self.without = BoundScore(score.diffusion, score.parameterization.without_context())
+        self.weight, self.interval = weight, interval
+
+    def __call__(self, y: Tensor, s: Tensor) -> Tensor:
+        return self._guided(lambda score: BoundScore.__call__(score, y, s), s)
+
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        return self._guided(lambda score: BoundScore.denoise(score, y, s, noise), s)
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)  # start_hat, or an error
+
+        def guided(y: Tensor, s: Tensor) -> Tensor:
+            return self._guided(
+                lambda score: found(y, s) if score is self else getattr(score, name)(y, s), s
+            )
+
+        return guided
+
+    def _guided(self, ask: Callable[[BoundScore], Tensor], s: Tensor) -> Tensor:
+        with_context = ask(self)
+        if not self._is_on(s):
+            return with_context
+        free = ask(self.without)
+        return free + self.weight * (with_context - free)
+
+    def _is_on(self, s: Tensor) -> bool:
+        low, high = self.interval
+        if math.isinf(low) and math.isinf(high):
+            return True
+        return low <= float(self.diffusion.log_snr(s.flatten()[:1])) <= high

@@ -1,0 +1,216 @@
+"""Posteriors of simulators, held to those that are known."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from inference.posterior import posterior as program_of_posteriors
+from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
+from inference.simulators.two_moons import TWO_MOONS, log_likelihood
+from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, simulate
+from pyro_mdm.networks import MLP
+from tests.problems import generator
+
+
+def several() -> None:
+    """Parameters of four supports; one of the data is in a plate."""
+    a = pyro.sample("a", dist.Normal(torch.zeros(2), torch.tensor([1.0, 5.0])).to_event(1))
+    b = pyro.sample("b", dist.Uniform(2.0, 3.0))
+    c = pyro.sample("c", dist.LogNormal(0.0, 0.5))
+    w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("times", 4, dim=-1):
+        pyro.sample("x", dist.Normal(b.unsqueeze(-1) if b.dim() else b, 1.0))
+    pyro.sample("y", dist.Normal(a + (c * w[..., 0]).unsqueeze(-1), 0.1).to_event(1))
+
+
+LATENT, OBSERVED = ("a", "b", "c", "w"), ("x", "y")
+
+
+@pytest.fixture(scope="module")
+def untrained() -> tuple[AmortizedPosterior, dict[str, Tensor]]:
+    draws = simulate(several, 400, seed=3, vectorized=False)
+    torch.manual_seed(0)
+    return AmortizedPosterior(several, LATENT, OBSERVED, draws), draws
+
+
+# -- coordinates -----------------------------------------------------------------------------------
+
+
+def test_coordinates_are_of_unit_scale_and_go_both_ways(untrained: Any) -> None:
+    posterior, draws = untrained
+    z, _ = posterior.coordinates(draws)
+    assert z.shape == (400, 2 + 1 + 1 + 2) and posterior.data(draws).shape == (400, 4 + 2)
+    torch.testing.assert_close(z.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(0), torch.ones(6), atol=1e-4, rtol=0)
+    back = posterior.parameters_of(z)
+    for name in LATENT:
+        torch.testing.assert_close(back[name], draws[name], atol=1e-4, rtol=1e-4)
+
+
+def test_a_density_is_of_the_parameters_as_they_are(untrained: Any) -> None:
+    """A network of no opinion has the standard normal law in the model's coordinates."""
+    posterior, draws = untrained
+    few = {name: value[:12] for name, value in draws.items()}
+    found = posterior.log_prob(few, few, samples=2)
+    z, _ = posterior.coordinates(few)
+    standard = -0.5 * z.square().sum(1) - 3 * math.log(2 * math.pi)
+    for i in range(12):  # in coordinates of θ of which there are as many as of z
+        free = torch.cat([few[name][i].reshape(-1) for name in LATENT])[:-1]
+
+        def of_free(free: Tensor) -> Tensor:
+            a, b, c, w = free[:2], free[2], free[3], free[4:]
+            w = torch.cat([w, 1 - w.sum()[None]])
+            one = {"a": a[None], "b": b[None], "c": c[None], "w": w[None]}
+            z: Tensor = posterior.coordinates(one)[0][0]
+            return z
+
+        jacobian: Any = torch.autograd.functional.jacobian(of_free, free)
+        log_det = torch.linalg.slogdet(jacobian.double())[1]
+        assert float(found.value[i]) == pytest.approx(float(standard[i] + log_det), abs=0.03)
+
+
+# -- posteriors that are known ---------------------------------------------------------------------
+
+
+def test_a_linear_gaussian_posterior_is_learned() -> None:
+    network = MLP(3 + 5, hidden=64, depth=1, out_features=3)
+    posterior = AmortizedPosterior.fit(
+        *LINEAR_GAUSSIAN[:3], simulations=3000, steps=300, learning_rate=1e-2, network=network
+    )
+    truth = simulate(LINEAR_GAUSSIAN.program, 60, seed=7)
+    exact = LINEAR_GAUSSIAN.log_posterior(truth)  # type: ignore[misc]
+    lost = exact - posterior.log_prob(truth, truth, samples=2).value
+    assert -0.2 < float(lost.mean()) < 0.5  # the prior alone loses more than two nats
+    one = {"x": truth["x"][0]}
+    drawn = posterior.sample(one, 2000, seed=1)["theta"]
+    precision = torch.eye(3) + A.mT @ A / NOISE**2
+    mean = torch.linalg.solve(precision, A.mT @ truth["x"][0] / NOISE**2)
+    assert drawn.shape == (2000, 3) and float((drawn.mean(0) - mean).abs().max()) < 0.25
+    again = posterior.sample({"x": truth["x"][:2]}, 5, seed=1)["theta"]
+    assert again.shape == (2, 5, 3)
+
+
+class Exactly:
+    """The posterior of the linear Gaussian simulator, or one as wrong as asked."""
+
+    def __init__(self, spread: float = 1.0) -> None:
+        self.spread = spread
+
+    def sample(self, data: dict[str, Tensor], n: int, *, seed: int) -> dict[str, Tensor]:
+        precision = torch.eye(3) + A.mT @ A / NOISE**2
+        mean = torch.linalg.solve(precision, A.mT @ data["x"].mT / NOISE**2).mT
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        noise = torch.randn(len(mean), n, 3, generator=generator(seed))
+        return {"theta": mean[:, None] + self.spread * noise @ root.mT}
+
+
+def test_ranks_tell_a_posterior_that_is_wrong() -> None:
+    right, narrow = (
+        calibrate(Exactly(spread), LINEAR_GAUSSIAN.program, 400, 99)  # type: ignore[arg-type]
+        for spread in (1.0, 0.7)
+    )
+    assert right.smallest > 1e-3 and narrow.smallest < 1e-6
+    assert right.ranks["theta"].shape == (400, 3)
+    assert int(right.ranks["theta"].min()) >= 0 and int(right.ranks["theta"].max()) <= 99
+
+
+def test_p_values_are_those_of_scipy() -> None:
+    ranks = torch.randint(20, (150, 2), generator=generator(0))
+    found = Calibration({"a": ranks, "b": ranks[:, 0]}, 19).p_values(5)
+    for j in range(2):
+        counts = (ranks[:, j] // 4).bincount(minlength=5).numpy()
+        expected = scipy.stats.chisquare(counts).pvalue
+        assert float(found["a"][j]) == pytest.approx(expected)
+    assert float(found["b"]) == pytest.approx(float(found["a"][0]))
+    smallest = 3 * min(float(found["a"].min()), float(found["b"]))
+    assert Calibration({"a": ranks, "b": ranks[:, 0]}, 19).p_values(5) is not None
+    assert Calibration({"a": ranks, "b": ranks[:, 0]}, 19).smallest <= 1
+    assert smallest > 0
+
+
+def test_two_moons_has_the_density_that_it_draws_from() -> None:
+    """By a grid of x around where it lies: the density sums to 1, with the mean of the draws."""
+    theta = torch.tensor([0.3, -0.6], dtype=torch.float64)
+    n, width = 700, 0.5
+    centre = torch.tensor([-0.3 / math.sqrt(2) + 0.3, -0.9 / math.sqrt(2)], dtype=torch.float64)
+    axis = (torch.arange(n, dtype=torch.float64) + 0.5) / n * width - width / 2
+    grid = torch.cartesian_prod(axis, axis) + centre
+    density = log_likelihood(theta, grid).exp() * (width / n) ** 2
+    assert float(density.sum()) == pytest.approx(1, abs=0.01)
+    conditioned = pyro.condition(TWO_MOONS.program, {"theta": theta.float()})
+    drawn = torch.stack([conditioned() for _ in range(300)]).double()
+    torch.testing.assert_close(density @ grid, drawn.mean(0), atol=0.012, rtol=0)
+    draws = simulate(TWO_MOONS.program, 3, seed=1)
+    x = draws["x"][:1]
+    square = torch.cartesian_prod(*[(torch.arange(250) + 0.5) / 125 - 1] * 2)
+    own = log_likelihood(square.double(), x.double()).logsumexp(0) - 2 * math.log(250)
+    cells: Any = TWO_MOONS.log_posterior
+    found = cells({"theta": draws["theta"][:1], "x": x}, 250)
+    single = log_likelihood(draws["theta"][0].double(), x[0].double()) - math.log(4) - own
+    assert float(found[0]) == pytest.approx(float(single), abs=1e-5)
+
+
+# -- programs and mistakes -------------------------------------------------------------------------
+
+
+def test_the_program_scores_ranks_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "posterior.png"
+    few: dict[str, Any] = {"simulations": 200, "steps": 3, "scored": 8, "calibration": 20}
+    program_of_posteriors("linear_gaussian", out=out, **few)
+    said = capsys.readouterr().out
+    for line in (
+        r"linear_gaussian: 200 simulations, 3 steps",
+        r"log density of the truth, nats +-?\d+\.\d+ ± ",
+        r"of the exact posterior +-?\d",
+        r"exact less ours, paired: the divergence +\d",
+        r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
+    ):
+        assert re.search(line, said), line
+    assert out.stat().st_size > 1000
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "import pyro, torch\nimport pyro.distributions as dist\n"
+        "def program():\n    a = pyro.sample('a', dist.Uniform(0.0, 1.0))\n"
+        "    pyro.sample('b', dist.Poisson(9 * a))\nnumber = 3\n"
+    )
+    found = program_of_posteriors(f"{own}:program", ["a"], ["b"], out=tmp_path / "b.png", **few)
+    drawn = found.sample({"b": torch.tensor(4.0)}, 5)["a"]
+    assert drawn.shape == (5,) and bool(((drawn > 0) & (drawn < 1)).all())
+    with pytest.raises(ValueError, match=r"name their sites, e.g. --latent \[theta\]"):
+        program_of_posteriors(f"{own}:program", out=tmp_path / "c.png")
+    with pytest.raises(TypeError, match="expected a Pyro program without arguments"):
+        program_of_posteriors(f"{own}:number", out=tmp_path / "c.png")
+
+
+def test_mistakes_are_named(untrained: Any) -> None:
+    posterior, draws = untrained
+    with pytest.raises(ValueError, match="the program has no site 'z', expected one of a, b, c, w"):
+        AmortizedPosterior(several, ["z"], OBSERVED, draws)
+    with pytest.raises(ValueError, match="no site is named"):
+        AmortizedPosterior(several, [], OBSERVED, draws)
+    with pytest.raises(ValueError, match="there is no value of 'y' among"):
+        posterior.sample({"x": draws["x"][0]}, 2)
+    with pytest.raises(ValueError, match=r"'x' has shape \(3,\), expected \(n, 4\)"):
+        posterior.data({"x": torch.zeros(3), "y": torch.zeros(2)})
+    still = draws | {"b": torch.full((400,), 2.5)}
+    with pytest.raises(ValueError, match="1 of 6 parameters do not vary"):
+        AmortizedPosterior(several, LATENT, OBSERVED, still)
+
+    def counts() -> None:
+        pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(TypeError, match="site 'k' is discrete"):
+        AmortizedPosterior(counts, ["k"], ["x"], simulate(counts, 5, seed=0))
