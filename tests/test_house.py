@@ -26,7 +26,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "program"),
     ("model",),
-    ("guide", "conditioning"),
+    ("guide", "conditioning", "imputation"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("amortized",),
