@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -34,9 +34,15 @@ from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_
 from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
 
-__all__ = ["ConditionedDecoder", "ConditionedDenoiser", "ConditionedLikelihood", "condition"]
+__all__ = [
+    "ConditionedDecoder",
+    "ConditionedDenoiser",
+    "ConditionedLikelihood",
+    "condition",
+]
 
 AGREEMENT = 1e-6
 """How far data may be from the values observed, relative to 1 + their size: rounding of float32."""
@@ -161,7 +167,7 @@ def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor)
     return _with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
 
 
-class ConditionedDenoiser(DenoiserScore):
+class ConditionedDenoiser(DerivedDenoiser):
     """The denoiser of x_u given x_o, and what counts; see :func:`condition`.
 
     Args:
@@ -184,10 +190,7 @@ class ConditionedDenoiser(DenoiserScore):
         values: Tensor | None = None,
         left_out: Tensor | None = None,
     ) -> None:
-        denoiser = _checked_denoiser(denoiser)
-        super().__init__(denoiser.network, denoiser.event_shape, maps=True)
-        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
-        self.denoiser = denoiser
+        super().__init__(_checked_denoiser(denoiser))
         event, device = tuple(denoiser.event_shape or ()), tensor_device(denoiser)
         observed = _mask("observed", observed, event).to(device)
         left_out = None if left_out is None else _mask("left_out", left_out, event).to(device)
@@ -239,15 +242,6 @@ class ConditionedDenoiser(DenoiserScore):
                 "least one that is in neither"
             )
 
-    @property
-    def network(self) -> Any:
-        """The denoiser's."""
-        return self.denoiser.network
-
-    @network.setter
-    def network(self, network: nn.Module) -> None:
-        """Nothing: it stays the denoiser's."""
-
     def arguments(self) -> dict[str, Any]:
         return {
             "denoiser": self.denoiser,
@@ -269,16 +263,7 @@ class ConditionedDenoiser(DenoiserScore):
     def _for(self, x: Tensor, value: Tensor) -> Tensor:
         """A mask or values, (*event_shape) or of n data, broadcastable to x (*batch, *event)."""
         event_dim = len(self.event_shape or ())
-        lead = x.shape[: x.dim() - event_dim]
-        if value.dim() == event_dim or (lead and lead[-1] == len(value)):
-            return value
-        number, n = math.prod(lead), len(value)
-        if number % n:
-            raise ValueError(
-                f"what is observed differs between {n} data, and {number} are asked for; make it "
-                f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
-            )
-        return value.repeat(number // n, *[1] * event_dim).reshape(x.shape)
+        return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
         """The same where the observed entries are those of data x (*batch, *event_shape)."""
@@ -295,23 +280,6 @@ class ConditionedDenoiser(DenoiserScore):
         chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
         known, values, left_out = chosen
         return self._of(known, values, left_out, denoiser=denoiser)
-
-    @property
-    def told(self) -> Tensor | None:
-        """What the denoiser's network is told of contexts."""
-        return self.denoiser.told
-
-    def given_context(
-        self, context: Tensor | None, *, knows_unknown: bool = False
-    ) -> ConditionedDenoiser:
-        """The same of a denoiser that is given contexts."""
-        denoiser = self.denoiser.given_context(context, knows_unknown=knows_unknown)
-        return self._of(self.observed, self.values, self.left_out, denoiser=denoiser)
-
-    def without_context(self) -> ConditionedDenoiser:
-        """The same of data whose context is not known."""
-        denoiser = self.denoiser.without_context()
-        return self._of(self.observed, self.values, self.left_out, denoiser=denoiser)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
         """The same of data with missing entries, (n, *event_shape) bool: they are left out,
@@ -337,15 +305,8 @@ class ConditionedDenoiser(DenoiserScore):
         denoiser: DenoiserScore | None = None,
     ) -> ConditionedDenoiser:
         """One whose masks and values are known to be right, by default of the same denoiser."""
-        denoiser = self.denoiser if denoiser is None else denoiser
-        new = ConditionedDenoiser.__new__(ConditionedDenoiser, denoiser, observed, values, left_out)
-        made = new.__dict__["_given"]
-        new.__dict__.update(self.__dict__)  # modules and settings are shared, buffers are not
         parts = {"observed": observed, "values": values, "left_out": left_out}
-        modules = {**self._modules, "denoiser": denoiser}
-        new.__dict__ |= {"_given": made, "_buffers": {**self._buffers, **parts}}
-        new.__dict__["_modules"] = modules
-        return new
+        return self.changed(denoiser, **parts)
 
     def check_data(self, x: Tensor) -> None:
         """Raises ValueError for data that are not of the number, or not at the values, observed."""
@@ -387,15 +348,7 @@ class ConditionedDenoiser(DenoiserScore):
         Raises:
             TypeError: another denoiser.
         """
-        posterior = getattr(self.denoiser, "posterior", None)
-        if posterior is None:
-            raise TypeError(
-                f"NetworkPosterior needs a score with a posterior over levels, got "
-                f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
-            )
-        z, maps = self._told(z, log_snr)
-        found: likelihoods.LevelDistribution = posterior(z, maps)
-        return found
+        return super().posterior(*self._told(z, log_snr))
 
     def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
         """z with the observed values in it, and the map of log SNR, like z."""
@@ -429,10 +382,6 @@ class ConditionedDenoiser(DenoiserScore):
         return self._exact(x, maps, x)
 
     # -- the baseline, of the dimensions that count ------------------------------------------------
-
-    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """That of the denoiser: its dimensions are independent."""
-        return self.denoiser.baseline_x_hat(z, log_snr)
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x_u), (*batch), nats."""

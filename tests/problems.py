@@ -345,3 +345,19 @@ def mixture() -> GaussianMixture:
         [[[0.05, 0.0], [0.0, 0.02]], [[0.2, 0.1], [0.1, 0.1]], [[0.01, 0.0], [0.0, 0.3]]]
     )
     return GaussianMixture([0.5, 0.3, 0.2], means, covariances)
+
+
+def given_measurement(
+    problem: GaussianMixture, H: Tensor, obs: Tensor, noise_variance: Tensor
+) -> tuple[GaussianMixture, Tensor]:
+    """p(x | obs) and log p(obs), nats, for obs = H x + noise: H (m, d), obs and variances (m,)."""
+    C, rest = problem.covariances, obs - problem.means @ H.mT
+    S = H @ C @ H.mT + noise_variance.expand(len(H)).diag()
+    gain = torch.linalg.solve(S, H @ C).mT
+    means = problem.means + (gain @ rest.unsqueeze(-1)).squeeze(-1)
+    covariances = C - gain @ H @ C
+    square = (rest * torch.linalg.solve(S, rest.unsqueeze(-1)).squeeze(-1)).sum(-1)
+    log_det = torch.linalg.slogdet(2 * math.pi * S).logabsdet
+    log_joint = problem.log_weights - 0.5 * (square + log_det)
+    law = GaussianMixture(log_joint.softmax(-1), means, (covariances + covariances.mT) / 2)
+    return law, log_joint.logsumexp(0)

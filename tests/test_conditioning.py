@@ -417,6 +417,34 @@ def test_plates_and_particles_around_it() -> None:
         assert model(x.expand(2, 6, D)).shape == (2, 6, D)
 
 
+def test_rows_of_a_subsampling_plate() -> None:
+    """In the plate of a program around it: each datum with its own mask, scaled to all of them."""
+    problem, n, rows = gaussian(), 6, torch.tensor([4, 1, 5])
+    x = problem.sample(n, 7)
+    observed, left_out = masks(5, n)
+    diffusion = VPSDE(**ENDS)
+    conditioned = condition(program(problem, diffusion), observed, x, left_out)
+    noising = DiffusionGuide(diffusion, event_dim=1)
+
+    def model() -> None:
+        with pyro.plate("rows", n, subsample=rows) as i:
+            conditioned.for_rows(i)(x[i])
+
+    def guide() -> None:
+        with pyro.plate("rows", n, subsample=rows) as i:
+            noising(x[i])
+
+    torch.manual_seed(0)
+    losses = torch.tensor([MDM_ELBO(num_particles=16).loss(model, guide) for _ in range(16)])
+    each = conditional_log_prob(problem, x, observed, left_out)[rows]
+    error = float(losses.std()) / 4
+    assert abs(float(losses.mean()) + n / len(rows) * float(each.sum())) < 4.5 * error < 20
+    found = conditioned.for_rows(rows)(batch_size=3)
+    assert torch.equal(found[observed[rows]], x[rows][observed[rows]])
+    whole = condition(program(problem, diffusion), observed[0], x[0])
+    assert whole.for_rows(rows) is whole
+
+
 @torch.no_grad()
 def test_samples_of_a_mixture_have_the_weights_of_its_components() -> None:
     problem, n = mixture(), 1000

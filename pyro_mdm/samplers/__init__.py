@@ -30,7 +30,8 @@ asked.
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
 ``grid`` by name (:data:`GRIDS`), as times, or as a function. Where none is chosen it is
-:func:`default_sampler`. :class:`Guided` is any of them with classifier-free guidance.
+:func:`default_sampler`. :class:`Guided` is any of them with classifier-free guidance,
+:class:`Replacement` one with observed dimensions put into its states.
 
 A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
 default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
@@ -56,6 +57,7 @@ from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE
+from pyro_mdm.samplers.replacement import Replacement
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 
@@ -67,6 +69,7 @@ __all__ = [
     "Guided",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Replacement",
     "Sampler",
     "Splitting",
     "StochasticExponentialIntegrator",

@@ -1,0 +1,228 @@
+"""Images restored from blurred, coarse or incomplete ones, by a run that was trained on whole ones.
+
+python -m inference.restore runs/digits-learned-0-0 --task deblur
+python -m inference.restore runs/digits-learned-0-0 --task inpaint --num_images 16 --out inpaint.png
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.checkpoints import write_atomically
+from inference.cli import check_positive, command_line
+from inference.loading import load_trained, seed_from
+from inference.output import check_out, png
+from inference.processes import start
+from inference.runs import RunError
+from inference.sample import draw
+from models import ImageProblem, Problem
+from pyro_mdm.measurements import (
+    Blur,
+    Downsample,
+    LinearOperator,
+    Mask,
+    condition_on_measurements,
+)
+from pyro_mdm.plots.pictures import image_grid
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary"]
+
+Task = Literal["deblur", "superresolve", "inpaint"]
+
+INTERVAL = 0.9
+FEWEST = 19
+"""Samples of an image, of which the least and the largest are the ends of a 90% interval."""
+SHOWN = 3
+"""Samples of an image in the picture."""
+PEAK = 2.0
+"""From the darkest to the lightest pixel, in model space."""
+
+
+def half(event_shape: tuple[int, ...]) -> Mask:
+    """The left half of each row is seen."""
+    seen = torch.zeros(event_shape, dtype=torch.bool)
+    seen[..., : (event_shape[-1] + 1) // 2] = True
+    return Mask(seen)
+
+
+TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
+    "deblur": lambda shape: Blur(shape, 1.0),
+    "superresolve": lambda shape: Downsample(shape, 2),
+    "inpaint": half,
+}
+
+
+class Restored(NamedTuple):
+    """Images and what is known of them, in model space, on the CPU."""
+
+    truth: Tensor  # (n, C, H, W)
+    obs: Tensor  # (n, *obs_shape)
+    samples: Tensor  # (S, n, C, H, W)
+    operator: LinearOperator
+
+
+def restored(
+    model: Any,
+    truth: Tensor,
+    operator: LinearOperator,
+    noise: float,
+    num_samples: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    **options: Any,
+) -> Restored:
+    """Posterior samples of images (n, C, H, W) given noisy measurements of them.
+
+    Args:
+        noise: standard deviation of what is added to a measurement.
+        num_samples: of each image.
+        batch_size: about how many are drawn together.
+        options: of :func:`~inference.sample.draw`.
+    """
+    generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
+    obs = operator(truth.double())
+    drawn = torch.randn(obs.shape, generator=generator, dtype=torch.float64)
+    obs, n = obs + noise * drawn, len(truth)
+    given = condition_on_measurements(model, operator, obs, noise**2)
+    together = n * max(1, batch_size // n)
+    x = draw(given, n * num_samples, seed=seed, batch_size=together, **options)
+    return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
+
+
+def psnr(found: Tensor, truth: Tensor) -> Measured:
+    """Of images (n, C, H, W), in dB, mean over images ± standard error."""
+    square = (found - truth).double().square().flatten(1).mean(1)
+    return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
+
+
+def coverage(found: Restored, seed: int = 0) -> tuple[float, Measured]:
+    """How often intervals of each pixel hold the truth, over what is not seen as it is.
+
+    Ends are the k-th sample from below and from above, with k = ⌊(S + 1) / 20⌋; samples equal to
+    the truth, which pixels of levels have, are put on either side of it by chance. The probability
+    is 1 - 2 k / (S + 1) where truth and samples are of one law.
+
+    Returns:
+        that probability, and the mean over images ± standard error of the part of their pixels.
+    """
+    S = len(found.samples)
+    k = math.floor((1 - INTERVAL) / 2 * (S + 1) + 1e-9)
+    below = (found.samples < found.truth).sum(0).double()
+    equal = (found.samples == found.truth).sum(0).double()
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(below.shape, generator=generator, dtype=torch.float64)
+    rank = (below + (u * (equal + 1)).floor()).flatten(1)
+    inside = ((rank >= k) & (rank <= S - k)).double()
+    if isinstance(found.operator, Mask):
+        inside = inside[:, ~found.operator.seen.flatten()]
+    return 1 - 2 * k / (S + 1), Measured.of(inside.mean(1))
+
+
+def summary(found: Restored) -> str:
+    """What the program prints."""
+    mean = found.samples.double().mean(0)
+    rest = found.operator(found.samples.double()) - found.obs
+    probability, covered = coverage(found)
+    return (
+        f"PSNR {psnr(mean, found.truth)} dB of the posterior mean, "
+        f"{psnr(found.samples[0], found.truth)} of a sample; "
+        f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
+        f"{100 * covered.standard_error:.1f}% of the pixels; "
+        f"{float(rest.square().mean().sqrt()):.3f} from what was measured, by sample"
+    )
+
+
+def picture(problem: Problem, found: Restored) -> Tensor:
+    """A row for each image: measurement, posterior mean, samples, truth; uint8 (3, H, W)."""
+    shown = found.samples[:SHOWN]
+    columns = [_seen(found), found.samples.double().mean(0), *shown, found.truth]
+    images = problem.to_images(torch.stack(columns, 1).flatten(0, 1).float())
+    assert images is not None
+    return image_grid(images, columns=len(columns), side=1024)
+
+
+def _seen(found: Restored) -> Tensor:
+    """Measurements as images (n, C, H, W): grey where nothing is seen."""
+    if isinstance(found.operator, Downsample):
+        return found.operator.adjoint(found.obs) * found.operator.factor**2
+    return found.obs if isinstance(found.operator, Blur) else found.operator.adjoint(found.obs)
+
+
+def restore(
+    run: Path,
+    task: Task = "deblur",
+    num_images: int = 8,
+    num_samples: int = FEWEST,
+    noise: float = 0.05,
+    sampler: str | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
+    accelerator: str = "auto",
+) -> None:
+    """Restore test images from measurements of them, with a run's averaged weights.
+
+    The run was trained on whole images, by a denoiser (--score discrete or denoiser). The picture
+    has a row for each image: what was measured, the mean of the samples, three samples, the truth.
+    Printed are the peak signal-to-noise ratio and how many of the pixels are inside of their 90%
+    intervals, ± standard error over images.
+
+    Args:
+        run: the run folder.
+        task: deblur (a Gaussian of one pixel's width), superresolve (averages of 2×2 pixels) or
+            inpaint (the left half is seen).
+        num_images: from the first test image on.
+        num_samples: of each image; at least 19, of which the extremes are a 90% interval.
+        noise: standard deviation of what is added to the measurement, in units in which pixels go
+            from -1 to 1.
+        sampler, steps: as of inference.sample.
+        out: a .png; by default in the run folder, named after the task and seed.
+        batch_size: images drawn together, to a multiple of num_images.
+        seed: of all noise.
+        overwrite: replace ``out`` if it exists.
+        accelerator: cpu, cuda, … or auto.
+    """
+    check_positive(num_images=num_images, noise=noise, steps=steps, batch_size=batch_size)
+    if num_samples < FEWEST:
+        raise ValueError(
+            f"--num_samples is {num_samples}, expected at least {FEWEST}: the ends of a 90% "
+            "interval are the extremes of so many"
+        )
+    out = run / f"restored-{task}-{seed}.png" if out is None else out
+    check_out(out, (".png",), overwrite=overwrite)
+    _, programs, _ = load_trained(run)
+    problem = programs.problem
+    if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
+        raise RunError(
+            f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "
+            "restore images of the discrete protocol: train with --model digits, for example"
+        )
+    if num_images > len(problem.test):
+        raise ValueError(
+            f"--num_images is {num_images}, expected at most the {len(problem.test)} test images"
+        )
+    fabric = start(accelerator)
+    model = programs.model.to(fabric.device)
+    truth = problem.to_model_space(problem.test[:num_images])
+    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
+    operator = TASKS[task](problem.event_shape)
+    found = restored(
+        model, truth, operator, noise, num_samples, seed=seed, progress=True, **options
+    )
+    write_atomically(out, png(picture(problem, found)))
+    print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(found)}")
+    print(out)
+
+
+if __name__ == "__main__":
+    command_line(restore, unnamed="run")

@@ -1,0 +1,344 @@
+r"""Models of data given linear measurements of them, obs = H x + noise, for any denoiser.
+
+z = aᵀ Σ^{-1} y / SNR is all that a state tells of x, whatever the number of its variables, and the
+noise of a measurement is not that of z. So what a sampler needs is E[x | z, obs]. With x given z
+taken for Gaussian, of the mean x̂ and the covariance C that the denoiser itself has of it,
+
+    E[x | z, obs] = x̂ + C Hᵀ (H C Hᵀ + R)^{-1} (obs - H x̂),    C = e^{-λ} ∂x̂/∂z
+
+which is exact for Gaussian data and their denoiser.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.measurements.operators import LinearOperator, as_operator
+from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.scores.base import Number, Score, with_event_dims
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
+from pyro_mdm.support.checks import (
+    check_count,
+    check_finite,
+    check_instance,
+    check_number,
+    describe,
+    real_tensor,
+    tensor_device,
+)
+
+__all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
+
+Product = Callable[[Tensor], Tensor]
+
+LARGEST_MATRIX = 2**21
+"""Entries of an H whose rank is looked at, where observations are exact."""
+LARGEST_EXPONENT = 700.0
+"""Whose exponential float64 holds."""
+SINGULAR = 1e-10
+"""Smallest singular value beside the largest, below which H is said to be singular."""
+
+
+def condition_on_measurements(
+    model: DiffusionModel,
+    H: Tensor | LinearOperator,
+    obs: Tensor,
+    noise_variance: float | Tensor,
+    *,
+    covariance_from: float = 0.0,
+    tolerance: float = 1e-3,
+    max_iterations: int = 3,
+) -> DiffusionModel:
+    r"""The model of data of which obs = H x + noise is known, noise ~ N(0, R): p(x | obs).
+
+    For any denoiser, as it was trained, over any linear diffusion. Every sampler serves it, and so
+    do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its own log p(x | obs).
+    Parameters, network and diffusion are shared with ``model``.
+
+    **What is exact.** For Gaussian data with their exact denoiser all is, up to the sampler's
+    steps, if ``covariance_from`` is -∞ and the systems are solved. Otherwise x given z is taken for
+    Gaussian (module text), which is nearly right at high λ alone: the modes of a mixture may get
+    wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects that by weights.
+
+    The network's own covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
+    defaults are those that were best for the U-Net of digits: below λ = 0 another covariance, and
+    above it few iterations, which leave out the directions in which the network's is small.
+
+    An answer takes a network call, and for each iteration of conjugate gradients a vector-Jacobian
+    and a Jacobian-vector product, some three calls. The decoder is the model's and does not see
+    obs, so that samples meet exact observations to the noise e^{-λ(ε)/2} of the start.
+
+    Args:
+        model: whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
+        H: a matrix (m, d) of flattened data, or a :class:`LinearOperator`, such as
+            :class:`Mask`, :class:`Blur`, :class:`Downsample` or :class:`FunctionOperator`.
+        obs: what is measured, (*obs_shape), or (n, *obs_shape) of n data that differ, and then
+            every call is about n data, in this order (or several times these).
+        noise_variance: R, in squared units of the data: a number, or one for each observation,
+            (*obs_shape). 0: observed exactly.
+        covariance_from: the λ from which the covariance of x given z is the symmetric part of the
+            denoiser's own. Below it, that of independent dimensions, σ² e^{-λ} / (σ² + e^{-λ}) with
+            the data's variance σ², is in the inverse; then one vector-Jacobian product is all
+            (ΠGDM, and for a mask reconstruction guidance). -∞: always the denoiser's; ∞: never.
+        tolerance: of the linear system, ‖residual‖ ≤ tolerance ‖obs - H x̂‖ for each datum.
+        max_iterations: of conjugate gradients; a system that takes more stays unfinished
+            (:attr:`MeasuredDenoiser.solved` tells).
+
+    Raises:
+        TypeError: a model whose score is no denoiser of z, or is conditioned already; a nonlinear
+            diffusion; no operator.
+        ValueError: a diffusion of frequencies of the data, or one whose drift sees the data or a
+            context; obs of another shape or not finite, negative variances, exact observations
+            that depend on each other, an H that is not linear, or whose adjoint is none.
+
+    Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
+    Observations by Expectation Maximization", NeurIPS 2024; below ``covariance_from``, Song et al.,
+    "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023, and Ho et al., "Video
+    Diffusion Models", NeurIPS 2022, section 3.1.
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser, DiffusionModel
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(CLD(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> sum_of_both = torch.ones(1, 2)
+        >>> given = condition_on_measurements(model, sum_of_both, torch.tensor([3.0]), 0.01)
+        >>> given(batch_size=4).shape
+        torch.Size([4, 2])
+    """
+    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+    _check_diffusion(model.diffusion)
+    score = MeasuredDenoiser(
+        _checked_denoiser(model.score_function),
+        as_operator(H, model.event_shape),
+        obs,
+        noise_variance,
+        covariance_from=covariance_from,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    given = DiffusionModel(
+        model.diffusion,
+        score,
+        model.likelihood,
+        model.event_shape,
+        sampler=model.sampler,
+        times=model.times,
+        plate=model.plate,
+        context=model.context,
+    )
+    return given if model.training else given.eval()
+
+
+class Given(NamedTuple):
+    """What a denoiser says of x with and without a measurement; see :class:`MeasuredDenoiser`."""
+
+    prior: Tensor  # x̂ = E[x | z], like z
+    x_hat: Tensor  # E[x | z, obs], like z
+    fit: Tensor  # -½ rᵀ (H C Hᵀ + R)^{-1} r with r = obs - H x̂, (*batch) in float64
+
+
+class MeasuredDenoiser(DerivedDenoiser):
+    """The denoiser of x given obs; see :func:`condition_on_measurements`.
+
+    Args:
+        denoiser: of x alone.
+        H: of data of its shape.
+        obs, noise_variance, covariance_from, tolerance, max_iterations: as there.
+
+    Raises:
+        TypeError, ValueError: see there.
+    """
+
+    obs: Tensor
+    noise_variance: Tensor
+
+    def __init__(
+        self,
+        denoiser: DenoiserScore,
+        H: LinearOperator,
+        obs: Tensor,
+        noise_variance: float | Tensor,
+        *,
+        covariance_from: float = 0.0,
+        tolerance: float = 1e-3,
+        max_iterations: int = 3,
+    ) -> None:
+        super().__init__(_checked_denoiser(denoiser))
+        self.event_shape = H.event_shape
+        device = tensor_device(denoiser)
+        self.operator = H.to(device)
+        self.register_buffer("obs", _checked_obs(obs, H.obs_shape).to(device))
+        variance = _checked_variance(noise_variance, H.obs_shape).to(device)
+        self.register_buffer("noise_variance", variance)
+        _check_exact(self.operator, variance)
+        if math.isnan(covariance_from):
+            raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
+        check_number("tolerance", tolerance, "a positive number, such as 1e-3", positive=True)
+        check_count("max_iterations", max_iterations, "of conjugate gradients")
+        self.covariance_from, self.tolerance = covariance_from, tolerance
+        self.max_iterations = max_iterations
+        self.solved: Solution | None = None
+        """How the linear systems of the last answer were solved."""
+
+    # -- of which data -----------------------------------------------------------------------------
+
+    def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
+        """The same of the data of these indices (m,)."""
+        denoiser: Any = self.denoiser.for_rows(rows)
+        if self.obs.dim() > len(self.operator.obs_shape):
+            return self.changed(denoiser, obs=self.obs[rows])
+        return self if denoiser is self.denoiser else self.changed(denoiser)
+
+    def check_data(self, x: Tensor) -> None:
+        """Raises ValueError for another number of data than observations are of."""
+        event_dim = len(self.operator.event_shape)
+        rows, differ = x.shape[x.dim() - event_dim - 1], len(self.operator.obs_shape)
+        if self.obs.dim() > differ and len(self.obs) != rows:
+            raise ValueError(
+                f"obs are of {len(self.obs)} data, and x has {rows}; condition the model for "
+                "these data, or take model.for_rows(rows)"
+            )
+
+    # -- the denoiser ------------------------------------------------------------------------------
+
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z, obs], like z (*batch, *event_shape)."""
+        return self.given_obs(z, log_snr).x_hat
+
+    def given_obs(self, z: Tensor, log_snr: Number) -> Given:
+        """x̂ with and without obs, and how well obs fits z (*batch, *event_shape); from one network
+        call and its products with vectors."""
+        batch_dim, lam = self._values("z", z, log_snr)
+        batch, event = z.shape[:batch_dim], self.operator.event_shape
+        variance = with_event_dims(torch.exp(-lam), z).to(z.dtype)
+        flat = variance.expand(z.shape).reshape(-1, *event)
+        seen = DenoiserCovariance(
+            lambda at: self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape),
+            z.reshape(-1, *event),
+            flat,
+        )
+        rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
+        inner, outer = self._covariances(seen, flat)
+        self.solved = self._solve(inner, rest)
+        fit = -0.5 * (rest * self.solved.u).sum(-1)
+        x_hat = seen.x_hat + outer(self._pulled(self.solved.u))
+        return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
+
+    def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
+        """Products with C in the inverse and before Hᵀ, for V (n, *event_shape)."""
+        s2 = self.denoiser.data_variance.to(variance.dtype)
+        spread = s2 / (s2 + variance) * variance
+        own = variance.flatten(1).amax(1) <= math.exp(min(-self.covariance_from, LARGEST_EXPONENT))
+        if bool(own.all()):
+            return seen, seen
+        if not bool(own.any()):
+            return lambda v: spread * v, seen.transposed
+        own = own.reshape(-1, *[1] * (variance.dim() - 1))
+        return (
+            lambda v: torch.where(own, seen(v), spread * v),
+            lambda v: torch.where(own, seen(v), seen.transposed(v)),
+        )
+
+    def _solve(self, covariance: Product, rest: Tensor) -> Solution:
+        """(H C Hᵀ + R) u = rest, (n, m) in float64."""
+        noise = self.noise_variance.expand(self.operator.obs_shape).flatten()
+
+        def product(p: Tensor) -> Tensor:
+            return self.operator(covariance(self._pulled(p)).double()).flatten(1) + noise * p
+
+        return conjugate_gradients(product, rest, self.tolerance, self.max_iterations)
+
+    def _pulled(self, u: Tensor) -> Tensor:
+        """Hᵀ u, (n, *event_shape), of flattened observations (n, m)."""
+        return self.operator.adjoint(u.reshape(-1, *self.operator.obs_shape))
+
+    def _obs_of(self, batch: torch.Size) -> Tensor:
+        """Observations of each of a batch, (n or 1, *obs_shape)."""
+        shape = self.operator.obs_shape
+        return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
+
+
+def _checked_denoiser(score: Any) -> DenoiserScore:
+    if isinstance(score, (ConditionedDenoiser, MeasuredDenoiser)):
+        raise TypeError(
+            "the model is conditioned already, expected one of all data; measure everything that "
+            "is known of a datum by one H"
+        )
+    if not isinstance(score, DenoiserScore):
+        what = describe(score) if isinstance(score, Score) else f"{score!r}"
+        raise TypeError(
+            f"the model's score is {what}, expected a DenoiserScore: a measurement is put into "
+            "E[x | z], which a score of the raw state does not have; train a Denoiser or "
+            "DiscreteDenoiser"
+        )
+    return score
+
+
+def _check_diffusion(diffusion: Any) -> None:
+    name = type(diffusion).__name__
+    if not diffusion.closed_form:
+        raise TypeError(
+            f"{name} has no closed form, so that no z tells all that a state does of x; use a "
+            "linear diffusion"
+        )
+    if diffusion.drifts_by_data or diffusion.context is not None:
+        raise ValueError(
+            f"the paths of {name} are led by the data themselves, measured or not; use a linear "
+            "diffusion, whose dimensions are noised apart"
+        )
+    if diffusion.transform is not None:
+        raise ValueError(
+            f"the states of {name} hold {describe(diffusion.transform)} of the data, of which H "
+            "is no measurement; use a diffusion without a transform"
+        )
+
+
+def _checked_obs(obs: Any, shape: tuple[int, ...]) -> Tensor:
+    obs = real_tensor("obs", obs, "what is measured, (*obs_shape)")
+    if obs.shape[max(obs.dim() - len(shape), 0) :] != shape or obs.dim() > len(shape) + 1:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(
+            f"obs has shape {tuple(obs.shape)}, expected that of H x, ({sizes}), or (n, {sizes}) "
+            "of n data"
+        )
+    check_finite("obs", obs)
+    return obs
+
+
+def _checked_variance(value: Any, shape: tuple[int, ...]) -> Tensor:
+    variance = real_tensor("noise_variance", value, "a number, or one for each observation")
+    if variance.dim() and variance.shape != shape:
+        raise ValueError(
+            f"noise_variance has shape {tuple(variance.shape)}, expected a number, or one for each "
+            f"observation, {shape}"
+        )
+    if not bool(((variance >= 0) & variance.isfinite()).all()):
+        raise ValueError(
+            f"noise_variance reaches {variance.min().item():.3g}, expected finite numbers, none "
+            "below 0 (observed exactly)"
+        )
+    return variance
+
+
+def _check_exact(operator: LinearOperator, variance: Tensor) -> None:
+    """Raises ValueError for exact observations of which some follow from others."""
+    exact = (variance == 0).expand(operator.obs_shape).flatten()
+    number, d = int(exact.sum()), math.prod(operator.event_shape)
+    if number == 0 or operator.independent or (number <= d and number * d > LARGEST_MATRIX):
+        return
+    values = torch.linalg.svdvals(operator.matrix()[exact])
+    rank = int((values > SINGULAR * values.max()).sum())
+    if rank < number:
+        raise ValueError(
+            f"noise_variance is 0 for {number} observations, of which H makes only {rank} "
+            "independent of each other, expected full row rank; leave out those that follow from "
+            "others, or give noise_variance a positive number"
+        )

@@ -1,0 +1,281 @@
+"""Linear measurements of data, H x, with their adjoints."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.support.checks import check_count, check_instance, check_number, describe, real_tensor
+from pyro_mdm.support.modules import ExactBuffers
+from pyro_mdm.support.settings import Recorded
+
+__all__ = [
+    "Blur",
+    "Downsample",
+    "FunctionOperator",
+    "LinearOperator",
+    "Mask",
+    "Matrix",
+    "as_operator",
+]
+
+DIGITS = 1e-8
+"""How far ⟨H x, y⟩ and ⟨x, Hᵀ y⟩ may be apart, relative to their sizes: rounding of float64."""
+
+
+class LinearOperator(Recorded, ExactBuffers, ABC):
+    """H, from data (*batch, *event_shape) to observations (*batch, *obs_shape), in float64.
+
+    Args:
+        event_shape: of a datum.
+        obs_shape: of what is measured of it.
+    """
+
+    independent: ClassVar[bool] = False
+    """Whether no observation follows from the others, whatever the arguments: full row rank."""
+
+    def __init__(self, event_shape: Sequence[int], obs_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape, self.obs_shape = tuple(event_shape), tuple(obs_shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """H x, (*batch, *obs_shape)."""
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        """Hᵀ obs, (*batch, *event_shape). Unless overridden by the derivative of :meth:`forward`,
+        which does not depend on x."""
+        batch = obs.shape[: obs.dim() - len(self.obs_shape)]
+        with torch.enable_grad():
+            x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
+            (found,) = torch.autograd.grad(
+                self(x), x, obs, create_graph=obs.requires_grad, materialize_grads=True
+            )
+        return found
+
+    def matrix(self) -> Tensor:
+        """H as a matrix of flattened data and observations, (m, d) in float64."""
+        d, device = math.prod(self.event_shape), _device(self)
+        each = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
+        found: Tensor = self(each).flatten(1).mT
+        return found
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises ValueError unless it is linear and :meth:`adjoint` is its adjoint, on two data."""
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            drawn = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+            return drawn.to(_device(self))
+
+        x, y = normal(*self.event_shape), normal(*self.obs_shape)
+        Hx, Hty = self(x), self.adjoint(y)
+        for name, value, shape in (("H x", Hx, self.obs_shape), ("Hᵀ obs", Hty, self.event_shape)):
+            if not isinstance(value, Tensor) or value.shape != (2, *shape):
+                raise ValueError(
+                    f"{name} of {type(self).__name__} is {describe(value)} for two data, expected "
+                    f"a Tensor of shape {(2, *shape)}"
+                )
+        together, apart = self(x[:1] - 2 * x[1:]), Hx[:1] - 2 * Hx[1:]
+        if not float((together - apart).norm()) <= DIGITS * (1 + float(Hx.norm())):
+            raise ValueError(
+                f"H(x - 2 x') differs from H x - 2 H x' by {float((together - apart).norm()):.3g} "
+                f"for random data, expected a linear H; leave what it adds to x out of "
+                f"{type(self).__name__}, and subtract it from obs"
+            )
+        left, right = float((Hx * y).sum()), float((x * Hty).sum())
+        if not abs(left - right) <= DIGITS * float(Hx.norm() * y.norm() + x.norm() * Hty.norm()):
+            raise ValueError(
+                f"⟨H x, y⟩ is {left:.6g} and ⟨x, Hᵀ y⟩ {right:.6g} for random x and y, expected "
+                "them to be equal; correct the adjoint, or leave it out for that of the derivative"
+            )
+
+
+class Matrix(LinearOperator):
+    """H as a matrix, of the flattened data.
+
+    Args:
+        H: (m, d), d the number of dimensions of a datum.
+        event_shape: of a datum, by default (d,).
+    """
+
+    H: Tensor
+
+    def __init__(self, H: Tensor, event_shape: Sequence[int] | None = None) -> None:
+        H = real_tensor("H", H, "a matrix (m, d) of the d dimensions of a datum")
+        if H.dim() != 2 or not H.numel() or not bool(H.isfinite().all()):
+            raise ValueError(
+                f"H is {describe(H)}, expected finite numbers, (m, d) of m measurements of the d "
+                "dimensions of a datum; write one measurement as H[None]"
+            )
+        shape = (H.shape[1],) if event_shape is None else tuple(event_shape)
+        if math.prod(shape) != H.shape[1]:
+            raise ValueError(
+                f"H has shape {tuple(H.shape)}, expected {math.prod(shape)} columns, one for each "
+                f"dimension of data of shape {shape}"
+            )
+        super().__init__(shape, H.shape[:1])
+        self.register_buffer("H", H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(x.dim() - len(self.event_shape)) @ self.H.mT
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        return (obs @ self.H).reshape(*obs.shape[:-1], *self.event_shape)
+
+
+class FunctionOperator(LinearOperator):
+    """H as a function.
+
+    Args:
+        function: H x (n, *obs_shape) of data x (n, *event_shape) in float64; differentiable, unless
+            the adjoint is given.
+        event_shape: of a datum.
+        adjoint: Hᵀ obs, (n, *event_shape); None: by the derivative of the function.
+
+    Raises:
+        ValueError: a function that is not linear, or an adjoint that is not its adjoint.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        event_shape: Sequence[int],
+        adjoint: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        found = function(torch.zeros(1, *event_shape, dtype=torch.float64))
+        super().__init__(event_shape, found.shape[1:])
+        self.function, self._adjoint = function, adjoint
+        self.check()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        found = self.function(x.reshape(-1, *self.event_shape))
+        return found.reshape(*batch, *found.shape[1:])
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        if self._adjoint is None:
+            return super().adjoint(obs)
+        batch = obs.shape[: obs.dim() - len(self.obs_shape)]
+        found = self._adjoint(obs.reshape(-1, *self.obs_shape))
+        return found.reshape(*batch, *found.shape[1:])
+
+
+class Mask(LinearOperator):
+    """The dimensions that are seen, in order: inpainting.
+
+    Args:
+        seen: bool, (*event_shape).
+    """
+
+    independent = True
+    seen: Tensor
+
+    def __init__(self, seen: Tensor) -> None:
+        if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+            raise TypeError(f"seen is {describe(seen)}, expected a Tensor of bool; write .bool()")
+        if not bool(seen.any()):
+            raise ValueError("no dimension is seen, expected at least one True in the mask")
+        super().__init__(seen.shape, (int(seen.sum()),))
+        self.register_buffer("seen", seen.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., self.seen]
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        found = obs.new_zeros(*obs.shape[:-1], *self.event_shape)
+        found[..., self.seen] = obs
+        return found
+
+
+class Blur(LinearOperator):
+    """Every channel convolved with one kernel; beyond its edges an image goes on as it ends.
+
+    Args:
+        event_shape: (C, H, W).
+        width: standard deviation of the Gaussian kernel, in pixels. It is cut off at three of them.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
+        _check_image(event_shape)
+        check_number("width", width, "a positive number of pixels", positive=True)
+        super().__init__(event_shape, event_shape)
+        self.width = width
+        reach = math.ceil(3 * width)
+        row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / width).square())
+        self.register_buffer("kernel", row / row.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, reach = x.reshape(-1, 1, *self.event_shape[1:]), len(self.kernel) // 2
+        images = nn.functional.pad(images, 4 * (reach,), mode="replicate")
+        for kernel in (self.kernel[:, None], self.kernel[None, :]):
+            images = nn.functional.conv2d(images, kernel[None, None])
+        return images.reshape(x.shape)
+
+
+class Downsample(LinearOperator):
+    """Averages of squares of pixels, as an image of fewer pixels has them: superresolution.
+
+    Args:
+        event_shape: (C, H, W).
+        factor: pixels on a side of a square, by which H and W can be divided.
+    """
+
+    independent = True
+
+    def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
+        _check_image(event_shape)
+        check_count("factor", factor, "the number of pixels that become one, on a side")
+        channels, height, width = event_shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"factor is {factor}, expected a divisor of the {height}×{width} pixels of an image"
+            )
+        super().__init__(event_shape, (channels, height // factor, width // factor))
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor))
+        return squares.mean((-3, -1))
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        spread = obs.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
+        return spread / self.factor**2
+
+
+def as_operator(H: Any, event_shape: Sequence[int]) -> LinearOperator:
+    """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
+
+    Raises:
+        TypeError: no operator.
+        ValueError: one of data of another shape, not linear, or whose adjoint is not its adjoint.
+    """
+    if isinstance(H, Tensor):
+        H = Matrix(H, event_shape)
+    fix = "a matrix (m, d), or FunctionOperator(function, event_shape)"
+    check_instance("H", H, LinearOperator, fix)
+    if H.event_shape != tuple(event_shape):
+        raise ValueError(
+            f"H is of data of shape {H.event_shape}, expected {tuple(event_shape)}, that of the "
+            "model's data"
+        )
+    H.check()
+    found: LinearOperator = H
+    return found
+
+
+def _check_image(event_shape: Sequence[int]) -> None:
+    if len(event_shape) != 3:
+        raise ValueError(f"event_shape is {tuple(event_shape)}, expected (C, H, W) of images")
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((b.device for b in module.buffers()), torch.device("cpu"))

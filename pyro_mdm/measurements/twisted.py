@@ -1,0 +1,215 @@
+r"""Weighted samples of data given measurements: twisted sequential Monte Carlo.
+
+Particles go down the chain of ancestral sampling, p(y_r | y_s, x̂), each with E[x | z, obs] in the
+place of x̂. What that is off by is in their weights: with ψ(y) > 0 for how likely obs is, given y,
+
+    w ∏= p(y_r | y_s, x̂) ψ(y_r) / ( q(y_r | y_s, E[x | z_s, obs]) ψ(y_s) )
+
+and at the end p(obs | x) in the place of ψ. ψ = exp(-½ rᵀ (H C Hᵀ + R)^{-1} r) with r = obs - H x̂.
+Whatever ψ and the approximations in it, the mean weight is an unbiased estimate of p(obs) of the
+chain, and weighted particles are samples of its p(x | obs) as their number grows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.likelihoods.base import log_prob_by_dimension
+from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
+from pyro_mdm.measurements.operators import Mask
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.chain import check_chain
+from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.samplers.ancestral import Ancestral
+from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating
+
+__all__ = ["Particles", "twisted_smc"]
+
+
+class Particles(NamedTuple):
+    """Weighted samples, of R repeats that are independent of each other, with P particles each."""
+
+    x: Tensor  # (R, P, *event_shape)
+    log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
+    network_calls: int  # of each particle, products with vectors not counted
+
+    @property
+    def log_evidence(self) -> Measured:
+        """log p(obs) of the chain, nats, and its standard error over repeats: the logarithm of the
+        mean of unbiased estimates."""
+        each = self.log_weights.logsumexp(1, keepdim=True) - math.log(self.log_weights.shape[1])
+        value, error = log_mean_weight(each)
+        return Measured(float(value), float(error))
+
+    @property
+    def weights(self) -> Tensor:
+        """Of all particles, (R, P); they sum to 1."""
+        return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
+
+    @property
+    def posterior_mean(self) -> tuple[Tensor, Tensor]:
+        """E[x | obs] and its standard error over repeats (NaN for one of them), (*event_shape)."""
+        of_each = self.weights.sum(1)  # (R,)
+        event = self.x.dim() - 2
+        w = self.weights.reshape(*self.weights.shape, *[1] * event)
+        sums = (w * self.x).sum(1)
+        mean = sums.sum(0)
+        off = sums - of_each.reshape(-1, *[1] * event) * mean
+        R = len(of_each)
+        error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
+        return mean, error
+
+    @property
+    def effective_size(self) -> float:
+        """1 / Σ w² of all particles, from 1 to R P; copies of one count as several."""
+        return float(1 / self.weights.square().sum())
+
+    def resampled(self, n: int) -> Tensor:
+        """Data drawn by their weights, (n, *event_shape)."""
+        chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
+        return self.x.flatten(0, 1)[chosen]
+
+
+def twisted_smc(
+    model: DiffusionModel,
+    num_particles: int = 256,
+    *,
+    steps: int = 100,
+    repeats: int = 1,
+    threshold: float = 0.5,
+) -> Particles:
+    """Samples of p(x | obs) with weights, and an unbiased estimate of p(obs).
+
+    Where :func:`condition_on_measurements` is approximate, as for data of several modes, this is
+    right for many particles. Both are about the chain of :class:`~pyro_mdm.samplers.Ancestral` on
+    its grid, with the model's decoder.
+
+    Args:
+        model: of :func:`condition_on_measurements`, with one obs for all. Its noise variances are
+            positive, and not small beside e^{-λ(ε)}; or all 0, and H a :class:`Mask`.
+        num_particles: P of each repeat.
+        steps: of the chain; two network calls in the first, one in others.
+        repeats: R, computed at once. From two on the evidence has a standard error.
+        threshold: particles of a repeat are drawn anew by their weights where the effective size
+            falls below this part of P.
+
+    Raises:
+        TypeError: another model, or a diffusion whose steps need more than x̂.
+        ValueError: obs that differ between data, exact observations that are no coordinates of x.
+
+    Source: Wu, Trippe, Naesseth, Blei & Cunningham, "Practical and Asymptotically Exact Conditional
+    Sampling in Diffusion Models", NeurIPS 2023, algorithm 1, here for any K and with the
+    covariance of the denoiser in ψ and in the proposal.
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser, DiffusionModel
+        >>> from pyro_mdm.measurements import condition_on_measurements
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> given = condition_on_measurements(model, torch.ones(1, 2), torch.tensor([3.0]), 0.1)
+        >>> found = twisted_smc(given, 16, steps=10, repeats=4)
+        >>> found.resampled(5).shape
+        torch.Size([5, 2])
+    """
+    score = _checked(model)
+    check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
+    check_count("steps", steps, "the number of steps from T to ε")
+    check_count("repeats", repeats, "the number of independent runs")
+    check_number("threshold", threshold, "a part of the particles, from 0 to 1")
+    with evaluating(model):
+        return _run(model, score, repeats, num_particles, steps, threshold)
+
+
+def _run(
+    model: Any, score: MeasuredDenoiser, repeats: int, particles: int, steps: int, threshold: float
+) -> Particles:
+    diffusion, event = model.diffusion, model.event_shape
+    times = Ancestral(steps).times(diffusion)
+    kernels = posterior(diffusion, times[:-1], times[1:])
+    n = repeats * particles
+    y = diffusion.prior.sample((n, diffusion.num_variables, *event)).double()
+    seen = _look(model, score, y, times[0])
+    log_w = seen.fit.reshape(repeats, particles)
+    for i in range(steps):
+        chosen, log_w = _resampled(log_w, threshold)
+        y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
+        kernel, noise = kernels.at(i), torch.randn_like(y)
+        mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
+        y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
+        # log p - log q, both Gaussian of one covariance: in units of it the means are `apart`
+        apart = outer(kernel.signal, (x_hat - prior).double())
+        ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
+        if i + 1 < steps:
+            seen = _look(model, score, y, times[i + 1])
+            x, later = y, seen.fit
+        else:
+            x, later = _decoded(model, score, y)
+        log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
+    return Particles(x.reshape(repeats, particles, *event), log_w, steps)
+
+
+def _look(model: Any, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
+    """What the denoiser says of states y (n, K, *event_shape) at one time."""
+    marginal = model.diffusion.marginal(s.expand(len(y)))
+    z = apply_vector(marginal.readout, y).to(model.bound_score.dtype)
+    return score.given_obs(z, marginal.log_snr)
+
+
+def _decoded(model: Any, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, *event_shape) by the decoder, and log p(obs | x), or that of the entries seen, (n,)."""
+    y, operator = y.to(model.bound_score.dtype), score.operator
+    law = model.likelihood(model.diffusion, score, y, len(model.event_shape))
+    x = law.sample()
+    variance = score.noise_variance.expand(operator.obs_shape)
+    if bool((variance > 0).all()):
+        rest = (score.obs - operator(x.double())).square() / variance
+        terms = -0.5 * (rest + (2 * math.pi * variance).log())
+        return x, terms.flatten(1).sum(1)
+    seen: Any = operator.seen
+    x[:, seen] = score.obs.to(x.dtype)
+    return x, log_prob_by_dimension(law, x)[:, seen].sum(1).double()
+
+
+def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Which particles go on (R P,), and their weights (R, P): drawn anew in repeats of few that
+    count, at equal distances along the sum of the weights."""
+    R, P = log_w.shape
+    w = log_w.softmax(1)
+    few = 1 / w.square().sum(1, keepdim=True) < threshold * P
+    steps = torch.arange(P, device=w.device, dtype=w.dtype)
+    places = (steps + torch.rand(R, 1, device=w.device, dtype=w.dtype)) / P
+    drawn = torch.searchsorted(w.cumsum(1), places).clamp_max(P - 1)
+    chosen = torch.where(few, drawn, steps.long())
+    mean = log_w.logsumexp(1, keepdim=True) - math.log(P)
+    first = P * torch.arange(R, device=w.device).unsqueeze(1)
+    return (first + chosen).flatten(), torch.where(few, mean, log_w)
+
+
+def _checked(model: Any) -> MeasuredDenoiser:
+    score = getattr(model, "score_function", None)
+    if not isinstance(score, MeasuredDenoiser):
+        raise TypeError(
+            f"the score of model is {type(score).__name__}, expected a MeasuredDenoiser; make the "
+            "model by condition_on_measurements(model, H, obs, noise_variance)"
+        )
+    check_chain(model.diffusion)
+    if score.obs.dim() > len(score.operator.obs_shape):
+        raise ValueError(
+            f"obs has shape {tuple(score.obs.shape)}, one for each datum, expected "
+            f"{score.operator.obs_shape}, one for all particles; call it for each of them"
+        )
+    exact = score.noise_variance == 0
+    if bool(exact.any()) and not (bool(exact.all()) and isinstance(score.operator, Mask)):
+        raise ValueError(
+            "noise_variance is 0, and of measurements other than coordinates, or of some alone, "
+            "the decoder has no density; give noise_variance positive numbers, or H = Mask(seen)"
+        )
+    return score

@@ -1,0 +1,123 @@
+"""Inpainting by any score: what is observed is put into the states on their way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Diffusion, Transition
+from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.scores.base import noised
+from pyro_mdm.scores.derived import of_rows
+from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
+from pyro_mdm.support.progress import Progress
+
+__all__ = ["Replacement"]
+
+
+class Replacement(Sampler):
+    """Another sampler, with observed dimensions of y_s drawn from q(y_s | x_o) before each step.
+
+    All K variables of a dimension are. For any score of a linear diffusion, of the raw state too,
+    ``DiffusionModel(diffusion, score, sampler=Replacement(Ancestral(100), observed, values))``.
+
+    It is an approximation, whatever the score and the steps: dimensions that are generated hear of
+    x_o through the score alone, at the noise of z, and what is drawn early does not fit what is
+    observed later. ``repeats`` makes them fit better. A denoiser that was trained with maps
+    (:func:`~pyro_mdm.condition`) needs none of this, and others do better by
+    :func:`~pyro_mdm.measurements.condition_on_measurements`.
+
+    Args:
+        sampler: whose steps are taken.
+        observed: which dimensions are known, bool, (*event_shape).
+        values: what is known, (*event_shape), or (n, *event_shape) of n data that differ; only
+            observed entries are looked at.
+        repeats: how often each step is taken, noised again in between.
+
+    Raises:
+        TypeError: no sampler, or one that takes no steps on a grid; a mask that is not bool; on
+            call, a diffusion without closed-form kernels.
+        ValueError: values of another shape, or not finite where they are observed.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+    Equations", ICLR 2021, appendix I.2; for repeats, Lugmayr et al., "RePaint", CVPR 2022.
+    """
+
+    def __init__(
+        self, sampler: Sampler, observed: Tensor, values: Tensor, repeats: int = 1
+    ) -> None:
+        fix = "e.g. Replacement(Ancestral(100), observed, values)"
+        check_instance("sampler", sampler, Sampler, fix)
+        if type(sampler).integrate is not Sampler.integrate:
+            raise TypeError(
+                f"sampler is {sampler!r}, which takes no steps on a grid; use Ancestral or "
+                "StochasticExponentialIntegrator"
+            )
+        check_count("repeats", repeats, "how often each step is taken")
+        super().__init__(sampler.steps, sampler.grid)
+        if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+            raise TypeError(
+                f"observed is {describe(observed)}, expected a Tensor of bool; write .bool()"
+            )
+        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        if values.shape[max(values.dim() - observed.dim(), 0) :] != observed.shape:
+            raise ValueError(
+                f"values has shape {tuple(values.shape)}, expected {tuple(observed.shape)}, that "
+                "of observed, or one for each of n data"
+            )
+        if not bool((values.isfinite() | ~observed).all()):
+            raise ValueError("values has observed entries that are not finite, expected numbers")
+        self.sampler, self.observed, self.repeats = sampler, observed, repeats
+        self.values = torch.where(observed, values, 0.0)
+        self.default_grid, self.noise = sampler.default_grid, sampler.noise  # type: ignore[misc]
+        self.reads_x = sampler.reads_x  # type: ignore[misc]
+
+    def plan(self, diffusion: Any, times: Tensor) -> Any:
+        return self.sampler.plan(diffusion, times)
+
+    def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        return self.sampler.step(plan, i, y, ask, noise)
+
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+        self.sampler.check(diffusion, score)
+        if not diffusion.closed_form or diffusion.drifts_by_data or diffusion.starts_at_data:
+            raise TypeError(
+                f"Replacement draws observed dimensions of y_s given x, apart from others, and "
+                f"{type(diffusion).__name__} has no such law; use a linear diffusion"
+            )
+        if diffusion.transform is not None:
+            raise TypeError(
+                f"the states of {type(diffusion).__name__} hold {describe(diffusion.transform)} of "
+                "the data, of which no coordinate is an observed dimension"
+            )
+
+    def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
+        times = self.times(ask.diffusion)
+        plan = self.planned(ask.diffusion, times)
+        laws, steps = ask.diffusion.marginal(times), ask.diffusion.transition(times[:-1], times[1:])
+        observed = self.observed.to(y.device)
+        values = of_rows(self.values.to(y.device), observed.dim(), y.shape[:1])
+        values = values.expand(len(y), *observed.shape)
+
+        def replaced(y: Tensor, i: int) -> Tensor:
+            return torch.where(observed, noised(laws.at(i), values, noise()), y)
+
+        for i in range(self.steps):
+            y = replaced(y, i)
+            ask.watch(times[i], y)
+            for again in range(self.repeats):
+                if again:
+                    y = replaced(_noised_again(steps.at(i), y, noise()), i)
+                    if ask.past:
+                        ask.past.popleft()  # x̂ of the step that is taken back
+                y = self.sampler.step(plan, i, y, ask, noise)
+            bar.update()
+        return replaced(y, self.steps)
+
+
+def _noised_again(step: Transition, y: Tensor, noise: Tensor) -> Tensor:
+    """y_s given y_r, like y, of one step."""
+    return apply_matrix(step.matrix, y) + apply_matrix(step.scale_tril, noise)

@@ -1,0 +1,132 @@
+"""Denoisers that are made of another one, whose network and baseline they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm.scores.base import Number
+from pyro_mdm.scores.denoiser import DenoiserScore
+
+__all__ = ["DerivedDenoiser", "of_rows"]
+
+D = TypeVar("D", bound="DerivedDenoiser")
+
+
+class DerivedDenoiser(DenoiserScore):
+    """A denoiser by what another denoiser says. Parameters are the other's, with one name.
+
+    Its baseline, what λ it was trained at and its decoder are the other's too, unless overridden.
+
+    Args:
+        denoiser: the other one.
+    """
+
+    def __init__(self, denoiser: DenoiserScore) -> None:
+        super().__init__(denoiser.network, denoiser.event_shape, maps=denoiser.maps)
+        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
+        self.denoiser = denoiser
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor: the network is the denoiser's argument."""
+        return {name: v for name, v in super().arguments().items() if name != "network"}
+
+    def changed(self: D, denoiser: DenoiserScore | None = None, **buffers: Tensor | None) -> D:
+        """The same of another denoiser, or with other buffers, which are arguments that are known
+        to be right."""
+        denoiser = self.denoiser if denoiser is None else denoiser
+        new = type(self).__new__(type(self), **self.arguments() | {"denoiser": denoiser} | buffers)
+        made = new.__dict__["_given"]
+        new.__dict__.update(self.__dict__)  # settings and other modules are shared
+        modules = {**self._modules, "denoiser": denoiser}
+        changed = {**self._buffers, **buffers}
+        new.__dict__ |= {"_given": made, "_buffers": changed, "_modules": modules}
+        return new
+
+    # -- contexts, which the denoiser is told ------------------------------------------------------
+
+    @property
+    def told(self) -> Tensor | None:
+        """What the denoiser's network is told of contexts."""
+        return self.denoiser.told
+
+    def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
+        """The same of a denoiser that is given contexts."""
+        return self.changed(self.denoiser.given_context(context, knows_unknown=knows_unknown))
+
+    def without_context(self: D) -> D:
+        """The same of data whose context is not known."""
+        return self.changed(self.denoiser.without_context())
+
+    # -- what is the denoiser's --------------------------------------------------------------------
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's."""
+        return self.denoiser.network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        """Nothing: it stays the denoiser's."""
+
+    def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
+        """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
+
+        Raises:
+            TypeError: another denoiser.
+        """
+        posterior = getattr(self.denoiser, "posterior", None)
+        if posterior is None:
+            raise TypeError(
+                f"NetworkPosterior needs a score with a posterior over levels, got "
+                f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
+            )
+        found: likelihoods.LevelDistribution = posterior(z, log_snr)
+        return found
+
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """That of the denoiser."""
+        return self.denoiser.baseline_x_hat(z, log_snr)
+
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """That of the denoiser, (*batch), nats."""
+        return self.denoiser.baseline_log_prob(x, counted)
+
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
+        """That of the denoiser, (*batch), nats."""
+        return self.denoiser.baseline_kl(x, log_snr, counted)
+
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`~pyro_mdm.scores.DenoiserScore`."""
+        return self.denoiser.baseline_integrals(x, edges, dims, counted)
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """That of the denoiser."""
+        return self.denoiser.default_likelihood()
+
+
+def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
+    """A value of all data, or one for each of n of them, as (*batch, *event) can be compared with.
+
+    Args:
+        value: (*event) with ``event_dim`` dimensions, or (n, *event).
+        batch: of what is asked about: n data in this order, or several times these.
+
+    Raises:
+        ValueError: a number of data that is no multiple of n.
+    """
+    if value.dim() == event_dim or (batch and batch[-1] == len(value)):
+        return value
+    number, n = math.prod(batch), len(value)
+    if number % n:
+        raise ValueError(
+            f"what is observed differs between {n} data, and {number} are asked for; make it "
+            f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
+        )
+    return value.repeat(number // n, *[1] * event_dim).reshape(*batch, *value.shape[1:])

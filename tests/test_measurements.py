@@ -1,0 +1,517 @@
+"""Models of data given linear measurements, held to exact posteriors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyro.infer import Predictive
+from torch import Tensor
+
+from pyro_mdm import (
+    CLD,
+    MDM,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    LinearDiffusion,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    condition,
+)
+from pyro_mdm.diffusions import Frequencies, TurnClocks
+from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.measurements import (
+    Blur,
+    Downsample,
+    FunctionOperator,
+    LinearOperator,
+    Mask,
+    Matrix,
+    MeasuredDenoiser,
+    condition_on_measurements,
+    twisted_smc,
+)
+from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
+from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ExponentialIntegrator,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Replacement,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+)
+from tests.problems import (
+    GaussianMixture,
+    fixed,
+    given_measurement,
+    normal,
+    random_linear,
+)
+from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture, part, program, refused
+
+OWN: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 20}
+H = fixed(1, 2, D)
+NOISE = torch.tensor([0.1, 0.3], dtype=torch.float64)
+OBS = torch.tensor([1.2, -0.8], dtype=torch.float64)
+
+DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {
+    "vpsde": lambda: VPSDE(**ENDS),
+    "cld": lambda: CLD(**ENDS),
+    "random_3": lambda: random_linear(3, 114, **ENDS),
+}
+
+
+def exact(problem: GaussianMixture, noise: Tensor, z: Tensor, variance: Tensor) -> Tensor:
+    """E[x | z, obs] of one datum, (d,): z is measured too, with the noise of each dimension."""
+    both = torch.cat([torch.eye(D, dtype=torch.float64), H])
+    law, _ = given_measurement(
+        problem, both, torch.cat([z, OBS]), torch.cat([variance.expand(D), noise.expand(2)])
+    )
+    return law.mean
+
+
+# -- the denoiser ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise", [NOISE, torch.tensor(0.0).double()], ids=["noise", "exact"])
+def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
+    problem = gaussian()
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12, **OWN)
+    log_snr = torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
+    z = problem.sample(5, 3) + torch.exp(-log_snr / 2)[:, None] * normal(4, 5, D)
+    found = score.x_hat(z, log_snr)
+    for i in range(5):
+        known = exact(problem, noise, z[i], torch.exp(-log_snr[i]))
+        torch.testing.assert_close(found[i], known, rtol=1e-8, atol=1e-8)
+    # and where every dimension has a log SNR of its own
+    found = score.x_hat(z[1:3], log_snr[torch.tensor([[0, 1, 2, 3], [3, 4, 2, 1]])])
+    known = exact(problem, noise, z[1], torch.exp(-log_snr[:4]))
+    torch.testing.assert_close(found[0], known, rtol=1e-8, atol=1e-8)
+
+
+@torch.no_grad()
+def test_of_other_data_it_is_right_where_there_is_little_noise() -> None:
+    """And between, in the middle of two components, it is an approximation."""
+    problem = mixture()
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, tolerance=1e-12, **OWN)
+    off = []
+    for level in (7.0, 0.0):
+        log_snr = torch.full((64,), level, dtype=torch.float64)
+        z = problem.sample(64, 3) + math.exp(-level / 2) * normal(4, 64, D)
+        known = torch.stack([exact(problem, NOISE, each, torch.exp(-log_snr[0])) for each in z])
+        off.append(float((score.x_hat(z, log_snr) - known).abs().mean()))
+    assert off[0] < 1e-5 and 0.01 < off[1] < 0.2
+
+
+def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
+    """Of continuous denoisers and of those of levels, whose derivatives are written by hand."""
+    torch.manual_seed(0)
+    levels = torch.linspace(-1, 1, 5).double()[torch.randint(5, (50, D))]
+    scores = [
+        Denoiser.fit(MLP(D, hidden=8), levels),
+        DiscreteDenoiser.fit(MLP(D, out_features=2 * D, hidden=8), levels, 5, "tilt"),
+        DiscreteDenoiser.fit(MLP(D, out_features=5 * D, hidden=8), levels, 5, "logits"),
+    ]
+    z, lam = normal(0, 3, D), torch.full((3,), 1.0).double()
+    v = torch.tensor([0.5, 0.4, 0.3, 0.2]).double().expand(3, D)
+    for score in scores:
+        network: Any = score.network.double()
+        for p in network.parameters():  # outputs begin at 0
+            p.data += 0.3 * torch.randn_like(p)
+        J = torch.stack(
+            [
+                torch.autograd.functional.jacobian(
+                    lambda at, s=score, i=i: s.x_hat(at[None], lam[i])[0], z[i]
+                )
+                for i in range(3)
+            ]
+        )
+        C = J * v.unsqueeze(-2)
+        assert float((C - C.mT).abs().max()) > 1e-4  # a network's is not symmetric
+        with torch.no_grad():
+            seen = DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)
+            w = normal(5, 3, D)
+            known = ((C + C.mT) / 2 @ w.unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(seen(w), known)
+            assert not seen.x_hat.requires_grad
+        assert DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)(w).requires_grad
+
+
+def test_systems_are_solved_each_with_its_own_steps() -> None:
+    A = fixed(3, 4, 6, 6)
+    S = A @ A.mT + 0.5 * torch.eye(6, dtype=torch.float64)
+    S[1] = 2 * torch.eye(6)
+    S[2] = -torch.eye(6)
+    b = fixed(4, 4, 6)
+    b[3] = 0
+
+    def product(p: Tensor) -> Tensor:
+        return (S @ p.unsqueeze(-1)).squeeze(-1)
+
+    found = conjugate_gradients(product, b, 1e-10, 20)
+    torch.testing.assert_close(found.u[:2], torch.linalg.solve(S[:2], b[:2].unsqueeze(-1))[..., 0])
+    assert found.iterations.tolist()[1:] == [1, 0, 0] and 5 < int(found.iterations[0]) < 20
+    assert found.residual[2:].tolist() == [1.0, 0.0] and float(found.residual[:2].max()) < 1e-10
+    few = conjugate_gradients(product, b, 1e-10, 2)
+    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.residual[0]) > 1e-3
+    rough = conjugate_gradients(product, b, 0.5, 20)
+    assert int(rough.iterations[0]) < int(found.iterations[0])
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("vpsde", ExponentialIntegrator(30)),
+        ("cld", ExponentialIntegrator(30)),
+        ("random_3", StochasticExponentialIntegrator(40)),
+        ("cld", StochasticExponentialIntegrator(40)),
+    ],
+)
+def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
+    """Mean and covariance, within 4.5 errors and a 3% step error."""
+    problem, n = gaussian(), 700
+    model = program(problem, DIFFUSIONS[name](), sampler=sampler)
+    given = condition_on_measurements(model, H, OBS, NOISE, **OWN)
+    law, _ = given_measurement(problem, H, OBS, NOISE)
+    torch.manual_seed(1)
+    found = Predictive(given, num_samples=1)(batch_size=n)["x"][0]
+    spread = law.covariance.diagonal().sqrt()
+    assert float(((law.mean - problem.mean) / spread).abs().max()) > 1  # much is learned of x
+    assert float(((found.mean(0) - law.mean) / spread).abs().max()) < 4.5 / math.sqrt(n) + 0.03
+    off = (found.T.cov() - law.covariance) / spread / spread[:, None]
+    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(5),
+        EulerMaruyama(30),
+        PredictorCorrector(5),
+        ProbabilityFlow(5),
+        StochasticHeun(30),
+    ],
+    ids=repr,
+)
+def test_every_other_sampler_serves_it(sampler: Any) -> None:
+    model = program(gaussian(), VPSDE(max_log_snr=7.0), sampler=sampler)
+    obs = OBS + torch.tensor([[0.0, 0.0], [30.0, 30.0]]).double()  # each datum has its own
+    given = condition_on_measurements(model, H, obs, 0.01)
+    found = given(batch_size=20)
+    assert float((found[::2] @ H.mT - OBS).abs().mean()) < 0.6
+    assert float((found[1::2] @ H.mT - obs[1]).abs().mean()) < 6
+    assert MDM(given).sample((3, 2)).shape == (3, 2, D)
+
+
+@torch.no_grad()
+def test_the_bound_is_the_log_posterior() -> None:
+    """Of data drawn from it, with clocks for each dimension too."""
+    problem, n = gaussian(), 128
+    law, _ = given_measurement(problem, H, OBS, NOISE)
+    x = law.sample(n, 2)
+    known = float(law.log_prob(x).mean())
+    assert known - float(problem.log_prob(x).mean()) > 1
+    clocks = TurnClocks([[0.0, 0.7], [0.2, 1.0]], leak=0.1)
+    blocks = torch.tensor([0, 1, 1, 0])
+    for diffusion in (CLD(**ENDS), PerDimensionDiffusion(CLD(**ENDS), None, clocks, blocks)):
+        given = condition_on_measurements(program(problem, diffusion), H, OBS, NOISE, **OWN)
+        found = bound(given, DiffusionGuide(diffusion), x, draws=16)
+        assert found.monte_carlo_error < 0.13
+        assert abs(found.elbo.mean - known) < 4.5 * found.monte_carlo_error + 5e-3
+
+
+@torch.no_grad()
+def test_below_a_level_dimensions_are_taken_for_independent() -> None:
+    """Which is exact where they are; each datum has its own side of the level."""
+    independent = GaussianMixture([1.0], torch.zeros(1, D), torch.eye(D)[None] * 0.7)
+    z, log_snr = normal(1, 3, D), torch.tensor([-3.0, 0.0, 4.0])
+    found = {}
+    for problem in (independent, gaussian()):
+        for level in (-math.inf, 0.0, math.inf):
+            score = MeasuredDenoiser(
+                Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level, tolerance=1e-12
+            )
+            found[problem is independent, level] = score.x_hat(z, log_snr)
+    for level in (0.0, math.inf):
+        torch.testing.assert_close(found[True, level], found[True, -math.inf])
+    own, mixed, never = (found[False, level] for level in (-math.inf, 0.0, math.inf))
+    torch.testing.assert_close(mixed, torch.cat([never[:1], own[1:]]))
+    assert float((own - never)[:2].abs().amin(1).max()) > 0.01
+
+
+def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    given = condition_on_measurements(model, Mask(torch.tensor([1, 0, 1, 0]).bool()), OBS, 0.1)
+    given.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    z, log_snr = normal(0, 2, D).float(), torch.zeros(2)
+    torch.testing.assert_close(*(m.score_function.x_hat(z, log_snr) for m in (given, again)))
+    assert [*map(id, given.parameters())] == [*map(id, model.parameters())]
+    last: Any = [*model.parameters()][-1]
+    given.score_function.x_hat(z, log_snr).sum().backward()
+    found, step = last.grad[0].clone(), 1e-2
+    sums = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            last[0] += sign * step
+            sums.append(given.score_function.x_hat(z, log_snr).sum())
+            last[0] -= sign * step
+    torch.testing.assert_close(found, (sums[0] - sums[1]) / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+# -- weighted samples ------------------------------------------------------------------------------
+
+
+def affine(function: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
+    """Matrix and offset of an affine function of (batch, n)."""
+    offset = function(torch.zeros(1, n, dtype=torch.float64))
+    return (function(torch.eye(n, dtype=torch.float64)) - offset).mT, offset[0]
+
+
+def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the data of an ancestral chain whose denoiser is affine."""
+    diffusion, K = model.diffusion, model.diffusion.num_variables
+    times = Ancestral(steps).times(diffusion)
+    kernels = posterior(diffusion, times[:-1], times[1:])
+    eye = torch.eye(D, dtype=torch.float64)
+    mean = torch.zeros(K * D, dtype=torch.float64)
+    covariance = torch.kron(diffusion.prior_covariance, eye)
+    for i in range(steps):
+        kernel = kernels.at(i)
+
+        def moved(y: Tensor, kernel: Any = kernel, s: Tensor = times[i]) -> Tensor:
+            y = y.reshape(-1, K, D)
+            x = model.score_function.denoise(diffusion, y, s)
+            return (apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x)).flatten(1)
+
+        A, b = affine(moved, K * D)
+        mean = A @ mean + b
+        covariance = A @ covariance @ A.mT + torch.kron(kernel.covariance, eye)
+
+    def decoded(y: Tensor) -> Tensor:
+        law: Any = model.likelihood(diffusion, model.score_function, y.reshape(-1, K, D), 1)
+        return law.mean
+
+    A, b = affine(decoded, K * D)
+    law: Any = model.likelihood(diffusion, model.score_function, torch.zeros(1, K, D).double(), 1)
+    return A @ mean + b, A @ covariance @ A.mT + law.variance[0].diag()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: str) -> None:
+    """Of few steps, which is another law than that of the data; with a poor covariance too."""
+    model, steps = program(gaussian(), DIFFUSIONS[name]()), 8
+    mean, covariance = chain_law(model, steps)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    law, evidence = given_measurement(chain, H, OBS, NOISE)
+    of_data = given_measurement(gaussian(), H, OBS, NOISE)[1]
+    assert abs(float(evidence - of_data)) > 0.15
+    torch.manual_seed(2)
+    for level in (-math.inf, math.inf):
+        given = condition_on_measurements(
+            model, H, OBS, NOISE, covariance_from=level, max_iterations=20
+        )
+        found = twisted_smc(given, 64, steps=steps, repeats=16)
+        value, error = found.log_evidence
+        assert abs(value - float(evidence)) < 4.5 * error < 0.5
+        mean, of_mean = found.posterior_mean
+        assert bool(((mean - law.mean).abs() < 4.5 * of_mean).all())
+        assert bool((of_mean < 0.2 * law.covariance.diagonal().sqrt()).all())
+    x, seen = torch.tensor([0.3, -0.2]).double(), torch.tensor([0, 1, 0, 1]).bool()
+    given = condition_on_measurements(model, Mask(seen), x, 0.0, **OWN)
+    found = twisted_smc(given, 64, steps=steps, repeats=16)
+    _, evidence = given_measurement(chain, Mask(seen).matrix(), x, torch.zeros(2).double())
+    value, error = found.log_evidence
+    assert abs(value - float(evidence)) < 4.5 * error < 1.5
+    assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
+
+
+def test_what_cannot_be_twisted() -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(TypeError, "expected a MeasuredDenoiser"):
+        twisted_smc(model)  # type: ignore[arg-type]
+    with refused(ValueError, "one for each datum"):
+        twisted_smc(condition_on_measurements(model, H, OBS.expand(3, 2), NOISE))
+    with refused(ValueError, "coordinates"):
+        twisted_smc(condition_on_measurements(model, H, OBS, 0.0))
+    with refused(ValueError, "num_particles is 1, expected at least 2"):
+        twisted_smc(condition_on_measurements(model, H, OBS, NOISE), 1)
+
+
+# -- replacement -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made", [VPSDE, CLD])
+def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others(made: Any) -> None:
+    """Noising again between repeats leaves the law as it is; observed entries are noised values."""
+    problem, n = gaussian(), 500
+    independent = GaussianMixture(
+        [1.0], problem.means, torch.diag(problem.covariance.diagonal())[None]
+    )
+    x = problem.mean + torch.tensor([-2.0, 0.0, 2.0, 0.0])
+    observed = torch.tensor([1, 0, 1, 0]).bool()
+    values = torch.where(observed, x, math.nan)
+    law, _ = given_measurement(
+        problem, Mask(observed).matrix(), x[observed], torch.zeros(2).double()
+    )
+    law = part(law, ~observed)
+    moved = (law.mean - problem.mean[~observed]) / law.covariance.diagonal().sqrt()
+    assert float(moved.abs().max()) > 1.1
+    for data, repeats, known, slack in (
+        (independent, 3, part(independent, ~observed), 0.03),
+        (problem, 1, law, 0.6),
+    ):
+        sampler = Replacement(Ancestral(40), observed, values, repeats)
+        torch.manual_seed(1)
+        found = program(data, made(max_log_snr=8.0), sampler=sampler)(batch_size=n)
+        assert float((found[:, observed] - x[observed]).abs().max()) < 6 * math.exp(-8.0 / 2)
+        found, spread = found[:, ~observed], known.covariance.diagonal().sqrt()
+        off = (found.mean(0) - known.mean) / spread
+        assert float(off.abs().max()) < 4.5 / math.sqrt(n) + slack
+        off = (found.T.cov() - known.covariance) / spread / spread[:, None]
+        assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + slack
+
+
+def test_replacement_is_checked() -> None:
+    seen, x = torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D)
+    with refused(TypeError, "takes no steps on a grid"):
+        Replacement(ProbabilityFlow(5), seen, x)
+    with refused(TypeError, "expected a Sampler"):
+        Replacement("ancestral", seen, x)  # type: ignore[arg-type]
+    with refused(TypeError, r"write \.bool"):
+        Replacement(Ancestral(5), x, x)
+    with refused(ValueError, r"values has shape \(3,\), expected \(4,\)"):
+        Replacement(Ancestral(5), seen, x[:3])
+    with refused(ValueError, "not finite"):
+        Replacement(Ancestral(5), seen, x * math.nan)
+
+
+# -- operators -------------------------------------------------------------------------------------
+
+IMAGE = (2, 4, 6)
+
+
+def columns_backwards(x: Tensor) -> Tensor:
+    return 2 * x.flip(-1)[..., :3]
+
+
+OPERATORS: dict[str, Callable[[], LinearOperator]] = {
+    "matrix": lambda: Matrix(fixed(2, 5, 48), IMAGE),
+    "mask": lambda: Mask(fixed(2, *IMAGE) > 0),
+    "blur": lambda: Blur(IMAGE, 0.8),
+    "downsample": lambda: Downsample(IMAGE, 2),
+    "function": lambda: FunctionOperator(columns_backwards, IMAGE),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_have_their_adjoint(name: str) -> None:
+    operator = OPERATORS[name]()
+    operator.check()
+    matrix, obs = operator.matrix(), fixed(3, 2, 3, *operator.obs_shape)
+    found = operator.adjoint(obs)
+    assert found.shape == (2, 3, *IMAGE)
+    torch.testing.assert_close(found.flatten(2), obs.flatten(2) @ matrix)
+    assert operator(found).shape == obs.shape
+
+
+def test_what_operators_do() -> None:
+    x = torch.arange(48.0).double().reshape(IMAGE)
+    assert torch.equal(Downsample(IMAGE, 2)(x)[0, 0], torch.tensor([3.5, 5.5, 7.5]).double())
+    assert torch.equal(Mask(x > 45)(x), torch.tensor([46.0, 47.0]).double())
+    blurred = Blur(IMAGE, 1.0)(x)
+    torch.testing.assert_close(Blur(IMAGE, 1.0)(torch.ones_like(x)), torch.ones_like(x))
+    assert float(blurred.std()) < float(x.std())
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_measured() -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(TypeError, "expected a DenoiserScore: a measurement"):
+        raw = DiffusionModel(VPSDE(**ENDS), NoisePrediction(MLP(D)), event_shape=(D,))
+        condition_on_measurements(raw, H, OBS, NOISE)
+    with refused(TypeError, "conditioned already"):
+        known = condition(model, torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D))
+        condition_on_measurements(known, H, OBS, NOISE)
+    with refused(TypeError, "expected a DiffusionModel"):
+        condition_on_measurements(Exact(gaussian()), H, OBS, NOISE)  # type: ignore[arg-type]
+    blurring = PerDimensionDiffusion(
+        VPSDE(**ENDS), block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
+    )
+    with refused(ValueError, "without a transform"):
+        condition_on_measurements(program(gaussian(), blurring), H, OBS, NOISE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"H": H[0]}, r"H is a Tensor of shape \(4,\), expected finite numbers, \(m, d\)"),
+        ({"H": H[:, :3]}, r"H has shape \(2, 3\), expected 4 columns"),
+        ({"H": Mask(torch.ones(3).bool())}, r"H is of data of shape \(3,\), expected \(4,\)"),
+        ({"obs": OBS[:1]}, r"obs has shape \(1,\), expected that of H x, \(2\), or \(n, 2\)"),
+        ({"obs": OBS.expand(2, 3, 2)}, r"obs has shape \(2, 3, 2\)"),
+        ({"obs": OBS * math.nan}, "obs of shape .* holds nan"),
+        ({"noise_variance": -0.1}, "noise_variance reaches -0.1, expected finite numbers, none"),
+        ({"noise_variance": NOISE[:1]}, r"noise_variance has shape \(1,\), expected a number"),
+        (
+            {"H": torch.stack([H[0], 2 * H[0]]), "noise_variance": 0.0},
+            "noise_variance is 0 for 2 observations, of which H makes only 1 independent",
+        ),
+        ({"covariance_from": math.nan}, "covariance_from is nan, expected a log SNR"),
+        ({"tolerance": 0.0}, "tolerance is 0.0, expected a positive number"),
+        ({"max_iterations": 0}, "max_iterations is 0, expected at least 1"),
+    ],
+)
+def test_measurements_are_checked(changed: dict[str, Any], message: str) -> None:
+    model = program(gaussian(), VPSDE(**ENDS))
+    with refused(ValueError, message):
+        condition_on_measurements(model, **{"H": H, "obs": OBS, "noise_variance": NOISE} | changed)
+
+
+def test_operators_are_checked() -> None:
+    with refused(ValueError, "expected a linear H"):
+        FunctionOperator(lambda x: x + 1, (D,))
+    with refused(ValueError, r"⟨H x, y⟩ is .* and ⟨x, Hᵀ y⟩ .*, expected them to be equal"):
+        FunctionOperator(lambda x: 2 * x, (D,), lambda y: y)
+    with refused(ValueError, r"Hᵀ obs of FunctionOperator is a Tensor of shape \(2, 3\)"):
+        FunctionOperator(lambda x: 2 * x, (D,), lambda y: y[..., :3])
+    with refused(TypeError, "expected a LinearOperator; a matrix"):
+        condition_on_measurements(program(gaussian(), VPSDE()), columns_backwards, OBS, NOISE)  # type: ignore[arg-type]
+    with refused(ValueError, "expected a divisor of the 4×6 pixels"):
+        Downsample(IMAGE, 4)
+    with refused(ValueError, "no dimension is seen"):
+        Mask(torch.zeros(D).bool())
+
+
+def test_calls_are_about_the_data_that_are_measured() -> None:
+    obs = OBS.expand(3, 2)
+    given = condition_on_measurements(program(gaussian(), VPSDE(**ENDS)), H, obs, NOISE)
+    with refused(ValueError, "differs between 3 data, and 4 are asked for"):
+        given(batch_size=4)
+    with refused(ValueError, "obs are of 3 data, and x has 2"):
+        given.log_prob(torch.zeros(2, D).double())
+    assert given.for_rows(torch.tensor([0, 2]))(batch_size=4).shape == (4, D)

@@ -1,0 +1,126 @@
+"""Images restored by a run, and how well their intervals are calibrated."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inference import restore
+from inference.restore import TASKS, Restored, coverage, psnr, restored
+from inference.train import train
+from models import Digits, Toy
+from pyro_mdm import CLD
+from pyro_mdm.measurements import Mask
+from tests.brief import SHORT, be_brief
+from tests.test_programs import run_program
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("restoring") / "run"
+    options: dict[str, Any] = SHORT | {"model": "digits", "guide": "cld", "steps": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch)
+        train(run=folder, figures=False, **options)
+    return folder
+
+
+def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--num_images", 2, "--steps", 2, "--accelerator", "cpu")
+    for task in TASKS:
+        out = tmp_path / f"{task}.png"
+        run_program("restore", run, "--task", task, *few, "--out", out)
+        said = capsys.readouterr().out.splitlines()
+        number = r"-?\d+\.\d+ ± \d+\.\d+"
+        assert re.fullmatch(
+            rf"{task} of 2 test images, 19 samples of each: PSNR {number} dB of the posterior "
+            rf"mean, {number} of a sample; 90% intervals hold {number}% of the pixels; .* sample",
+            said[-2],
+        )
+        assert said[-1] == str(out)
+        with Image.open(out) as image:
+            assert image.size[0] > 2.5 * image.size[1]  # six columns, two rows
+
+
+def test_samples_meet_their_own_measurements() -> None:
+    """Each image its own, however many are drawn together; seen pixels come back to the noise."""
+    torch.manual_seed(0)
+    problem = Digits()
+    model = problem.build(CLD(max_log_snr=9.0)).eval()
+    truth = problem.to_model_space(problem.test[[0, 30]])
+    operator = TASKS["inpaint"](problem.event_shape)
+    options: dict[str, Any] = {"sampler": "stochastic", "steps": 4, "seed": 1}
+    found = restored(model, truth, operator, 0.05, 3, **options)
+    assert found.samples.shape == (3, 2, 1, 8, 8) and found.obs.shape == (2, 32)
+    seen: Any = operator.seen
+    off = (found.samples - truth)[..., seen].abs().mean()
+    assert float(off) < 0.1 < 0.3 < float((found.samples - truth)[..., ~seen].abs().mean())
+    again = restored(model, truth, operator, 0.05, 3, batch_size=3, **options)
+    assert torch.equal(again.obs, found.obs)
+    assert float((again.samples != found.samples).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_intervals_of_the_right_law_hold_the_truth_as_often_as_they_say(levels: int | None) -> None:
+    """Also for pixels of few levels, where samples often equal the truth; seen pixels are out."""
+    torch.manual_seed(0)
+    mask = Mask(torch.arange(100).reshape(1, 10, 10) < 60)
+
+    def drawn(*shape: int, scale: float = 1.0) -> Tensor:
+        x = scale * torch.randn(*shape, 1, 10, 10)
+        return x if levels is None else x.clamp(-1, 1).mul(levels // 2).round()
+
+    truth = drawn(400)
+    for S, probability in ((19, 0.9), (39, 0.9), (25, 1 - 2 / 26)):
+        said, found = coverage(Restored(truth, truth, drawn(S, 400), mask))
+        assert said == pytest.approx(probability)
+        assert abs(found.mean - said) < 4.5 * found.standard_error < 0.02
+    _, narrow = coverage(Restored(truth, truth, drawn(19, 400, scale=0.6), mask))
+    assert narrow.mean < 0.85
+    samples = drawn(19, 400)
+    samples[:, :, mask.seen] = 9.0  # wrong, and not asked about
+    _, found = coverage(Restored(truth, truth, samples, mask))
+    assert abs(found.mean - 0.9) < 4.5 * found.standard_error
+
+
+def test_the_signal_to_noise_ratio() -> None:
+    x = torch.zeros(2, 1, 4, 4)
+    found = psnr(x + torch.tensor([0.2, 0.02]).reshape(2, 1, 1, 1), x)
+    assert found.mean == pytest.approx(30) and found.standard_error == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--num_samples 18", "--num_samples is 18, expected at least 19"),
+        ("--num_images 181", "--num_images is 181, expected at most the 180 test images"),
+        ("--noise 0", "--noise is 0.0, expected a positive number"),
+        ("--task deblurr", "--task is 'deblurr', expected deblur, superresolve or inpaint"),
+        ("--out {tmp}/a.npy", "expected a name that ends in .png"),
+        ("--out {tmp}/there.png", "there.png exists; give another --out, or --overwrite"),
+    ],
+)
+def test_mistakes(
+    words: str, message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.png").touch()
+    with pytest.raises(SystemExit) as caught:
+        run_program("restore", run, *words.format(tmp=tmp_path).split())
+    assert message in f"{caught.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("problem", [Toy, lambda: Digits(protocol="dequantized")])
+def test_runs_of_other_data_are_refused(
+    problem: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = SimpleNamespace(problem=problem())
+    monkeypatch.setattr(restore, "load_trained", lambda run: (None, programs, None))
+    with pytest.raises(restore.RunError, match="no image of pixels from -1 to 1"):
+        restore.restore(tmp_path)
