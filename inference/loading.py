@@ -56,6 +56,7 @@ OPTIONS = {
     "logit_margin": "images",
     "decoder": "images",
     "data": "data sets that are read from files",
+    "columns": "tables",
     "image_size": "images of your own",
 }
 """Which data sets have which option."""
@@ -266,8 +267,8 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         name: see :func:`find`.
         holdout: keep a validation part out of the training data.
         options: ``protocol``, ``network``, ``logit_margin`` and ``decoder`` (images, see
-            :mod:`models.base`), ``data`` (data sets read from files), ``image_size`` (your own
-            images); None for those that are not given.
+            :mod:`models.base`), ``data`` (data sets read from files), ``columns`` (tables),
+            ``image_size`` (your own images); None for those that are not given.
 
     Raises:
         NameNotFoundError: see :func:`find`.
@@ -354,10 +355,11 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         event_shape=problem.event_shape,
         simulation={name: settings.get(name) for name in SIMULATION},
     )
-    problem.maps = settings.get("maps") is not None
+    maps = settings.get("maps") or problem.default_maps
+    problem.maps = maps is not None
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
-    if settings.get("maps") is not None:
-        _train_at_maps(settings, model)
+    if maps is not None:
+        _train_at_maps({**settings, "maps": maps}, model)
     if likelihood is not None:
         _try_likelihood(settings["likelihood"], problem, model)
     cut = diffusion.cut_time if isinstance(diffusion, LearnedFamily) else None

@@ -47,10 +47,13 @@ class Data:
 
     Args:
         model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
-            imagenet32_new, images, module:Name or file.py:Name.
+            imagenet32_new, images, tabular, module:Name or file.py:Name.
         protocol: images only: a likelihood over the levels, or dequantized as in the paper.
         data: where data sets that are read from files are, "data" by default; for --model images
-            your folder of images or .npz file.
+            your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
+            breast_cancer, diabetes, iris or wine.
+        columns: of --model tabular: kinds of columns that are to be others than is found, of
+            continuous, ordinal, categorical and drop, e.g. age=continuous,zip=drop.
         image_size: of --model images: cut to squares and resized to this side.
         logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
             paper's is 0.05.
@@ -66,6 +69,7 @@ class Data:
     model: str = "digits"
     protocol: Literal["discrete", "dequantized"] | None = None
     data: Path | None = None
+    columns: str | None = None
     image_size: int | None = None
     logit_margin: float | None = None
     holdout: bool = True
@@ -140,7 +144,7 @@ class Score:
     """The score and the likelihood.
 
     Args:
-        score: parameterization of the score: discrete, denoiser, noise, score, residual,
+        score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
             module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
             without a closed form.
         network: of images: small, paper, … see the data set's file; by default its first.
@@ -155,7 +159,8 @@ class Score:
         maps: tell a denoiser's network the log SNR of every dimension, for conditioning, and train
             it at levels (all dimensions at one), subsets (some observed, some left out),
             independent ones, or mixed, half of them levels. But for levels the training objective
-            is then no bound on whole data. Measurements always are.
+            is then no bound on whole data. Measurements always are. Tables are trained at mixed
+            maps by default, others are told none.
     """
 
     score: str = "default"

@@ -344,7 +344,13 @@ def _learned(diffusion: Any) -> bool:
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
     """Some training data in model space."""
     generator = torch.Generator().manual_seed(run.config["seed"])
-    return programs.problem.to_model_space(evaluate.some(programs.problem.train, most), generator)
+    data = evaluate.some(programs.problem.train, most)
+    return _complete(programs.problem.to_model_space(data, generator))
+
+
+def _complete(x: Tensor) -> Tensor:
+    """Data to look at: the mean of the others for an entry that is missing, or 0."""
+    return torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x)
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -381,7 +387,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """Noised data, samples by sampler, and the best and the worst test images."""
     problem, model, _ = programs
     step, seed = run.config["steps"], run.config["seed"]
-    x = problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed))
+    x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
     if model.diffusion.closed_form:
         tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
 

@@ -107,6 +107,7 @@ LATER: dict[str, Any] = {
     "figures": True,
     "data": None,
     "test_size": None,
+    "columns": None,
     "image_size": None,
     "network": None,
     "flip": False,

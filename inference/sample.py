@@ -32,7 +32,7 @@ from inference.output import check_out, png
 from inference.processes import start
 from inference.reuse import open_run
 from inference.trajectory import MOST, animation, trajectory
-from models import Problem
+from models import Problem, Tabular
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
 from pyro_mdm.contexts import Labels
 from pyro_mdm.plots.tensorboard import image_grid
@@ -320,9 +320,10 @@ def sample(
             module:Name or file.py:Name.
         steps: of the sampler, of one network call for most; by default 25 of exponential, 50 of
             stochastic, 256 of others.
-        out: a .png for a picture, a .npy for the data in model space, any number of them, or a .gif
-            for all variables on their way from noise to data; by default a picture in the run
-            folder, named after the guide if reused, the sampler, steps and seed.
+        out: a .png for a picture, a .npy for the data in model space or a .csv for rows of a table
+            in its own units and categories, any number of them, or a .gif for all variables on
+            their way from noise to data; by default a picture in the run folder, named after the
+            guide if reused, the sampler, steps and seed.
         batch_size: data simulated together, by each process; it changes no sample.
         seed: of the noise.
         overwrite: replace ``out`` if it exists.
@@ -351,7 +352,8 @@ def sample(
         asked = {"given": given, "guided": guidance}
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         out = folder / f"samples-{'-'.join(parts)}.png"
-    check_out(out, (".png", ".npy", ".gif"), overwrite=overwrite)
+    tables = [".csv"] if isinstance(programs.problem, Tabular) else []
+    check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
     most = {".png": PICTURE, ".gif": MOST}.get(out.suffix, num_samples)
     if num_samples > most:
         raise ValueError(
@@ -385,6 +387,9 @@ def sample(
         if fabric.is_global_zero:
             if out.suffix == ".npy":
                 partial.replace(out)
+            elif isinstance(programs.problem, Tabular) and out.suffix == ".csv":
+                rows = programs.problem.to_table(torch.from_numpy(np.load(partial)))
+                write_atomically(out, rows.to_csv(index=False).encode())
             else:
                 x = torch.from_numpy(np.load(partial))
                 shape = {"columns": columns(programs.problem)} if given is None else {}

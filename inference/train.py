@@ -50,7 +50,7 @@ from inference.processes import (
     start,
 )
 from inference.runs import Run, RunError, create_default, fingerprint
-from models import ImageProblem, Images
+from models import ImageProblem, Images, Tabular
 from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.diffusions.base import UnreachableError
@@ -134,6 +134,9 @@ def _decided(settings: Training, programs: Programs) -> Decided:
         decided["data"] = str(settings.data)
     if isinstance(problem, FileImages | Images):
         decided["data"] = str(problem.root.resolve())  # found again from any folder
+    if isinstance(problem, Tabular) and settings.data is not None:
+        decided["data"] = problem.absolute_source
+    decided["maps"] = settings.maps or problem.default_maps
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)

@@ -16,6 +16,7 @@ from models.imagenet32 import ImageNet32New, ImageNet32Old
 from models.images import Images
 from models.mnist import MNIST
 from models.mnist5k import Mnist5k
+from models.tabular import Tabular
 from models.toy import Toy
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Images",
     "Mnist5k",
     "Problem",
+    "Tabular",
     "Toy",
 ]
 
@@ -44,5 +46,6 @@ MODELS: dict[str, type[Problem]] = {
     "imagenet32_old": ImageNet32Old,
     "imagenet32_new": ImageNet32New,
     "images": Images,
+    "tabular": Tabular,
 }
 """The names that programs know; any other is given as ``module:Name`` or ``file.py:Name``."""

@@ -25,6 +25,7 @@ from pyro_mdm import (
     Diffusion,
     DiffusionModel,
     DiscreteDenoiser,
+    MixedDenoiser,
     NoisePrediction,
     RawScore,
     ResidualScore,
@@ -96,6 +97,7 @@ SCORES: dict[str, ScoreKind] = {
     "noise": NoisePrediction,
     "score": RawScore,
     "residual": ResidualScore,
+    "mixed": MixedDenoiser,
 }
 """Parameterizations by name."""
 
@@ -150,7 +152,7 @@ class Problem(ABC):
     event_shape: tuple[int, ...]
     """Of a datum; where a class does not say, what its training data have."""
 
-    scores: tuple[str, ...] = tuple(name for name in SCORES if name != "discrete")
+    scores: tuple[str, ...] = tuple(name for name in SCORES if name not in ("discrete", "mixed"))
     """The parameterizations that can be asked for; the first is the default.
 
     For a diffusion without a closed form the default is ``residual``, and ``score`` is the other
@@ -165,6 +167,9 @@ class Problem(ABC):
 
     maps: bool = False
     """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
+
+    default_maps: ClassVar[str | None] = None
+    """At which maps denoisers are trained where nothing is asked for, as ``--maps`` says."""
 
     steps: int = 2000
     batch_size: int = 128

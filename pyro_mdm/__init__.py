@@ -20,6 +20,7 @@ from pyro_mdm.distribution import MDM
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.imputation import impute
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
@@ -28,6 +29,7 @@ from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.mixed import MixedDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
 from pyro_mdm.scores.state import StateDenoiser
@@ -55,6 +57,7 @@ __all__ = [
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "MixedDenoiser",
     "NoisePrediction",
     "NoisingPath",
     "NonlinearDiffusion",
@@ -71,4 +74,5 @@ __all__ = [
     "bound",
     "condition",
     "elbo_terms",
+    "impute",
 ]

@@ -23,7 +23,18 @@ __all__ = ["main"]
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout, or where pip has copied the library to."""
 
-PROGRAMS = ("inspect", "train", "evaluate", "sample", "restore", "compare", "experiment", "svi")
+PROGRAMS = (
+    "inspect",
+    "train",
+    "evaluate",
+    "sample",
+    "restore",
+    "impute",
+    "posterior",
+    "compare",
+    "experiment",
+    "svi",
+)
 
 
 def main() -> None:

@@ -24,16 +24,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood
-from pyro_mdm.likelihoods.discrete import level_index
-from pyro_mdm.model import DiffusionModel
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
+from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
@@ -43,7 +41,6 @@ __all__ = [
     "ConditionedDecoder",
     "ConditionedDenoiser",
     "ConditionedLikelihood",
-    "by_dimension",
     "condition",
 ]
 
@@ -126,6 +123,12 @@ def condition(
     if observed is None:
         observed = torch.zeros(model.event_shape, dtype=torch.bool)
     denoiser = _checked_denoiser(model.score_function)
+    _check_noised_apart(model)
+    score = ConditionedDenoiser(denoiser, observed, values, left_out)
+    return _with_score(model, score, ConditionedLikelihood(model.likelihood))
+
+
+def _check_noised_apart(model: DiffusionModel) -> None:
     if model.diffusion.transform is not None:
         raise ValueError(
             f"the states of {type(model.diffusion).__name__} hold "
@@ -137,18 +140,31 @@ def condition(
             f"the paths of {type(model.diffusion).__name__} are led by all dimensions of a "
             "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
         )
-    score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    conditioned = DiffusionModel(
+
+
+def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+    found = DiffusionModel(
         model.diffusion,
         score,
-        ConditionedLikelihood(model.likelihood),
+        likelihood,
         model.event_shape,
         sampler=model.sampler,
         times=model.times,
         plate=model.plate,
         context=model.context,
     )
-    return conditioned if model.training else conditioned.eval()
+    return found if model.training else found.eval()
+
+
+@leaving_out.register(DenoiserScore)
+def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    _check_noised_apart(model)
+    if isinstance(denoiser, ConditionedDenoiser):
+        return _with_score(model, denoiser.leaving_out(missing), model.likelihood)
+    nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
+    whole = ConditionedDenoiser(_checked_denoiser(denoiser), nothing)
+    whole.training_maps = denoiser.training_maps
+    return _with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
 
 
 class ConditionedDenoiser(DerivedDenoiser):
@@ -180,7 +196,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         left_out = None if left_out is None else _mask("left_out", left_out, event).to(device)
         self.register_buffer("observed", observed)
         self.register_buffer("left_out", left_out)
-        self.register_buffer("fill", _fill(denoiser, event))
+        self.register_buffer("fill", denoiser.typical.expand(event).clone())
         values = None if values is None else self._checked_values(values, event).to(device)
         self.register_buffer("values", values)
         self._check_masks()
@@ -202,9 +218,7 @@ class ConditionedDenoiser(DerivedDenoiser):
                 f"values has {int(bad.sum())} observed entries that are not finite; set observed "
                 "to False there, or left_out to True"
             )
-        levels = getattr(self.denoiser, "levels", None)
-        if levels is not None:
-            level_index(values.expand(known.shape)[known], levels)
+        self.denoiser.check_values(values.expand(known.shape), known)
         return torch.where(self.observed, values, self.fill)
 
     def _check_masks(self) -> None:
@@ -266,6 +280,15 @@ class ConditionedDenoiser(DerivedDenoiser):
         chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in parts]
         known, values, left_out = chosen
         return self._of(known, values, left_out, denoiser=denoiser)
+
+    def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
+        """The same of data with missing entries, (n, *event_shape) bool: they are left out,
+        observed ones too.
+
+        Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
+        """
+        left_out = missing if self.left_out is None else missing | self.left_out
+        return self._of(self.observed & ~missing, self.values, left_out)
 
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as they are in z, at its noise.
@@ -460,7 +483,7 @@ class ConditionedDecoder(DecoderDistribution):
         self.check_event(value)
         counted = self._score.counts(value)
         value = torch.where(counted, value, self._score.fill.to(value.dtype))
-        return of_counted(by_dimension(self._law, value), counted)
+        return of_counted(log_prob_by_dimension(self._law, value), counted)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -470,25 +493,6 @@ class ConditionedDecoder(DecoderDistribution):
             ValueError: no values of what is observed.
         """
         return self._score.completed(self._law.sample(torch.Size(sample_shape)))
-
-
-def by_dimension(law: Any, value: Tensor) -> Tensor:
-    """log p(x_j) of a decoder's distribution, like x.
-
-    Raises:
-        TypeError: dimensions that depend on each other.
-    """
-    if isinstance(law, DecoderDistribution):
-        return law.log_prob_by_dimension(value)
-    independent = isinstance(law, dist.Independent)
-    if independent and not law.base_dist.event_shape:
-        found: Tensor = law.base_dist.log_prob(value)
-        return found
-    raise TypeError(
-        f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
-        "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "
-        "log_prob_by_dimension"
-    )
 
 
 # -- the door --------------------------------------------------------------------------------------
@@ -534,15 +538,3 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
 def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
     """The numbers of data that masks and values differ between."""
     return {len(t) for t in parts if t is not None and t.dim() > event_dim}
-
-
-def _fill(denoiser: DenoiserScore, event: tuple[int, ...]) -> Tensor:
-    """What a dimension is where nothing is said of it, (*event_shape) float64: the data's mean, or
-    the level nearest to it."""
-    mean: Tensor = denoiser.data_mean.detach().double().expand(event)
-    levels = getattr(denoiser, "levels", None)
-    if levels is None:
-        return mean.clone()
-    nearest = (mean.unsqueeze(-1) - levels).abs().argmin(-1)
-    found: Tensor = levels[nearest]
-    return found

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
@@ -95,11 +96,14 @@ class DiffusionGuide(Registered):
         """Noise x (batch, *event_shape); returns the path.
 
         Takes the model's arguments. The contexts that the model is given have no part in the noise.
+        An entry of x that is NaN is missing and noised as 0; the model leaves it out, or refuses.
         """
         self.register()
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x = torch.where(x.isnan(), 0, x)  # a missing entry, at whose noise the model won't look
         law = self.law(x, times)
         with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
             if self.diffusion.context is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatch
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pyro_mdm.likelihoods.base import Likelihood
     from pyro_mdm.scores.base import Score
 
-__all__ = ["DiffusionModel", "check_diffusion", "check_times"]
+__all__ = ["DiffusionModel", "check_diffusion", "check_times", "leaving_out"]
 
 
 class DiffusionModel(Registered):
@@ -205,7 +206,23 @@ class DiffusionModel(Registered):
             TypeError, ValueError: data or options that do not fit.
         """
         self.check_data(x)
-        return Estimator(self, method, **options)(x)
+        present, x = self.for_present(x)
+        return Estimator(present, method, **options)(x)
+
+    def for_present(self, x: Tensor) -> tuple[DiffusionModel, Tensor]:
+        """The model of the entries of x (*batch, *event_shape) that are there, and x with 0 for
+        those that are missing, NaN: they are left out, so that its bound is one on the density of
+        what is there. Itself where nothing is missing.
+
+        Raises:
+            TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
+            ValueError: paths of a datum that are led by all of its dimensions.
+        """
+        missing = x.isnan()
+        if not bool(missing.any()):
+            return self, x
+        flat = missing.reshape(-1, *self.event_shape)
+        return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
         """The law of the generative path of one datum, or of data with latent contexts
@@ -295,7 +312,8 @@ class DiffusionModel(Registered):
 
         Args:
             x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
-                have their sizes before the batch's.
+                have their sizes before the batch's. Entries that are NaN are missing: a denoiser
+                that is told maps leaves them out (:meth:`for_present`), others refuse them.
             given: the contexts of these data, (batch, *shape), or one for all, (*shape), where the
                 model has a context. In training mode they are hidden from a part of the data
                 (:class:`~pyro_mdm.contexts.GivenContext`).
@@ -316,22 +334,25 @@ class DiffusionModel(Registered):
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)
+        present, known = self, x
         if x is not None:
             self.check_data(x)
+            present, known = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None
             if self.diffusion.context is not None:
                 context = pyro.sample("context", self.diffusion.context.prior())
             with OnePath():
-                path = pyro.sample("path", self.path_law(context))
+                path = pyro.sample("path", present.path_law(context))
             y = path.select(-2 - event_dim, 0)
-            law = self.likelihood(*self.given(context), y, event_dim)
-            return pyro.sample("x", law, obs=x)
+            law = present.likelihood(*present.given(context), y, event_dim)
+            drawn = pyro.sample("x", law, obs=known)
+        return drawn if x is None else x
 
     def check_data(self, x: Any) -> None:
         """Raises unless x are data that this model can be asked about, (batch, *event_shape)."""
-        check_data("x", x, tensor_device(self))
+        check_data("x", x, tensor_device(self), missing=self.score_function.maps)
         event_dim = len(self.event_shape)
         if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
             raise ValueError(
@@ -346,7 +367,8 @@ class DiffusionModel(Registered):
                 f"pass x.to({dtype}), or cast the network: model.to({x.dtype})"
             )
         with torch.no_grad():
-            check_resolution(self.diffusion.max_log_snr, x.dtype, float(x.square().mean()))
+            square = torch.where(x.isnan(), 0, x).square().mean()
+            check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
             self._check_context(x)
             self.score_function.check_data(x)
 
@@ -368,6 +390,26 @@ class DiffusionModel(Registered):
                 f"contexts are of {tuple(told.shape[:-1])} data and x of {tuple(lead)}, expected "
                 "one for each; give the contexts of these data, or one for all"
             )
+
+
+@singledispatch
+def leaving_out(score: Any, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    """The model of what is there of data with missing entries, of the same parameters.
+
+    It is dispatched on the score. A kind of one's own that can leave out dimensions registers how:
+    ``@leaving_out.register(Kind)`` over a function of (score, model, missing).
+
+    Args:
+        score: the model's.
+        missing: bool, (n, *event_shape).
+
+    Raises:
+        TypeError: a kind that is not registered.
+    """
+    raise TypeError(
+        f"x has {int(missing.sum())} missing entries (NaN), and {type(score).__name__} cannot "
+        "leave out a dimension; use a Denoiser or DiscreteDenoiser with maps=True, or fill them in"
+    )
 
 
 def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any = None) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
-__all__ = ["MLP", "LogSNREmbedding", "UNet"]
+__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
 
 _M = TypeVar("_M", bound=nn.Module)
+MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
 PERIOD = 64.0  # the longest in the embedding: log SNRs within (-32, 32) look different
 
 
@@ -118,6 +119,106 @@ class _MLPBlock(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         return h + self.second(F.silu(self.film(self.first(F.silu(h)), embedding)))
+
+
+class MapMLP(Recorded, nn.Module):
+    r"""Residual MLP of vectors that are told maps of log SNR, beside a Gaussian law of them.
+
+    Under x ~ N(μ, C), for any map of log SNR, E[x | z] is a formula, and so is the output F of a
+    denoiser that it is written by. This network sees it, and adds it to the outputs ``direct``: it
+    starts as the denoiser of the Gaussian law, which it departs from by what it learns. Of each
+    dimension it sees besides whether it is observed, left out or generated, and its value and log
+    SNR; as λ of its blocks it takes the average over those that are generated.
+
+    Args:
+        covariance: C of the data, (d, d), positive definite.
+        scale: standard deviations σ (d,) that the denoiser divides by.
+        hidden: width.
+        depth: number of residual blocks.
+        out_features: size of the output; None: d.
+        direct: which output is the F of dimension j, (d,) int64, and -1 for none; None: the j-th.
+
+    Call: x (n, 2 d), as :func:`~pyro_mdm.scores.base.map_channels` makes it, log_snr (n,) ->
+    (n, out_features). A solution of d equations for each datum.
+
+    Raises:
+        ValueError: sizes below 1 or that do not fit, or a C that is no covariance.
+    """
+
+    covariance: Tensor
+    scale: Tensor
+    direct: Tensor
+
+    def __init__(
+        self,
+        covariance: Tensor,
+        scale: Tensor,
+        hidden: int = 128,
+        depth: int = 3,
+        out_features: int | None = None,
+        direct: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        d = len(covariance)
+        out_features = d if out_features is None else out_features
+        _check_positive(hidden=hidden, depth=depth, out_features=out_features)
+        direct = torch.arange(d) if direct is None else direct
+        if covariance.shape != (d, d) or scale.shape != (d,) or direct.shape != (d,):
+            raise ValueError(
+                f"covariance, scale and direct have shapes {tuple(covariance.shape)}, "
+                f"{tuple(scale.shape)} and {tuple(direct.shape)}, expected (d, d), (d,) and (d,)"
+            )
+        if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
+            raise ValueError(
+                f"direct reaches {int(direct.max())} of {out_features} outputs, or covariance is "
+                "not positive definite; expected outputs that there are and a covariance"
+            )
+        self.register_buffer("covariance", covariance.detach().float())
+        self.register_buffer("scale", scale.detach().float())
+        self.register_buffer("direct", direct)
+        self.embedding = LogSNREmbedding(hidden)
+        self.inlet = nn.Linear(6 * d, hidden)
+        self.blocks = nn.ModuleList(_MLPBlock(hidden) for _ in range(depth))
+        self.outlet = _zeroed(nn.Linear(hidden, out_features))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        d = len(self.scale)
+        if x.dim() != 2 or x.shape[1] != 2 * d:
+            raise ValueError(
+                f"the MapMLP of {d} dimensions takes vectors of shape (n, {2 * d}), got "
+                f"{tuple(x.shape)}; make the denoiser with maps=True"
+            )
+        _check_log_snr(x, log_snr)
+        values, told = x.chunk(2, 1)
+        observed, left_out = told >= MAP_LIMIT, told <= -MAP_LIMIT
+        generated = (~(observed | left_out)).to(x)
+        told = told * generated
+        level = MAP_UNIT * told.sum(1) / generated.sum(1).clamp_min(1)
+        known = observed.to(x)
+        gaussian = self._of_gaussian(values, MAP_UNIT * told, observed, left_out)
+        parts = [known * values, generated * values, known, generated, told, gaussian]
+        h, embedding = self.inlet(torch.cat(parts, 1)), self.embedding(level)
+        for block in self.blocks:
+            h = block(h, embedding)
+        out = self.outlet(F.silu(h))
+        has = self.direct >= 0
+        return out.index_add(1, self.direct[has], gaussian[:, has].to(out.dtype))
+
+    @torch.no_grad()
+    def _of_gaussian(
+        self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
+    ) -> Tensor:
+        """F of the Gaussian law, (n, d), where x̂ = μ + σ (a i + q^½ F) of what the network sees,
+        i = a (z - μ)/σ, a² = σ²/(σ² + v) and q = 1 - a²; 0 where it is observed."""
+        q = torch.sigmoid(-(log_snr + 2 * self.scale.log()))
+        q = torch.where(observed, 0, torch.where(left_out, 1, q)).double()
+        a, i = (1 - q).sqrt(), values.double()
+        R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
+        S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
+        solved = torch.cholesky_solve(i.unsqueeze(-1), torch.linalg.cholesky(S)).squeeze(-1)
+        mean = (a * solved) @ R
+        found = torch.where(observed, 0, (mean - a * i) / q.clamp_min(1e-12).sqrt())
+        return found.to(values.dtype)
 
 
 class UNet(Restorable, nn.Module):

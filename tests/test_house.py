@@ -26,7 +26,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "program"),
     ("model",),
-    ("guide", "conditioning", "measurements"),
+    ("guide", "conditioning", "imputation", "measurements"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("amortized",),

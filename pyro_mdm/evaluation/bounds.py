@@ -99,7 +99,9 @@ def bound(
 
     Args:
         model, guide: over one diffusion, linear or not.
-        x: data in model space, (n, *event_shape); n ≥ 1.
+        x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
+            denoiser told maps: the bound is then on the density of what is there, and bits per
+            dimension are still divided by the number of all dimensions.
         draws: network evaluations per datum for the diffusion term; of a simulated diffusion, as
             many as make whole paths, two at least.
         batch_size: data per network call, which bounds the memory.
@@ -116,7 +118,7 @@ def bound(
     check_count("draws", draws, "the number of draws for each datum")
     check_count("batch_size", batch_size, "the number of data for each network call")
     check_programs(model, guide)
-    check_data("x", x)
+    check_data("x", x, missing=True)
     if isinstance(model, DiffusionModel):
         model.check_data(x)
     if _is_continuous(model, guide) and len(x) >= FEWEST:

@@ -44,7 +44,8 @@ def evidence_lower_bound(
 
     Args:
         model, guide: over one diffusion, linear or not.
-        x: data in model space, (n, *event_shape).
+        x: data in model space, (n, *event_shape); NaN where an entry is missing, for a denoiser
+            told maps, and then the bound is on the density of what is there.
         draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
         half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
             goes, takes to be ± this. A pilot tells how many: a fourth of all, or more if they are
@@ -180,6 +181,7 @@ def compare(
             different event shapes.
     """
     _check(programs, x, draws, batch_size, half_width)
+    programs, x = _of_present(programs, x)
     share = Share.of_group(x.device) if distributed else Share(x.device)
 
     def closed_form(some: Mapping[str, Pair], half_width: float | None) -> Comparison:
@@ -208,6 +210,12 @@ def compare(
             progress=progress,
             share=share,
         )
+
+
+def _of_present(programs: Mapping[str, Pair], x: Tensor) -> tuple[dict[str, Pair], Tensor]:
+    """The programs of the entries that are there, and data with a number for those missing."""
+    present = {name: (model.for_present(x)[0], guide) for name, (model, guide) in programs.items()}
+    return present, torch.where(x.isnan(), 0, x)
 
 
 def _check(

@@ -15,6 +15,7 @@ from pyro_mdm.likelihoods.levels import (
     LevelPosterior,
     NetworkPosterior,
 )
+from pyro_mdm.likelihoods.mixed import MixedLikelihood
 
 __all__ = [
     "Dequantized",
@@ -26,6 +27,7 @@ __all__ = [
     "LevelPosterior",
     "Likelihood",
     "LogitDequantization",
+    "MixedLikelihood",
     "NetworkPosterior",
     "Reading",
     "Tweedie",

@@ -7,16 +7,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.checks import describe
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["DecoderDistribution", "Likelihood", "Reading", "bits_per_dim", "read_state"]
+__all__ = [
+    "DecoderDistribution",
+    "Likelihood",
+    "Reading",
+    "bits_per_dim",
+    "log_prob_by_dimension",
+    "read_state",
+]
 
 D = TypeVar("D", bound="DecoderDistribution")
 
@@ -105,6 +114,25 @@ class DecoderDistribution(TorchDistribution):
                 f"x has shape {tuple(value.shape)}, expected (…, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
+
+
+def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
+    """log p(x_j) of a decoder's distribution, like x.
+
+    Raises:
+        TypeError: dimensions that depend on each other.
+    """
+    if isinstance(law, DecoderDistribution):
+        return law.log_prob_by_dimension(value)
+    independent = isinstance(law, dist.Independent)
+    if independent and not law.base_dist.event_shape:
+        found: Tensor = law.base_dist.log_prob(value)
+        return found
+    raise TypeError(
+        f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
+        "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "
+        "log_prob_by_dimension"
+    )
 
 
 class Reading(NamedTuple):

@@ -128,10 +128,10 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
 
     with c_jk the counts over N data and g the histogram pooled over the d dimensions. κ_j ≥ 1, how
     much dimension j trusts the pool, has the largest leave-one-out likelihood of the data
-    themselves.
+    themselves. Entries that are NaN are missing, and N is then the number of those that are not.
 
     Args:
-        x: (N, *event_shape), on the levels.
+        x: (N, *event_shape), on the levels, or NaN.
         levels: (n,).
 
     Returns:
@@ -142,22 +142,24 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     """
     if x.dim() < 2 or x.shape[0] == 0:
         raise ValueError(f"data has shape {tuple(x.shape)}, expected (N, *event_shape) with N ≥ 1")
-    N, n, d = len(x), len(levels), x[0].numel()
+    n, d = len(levels), x[0].numel()
     counts = torch.zeros(d * n, dtype=torch.float64, device=x.device)
     offset = n * torch.arange(d, device=x.device)
-    for part in x.reshape(N, d).split(1024):
-        bins = (level_index(part, levels) + offset).flatten()
-        counts += torch.bincount(bins, minlength=d * n)
+    for part in x.reshape(len(x), d).split(1024):
+        missing = part.isnan()
+        bins = level_index(torch.where(missing, levels[0].to(part), part), levels) + offset
+        counts += torch.bincount(bins[~missing], minlength=d * n)
     counts = counts.reshape(d, n)
-    pool = counts.sum(0)
+    pool, N = counts.sum(0), counts.sum(1)
     # without one datum its count and its share of the pool are one less
-    rest, g = (counts - 1).clamp_min(0), pool / (N * d - 1 + n)
+    rest, g = (counts - 1).clamp_min(0), pool / (N.sum() - 1 + n)
     best, kappa = torch.full((2, d), -math.inf, dtype=torch.float64, device=x.device)
     for k in torch.logspace(0, 5, 51, dtype=torch.float64).tolist():
-        fit = torch.xlogy(counts, (rest + k * g) / (N - 1 + k)).sum(-1)
+        fit = torch.xlogy(counts, (rest + k * g) / (N[:, None] - 1 + k)).sum(-1)
         kappa = torch.where(fit > best, k, kappa)
         best = torch.maximum(fit, best)
-    prior = (counts + kappa[:, None] * (pool + 1) / (N * d + n)) / (N + kappa[:, None])
+    prior = counts + kappa[:, None] * (pool + 1) / (N.sum() + n)
+    prior = prior / (N + kappa)[:, None]
     return prior.log().reshape(*x.shape[1:], n)
 
 

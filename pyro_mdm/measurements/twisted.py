@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import by_dimension
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
 from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.likelihoods.base import log_prob_by_dimension
 from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
 from pyro_mdm.measurements.operators import Mask
 from pyro_mdm.model import DiffusionModel
@@ -176,7 +176,7 @@ def _decoded(model: Any, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Te
         return x, terms.flatten(1).sum(1)
     seen: Any = operator.seen
     x[:, seen] = score.obs.to(x.dtype)
-    return x, by_dimension(law, x)[:, seen].sum(1).double()
+    return x, log_prob_by_dimension(law, x)[:, seen].sum(1).double()
 
 
 def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.scores.mixed import MixedDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
 from pyro_mdm.scores.state import StateDenoiser
@@ -30,6 +31,7 @@ __all__ = [
     "Denoiser",
     "DenoiserScore",
     "DiscreteDenoiser",
+    "MixedDenoiser",
     "NoisePrediction",
     "RandomMaps",
     "RawScore",

@@ -18,6 +18,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 Number = float | Tensor
-MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
 Times = Literal["log_volume", "vpsde"]
 
 
@@ -620,12 +620,23 @@ def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
     return value if counted is None else torch.where(counted, value, 0)
 
 
-def check_fit(network: Any, train_x: Any) -> None:
-    """Raises unless a network comes first, and then data (N, *event_shape) to fit to."""
+def check_fit(network: Any, train_x: Any, *, missing: bool = False) -> None:
+    """Raises unless a network comes first, and then data (N, *event_shape) to fit to.
+
+    Args:
+        missing: whether entries may be NaN; each dimension has some that are not.
+    """
     check_network("network", network, Score, Diffusion)
-    check_data("train_x", train_x)
+    check_data("train_x", train_x, missing=missing)
     if train_x.dim() < 2:
         raise ValueError(
             f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape); give scalars "
             "the event shape (1,), as x[:, None]"
+        )
+    empty = train_x.isnan().all(0)
+    if bool(empty.any()):
+        raise ValueError(
+            f"train_x has no value in {int(empty.sum())} of its dimensions, e.g. at "
+            f"{tuple(empty.nonzero()[0].tolist())}, expected one at least; leave these out of the "
+            "data"
         )

@@ -21,7 +21,7 @@ from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, with_even
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
 
-__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore"]
+__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
 DATA_AT_ONCE = 256  # data whose baseline is integrated together, in cache
 
@@ -110,6 +110,16 @@ class DenoiserScore(Score):
             f"{type(self).__name__} does not say how x̂ follows from the network's output; see "
             "DenoiserScore.read"
         )
+
+    @property
+    def typical(self) -> Tensor:
+        """A possible value of each dimension, (*event_shape) float64: the data's mean, or the level
+        nearest to it."""
+        return self.data_mean.detach().double()
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        """Raises ValueError for entries that no datum can have, where ``known``, of values
+        (*batch, *event_shape)."""
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -308,14 +318,16 @@ class DenoiserScore(Score):
                 f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
                 "min_log_snr is given and not learned, or leave out training_maps"
             )
-        maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device)
+        present = self.counts(x)
+        among = {} if present is None else {"present": present.expand_as(x)}
+        maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
         between = maps.weight > 0
         log_snr = torch.where(between, maps.log_snr, 0.0)
         z = torch.where(maps.log_snr == OBSERVED, x, self._noised(x, log_snr, None))
         square = (x - self.x_hat(z, maps.log_snr)).square()
         weight = (0.5 * maps.weight * log_snr.exp()).to(x.dtype)
         count = between.flatten(1).sum(1)
-        level = (log_snr * between).flatten(1).sum(1) / count
+        level = (log_snr * between).flatten(1).sum(1) / count.clamp_min(1)
         return (weight * square).flatten(1).sum(1), level
 
     def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
@@ -386,6 +398,21 @@ class DenoiserScore(Score):
             )
 
 
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the entries of x (N, *event_shape) that are not NaN, per dimension."""
+    n = mean = square = torch.zeros((), dtype=torch.float64, device=x.device)
+    for part in x.split(1024):  # one pass: merge means and sums of squares
+        missing, part = part.isnan(), part.double()
+        m = (~missing).sum(0)
+        centre = torch.where(missing, 0, part).sum(0) / m.clamp_min(1)
+        shift, total = centre - mean, (n + m).clamp_min(1)
+        spread = torch.where(missing, 0, part - centre).square().sum(0)
+        square = square + spread + shift.square() * n * m / total
+        mean = mean + shift * m / total
+        n = n + m
+    return mean, square / n
+
+
 def _epsilon(x: Tensor) -> Tensor:
     return randomness.normal(x.shape, x.dtype, x.device)
 
@@ -447,20 +474,13 @@ class Denoiser(DenoiserScore):
     ) -> Denoiser:
         """The denoiser with μ and σ² of ``train_x`` (N, *event_shape), per dimension.
 
-        σ² is at least ``floor`` times its average over dimensions.
+        σ² is at least ``floor`` times its average over dimensions. With ``maps`` entries may be
+        missing, NaN.
         """
-        check_fit(network, train_x)
-        n, mean, square = 0, torch.zeros(()), torch.zeros(())
-        for part in train_x.split(1024):  # one pass: merge means and sums of squares
-            part = part.double()
-            centre, m = part.mean(0), len(part)
-            shift = centre - mean
-            square = square + (part - centre).square().sum(0) + shift.square() * n * m / (n + m)
-            mean = mean + shift * m / (n + m)
-            n += m
-        variance = square / n
+        check_fit(network, train_x, missing=maps)
+        mean, variance = moments(train_x)
         if not variance.mean() > 0:
-            raise ValueError(f"the {n} data are all equal, expected some variance")
+            raise ValueError(f"the {len(train_x)} data are all equal, expected some variance")
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:

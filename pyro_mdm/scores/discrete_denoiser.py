@@ -104,9 +104,10 @@ class DiscreteDenoiser(DenoiserScore):
     ) -> DiscreteDenoiser:
         """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
 
-        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`.
+        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`. With ``maps`` entries may be
+        missing, NaN.
         """
-        check_fit(network, train_x)
+        check_fit(network, train_x, missing=maps)
         values = discrete.level_values(levels).to(train_x.device)
         prior = discrete.smoothed_histogram(train_x, values)
         return cls(network, values, prior, form, maps=maps)
@@ -154,6 +155,15 @@ class DiscreteDenoiser(DenoiserScore):
                 return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
             tilted = self._tilted(z, lam, F)
             return likelihoods.LevelPosterior(self.levels, self.log_prior, *tilted, z.dtype)
+
+    @property
+    def typical(self) -> Tensor:
+        nearest = (self.data_mean.double().unsqueeze(-1) - self.levels).abs().argmin(-1)
+        found: Tensor = self.levels[nearest]
+        return found
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        discrete.level_index(values[known], self.levels)
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ}), like z."""

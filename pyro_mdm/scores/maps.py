@@ -36,8 +36,20 @@ class MapLaw(Recorded, ABC):
     """A law of maps, for ``score.training_maps``."""
 
     @abstractmethod
-    def draw(self, shape: Sequence[int], low: float, high: float, device: torch.device) -> Maps:
-        """Maps for data of ``shape`` (n, *event_shape), of log SNRs between λ(T) and λ(ε)."""
+    def draw(
+        self,
+        shape: Sequence[int],
+        low: float,
+        high: float,
+        device: torch.device,
+        present: Tensor | None = None,
+    ) -> Maps:
+        """Maps for data of ``shape`` (n, *event_shape), of log SNRs between λ(T) and λ(ε).
+
+        Args:
+            present: which entries are there, bool, like the data; all others are left out, without
+                a weight. None: all are.
+        """
 
 
 class RandomMaps(MapLaw):
@@ -50,7 +62,8 @@ class RandomMaps(MapLaw):
     - ``independent``: every dimension has a log SNR of its own, uniform.
 
     The terms of the first two are unbiased estimates of what they bound, and all are of one size,
-    so that the loss is an average over kinds of task, and no bound on log p(x) alone.
+    so that the loss is an average over kinds of task, and no bound on log p(x) alone. Of data with
+    missing entries, d is the number of those that are there, and of which subsets are made.
 
     Args:
         levels, subsets, independent: shares, at least 0, of which only the ratios count.
@@ -73,7 +86,14 @@ class RandomMaps(MapLaw):
             raise ValueError(f"the shares are {shares}, expected none below 0 and one above")
         self.levels, self.subsets, self.independent = map(float, shares)
 
-    def draw(self, shape: Sequence[int], low: float, high: float, device: torch.device) -> Maps:
+    def draw(
+        self,
+        shape: Sequence[int],
+        low: float,
+        high: float,
+        device: torch.device,
+        present: Tensor | None = None,
+    ) -> Maps:
         n, event = shape[0], tuple(shape[1:])
         total = self.levels + self.subsets + self.independent
         column = (n, *[1] * len(event))
@@ -88,6 +108,8 @@ class RandomMaps(MapLaw):
         first, second = uniform(2).sort(dim=1).values.reshape(n, 2, *[1] * len(event)).unbind(1)
         role, chosen = uniform(*event), uniform(*event)
         some = role < first
+        if present is not None:
+            some, chosen = some & present, torch.where(present, chosen, -1.0)
         none = ~some.flatten(1).any(1).reshape(column)
         some = some | (none & (chosen == chosen.flatten(1).amax(1).reshape(column)))  # at least 1
         observed = ~some & (role < second)
@@ -95,10 +117,16 @@ class RandomMaps(MapLaw):
         of_subset = (kind >= self.levels) & (kind < self.levels + self.subsets)
         own = kind >= self.levels + self.subsets
         generated = some | ~of_subset
+        if present is not None:
+            generated, observed = generated & present, observed & present
         part = torch.where(own, one_each, level)
         log_snr = low + (high - low) * part
         log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
-        log_snr = torch.where(of_subset & ~generated & ~observed, LEFT_OUT, log_snr)
+        left_out = of_subset & ~generated & ~observed
+        size: Tensor | int = generated[0].numel()
+        if present is not None:
+            left_out = left_out | ~present
+            size = present.flatten(1).sum(1).reshape(column)
+        log_snr = torch.where(left_out, LEFT_OUT, log_snr)
         count = generated.expand(n, *event).flatten(1).double().sum(1).reshape(column)
-        size = generated[0].numel()
-        return Maps(log_snr, (high - low) * generated * (size / count))
+        return Maps(log_snr, (high - low) * generated * (size / count.clamp_min(1)))

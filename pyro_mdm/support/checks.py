@@ -140,11 +140,14 @@ def real_tensor(name: str, value: Any, expected: str) -> Tensor:
 
 
 # -- data ------------------------------------------------------------------------------------------
-def check_data(name: str, x: Any, device: torch.device | None = None) -> None:
+def check_data(
+    name: str, x: Any, device: torch.device | None = None, *, missing: bool = False
+) -> None:
     """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
 
     Args:
         device: where it must be, if that is known.
+        missing: whether NaN may stand for an entry that is not known.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
@@ -168,10 +171,22 @@ def check_data(name: str, x: Any, device: torch.device | None = None) -> None:
             f"{name} is on {x.device} and the programs are on {device}, expected one device; pass "
             f"{name}.to({str(device)!r}), or move the model: model.to({str(x.device)!r})"
         )
-    if not bool(x.isfinite().all()):
+    finite = ~x.isinf() if missing else x.isfinite()
+    if not bool(finite.all()):
+        wrong, or_nan = (
+            ("infinite", ", or NaN for missing entries")
+            if missing
+            else (
+                "NaN or infinite",
+                "",
+            )
+        )
+        hint = ""
+        if not missing and bool(x.isnan().any()):
+            hint = "; if NaN stands for missing entries, make the denoiser with maps=True"
         raise ValueError(
-            f"{name} has {int((~x.isfinite()).sum())} entries that are NaN or infinite, expected "
-            "finite data; check the transform that made it"
+            f"{name} has {int((~finite).sum())} entries that are {wrong}, expected finite data"
+            f"{or_nan}; check the transform that made it{hint}"
         )
 
 

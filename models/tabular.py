@@ -1,0 +1,207 @@
+"""Tables: your CSV or parquet file, or one of scikit-learn's, with columns of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn import datasets
+from torch import Tensor, nn
+
+from models.base import Problem, ScoreKind
+from models.checks import check_shape
+from models.columns import Column, decode, encode, fit_columns, to_model_space
+from models.files import DataError
+from pyro_mdm import Diffusion, MixedDenoiser
+from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.networks import MLP, MapMLP
+from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.mixed import Elsewhere
+from pyro_mdm.support.covariance import joint_moments
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["SHIPPED", "Tabular", "mixed_denoiser", "read_table"]
+
+FEWEST = 20
+HIDDEN, DEPTH = 128, 3
+SHRINKAGE = 3.0
+"""Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
+
+
+def _with_classes(load: Callable[..., Any]) -> Callable[[], DataFrame]:
+    """A table whose target is a category by its name."""
+
+    def read() -> DataFrame:
+        found = load(as_frame=True)
+        table: DataFrame = found.frame
+        return table.assign(target=[str(found.target_names[k]) for k in table["target"]])
+
+    return read
+
+
+SHIPPED: dict[str, Callable[[], DataFrame]] = {
+    "breast_cancer": _with_classes(datasets.load_breast_cancer),
+    "diabetes": lambda: datasets.load_diabetes(as_frame=True, scaled=False).frame,
+    "iris": _with_classes(datasets.load_iris),
+    "wine": _with_classes(datasets.load_wine),
+}
+"""Tables of scikit-learn by name, their targets included."""
+
+
+class Tabular(Problem):
+    """Rows of a table: continuous columns, a Gaussian denoiser of what their quantiles make normal;
+    ordinal and categorical ones, a logit for each level; an MLP, told maps of log SNR.
+
+    ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
+    :data:`SHIPPED`. An empty entry is missing. Columns of numbers are continuous, or ordinal if
+    they hold at most 20 different whole numbers, or two values; all others are categorical. Every
+    10th row, 0, 10, 20, …, is test, and scales and categories are those of the training rows. Bits
+    per dimension are bits per column: of the density of a continuous column in its own units, and
+    of the probability of any other.
+
+    Args:
+        data: the file, or a name.
+        columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
+            continuous, ordinal, categorical and drop.
+        holdout: see :class:`Problem`.
+
+    Raises:
+        DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
+            kind; a column without a value, with one alone, or with too many levels; a category of
+            the test rows that the training rows never have.
+        ValueError: no ``data``, or ``columns`` of another form.
+    """
+
+    name = "tabular"
+    scores: tuple[str, ...] = ("mixed",)
+    max_log_snr: float = 9.0
+    default_maps: ClassVar = "mixed"
+    steps = 4000
+    batch_size = 256
+    learning_rate = 2e-3
+
+    def __init__(
+        self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False
+    ) -> None:
+        if data is None:
+            raise ValueError(
+                "--model tabular needs --data: a CSV or parquet file whose first row has the names "
+                f"of its columns, or one of {', '.join(SHIPPED)}"
+            )
+        self.source, self._kinds = data, _kinds(columns)
+        self.columns: list[Column] = []
+        super().__init__(holdout=holdout)
+
+    @property
+    def absolute_source(self) -> str:
+        """The file, found from any folder, or the name."""
+        source = str(self.source)
+        return source if source in SHIPPED else str(Path(source).expanduser().resolve())
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        table = read_table(self.source)
+        if len(table) < FEWEST:
+            raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
+        index = np.arange(len(table)) % 10
+        test, validation = index == 0, (index == 8) & holdout
+        train = ~(test | validation)
+        self.columns = fit_columns(table, train, self._kinds)
+        codes = encode(self.columns, table)
+        return codes[train], codes[validation], codes[test]
+
+    def check(self, data: Tensor, what: str) -> None:
+        """The shape alone: entries may be missing, and others were checked by their columns."""
+        check_shape(data, self.event_shape, what)
+
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        return MLP(inputs, hidden=HIDDEN, depth=DEPTH, out_features=outputs)
+
+    def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        return to_model_space(self.columns, data)
+
+    def fit_x(self) -> Tensor:
+        """All training rows: of a part of them a column may have no value."""
+        return self.to_model_space(self.train)
+
+    def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
+        if kind is not MixedDenoiser:
+            return super().score_function(kind, diffusion)
+        return mixed_denoiser(self.columns, self.fit_x())
+
+    def encode(self, table: DataFrame) -> Tensor:
+        """Another table with these columns in model space, (n, d), NaN where an entry is missing.
+
+        Raises:
+            DataError: a column is not there, or holds what the training rows never have.
+        """
+        return self.to_model_space(encode(self.columns, table))
+
+    def to_table(self, x: Tensor) -> DataFrame:
+        """Data x (n, d) in model space as a table in its own units and categories."""
+        return decode(self.columns, x)
+
+
+def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
+    """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
+    law of all columns together."""
+    found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
+    _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
+    scale = found.data_variance.sqrt()
+    found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
+    return found
+
+
+def _kinds(columns: str | None) -> dict[str, str]:
+    """Kinds of columns by name, of ``"age=continuous,zip=drop"``."""
+    found = {}
+    for part in (columns or "").split(","):
+        name, equals, kind = part.strip().rpartition("=")
+        if part.strip() and not (equals and name):
+            raise ValueError(
+                f"--columns has {part.strip()!r}, expected name=kind, with commas between; e.g. "
+                "age=continuous,zip=drop"
+            )
+        if equals:
+            found[name.strip()] = kind.strip()
+    return found
+
+
+def read_table(source: Path | str) -> DataFrame:
+    """A table by its file, .csv or .parquet, or by its name.
+
+    Raises:
+        DataError: no such file, one that is no table, or pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise DataError(
+            f"{source} is read by pandas, which is not installed; pip install pandas"
+        ) from error
+    if str(source) in SHIPPED:
+        return SHIPPED[str(source)]()
+    path = Path(source).expanduser()
+    readers: dict[str, Callable[[Path], DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+    }
+    if path.suffix not in readers or not path.is_file():
+        known = "is not there" if path.suffix in readers else "is no table that can be read"
+        raise DataError(
+            f"--data {path} {known}; expected a .csv or .parquet file, or one of "
+            f"{', '.join(SHIPPED)}"
+        )
+    try:
+        table = readers[path.suffix](path)
+    except (ValueError, OSError, ImportError, pd.errors.ParserError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    table.columns = table.columns.map(str)
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise DataError(f"{path} has two columns {twice!r}, expected names that differ; rename one")
+    return table

@@ -1,0 +1,76 @@
+"""Multiple imputation: draws of what is missing given what is there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.conditioning import condition
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.checks import check_count, check_data, check_instance, tensor_device
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = ["impute"]
+
+
+def impute(
+    model: DiffusionModel,
+    x: Tensor,
+    *,
+    num: int = 20,
+    batch_size: int = 1024,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """Several completions of data with missing entries, each a draw of p(x_missing | x_present).
+
+    By :func:`~pyro_mdm.condition`, each datum with a mask of its own, and the model's sampler.
+    Entries that are there stay what they are. The mean of the completions is the posterior mean,
+    their quantiles are intervals for each missing entry.
+
+    Args:
+        model: whose score is a denoiser told maps and trained at them, see
+            :class:`~pyro_mdm.scores.RandomMaps`.
+        x: data in model space, (n, *event_shape), NaN where an entry is missing. Of a datum all may
+            be missing.
+        num: completions of each datum.
+        batch_size: completions simulated together.
+        seed: of the noise. The draws are a function of it, of x and of ``batch_size``; the caller's
+            random state stays as it is.
+        progress: show a progress bar.
+
+    Returns:
+        (num, n, *event_shape), in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: numbers below 1; what :func:`~pyro_mdm.condition` refuses, and data
+            that the model does.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> score = Denoiser.fit(MLP(6, out_features=3), torch.randn(100, 3), maps=True)
+        >>> model = DiffusionModel(VPSDE(min_log_snr=-9.0), score)
+        >>> impute(model, torch.tensor([[0.5, torch.nan, torch.nan]]), num=4)[:, 0, 0]
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+    check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+    check_count("num", num, "the number of completions of each datum")
+    check_count("batch_size", batch_size, "the number of completions simulated together")
+    check_data("x", x, tensor_device(model), missing=True)
+    model.check_data(x)
+    missing = x.isnan()
+    rows = missing.flatten(1).any(1).nonzero().squeeze(1)
+    found = x.repeat(num, *[1] * x.dim())
+    jobs = torch.cartesian_prod(torch.arange(num, device=x.device), rows)
+    devices = [x.device] if x.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        with progress_bar(len(jobs), "imputation", "rows", shown=progress) as bar:
+            for part in jobs.split(batch_size):
+                draw, row = part.unbind(1)
+                conditioned = condition(model, ~missing[row], x[row])
+                found[draw, row] = conditioned(batch_size=len(part)).to(x.dtype)
+                bar.update(len(part))
+    return found

@@ -1,0 +1,87 @@
+"""Decoders of vectors whose dimensions are of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
+from pyro_mdm.support.parts import Parts
+
+__all__ = ["MixedDecoder", "MixedLikelihood"]
+
+
+class MixedLikelihood(Likelihood):
+    """p(x | y_ε) of independent dimensions, each by the decoder of its part.
+
+    Args:
+        parts: decoders of vectors, that call no network.
+        part_of: which of them each dimension is of, (d,) int64.
+
+    Raises:
+        ValueError: a part without a dimension, or a dimension of a part that there is not. On call:
+            a diffusion that has a clock for each dimension.
+    """
+
+    part_of: Tensor
+
+    def __init__(self, parts: Sequence[Likelihood], part_of: Tensor) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("part_of", Parts.checked(part_of, len(self.parts)))
+
+    def arguments(self) -> dict[str, Any]:
+        return {"parts": list(self.parts), "part_of": self.part_of}
+
+    def forward(
+        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+    ) -> MixedDecoder:
+        """The decoder's distribution of x, for states (*batch, K, d)."""
+        if diffusion.maps:
+            raise ValueError(
+                f"{type(diffusion).__name__} has a clock for each dimension, expected one for all "
+                "of a MixedLikelihood; use a diffusion without dimension clocks"
+            )
+        dims = Parts(self.part_of)
+        of_parts = zip(self.parts, dims.split(y), strict=True)
+        return MixedDecoder([part(diffusion, score, own, 1) for part, own in of_parts], dims)
+
+
+class MixedDecoder(DecoderDistribution):
+    """Independent dimensions of several kinds.
+
+    Args:
+        laws: of the dimensions of each part, (*batch) and (d_p,).
+        dims: which these are.
+    """
+
+    def __init__(self, laws: Sequence[Any], dims: Parts) -> None:
+        self._laws, self._dims = list(laws), dims
+        shape = torch.Size((dims.number,))
+        super().__init__(self._laws[0].batch_shape, shape, validate_args=False)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: MixedDecoder | None = None
+    ) -> MixedDecoder:
+        new = super().expand(batch_shape, _instance)
+        new._laws = [law.expand(torch.Size(batch_shape)) for law in self._laws]
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x | y_ε), (*sample, *batch), nats."""
+        return self.log_prob_by_dimension(value).sum(-1).to(value.dtype)
+
+    def log_prob_by_dimension(self, value: Tensor) -> Tensor:
+        """log p(x_j | y_ε): a density, or a probability, by the kind of j."""
+        self.check_event(value)
+        of_parts = zip(self._laws, self._dims.split(value), strict=True)
+        return self._dims.join([log_prob_by_dimension(law, own) for law, own in of_parts])
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """(*sample_shape, *batch, d)."""
+        return self._dims.join([law.sample(torch.Size(sample_shape)) for law in self._laws])

@@ -1,0 +1,251 @@
+"""Denoisers of vectors whose dimensions are of several kinds: the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import likelihoods
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.likelihoods import discrete
+from pyro_mdm.scores.base import Number, check_fit
+from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.parts import Parts
+from pyro_mdm.support.settings import Recorded
+
+__all__ = ["Elsewhere", "Levels", "MixedDenoiser"]
+
+Levels = int | Sequence[float] | Tensor | None
+"""Of a dimension: values that it takes, n for ``linspace(-1, 1, n)``; None: it is continuous."""
+
+
+class Elsewhere(Recorded, nn.Module):
+    """Stands where a part of a :class:`MixedDenoiser` would have a network: the whole has it."""
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        raise TypeError(
+            "a part of a MixedDenoiser has no network of its own; ask the MixedDenoiser for x̂"
+        )
+
+
+class MixedDenoiser(DenoiserScore):
+    r"""One network for dimensions of several kinds, each kind read by a denoiser of its own.
+
+    Given x the noised dimensions are independent, so the bound is a sum over them, and what one
+    number of the network's output means for x̂_j is the business of dimension j: of a continuous one
+    :class:`Denoiser`'s, of one with levels :class:`DiscreteDenoiser`'s, with a logit for each
+    level. Log p(x) is then a density in the continuous dimensions and a probability in the others.
+    At F = 0 the bound is that of independent dimensions, Gaussians and histograms.
+
+    A category is a level too: its code on a line, whose noise takes neighbours for each other
+    first. The logits are free, so that no order is in the posterior.
+
+    Args:
+        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, d) (with ``maps`` (n, 2 d)); returns
+            (n, :meth:`num_outputs`): those of the first part, arranged outputs × dimensions, then
+            those of the second, and so on.
+        parts: denoisers of vectors, made over :class:`Elsewhere`. :meth:`fit` makes them.
+        part_of: which of them each dimension is of, (d,) int64.
+        maps: whether log SNRs may differ between dimensions, as that of the parts.
+
+    Raises:
+        TypeError: parts that are no denoisers; a diffusion that sees the data or has clocks of
+            dimensions.
+        ValueError: a part without a dimension, of another number of dimensions or another ``maps``;
+            as the parts do for data.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.stack([torch.randn(50), torch.randint(2, (50,)) * 2.0 - 1], 1)
+        >>> network = MLP(2, out_features=MixedDenoiser.num_outputs([None, 2]))
+        >>> MixedDenoiser.fit(network, x, [None, 2]).x_hat(x, 1.0).shape
+        torch.Size([50, 2])
+    """
+
+    parts: Any  # a ModuleList of DenoiserScore
+    part_of: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parts: Sequence[DenoiserScore],
+        part_of: Tensor,
+        *,
+        maps: bool = False,
+    ) -> None:
+        for part in parts:
+            check_instance("a part", part, DenoiserScore, "make the parts by MixedDenoiser.fit")
+        part_of = Parts.checked(part_of, len(parts))
+        super().__init__(network, (len(part_of),), maps)
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("part_of", part_of)
+        for p, (part, dims) in enumerate(zip(parts, self._dims.dims, strict=True)):
+            if part.event_shape != (len(dims),) or part.maps is not maps:
+                raise ValueError(
+                    f"part {p} has the event shape {part.event_shape} and maps={part.maps}, "
+                    f"expected ({len(dims)},) and maps={maps} as part_of and maps say; make the "
+                    "parts by MixedDenoiser.fit"
+                )
+        for name in ("data_mean", "data_variance"):
+            self.register_buffer(name, self._dims.join([getattr(p, name) for p in parts]))
+
+    @classmethod
+    def fit(
+        cls,
+        network: nn.Module,
+        train_x: Tensor,
+        levels: Sequence[Levels],
+        *,
+        maps: bool = False,
+    ) -> MixedDenoiser:
+        """The denoiser whose baseline is fitted to ``train_x`` (N, d): means and variances, and
+        smoothed histograms. With ``maps`` entries may be missing, NaN.
+
+        Args:
+            levels: of each dimension; None: it is continuous.
+        """
+        check_fit(network, train_x, missing=maps)
+        if train_x.dim() != 2 or len(levels) != train_x.shape[1]:
+            raise ValueError(
+                f"train_x has shape {tuple(train_x.shape)} and levels are of {len(levels)} "
+                "dimensions, expected (N, d) and levels of all d, None for a continuous one"
+            )
+        of_dims = [None if v is None else tuple(discrete.level_values(v).tolist()) for v in levels]
+        kinds = list(dict.fromkeys(of_dims))
+        part_of = torch.tensor([kinds.index(kind) for kind in of_dims])
+        parts: list[DenoiserScore] = []
+        for kind, x in zip(kinds, Parts(part_of).split(train_x), strict=True):
+            if kind is None:
+                parts.append(Denoiser.fit(Elsewhere(), x, maps=maps))
+            else:
+                parts.append(DiscreteDenoiser.fit(Elsewhere(), x, kind, "logits", maps=maps))
+        return cls(network, parts, part_of.to(train_x.device), maps=maps)
+
+    @staticmethod
+    def num_outputs(levels: Sequence[Levels]) -> int:
+        """How many numbers the network gives: 1 for a continuous dimension, else its levels."""
+        return sum(1 if v is None else len(discrete.level_values(v)) for v in levels)
+
+    def arguments(self) -> dict[str, Any]:
+        own = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
+        return {"network": self.network} | own
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """None: the number differs between dimensions, which no wrapping score knows."""
+        raise TypeError(
+            "a MixedDenoiser has other numbers of outputs for other dimensions, expected one for "
+            "all here; use a linear diffusion that does not see the data"
+        )
+
+    @property
+    def _dims(self) -> Parts:
+        return Parts(self.part_of)
+
+    def check_diffusion(self, diffusion: Diffusion) -> None:
+        super().check_diffusion(diffusion)
+        if diffusion.maps:
+            raise TypeError(
+                f"{type(diffusion).__name__} has a clock for each dimension, expected one for all "
+                "kinds of a MixedDenoiser; use a diffusion without dimension clocks"
+            )
+
+    def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
+        """Every part with its dimensions of x (…, d) and of what is like x; None, and numbers of a
+        datum, as they are."""
+        for part, dims in zip(self.parts, self._dims.dims, strict=True):
+            of_dims = [
+                v[..., dims] if v is not None and v.dim() == x.dim() and v.shape[-1] > 1 else v
+                for v in others
+            ]
+            yield part, x[..., dims], *of_dims
+
+    # -- the denoiser ------------------------------------------------------------------------------
+
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """E[x | z], like z (*batch, d), each dimension as its part reads the network."""
+        batch_dim, lam = self._values("z", z, log_snr)
+        self.check_log_snr(lam)
+        F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=self.channels)
+        return self.read(z, lam, F)
+
+    @property
+    def channels(self) -> int:
+        """How many numbers the network gives for a datum."""
+        return sum(self._sizes())
+
+    @property
+    def direct(self) -> Tensor:
+        """Which of them is the F of each dimension, (d,) int64; -1 of one with levels."""
+        found, start = torch.full_like(self.part_of, -1), 0
+        for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
+            if part.outputs == 1:
+                found[dims] = start + torch.arange(len(dims), device=found.device)
+            start += size
+        return found
+
+    def _sizes(self) -> list[int]:
+        """Numbers of the network's output of each part."""
+        return [part.outputs * part.event_shape[0] for part in self.parts]
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        own = zip(self._split(z, log_snr), F.split(self._sizes(), -1), strict=True)
+        return self._dims.join([part.read(x, lam, f) for (part, x, lam), f in own])
+
+    @property
+    def typical(self) -> Tensor:
+        return self._dims.join([part.typical for part in self.parts])
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        for part, own, here in self._split(values, known.expand_as(values)):
+            part.check_values(own, here)
+
+    # -- the baseline: independent dimensions ------------------------------------------------------
+
+    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        """Of each dimension that of its part, like z."""
+        _, lam = self._values("z", z, log_snr)
+        return self._dims.join([part.baseline_x_hat(x, v) for part, x, v in self._split(z, lam)])
+
+    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """log p_0(x), (*batch), nats: Gaussians' densities and probabilities of levels."""
+        self._values("x", x, 0.0)
+        found = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
+        return torch.stack(found).sum(0)
+
+    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
+        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, the parts' together."""
+        _, lam = self._values("x", x, log_snr)
+        found = [
+            p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
+        ]
+        return torch.stack(found).sum(0)
+
+    def baseline_integrals(
+        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`DenoiserScore`."""
+        start, stop, _ = dims.indices(x.shape[-1])
+        total = x.new_zeros(len(x), len(edges) - 1, dtype=torch.float64)
+        places = zip(self._split(x, _like(x, counted)), self._dims.dims, strict=True)
+        for (part, own, on), columns in places:
+            inside = ((columns >= start) & (columns < stop)).nonzero().squeeze(1).tolist()
+            if inside:
+                here = slice(inside[0], inside[-1] + 1)
+                of_here = edges if edges.dim() == 1 else edges[:, columns[here] - start]
+                total += part.baseline_integrals(own, of_here, here, on)
+        return total
+
+    def default_likelihood(self) -> likelihoods.Likelihood:
+        """Of each dimension that of its part."""
+        own = [part.default_likelihood() for part in self.parts]
+        return likelihoods.MixedLikelihood(own, self.part_of)
+
+
+def _like(x: Tensor, counted: Tensor | None) -> Tensor | None:
+    return None if counted is None else counted.expand_as(x)

@@ -1,0 +1,48 @@
+"""The dimensions of a vector in parts, and back in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """Which dimensions belong to which part, each part in the order of the whole.
+
+    Args:
+        part_of: (d,) int64, as :meth:`checked`.
+    """
+
+    def __init__(self, part_of: Tensor) -> None:
+        count = int(part_of.max()) + 1
+        self.number = len(part_of)
+        self.dims = [(part_of == p).nonzero().squeeze(1) for p in range(count)]
+        self._order = torch.cat(self.dims).argsort()
+
+    @staticmethod
+    def checked(part_of: Any, count: int) -> Tensor:
+        """``part_of`` as a tensor (d,) int64.
+
+        Raises:
+            ValueError: it has not every number from 0 to ``count`` - 1, or others.
+        """
+        found = torch.as_tensor(part_of)
+        if found.dim() != 1 or found.unique().tolist() != list(range(count)):
+            raise ValueError(
+                f"part_of is {found.tolist()}, expected the number of a part for each dimension, "
+                f"with every one of the {count} parts 0 … {count - 1}"
+            )
+        return found.to(torch.int64)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The dimensions of each part, of x (…, d)."""
+        return [x[..., dims] for dims in self.dims]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole, of what :meth:`split` gave."""
+        return torch.cat([part.to(parts[0].dtype) for part in parts], -1)[..., self._order]

@@ -1,0 +1,194 @@
+"""Rows with missing entries: bounds on what is there, training on it, and what fits ignore."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    DiscreteDenoiser,
+    NoisePrediction,
+    PerDimensionDiffusion,
+    bound,
+    condition,
+    elbo_terms,
+)
+from pyro_mdm.diffusions import Frequencies
+from pyro_mdm.networks import MLP
+from pyro_mdm.scores import RandomMaps
+from tests.problems import normal
+from tests.test_conditioning import ENDS, D, Exact, Silent, conditional_log_prob, gaussian, masks
+
+NOTHING = torch.zeros(D, dtype=torch.bool)
+
+
+def incomplete(n: int) -> tuple[Tensor, Tensor]:
+    """Rows with NaN, of which the first is empty, and log p of what is there."""
+    problem, missing = gaussian(), masks(5, n)[1]
+    x = problem.sample(n, 1)
+    known = conditional_log_prob(problem, x, torch.zeros_like(missing), missing)
+    known[0], missing[0] = 0.0, True
+    assert 0.2 < float(missing.double().mean()) < 0.5
+    return torch.where(missing, math.nan, x), known
+
+
+@torch.no_grad()
+def test_the_bound_of_rows_is_the_log_density_of_what_is_there() -> None:
+    x, known = incomplete(512)
+    model = DiffusionModel(CLD(**ENDS), Exact(gaussian()))
+    guide = DiffusionGuide(model.diffusion)
+    found = bound(model, guide, x, draws=8)
+    assert found.monte_carlo_error < 0.055
+    assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 2e-3
+    assert float(elbo_terms(model, guide, x).elbo[0]) == 0.0
+    torch.manual_seed(0)
+    assert abs(float((model.log_prob(x, draws=32) - known).mean())) < 0.15
+
+
+@torch.no_grad()
+def test_every_way_to_ask_leaves_out_what_is_missing() -> None:
+    """As a model that is conditioned by hand, at the same draws."""
+    x = incomplete(24)[0][1:]
+    model = DiffusionModel(VPSDE(**ENDS), Exact(gaussian()))
+    guide, filled = DiffusionGuide(model.diffusion), x.nan_to_num(7.0)
+    by_hand = condition(model, NOTHING, left_out=x.isnan())
+    ways: list[Any] = [
+        lambda model, x: elbo_terms(model, guide, x).elbo,
+        lambda model, x: torch.tensor(MDM_ELBO().loss(model, guide, x)),
+        lambda model, x: model.log_prob(x),
+        lambda model, x: bound(model, guide, x).per_datum,
+        lambda model, x: bound(model, guide, x[:5]).per_datum if model is not by_hand else None,
+    ]
+    for way in ways:
+        found = []
+        for asked, data in ((model, x), (by_hand, filled)):
+            torch.manual_seed(3)
+            found.append(way(asked, data))
+        if found[1] is not None:
+            torch.testing.assert_close(found[0], found[1])
+        assert bool(found[0].isfinite().all())
+
+
+@torch.no_grad()
+def test_of_a_conditional_model_what_is_missing_is_left_out_too() -> None:
+    x = incomplete(24)[0]
+    x = x[~x[:, 1:].isnan().all(1)]
+    first, missing = torch.tensor([True, False, False, False]), x.isnan()
+    model = DiffusionModel(VPSDE(**ENDS), Exact(gaussian()))
+    by_hand = condition(model, first & ~missing, left_out=missing)
+    found = []
+    for asked, data in ((condition(model, first), x), (by_hand, x.nan_to_num(7.0))):
+        torch.manual_seed(3)
+        found.append(elbo_terms(asked, DiffusionGuide(model.diffusion), data).elbo)
+    torch.testing.assert_close(*found)
+
+
+@torch.no_grad()
+def test_plates_around_incomplete_rows() -> None:
+    x, known = incomplete(24)
+    model = DiffusionModel(VPSDE(**ENDS), Exact(gaussian()))
+    guide = DiffusionGuide(model.diffusion, event_dim=1)
+
+    def grouped(program: Any) -> Any:
+        def run(x: Tensor) -> None:
+            with pyro.plate("groups", 4, dim=-2):
+                program(x)
+
+        return run
+
+    torch.manual_seed(0)
+    loss = MDM_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=2)
+    data = x.reshape(4, 6, D)
+    found = torch.tensor([loss.loss(grouped(model), grouped(guide), data) for _ in range(16)])
+    assert abs(float(found.mean() + known.sum())) < 4.5 * float(found.std()) / 4 < 8
+
+
+@pytest.mark.parametrize("kind", ["levels", "subsets", "independent"])
+@torch.no_grad()
+def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
+    """Of independent dimensions, whose baseline is exact whatever is observed or left out."""
+    n, diffusion = 6000, VPSDE(max_log_snr=7.0, min_log_snr=-6.0)
+    score = Denoiser(
+        Silent(3), torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 0.3, 2.0]), maps=True
+    )
+    score.training_maps = RandomMaps(
+        **{k: float(k == kind) for k in ("levels", "subsets", "independent")}
+    )
+    x = score.data_mean + score.data_variance.sqrt() * normal(0, n, 3)
+    missing = normal(1, n, 3) > torch.tensor([0.0, 0.5, 1.0])
+    assert bool(missing.all(1).any())
+    model = DiffusionModel(diffusion, score).train()
+    torch.manual_seed(1)
+    found = elbo_terms(model, DiffusionGuide(diffusion), torch.where(missing, math.nan, x))
+    ends = [score.baseline_kl(x, end, ~missing) for end in (-6.0, 7.0)]
+    off = found.diffusion - (ends[1] - ends[0])
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
+    assert float(off[missing.sum(1) == 2].mean().abs()) < 4.5 * float(off.std()) / math.sqrt(n / 5)
+    assert bool((found.elbo[missing.all(1)] == 0).all())
+
+
+def test_training_has_finite_gradients() -> None:
+    x = incomplete(64)[0].float()
+    score = Denoiser.fit(MLP(2 * D, hidden=8, out_features=D), x, maps=True)
+    torch.nn.init.normal_(score.network.outlet.weight)  # type: ignore[union-attr]
+    score.training_maps = RandomMaps()
+    model = DiffusionModel(VPSDE(**ENDS), score).train()
+    loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
+    loss(x).backward()
+    found = [p.grad for p in score.network.parameters() if p.grad is not None]
+    assert found and all(bool(g.isfinite().all()) for g in found)
+    assert any(bool((g != 0).any()) for g in found)
+
+
+def test_fits_ignore_what_is_missing() -> None:
+    x = incomplete(300)[0]
+    fitted = Denoiser.fit(MLP(2 * D, out_features=D), x, maps=True)
+    columns = [column[~column.isnan()] for column in x.T]
+    torch.testing.assert_close(fitted.data_mean, torch.stack([c.mean() for c in columns]))
+    spread = torch.stack([c.var(correction=0) for c in columns])
+    torch.testing.assert_close(fitted.data_variance, spread)
+    levels = torch.tensor([-1.0, 0.2, 1.0])
+    codes = torch.bucketize(x.nan_to_num(), torch.tensor([-0.5, 0.5]).double())
+    data = torch.where(x.isnan(), math.nan, levels[codes])
+    prior = DiscreteDenoiser.fit(MLP(2 * D, out_features=3 * D), data, levels, maps=True).log_prior
+    share = torch.stack([(data == level).sum(0) / (~data.isnan()).sum(0) for level in levels], -1)
+    assert float((prior.exp() - share).abs().max()) < 0.03
+
+
+def refused(kind: type[Exception], text: str) -> Any:
+    return pytest.raises(kind, match=text)
+
+
+def test_what_cannot_leave_out_is_refused() -> None:
+    x = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+    diffusion = VPSDE(**ENDS)
+    for score in (Denoiser(MLP(2), torch.zeros(2)), NoisePrediction(MLP(2))):
+        model = DiffusionModel(diffusion, score, event_shape=(2,))
+        with refused(
+            ValueError,
+            "1 entries that are NaN.*; if NaN stands .* make the denoiser with maps=True",
+        ):
+            MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
+    with refused(ValueError, "make the denoiser with maps=True"):
+        Denoiser.fit(MLP(2), x)
+    told = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
+    with refused(ValueError, "2 entries that are infinite, expected finite data, or NaN for miss"):
+        bound(DiffusionModel(diffusion, told), DiffusionGuide(diffusion), x / 0)
+    blurring = PerDimensionDiffusion(
+        diffusion, block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
+    )
+    with refused(ValueError, "without a transform"):
+        elbo_terms(DiffusionModel(blurring, told), DiffusionGuide(blurring), x)
+    with refused(ValueError, r"no value in 1 of its dimensions, e\.g\. at \(1,\)"):
+        Denoiser.fit(MLP(4, out_features=2), x[:1], maps=True)

@@ -1,0 +1,233 @@
+"""Tables: kinds of columns, their scales and codes, and the programs on them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from inference.evaluate import evaluate
+from inference.impute import center_of, impute
+from inference.loading import build_problem, load_trained
+from inference.sample import sample
+from inference.train import train
+from models import DataError, Tabular
+from models.columns import Categorical, Continuous, Ordinal, fit_columns
+from models.tabular import SHIPPED, read_table
+from pyro_mdm import VPSDE, DiffusionGuide, MixedDenoiser, elbo_terms
+from tests.brief import SHORT, be_brief
+
+
+def people(n: int = 120) -> pd.DataFrame:
+    """Every kind of column, with entries missing, and something in common between them."""
+    rng = np.random.default_rng(0)
+    age = rng.uniform(18, 80, n).round(1)
+    table = pd.DataFrame(
+        {
+            "age": age,
+            "income": np.exp(rng.normal(size=n) + age / 40),
+            "grade": (age // 25).astype(int),
+            "city": rng.choice(["Rome", "Oslo", "Bern"], n, p=[0.6, 0.3, 0.1]),
+            "member": rng.random(n) < age / 100,
+        }
+    )
+    return table.astype({"grade": object, "member": object}).mask(rng.random(table.shape) < 0.15)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    people().to_csv(tmp_path / "people.csv", index=False)
+    return tmp_path / "people.csv"
+
+
+def test_kinds_are_found_or_said(file: Path) -> None:
+    found = {c.name: (c.kind, c.levels) for c in Tabular(data=file).columns}
+    assert found == {
+        "age": ("continuous", None),
+        "income": ("continuous", None),
+        "grade": ("ordinal", 4),
+        "city": ("categorical", 3),
+        "member": ("categorical", 2),
+    }
+    said = Tabular(data=file, columns="age=drop, grade=categorical").columns
+    assert [(c.name, c.kind) for c in said][:2] == [
+        ("income", "continuous"),
+        ("grade", "categorical"),
+    ]
+    assert isinstance(said[2], Categorical) and said[2].values(np.arange(3))[0] == "Rome"
+
+
+def test_rows_come_back_from_model_space(file: Path) -> None:
+    problem, table = Tabular(data=file), people()
+    rows = table[np.arange(len(table)) % 10 == 0].reset_index(drop=True)
+    x, log_det = problem.transform(problem.test)
+    back = problem.to_table(x)
+    assert [*back.columns] == [*table.columns]
+    for name in table.columns:
+        assert back[name].isna().equals(rows[name].isna())
+        here = rows[name].notna()
+        if name in ("age", "income"):
+            np.testing.assert_allclose(back[name][here], rows[name][here].astype(float), rtol=1e-4)
+        else:
+            assert [*back[name][here]] == [*rows[name][here]]
+    assert log_det.shape == (12,) and bool(log_det.isfinite().all())
+    assert float(log_det[0]) != float(log_det[1])
+
+
+def test_the_scale_of_a_column_is_a_density() -> None:
+    """Of the values that it was fitted to, and beyond them; with ties the map is one still."""
+    rng = np.random.default_rng(0)
+    values = np.append(rng.exponential(size=2000), math.nan)
+    w = torch.linspace(-9.0, 40.0, 400_001, dtype=torch.float64)
+    for ties in (0, 300):
+        column = Continuous("w", np.append(values, np.zeros(ties)))
+        x, log_slope = column.scaled(w)
+        assert bool((x.diff() > 0).all())
+        torch.testing.assert_close(column.unscaled(x), w)
+        if not ties:
+            density = (torch.distributions.Normal(0.0, 1.0).log_prob(x) + log_slope).exp()
+            assert float(torch.trapezoid(density, w)) == pytest.approx(1, abs=1e-3)
+            scaled = column.scaled(torch.from_numpy(values[:2000]))[0]
+            inside = (scaled.abs() < 1).double().mean()  # of N(0, 1) 68%
+            assert float(inside) == pytest.approx(0.683, abs=0.02)
+
+
+def test_the_bound_is_of_the_table_in_its_own_units() -> None:
+    """Another unit changes it by the logarithm of the unit for each value that is there."""
+    found, there = [], []
+    for unit in (1.0, 1000.0):
+        table = people().assign(income=lambda t, unit=unit: unit * t["income"])
+        columns = fit_columns(table, np.arange(120) % 10 > 0)
+        problem = object.__new__(Tabular)
+        problem.columns = columns
+        codes = torch.from_numpy(np.stack([c.codes(table[c.name]) for c in columns], 1))
+        x, log_det = problem.transform(codes)
+        there.append(~codes[:, 1].isnan())
+        found.append((x, log_det))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4, equal_nan=True)
+    expected = there[0].float() * math.log(1000)
+    torch.testing.assert_close(found[0][1] - found[1][1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shipped_tables_have_programs() -> None:
+    sizes = {"breast_cancer": (569, 31), "diabetes": (442, 11), "iris": (150, 5), "wine": (178, 14)}
+    assert set(sizes) == set(SHIPPED)
+    for name, size in sizes.items():
+        assert read_table(name).shape == size
+    problem = Tabular(data="iris", holdout=True)
+    assert [c.kind for c in problem.columns] == [*["continuous"] * 4, "categorical"]
+    assert [len(problem.train), len(problem.validation), len(problem.test)] == [120, 15, 15]
+    model = problem.build(VPSDE(max_log_snr=9.0, min_log_snr=-9.0))
+    assert isinstance(model.score_function, MixedDenoiser)
+    x = problem.to_model_space(problem.test)
+    terms = elbo_terms(model, DiffusionGuide(model.diffusion), x)
+    baseline = model.score_function.baseline_log_prob(x).mean()
+    gain = float(terms.elbo.mean().detach()) - float(baseline)
+    assert gain > 0.5  # it starts from the Gaussian law of all columns together
+
+
+def test_programs_on_a_table(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_brief(monkeypatch, figures=True)
+    run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    short = SHORT | {"model": "tabular", "data": Path("people.csv"), "measure_every": 4}
+    short |= {"test_size": 12}
+    first = train(**short, guide="vpsde", min_log_snr=-9.0, holdout=False, run=run)
+    monkeypatch.chdir("/")  # the run knows where its table is
+    settings = load_trained(run)[0].config
+    assert settings["maps"] == "mixed" and settings["data"] == str(file)
+    evaluate(run, draws=1, accelerator="cpu")
+    assert "bits/dim" in capsys.readouterr().out and math.isfinite(first.bits_per_dim[0])
+
+    sample(run, num_samples=9, steps=2, out=tmp_path / "rows.csv", accelerator="cpu")
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert len(rows) == 9 and set(rows["city"]) <= {"Rome", "Oslo", "Bern"}
+
+    table = people().head(30).assign(note="mine")
+    table.to_csv(tmp_path / "incomplete.csv", index=False)
+    table = pd.read_csv(tmp_path / "incomplete.csv")
+    options: dict[str, Any] = {"data": str(tmp_path / "incomplete.csv"), "accelerator": "cpu"}
+    impute(run, out=tmp_path / "full.csv", num=4, steps=2, **options)
+    assert "missing entries in" in capsys.readouterr().out
+    full, draws = (pd.read_csv(tmp_path / name) for name in ("full.csv", "full-draws.csv"))
+    assert not full.isna().any(axis=None) and len(draws) == 120
+    assert [*full.columns] == [*table.columns] and [*draws["draw"].unique()] == [0, 1, 2, 3]
+    for name in table.columns:
+        there = table[name].notna()
+        assert [*full[name][there].astype(str)] == [*table[name][there].astype(str)] or (
+            full[name][there] == table[name][there].astype(full[name].dtype)
+        ).all()
+    i = int(np.flatnonzero(table["income"].isna())[0])
+    own = draws["income"][i::30]
+    assert own.nunique() == 4 and full["income"][i] == pytest.approx(own.mean())
+
+
+def test_the_center_of_draws() -> None:
+    draws = [pd.Series([1.0, 5.0]), pd.Series([2.0, 5.0]), pd.Series([9.0, 8.0])]
+    assert [*center_of(draws, "continuous", "mean")] == [4.0, 6.0]
+    assert [*center_of(draws, "continuous", "median")] == [2.0, 5.0]
+    assert [*center_of(draws, "ordinal", "mean")] == [2.0, 5.0]
+    cities = [pd.Series(["a"]), pd.Series(["b"]), pd.Series(["b"])]
+    assert [*center_of(cities, "categorical", "mean")] == ["b"]
+
+
+def table_with(**columns: Any) -> Any:
+    return lambda table: table.assign(**columns)
+
+
+N = 120
+LATE = ["x"] + ["a", "b"] * 59 + ["a"]  # row 0 is test
+MISTAKES: dict[str, tuple[Any, str, str]] = {
+    "unknown column": (None, "weight=drop", "'weight', and the table has no such .* one of age"),
+    "unknown kind": (None, "age=float", "age=float: expected a kind of continuous, ordinal"),
+    "no kind": (None, "age", "--columns has 'age', expected name=kind"),
+    "no value": (table_with(e=[math.nan] * N), "", "'e' has no value .* --columns e=drop"),
+    "constant": (table_with(c=["a"] * N), "", "'c' has one value in all training rows, 'a'"),
+    "new category": (table_with(c=LATE), "", "'c' holds 'x', which the training rows never have"),
+    "names": (
+        table_with(c=[f"a{i}" for i in range(N)]),
+        "",
+        "'c' has 108 different .* most 100",
+    ),
+    "words": (None, "city=continuous", "'city' holds '.*', expected a number; correct it"),
+    "infinite": (table_with(age=[math.inf] + [1.5, 2.5] * 59 + [3.5]), "", "'age' holds an infin"),
+    "few rows": (lambda table: table.head(12), "", "has 12 rows, expected at least 20"),
+    "nothing left": (lambda table: table[["age"]], "age=drop", "no column of the table is left"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told(name: str, tmp_path: Path) -> None:
+    change, columns, message = MISTAKES[name]
+    table = people() if change is None else change(people())
+    table.to_csv(tmp_path / "own.csv", index=False)
+    with pytest.raises((DataError, ValueError), match=message):
+        Tabular(data=tmp_path / "own.csv", columns=columns)
+
+
+def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
+    for data, message in (
+        (None, "--model tabular needs --data"),
+        ("vine", "vine is no table that can be read; expected a .csv or .parquet file, or one of"),
+        (tmp_path / "no.csv", "no.csv is not there"),
+    ):
+        with pytest.raises((DataError, ValueError), match=message):
+            Tabular(data=data)
+    (tmp_path / "broken.csv").write_text('a,b\n"1,2\n3')
+    with pytest.raises(DataError, match=r"broken\.csv cannot be read as a table"):
+        Tabular(data=tmp_path / "broken.csv")
+    with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
+        build_problem("digits", columns="a=drop")
+    problem = Tabular(data=file)
+    with pytest.raises(DataError, match="no column 'city', expected age, income"):
+        problem.encode(people().drop(columns="city"))
+    with pytest.raises(DataError, match=r"'grade' holds 9\.0, which the training rows never have"):
+        problem.encode(people().assign(grade=9))
+    assert isinstance(problem.columns[2], Ordinal)
