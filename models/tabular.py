@@ -81,9 +81,9 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
-    steps = 4000
+    steps = 2000
     batch_size = 256
-    learning_rate = 2e-3
+    learning_rate = 1e-3
 
     def __init__(
         self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False

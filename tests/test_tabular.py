@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,10 @@ def test_programs_on_a_table(
     settings = load_trained(run)[0].config
     assert settings["maps"] == "mixed" and settings["data"] == str(file)
     evaluate(run, draws=1, accelerator="cpu")
-    assert "bits/dim" in capsys.readouterr().out and math.isfinite(first.bits_per_dim[0])
+    told = capsys.readouterr().out
+    bits, nats = (float(re.search(rf"{t} (-?[\d.]+)", told)[1]) for t in ("\nbits/dim", "at least"))
+    assert nats == pytest.approx(-5 * math.log(2) * bits, abs=0.01)
+    assert math.isfinite(first.bits_per_dim[0])
 
     sample(run, num_samples=9, steps=2, out=tmp_path / "rows.csv", accelerator="cpu")
     rows = pd.read_csv(tmp_path / "rows.csv")
