@@ -15,6 +15,7 @@ import torch
 from inference.evaluate import evaluate
 from inference.impute import center_of, impute
 from inference.loading import build_problem, load_trained
+from inference.runs import RunError
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular
@@ -169,6 +170,11 @@ def test_programs_on_a_table(
             full[name][there] == table[name][there].astype(full[name].dtype)
         ).all()
     i = int(np.flatnonzero(table["income"].isna())[0])
+    with pytest.raises(RunError, match=r"full\.csv exists; give another --out, or --overwrite"):
+        impute(run, out=tmp_path / "full.csv", **options)
+    options["data"] = str(tmp_path / "full.csv")
+    with pytest.raises(ValueError, match="has no missing entry, expected one at least"):
+        impute(run, out=tmp_path / "again.csv", **options)
     own = draws["income"][i::30]
     assert own.nunique() == 4 and full["income"][i] == pytest.approx(own.mean())
 
