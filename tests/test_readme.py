@@ -16,6 +16,7 @@ import torch
 from inference.loading import build
 from inference.options import Training
 from inference.sample import draw
+from inference.samplers.flow import Flow
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.networks import MLP
 
@@ -75,12 +76,12 @@ def own() -> dict[str, Any]:
     return found
 
 
-def test_a_diffusion_a_score_a_likelihood_and_a_sampler_of_ones_own(own: dict[str, Any]) -> None:
+def test_a_diffusion_a_score_and_a_likelihood_of_ones_own(own: dict[str, Any]) -> None:
     """Together they make a program that is trained and that generates."""
     diffusion = own["Spiral"](max_log_snr=9.0)
     score, likelihood = own["BesideThePrior"](MLP(4)), own["HeavyTails"]()
     model = DiffusionModel(
-        diffusion, score, likelihood, event_shape=(2,), sampler=own["flow"], plate="rows"
+        diffusion, score, likelihood, event_shape=(2,), sampler=Flow(16), plate="rows"
     )
     x = torch.randn(32, 2)
     MDM_ELBO()(model, DiffusionGuide(diffusion, plate="rows"))(x).backward()
@@ -100,11 +101,11 @@ def test_the_score_of_pure_noise(own: dict[str, Any]) -> None:
     assert torch.allclose(found.float(), -y, atol=1e-6)
 
 
-def test_the_sampler_transports_noise_to_gaussian_data(own: dict[str, Any]) -> None:
+def test_the_sampler_transports_noise_to_gaussian_data() -> None:
     """With the exact score of N(0, 4), the flow's samples have that deviation."""
     diffusion = CLD(max_log_snr=5.0)
     score = Denoiser(MLP(25), torch.zeros(25), torch.full((25,), 4.0))  # exact: it begins at F = 0
-    model = DiffusionModel(diffusion, score, event_shape=(25,), sampler=own["flow"])
+    model = DiffusionModel(diffusion, score, event_shape=(25,), sampler=Flow(64))
     x = model(batch_size=40).detach()
     assert abs(float(x.std()) / 2 - 1) < 5 / (2 * 1000) ** 0.5 + 0.02
     assert abs(float(x.mean())) < 5 * 2 / 1000**0.5
@@ -118,13 +119,14 @@ def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
             file = tmp_path / f"{name}.py"
             file.write_text(block, encoding="utf-8")
             named[option] = f"{file}:{name}"
-    assert set(named) == {"model", "guide", "score", "likelihood", "sampler"}
+    assert set(named) == {"model", "guide", "score", "likelihood"}
     problem, model, guide = build(asdict(Training(**named)))
     assert [type(part).__name__ for part in (model.score_function, model.likelihood)] == [
         named[option].rpartition(":")[2] for option in ("score", "likelihood")
     ]
     assert torch.isfinite(MDM_ELBO()(model, guide)(problem.train.float()))
-    assert draw(model, 3, sampler=named["sampler"]).shape == (3, *problem.event_shape)
+    sampler = "inference.samplers.flow:Flow"
+    assert draw(model, 3, sampler=sampler, steps=8).shape == (3, *problem.event_shape)
 
 
 # -- commands --------------------------------------------------------------------------------------
