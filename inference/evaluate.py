@@ -24,6 +24,7 @@ from inference.loading import Programs
 from inference.output import aligned
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Reused, open_run
+from models import Tabular
 from models.base import SCORES, Part
 from models.files import spread
 from pyro_mdm import bits_per_dim
@@ -180,7 +181,8 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
     if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
         return None
     problem, diffusion = linear[0].problem, linear[0].model.diffusion
-    name = "discrete" if "discrete" in problem.scores else "denoiser"
+    levels = "discrete" in problem.scores and diffusion.transform is None  # they are of pixels
+    name = "discrete" if levels else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
         score = problem.score_function(SCORES[name], diffusion)
     score = score.to(diffusion.start_time.device)
@@ -392,9 +394,17 @@ def evaluate(
         found = Z95 * bound.monte_carlo_error
         word = "reached" if found <= half_width else "NOT reached"
         print(f"± {half_width:g} bits/dim at 95%, as far as noise goes, is {word}: ± {found:.4f}")
+    if isinstance(programs.problem, Tabular):
+        print(nats_by_row(bound, math.prod(programs.model.event_shape)))
     if programs.problem.context is not None:
         print(f"of x given its {given_in_words(programs)}:")
     print(bound)
+
+
+def nats_by_row(bound: Bound, columns: int) -> str:
+    """A bound in bits/dim as one on the log density of a row of a table, for people."""
+    value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
+    return f"log p of a row, of what is there: at least {-value:.3f} ± {error:.3f} nats"
 
 
 def given_in_words(programs: Programs) -> str:

@@ -144,17 +144,12 @@ class _Levels(Column):
 
     def codes(self, values: Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
-        missing = values.isna().to_numpy()
-        found = np.full(len(values), math.nan)
-        for i in np.flatnonzero(~missing):
-            value = self._plain(values.iloc[i])
-            if value not in place:
-                raise DataError(self._unknown(value))
-            found[i] = place[value]
-        return found
-
-    def _plain(self, value: Any) -> Any:
-        return value
+        values = values.astype(object)
+        found = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
+        unknown = values.notna().to_numpy() & np.isnan(found)
+        if unknown.any():
+            raise DataError(self._unknown(values[unknown].iloc[0]))
+        return np.asarray(found)
 
     def _unknown(self, value: Any) -> str:
         known = ", ".join(map(repr, self._known[:8])) + (", …" if len(self._known) > 8 else "")
@@ -194,13 +189,10 @@ class Ordinal(_Levels):
         self._known = np.unique(values[~np.isnan(values)]).tolist()
         self.levels = len(self._known)
 
-    def _plain(self, value: Any) -> float:
-        return float(value)
-
     def codes(self, values: Series[Any]) -> Values:
         import pandas as pd
 
-        return super().codes(pd.Series(_numbers(self.name, values)))
+        return super().codes(pd.Series(_numbers(self.name, values).tolist()))
 
     def values(self, codes: Values) -> Any:
         found = np.asarray(self._known)[codes.astype(int)]

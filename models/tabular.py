@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.base import Problem, ScoreKind
 from models.checks import check_shape
 from models.columns import Column, decode, encode, fit_columns, to_model_space
-from models.files import DataError
+from models.files import DataError, spread
 from pyro_mdm import Diffusion, MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP, MapMLP
@@ -29,6 +29,8 @@ __all__ = ["SHIPPED", "Tabular", "mixed_denoiser", "read_table"]
 
 FEWEST = 20
 HIDDEN, DEPTH = 128, 3
+GAUSSIAN_ROWS = 10_000
+"""The most rows that the Gaussian law is fitted to, spread evenly."""
 SHRINKAGE = 3.0
 """Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
@@ -81,9 +83,9 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
-    steps = 4000
+    steps = 2000
     batch_size = 256
-    learning_rate = 2e-3
+    learning_rate = 1e-3
 
     def __init__(
         self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False
@@ -150,7 +152,8 @@ def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
     """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
     law of all columns together."""
     found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
-    _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
+    some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
+    _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
     scale = found.data_variance.sqrt()
     found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
     return found

@@ -189,7 +189,8 @@ def test_a_map_network_starts_at_the_gaussian_law() -> None:
 
 
 def test_moments_of_incomplete_rows_are_those_of_the_law() -> None:
-    """Where what is missing depends on what is there, means of columns are off."""
+    """Where what is missing depends on what is there, means of columns are off. A column without a
+    value has some law too."""
     problem = gaussian()
     x = problem.sample(6000, 1)
     mean, covariance = joint_moments(x, shrinkage=0.0)
@@ -201,6 +202,8 @@ def test_moments_of_incomplete_rows_are_those_of_the_law() -> None:
     assert abs(float(x[:, j].nanmean() - problem.mean[j])) > 0.15
     assert float((mean - problem.mean).abs().max()) < 0.05
     assert float((covariance - problem.covariance).abs().max()) < 0.06
+    x[:, 2] = math.nan
+    assert int(torch.linalg.cholesky_ex(joint_moments(x[:99])[1]).info) == 0
 
 
 def test_training_and_saving(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from inference.evaluate import evaluate
 from inference.impute import center_of, impute
 from inference.loading import build_problem, load_trained
+from inference.runs import RunError
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular
@@ -144,7 +146,10 @@ def test_programs_on_a_table(
     settings = load_trained(run)[0].config
     assert settings["maps"] == "mixed" and settings["data"] == str(file)
     evaluate(run, draws=1, accelerator="cpu")
-    assert "bits/dim" in capsys.readouterr().out and math.isfinite(first.bits_per_dim[0])
+    told = capsys.readouterr().out
+    bits, nats = (float(re.search(rf"{t} (-?[\d.]+)", told)[1]) for t in ("\nbits/dim", "at least"))
+    assert nats == pytest.approx(-5 * math.log(2) * bits, abs=0.01)
+    assert math.isfinite(first.bits_per_dim[0])
 
     sample(run, num_samples=9, steps=2, out=tmp_path / "rows.csv", accelerator="cpu")
     rows = pd.read_csv(tmp_path / "rows.csv")
@@ -165,6 +170,11 @@ def test_programs_on_a_table(
             full[name][there] == table[name][there].astype(full[name].dtype)
         ).all()
     i = int(np.flatnonzero(table["income"].isna())[0])
+    with pytest.raises(RunError, match=r"full\.csv exists; give another --out, or --overwrite"):
+        impute(run, out=tmp_path / "full.csv", **options)
+    options["data"] = str(tmp_path / "full.csv")
+    with pytest.raises(ValueError, match="has no missing entry, expected one at least"):
+        impute(run, out=tmp_path / "again.csv", **options)
     own = draws["income"][i::30]
     assert own.nunique() == 4 and full["income"][i] == pytest.approx(own.mean())
 

@@ -88,6 +88,15 @@ class DerivedDenoiser(DenoiserScore):
         found: likelihoods.LevelDistribution = posterior(z, log_snr)
         return found
 
+    @property
+    def typical(self) -> Tensor:
+        """That of the denoiser."""
+        return self.denoiser.typical
+
+    def check_values(self, values: Tensor, known: Tensor) -> None:
+        """As the denoiser does."""
+        self.denoiser.check_values(values, known)
+
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """That of the denoiser."""
         return self.denoiser.baseline_x_hat(z, log_snr)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 __all__ = ["joint_moments"]
 
+ROWS = 1024  # whose covariances are in memory at once
+CLOSE = 1e-6  # relative change of C at which it has converged
+
 
 @torch.no_grad()
 def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -14,24 +17,35 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
 
     By EM: in each round a row counts as E[x | what is there] and Cov[x | what is there] under the
     law so far. C is drawn to the variances of the columns, as by ``shrinkage`` rows of independent
-    columns, so that it is not singular.
+    columns, so that it is not singular. A column without a value has the variance 1.
 
     Source: Little & Rubin, "Statistical Analysis with Missing Data", 2002, chapter 11.2.
     """
     x = x.double()
-    known, rows = (~x.isnan()).double(), torch.nan_to_num(x)
-    count = known.sum(0).clamp_min(1)
-    mean = rows.sum(0) / count
-    variance = ((rows - mean).square() * known).sum(0) / count
-    C = variance.diag()
-    for _ in range(rounds if bool((known == 0).any()) else 1):
-        K = known.unsqueeze(-1) * C * known.unsqueeze(-2) + torch.diag_embed(1 - known)
-        gain = torch.linalg.solve(K, known.unsqueeze(-1) * C).mT  # C_{·o} C_oo^{-1}, (N, d, d)
-        filled = mean + (gain @ ((rows - mean) * known).unsqueeze(-1)).squeeze(-1)
-        filled = torch.where(known == 1, rows, filled)
-        left = C - gain @ (known.unsqueeze(-1) * C)
-        mean = filled.mean(0)
-        off = filled - mean
-        C = off.mT @ off + left.sum(0) + shrinkage * variance.diag()
-        C = (C + C.mT) / 2 / (len(x) + shrinkage)
-    return mean, C
+    known = (~x.isnan()).double()
+    rows, count = torch.nan_to_num(x), known.sum(0)
+    mean = rows.sum(0) / count.clamp_min(1)
+    variance = ((rows - mean).square() * known).sum(0) / count.clamp_min(1)
+    prior = torch.where(count > 0, variance, 1.0).diag()
+    C = prior
+    for _ in range(rounds):
+        total, square = torch.zeros_like(mean), torch.zeros_like(C)
+        for part, there in zip(rows.split(ROWS), known.split(ROWS), strict=True):
+            off, left = _expected((part - mean) * there, there, C)
+            total, square = total + off.sum(0), square + off.mT @ off + left
+        shift = total / len(x)
+        mean, square = mean + shift, square - len(x) * torch.outer(shift, shift)
+        before, C = C, (square + shrinkage * prior) / (len(x) + shrinkage)
+        if bool((C - before).abs().max() <= CLOSE * C.diagonal().max()):
+            break
+    return mean, (C + C.mT) / 2
+
+
+def _expected(off: Tensor, there: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x - μ | what is there], (n, d), and Σ Cov[x | what is there], (d, d), of rows x - μ that
+    are 0 where nothing is there."""
+    of_there = there.unsqueeze(-1) * C
+    K = of_there * there.unsqueeze(-2) + torch.diag_embed(1 - there)
+    gain = torch.linalg.solve(K, of_there).mT  # C_{·o} C_oo^{-1}, (n, d, d)
+    filled = (gain @ off.unsqueeze(-1)).squeeze(-1)
+    return torch.where(there == 1, off, filled), (C - gain @ of_there).sum(0)

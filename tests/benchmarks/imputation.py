@@ -237,7 +237,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--summary", nargs="+", type=Path, help="of files written by --out alone")
     options = parser.parse_args()
+    if options.summary:
+        print(summary(pd.concat(map(pd.read_csv, options.summary))))
+        return
     rows: list[dict[str, Any]] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.tables:
