@@ -67,7 +67,7 @@ def condition_on_measurements(
     wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects that by weights.
 
     The network's own covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
-    defaults are those that were best for the U-Net of digits: below λ = 0 another covariance, and
+    defaults are the best of those tried on the U-Net of digits: below λ = 0 another covariance, and
     above it few iterations, which leave out the directions in which the network's is small.
 
     An answer takes a network call, and for each iteration of conjugate gradients a vector-Jacobian
