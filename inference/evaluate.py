@@ -181,7 +181,8 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
     if not linear or any(isinstance(p.model.score_function, DenoiserScore) for p in linear):
         return None
     problem, diffusion = linear[0].problem, linear[0].model.diffusion
-    name = "discrete" if "discrete" in problem.scores else "denoiser"
+    levels = "discrete" in problem.scores and diffusion.transform is None  # they are of pixels
+    name = "discrete" if levels else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
         score = problem.score_function(SCORES[name], diffusion)
     score = score.to(diffusion.start_time.device)

@@ -77,6 +77,8 @@ def restored(
     *,
     seed: int = 0,
     batch_size: int = 256,
+    covariance_from: float = 0.0,
+    max_iterations: int = 3,
     **options: Any,
 ) -> Restored:
     """Posterior samples of images (n, C, H, W) given noisy measurements of them.
@@ -85,13 +87,22 @@ def restored(
         noise: standard deviation of what is added to a measurement.
         num_samples: of each image.
         batch_size: about how many are drawn together.
+        covariance_from, max_iterations: of
+            :func:`~pyro_mdm.measurements.condition_on_measurements`.
         options: of :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
     drawn = torch.randn(obs.shape, generator=generator, dtype=torch.float64)
     obs, n = obs + noise * drawn, len(truth)
-    given = condition_on_measurements(model, operator, obs, noise**2)
+    given = condition_on_measurements(
+        model,
+        operator,
+        obs,
+        noise**2,
+        covariance_from=covariance_from,
+        max_iterations=max_iterations,
+    )
     together = n * max(1, batch_size // n)
     x = draw(given, n * num_samples, seed=seed, batch_size=together, **options)
     return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
@@ -164,6 +175,8 @@ def restore(
     noise: float = 0.05,
     sampler: str | None = None,
     steps: int | None = None,
+    covariance_from: float = 0.0,
+    max_iterations: int = 3,
     out: Path | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -185,14 +198,19 @@ def restore(
         num_samples: of each image; at least 19, of which the extremes are a 90% interval.
         noise: standard deviation of what is added to the measurement, in units in which pixels go
             from -1 to 1.
-        sampler, steps: as of inference.sample.
+        sampler: as of inference.sample.
+        steps: as of inference.sample.
+        covariance_from: log SNR from which the covariance of an image given its noised one is the
+            network's own; below it that of independent pixels. 99: never, which is fastest.
+        max_iterations: of conjugate gradients with the network's covariance.
         out: a .png; by default in the run folder, named after the task and seed.
         batch_size: images drawn together, to a multiple of num_images.
         seed: of all noise.
         overwrite: replace ``out`` if it exists.
         accelerator: cpu, cuda, … or auto.
     """
-    check_positive(num_images=num_images, noise=noise, steps=steps, batch_size=batch_size)
+    counts = {"num_images": num_images, "steps": steps, "batch_size": batch_size}
+    check_positive(noise=noise, max_iterations=max_iterations, **counts)
     if num_samples < FEWEST:
         raise ValueError(
             f"--num_samples is {num_samples}, expected at least {FEWEST}: the ends of a 90% "
@@ -215,6 +233,7 @@ def restore(
     model = programs.model.to(fabric.device)
     truth = problem.to_model_space(problem.test[:num_images])
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
+    options |= {"covariance_from": covariance_from, "max_iterations": max_iterations}
     operator = TASKS[task](problem.event_shape)
     found = restored(
         model, truth, operator, noise, num_samples, seed=seed, progress=True, **options

@@ -270,14 +270,14 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._of(self.observed, x, self.left_out)
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
-        """The same of the data of these indices (m,)."""
+        """The same of the data of these indices (m,), of n data or several times these."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
         denoiser: Any = self.denoiser.for_rows(rows)
         same = all(t is None or t.dim() == event_dim for t in parts)
         if same and denoiser is self.denoiser:
             return self
-        chosen = [t[rows] if t is not None and t.dim() > event_dim else t for t in parts]
+        chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in parts]
         known, values, left_out = chosen
         return self._of(known, values, left_out, denoiser=denoiser)
 

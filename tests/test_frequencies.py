@@ -146,7 +146,9 @@ def test_raw_states_of_frequencies() -> None:
     assert bool(terms.elbo.isfinite().all())
 
 
-def test_a_blurring_guide_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["denoiser", "noise"])
+def test_a_blurring_guide_is_trained(kind: str, tmp_path: Path) -> None:
+    """And measured, by a baseline of its frequencies where the score is no denoiser."""
     options: dict[str, Any] = {
         "model": "digits",
         "guide": "inference.guides.blurring:blurring",
@@ -159,7 +161,7 @@ def test_a_blurring_guide_is_trained(tmp_path: Path) -> None:
         "figures": False,
         "accelerator": "cpu",
     }
-    train(**options, score="denoiser", run=tmp_path / "run")
+    train(**options, score=kind, run=tmp_path / "run")
     assert load_trained(tmp_path / "run")[1].model.diffusion.transform.dims == 2
     with pytest.raises(ValueError, match="whose levels are of pixels"):
         train(**options, run=tmp_path / "other")

@@ -26,6 +26,7 @@ from pyro_mdm import (
     bound,
     condition,
 )
+from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies, TurnClocks
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
@@ -405,6 +406,29 @@ def test_replacement_is_checked() -> None:
         Replacement(Ancestral(5), seen, x[:3])
     with refused(ValueError, "not finite"):
         Replacement(Ancestral(5), seen, x * math.nan)
+
+
+@torch.no_grad()
+def test_measurements_of_data_with_a_context() -> None:
+    """Told before or after: the denoiser that is asked is that of the context."""
+    torch.manual_seed(0)
+    network = MLP(D + 2, out_features=D, hidden=8)
+    for p in network.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    model = DiffusionModel(
+        VPSDE(), Denoiser(network), event_shape=(D,), context=Labels(2, dropout=0.1)
+    )
+    z, log_snr = normal(0, 3, D).float(), torch.zeros(3)
+    one, other = (
+        condition_on_measurements(condition(model, context=c), H, OBS, NOISE) for c in (0, 1)
+    )
+    late = condition_on_measurements(model, H, OBS, NOISE).given_context(1)
+    found = [m.score_function.x_hat(z, log_snr) for m in (one, other, late)]  # type: ignore[operator]
+    torch.testing.assert_close(found[1], found[2])
+    assert float((found[0] - found[1]).abs().min()) > 1e-4
+    assert late(batch_size=3).shape == (3, D)
+    unknown: Any = late.score_function.without_context()
+    assert float((unknown.x_hat(z, log_snr) - found[1]).abs().min()) > 1e-4
 
 
 # -- operators -------------------------------------------------------------------------------------

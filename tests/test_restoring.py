@@ -34,9 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--num_images", 2, "--steps", 2, "--accelerator", "cpu")
-    for task in TASKS:
+    for task, level in zip(TASKS, (0, 99, -99), strict=True):
         out = tmp_path / f"{task}.png"
-        run_program("restore", run, "--task", task, *few, "--out", out)
+        run_program("restore", run, "--task", task, "--covariance_from", level, *few, "--out", out)
         said = capsys.readouterr().out.splitlines()
         number = r"-?\d+\.\d+ ± \d+\.\d+"
         assert re.fullmatch(

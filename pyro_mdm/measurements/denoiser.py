@@ -41,8 +41,6 @@ Product = Callable[[Tensor], Tensor]
 
 LARGEST_MATRIX = 2**21
 """Entries of an H whose rank is looked at, where observations are exact."""
-LARGEST_EXPONENT = 700.0
-"""Whose exponential float64 holds."""
 SINGULAR = 1e-10
 """Smallest singular value beside the largest, below which H is said to be singular."""
 
@@ -191,10 +189,10 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The same of the data of these indices (m,)."""
+        """The same of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
-            return self.changed(denoiser, obs=self.obs[rows])
+            return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
         return self if denoiser is self.denoiser else self.changed(denoiser)
 
     def check_data(self, x: Tensor) -> None:
@@ -227,16 +225,17 @@ class MeasuredDenoiser(DerivedDenoiser):
         )
         rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
         inner, outer = self._covariances(seen, flat)
-        self.solved = self._solve(inner, rest)
-        fit = -0.5 * (rest * self.solved.u).sum(-1)
-        x_hat = seen.x_hat + outer(self._pulled(self.solved.u))
+        found = self._solve(inner, rest)
+        self.solved = found._replace(u=found.u.detach())
+        fit = -0.5 * (rest * found.u).sum(-1)
+        x_hat = seen.x_hat + outer(self._pulled(found.u))
         return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
 
     def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
         """Products with C in the inverse and before Hᵀ, for V (n, *event_shape)."""
         s2 = self.denoiser.data_variance.to(variance.dtype)
         spread = s2 / (s2 + variance) * variance
-        own = variance.flatten(1).amax(1) <= math.exp(min(-self.covariance_from, LARGEST_EXPONENT))
+        own = -variance.flatten(1).amax(1).log() >= self.covariance_from
         if bool(own.all()):
             return seen, seen
         if not bool(own.any()):

@@ -89,8 +89,9 @@ def twisted_smc(
     """Samples of p(x | obs) with weights, and an unbiased estimate of p(obs).
 
     Where :func:`condition_on_measurements` is approximate, as for data of several modes, this is
-    right for many particles. Both are about the chain of :class:`~pyro_mdm.samplers.Ancestral` on
-    its grid, with the model's decoder.
+    right for many particles. How many are needed grows with the number and the precision of the
+    observations: look at the spread of the evidence between repeats. Samples and evidence are those
+    of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the model's decoder.
 
     Args:
         model: of :func:`condition_on_measurements`, with one obs for all. Its noise variances are
