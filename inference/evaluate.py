@@ -321,6 +321,10 @@ def evaluate(
         importance={"times": times},
         flow={"probes": probes, "rtol": rtol},
     )
+    if classify and method != "elbo":
+        raise ValueError(
+            f"--classify is by bounds, and --method is {method}; leave one of them out"
+        )
     if method == "elbo" and samples is not None:
         raise ValueError("--samples is for --method importance and flow, not elbo; leave it out")
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
@@ -367,7 +371,10 @@ def evaluate(
     options = {"draws": draws, "half_width": half_width, "seed": seed}
     options |= {"batch_size": batch_size, "progress": lead, "distributed": fabric.world_size > 1}
     if classify:
-        print(classes(programs, data, draws=draws, seed=seed, batch_size=batch_size))
+        shared = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": lead}
+        said = classes(programs, data, **shared, distributed=fabric.world_size > 1)
+        if lead:
+            print(said)
     if (nothing := told_nothing(programs, data)) is not None:
         without = measure(programs, nothing, **options)
         if lead:
@@ -436,9 +443,7 @@ def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str
     train = problem.part("train").context
     assert train is not None and data.context is not None
     counts = train.bincount(minlength=programs.problem.context.num_classes).double()
-    found = class_posterior(
-        model, guide, x, prior=counts / counts.sum(), seed=seed, progress=True, **options
-    )
+    found = class_posterior(model, guide, x, prior=counts / counts.sum(), seed=seed, **options)
     labels = data.context
     right, loss = found.accuracy(labels), found.log_loss(labels)
     bits = bits_per_dim(

@@ -470,7 +470,8 @@ def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     with evaluating(model), torch.random.fork_rng(devices=[]):
         x = problem.to_model_space(problem.train[:2])
         try:
-            given = None if problem.context is None else problem.context.unknown
+            known = problem.part("train").context
+            given = None if known is None else known[:2]
             score = model.given_context(given).score_function
             law = model.likelihood(diffusion, score, y, len(event_shape))
             shape = law.log_prob(x).shape

@@ -46,7 +46,7 @@ def posterior(
     learning_rate: float = 2e-3,
     scored: int = 200,
     calibration: int = 500,
-    vectorized: bool = True,
+    vectorized: bool = False,
     out: Path | None = None,
     save: Path | None = None,
     seed: int = 0,
@@ -65,7 +65,7 @@ def posterior(
         learning_rate: at its highest.
         scored: new simulations whose true parameters are scored.
         calibration: new simulations whose true parameters are ranked.
-        vectorized: false for a program that cannot be run in a plate.
+        vectorized: whether a program of your own may be run in a plate, which is quicker.
         out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
         save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
         seed: of all of it.
@@ -80,6 +80,7 @@ def posterior(
         calibration=calibration,
     )
     chosen = _simulator(simulator, latent, observed)
+    vectorized = vectorized or chosen.vectorized
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
     found = AmortizedPosterior.fit(

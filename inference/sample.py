@@ -188,11 +188,12 @@ def draw_batches(
     name = sampler or default_sampler(model)
     chosen = make_sampler(name, steps, model.diffusion, model.score_function)
     number = getattr(chosen, "steps", steps or MANY)
-    if guidance is not None:
-        chosen = samplers.Guided(chosen, guidance)
     starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
     with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
+        run: Callable[..., Tensor]
         run = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
+        if guidance is not None:
+            run = samplers.Guided(run, guidance)
         for first in starts:
             n = min(batch_size, num_samples - first)
             given = None if context is None else context[first : first + n]

@@ -233,7 +233,7 @@ class Problem(ABC):
 
     def load_context(self, name: str) -> Any:
         """What is known of all data, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
-        numbers, or vectors (n, m).
+        numbers, or vectors (n, m). Where it is not known, -1 or NaN, with a dropout above 0.
 
         Args:
             name: one of ``contexts``.
@@ -280,9 +280,10 @@ class Problem(ABC):
             self.context, self._contexts = Vectors.fit(vectors["train"], dropout), vectors
             return
         classes = int(train.max()) + 1
-        missing = set(range(classes)) - set(train.unique().tolist())
+        given = set(train.unique().tolist()) - ({-1} if dropout else set())  # -1 is not given
+        missing = set(range(classes)) - given
         unseen = [c for c in torch.cat(list(found.values())).unique().tolist() if c >= classes]
-        if missing or unseen or int(train.min()) < 0:
+        if missing or unseen or min(given, default=-1) < 0:
             raise ValueError(
                 f"{self.name}: training data have the {name} {train.unique().tolist()}, expected "
                 f"all of 0, 1, 2, …{f', and {unseen[0]} is among other data' if unseen else ''}; "

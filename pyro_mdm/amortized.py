@@ -57,12 +57,15 @@ Draws = dict[str, Tensor]
 NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
 
+SUPPORT_RUNS = 4
+"""Of the program, in which supports have to be the same."""
+
 MAX_LOG_SNR = 13.0
 """Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
 
 
 def simulate(
-    program: Callable[..., Any], n: int, *, seed: int | None = None, vectorized: bool = True
+    program: Callable[..., Any], n: int, *, seed: int | None = None, vectorized: bool = False
 ) -> Draws:
     """Draws of all sites of a program, observed ones included, (n, *shape) each.
 
@@ -70,8 +73,9 @@ def simulate(
         program: a Pyro program without arguments, whose data are drawn, not observed.
         n: how many.
         seed: of the draws; the caller's random state stays as it is. None: the global generator.
-        vectorized: whether it can run in a plate of n (``Predictive(parallel=True)``); else it is
-            run n times.
+        vectorized: run it once in a plate of n (``Predictive(parallel=True)``), which is quicker.
+            It must then not mix what it draws along dimensions of batches, and nothing can check
+            that. Else it is run n times.
     """
     check_count("n", n, "the number of simulations")
     draws = Predictive(program, num_samples=n, parallel=vectorized)
@@ -113,6 +117,7 @@ class _Site(NamedTuple):
 
     name: str
     shape: torch.Size  # of one draw
+    support: Any
     transform: Any  # from unconstrained numbers
 
     def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +141,8 @@ class AmortizedPosterior(nn.Module):
 
     Raises:
         TypeError: sites that are not continuous.
-        ValueError: sites that there are not, or a parameter that never varies.
+        ValueError: sites that there are not, that are observed, or that are named twice; a
+            parameter that never varies, or whose support depends on others.
 
     :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
     your own over :meth:`coordinates`.
@@ -187,7 +193,7 @@ class AmortizedPosterior(nn.Module):
         learning_rate: float = 2e-3,
         network: nn.Module | None = None,
         diffusion: LinearDiffusion | None = None,
-        vectorized: bool = True,
+        vectorized: bool = False,
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedPosterior:
@@ -202,6 +208,7 @@ class AmortizedPosterior(nn.Module):
             seed: of simulations, weights and noise.
             progress: show how far it is.
         """
+        check_count("simulations", simulations, "the number of draws that are learned from", 2)
         check_count("steps", steps, "the number of training steps")
         check_count("batch_size", batch_size, "the number of simulations of a step")
         with torch.random.fork_rng(devices=[]):
@@ -244,7 +251,7 @@ class AmortizedPosterior(nn.Module):
         """Write the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
         names of the sites and the scales of the parameters."""
         self.model.save_pretrained(folder)
-        named = {"latent": self.latent, "observed": self.observed}
+        named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
         scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
         with replacing() as write:
             write(Path(folder) / NAMES, [json.dumps(named | scales).encode()])
@@ -256,7 +263,7 @@ class AmortizedPosterior(nn.Module):
         """What :meth:`save_pretrained` wrote, of the same simulator.
 
         Raises:
-            PretrainedError: no such folder.
+            PretrainedError: no such folder, or a program whose sites have other shapes.
             ValueError: a program without these sites.
         """
         path = Path(folder) / NAMES
@@ -265,6 +272,11 @@ class AmortizedPosterior(nn.Module):
         saved, new = json.loads(path.read_text()), cls.__new__(cls)
         nn.Module.__init__(new)
         new._name_sites(program, saved["latent"], saved["observed"])
+        if new._shapes != saved["shapes"]:
+            raise PretrainedError(
+                f"the sites of the program have the shapes {new._shapes}, expected those of the "
+                f"posterior in {folder}, {saved['shapes']}; give the simulator that it is of"
+            )
         new.register_buffer("mean", torch.tensor(saved["mean"]))
         new.register_buffer("scale", torch.tensor(saved["scale"]))
         new._set_model(DiffusionModel.from_pretrained(folder))
@@ -277,6 +289,22 @@ class AmortizedPosterior(nn.Module):
         parameters, data = _sites(program, self.latent), _sites(program, self.observed)
         self._sites = [_of_parameter(name, site) for name, site in parameters.items()]
         self._data_shapes = {name: site["value"].shape for name, site in data.items()}
+        if twice := set(self.latent) & set(self.observed):
+            raise ValueError(
+                f"{sorted(twice)} are both latent and observed, expected parameters in one and "
+                "data in the other"
+            )
+        if fixed := [name for name, site in data.items() if _is_fixed(site)]:
+            raise ValueError(
+                f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
+                "out obs"
+            )
+        _check_supports(program, self._sites)
+
+    @property
+    def _shapes(self) -> dict[str, list[int]]:
+        shapes = {site.name: site.shape for site in self._sites} | self._data_shapes
+        return {name: list(shape) for name, shape in shapes.items()}
 
     def _set_model(self, model: DiffusionModel) -> None:
         self.model, self.guide = model, DiffusionGuide(model.diffusion)
@@ -289,8 +317,20 @@ class AmortizedPosterior(nn.Module):
         Raises:
             ValueError: a site is missing, or of another shape.
         """
-        parts = [_rows(draws, name, shape) for name, shape in self._data_shapes.items()]
-        return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+        parts = {name: _rows(draws, name, shape) for name, shape in self._data_shapes.items()}
+        n = max(map(len, parts.values()))
+        if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
+            raise ValueError(
+                f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
+                "give each site the same data"
+            )
+        found = torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"{int((~found.isfinite()).sum())} numbers of the data are not finite; leave these "
+                "data out, or have the program draw an indicator of what is missing"
+            )
+        return found
 
     def coordinates(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Parameters by site as the model has them, (n, d), and log|det| of the change, (n,)."""
@@ -350,7 +390,8 @@ class AmortizedPosterior(nn.Module):
         """log p(θ | x) of n pairs, in θ's own space, by the probability-flow ODE.
 
         Args:
-            theta, data: by site, (n, *shape); data may be one, for all.
+            theta, data: by site, (n, *shape); data may be one, for all. Outside of the support
+                of θ it is -∞.
             samples: draws of the state at ε for each pair.
             solver: of the ODE; by default dopri5 with tolerances of 1e-4, and exact divergences.
             seed: of the draws.
@@ -360,10 +401,21 @@ class AmortizedPosterior(nn.Module):
         z, log_det = self.coordinates(theta)
         x = self.data(data)
         x = x.expand(len(z), -1) if len(x) == 1 else x
+        if len(x) != len(z):
+            raise ValueError(
+                f"theta are {len(z)} and data {len(x)}, expected as many of both, or one datum"
+            )
+        inside = torch.stack(
+            [
+                site.support.check(_rows(theta, site.name, site.shape)).reshape(len(z), -1).all(1)
+                for site in self._sites
+            ]
+        ).all(0)
         model = condition(self.model, context=x)
         options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
         found = probability_flow(model, self.guide, z, progress=progress, **options)
-        return LogDensity(found.per_datum + log_det.double().cpu(), found.per_datum_error)
+        value = found.per_datum + log_det.double().cpu()
+        return LogDensity(torch.where(inside.cpu(), value, -math.inf), found.per_datum_error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -377,14 +429,23 @@ class Calibration:
         """Of the χ² test that ranks are uniform, by site, (*shape).
 
         Args:
-            bins: of ranks; a divisor of ``draws`` + 1 keeps them even.
+            bins: of ranks, at most ``draws`` + 1; a divisor of that keeps them even.
+
+        Raises:
+            ValueError: more bins than ranks there can be.
         """
+        if not 2 <= bins <= self.draws + 1:
+            raise ValueError(
+                f"bins is {bins}, expected from 2 to {self.draws + 1}, the number of ranks that "
+                "there can be; take more draws"
+            )
         return {name: _uniform_p_value(r, self.draws + 1, bins) for name, r in self.ranks.items()}
 
     @property
     def smallest(self) -> float:
         """The smallest p-value times the number of parameters (Bonferroni), at most 1."""
-        values = torch.cat([p.reshape(-1) for p in self.p_values().values()])
+        found = self.p_values(min(10, self.draws + 1))
+        values = torch.cat([p.reshape(-1) for p in found.values()])
         return min(1.0, float(values.min()) * len(values))
 
     def __repr__(self) -> str:
@@ -401,7 +462,7 @@ def calibrate(
     simulations: int = 300,
     draws: int = 99,
     *,
-    vectorized: bool = True,
+    vectorized: bool = False,
     seed: int = 0,
 ) -> Calibration:
     """Simulation-based calibration of a posterior, on new simulations.
@@ -462,7 +523,26 @@ def _of_parameter(name: str, site: Any) -> _Site:
             f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
             "in the program, or leave it out of latent"
         )
-    return _Site(name, site["value"].shape, biject_to(support))
+    return _Site(name, site["value"].shape, support, biject_to(support))
+
+
+def _is_fixed(site: Any) -> bool:
+    return bool(site["is_observed"]) and not site["infer"].get("_deterministic", False)
+
+
+def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:
+    """Raises ValueError for a parameter whose support depends on others, by several runs."""
+    for _ in range(SUPPORT_RUNS):
+        nodes = _nodes(program)
+        for site in sites:
+            now = _of_parameter(site.name, nodes[site.name]).transform
+            origin = torch.zeros(site.transform.inverse_shape(site.shape))
+            if not torch.allclose(now(origin), site.transform(origin)):
+                raise ValueError(
+                    f"the support of site {site.name!r} depends on other sites, expected one that "
+                    "is the same in every run; draw a number of fixed support and scale it, e.g. "
+                    "u ~ Uniform(0, 1), b = a * u"
+                )
 
 
 def _rows(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:

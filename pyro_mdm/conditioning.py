@@ -125,6 +125,13 @@ def condition(
     denoiser = _checked_denoiser(model.score_function)
     _check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
+    told = score.told
+    sizes = _sizes(observed, values, left_out, event_dim=len(model.event_shape))
+    if told is not None and told.dim() > 1 and sizes - {len(told)}:
+        raise ValueError(
+            f"contexts are of {len(told)} data and masks or values of {sizes.pop()}, expected both "
+            "of the same number of data"
+        )
     return _with_score(model, score, ConditionedLikelihood(model.likelihood))
 
 

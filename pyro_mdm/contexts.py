@@ -160,6 +160,7 @@ class Labels(GivenContext):
                 f"context is {describe(context)} of {found.dtype}, expected labels, whole numbers "
                 f"from 0 to {self.num_classes - 1}; write labels.long()"
             )
+        found = found.long()
         off = (found < -1) | (found >= self.num_classes)
         if bool(off.any()):
             raise ValueError(
@@ -167,10 +168,13 @@ class Labels(GivenContext):
                 f"{self.num_classes - 1}, or -1 where it is not known; make the model with "
                 "Labels(num_classes) of all classes"
             )
-        return found.long()
+        return found
 
     def known(self, context: Tensor) -> Tensor:
         return context >= 0
+
+    def extra_repr(self) -> str:
+        return f"{self.num_classes}, dropout={self.dropout:g}"
 
     def numbers(self, context: Tensor) -> Tensor:
         return nn.functional.one_hot(context, self.num_classes).float()

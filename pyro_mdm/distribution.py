@@ -46,7 +46,7 @@ class MDM(TorchDistribution):
         times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
             of a model that is a chain, else 65.
         solver: of the ODE of ``"flow"``.
-        batch_shape: as of any distribution; by default that of the contexts.
+        batch_shape: as of any distribution, broadcast with that of the contexts.
         context: of a model that has one, see :mod:`pyro_mdm.contexts`: of all data, (*shape), or of
             each, (*batch_shape, *shape).
 
@@ -71,6 +71,7 @@ class MDM(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
+    context: Tensor | None = None
 
     def __init__(
         self,
@@ -91,7 +92,6 @@ class MDM(TorchDistribution):
         self._options = (method, draws, seed, times, solver)
         self.model, self.estimator = model, Estimator(model, *self._options)
         self._decoder_has_rsample: bool | None = None
-        self.context: Tensor | None = None
         shape = torch.Size(batch_shape)
         if context is not None:
             self.context = model.checked_context(context)
@@ -120,8 +120,9 @@ class MDM(TorchDistribution):
             latent = self.model.diffusion.context
             context = None if latent is None else torch.zeros(1, latent.size, device=device)
             model = self.model
-            if model.context is not None:
-                model = model.given_context(model.context.unknown)
+            if self.context is not None:
+                shape = model.context.shape  # type: ignore[union-attr]
+                model = model.given_context(self.context.reshape(-1, *shape)[0])
             with torch.no_grad():
                 law = self._decoder(model, y.to(device), context)
             self._decoder_has_rsample = bool(law.has_rsample)
@@ -174,6 +175,7 @@ class MDM(TorchDistribution):
             self._validate_sample(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         if self.context is None:
+            self.model.check_given(value)
             return self.estimator(value.reshape(-1, *self.event_shape)).reshape(lead)
         lead = torch.broadcast_shapes(lead, self.batch_shape)
         x = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)

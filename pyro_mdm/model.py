@@ -21,6 +21,7 @@ from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.pretrained import PretrainedError, load_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
+from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.support.checks import (
     check_count,
     check_data,
@@ -106,8 +107,18 @@ class DiffusionModel(Registered):
         self.sampler = default_sampler(diffusion, score) if sampler is None else sampler
         self.times = times
         self.plate = plate
+        if times is not None and isinstance(sampler, Guided):
+            raise ValueError(
+                f"sampler is {sampler} and times {times}, a chain that takes no sampler; leave one "
+                "of them out"
+            )
         check_context(context, diffusion, score)
         self.context = context
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "context" not in state["_modules"]:  # a model without, of an earlier version too
+            state.setdefault("context", None)
+        super().__setstate__(state)
 
     def arguments(self) -> dict[str, Any]:
         ours = {} if self.context is None else {"context": self.context}
@@ -239,7 +250,7 @@ class DiffusionModel(Registered):
         parameters of this one; itself for None.
 
         Args:
-            drop: hide them from a part of the data, as training does.
+            drop: hide them from a part of the data, as training does; one for all is not hidden.
 
         Raises:
             TypeError, ValueError: contexts that there cannot be, or of a model that has none.
@@ -315,8 +326,8 @@ class DiffusionModel(Registered):
                 have their sizes before the batch's. Entries that are NaN are missing: a denoiser
                 that is told maps leaves them out (:meth:`for_present`), others refuse them.
             given: the contexts of these data, (batch, *shape), or one for all, (*shape), where the
-                model has a context. In training mode they are hidden from a part of the data
-                (:class:`~pyro_mdm.contexts.GivenContext`).
+                model has a context. In training mode those of given data are hidden from a part of
+                them (:class:`~pyro_mdm.contexts.GivenContext`).
             batch_size: number of data to generate; by default the size of the plate around it.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
@@ -329,7 +340,8 @@ class DiffusionModel(Registered):
         """
         self.register()
         if given is not None:
-            return self.given_context(given, drop=self.training)._run(x, batch_size, num_data)
+            drop = self.training and x is not None
+            return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
         return self._run(x, batch_size, num_data)
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
@@ -369,7 +381,7 @@ class DiffusionModel(Registered):
         with torch.no_grad():
             square = torch.where(x.isnan(), 0, x).square().mean()
             check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
-            self._check_context(x)
+            self.check_given(x)
             self.score_function.check_data(x)
 
     def _check_given(self) -> None:
@@ -381,8 +393,9 @@ class DiffusionModel(Registered):
                 "context=c)"
             )
 
-    def _check_context(self, x: Tensor) -> None:
-        """Whether what is told is told of these data."""
+    def check_given(self, x: Tensor) -> None:
+        """Raises ValueError unless contexts are given, if there are any, of data x (*batch,
+        *event_shape)."""
         self._check_given()
         told, lead = self.score_function.told, x.shape[: x.dim() - len(self.event_shape)]
         if told is not None and told.dim() > 1 and told.shape[:-1] != lead[1 - told.dim() :]:
@@ -443,7 +456,8 @@ def check_context(context: Any, diffusion: Any, score: Any) -> None:
     """Raises unless the network is told what the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:
-        if size and score.told is None:
+        latent = 0 if diffusion.context is None else diffusion.context.size
+        if size not in (0, latent) and score.told is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers and the model has none; pass "
                 f"context=Labels({size}), or build the network without context"

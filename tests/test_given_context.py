@@ -22,6 +22,7 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
+    LearnedDiffusion,
     NoisePrediction,
     bound,
     condition,
@@ -208,6 +209,12 @@ def test_contexts_are_an_argument_of_both_programs() -> None:
     several = DiffusionGuide(model.diffusion, event_dim=1)
     again = loss(model, several, x, labels, **options)
     assert again == pytest.approx(loss(conditioned, several, x, **options))
+    moving = LearnedDiffusion(num_variables=2, max_log_snr=9.0)  # whose end costs more data
+    learned_one = DiffusionModel(moving, model.score_function, context=Labels(3))
+    noising = DiffusionGuide(moving, event_dim=1)
+    MDM_ELBO(**options).differentiable_loss(learned_one, noising, x, labels).backward()
+    assert learned_one.diffusion.B.grad is not None
+    assert condition(learned_one, context=labels).log_prob(x, draws=2).shape == (12,)
 
 
 def _terms(*arguments: Any) -> Tensor:
@@ -251,8 +258,6 @@ def test_dropout_hides_contexts_in_training_alone() -> None:
         assert torch.equal(context.drop(told[1::2]), dropped[1::2])
     asked: list[Tensor] = []
     x = normal(0, 200, 2)
-    score: Any = model.score_function
-    score.x_hat = None
     torch.manual_seed(0)
 
     def spy(self: Any, z: Tensor, log_snr: Any) -> Tensor:
@@ -260,7 +265,6 @@ def test_dropout_hides_contexts_in_training_alone() -> None:
         return z
 
     with pytest.MonkeyPatch.context() as patch:
-        del score.x_hat
         patch.setattr(Exact, "x_hat", spy)
         for mode in (True, False):
             model.train(mode)
@@ -363,6 +367,7 @@ def test_guidance_is_a_straight_line_between_two_scores() -> None:
     torch.testing.assert_close(seen[1], 3 * a(y, s) - 2 * b(y, s))
     drawn(Guided(sampler, 2.0))
     assert Guided(sampler, 2.0).calls == 2 * sampler.calls == 2
+    assert repr(Labels(3, 0.1)) == "Labels(3, dropout=0.1)"
     assert repr(Guided(sampler, 2.0, (-1.0, 3.0))).endswith("2, log_snr=[-1.0, 3.0])")
 
 
@@ -374,6 +379,13 @@ def test_guidance_needs_a_network_that_knows_no_context() -> None:
     with pytest.raises(ValueError, match=r"the network always knew it.*dropout=0.1"):
         sampler(model.diffusion, conditioned.bound_score, shape)
     plain = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+    assert (
+        sampler.weight == 2.0
+        and Guided(sampler.sampler, 1.0)(model.diffusion, conditioned.bound_score, shape).shape
+        == shape
+    )  # which is none
+    with pytest.raises(ValueError, match="a chain that takes no sampler"):
+        DiffusionModel(VPSDE(), model.score_function, sampler=sampler, times=5, context=Labels(2))
     with pytest.raises(ValueError, match="the score is of no context"):
         sampler(plain.diffusion, plain.bound_score, shape)
     with pytest.raises(TypeError, match="expected that of a model whose context is given"):
@@ -490,7 +502,21 @@ def test_contexts_that_do_not_fit() -> None:
     )
     by_two = Denoiser.fit(MLP(4, out_features=2), x)
     of_vectors = DiffusionModel(diffusion, by_two, context=Vectors([0.0], [1.0]))
+    both = DiffusionModel(
+        diffusion, Denoiser.fit(told_network(3, 4), x, maps=True), context=Labels(3)
+    )
+    mask = torch.tensor([[True, False]] * 5)
+    found = ClassPosterior(torch.zeros(4, 2), torch.zeros(2), 2, 8)
+    assert torch.equal(Labels(3).encode(labels.to(torch.uint8)), Labels(3).encode(labels))
     cases: list[tuple[type[Exception], str, Any]] = [
+        (ValueError, "contexts are of 4 data and masks or values of 5",
+         lambda: condition(both, mask, x[:5], context=labels[:4])),
+        (ValueError, "expected those of the 4 data", lambda: found.accuracy(labels[:1])),
+        (ValueError, "from 0 to 1; leave out", lambda: found.log_loss(torch.tensor([0, 1, -1, 0]))),
+        (ValueError, r"of \(10,\) data and x of \(5,\)",
+         lambda: flow(condition(model, context=labels), guide, x[:5])),
+        (ValueError, r"of \(10,\) data and x of \(5,\)",
+         lambda: importance_weighted(condition(model, context=labels), guide, x[:5], samples=2)),
         (ValueError, "given a context, Labels, and none is given", lambda: model(x)),
         (ValueError, "given a context, Labels, and none is given", lambda: model(batch_size=3)),
         (ValueError, "given a context, Labels, and none is given", lambda: bound(model, guide, x)),
@@ -568,6 +594,12 @@ def test_a_distribution_given_contexts_has_their_batch_shape() -> None:
     several = MDM(model, context=torch.tensor([[0], [2]]), seed=1).log_prob(normal(0, 3, 2))
     assert several.shape == (2, 3) and not torch.allclose(several[0], several[1])
     assert MDM(model, context=1).rsample((7,)).shape == (7, 2)
+    known = DiffusionModel(
+        VPSDE(), Denoiser.fit(told_network(3), torch.randn(9, 2)), context=Labels(3)
+    )
+    assert MDM(known.eval(), context=torch.arange(3))().shape == (3, 2)  # without dropout
+    with pytest.raises(ValueError, match=r"contexts are of \(2,\) data and x of \(6,\)"):
+        MDM(condition(known, context=torch.arange(2))).log_prob(torch.randn(6, 2))
     with pytest.raises(ValueError, match="has been given its context already"):
         MDM(condition(model, context=1), context=2)
     with pytest.raises(ValueError, match="and none is given"):

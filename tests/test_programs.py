@@ -174,6 +174,13 @@ def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
     assert out.is_file()
     with pytest.raises(SystemExit, match="nowhere"):
         run_program("compare", tmp_path / "nowhere", "--out", tmp_path / "comparison")
+    with pytest.raises(SystemExit, match="nowhere"):
+        run_program("impute", tmp_path / "nowhere", "--data", tmp_path / "rows.csv")
+    with pytest.raises(SystemExit, match="nowhere"):
+        run_program("restore", tmp_path / "nowhere")
+    few = ("--simulations", 20, "--steps", 1, "--scored", 2, "--calibration", 20)
+    run_program("posterior", "linear_gaussian", *few, "--out", tmp_path / "p.png")
+    assert (tmp_path / "p.png").is_file()
     with pytest.raises(SystemExit, match="0"):
         run_program("experiment", "--help")
 

@@ -322,5 +322,5 @@ def test_the_best_and_the_worst_images_are_told_apart(
     monkeypatch.setattr(report, "RANKED_OF", 8)
     with SummaryWriter(str(tmp_path)) as writer:
         report.draw_end(run, writer, programs)
-    assert torch.equal(looked_at[0], programs.problem.test[1::3])
+    assert torch.equal(looked_at[0].data, programs.problem.test[1::3])
     assert len(drawn["bits"]) == 8

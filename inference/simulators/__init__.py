@@ -18,3 +18,5 @@ class Simulator(NamedTuple):
     observed: tuple[str, ...]
     log_posterior: Callable[[dict[str, Tensor]], Tensor] | None = None
     """log p(θ | x), (n,), of draws of all sites by name, (n, …), where it is known."""
+    vectorized: bool = False
+    """Whether the program may be run in a plate."""

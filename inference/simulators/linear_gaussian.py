@@ -33,4 +33,4 @@ def log_posterior(draws: dict[str, Tensor]) -> Tensor:
     return found
 
 
-LINEAR_GAUSSIAN = Simulator(program, ("theta",), ("x",), log_posterior)
+LINEAR_GAUSSIAN = Simulator(program, ("theta",), ("x",), log_posterior, vectorized=True)

@@ -58,4 +58,4 @@ def log_posterior(draws: dict[str, Tensor], cells: int = 2000) -> Tensor:
     return torch.stack(found)
 
 
-TWO_MOONS = Simulator(program, ("theta",), ("x",), log_posterior)
+TWO_MOONS = Simulator(program, ("theta",), ("x",), log_posterior, vectorized=True)

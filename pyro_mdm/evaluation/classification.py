@@ -61,21 +61,33 @@ class ClassPosterior:
 
     def accuracy(self, labels: Tensor) -> Measured:
         """The part of the data whose class is the most probable one."""
-        return Measured.of((self.labels == labels.cpu()).double())
+        return Measured.of((self.labels == self._checked(labels)).double())
 
     def log_loss(self, labels: Tensor) -> Measured:
         """The mean of -log p(c | x), nats."""
-        return Measured.of(-self.log_probs.gather(-1, labels.cpu().long()[:, None])[:, 0])
+        known = self._checked(labels)
+        return Measured.of(-self.log_probs.gather(-1, known[:, None])[:, 0])
 
     def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
         """The expected calibration error: how far confidence is from accuracy, on average over
         intervals of confidence with as many data each (Guo et al., ICML 2017; Nguyen & O'Connor,
         EMNLP 2015)."""
-        confidence, right = self.log_probs.exp().amax(-1), (self.labels == labels.cpu()).double()
+        right = (self.labels == self._checked(labels)).double()
+        confidence = self.log_probs.exp().amax(-1)
         order = confidence.argsort()
         parts = [part for part in order.tensor_split(bins) if len(part)]
         apart = [float((confidence[p].mean() - right[p].mean()).abs()) * len(p) for p in parts]
         return sum(apart) / len(order)
+
+    def _checked(self, labels: Tensor) -> Tensor:
+        n, classes = self.elbo.shape
+        found = labels.cpu().long()
+        if found.shape != (n,) or not bool(((found >= 0) & (found < classes)).all()):
+            raise ValueError(
+                f"labels are {describe(labels)}, expected those of the {n} data, ({n},) whole "
+                f"numbers from 0 to {classes - 1}; leave out data whose class is not known"
+            )
+        return found
 
     def __repr__(self) -> str:
         n, classes = self.elbo.shape
@@ -92,6 +104,7 @@ def class_posterior(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
+    distributed: bool = False,
 ) -> ClassPosterior:
     """The probability of each class, given data, by the bounds on log p(x | c).
 
@@ -99,8 +112,8 @@ def class_posterior(
         model, guide: over one diffusion; the model's context is :class:`~pyro_mdm.contexts.Labels`.
         x: data in model space, (n, *event_shape), at least 8.
         prior: p(c), (classes,), positive and summing to 1; even by default.
-        draws, batch_size, seed, progress: as of :func:`~pyro_mdm.evaluation.compare`: network calls
-            per datum and class, and so on.
+        draws: network calls per datum and class.
+        batch_size, seed, progress, distributed: as of :func:`~pyro_mdm.evaluation.compare`.
 
     Raises:
         TypeError: a model whose context is no label.
@@ -123,6 +136,6 @@ def class_posterior(
         )
     programs = {str(c): (condition(model, context=c), guide) for c in range(C)}
     options = {"draws": draws, "batch_size": batch_size, "seed": seed, "progress": progress}
-    found = compare(programs, x, **options)  # type: ignore[arg-type]
+    found = compare(programs, x, distributed=distributed, **options)  # type: ignore[arg-type]
     elbo = torch.stack([found.estimates[str(c)].per_datum for c in range(C)], -1)
     return ClassPosterior(elbo, p.cpu().log(), math.prod(model.event_shape), found.network_calls)

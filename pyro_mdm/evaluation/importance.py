@@ -71,6 +71,7 @@ def importance_weighted(
         KernelPrecisionError: a grid whose steps float64 does not resolve.
     """
     check_count("samples", samples, "the number of paths for each datum")
+    model.check_given(x)
     chain = chain_of(model, times)
 
     def log_weight(rows: Tensor) -> Tensor:

@@ -207,6 +207,11 @@ def _checked(model: Any) -> MeasuredDenoiser:
             f"obs has shape {tuple(score.obs.shape)}, one for each datum, expected "
             f"{score.operator.obs_shape}, one for all particles; call it for each of them"
         )
+    if score.told is not None and score.told.dim() > 1:
+        raise ValueError(
+            f"contexts are of {tuple(score.told.shape[:-1])} data, expected one for all particles; "
+            "call it for each of them"
+        )
     exact = score.noise_variance == 0
     if bool(exact.any()) and not (bool(exact.all()) and isinstance(score.operator, Mask)):
         raise ValueError(

@@ -80,7 +80,7 @@ class Guided(Recorded):
     @property
     def calls(self) -> int:
         """How often the last run asked the network, at most."""
-        return 2 * int(getattr(self.sampler, "calls", 0))
+        return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
     def check(self, diffusion: Any, score: Any = None) -> None:
         """As that of the sampler."""
@@ -98,8 +98,6 @@ class Guided(Recorded):
         score: Any,
         shape: Sequence[int],
         generator: Any = None,
-        *,
-        progress: Any = False,
         **options: Any,
     ) -> Tensor:
         """y_ε of the given shape, as the sampler returns it."""
@@ -109,9 +107,9 @@ class Guided(Recorded):
                 "pass condition(model, context=c).bound_score"
             )
         self.check(diffusion, score.parameterization)
-        guided = _GuidedScore(score, self.weight, self.log_snr or [-math.inf, math.inf])
-        options |= {"progress": progress} if progress is not False else {}
-        return self.sampler(diffusion, guided, shape, generator, **options)
+        if self.weight != 1:
+            score = _GuidedScore(score, self.weight, self.log_snr or [-math.inf, math.inf])
+        return self.sampler(diffusion, score, shape, generator, **options)
 
     def __repr__(self) -> str:
         within = "" if self.log_snr is None else f", log_snr={self.log_snr}"

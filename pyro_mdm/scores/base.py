@@ -224,9 +224,8 @@ class Score(Restorable, ExactBuffers, ABC):
         if self._context_told is None or self._context_told.dim() == 1:
             return self
         told = self._context_told.reshape(-1, self._context_told.shape[-1])
-        chosen: Score = self.given_context(
-            told[rows.to(told.device)], knows_unknown=self._knows_unknown
-        )
+        of_rows = told[rows.to(told.device) % len(told)]  # of several times these data, too
+        chosen: Score = self.given_context(of_rows, knows_unknown=self._knows_unknown)
         return chosen
 
     def check_data(self, x: Tensor) -> None:
