@@ -92,9 +92,10 @@ def simulate(
     }
 
 
-def _nodes(program: Callable[..., Any]) -> dict[str, Any]:
+def _nodes(program: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
     """The sample sites of one run of a program, by name."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         nodes = poutine.trace(program).get_trace().nodes.items()
     draws = ((name, site) for name, site in nodes if site["type"] == "sample")
     return {name: site for name, site in draws if not site_is_subsample(site)}
@@ -532,8 +533,8 @@ def _is_fixed(site: Any) -> bool:
 
 def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:
     """Raises ValueError for a parameter whose support depends on others, by several runs."""
-    for _ in range(SUPPORT_RUNS):
-        nodes = _nodes(program)
+    for seed in range(1, SUPPORT_RUNS):
+        nodes = _nodes(program, seed)
         for site in sites:
             now = _of_parameter(site.name, nodes[site.name]).transform
             origin = torch.zeros(site.transform.inverse_shape(site.shape))

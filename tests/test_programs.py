@@ -175,7 +175,7 @@ def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
     with pytest.raises(SystemExit, match="nowhere"):
         run_program("compare", tmp_path / "nowhere", "--out", tmp_path / "comparison")
     with pytest.raises(SystemExit, match="nowhere"):
-        run_program("impute", tmp_path / "nowhere", "--data", tmp_path / "rows.csv")
+        run_program("impute", tmp_path / "nowhere", "--data", "wine", "--out", tmp_path / "x.csv")
     with pytest.raises(SystemExit, match="nowhere"):
         run_program("restore", tmp_path / "nowhere")
     few = ("--simulations", 20, "--steps", 1, "--scored", 2, "--calibration", 20)
