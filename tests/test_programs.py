@@ -600,7 +600,7 @@ def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Pa
         train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
         train(model="digit", run=tmp_path / "run")
-    scores = "discrete, denoiser, noise, score, residual"
+    scores = "discrete, denoiser, noise, score, residual, mixed"
     with pytest.raises(NameNotFoundError, match=f"unknown score 'magic': use one of {scores}, or"):
         train(**options | {"score": "magic"}, run=tmp_path / "run")
     with pytest.raises(NameNotFoundError, match="there is no file"):

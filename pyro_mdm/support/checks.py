@@ -65,9 +65,13 @@ def check_network(name: str, network: Any, *others: type) -> None:
     if not _takes(network, number):
         third = ", and with the context as a third" if number == 3 else ""
         raise TypeError(
-            f"{name} is {describe(network)}, which does not take {number} arguments; {call}{third}"
+            f"{name} is {describe(network)}, which does not take {NUMBERS[number]} arguments; "
+            f"{call}{third}"
             ": write a module whose forward takes them"
         )
+
+
+NUMBERS = {2: "two", 3: "three"}
 
 
 def _takes(network: Any, number: int) -> bool:
