@@ -264,13 +264,19 @@ class AmortizedPosterior(nn.Module):
         """What :meth:`save_pretrained` wrote, of the same simulator.
 
         Raises:
-            PretrainedError: no such folder, or a program whose sites have other shapes.
+            PretrainedError: no such folder, one that is damaged, or a program whose sites have other shapes.
             ValueError: a program without these sites.
         """
         path = Path(folder) / NAMES
         if not path.is_file():
             raise PretrainedError(f"{path} is missing, expected what save_pretrained writes")
-        saved, new = json.loads(path.read_text()), cls.__new__(cls)
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise PretrainedError(
+                f"{path} is damaged ({error}), expected what save_pretrained writes; save it again"
+            ) from error
+        new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._name_sites(program, saved["latent"], saved["observed"])
         if new._shapes != saved["shapes"]:

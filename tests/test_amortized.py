@@ -110,6 +110,9 @@ def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     assert torch.equal(opened.sample(two, 5, seed=1)["theta"], again)
     with pytest.raises(PretrainedError, match="sites of the program have the shapes"):
         AmortizedPosterior.from_pretrained(tmp_path, TWO_MOONS.program)
+    (tmp_path / "posterior.json").write_text("{")
+    with pytest.raises(PretrainedError, match=r"posterior.json is damaged"):
+        AmortizedPosterior.from_pretrained(tmp_path, LINEAR_GAUSSIAN.program)
     with pytest.raises(PretrainedError, match=r"posterior.json is missing"):
         AmortizedPosterior.from_pretrained(tmp_path / "no", LINEAR_GAUSSIAN.program)
 
