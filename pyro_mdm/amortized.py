@@ -264,7 +264,8 @@ class AmortizedPosterior(nn.Module):
         """What :meth:`save_pretrained` wrote, of the same simulator.
 
         Raises:
-            PretrainedError: no such folder, one that is damaged, or a program whose sites have other shapes.
+            PretrainedError: no such folder, one that is damaged, or a program whose sites have
+                other shapes.
             ValueError: a program without these sites.
         """
         path = Path(folder) / NAMES
