@@ -506,7 +506,7 @@ class ConditionedDecoder(DecoderDistribution):
 
 
 def _checked_denoiser(score: Any) -> DenoiserScore:
-    if isinstance(score, ConditionedDenoiser):
+    if isinstance(score, DerivedDenoiser):
         raise TypeError(
             "the model is conditioned already, expected one of all dimensions; condition that one "
             "on everything that is observed"

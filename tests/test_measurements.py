@@ -30,6 +30,7 @@ from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies, TurnClocks
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.measurements import (
     Blur,
     Downsample,
@@ -347,6 +348,21 @@ def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: st
     assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
 
 
+@torch.no_grad()
+def test_a_decoder_that_calls_the_network_does_not_see_what_is_measured() -> None:
+    """From y_ε of much noise, where that would count twice."""
+    diffusion = VPSDE(max_log_snr=1.0, min_log_snr=-9.0)
+    model = program(gaussian(), diffusion, likelihood=Tweedie())
+    mean, covariance = chain_law(model, 8)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    _, evidence = given_measurement(chain, H, OBS, NOISE)
+    torch.manual_seed(2)
+    given = condition_on_measurements(model, H, OBS, NOISE, **OWN)
+    found = twisted_smc(given, 256, steps=8, repeats=16)
+    value, error = found.log_evidence
+    assert abs(value - float(evidence)) < 4.5 * error < 0.5
+
+
 def test_what_cannot_be_twisted() -> None:
     model = program(gaussian(), VPSDE(**ENDS))
     with refused(TypeError, "expected a MeasuredDenoiser"):
@@ -481,6 +497,10 @@ def test_what_cannot_be_measured() -> None:
     with refused(TypeError, "conditioned already"):
         known = condition(model, torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D))
         condition_on_measurements(known, H, OBS, NOISE)
+    with refused(TypeError, "conditioned already"):
+        condition(
+            condition_on_measurements(model, H, OBS, NOISE), torch.tensor([1, 0, 0, 0]).bool()
+        )
     with refused(TypeError, "expected a DiffusionModel"):
         condition_on_measurements(Exact(gaussian()), H, OBS, NOISE)  # type: ignore[arg-type]
     blurring = PerDimensionDiffusion(

@@ -165,9 +165,10 @@ def _look(model: Any, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
 
 
 def _decoded(model: Any, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x (n, *event_shape) by the decoder, and log p(obs | x), or that of the entries seen, (n,)."""
+    """x (n, *event_shape) by the decoder, which does not see obs, and log p(obs | x), or that of
+    the entries seen, (n,)."""
     y, operator = y.to(model.bound_score.dtype), score.operator
-    law = model.likelihood(model.diffusion, score, y, len(model.event_shape))
+    law = model.likelihood(model.diffusion, score.denoiser, y, len(model.event_shape))
     x = law.sample()
     variance = score.noise_variance.expand(operator.obs_shape)
     if bool((variance > 0).all()):
