@@ -342,7 +342,9 @@ def evaluate(
             raise ValueError(f"--method {method} runs in one process; start it without torchrun")
         if reused is not None:
             print(*reused.notes, sep="\n")
-        print(f"{folder}: step {checkpoint.step}, {len(data)} test data")
+        known = programs.problem.context is not None
+        given = f", each given its {given_in_words(programs)}" if known else ""
+        print(f"{folder}: step {checkpoint.step}, {len(data)} test data{given}")
         options: dict[str, Any] = {}
         if method == "all":
             elbo = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": True}

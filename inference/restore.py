@@ -230,8 +230,9 @@ def restore(
             f"--num_images is {num_images}, expected at most the {len(problem.test)} test images"
         )
     fabric = start(accelerator)
-    model = programs.model.to(fabric.device)
-    truth = problem.to_model_space(problem.test[:num_images])
+    programs.model.to(fabric.device)
+    part = problem.part("test")[:num_images]
+    model, truth = programs.given(part.context).model, problem.to_model_space(part.data)
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
     options |= {"covariance_from": covariance_from, "max_iterations": max_iterations}
     operator = TASKS[task](problem.event_shape)

@@ -310,3 +310,8 @@ def test_another_diffusion_knows_the_context_too(
     assert "of x given its label:" in capsys.readouterr().out
     with pytest.raises(RunError):
         evaluate.evaluate(labelled, guide="vpsde")
+    options: dict[str, Any] = {"test_size": 8, "rtol": 1e-1, "accelerator": "cpu"}
+    evaluate.evaluate(labelled, method="flow", **options)
+    assert "8 test data, each given its label" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--classify is by bounds, and --method is flow"):
+        evaluate.evaluate(labelled, method="flow", classify=True)
