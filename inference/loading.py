@@ -371,7 +371,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         )
     if (times := settings.get("times")) is not None:
         score = model.score_function
-        if isinstance(score, DenoiserScore) or not diffusion.closed_form:
+        raw = not isinstance(score, DenoiserScore)
+        if not diffusion.closed_form or not (raw or times == "adaptive"):
             raise ValueError(
                 f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
                 f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "

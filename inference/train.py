@@ -268,6 +268,9 @@ class Trainee:
         model.score_function.autocast_dtype = autocast_dtype(settings.precision)
         if settings.compile is not None:
             network.compile(backend=settings.compile)
+        self.density = model.score_function.time_density
+        if self.density is not None:
+            self.density.automatic = False  # pieces of a batch are drawn by one density
 
         own, rank = settings.micro_batches, fabric.global_rank
         self.count, self.mine = fabric.world_size * own, range(rank * own, (rank + 1) * own)
@@ -311,6 +314,8 @@ class Trainee:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         nats = self._gradients(step)
+        if self.density is not None:
+            self.density.update(self._sum_of_processes)
         clipped = self.fabric.clip_gradients(
             self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
         )
@@ -347,6 +352,10 @@ class Trainee:
                 self.fabric.backward(loss * self.fabric.world_size)
             nats += loss.detach() - log_det.sum() / numbers
         return nats
+
+    def _sum_of_processes(self, values: Tensor) -> Tensor:
+        total: Any = self.fabric.all_reduce(values, reduce_op="sum")
+        return total
 
     def close(self) -> None:
         """Stop gathering data."""

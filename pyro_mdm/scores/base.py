@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -19,6 +20,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precis
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
+from pyro_mdm.scores.density import AdaptiveDensity
 from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -34,11 +36,12 @@ __all__ = [
     "of_counted",
     "project",
     "rotated",
+    "weighted",
     "with_event_dims",
 ]
 
 Number = float | Tensor
-Times = Literal["log_volume", "vpsde"]
+Times = Literal["log_volume", "vpsde", "adaptive"]
 
 
 class Score(Restorable, ExactBuffers, ABC):
@@ -62,11 +65,14 @@ class Score(Restorable, ExactBuffers, ABC):
 
     @property
     def times(self) -> Times:
-        """Law of the times of :meth:`diffusion_term`, for raw scores of linear diffusions.
+        """Law of the times of :meth:`diffusion_term`, for linear diffusions.
 
-        Uniform in log volume; or the paper's, VPSDE's importance times, uniform in the log SNR that
-        VPSDE has on the same clock b: density ∝ β/(1 - e^{-b}) (Song et al. 2021). Both are
-        weighted and differentiated to be unbiased; for VPSDE they are one.
+        ``"log_volume"``: uniform in log volume, or for denoisers in log SNR. ``"adaptive"``: in
+        training mode by a density over these that follows the gradients of earlier steps, see
+        :class:`~pyro_mdm.scores.density.AdaptiveDensity`. ``"vpsde"``, for raw scores: the paper's,
+        VPSDE's importance times, uniform in the log SNR that VPSDE has on the same clock b: density
+        ∝ β/(1 - e^{-b}) (Song et al. 2021). All are weighted and differentiated to be unbiased; for
+        VPSDE the first and the last are one.
         """
         return self._times
 
@@ -74,7 +80,34 @@ class Score(Restorable, ExactBuffers, ABC):
     def times(self, value: Times) -> None:
         if value not in get_args(Times):
             raise ValueError(f"times is {value!r}, expected one of {', '.join(get_args(Times))}")
+        if value == "vpsde" and self.denoises:
+            raise ValueError(
+                "times is 'vpsde', which is for scores of the raw state, and this is a "
+                f"{type(self).__name__}; expected 'log_volume', uniform in log SNR, or 'adaptive'"
+            )
+        if value != self._times:
+            self.time_density = AdaptiveDensity() if value == "adaptive" else None
         self._times = value
+
+    time_density: AdaptiveDensity | None
+    """Where training looks, of ``times="adaptive"``."""
+    _watched: tuple[Tensor, Tensor] | None = None
+
+    def _drawn(self, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Parts u of the way for n data, (n,) float64, and their weights where these are not 1."""
+        u = randomness.low_discrepancy(n, device)
+        if self.time_density is None or not self.training:
+            return u, None
+        return self.time_density.place(u)
+
+    @contextmanager
+    def _watching(self, u: Tensor, weight: Tensor | None) -> Iterator[None]:
+        """Within it the density sees the gradients of what the network returns for these draws."""
+        self._watched = None if weight is None else (u, weight)
+        try:
+            yield
+        finally:
+            self._watched = None
 
     _context_told: Tensor | None = None
     _knows_unknown: bool = False
@@ -86,6 +119,7 @@ class Score(Restorable, ExactBuffers, ABC):
         check_network("network", network, Score, Diffusion)
         self.network = network
         self.event_shape = event_shape
+        self.register_module("time_density", None)
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | {"network": self.network}
@@ -255,9 +289,10 @@ class Score(Restorable, ExactBuffers, ABC):
             (n,) nats, differentiable in the network and the diffusion, and the log SNRs (n,) at
             which it was estimated. One network call.
         """
-        u = randomness.low_discrepancy(len(x), x.device)
-        value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
-        return value, log_snr.detach()
+        u, weight = self._drawn(len(x), x.device)
+        with self._watching(u, weight):
+            value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
+        return weighted(value, weight), log_snr.detach()
 
     def integrand(
         self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -447,6 +482,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
         self._check_output(out)
+        if self._watched is not None and self.time_density is not None and out.requires_grad:
+            self.time_density.watch(out, *self._watched)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])
 
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -607,6 +644,11 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
     return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
         y.shape
     )
+
+
+def weighted(value: Tensor, weight: Tensor | None) -> Tensor:
+    """A value per datum (n,) times its weight, if it has one."""
+    return value if weight is None else value * weight.to(value.dtype)
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, with_event_dims
+from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, weighted, with_event_dims
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
 
@@ -231,8 +231,9 @@ class DenoiserScore(Score):
     def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
 
-        λ is drawn uniformly and with low discrepancy over the batch. The integrand does not see the
-        diffusion: all that can move are the ends, whose boundary terms a few more data give.
+        λ is drawn uniformly, or as :attr:`times` says, and with low discrepancy over the batch. The
+        integrand does not see the diffusion: all that can move are the ends, whose boundary terms a
+        few more data give.
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
@@ -243,10 +244,13 @@ class DenoiserScore(Score):
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
         if self.training and self._training_maps is not None:
             return self._at_maps(self._training_maps, diffusion, x)
+        u, weight = self._drawn(len(x), x.device)
         if diffusion.maps:
-            u = 1 - randomness.low_discrepancy(len(x), x.device)
-            level = diffusion.max_log_snr - u * (diffusion.max_log_snr - low.detach())
-            return self._along_clocks(diffusion, x, u), level
+            way = 1 - u
+            level = diffusion.max_log_snr - way * (diffusion.max_log_snr - low.detach())
+            with self._watching(u, weight):
+                value = self._along_clocks(diffusion, x, way)
+            return weighted(value, weight), level
         if diffusion.cut_time is not None and low.requires_grad:
             raise ValueError(
                 f"{type(self).__name__} takes λ(ε) as fixed, but the diffusion is learned and cut "
@@ -254,19 +258,22 @@ class DenoiserScore(Score):
                 "score of the raw state, such as NoisePrediction"
             )
         width = high.detach() - low.detach()
-        log_snr = low.detach() + width * randomness.low_discrepancy(len(x), x.device)
+        log_snr = low.detach() + width * u
         moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
         if not moving:
-            return width.to(x.dtype) * self.integrand(diffusion, x, log_snr), log_snr
-        with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, weight):
+            with self._watching(u, weight):
+                value = width.to(x.dtype) * self.integrand(diffusion, x, log_snr)
+            return weighted(value, weight), log_snr
+        with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, share):
             both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
             at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
-            found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+            with self._watching(u, weight):
+                found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
         values, *boundaries = found.split([len(x)] + [len(chosen)] * len(moving))
-        each = width.to(x.dtype) * values
+        each = weighted(width.to(x.dtype) * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
-            each = each + sign * change * (boundary.sum().detach() * (weight / len(x)))
+            each = each + sign * change * (boundary.sum().detach() * (share / len(x)))
         return each, log_snr
 
     def integrand(

@@ -1,0 +1,108 @@
+r"""Where along the way from data to noise training looks: more, where its gradients vary more.
+
+The diffusion term is an integral over u in [0, 1], the part of the way in log SNR or log volume.
+Uniform draws of u spend many network calls where a gradient says next to nothing. Draws from
+another density p, weighted by 1/p, have the same mean. The variance of a gradient g(u)/p(u) is
+least for p ∝ (E‖g‖²)^½, which is found as training goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.support.modules import ExactBuffers
+
+__all__ = ["AdaptiveDensity"]
+
+BINS = 24
+MEMORY = 0.98
+"""What is left of a statistic after a step: it is of the last 50 steps or so."""
+FLOOR = 0.1
+"""The least density, so that a weight is 10 at most and no part of the way is lost from sight."""
+
+
+class AdaptiveDensity(ExactBuffers):
+    r"""A density over the parts u of the way, from the gradients of earlier steps.
+
+    It is constant in each of 24 bins, p_b = 0.1 + 0.9 r_b / mean(r), r_b² being a running mean of
+    ‖∂h/∂F‖² for the integrand h and the network's output F of draws in the bin; uniform at first.
+    A step is drawn by what earlier steps have found, and its weights are 1/p, so that every
+    estimate is unbiased (theory: Kingma et al., "Variational Diffusion Models", 2021, appendix I.1,
+    who fit such a density by its gradient).
+
+    Attributes:
+        automatic: whether what a backward pass found counts from the next draw on. Where a batch
+            is drawn in pieces, set it to False and call :meth:`update` once for the whole batch.
+    """
+
+    squares: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic = True
+        self.register_buffer("squares", torch.zeros(BINS, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
+        self._noted: Tensor | None = None  # no buffer: processes would share it unasked
+
+    @property
+    def density(self) -> Tensor:
+        """p of each bin, (24,) float64, 1 on average."""
+        if not bool(self.counts.gt(0).all()) or not bool(self.squares.gt(0).any()):
+            return torch.ones_like(self.squares)
+        r = (self.squares / self.counts).sqrt()
+        return FLOOR + (1 - FLOOR) * r / r.mean()
+
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Parts of the way with this density, and their weights 1/p, for uniform numbers u (n,)."""
+        if self.automatic:
+            self.update()
+        density = self.density
+        edges = torch.cat([density.new_zeros(1), density.cumsum(0) / BINS])
+        b = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, BINS - 1)
+        width = density[b] / BINS  # of the numbers that fall into the bin
+        inside = ((u - edges[b]) / width).clamp(0, 1)
+        return (b + inside) / BINS, 1 / density[b]
+
+    def watch(self, output: Tensor, u: Tensor, weight: Tensor) -> None:
+        """Take notice of gradients when a backward pass reaches the network's output.
+
+        Args:
+            output: F, whose first rows are those of the data (≥ n, …).
+            u, weight: of the draws, each (n,), as :meth:`place` gives them.
+        """
+
+        def note(gradient: Tensor) -> None:
+            rows = gradient[: len(u)].flatten(1).double().square().sum(1)
+            self.note(u, rows * weight.square().reciprocal())
+
+        output.register_hook(note)
+
+    def note(self, u: Tensor, squares: Tensor) -> None:
+        """Add squared norms (n,) of gradients at u (n,) to what the next update counts."""
+        b = (u.detach() * BINS).long().clamp(0, BINS - 1)
+        squares = squares.double()
+        found = torch.stack([squares, torch.ones_like(squares)])
+        if self._noted is None:
+            self._noted = torch.zeros(2, BINS, dtype=torch.float64, device=u.device)
+        finite = squares.isfinite()
+        self._noted.index_add_(1, b[finite], found[:, finite])
+
+    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Let the density follow what has been noted since the last time.
+
+        Args:
+            reduce: sums a tensor over processes.
+        """
+        found, self._noted = self._noted, None
+        if reduce is not None:
+            found = reduce(torch.zeros_like(self.density).repeat(2, 1) if found is None else found)
+        if found is None or not bool(found.sum(1).gt(0).all()):
+            return
+        squares, counts = found
+        scale = counts.sum() / squares.sum()  # free of the units of the loss, which may change
+        self.squares.mul_(MEMORY).add_(squares * scale)
+        self.counts.mul_(MEMORY).add_(counts)
