@@ -1,0 +1,441 @@
+"""Which change of the recipe gives a better bound for the same time; run by hand.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.ladder --seconds 120 --seeds 0 1 2
+
+Every rung is one change of the base: VPSDE from the data set's log SNR to -10, a discrete denoiser,
+and the options of ``inference.train`` as they were before this ladder (uniform log SNRs, Adam with
+a cosine, batches of 128). A rung has the base's time, not its steps: seconds of the processor for a
+step are taken in turns with the base's, and it has as many steps as the ratio of the medians says.
+Bounds are of the validation part, with the averaged weights; the test part is not looked at.
+Differences are paired by seed and image; their 95% intervals are for other seeds and other images.
+A (rung, seed) that is finished is kept in ``--out``, so the program can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from lightning_fabric import Fabric
+from scipy import stats
+from torch import Tensor, nn
+
+from inference import evaluate, loading
+from inference.loading import Programs
+from inference.options import Decided
+from inference.processes import start
+from inference.train import Trainee
+from models.base import ImageProblem
+from models.digits import Digits
+from models.fashion_mnist import FashionMNIST
+from models.mnist5k import Mnist5k
+from pyro_mdm import VPSDE, DiffusionGuide, randomness
+from pyro_mdm.evaluation import log_likelihood
+from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.networks import UNet
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.support.progress import progress_bar
+
+PROBLEMS: dict[str, type[ImageProblem]] = {
+    "digits": Digits,
+    "mnist5k": Mnist5k,
+    "fashion_mnist": FashionMNIST,
+}
+MOST = 1_000  # validation images measured
+
+
+# -- changes that are no options of inference.train ------------------------------------------------
+
+
+class Fourier(nn.Module):
+    """A network that also sees sin and cos of z with periods of two levels and of one (VDM)."""
+
+    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
+        super().__init__()
+        self.network = UNet(5 * inputs, outputs, **options)
+        gap = 2 / (problem.num_levels - 1)
+        self.rates = [math.pi / gap, 2 * math.pi / gap]
+        x = problem.fit_x().double()
+        mean, variance = x.mean(0), x.var(0)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("variance", variance.clamp_min(0.5 * variance.mean()).float())
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        v = torch.exp(-log_snr).reshape(-1, *[1] * (x.dim() - 1))
+        z = self.mean + x * (self.variance + v).sqrt()
+        waves = [wave(rate * z) for rate in self.rates for wave in (torch.sin, torch.cos)]
+        out: Tensor = self.network(torch.cat([x, *waves], 1), log_snr)
+        return out
+
+
+class SelfConditioned(nn.Module):
+    """A network that sees what it has said itself, of the same z; in training half of the time.
+
+    It stays a function of z and log SNR, so that the bound stays one, of two calls.
+    """
+
+    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
+        super().__init__()
+        self.network = UNet(inputs + outputs, outputs, **options)
+        self.outputs = outputs
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        said = x.new_zeros(len(x), self.outputs, *x.shape[2:])
+        if not self.training or torch.rand(()) < 0.5:
+            with torch.no_grad():
+                said = self.network(torch.cat([x, said], 1), log_snr).tanh()
+        out: Tensor = self.network(torch.cat([x, said], 1), log_snr)
+        return out
+
+
+class Shifted(nn.Module):
+    """A network that sees which pixel of its image each one was, before shifts in training."""
+
+    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
+        super().__init__()
+        self.network = UNet(inputs + 2, outputs, **options)
+        H, W = problem.event_shape[1:]
+        rows, columns = torch.linspace(-1, 1, H), torch.linspace(-1, 1, W)
+        self.register_buffer("own", torch.stack(torch.meshgrid(rows, columns, indexing="ij")))
+        self.places: Tensor | None = None
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        places = self.own if self.places is None or not self.training else self.places
+        out: Tensor = self.network(torch.cat([x, places.expand(len(x), -1, -1, -1)], 1), log_snr)
+        return out
+
+
+@contextmanager
+def shifting(trainee: Trainee) -> Iterator[None]:
+    """Half of each batch is moved by a pixel, and the network is told."""
+    network: Any = trainee.programs.model.score_function.network
+    gather = trainee.batches.gather
+
+    def moved(step: int) -> list[Tensor]:
+        (images,) = gather(step)
+        generator = torch.Generator().manual_seed(loading.seed_from(trainee.settings.seed, step))
+        by = torch.randint(-1, 2, (len(images), 2), generator=generator)
+        by[torch.rand(len(images), generator=generator) < 0.5] = 0
+        padded = nn.functional.pad(images, (1, 1, 1, 1))
+        places = nn.functional.pad(network.own, (1, 1, 1, 1), value=1.5)
+        H, W = images.shape[2:]
+        windows = [
+            (slice(None), slice(1 - dy, 1 - dy + H), slice(1 - dx, 1 - dx + W))
+            for dy, dx in by.tolist()
+        ]
+        network.places = torch.stack([places[window] for window in windows])
+        return [torch.stack([x[w] for x, w in zip(padded, windows, strict=True)])]
+
+    with mock.patch.object(trainee.batches, "gather", moved):
+        yield
+
+
+@contextmanager
+def antithetic(trainee: Trainee) -> Iterator[None]:
+    """The second half of a batch has the noise of the first with the other sign."""
+    normal = randomness.normal
+
+    def mirrored(shape: Any, dtype: torch.dtype, device: Any) -> Tensor:
+        drawn = normal(shape, dtype, device)
+        half = len(drawn) // 2
+        return torch.cat([drawn[:half], -drawn[:half], drawn[2 * half :]])
+
+    with mock.patch.object(randomness, "normal", mirrored):
+        yield
+
+
+@contextmanager
+def clipping(trainee: Trainee) -> Iterator[None]:
+    """Gradients are clipped to the median of their last 200 norms (after Seetharaman 2020)."""
+    norms: list[float] = []
+    clip = trainee.fabric.clip_gradients
+
+    def by_median(*arguments: Any, max_norm: float, **options: Any) -> Any:
+        bound = statistics.median(norms[-200:]) if norms else max_norm
+        norm = clip(*arguments, max_norm=bound, **options)
+        norms.append(float(norm))
+        return norm
+
+    with mock.patch.object(trainee.fabric, "clip_gradients", by_median):
+        yield
+
+
+class Orthogonal(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): steps of momentum whose singular values are made about 1."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                m.lerp_(p.grad, 0.05)
+                X = p.grad.lerp(m, 0.95).flatten(1)
+                X, tall = X / (X.norm() + 1e-7), X.shape[0] > X.shape[1]
+                X = X.mT if tall else X
+                for _ in range(5):  # Newton and Schulz, quintic
+                    A = X @ X.mT
+                    X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+                X = X.mT if tall else X
+                scale = max(1.0, X.shape[0] / X.shape[1]) ** 0.5
+                p.add_(X.reshape(p.shape), alpha=-group["lr"] * scale)
+
+
+@contextmanager
+def orthogonal(trainee: Trainee) -> Iterator[None]:
+    """Convolutions but the first and the last by Muon, at ten times the rate, others by Adam."""
+    adam = trainee.optimizer
+    network: Any = trainee.programs.model.score_function.network
+    ends = {id(network.inlet.weight), id(network.outlet[-1].weight)}
+    inner = [p for p in network.parameters() if p.dim() == 4 and id(p) not in ends]
+    chosen = {id(p) for p in inner}
+    for group in adam.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+    muon = Orthogonal(inner, 0.0)
+    step = trainee.stepper.step
+
+    def both() -> None:
+        step()
+        muon.param_groups[0]["lr"] = 10 * adam.param_groups[0]["lr"]
+        muon.step()
+        muon.zero_grad()
+
+    with mock.patch.object(trainee.stepper, "step", both):
+        yield
+
+
+class Tilts(DiscreteDenoiser):
+    """A mixture of three tilts, weighted by the network: nine outputs for each dimension."""
+
+    outputs = 9  # type: ignore[assignment]
+
+    def _x_hat(self, z: Tensor, lam: Tensor, F: Tensor) -> Tensor:
+        k = self._batch_dim(z)
+        F1, F2, weights = F.chunk(3, k)
+        start = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, *[1] * (z.dim() - k))
+        means = [
+            self._mean(*self._tilted(z, lam, torch.stack([f1, f2], k)))
+            for f1, f2 in zip((F1 + start).unbind(k), F2.unbind(k), strict=True)
+        ]
+        return (weights.softmax(k) * torch.stack(means, k)).sum(k)
+
+
+# -- rungs -----------------------------------------------------------------------------------------
+
+
+def _untouched(trainee: Trainee) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change of the base."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options of ``inference.train``; those that are factors are relative to the data set's."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Of the U-Net."""
+    around: Callable[..., nn.Module] | None = None
+    """A network in place of the U-Net."""
+    form: str | None = None
+    during: Callable[[Trainee], AbstractContextManager[None]] = _untouched
+
+
+RUNGS: dict[str, Rung] = {
+    "base": Rung(),
+    "adaptive times": Rung({"times": "adaptive"}),
+    "batches of 64": Rung({"batch_size": 64}),
+    "batches of 32": Rung({"batch_size": 32}),
+    "batches of 256": Rung({"batch_size": 256}),
+    "rate × ½": Rung({"rate": 0.5}),
+    "rate × 2": Rung({"rate": 2.0}),
+    "dropout 0.1": Rung(network={"dropout": 0.1}),
+    "dropout 0.3": Rung(network={"dropout": 0.3}),
+    "weight decay 0.1": Rung({"weight_decay": 0.1}),
+    "weight decay 1": Rung({"weight_decay": 1.0}),
+    "¾ of the channels": Rung(network={"base": 24}),
+    "1½ of the channels": Rung(network={"base": 48}),
+    "two blocks a level": Rung(network={"blocks": 2}),
+    "attention": Rung(network={"attention": (1,), "heads": 4}),
+    "shifts, told": Rung(around=Shifted, during=shifting),
+    "Fourier features": Rung(around=Fourier),
+    "self-conditioning": Rung(around=SelfConditioned),
+    "two tilts": Rung(form="tilt"),
+    "mixture of three tilts": Rung(form="tilts"),
+    "antithetic noise": Rung(during=antithetic),
+    "constant rate": Rung({"decay": "constant"}),
+    "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
+    "clip at the median": Rung(during=clipping),
+    "Muon": Rung(during=orthogonal),
+}
+
+
+def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) -> Trainee:
+    """What is trained; all rungs of a seed have one order of the data, noise and first weights."""
+    cls = PROBLEMS[model]
+    options = dict(next(iter(cls.networks.values()))) | dict(rung.network)
+    form = {None: cls.form, "tilt": "tilt", "tilts": "tilt"}[rung.form]
+
+    class Changed(cls):  # type: ignore[misc, valid-type]
+        def network(self, inputs: int, outputs: int) -> nn.Module:
+            outputs = Tilts.outputs * inputs if rung.form == "tilts" else outputs  # type: ignore[operator]
+            if rung.around is not None:
+                return rung.around(inputs, outputs, self, **options)
+            return UNet(inputs, outputs, **options)
+
+    Changed.form = form
+    torch.manual_seed(loading.seed_from(seed, "weights"))
+    problem = Changed(holdout=True)
+    diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
+    model_ = problem.build(diffusion, score=Tilts if rung.form == "tilts" else DiscreteDenoiser)
+    settings = dict(rung.settings)
+    rate = settings.pop("rate", 1.0) * cls.learning_rate
+    if (times := settings.pop("times", None)) is not None:
+        model_.score_function.times = times
+    decided = {"steps": steps, "batch_size": 128, "learning_rate": rate, "sampler_steps": 1}
+    return Trainee(
+        fabric,
+        Programs(problem, model_, DiffusionGuide(diffusion)),
+        Decided(**decided | {"seed": seed} | settings),
+    )
+
+
+def ratios(model: str, names: list[str], fabric: Fabric, turns: int = 7) -> dict[str, float]:
+    """Processor seconds of a step of each rung over the base's, medians of turns."""
+    found: dict[str, float] = {}
+    for name in names:
+        pair = [trainee_of(model, RUNGS[key], 0, 10**6, fabric) for key in ("base", name)]
+        spent: list[list[float]] = [[], []]
+        with RUNGS[name].during(pair[1]):
+            for turn in range(turns):
+                for times, trainee in zip(spent, pair, strict=True):
+                    began = time.process_time()
+                    for step in range(3 * turn, 3 * turn + 3):
+                        trainee.step(step)
+                    times.append(time.process_time() - began)
+        base, own = (statistics.median(times[1:]) for times in spent)
+        found[name] = own / base
+    return found
+
+
+def run(model: str, name: str, seed: int, steps: int, draws: int, fabric: Fabric) -> dict[str, Any]:
+    trainee = trainee_of(model, RUNGS[name], seed, steps, fabric)
+    objective, began = [], time.process_time()
+    bar = progress_bar(steps, f"{name}, seed {seed}", "steps")
+    with bar, RUNGS[name].during(trainee):
+        for step in range(steps):
+            objective.append(trainee.step(step).bits)
+            bar.update()
+    spent = time.process_time() - began
+    problem, model_, guide = trainee.averaged
+    x = problem.to_model_space(evaluate.some(problem.validation, MOST))
+    found = log_likelihood(model_, guide, x, draws=draws, batch_size=250)
+    bits = -found.per_datum / (found.num_dims * math.log(2))
+    last = objective[-max(1, steps // 10) :]
+    return {
+        "steps": steps,
+        "seconds": spent,
+        "objective": statistics.mean(last),
+        "parameters": sum(p.numel() for p in model_.score_function.network.parameters()),
+        "bits": bits.tolist(),
+    }
+
+
+def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Means over seeds with standard errors, and paired differences from the base."""
+    lines = [
+        "| | validation bits/dim | less base | training objective | steps | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = found["base"]
+    for name, seeds in found.items():
+        bits = torch.tensor([r["bits"] for r in seeds.values()], dtype=torch.float64)
+        text, less = f"{bits.mean():.3f}", "0"
+        if len(bits) > 1:
+            text += f" ± {bits.mean(1).std() / len(bits) ** 0.5:.3f}"
+        both = [seed for seed in seeds if seed in base]
+        if name != "base" and both:
+            pairs = [(seeds[s]["bits"], base[s]["bits"]) for s in both]
+            gap = torch.tensor(pairs, dtype=torch.float64).diff(dim=1).squeeze(1).neg()
+            less = f"{gap.mean():+.3f}"
+            if len(both) > 1:
+                n, m = gap.shape
+                by_seed, by_image = gap.mean(1).var() / n, gap.mean(0).var() / m
+                t = float(stats.t.ppf(0.975, n - 1))
+                half = math.sqrt(t**2 * float(by_seed) + Z95**2 * float(by_image))
+                low, high = float(gap.mean()) - half, float(gap.mean()) + half
+                less += f" ({low:+.3f} to {high:+.3f})"
+                less = f"**{less}**" if low * high > 0 else less
+        objective, steps, spent = (
+            statistics.mean(result[key] for result in seeds.values())
+            for key in ("objective", "steps", "seconds")
+        )
+        lines.append(f"| {name} | {text} | {less} | {objective:.3f} | {steps:.0f} | {spent:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=PROBLEMS, default="digits")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the base, processor time")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
+    parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--table", action="store_true", help="of what is finished, and no more")
+    options = parser.parse_args()
+    folder = options.out / options.model
+    folder.mkdir(parents=True, exist_ok=True)
+    fabric = start("cpu", "32-true")
+    costs = folder / "costs.json"
+    known = json.loads(costs.read_text()) if costs.exists() else {}
+    names = ["base", *(name for name in options.rungs if name != "base")]
+    if not options.table:
+        if "base" not in known:
+            trainee = trainee_of(options.model, RUNGS["base"], 0, 10**6, fabric)
+            each = []
+            for step in range(12):
+                began = time.process_time()
+                trainee.step(step)
+                each.append(time.process_time() - began)
+            known["base"] = round(options.seconds / statistics.median(each[2:]))
+        missing = [name for name in names if name not in known]
+        for name, ratio in ratios(options.model, missing, fabric).items():
+            known[name] = ratio
+        costs.write_text(json.dumps(known, indent=1))
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for seed in options.seeds:
+        for name in names:
+            path = folder / f"{name.replace(' ', '_')}-{seed}.json"
+            if not path.exists():
+                if options.table:
+                    continue
+                ratio = 1.0 if name == "base" else known[name]
+                done = run(
+                    options.model, name, seed, round(known["base"] / ratio), options.draws, fabric
+                )
+                path.write_text(json.dumps(done))
+            result = json.loads(path.read_text())
+            found.setdefault(name, {})[seed] = result
+            if not options.table:
+                bits = statistics.mean(result["bits"])
+                print(f"{name}, seed {seed}: {bits:.4f} ({result['seconds']:.0f} s)", flush=True)
+    written = table(found)
+    (folder / "table.md").write_text(written + "\n")
+    print(written)
+
+
+if __name__ == "__main__":
+    main()
