@@ -242,7 +242,8 @@ class UNet(Restorable, nn.Module):
             over pixels; if there are any, the middle has one too.
         heads: attention heads; must divide the channels where attention is used.
         groups: largest number of groups of a group norm, see :func:`group_norm`.
-        dropout: dropout probability inside the residual blocks.
+        dropout: dropout probability inside the residual blocks; or one for each level, the last
+            being that of the middle too.
         embedding: width of the λ embedding; None: 2·base.
         lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too, which
             saves a block per level.
@@ -268,7 +269,7 @@ class UNet(Restorable, nn.Module):
         *,
         heads: int = 1,
         groups: int = 32,
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         embedding: int | None = None,
         lean: bool = False,
         patch: int = 1,
@@ -300,8 +301,12 @@ class UNet(Restorable, nn.Module):
                 f"attention at levels {wrong}, but {len(multipliers)} multipliers make levels "
                 f"0 to {len(multipliers) - 1}"
             )
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
+        rates = dropout if isinstance(dropout, Sequence) else [dropout] * len(multipliers)
+        if len(rates) != len(multipliers) or not all(0.0 <= rate < 1.0 for rate in rates):
+            raise ValueError(
+                f"dropout is {dropout}; expected a number in [0, 1), or one for each of the "
+                f"{len(multipliers)} levels"
+            )
         self.channels = channels
         self.levels = len(multipliers)
         self.heads = heads
@@ -312,7 +317,8 @@ class UNet(Restorable, nn.Module):
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
             heads_here = heads if attend else 0
-            return _ResidualBlock(inputs, widths[level], embedding, groups, heads_here, dropout)
+            rate = rates[level]
+            return _ResidualBlock(inputs, widths[level], embedding, groups, heads_here, rate)
 
         self.embedding = LogSNREmbedding(embedding)
         self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)

@@ -175,6 +175,7 @@ def test_unet_sees_past_its_bottleneck_only_through_skips():
         ({"multipliers": (1, 0)}, r"multipliers\[1\] is 0"),
         ({"attention": (2,)}, r"attention at levels \[2\].*levels 0 to 1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": (0.1, 0.2, 0.3)}, r"dropout is \(0.1, 0.2, 0.3\).*each of the 2 levels"),
         ({"base": 6, "attention": (0,), "heads": 4}, "heads is 4.*6 channels"),
         ({"patch": 0}, "patch is 0"),
     ],
@@ -239,3 +240,13 @@ def test_learns_a_function_of_x_and_log_snr(make, steps):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.06  # a quarter of its mean square; 0.02 for other seeds
+
+
+def test_dropout_of_each_level():
+    network = UNet(1, base=8, multipliers=(1, 2), dropout=(0.0, 0.5), lean=True)
+    rates = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            rates[name.partition(".dropout")[0]] = module.p
+    assert set(rates.values()) == {0.5}
+    assert set(rates) == {"down.2", "middle.0", "middle.1", "up.0"}  # none at full resolution

@@ -263,6 +263,7 @@ RUNGS: dict[str, Rung] = {
     "rate × 2": Rung({"rate": 2.0}),
     "dropout 0.1": Rung(network={"dropout": 0.1}),
     "dropout 0.3": Rung(network={"dropout": 0.3}),
+    "dropout 0.6 but at full resolution": Rung(network={"dropout": (0.0, 0.6, 0.6)}),
     "weight decay 0.1": Rung({"weight_decay": 0.1}),
     "weight decay 1": Rung({"weight_decay": 1.0}),
     "¾ of the channels": Rung(network={"base": 24}),
