@@ -20,6 +20,7 @@ __all__ = ["DiscreteDenoiser"]
 Form = Literal["tilt", "logits"]
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for what baseline_kl has found
+NIL = -60.0  # log-odds that change no sum; of far smaller ones float32 is subnormal, and slow
 VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
 
 
@@ -135,6 +136,7 @@ class DiscreteDenoiser(DenoiserScore):
         if self.form == "logits":
             k = self._batch_dim(z)
             centre, delta, odds = self._level_odds(z, lam, F, k)
+            odds = (odds - odds.detach().amax(k, keepdim=True)).clamp_min(NIL)
             return centre + (odds.softmax(k) * delta).sum(k)
         return self._mean(*self._tilted(z, lam, F))
 
