@@ -159,6 +159,9 @@ class Table:
                     yield Cell(guide, score, seed, self.options | options)
 
 
+# what these tables were measured with: times that do not adapt, and the size of batches
+PLAIN: Options = {"times": "log_volume", "batch_size": 128}
+
 # few measurements and pictures during training: the comparison at the end is what counts
 BRIEF: Options = {
     "measure_every": 100,
@@ -171,23 +174,23 @@ BRIEF: Options = {
 TABLES = {
     "digits": Table(
         ("discrete", "denoiser", "noise"),
-        {"model": "digits", "steps": 400, **BRIEF},
+        {"model": "digits", "steps": 400, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
     "mnist5k": Table(
         ("discrete", "denoiser", "noise"),
-        {"model": "mnist5k", "steps": 100, **BRIEF},
+        {"model": "mnist5k", "steps": 100, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
     "fashion_mnist": Table(
         ("discrete", "denoiser", "noise"),
-        {"model": "fashion_mnist", "steps": 100, "test_size": 256, **BRIEF},
+        {"model": "fashion_mnist", "steps": 100, "test_size": 256, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
-    "ends": Table(("discrete",), {"model": "digits", "steps": 400, **BRIEF}, MATCHED),
+    "ends": Table(("discrete",), {"model": "digits", "steps": 400, **PLAIN, **BRIEF}, MATCHED),
     "paper": Table(
         ("noise",),
-        {"model": "digits", "steps": 400, **PROTOCOL, **BRIEF},
+        {"model": "digits", "steps": 400, **PLAIN, **PROTOCOL, **BRIEF},
         PUBLISHED,
     ),
     "drift": Table(
@@ -207,6 +210,7 @@ TABLES = {
         {
             "model": "fashion_mnist",
             "steps": 250,
+            **PLAIN,
             "batch_size": 64,
             "warmup": 50,
             "min_log_snr": -10.0,

@@ -371,12 +371,17 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         )
     if (times := settings.get("times")) is not None:
         score = model.score_function
-        raw = not isinstance(score, DenoiserScore)
-        if not diffusion.closed_form or not (raw or times == "adaptive"):
+        for_raw = times == "vpsde" and isinstance(score, DenoiserScore)
+        if not diffusion.closed_form or for_raw:
             raise ValueError(
                 f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
                 f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
                 "out, or use --score noise"
+            )
+        if maps is not None:
+            raise ValueError(
+                f"--times is {times}, and denoisers that are trained at maps have times of their "
+                "own; leave it out, or leave out --maps"
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))

@@ -213,7 +213,8 @@ class Evaluation:
 
     Args:
         log_every: steps between entries of the training objective.
-        measure_every: steps between measurements of the bound (averaged weights).
+        measure_every: steps between measurements of the bound (averaged weights); by default a
+            tenth of all, and 250 at least.
         checkpoint_every: steps between checkpoints.
         draws: network evaluations per test datum at the end.
         test_size: the most test data at the end, spread evenly over the test part; by default all.
@@ -230,7 +231,7 @@ class Evaluation:
     """
 
     log_every: int = 50
-    measure_every: int = 250
+    measure_every: int | None = None
     checkpoint_every: int = 250
     draws: int = 32
     test_size: int | None = None
@@ -296,6 +297,7 @@ class Decided(Training):
     steps: int
     batch_size: int
     learning_rate: float
+    measure_every: int
     sampler_steps: int
 
 

@@ -140,6 +140,10 @@ def _decided(settings: Training, programs: Programs) -> Decided:
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)
+    if settings.measure_every is None:
+        decided["measure_every"] = max(250, decided["steps"] // 10)
+    if settings.times is None and programs.model.diffusion.closed_form and decided["maps"] is None:
+        decided["times"] = programs.model.score_function.times = "adaptive"
     chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
     if settings.sampler_steps is None:
