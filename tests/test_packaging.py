@@ -105,7 +105,7 @@ def described(wheel: Path) -> str:
 
 def test_metadata(described):
     assert "Requires-Python: >=3.10" in described
-    for extra in ("plots", "programs", "mnist", "tables", "test"):
+    for extra in ("plots", "programs", "mnist", "tables", "benchmarks", "test"):
         assert f"Provides-Extra: {extra}" in described
     assert [str(r.specifier) for r in required(described, "plots")] == [">=3.7"]
     assert "matplotlib" in {r.name for r in required(described, "programs")}
