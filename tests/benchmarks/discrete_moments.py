@@ -5,8 +5,8 @@
 Prints, for a batch of 28×28 images, the time of a forward pass alone (what sampling needs), of a
 forward and backward pass, and of the same written in plain PyTorch with a level axis throughout,
 with the memory each keeps for the backward pass; the same of a pass block by block, for uneven
-levels; and what is computed once of a prior for even ones. Then the time of the exact divergences that
-``baseline_kl`` looks up. Medians and quartiles over repetitions.
+levels; and what is computed once of a prior for even ones. Then the time of the exact divergences
+that ``baseline_kl`` looks up. Medians and quartiles over repetitions.
 """
 
 from __future__ import annotations
