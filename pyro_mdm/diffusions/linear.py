@@ -636,7 +636,10 @@ class LinearDiffusion(Diffusion):
         def compute() -> Marginal:
             clocks = torch.stack([self._start_clock(), self.clock(self.horizon)])
             found = self._found_ends()
-            return self._marginal(clocks) if found is None else found.marginal(clocks)
+            if found is None:
+                return self._marginal(clocks)
+            self.check_precision(found.factor.amplification, clocks, "the marginal covariance")
+            return found.marginal(clocks)
 
         return self._cached("ends", compute)
 
@@ -653,7 +656,6 @@ class LinearDiffusion(Diffusion):
             with torch.no_grad():
                 roots = self._roots(targets)
             a, Sigma, factor = self.factorization_by(move, roots)
-            self.check_precision(factor.amplification, roots, "the marginal covariance")
             A, noise = move.drift(roots).detach(), move.noise(roots).detach()
             return _FoundEnds(roots, targets, a, Sigma, factor, A, noise)
 
@@ -787,13 +789,19 @@ class LinearDiffusion(Diffusion):
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
-                x = guess.log()
+                x, move = guess.log(), self.propagator
+                halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
+                # the step after one of this size is below rounding
+                enough = 1e-6 if halley else 1e-7
                 for _ in range(12):
-                    error, step = self._newton(x, wanted, of)
+                    if halley:
+                        error, step = self._halley(move, x, wanted)
+                    else:
+                        error, step = self._newton(x, wanted, of)
                     x = x + step
                     if not bool((step.abs() < 3).all()):
                         break
-                    if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
                         return x.exp().reshape(value.shape)
             knots, found, slope = self._table(of)
             if of == LOG_SNR:
@@ -845,6 +853,25 @@ class LinearDiffusion(Diffusion):
         found, slope = self._coordinate(of, tau)
         error = found - wanted
         return error, -error / (tau * slope)
+
+    def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of -λ with Halley's step, which is of third order, for constant A and g².
+
+        With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`_FoundEnds`,
+        r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
+        """
+        tau = x.exp()
+        *_, factor = self._factorized(move, tau, move.travelled(tau))
+        A, noise, W = move.drift(tau), move.noise(tau), factor.whitener
+        rate, k = _decay(factor, noise), factor.readout.unsqueeze(-1)
+        gk = noise @ k
+        turned = (gk.mT @ (A.mT @ k + W.mT @ (W @ gk)))[..., 0, 0]
+        bend = rate.square() - 2 * factor.log_snr.exp() * turned
+        error = -factor.log_snr - wanted
+        step = -error / (tau * rate)
+        # f' = τ r and f'' = τ r + τ² r' in log τ
+        curved = 1 + step * (1 + tau * bend / rate) / 2
+        return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
 
     def _clock_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
         """τ, given as a number the root for ``value``: one Newton step carries gradients."""
@@ -942,7 +969,7 @@ class _FoundEnds:
         A: Tensor,
         noise: Tensor,
     ) -> None:
-        self._roots, self._a, self._Sigma, self._factor = roots, a, Sigma, factor
+        self._roots, self._a, self._Sigma, self.factor = roots, a, Sigma, factor
         self._A, self._noise = A, noise
         with torch.no_grad():
             self._rate = _decay(factor, noise)
@@ -950,7 +977,7 @@ class _FoundEnds:
 
     def marginal(self, clocks: Tensor) -> Marginal:
         """The laws at ``clocks``, whose values are those of the roots to rounding."""
-        factor, A, noise = self._factor, self._A, self._noise
+        factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():
             W, Sigma, k = factor.whitener, self._Sigma, factor.readout.unsqueeze(-1)
