@@ -294,7 +294,8 @@ class DiscreteDenoiser(DenoiserScore):
     def _even_levels(self) -> EvenLevels | None:
         """Tables of the prior as it is, if they serve it."""
         prior = self.log_prior
-        of = (prior.data_ptr(), prior._version, prior.device)
+        version = None if prior.is_inference() else prior._version
+        of = (prior.data_ptr(), version, prior.device)
         if self._even is None or self._even[0] != of:
             flat = prior.flatten(0, -2)
             serves = EvenLevels.serves(flat, self.levels)
