@@ -27,7 +27,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.learned_drift import Simulated
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
@@ -337,3 +337,55 @@ def test_paths_that_data_drive_move_with_the_ends() -> None:
     (expected,) = numerical_gradient(term, [linear.ends])
     assert bool((expected.abs() > 1e-3).all())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "K, rank, options",
+    [
+        (1, None, {}),
+        (2, None, {}),
+        (2, 1, {"learn_ends": 0.5}),
+        (3, None, {"learn_stationary": True}),
+        (3, 1, {"learn_ends": 0.5, "learn_stationary": True}),
+        (4, 2, {}),
+    ],
+)
+def test_ends_of_one_factorization_have_the_derivatives_of_two(
+    K: int, rank: int | None, options: dict[str, Any]
+) -> None:
+    """Of all that a law is made of, in all that is learned: one in time, one at given times."""
+    diffusion = LearnedDiffusion(K, rank, max_log_snr=9.0, min_log_snr=-6.0, **options)
+    generator = torch.Generator().manual_seed(K)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    with torch.no_grad():
+        for parameter in diffusion.parameters():
+            parameter.add_(0.02 * normal(parameter))
+    parameters, targets = list(diffusion.parameters()), diffusion._given_ends()
+    with torch.no_grad():
+        roots = diffusion._clock_root(targets)
+    with shared_ends():
+        clocks = diffusion.end_clocks()
+        again = diffusion._clock_gradient(roots, targets)
+        got, expected = (clocks, *diffusion._ends()), (again, *diffusion._marginal(again))
+    largest = 0.0
+    for one, two in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+        weights = normal(two)
+        slopes = [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(
+                        (t * weights).sum(), parameters, retain_graph=True, materialize_grads=True
+                    )
+                ]
+            )
+            for t in (one, two)
+        ]
+        size = max(1.0, slopes[1].abs().max().item())
+        torch.testing.assert_close(*slopes, rtol=0, atol=1e-10 * size)
+        largest = max(largest, slopes[1].abs().max().item())
+    assert largest > 0.1

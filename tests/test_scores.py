@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods import discrete, even_levels
 from pyro_mdm.likelihoods.base import bits_per_dim
+from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.scores.base import Score, rotated
@@ -176,6 +178,142 @@ def test_moments_do_not_depend_on_the_blocks(room: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(discrete, "CPU_BLOCK", room)
     split = discrete.posterior_mean(*arguments), discrete.log_normalizer(*arguments)
     torch.testing.assert_close(split, whole, rtol=1e-13, atol=1e-13)
+
+
+def peaked_and_flat(
+    log_snr: float, n: int, sharp: float, B: int = 48, d: int = 40
+) -> tuple[Tensor, ...]:
+    """float32 odds of many kinds: z in and out of the levels, tilts of either sign, steep ones."""
+    levels = discrete.level_values(n)
+    z = noised(levels, torch.full((B,), log_snr, dtype=torch.float64), event=(d,)).float()
+    z[:8] *= 3
+    lam = torch.tensor(log_snr, dtype=torch.float64)
+    c, alpha, beta = discrete.noise_odds(z, lam.expand(B, 1), levels)
+    w = max(1 / math.sqrt(3 + math.exp(log_snr)), 1 / n)
+    alpha[16:] += 2 * normal(5, B - 16, d).float() / w
+    alpha[40:] *= 10
+    beta = beta.expand_as(z).clone()
+    beta[24:] += 0.5 * normal(6, B - 24, d).float().clamp_max(1) / w**2
+    return prior(levels, event=(d,), sharp=sharp), levels, c, alpha, beta
+
+
+@pytest.mark.parametrize("n, sharp", [(256, 0.5), (256, 3.0), (100, 2.0), (64, 1.0)])
+@pytest.mark.parametrize("log_snr", [-10.0, -2.0, 0.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 60.0])
+def test_moments_of_even_levels_are_as_accurate(log_snr: float, n: int, sharp: float) -> None:
+    log_prior, levels, c, alpha, beta = peaked_and_flat(log_snr, n, sharp)
+    assert EvenLevels.serves(log_prior, levels)
+    got = EvenLevels(log_prior, levels).moments(c, alpha, beta, spread=True)
+    (alone,) = EvenLevels(log_prior, levels).moments(c, alpha, beta, spread=False)
+    torch.testing.assert_close(alone, got[0], rtol=1e-6, atol=1e-6)
+    delta = levels - c.double().unsqueeze(-1)
+    p = log_prior + (alpha.double().unsqueeze(-1) + beta.double().unsqueeze(-1) * delta) * delta
+    p = p.softmax(-1)
+    mean = (p * delta).sum(-1)
+    centred = delta - mean.unsqueeze(-1)
+    variance, skew = (p * centred**2).sum(-1), (p * centred**3).sum(-1)
+    scale = variance.sqrt().clamp_min(2 / (n - 1))  # nothing is known to less than a level
+    errors = [
+        (got[0] - mean) / scale,
+        (got[1] - variance) / scale**2,
+        (got[2] - skew - 2 * mean * variance) / (scale**3 + 2 * mean.abs() * scale**2),
+    ]
+    # float32's rounding of z is 6e-8 / scale standard deviations by itself
+    for error, tolerance in zip(errors, (1e-4, 1e-4, 4e-4), strict=True):
+        assert error.abs().max() < tolerance
+
+
+def test_even_levels_find_pairs_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+    by_rule, by_levels = even_levels._Sums.by_rule, even_levels._Sums.by_levels
+
+    def rule(self, rule, *rest):
+        sizes.add(-rule.x.shape[1])
+        return by_rule(self, rule, *rest)
+
+    def window(self, table, *rest):
+        sizes.add(table.shape[1])
+        return by_levels(self, table, *rest)
+
+    monkeypatch.setattr(even_levels._Sums, "by_rule", rule)
+    monkeypatch.setattr(even_levels._Sums, "by_levels", window)
+    for log_snr in (-2.0, 1.5, 3.0, 6.0, 7.5, 9.0, 13.0):
+        log_prior, levels, *odds = peaked_and_flat(log_snr, 256, 1.0)
+        EvenLevels(log_prior, levels).moments(*odds, spread=True)
+    assert sizes == {-32, -16, 16, 32, 64, 128, 256}
+
+
+def test_gauss_rules_are_exact_for_polynomials_and_for_few_levels() -> None:
+    x = torch.linspace(-1, 1, 80, dtype=torch.float64)
+    log_prior = prior(x, event=(5,), sharp=4.0)
+    log_prior[4] = -36.0  # all but on three levels
+    log_prior[4, [3, 40, 71]] = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    log_prior = log_prior.log_softmax(-1)
+    for nodes, log_weights in even_levels.gauss_rules(log_prior, x, (4, 20)):
+        M = nodes.shape[1]
+        for degree in range(2 * M):
+            chebyshev = torch.special.chebyshev_polynomial_t
+            got = (log_weights.exp() * chebyshev(nodes, degree)).sum(-1)
+            torch.testing.assert_close(
+                got, log_prior.exp() @ chebyshev(x, degree), rtol=0, atol=1e-12
+            )
+        # and not of more
+        degree = 2 * M
+        got = (log_weights.exp() * chebyshev(nodes, degree)).sum(-1)
+        assert (got - log_prior.exp() @ chebyshev(x, degree))[:4].abs().min() > 1e-8
+
+
+def test_even_levels_serve_what_they_can() -> None:
+    levels = discrete.level_values(100)
+    flat = prior(levels)
+    assert EvenLevels.serves(flat, levels)
+    assert not EvenLevels.serves(flat[..., :50], levels[:50])
+    bent = levels.clone()
+    bent[50] += 1e-6
+    assert not EvenLevels.serves(flat, bent)
+    flat[..., 0] = -50.0
+    assert not EvenLevels.serves(flat.log_softmax(-1), levels)
+
+
+def test_nan_stays_where_it_is() -> None:
+    log_prior, levels, c, alpha, beta = peaked_and_flat(3.0, 256, 1.0)
+    even = EvenLevels(log_prior, levels)
+    alpha[5, 7] = math.nan
+    for t in even.moments(c, alpha, beta, spread=True):
+        assert t.isnan().nonzero().tolist() == [[5, 7]]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch
+@pytest.mark.parametrize("compiled", [False, True])
+def test_posterior_mean_is_the_same_compiled_or_fast(compiled: bool) -> None:
+    log_prior, levels, c, alpha, beta = peaked_and_flat(3.0, 256, 1.0, d=4)
+    even = None if compiled else EvenLevels(log_prior, levels)
+
+    def mean(a: Tensor, b: Tensor) -> Tensor:
+        return discrete.posterior_mean(log_prior, levels, c, a, b, even)
+
+    def slopes(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        a, b = alpha.clone().requires_grad_(), beta.clone().requires_grad_()
+        value = function(a, b)
+        first = torch.autograd.grad(value.sum(), (a, b), create_graph=not compiled)
+        if compiled:
+            return value, *first
+        return value, *first, *torch.autograd.grad(first[0].sum(), (a, b))
+
+    expected = slopes(lambda a, b: discrete.posterior_mean(log_prior, levels, c, a, b))
+    got = slopes(torch.compile(mean, backend="aot_eager", fullgraph=True) if compiled else mean)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_denoiser_s_tables_are_of_the_prior_it_has() -> None:
+    levels = discrete.level_values(256)
+    scores = [
+        DiscreteDenoiser(Wave(2), levels, prior(levels, seed), "tilt").float() for seed in (1, 2)
+    ]
+    z = normal(0, 3, *EVENT).float()
+    before, after = (score.x_hat(z, 0.0) for score in scores)
+    scores[0].load_state_dict(scores[1].state_dict())
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(scores[0].x_hat(z, 0.0), after)
 
 
 # -- the discrete denoiser -------------------------------------------------------------------------

@@ -72,7 +72,12 @@ class Series(NamedTuple):
     """``exp(A u)`` as a power series in ‖A‖u."""
 
     norm: Tensor  # ‖A‖, 0-dim, without gradient
-    terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K)
+    terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K), or (n, …) of several
+
+    def reversed(self) -> Series:
+        """That of -A."""
+        signs = 1.0 - 2.0 * (torch.arange(TAYLOR_TERMS, device=self.terms.device) % 2)
+        return Series(self.norm, self.terms * signs.to(self.terms)[:, None])
 
 
 def exponential_series(A: Tensor) -> Series:
@@ -106,11 +111,13 @@ def transition_moments(
 ) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
+    With a series of several matrices of one norm they are those of each, (n, …, K, K).
+
     Args:
         A: (K, K) drift matrix per unit of τ.
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
         tau: (…) non-negative durations.
-        series: that of A, if it is known.
+        series: that of A, if it is known, or of several.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -130,6 +137,8 @@ def transition_moments(
     K = A.shape[-1]
     h = tau / 2.0**doublings
     u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
+    if terms.dim() > 2:
+        terms = terms.reshape(len(terms), *[1] * tau.dim(), *terms.shape[1:])
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
     M = E[..., -1, :, :]
     E = E[..., :-1, :, :]

@@ -501,10 +501,8 @@ class LinearDiffusion(Diffusion):
         of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
         what is left of the other variables, each in units of its law at rest.
         """
-        M, P = move.moments(None, tau)
         travelled = move.travelled(tau)
-        near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
-        a, Sigma, factor = self._factorized(move, tau, near, M, P)
+        M, a, Sigma, factor = self._factorized(move, tau, travelled)
         with torch.no_grad():
             unit = self.stationary_covariance.diagonal().sqrt()
             left = (M * unit / unit[:, None]).square().sum(-2)
@@ -513,15 +511,32 @@ class LinearDiffusion(Diffusion):
         return a, Sigma, factor._replace(amplification=factor.amplification * growth)
 
     def _factorized(
-        self, move: Propagator, tau: Tensor, near: Tensor, M: Tensor, P: Tensor
-    ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """By the route that keeps digits, which where ``near`` may be that by way of time 0."""
+        self, move: Propagator, tau: Tensor, travelled: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
+        """M, a, Σ and its factor by the route that keeps digits, early that by way of time 0."""
+        near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
         Sigma0 = self.initial_covariance
+        everywhere = tau.numel() > 0 and bool(near.all())
+        if everywhere:
+            (M, P), back = move.both_moments(tau)
+        else:
+            M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         direct = kernels.direct_factor(Sigma, a)
-        if not bool(near.any()):
-            return a, Sigma, direct
+        if not everywhere and not bool(near.any()):
+            return M, a, Sigma, direct
         shape = tau.shape
+        if everywhere:
+            pulled = kernels.pulled_back_factor(M, *back, Sigma0)
+            pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
+            better = pulled.amplification < direct.amplification
+            if bool(better.all()):
+                return M, a, Sigma, pulled
+            fields = []
+            for d, p in zip(direct, pulled, strict=True):
+                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
+                fields.append(torch.where(here, p, d))
+            return M, a, Sigma, kernels.Factor(*fields)
         index = near.flatten().nonzero()[:, 0]
         near_tau = tau.flatten()[index]
         pulled = kernels.pulled_back_factor(
@@ -530,14 +545,12 @@ class LinearDiffusion(Diffusion):
         log_det = pulled.log_det + 2 * move.trace(None, near_tau)
         pulled = pulled._replace(log_det=log_det)
         better = pulled.amplification < direct.amplification.flatten()[index]
-        if bool(better.all()) and len(index) == max(tau.numel(), 1):
-            return a, Sigma, kernels.Factor(*(f.reshape(shape + f.shape[1:]) for f in pulled))
         index = index[better]
         fields = []
         for d, p in zip(direct, pulled, strict=True):
             flat = d.reshape(-1, *d.shape[len(shape) :])
             fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
-        return a, Sigma, kernels.Factor(*fields)
+        return M, a, Sigma, kernels.Factor(*fields)
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
@@ -621,9 +634,33 @@ class LinearDiffusion(Diffusion):
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
-            return self._marginal(torch.stack([self._start_clock(), self.clock(self.horizon)]))
+            clocks = torch.stack([self._start_clock(), self.clock(self.horizon)])
+            found = self._found_ends()
+            if found is None:
+                return self._marginal(clocks)
+            self.check_precision(found.factor.amplification, clocks, "the marginal covariance")
+            return found.marginal(clocks)
 
         return self._cached("ends", compute)
+
+    def _found_ends(self) -> _FoundEnds | None:
+        """The laws at the roots of both ends, if these are what gradients pass through."""
+        if self._min_log_snr is None or not torch.is_grad_enabled():
+            return None
+
+        def compute() -> _FoundEnds | None:
+            move = self.propagator
+            targets = self._given_ends()
+            if not isinstance(move, ConstantPropagator) or not self._is_learned(targets):
+                return None
+            with torch.no_grad():
+                roots = self._roots(targets)
+            a, Sigma, factor = self.factorization_by(move, roots)
+            A, noise = move.drift(roots).detach(), move.noise(roots).detach()
+            return _FoundEnds(roots, targets, a, Sigma, factor, A, noise)
+
+        found: _FoundEnds | None = self._cached("found ends", compute)
+        return found
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
@@ -644,12 +681,20 @@ class LinearDiffusion(Diffusion):
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
+            found = self._found_ends()
+            if found is not None:
+                return found.clocks
             targets = self._given_ends()
             with torch.no_grad():
-                roots = self._cached("roots", lambda: self._clock_root(targets, self._guess))
+                roots = self._roots(targets)
             return self._clock_gradient(roots, targets)
 
         return self._cached("end_clocks", compute)
+
+    def _roots(self, targets: Tensor) -> Tensor:
+        """The clock times of ``targets``, λ at the ends, as numbers."""
+        found: Tensor = self._cached("roots", lambda: self._clock_root(targets, self._guess))
+        return found
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
@@ -732,8 +777,9 @@ class LinearDiffusion(Diffusion):
 
     def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        _, _, factor = self.factorization(tau)
-        noise = self.propagator.noise(tau)
+        move = self.propagator
+        *_, factor = self._factorized(move, tau, move.travelled(tau))
+        noise = move.noise(tau)
         if of == LOG_SNR:
             return -factor.log_snr, _decay(factor, noise)
         return self._log_volume(factor.log_det, tau), _volume_rate(factor, noise)
@@ -743,13 +789,19 @@ class LinearDiffusion(Diffusion):
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
-                x = guess.log()
+                x, move = guess.log(), self.propagator
+                halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
+                # the step after one of this size is below rounding
+                enough = 1e-6 if halley else 1e-7
                 for _ in range(12):
-                    error, step = self._newton(x, wanted, of)
+                    if halley:
+                        error, step = self._halley(move, x, wanted)
+                    else:
+                        error, step = self._newton(x, wanted, of)
                     x = x + step
                     if not bool((step.abs() < 3).all()):
                         break
-                    if bool(((step.abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
                         return x.exp().reshape(value.shape)
             knots, found, slope = self._table(of)
             if of == LOG_SNR:
@@ -802,14 +854,36 @@ class LinearDiffusion(Diffusion):
         error = found - wanted
         return error, -error / (tau * slope)
 
+    def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of -λ with Halley's step, which is of third order, for constant A and g².
+
+        With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`_FoundEnds`,
+        r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
+        """
+        tau = x.exp()
+        *_, factor = self._factorized(move, tau, move.travelled(tau))
+        A, noise, W = move.drift(tau), move.noise(tau), factor.whitener
+        rate, k = _decay(factor, noise), factor.readout.unsqueeze(-1)
+        gk = noise @ k
+        turned = (gk.mT @ (A.mT @ k + W.mT @ (W @ gk)))[..., 0, 0]
+        bend = rate.square() - 2 * factor.log_snr.exp() * turned
+        error = -factor.log_snr - wanted
+        step = -error / (tau * rate)
+        # f' = τ r and f'' = τ r + τ² r' in log τ
+        curved = 1 + step * (1 + tau * bend / rate) / 2
+        return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
+
     def _clock_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
         """τ, given as a number the root for ``value``: one Newton step carries gradients."""
-        learned = value.requires_grad or any(p.requires_grad for p in self.parameters())
-        if not (learned and torch.is_grad_enabled()):
+        if not (self._is_learned(value) and torch.is_grad_enabled()):
             return tau
         found, slope = self._coordinate(of, tau)
         wanted = -value if of == LOG_SNR else value
         return tau + (wanted - found) / slope.detach()
+
+    def _is_learned(self, value: Tensor) -> bool:
+        """Whether the time of a ``value`` of λ or κ has a gradient."""
+        return value.requires_grad or any(p.requires_grad for p in self.parameters())
 
     def _last_clock(self) -> float:
         """The log of the latest clock time at which λ is looked for."""
@@ -867,6 +941,65 @@ class LinearDiffusion(Diffusion):
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
         return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
+
+
+class _FoundEnds:
+    """The laws at given clock times, and how they follow these as λ there is held.
+
+    With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times (by Newton's
+    step, see ``_clock_gradient``) and, by derivatives in time, all that is asked at them:
+
+        L' = L Φ(X + Xᵀ + L^{-1} g² L^{-T}),    k' = (-λ') k - Aᵀ k - Σ^{-1} g² k,
+
+    Φ being the lower triangle with half of the diagonal, and k the readout.
+
+    Args:
+        roots: clock times τ (n,), numbers;  targets: λ there.
+        a, Sigma, factor: at the roots, with gradients at given times.
+        A, noise: the drift and g² per unit of clock time, without.
+    """
+
+    def __init__(
+        self,
+        roots: Tensor,
+        targets: Tensor,
+        a: Tensor,
+        Sigma: Tensor,
+        factor: kernels.Factor,
+        A: Tensor,
+        noise: Tensor,
+    ) -> None:
+        self._roots, self._a, self._Sigma, self.factor = roots, a, Sigma, factor
+        self._A, self._noise = A, noise
+        with torch.no_grad():
+            self._rate = _decay(factor, noise)
+        self.clocks = roots + (factor.log_snr - targets) / self._rate
+
+    def marginal(self, clocks: Tensor) -> Marginal:
+        """The laws at ``clocks``, whose values are those of the roots to rounding."""
+        factor, A, noise = self.factor, self._A, self._noise
+        L = kernels.lower_triangular(factor.root)
+        with torch.no_grad():
+            W, Sigma, k = factor.whitener, self._Sigma, factor.readout.unsqueeze(-1)
+            Sigma_rate = A @ Sigma + Sigma @ A.mT + noise
+            # L^{-1} by way of the whitener, which has digits that L has lost
+            inverse = torch.linalg.solve_triangular(L, factor.root, upper=False) @ W
+            gained = inverse @ noise @ inverse.mT
+            turned = inverse @ A @ L
+            Phi = (turned + turned.mT + gained).tril()
+            Phi = Phi - torch.diag_embed(Phi.diagonal(dim1=-2, dim2=-1) / 2)
+            k_rate = self._rate[:, None, None] * k - A.mT @ k - W.mT @ (W @ (noise @ k))
+            volume = _volume_rate(factor, noise) + 2 * A.diagonal().sum()
+        late = clocks - self._roots
+        one, two = late[:, None], late[:, None, None]
+        return Marginal(
+            torch.addcmul(self._a, one, (A @ self._a.detach().unsqueeze(-1))[..., 0]),
+            torch.addcmul(self._Sigma, two, Sigma_rate),
+            torch.addcmul(L, two, L.detach() @ Phi),
+            torch.addcmul(factor.readout, one, k_rate[..., 0]),
+            factor.log_snr - late * self._rate,
+            factor.log_det + late * volume,
+        )
 
 
 def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:

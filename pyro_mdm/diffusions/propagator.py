@@ -94,6 +94,13 @@ class Propagator(ABC):
             KernelPrecisionError: the drift moves further than float64 can follow.
         """
 
+    def both_moments(self, tau: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """M and P, and M^{-1} and P̃, from time 0 to times τ of which :meth:`travelled` is small."""
+        index = torch.arange(tau.numel(), device=tau.device)
+        forward = self.moments(None, tau)
+        W, pulled = self.pulled_back_at(tau.flatten(), tau, index)
+        return forward, (W.reshape(forward[0].shape), pulled.reshape(forward[0].shape))
+
     @abstractmethod
     def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
         """M^{-1} and P̃, (…, K, K). Raises as :meth:`moments` does."""
@@ -173,10 +180,19 @@ class ConstantPropagator(Propagator):
 
     @cached_property
     def _backward(self) -> kernels.Series:
-        return kernels.exponential_series(-self._A)
+        return self._forward.reversed()
+
+    @cached_property
+    def _both(self) -> kernels.Series:
+        terms = torch.stack([self._forward.terms, self._backward.terms])
+        return kernels.Series(self._forward.norm, terms)
 
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(self._A, self._GG, duration, self._forward)
+
+    def both_moments(self, tau: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        M, P = kernels.transition_moments(self._A, self._GG, tau, self._both)
+        return (M[0], P[0]), (M[1], P[1])
 
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._pulled_back(near)

@@ -12,7 +12,8 @@ a network adds to both. The centre is the point of [v_1, v_n] nearest z, so that
     ∂E[δ]/∂α = Var δ,    ∂E[δ]/∂β = Cov(δ, δ²) = E(δ - E δ)³ + 2 E[δ] Var δ,
 
 so one pass gives value and gradients. It runs block by block, in cache, and nothing with a level
-axis outlives its block: naively 128 CIFAR images of 256 levels are 400 MB per tensor.
+axis outlives its block: naively 128 CIFAR images of 256 levels are 400 MB per tensor. Means over
+even levels on a CPU are faster by :mod:`~pyro_mdm.likelihoods.even_levels`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.support.checks import check_count, real_tensor
 
 __all__ = [
@@ -79,7 +81,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()
     gaps = levels.diff()
-    if bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0]):  # even ones need no search
+    if _are_even(gaps):
         nearest = ((value - levels[0]) / gaps[0]).nan_to_num_().round_()
         index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
     else:
@@ -93,6 +95,11 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
             f"{levels[-1].item():g}; map uint8 values k to linspace(-1, 1, {len(levels)})[k]"
         )
     return index
+
+
+def _are_even(gaps: Tensor) -> bool:
+    """Whether levels with these gaps are even: such are found without a search."""
+    return bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
 
 
 def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
@@ -195,12 +202,17 @@ def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: fl
         log_snr: the smallest λ among the data.
         prior_range: R, the largest difference of log π_jk within a dimension.
     """
-    gap = levels.diff().max()
+    gaps = levels.diff()
+    gap = gaps.max()
     reach = 2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr)
     radius = (reach + gap.square() / 4).sqrt()
     ends = torch.searchsorted(levels, levels + 2 * radius, right=True)
     size = int((ends - torch.arange(len(levels), device=levels.device)).max())
-    first = torch.searchsorted(levels, (centre.detach() - radius).contiguous())
+    lowest = centre.detach() - radius
+    if _are_even(gaps):
+        first = ((lowest - levels[0]) / gaps[0]).ceil_().nan_to_num_().to(torch.int64)
+    else:
+        first = torch.searchsorted(levels, lowest.contiguous())
     return Window(first.clamp(0, len(levels) - size), size)
 
 
@@ -254,6 +266,35 @@ def log_odds_blocks(
             yield Block(R, C, log_odds, delta, spare, chosen)
 
 
+def _block_moments(
+    log_prior: Tensor,
+    levels: Tensor,
+    centre: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    spread: bool,
+) -> tuple[Tensor, ...]:
+    """E[δ] and, if ``spread``, Var δ and Cov(δ, δ²), (B, d) each."""
+    mean, variance, skew = torch.empty_like(centre).expand(3, *centre.shape).clone()
+    log_prior, levels = log_prior.to(centre.dtype), levels.to(centre.dtype)
+    for block in log_odds_blocks(log_prior, levels, centre, linear, quadratic):
+        R, C, log_odds, delta, p, _ = block
+        torch.softmax(log_odds, -1, out=p)
+        mean[R, C] = torch.mul(p, delta, out=log_odds).sum(-1)
+        if spread:
+            delta.sub_(mean[R, C, None])
+            variance[R, C] = torch.mul(p, delta, out=log_odds).mul_(delta).sum(-1)
+            skew[R, C] = log_odds.mul_(delta).sum(-1)
+    return (mean, variance, skew.addcmul_(mean, variance, value=2)) if spread else (mean,)
+
+
+def _moments(p: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """E[δ], Var δ and Cov(δ, δ²) by their definition."""
+    mean = (p * delta).sum(-1, keepdim=True)
+    centred = p * (delta - mean)
+    return mean[..., 0], (centred * delta).sum(-1), (centred * delta.square()).sum(-1)
+
+
 class _PosteriorMean(torch.autograd.Function):
     """E[δ]; keeps Var δ and Cov(δ, δ²), two numbers per dimension."""
 
@@ -265,21 +306,20 @@ class _PosteriorMean(torch.autograd.Function):
         centre: Tensor,
         linear: Tensor,
         quadratic: Tensor,
+        even: EvenLevels | None,
         differentiate: bool,
     ) -> Tensor:
-        mean, variance, skew = torch.empty_like(centre).expand(3, *centre.shape).clone()
-        for block in log_odds_blocks(log_prior, levels, centre, linear, quadratic):
-            R, C, log_odds, delta, p, _ = block
-            torch.softmax(log_odds, -1, out=p)
-            mean[R, C] = torch.mul(p, delta, out=log_odds).sum(-1)
-            if differentiate:
-                delta.sub_(mean[R, C, None])
-                variance[R, C] = torch.mul(p, delta, out=log_odds).mul_(delta).sum(-1)
-                skew[R, C] = log_odds.mul_(delta).sum(-1)
+        if torch.compiler.is_compiling():  # one kernel, which a compiler makes of the definition
+            p, delta = _weights(log_prior, levels, centre, linear, quadratic)
+            moments: tuple[Tensor, ...] = _moments(p, delta)
+        elif even is not None:
+            moments = even.moments(centre, linear, quadratic, spread=differentiate)
+        else:
+            moments = _block_moments(log_prior, levels, centre, linear, quadratic, differentiate)
+        mean, *spread = moments
         if differentiate:
             ctx.constants = (log_prior, levels, centre)
-            covariance = skew.addcmul_(mean, variance, value=2)
-            ctx.save_for_backward(linear, quadratic, variance, covariance)
+            ctx.save_for_backward(linear, quadratic, *spread)
         return mean
 
     @staticmethod
@@ -288,10 +328,8 @@ class _PosteriorMean(torch.autograd.Function):
         if torch.is_grad_enabled():
             log_prior, levels, centre = ctx.constants
             p, delta = _weights(log_prior, levels, centre, linear, quadratic)
-            mean = (p * delta).sum(-1, keepdim=True)
-            variance = (p * (delta - mean) * delta).sum(-1)
-            covariance = (p * (delta - mean) * delta.square()).sum(-1)
-        return None, None, None, grad * variance, grad * covariance, None
+            _, variance, covariance = _moments(p, delta)
+        return None, None, None, grad * variance, grad * covariance, None, None
 
 
 class _LogNormalizer(torch.autograd.Function):
@@ -336,13 +374,19 @@ def _weights(
     log_prior: Tensor, levels: Tensor, centre: Tensor, linear: Tensor, quadratic: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The levels' probabilities and δ, (B, d, n) each, with gradients: for second derivatives."""
+    log_prior, levels = log_prior.to(centre.dtype), levels.to(centre.dtype)
     delta = levels - centre[..., None]
     log_odds = log_prior + (linear[..., None] + quadratic[..., None] * delta) * delta
     return log_odds.softmax(-1), delta
 
 
 def posterior_mean(
-    log_prior: Tensor, levels: Tensor, centre: Tensor, linear: Tensor, quadratic: Tensor
+    log_prior: Tensor,
+    levels: Tensor,
+    centre: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    even: EvenLevels | None = None,
 ) -> Tensor:
     """E[v_k - c_j] (B, d) under the log-odds log π + α δ + β δ²; differentiable in α and β.
 
@@ -351,10 +395,13 @@ def posterior_mean(
 
     Args:
         log_prior: (d, n);  levels: (n,);  centre c, linear α, quadratic β: (B, d).
+        even: tables of this prior, which make float32 on a CPU fast.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
+    if centre.dtype != torch.float32 or centre.device.type != "cpu":
+        even = None
     return _PosteriorMean.apply(
-        log_prior, levels, centre.detach(), linear, quadratic, differentiate
+        log_prior, levels, centre.detach(), linear, quadratic, even, differentiate
     )
 
 

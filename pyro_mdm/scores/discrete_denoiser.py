@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 
@@ -85,6 +86,7 @@ class DiscreteDenoiser(DenoiserScore):
         super().__init__(network, tuple(log_prior.shape[:-1]), maps)
         self.form: Form = form
         self._kl_tables: dict[tuple[float, int | None, int | None], Tensor] = {}
+        self._even: tuple[tuple[object, ...], EvenLevels | None] | None = None
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp() @ values
@@ -282,10 +284,25 @@ class DiscreteDenoiser(DenoiserScore):
         return c, alpha + (F1 + 2 * F2 * (c - m) / w) / w, beta + F2 / w.square()
 
     def _mean(self, c: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        shape = (-1, self.log_prior.shape[:-1].numel())
-        prior = self.log_prior.to(c.dtype).reshape(shape[1], -1)
-        flat = (t.expand_as(c).reshape(shape) for t in (c, alpha, beta))
-        return c + discrete.posterior_mean(prior, self.levels.to(c.dtype), *flat).reshape(c.shape)
+        prior = self.log_prior.flatten(0, -2)
+        rows = (-1, len(prior))
+        centre, linear, quadratic = (t.expand_as(c).reshape(rows) for t in (c, alpha, beta))
+        even = None
+        if c.dtype == torch.float32 and not torch.compiler.is_compiling():
+            even = self._even_levels()
+        delta = discrete.posterior_mean(prior, self.levels, centre, linear, quadratic, even)
+        return c + delta.reshape(c.shape)
+
+    def _even_levels(self) -> EvenLevels | None:
+        """Tables of the prior as it is, if they serve it."""
+        prior = self.log_prior
+        version = None if prior.is_inference() else prior._version
+        of = (prior.data_ptr(), version, prior.device)
+        if self._even is None or self._even[0] != of:
+            flat = prior.flatten(0, -2)
+            serves = EvenLevels.serves(flat, self.levels)
+            self._even = of, EvenLevels(flat, self.levels) if serves else None
+        return self._even[1]
 
     def _level_odds(self, z: Tensor, lam: Tensor, F: Tensor, k: int) -> tuple[Tensor, ...]:
         """Centre like z; δ and log-odds with the levels on axis k."""

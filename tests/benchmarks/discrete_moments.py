@@ -4,8 +4,9 @@
 
 Prints, for a batch of 28×28 images, the time of a forward pass alone (what sampling needs), of a
 forward and backward pass, and of the same written in plain PyTorch with a level axis throughout,
-with the memory each keeps for the backward pass; then the time of the exact divergences that
-``baseline_kl`` looks up. Medians and quartiles over repetitions.
+with the memory each keeps for the backward pass; the same of a pass block by block, for uneven
+levels; and what is computed once of a prior for even ones. Then the time of the exact divergences
+that ``baseline_kl`` looks up. Medians and quartiles over repetitions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.likelihoods import discrete
+from pyro_mdm.likelihoods.even_levels import EvenLevels
 
 
 def timed(run: Callable[[], object], repeat: int, device: torch.device) -> str:
@@ -69,7 +71,13 @@ def main() -> None:
     prior, values = log_prior.float(), levels.float()
     tilts = alpha.clone().requires_grad_(), beta.expand_as(z).clone().requires_grad_()
 
+    serves = EvenLevels.serves(log_prior, levels)
+    even = EvenLevels(log_prior, levels) if serves else None
+
     def library(a: Tensor, b: Tensor) -> Tensor:
+        return discrete.posterior_mean(prior, values, c, a, b, even).sum()
+
+    def blocks(a: Tensor, b: Tensor) -> Tensor:
         return discrete.posterior_mean(prior, values, c, a, b).sum()
 
     def plain(a: Tensor, b: Tensor) -> Tensor:
@@ -82,7 +90,10 @@ def main() -> None:
         f"{options.threads} threads; {B} data of {d} dimensions, {n} levels, float32"
     )
     beta = beta.expand_as(z)
-    for name, mean in (("moment pass", library), ("plain PyTorch", plain)):
+    if serves:
+        text = timed(lambda: EvenLevels(log_prior, levels), 3, device)
+        print("once for a prior                  ", text)
+    for name, mean in (("moment pass", library), ("by blocks", blocks), ("plain PyTorch", plain)):
         with torch.no_grad():
             print(
                 f"{name:14} forward            ",

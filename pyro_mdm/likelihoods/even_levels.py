@@ -1,0 +1,295 @@
+r"""Posterior means over evenly spaced levels, in float32 on a CPU, from few levels each.
+
+A posterior over levels that are h apart has the log-odds log π_jk + α δ_k + β δ_k² of
+:mod:`~pyro_mdm.likelihoods.discrete`. Each pair of a datum and a dimension is one of three:
+
+* *flat*: Σ_k π_jk f(v_k) is an integral over the measure π_j, for which Gauss's rule of M nodes is
+  exact if f is a polynomial of degree 2M - 1. Its weights are positive, so that its error is at
+  most twice that of the best such polynomial. With f = exp(B x + C x²), x from -1 to 1, that is
+  relative to f's least value at most TOLERANCE if for a ρ > 1
+
+      |B| (½(ρ + 1/ρ) + 1) + |C| (¼(ρ² + ρ⁻²) + 3/2)
+          ≤ (2M - 1) log ρ - log(4/(1 - 1/ρ)) + log TOLERANCE
+
+  (Trefethen, Approximation Theory and Approximation Practice, 2013, theorem 8.2);
+* *peaked*: about the level k_0 nearest to where the quadratic is largest, with slope s there and
+  b = -β h², it falls by b t² - s t within t levels. Further than r from k_0, where that exceeds the
+  range of log π_j by CUT, levels are nil. A window of one of a few sizes holds the others;
+* neither: all levels.
+
+The last two leave of a level the copy of a row of log π, a product of matrices that adds the
+quadratic to it, an exponential, and a product with powers of t that sums. Raw moments cancel: they
+are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EvenLevels", "gauss_rules"]
+
+RULES = ((16, 5.0), (32, 4.0))  # nodes M, and ρ
+TOLERANCE = 1e-9
+ROUNDING = 1e-14  # a vector of the recurrence that is not larger is that alone
+WINDOWS = (16, 32, 64, 128)  # their numbers of levels
+FEWEST = 2 * RULES[-1][0]  # with fewer levels there is nothing to gain
+CUT = 32.0  # log-odds this far below the largest are lost when added to it, times a distance cubed
+PRIOR_RANGE = 40.0  # of log π at most: a level of small weight at the top still counts in float32
+FLOOR, CEILING = -85.0, 80.0  # of log-weights; below them float32 is subnormal, and slow
+TINY = 1e-12  # a curvature b that changes no weight
+STEEP = 1e18  # has a square in float32
+WEIGHTS = 2**16  # worked on at once, and
+PAIRS = 2**14  # of a datum and a dimension: in cache
+
+
+def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
+    """Nodes and log-weights (d, M) of Gauss's rules for the measures Σ_k π_jk δ(x - x_k).
+
+    By Lanczos's recurrence from π_j^½ with x as the operator, orthogonalized twice (Golub & Welsch,
+    Math. Comp. 23, 1969).
+
+    Args:
+        log_prior: (d, n) float64;  x: (n,);  sizes: the M.
+    """
+    parts = []
+    for part in log_prior.split(256):  # in cache
+        most = max(sizes)
+        basis = part.new_zeros(len(part), most, len(x))
+        diagonal, beside = part.new_zeros(len(part), most), part.new_zeros(len(part), most)
+        q = (part / 2).exp()
+        for i in range(most):
+            q = q / q.norm(dim=-1, keepdim=True).clamp_min(ROUNDING)
+            basis[:, i] = q
+            known = basis[:, : i + 1]
+            q = x * q
+            for turn in range(2):
+                along = known @ q.unsqueeze(-1)
+                q = q - (along.mT @ known).squeeze(1)
+                if turn == 0:
+                    diagonal[:, i] = along[:, -1, 0]
+            size = q.norm(dim=-1)
+            # a measure of fewer points ends here: further nodes have no weight
+            size = torch.where(size > ROUNDING, size, 0.0)
+            q = torch.where(size.unsqueeze(-1) > 0, q, 0.0)
+            beside[:, i] = size
+        rules = []
+        for M in sizes:
+            off = torch.diag_embed(beside[:, : M - 1], 1)
+            nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal[:, :M]) + off + off.mT)
+            rules += [nodes, 2 * vectors[:, 0].abs().log()]
+        parts.append(rules)
+    whole = [torch.cat(t) for t in zip(*parts, strict=True)]
+    return list(zip(whole[::2], whole[1::2], strict=True))
+
+
+class _Rule(NamedTuple):
+    """Gauss's rule of every dimension, (d, M): for linear |B| + quadratic |C| ≤ most."""
+
+    x: Tensor
+    log_weight: Tensor
+    linear: float
+    quadratic: float
+    most: float
+
+
+class _Top(NamedTuple):
+    """Of pairs: k_0, s, b and r."""
+
+    level: Tensor
+    slope: Tensor
+    curvature: Tensor
+    radius: Tensor
+
+
+class EvenLevels:
+    """What is computed once of a prior: Gauss's rules, and log π as windows read it.
+
+    Args:
+        log_prior: log π, (d, n), normalized;  levels: (n,). See :meth:`serves`.
+    """
+
+    def __init__(self, log_prior: Tensor, levels: Tensor) -> None:
+        log_prior, self.n = log_prior.double(), len(levels)
+        self.first, self.last = levels[0].item(), levels[-1].item()
+        self.gap = (self.last - self.first) / (self.n - 1)
+        self.levels = levels.float()
+        self.fall = (log_prior.amax(-1) - log_prior.amin(-1) + CUT).float()
+        self.windows = [size for size in WINDOWS if size < self.n]
+        self.margin = self.windows[-1] // 2
+        margins = (self.margin, self.margin)
+        self.padded = nn.functional.pad(log_prior.float(), margins, value=-math.inf)
+        x = torch.linspace(-1, 1, self.n, dtype=torch.float64)
+        self.rules = []
+        found = gauss_rules(log_prior, x, tuple(M for M, _ in RULES))
+        for (M, rho), (nodes, log_weights) in zip(RULES, found, strict=True):
+            most = (2 * M - 1) * math.log(rho) - math.log(4 / (1 - 1 / rho)) + math.log(TOLERANCE)
+            linear, quadratic = (rho + 1 / rho) / 2 + 1, (rho**2 + rho**-2) / 4 + 1.5
+            rule = _Rule(nodes.float(), log_weights.float(), linear, quadratic, most)
+            self.rules.append(rule)
+
+    @staticmethod
+    def serves(log_prior: Tensor, levels: Tensor) -> bool:
+        """Whether levels are many, even to float32 and on a CPU, and log π ranges no wider."""
+        if levels.device.type != "cpu" or len(levels) < FEWEST:
+            return False
+        even = torch.linspace(levels[0].item(), levels[-1].item(), len(levels), dtype=torch.float64)
+        off, size = (levels - even).abs().max(), levels.abs().max()
+        spread = (log_prior.amax(-1) - log_prior.amin(-1)).max()
+        return bool(off <= torch.finfo(torch.float32).eps * size) and bool(spread <= PRIOR_RANGE)
+
+    def moments(
+        self, centre: Tensor, linear: Tensor, quadratic: Tensor, spread: bool
+    ) -> tuple[Tensor, ...]:
+        """E[δ] and, if ``spread``, Var δ and Cov(δ, δ²), all (B, d) like the arguments c, α, β."""
+        B, d = centre.shape
+        flat = [t.reshape(-1) for t in (centre, linear, quadratic)]
+        found = centre.new_empty(3 if spread else 1, B * d)
+        sums = _Sums(max(WEIGHTS, self.n), spread)
+        dimension = torch.arange(d + PAIRS).remainder_(d)
+        for i in range(0, B * d, PAIRS):
+            pairs, out = torch.stack([t[i : i + PAIRS] for t in flat]), found[:, i : i + PAIRS]
+            j = dimension[i % d :][: pairs.shape[1]]
+            left = self._flat(pairs, j, out, sums)
+            if len(left):
+                self._peaked(pairs.index_select(1, left), j[left], left, out, sums)
+        return found.reshape(-1, B, d).unbind()
+
+    def _flat(self, pairs: Tensor, j: Tensor, out: Tensor, sums: _Sums) -> Tensor:
+        """Fills in the pairs that a rule serves; the indices of the others."""
+        half, middle = (self.last - self.first) / 2, (self.last + self.first) / 2
+        c, alpha, beta = pairs
+        delta = middle - c
+        tilts = torch.stack([half * (alpha + 2 * beta * delta), half**2 * beta])
+        B, C = tilts.abs()
+        left = torch.ones_like(j, dtype=torch.bool)
+        for rule in self.rules:
+            mine = left & (rule.linear * B + rule.quadratic * C <= rule.most)
+            index = mine.nonzero()[:, 0]
+            if len(index) == 0:
+                continue
+            left &= ~mine
+            mean, *central = sums.by_rule(rule, j[index], tilts.index_select(1, index))
+            mean = delta[index] + half * mean
+            values = [mean]
+            if central:
+                variance, skew = half**2 * central[0], half**3 * central[1]
+                values += [variance, skew + 2 * mean * variance]
+            out.index_copy_(1, index, torch.stack(values))
+        return left.nonzero()[:, 0]
+
+    def _peaked(self, pairs: Tensor, j: Tensor, places: Tensor, out: Tensor, sums: _Sums) -> None:
+        """Fills in pairs at their places by windows, or by all levels."""
+        n, h = self.n, self.gap
+        top = self._top(pairs, self.fall[j])
+        left = torch.ones_like(j, dtype=torch.bool)
+        for size in (*self.windows, n):
+            mine = left if size == n else left & (top.radius <= size // 2)
+            index = mine.nonzero()[:, 0]
+            if len(index) == 0:
+                continue
+            left = left & ~mine
+            k = top.level[index]
+            s, b, c = torch.stack([top.slope, top.curvature, pairs[0]]).index_select(1, index)
+            if size == n:  # t counts from the middle
+                D = n // 2 - k
+                rows, table = j[index], self.padded[:, self.margin : self.margin + n]
+                constant, s = (s - b * D) * D, s - 2 * b * D
+                k = torch.full_like(k, n // 2)
+            else:
+                rows = j[index] * self.padded.shape[1] + k + (self.margin - size // 2)
+                table = self.padded.as_strided((self.padded.numel() - size + 1, size), (1, 1))
+                constant = torch.zeros_like(s)
+            mean, *central = sums.by_levels(table, rows, torch.stack([constant, s, -b], -1))
+            mean = self.levels[k] - c + h * mean
+            values = [mean]
+            if central:
+                variance, skew = h**2 * central[0], h**3 * central[1]
+                values += [variance, skew + 2 * mean * variance]
+            out.index_copy_(1, places[index], torch.stack(values).to(out.dtype))
+
+    def _top(self, pairs: Tensor, fall: Tensor) -> _Top:
+        """Where the quadratic is largest, and how far from there it has fallen by ``fall``."""
+        last, h = self.n - 1, self.gap
+        c, alpha, beta = pairs
+        slope, b = alpha * h, beta * -(h * h)  # per level, at c
+        at = (c - self.first) / h
+        chord = slope - 2 * b * (last / 2 - at)
+        convex = ~(b > 0)
+        end = torch.where(chord > 0, float(last), 0.0)
+        k = torch.where(convex, end, at + slope / (2 * b)).nan_to_num_(0.0).clamp_(0, last).round_()
+        level = k.long()
+        s = slope - 2 * b * ((self.levels[level] - c) / h)
+        # how fast it falls: from an end inwards, else on the slower side; if convex, as its chord
+        fast = torch.where(k == 0, -s, torch.where(k == last, s, -s.abs()))
+        fast = torch.where(convex, chord.abs(), fast)
+        at_least = b.clamp_min(TINY)
+        fast, far = (fast / at_least).clamp_max_(STEEP), fall / at_least
+        root = torch.sqrt(fast.square() + 4 * far)  # r² + fast r = far
+        radius = torch.where(fast < 0, (root - fast) / 2, 2 * far / (root + fast))
+        return _Top(level, s, b, radius)
+
+
+class _Sums:
+    """Means and central moments of pairs, in buffers of ``room`` weights."""
+
+    def __init__(self, room: int, spread: bool) -> None:
+        self.weights, self.wide = torch.empty(room), torch.empty(room, dtype=torch.float64)
+        self.powers = range(4 if spread else 2)
+
+    def by_rule(self, rule: _Rule, j: Tensor, tilts: Tensor) -> tuple[Tensor, ...]:
+        """E[x] and, if wanted, E(x - E x)² and E(x - E x)³ of every pair.
+
+        Args:
+            j: dimensions (pairs,);  tilts: B and C, (2, pairs).
+        """
+        pairs, M = len(j), rule.x.shape[1]
+        found = tilts.new_empty(len(self.powers) - 1, pairs)
+        step = len(self.weights) // M
+        for i in range(0, pairs, step):
+            R = slice(i, min(i + step, pairs))
+            shape = (R.stop - R.start, M)
+            buffers = (self.weights, *self.wide.view(torch.float32).chunk(2))
+            w, x, wx = (b[: math.prod(shape)].view(shape) for b in buffers)
+            torch.index_select(rule.x, 0, j[R], out=x)
+            torch.index_select(rule.log_weight, 0, j[R], out=w)
+            B, C = tilts[:, R].unsqueeze(-1)
+            w.addcmul_(torch.addcmul(B, C, x, out=wx), x).exp_()
+            total = w.sum(-1)
+            mean = torch.div(torch.mul(w, x, out=wx).sum(-1), total, out=found[0, R])
+            if len(found) > 1:
+                x.sub_(mean.unsqueeze(-1))
+                torch.div(w.mul_(x).mul_(x).sum(-1), total, out=found[1, R])
+                torch.div(w.mul_(x).sum(-1), total, out=found[2, R])
+        return found.unbind()
+
+    def by_levels(self, table: Tensor, rows: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
+        """E[t] and, if wanted, E(t - E t)² and E(t - E t)³ of every pair, in float64.
+
+        Args:
+            table: log π (…, size);  rows: of it, (pairs,).
+            coefficients: (pairs, 3) of 1, t and t² in the tilt, t = -size//2 … .
+        """
+        pairs, size = len(rows), table.shape[1]
+        t = torch.arange(size, dtype=torch.float64) - size // 2
+        powers = torch.stack([t**i for i in self.powers], -1)
+        quadratic = torch.stack([t**0, t, t**2]).float()
+        raw = powers.new_empty(pairs, len(self.powers))
+        step = len(self.weights) // size
+        for i in range(0, pairs, step):
+            R = slice(i, min(i + step, pairs))
+            shape = (R.stop - R.start, size)
+            w, wide = (b[: shape[0] * size].view(shape) for b in (self.weights, self.wide))
+            torch.index_select(table, 0, rows[R], out=w)
+            wide.copy_(w.addmm_(coefficients[R], quadratic).clamp_(FLOOR, CEILING).exp_())
+            torch.mm(wide, powers, out=raw[R])
+        total, *moments = raw.unbind(-1)
+        mean, *others = (m / total for m in moments)
+        if not others:
+            return (mean,)
+        square, cube = others
+        variance = square - mean * mean
+        return mean, variance, cube - mean * (square + 2 * variance)
