@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
-__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
+__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "Ensemble", "LogSNREmbedding", "MapMLP", "UNet"]
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
@@ -397,6 +397,46 @@ class UNet(Restorable, nn.Module):
                 f"the size {self.levels - 1} times and need at least {smallest}×{smallest}; give "
                 "fewer multipliers"
             )
+
+
+class Ensemble(Recorded, nn.Module):
+    """Networks that are trained apart, each on its part of every batch, and averaged in use.
+
+    In training datum i is the i mod M-th member's alone, so that a step costs what one member's
+    does. In evaluation mode the output is the average of all of them, and costs M calls. What one
+    member has learned by heart of few data is not what another has.
+
+    Args:
+        members: M networks, called alike.
+
+    Call: as of each member.
+
+    Raises:
+        ValueError: no members.
+
+    Example:
+        >>> network = Ensemble([UNet(1, base=8, multipliers=(1,)) for _ in range(2)])
+        >>> network.eval()(torch.randn(4, 1, 8, 8), torch.zeros(4)).shape
+        torch.Size([4, 1, 8, 8])
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        if not len(self.members):
+            raise ValueError("members is empty, expected networks, e.g. [UNet(1), UNet(1)]")
+        self.context_size = int(getattr(self.members[0], "context_size", 0))
+
+    def forward(self, x: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
+        M = len(self.members)
+        if not self.training:
+            return torch.stack([member(x, log_snr, *context) for member in self.members]).mean(0)
+        rows = [torch.arange(i, len(x), M, device=x.device) for i in range(min(M, len(x)))]
+        parts = [
+            member(x[mine], log_snr[mine], *(c[mine] for c in context))
+            for member, mine in zip(self.members, rows, strict=False)
+        ]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 class _ResidualBlock(nn.Module):
