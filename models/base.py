@@ -35,10 +35,11 @@ from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import UNet
+from pyro_mdm.networks import Ensemble, UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 from pyro_mdm.scores.wrapping import wrapping
 from pyro_mdm.support.checks import describe
 
@@ -555,11 +556,16 @@ class ImageProblem(Problem):
 
     max_log_snr: float = 13.0
     num_levels: int = 256
-    form: Literal["tilt", "logits"] = "tilt"
-    """What a discrete denoiser's network gives a pixel: two tilts, or a logit for each level."""
+    form: Form = "tilt"
+    """What a discrete denoiser's network gives a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
-    """Options of :class:`UNet` by name; the first is the default."""
+    """Options of :class:`UNet` by name; the first is the default. Two more are ``form``, in place
+    of the class's, and ``members``, the size of an :class:`~pyro_mdm.networks.Ensemble`."""
+
+    recipe: ClassVar[str | None] = None
+    """The one of ``networks`` that ``inference.train`` takes if none is asked for; None: the first.
+    """
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""
@@ -594,6 +600,8 @@ class ImageProblem(Problem):
             self.learning_rate = self.learning_rates[self.network_name]
         super().__init__(holdout=holdout)
         self._check_size()
+        if self.network_name is not None:
+            self.form = self.networks[self.network_name].get("form", self.form)
         self.levels = torch.linspace(-1.0, 1.0, self.num_levels, dtype=torch.float64)
         self.dequantization: LogitDequantization | None = None
         if protocol == "discrete":
@@ -650,7 +658,12 @@ class ImageProblem(Problem):
                 f"{type(self).__name__} names no U-Net in networks and has no method network; "
                 "see models/digits.py"
             )
-        return UNet(inputs, outputs, **self.networks[self.network_name])
+        options = dict(self.networks[self.network_name])
+        options.pop("form", None)
+        members = options.pop("members", 1)
+        if members == 1:
+            return UNet(inputs, outputs, **options)
+        return Ensemble([UNet(inputs, outputs, **options) for _ in range(members)])
 
     @property
     def dequantized_levels(self) -> int | None:
@@ -678,7 +691,7 @@ class ImageProblem(Problem):
                 f"score is {discrete.__name__}, whose levels are of pixels, and "
                 f"{type(diffusion).__name__} noises {diffusion.transform}; use --score denoiser"
             )
-        outputs = 2 if self.form == "tilt" else self.num_levels
+        outputs = outputs_of(self.form, self.num_levels)
         network, options = self._denoiser_network(diffusion, outputs), self._told(diffusion)
         denoiser = discrete.fit(network, self.fit_x(), self.num_levels, form=self.form, **options)
         return _wrapped(denoiser, diffusion)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 
-__all__ = ["DiscreteDenoiser"]
+__all__ = ["DiscreteDenoiser", "outputs_of"]
 
-Form = Literal["tilt", "logits"]
+Form = Literal["tilt", "mixture", "logits"]
+
+COMPONENTS = 3
+"""Tilts of a mixture."""
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for what baseline_kl has found
 NIL = -60.0  # log-odds that change no sum; of far smaller ones float32 is subnormal, and slow
@@ -35,6 +38,10 @@ class DiscreteDenoiser(DenoiserScore):
     N(μ, σ²), and w at least half the smallest gap. f(F2) = F2 for F2 < 0 and
     ½ tanh(2 F2) else, so that a tilt can cancel the curvature of the noise but never exceed it by
     more than the prior's own. Costs no tensor with a level axis after the forward pass.
+    ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
+    mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three times
+    a tilt's work beside the network. Component r has the sum of the first r outputs for its F1, so
+    that the three part ways in training.
     ``form="logits"``, for few: T_jk = F_k, one output per level.
 
     At F = 0 the bound is that of the independent dimensions π.
@@ -42,11 +49,11 @@ class DiscreteDenoiser(DenoiserScore):
     Args:
         network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), μ and σ² the mean and
             variance of π, σ² at least half its average over dimensions; returns
-            (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, or (n, levels·C, *spatial),
-            arranged levels × C.
+            (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial), arranged (F1,
+            F2, log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged levels × C.
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
-        form: "tilt" or "logits"; None: logits up to 32 levels.
+        form: "tilt", "mixture" or "logits"; None: logits up to 32 levels, else a tilt.
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
             twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
 
@@ -80,8 +87,8 @@ class DiscreteDenoiser(DenoiserScore):
         n = len(values)
         if form is None:
             form = "logits" if n <= 32 else "tilt"
-        if form not in ("tilt", "logits"):
-            raise ValueError(f"form is {form!r}, expected 'tilt' or 'logits'")
+        if form not in get_args(Form):
+            raise ValueError(f"form is {form!r}, expected one of {', '.join(get_args(Form))}")
         log_prior = discrete.check_log_prior(log_prior, n)
         super().__init__(network, tuple(log_prior.shape[:-1]), maps)
         self.form: Form = form
@@ -122,7 +129,7 @@ class DiscreteDenoiser(DenoiserScore):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        return len(self.levels) if self.form == "logits" else 2
+        return outputs_of(self.form, len(self.levels))
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
         lam, batch_dim = log_snr, self._batch_dim(z)
@@ -140,7 +147,12 @@ class DiscreteDenoiser(DenoiserScore):
             centre, delta, odds = self._level_odds(z, lam, F, k)
             odds = (odds - odds.detach().amax(k, keepdim=True)).clamp_min(NIL)
             return centre + (odds.softmax(k) * delta).sum(k)
-        return self._mean(*self._tilted(z, lam, F))
+        if self.form == "mixture":
+            tilts, log_weights = self._components(z, F)
+            means = [self._mean(*self._tilted(z, lam, *tilt)) for tilt in tilts]
+            mixed = (weight.exp() * mean for weight, mean in zip(log_weights, means, strict=True))
+            return torch.stack([*mixed]).sum(0)
+        return self._mean(*self._tilted(z, lam, *F.unbind(self._batch_dim(z))))
 
     def log_probs(self, z: Tensor, log_snr: Number) -> Tensor:
         """log p_θ(x_j = v_k | z, λ), (*batch, *event_shape, n): levels last, all in memory."""
@@ -157,8 +169,16 @@ class DiscreteDenoiser(DenoiserScore):
                 k = self._batch_dim(z)
                 odds = self._level_odds(z, lam, F, k)[2].movedim(k, -1)
                 return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
-            tilted = self._tilted(z, lam, F)
-            return likelihoods.LevelPosterior(self.levels, self.log_prior, *tilted, z.dtype)
+            if self.form == "mixture":
+                tilts, log_weights = self._components(z, F)
+                log_probs = [
+                    weight.unsqueeze(-1) + self._tilted_law(z, lam, *tilt).log_probs()
+                    for tilt, weight in zip(tilts, log_weights, strict=True)
+                ]
+                mixed = torch.stack(log_probs).logsumexp(0)
+                event_dim = z.dim() - self._batch_dim(z)
+                return likelihoods.LevelCategorical(self.levels, mixed, event_dim)
+            return self._tilted_law(z, lam, *F.unbind(self._batch_dim(z)))
 
     @property
     def typical(self) -> Tensor:
@@ -272,9 +292,23 @@ class DiscreteDenoiser(DenoiserScore):
         self.check_log_snr(lam)
         return self.call_network(self.inputs(z, lam), lam, batch_dim, self.outputs), lam
 
-    def _tilted(self, z: Tensor, lam: Tensor, F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _components(self, z: Tensor, F: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """F1 and F2 of each tilt of a mixture, and their log-weights; each like z."""
+        k = self._batch_dim(z)
+        F1, F2, log_weights = F.chunk(3, k)
+        tilts = zip(F1.cumsum(k).unbind(k), F2.unbind(k), strict=True)
+        return [*tilts], [*log_weights.log_softmax(k).unbind(k)]
+
+    def _tilted_law(
+        self, z: Tensor, lam: Tensor, F1: Tensor, F2: Tensor
+    ) -> likelihoods.LevelPosterior:
+        tilted = self._tilted(z, lam, F1, F2)
+        return likelihoods.LevelPosterior(self.levels, self.log_prior, *tilted, z.dtype)
+
+    def _tilted(
+        self, z: Tensor, lam: Tensor, F1: Tensor, F2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Centre c, α and β of the log-odds log π + α δ + β δ², δ = v_k - c; each like z."""
-        F1, F2 = F.unbind(self._batch_dim(z))
         F2 = torch.where(F2 < 0, F2, 0.5 * torch.tanh(2 * F2))
         mu, s2, v = self._scales(z, lam)
         m = mu + s2 / (s2 + v) * (z - mu)
@@ -313,3 +347,8 @@ class DiscreteDenoiser(DenoiserScore):
         delta = levels - c
         prior = self.log_prior.to(z.dtype).movedim(-1, 0)
         return c.squeeze(k), delta, F + prior + (alpha + beta * delta) * delta
+
+
+def outputs_of(form: Form, levels: int) -> int:
+    """How many numbers the network gives for each dimension of data of so many levels."""
+    return {"tilt": 2, "mixture": 3 * COMPONENTS, "logits": levels}[form]

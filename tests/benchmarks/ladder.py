@@ -43,7 +43,6 @@ from pyro_mdm import VPSDE, DiffusionGuide, randomness
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.networks import UNet
-from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.progress import progress_bar
 
 PROBLEMS: dict[str, type[ImageProblem]] = {
@@ -216,22 +215,6 @@ def orthogonal(trainee: Trainee) -> Iterator[None]:
         yield
 
 
-class Tilts(DiscreteDenoiser):
-    """A mixture of three tilts, weighted by the network: nine outputs for each dimension."""
-
-    outputs = 9  # type: ignore[assignment]
-
-    def _x_hat(self, z: Tensor, lam: Tensor, F: Tensor) -> Tensor:
-        k = self._batch_dim(z)
-        F1, F2, weights = F.chunk(3, k)
-        start = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, *[1] * (z.dim() - k))
-        means = [
-            self._mean(*self._tilted(z, lam, torch.stack([f1, f2], k)))
-            for f1, f2 in zip((F1 + start).unbind(k), F2.unbind(k), strict=True)
-        ]
-        return (weights.softmax(k) * torch.stack(means, k)).sum(k)
-
-
 # -- rungs -----------------------------------------------------------------------------------------
 
 
@@ -246,10 +229,9 @@ class Rung:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``inference.train``; those that are factors are relative to the data set's."""
     network: Mapping[str, Any] = field(default_factory=dict)
-    """Of the U-Net."""
+    """Of the data set's network, as ``networks`` has them."""
     around: Callable[..., nn.Module] | None = None
-    """A network in place of the U-Net."""
-    form: str | None = None
+    """A network in place of it."""
     during: Callable[[Trainee], AbstractContextManager[None]] = _untouched
 
 
@@ -273,44 +255,45 @@ RUNGS: dict[str, Rung] = {
     "shifts, told": Rung(around=Shifted, during=shifting),
     "Fourier features": Rung(around=Fourier),
     "self-conditioning": Rung(around=SelfConditioned),
-    "two tilts": Rung(form="tilt"),
-    "mixture of three tilts": Rung(form="tilts"),
+    "two tilts": Rung(network={"form": "tilt"}),
+    "mixture of three tilts": Rung(network={"form": "mixture"}),
     "antithetic noise": Rung(during=antithetic),
     "constant rate": Rung({"decay": "constant"}),
     "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
     "clip at the median": Rung(during=clipping),
     "Muon": Rung(during=orthogonal),
+    "two members": Rung(network={"members": 2}),
+    "adaptive times, batches of 32": Rung({"times": "adaptive", "batch_size": 32}),
+    "adaptive times, batches of 32, mixture": Rung(
+        {"times": "adaptive", "batch_size": 32}, {"form": "mixture"}
+    ),
+    "adaptive times, dropout, two members": Rung(
+        {"times": "adaptive"}, {"members": 2, "dropout": (0.0, 0.3, 0.3)}
+    ),
 }
 
 
 def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) -> Trainee:
     """What is trained; all rungs of a seed have one order of the data, noise and first weights."""
     cls = PROBLEMS[model]
-    options = dict(next(iter(cls.networks.values()))) | dict(rung.network)
-    form = {None: cls.form, "tilt": "tilt", "tilts": "tilt"}[rung.form]
+    changed = dict(next(iter(cls.networks.values()))) | dict(rung.network)
+    around = rung.around
 
     class Changed(cls):  # type: ignore[misc, valid-type]
-        def network(self, inputs: int, outputs: int) -> nn.Module:
-            outputs = Tilts.outputs * inputs if rung.form == "tilts" else outputs  # type: ignore[operator]
-            if rung.around is not None:
-                return rung.around(inputs, outputs, self, **options)
-            return UNet(inputs, outputs, **options)
+        networks = {"changed": changed}  # noqa: RUF012
+        if around is not None:
 
-    Changed.form = form
+            def network(self, inputs: int, outputs: int) -> nn.Module:
+                return around(inputs, outputs, self, **changed)
+
     torch.manual_seed(loading.seed_from(seed, "weights"))
     problem = Changed(holdout=True)
     diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
-    model_ = problem.build(diffusion, score=Tilts if rung.form == "tilts" else DiscreteDenoiser)
-    settings = dict(rung.settings)
-    rate = settings.pop("rate", 1.0) * cls.learning_rate
-    if (times := settings.pop("times", None)) is not None:
-        model_.score_function.times = times
-    decided = {"steps": steps, "batch_size": 128, "learning_rate": rate, "sampler_steps": 1}
-    return Trainee(
-        fabric,
-        Programs(problem, model_, DiffusionGuide(diffusion)),
-        Decided(**decided | {"seed": seed} | settings),
-    )
+    programs = Programs(problem, problem.build(diffusion), DiffusionGuide(diffusion))
+    settings = {"times": "log_volume", "batch_size": 128, "rate": 1.0} | dict(rung.settings)
+    programs.model.score_function.times = settings["times"]
+    settings["learning_rate"] = settings.pop("rate") * cls.learning_rate
+    return Trainee(fabric, programs, Decided(steps=steps, seed=seed, sampler_steps=1, **settings))
 
 
 def ratios(model: str, names: list[str], fabric: Fabric, turns: int = 7) -> dict[str, float]:
