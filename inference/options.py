@@ -147,7 +147,8 @@ class Score:
         score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
             module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
             without a closed form.
-        network: of images: small, paper, … see the data set's file; by default its first.
+        network: of images: small, paper, … see the data set's file; by default the one it names
+            for training, or its first.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
             network_posterior, module:Name or file.py:Name; by default the data set's own.
         decoder: of dequantized images: tweedie, of x by the denoised state (by default), or

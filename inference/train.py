@@ -13,6 +13,7 @@ weights, on one kind of machine bit for bit.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import platform
 import signal
@@ -78,7 +79,7 @@ def train(
         return _resume(given, given.resume)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
-    asked = _with_absolute_names(given.training)
+    asked = _with_recipe(_with_absolute_names(given.training))
     programs = loading.build(asdict(asked))  # mistakes show before a folder is made
     check_effects(asked, programs)
     settings = decide(asked, programs)
@@ -117,6 +118,14 @@ def _with_absolute_names(settings: Training) -> Training:
     found = {option: getattr(settings, option) for option in names.NAMED}
     found = {option: names.absolute_name(name) for option, name in found.items() if name}
     return replace(settings, **found)
+
+
+def _with_recipe(settings: Training) -> Training:
+    """The network that the data set is trained with if none is asked for."""
+    found = names.find("model", settings.model)
+    if settings.network is None and inspect.isclass(found) and issubclass(found, ImageProblem):
+        return replace(settings, network=found.recipe)
+    return settings
 
 
 def decide(settings: Training, programs: Programs) -> Decided:

@@ -45,6 +45,7 @@ from pyro_mdm.support.checks import describe
 
 __all__ = [
     "FIT_SIZE",
+    "MIXTURE",
     "PAPER",
     "PUBLISHED",
     "SCORES",
@@ -76,6 +77,9 @@ FIT_PATHS, FIT_STATES = 512, 2**25
 
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
 """A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
+
+MIXTURE: dict[str, Any] = SMALL | {"form": "mixture"}
+"""The same, with a mixture of three tilts for each pixel."""
 
 PAPER: dict[str, Any] = {
     "base": 128,

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import PAPER, SMALL, FileImages
+from models.base import MIXTURE, PAPER, SMALL, FileImages
 from models.files import DataError, Published, idx_images, idx_labels, python_command
 
 __all__ = ["FashionMNIST"]
@@ -47,7 +47,8 @@ class FashionMNIST(FileImages):
     steps = 10_000
     learning_rate = 2e-3
     contexts = ("labels",)
-    networks: ClassVar = {"small": SMALL, "paper": PAPER}
+    recipe = "mixture"
+    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE, "paper": PAPER}
 
     def parts(self) -> tuple[Tensor, Tensor]:
         train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import PAPER, PUBLISHED, SMALL, FileImages
+from models.base import MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import Published, idx_images, idx_labels, python_command
 
 __all__ = ["MNIST"]
@@ -36,7 +36,13 @@ class MNIST(FileImages):
     steps = 10_000
     learning_rate = 2e-3
     contexts = ("labels",)
-    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
+    recipe = "mixture"
+    networks: ClassVar = {
+        "small": SMALL,
+        "mixture": MIXTURE,
+        "paper": PAPER,
+        "published": PUBLISHED,
+    }
 
     def parts(self) -> tuple[Tensor, Tensor]:
         train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))

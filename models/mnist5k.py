@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import ImageProblem
+from models.base import MIXTURE, SMALL, ImageProblem
 
 __all__ = ["Mnist5k"]
 
 
 class Mnist5k(ImageProblem):
-    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
 
     4,500 images are trained on (4,000 with ``holdout``) and 500 are test, 50 of each digit.
     """
 
     name = "mnist5k"
     event_shape = (1, 28, 28)
-    steps = 1000
+    steps = 3000
+    batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
+    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE | {"dropout": (0.0, 0.3, 0.3)}}
+    recipe = "mixture"
 
     def load(self) -> Tensor:
         return torch.from_numpy(self._table()[:, :-1].copy()).view(-1, 1, 28, 28)

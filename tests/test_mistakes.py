@@ -567,7 +567,7 @@ SCORES: Mistakes = {
     ),
     "an unknown form": (
         lambda: DiscreteDenoiser.fit(unet(), IMAGES, levels=17, form="softmax"),
-        r"form is 'softmax', expected 'tilt' or 'logits'",
+        r"form is 'softmax', expected one of tilt, mixture, logits",
     ),
     "too few out_channels": (
         lambda: step(
