@@ -155,9 +155,10 @@ class Score:
             joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
         decoder_in_loss: false for the paper's training loss, without the decoder's term: the
             training objective is then no bound on data. Measurements always are.
-        times: law of the times of training: adaptive, more where gradients vary more (by default,
-            but for nonlinear guides and maps), log_volume, uniform in it, or in log SNR for
-            denoisers; or, of scores of the raw state, vpsde, the importance times of the paper.
+        times: law of the times of training: adaptive, more where gradients vary more; log_volume,
+            uniform in it, or in log SNR for denoisers; or, of scores of the raw state, vpsde, the
+            importance times of the paper. By default the data set's, but for nonlinear guides and
+            maps, which have their own.
         maps: tell a denoiser's network the log SNR of every dimension, for conditioning, and train
             it at levels (all dimensions at one), subsets (some observed, some left out),
             independent ones, or mixed, half of them levels. But for levels the training objective

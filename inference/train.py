@@ -152,7 +152,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     if settings.measure_every is None:
         decided["measure_every"] = max(250, decided["steps"] // 10)
     if settings.times is None and programs.model.diffusion.closed_form and decided["maps"] is None:
-        decided["times"] = programs.model.score_function.times = "adaptive"
+        decided["times"] = programs.model.score_function.times = problem.times
     chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
     if settings.sampler_steps is None:

@@ -36,7 +36,7 @@ from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import Ensemble, UNet
-from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.base import Score, Times
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
@@ -179,6 +179,9 @@ class Problem(ABC):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    times: ClassVar[Times] = "adaptive"
+    """Law of the times of training, of scores of linear diffusions, see
+    :attr:`~pyro_mdm.scores.base.Score.times`."""
 
     _rough = False
 

@@ -28,6 +28,7 @@ from pyro_mdm.support.settings import Restorable
 __all__ = [
     "Number",
     "Score",
+    "Times",
     "call_on_state",
     "check_fit",
     "level_of",
