@@ -296,7 +296,7 @@ def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) ->
     return Trainee(fabric, programs, Decided(steps=steps, seed=seed, sampler_steps=1, **settings))
 
 
-def ratios(model: str, names: list[str], fabric: Fabric, turns: int = 7) -> dict[str, float]:
+def ratios(model: str, names: list[str], fabric: Fabric, turns: int) -> dict[str, float]:
     """Processor seconds of a step of each rung over the base's, medians of turns."""
     found: dict[str, float] = {}
     for name in names:
@@ -377,6 +377,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=7, help="in which seconds are taken")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--table", action="store_true", help="of what is finished, and no more")
     options = parser.parse_args()
@@ -394,9 +395,9 @@ def main() -> None:
                 began = time.process_time()
                 trainee.step(step)
                 each.append(time.process_time() - began)
-            known["base"] = round(options.seconds / statistics.median(each[2:]))
+            known["base"] = max(1, round(options.seconds / statistics.median(each[2:])))
         missing = [name for name in names if name not in known]
-        for name, ratio in ratios(options.model, missing, fabric).items():
+        for name, ratio in ratios(options.model, missing, fabric, options.turns).items():
             known[name] = ratio
         costs.write_text(json.dumps(known, indent=1))
     found: dict[str, dict[int, dict[str, Any]]] = {}
@@ -407,9 +408,8 @@ def main() -> None:
                 if options.table:
                     continue
                 ratio = 1.0 if name == "base" else known[name]
-                done = run(
-                    options.model, name, seed, round(known["base"] / ratio), options.draws, fabric
-                )
+                steps = max(1, round(known["base"] / ratio))
+                done = run(options.model, name, seed, steps, options.draws, fabric)
                 path.write_text(json.dumps(done))
             result = json.loads(path.read_text())
             found.setdefault(name, {})[seed] = result

@@ -1,0 +1,88 @@
+"""The ladder of recipes: what its rungs change, its table, and that it is resumed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from inference.processes import start
+from tests.benchmarks import ladder
+from tests.benchmarks.ladder import RUNGS, trainee_of
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    return start("cpu", "32-true")
+
+
+def test_shifted_images_are_told_where_each_pixel_was(fabric):
+    trainee = trainee_of("digits", RUNGS["shifts, told"], 0, 10, fabric)
+    network = trainee.programs.model.score_function.network
+    (before,) = trainee.batches.gather(3)
+    with RUNGS["shifts, told"].during(trainee):
+        (after,) = trainee.batches.gather(3)
+    moved = (after != before).flatten(1).any(1)
+    assert 0.2 < moved.float().mean() < 0.8
+    rows, columns = ((network.places * 3.5 + 3.5).round().long()).unbind(1)
+    inside = (network.places.abs() <= 1).all(1)
+    n = torch.arange(len(before))[:, None, None]
+    was = before[n, 0, rows.clamp(0, 7), columns.clamp(0, 7)]
+    assert torch.equal(after[:, 0][inside], was[inside])
+    assert (after[:, 0][~inside] == 0).all() and not inside.all()
+    network.eval()  # measured are the data as they are
+    x, log_snr = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    network.network.outlet[-1].weight.data.normal_()
+    expected = network.network(torch.cat([x, network.own.expand(2, -1, -1, -1)], 1), log_snr)
+    assert torch.equal(network(x, log_snr), expected)
+
+
+def test_antithetic_noise_and_clipping_are_put_back(fabric):
+    normal = ladder.randomness.normal
+    trainee = trainee_of("digits", RUNGS["base"], 0, 10, fabric)
+    with RUNGS["antithetic noise"].during(trainee):
+        drawn = ladder.randomness.normal((6, 2), torch.float32, "cpu")
+        assert torch.equal(drawn[:3], -drawn[3:])
+    assert ladder.randomness.normal is normal
+    clip = trainee.fabric.clip_gradients
+    with RUNGS["clip at the median"].during(trainee):
+        trainee.step(0)
+    assert trainee.fabric.clip_gradients == clip
+
+
+def test_differences_are_paired_by_seed_and_image():
+    base = {
+        seed: {"bits": [1.0 + seed, 2.0 + seed], "objective": 1.0, "steps": 5, "seconds": 1.0}
+        for seed in range(3)
+    }
+    other = {
+        seed: r | {"bits": [b - 0.1 - 0.001 * seed for b in r["bits"]]} for seed, r in base.items()
+    }
+    text = ladder.table({"base": base, "better": other})
+    row = text.splitlines()[-1].split(" | ")
+    # seeds differ by 1, the paired differences are -0.100, -0.101 and -0.102: t(2) × 0.001/3^½
+    assert row[1] == "2.399 ± 0.577" and row[2] == "**-0.101 (-0.103 to -0.099)**"
+
+
+def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    words = ["--seconds", "0.1", "--draws", "1", "--turns", "2", "--rungs", "base", "batches of 32"]
+    words += ["--out", str(tmp_path)]
+    for seeds in (["0"], ["0", "1"]):
+        monkeypatch.setattr(sys, "argv", ["ladder", *words, "--seeds", *seeds])
+        before = {p: p.read_bytes() for p in tmp_path.glob("digits/*-0.json")}
+        ladder.main()
+        assert all(path.read_bytes() == was for path, was in before.items())
+    found = sorted(path.name for path in tmp_path.glob("digits/*.json"))
+    assert found == [
+        "base-0.json",
+        "base-1.json",
+        "batches_of_32-0.json",
+        "batches_of_32-1.json",
+        "costs.json",
+    ]
+    costs = json.loads((tmp_path / "digits" / "costs.json").read_text())
+    one = json.loads((tmp_path / "digits" / "batches_of_32-1.json").read_text())
+    assert one["steps"] == max(1, round(costs["base"] / costs["batches of 32"]))
+    assert "| batches of 32 |" in capsys.readouterr().out
