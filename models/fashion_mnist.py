@@ -44,7 +44,8 @@ class FashionMNIST(FileImages):
 
     name = "fashion_mnist"
     event_shape = (1, 28, 28)
-    steps = 10_000
+    steps = 30_000
+    batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
     recipe = "mixture"
