@@ -371,12 +371,16 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
         )
     if (times := settings.get("times")) is not None:
         score = model.score_function
-        for_raw = times == "vpsde" and isinstance(score, DenoiserScore)
-        if not diffusion.closed_form or for_raw:
+        if not diffusion.closed_form:
+            raise ValueError(
+                f"--times is {times}, and {settings['guide']} is simulated: the times of its paths "
+                "are those of --points; leave it out"
+            )
+        if times == "vpsde" and isinstance(score, DenoiserScore):
             raise ValueError(
                 f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
-                f"{type(score).__name__} under {settings['guide']} has a law of its own. Leave it "
-                "out, or use --score noise"
+                f"{type(score).__name__} has adaptive and log_volume. Leave it out, or use --score "
+                "noise"
             )
         if maps is not None:
             raise ValueError(

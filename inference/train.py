@@ -59,7 +59,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["Trainee", "check_alike", "decide", "train"]
+__all__ = ["Trainee", "check_alike", "decide", "train", "with_recipe"]
 
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
@@ -79,7 +79,7 @@ def train(
         return _resume(given, given.resume)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
-    asked = _with_recipe(_with_absolute_names(given.training))
+    asked = with_recipe(_with_absolute_names(given.training))
     programs = loading.build(asdict(asked))  # mistakes show before a folder is made
     check_effects(asked, programs)
     settings = decide(asked, programs)
@@ -120,11 +120,20 @@ def _with_absolute_names(settings: Training) -> Training:
     return replace(settings, **found)
 
 
-def _with_recipe(settings: Training) -> Training:
-    """The network that the data set is trained with if none is asked for."""
+def with_recipe(settings: Training) -> Training:
+    """The network that the data set is trained with if none is asked for.
+
+    A subclass that has networks or a form of its own does not inherit a recipe.
+    """
     found = names.find("model", settings.model)
-    if settings.network is None and inspect.isclass(found) and issubclass(found, ImageProblem):
-        return replace(settings, network=found.recipe)
+    if settings.network is not None or not inspect.isclass(found):
+        return settings
+    for cls in found.__mro__:
+        own = vars(cls)
+        if "recipe" in own:
+            return replace(settings, network=own["recipe"])
+        if "networks" in own or "form" in own or "network" in own:
+            break
     return settings
 
 

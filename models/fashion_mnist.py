@@ -31,7 +31,7 @@ INSTALL = "apt-get install --reinstall dataset-fashion-mnist"
 
 
 class FashionMNIST(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
 
     60,000 images are trained on (55,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
     Each file is read from ``<data>/FashionMNIST/raw``, where

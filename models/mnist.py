@@ -21,7 +21,7 @@ TEST_LABELS = Published("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203
 
 
 class MNIST(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
 
     60,000 images are trained on (55,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
     Read from ``<data>/MNIST/raw``, where ``torchvision.datasets.MNIST(data, download=True)`` puts

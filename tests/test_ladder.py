@@ -82,7 +82,11 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
         "batches_of_32-1.json",
         "costs.json",
     ]
+    monkeypatch.setattr(sys, "argv", ["ladder", *words, "--draws", "2"])
+    with pytest.raises(SystemExit):
+        ladder.main()
+    assert "was begun with {'seconds': 0.1, 'draws': 1}" in capsys.readouterr().err
     costs = json.loads((tmp_path / "digits" / "costs.json").read_text())
     one = json.loads((tmp_path / "digits" / "batches_of_32-1.json").read_text())
     assert one["steps"] == max(1, round(costs["base"] / costs["batches of 32"]))
-    assert "| batches of 32 |" in capsys.readouterr().out
+    assert "| batches of 32 |" in (tmp_path / "digits" / "table.md").read_text()

@@ -79,18 +79,24 @@ def test_draws_follow_the_root_of_the_mean_square():
     assert (weight * placed.cos()).mean().item() == pytest.approx(math.sin(1.0), rel=1e-4)
 
 
-@pytest.mark.parametrize("units", [1e-12, 1.0, 1e12])
-def test_the_units_of_a_loss_do_not_matter(units):
-    density = AdaptiveDensity()
-    u = (torch.arange(4 * BINS, dtype=torch.float64) + 0.5) / (4 * BINS)
-    for scale, law in ((1.0, torch.exp(-5 * u)), (units, torch.exp(5 * u))):
-        density.note(u, scale * law)
-        density.update()
-    one = AdaptiveDensity()
-    for law in (torch.exp(-5 * u), torch.exp(5 * u)):
-        one.note(u, law)
-        one.update()
-    torch.testing.assert_close(density.density, one.density)
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_it_is_the_same_whatever_a_loss_is_counted_in_and_however_many_data_a_step_has(n):
+    generator = torch.Generator().manual_seed(n)
+    found = []
+    for units in (1.0, 1e-12):
+        density = AdaptiveDensity()
+        generator.manual_seed(n)
+        for _ in range(6_000 // n):
+            u = torch.rand(n, generator=generator, dtype=torch.float64)
+            density.note(u, units * torch.exp(-5 * u))
+            density.update()
+        found.append(density.density)
+    torch.testing.assert_close(found[0], found[1])
+    if n == 64:  # of the last 50 steps
+        r = torch.exp(-2.5 * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS)
+        torch.testing.assert_close(found[0], 0.1 + 0.9 * r / r.mean(), rtol=0.05, atol=0)
+    else:
+        assert found[0][:4].mean() > 2 * found[0][-4:].mean()
 
 
 def test_gradients_that_are_not_finite_are_passed_over():
@@ -197,3 +203,11 @@ def test_what_it_knows_is_saved_with_the_score():
 def test_denoisers_have_no_importance_times_of_the_paper():
     with pytest.raises(ValueError, match="'vpsde', which is for scores of the raw state"):
         denoiser().times = "vpsde"
+
+
+def test_a_copy_that_is_told_something_has_times_of_its_own():
+    score = denoiser()
+    known = score.given_context(torch.zeros(1))
+    known.times = "adaptive"
+    assert known.time_density is not None
+    assert score.times == "log_volume" and score.time_density is None

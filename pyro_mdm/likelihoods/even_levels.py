@@ -156,7 +156,7 @@ class EvenLevels:
             left = self._flat(pairs, j, out, sums)
             if len(left):
                 self._peaked(pairs.index_select(1, left), j[left], left, out, sums)
-        return found.reshape(-1, B, d).unbind()
+        return found.reshape(len(found), B, d).unbind()
 
     def _flat(self, pairs: Tensor, j: Tensor, out: Tensor, sums: _Sums) -> Tensor:
         """Fills in the pairs that a rule serves; the indices of the others."""

@@ -21,7 +21,13 @@ from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.scores.density import AdaptiveDensity
-from pyro_mdm.support.checks import check_data, check_finite, check_network, check_weights
+from pyro_mdm.support.checks import (
+    check_data,
+    check_finite,
+    check_network,
+    check_weights,
+    tensor_device,
+)
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
 
@@ -73,7 +79,8 @@ class Score(Restorable, ExactBuffers, ABC):
         :class:`~pyro_mdm.scores.density.AdaptiveDensity`. ``"vpsde"``, for raw scores: the paper's,
         VPSDE's importance times, uniform in the log SNR that VPSDE has on the same clock b: density
         ∝ β/(1 - e^{-b}) (Song et al. 2021). All are weighted and differentiated to be unbiased; for
-        VPSDE the first and the last are one.
+        VPSDE the first and the last are one. Random maps of log SNR (``training_maps``), and scores
+        that are made of another one, such as conditioned ones, have times of their own.
         """
         return self._times
 
@@ -87,7 +94,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self).__name__}; expected 'log_volume', uniform in log SNR, or 'adaptive'"
             )
         if value != self._times:
-            self.time_density = AdaptiveDensity() if value == "adaptive" else None
+            own = AdaptiveDensity().to(tensor_device(self)) if value == "adaptive" else None
+            self.time_density = own
         self._times = value
 
     time_density: AdaptiveDensity | None
@@ -97,7 +105,7 @@ class Score(Restorable, ExactBuffers, ABC):
     def _drawn(self, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Parts u of the way for n data, (n,) float64, and their weights where these are not 1."""
         u = randomness.low_discrepancy(n, device)
-        if self.time_density is None or not self.training:
+        if self.time_density is None or self.times != "adaptive" or not self.training:
             return u, None
         return self.time_density.place(u)
 
@@ -232,6 +240,7 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         known = copy.copy(self)
         known.__dict__ = dict(self.__dict__)
+        known.__dict__["_modules"] = dict(self._modules)
         known._context_told, known._knows_unknown = context, knows_unknown
         return known
 

@@ -103,6 +103,5 @@ class AdaptiveDensity(ExactBuffers):
         if found is None or not bool(found.sum(1).gt(0).all()):
             return
         squares, counts = found
-        scale = counts.sum() / squares.sum()  # free of the units of the loss, which may change
-        self.squares.mul_(MEMORY).add_(squares * scale)
+        self.squares.mul_(MEMORY).add_(squares)
         self.counts.mul_(MEMORY).add_(counts)

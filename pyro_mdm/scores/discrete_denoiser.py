@@ -93,7 +93,7 @@ class DiscreteDenoiser(DenoiserScore):
         super().__init__(network, tuple(log_prior.shape[:-1]), maps)
         self.form: Form = form
         self._kl_tables: dict[tuple[float, int | None, int | None], Tensor] = {}
-        self._even: tuple[tuple[object, ...], EvenLevels | None] | None = None
+        self._even: tuple[Tensor, EvenLevels | None] | None = None
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
         mean = log_prior.exp() @ values
@@ -329,14 +329,13 @@ class DiscreteDenoiser(DenoiserScore):
 
     def _even_levels(self) -> EvenLevels | None:
         """Tables of the prior as it is, if they serve it."""
-        prior = self.log_prior
-        version = None if prior.is_inference() else prior._version
-        of = (prior.data_ptr(), version, prior.device)
-        if self._even is None or self._even[0] != of:
+        prior, kept = self.log_prior, self._even
+        if kept is None or kept[0].device != prior.device or not torch.equal(kept[0], prior):
             flat = prior.flatten(0, -2)
             serves = EvenLevels.serves(flat, self.levels)
-            self._even = of, EvenLevels(flat, self.levels) if serves else None
-        return self._even[1]
+            kept = prior.clone(), EvenLevels(flat, self.levels) if serves else None
+            self._even = kept
+        return kept[1]
 
     def _level_odds(self, z: Tensor, lam: Tensor, F: Tensor, k: int) -> tuple[Tensor, ...]:
         """Centre like z; δ and log-odds with the levels on axis k."""

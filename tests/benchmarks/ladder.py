@@ -386,6 +386,11 @@ def main() -> None:
     fabric = start("cpu", "32-true")
     costs = folder / "costs.json"
     known = json.loads(costs.read_text()) if costs.exists() else {}
+    asked = {"seconds": options.seconds, "draws": options.draws}
+    if known.setdefault("asked", asked) != asked:
+        parser.error(f"{folder} was begun with {known['asked']}, not {asked}; give another --out")
+    if options.table and not any(folder.glob("base-*.json")):
+        parser.error(f"{folder} has no base, which the others are compared with")
     names = ["base", *(name for name in options.rungs if name != "base")]
     if not options.table:
         if "base" not in known:

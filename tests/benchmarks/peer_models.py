@@ -405,7 +405,7 @@ class Mixture(Peer):
         super().__init__(tuple(train.shape[1:]), levels)
         flat = train.flatten(1).repeat(copies, 1)
         w = (flat + torch.rand(flat.shape)) / levels
-        # no variance is below that of a uniform law within a level
+        # variances are kept from 0: a uniform law within a level has this one
         floor = 1 / (12 * levels**2)
         self.mixture = GaussianMixture(
             components, covariance_type=covariance, reg_covar=floor / 10, random_state=seed

@@ -51,7 +51,7 @@ from inference import loading, recipe
 from inference.options import Options
 from inference.output import png
 from inference.processes import start
-from inference.train import Trainee, decide
+from inference.train import Trainee, decide, with_recipe
 from models.base import ImageProblem
 from pyro_mdm import bound
 from pyro_mdm.evaluation.estimates import Z95
@@ -256,7 +256,8 @@ def vdm(task: Task, data: Data) -> Trained:
 
 def diffusion(task: Task, data: Data, **options: Any) -> Trained:
     """As ``inference.train`` with these options does it, in as many steps as there is time for."""
-    asked = Options(model=task.model, seed=task.seed, accelerator="cpu", **options).training
+    given = Options(model=task.model, seed=task.seed, accelerator="cpu", **options)
+    asked = with_recipe(given.training)
 
     def trainee(steps: int | None = None) -> Trainee:
         programs = loading.build(asdict(asked))
