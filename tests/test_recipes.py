@@ -50,7 +50,7 @@ def test_a_recipe_is_read_and_names_what_there_is(
     assert {name: found[name] for name in given} == given  # no name is unknown or changed
     problem = MODELS[found["model"]]
     assert issubclass(problem, ImageProblem)
-    network = problem.networks[found["network"]]
+    network = {k: v for k, v in problem.networks[found["network"]].items() if k != "form"}
     channels = 1 if "mnist" in path.stem else 3
     with torch.device("meta"):
         size = sum(p.numel() for p in UNet(2 * channels, **network).parameters())

@@ -16,7 +16,7 @@ from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 
-__all__ = ["DiscreteDenoiser", "outputs_of"]
+__all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 
 Form = Literal["tilt", "mixture", "logits"]
 
