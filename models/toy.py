@@ -26,6 +26,7 @@ class Toy(Problem):
     max_log_snr = 11.0
     batch_size = 512
     learning_rate = 2e-3
+    times = "log_volume"
     contexts = ("labels",)
 
     def __init__(self, *, holdout: bool = False) -> None:

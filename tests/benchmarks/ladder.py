@@ -7,7 +7,8 @@ and the options of ``inference.train`` as they were before this ladder (uniform 
 a cosine, batches of 128). A rung has the base's time, not its steps: seconds of the processor for a
 step are taken in turns with the base's, and it has as many steps as the ratio of the medians says.
 Bounds are of the validation part, with the averaged weights; the test part is not looked at.
-Differences are paired by seed and image; their 95% intervals are for other seeds and other images.
+Differences are paired by seed and image; their 95% intervals are for other seeds and other images,
+of one seed for other images alone.
 A (rung, seed) that is finished is kept in ``--out``, so the program can be stopped and given again.
 """
 
@@ -353,15 +354,15 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
         if name != "base" and both:
             pairs = [(seeds[s]["bits"], base[s]["bits"]) for s in both]
             gap = torch.tensor(pairs, dtype=torch.float64).diff(dim=1).squeeze(1).neg()
-            less = f"{gap.mean():+.3f}"
-            if len(both) > 1:
-                n, m = gap.shape
-                by_seed, by_image = gap.mean(1).var() / n, gap.mean(0).var() / m
+            n, m = gap.shape
+            by_image, by_seed = gap.mean(0).var() / m, torch.zeros(())
+            if n > 1:
                 t = float(stats.t.ppf(0.975, n - 1))
-                half = math.sqrt(t**2 * float(by_seed) + Z95**2 * float(by_image))
-                low, high = float(gap.mean()) - half, float(gap.mean()) + half
-                less += f" ({low:+.3f} to {high:+.3f})"
-                less = f"**{less}**" if low * high > 0 else less
+                by_seed = (t / Z95) ** 2 * gap.mean(1).var() / n
+            half = Z95 * math.sqrt(float(by_image) + float(by_seed))
+            low, high = float(gap.mean()) - half, float(gap.mean()) + half
+            less = f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+            less = f"**{less}**" if n > 1 and low * high > 0 else less
         objective, steps, spent = (
             statistics.mean(result[key] for result in seeds.values())
             for key in ("objective", "steps", "seconds")
