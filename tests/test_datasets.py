@@ -400,7 +400,7 @@ def test_options_of_the_base_class_reach_it(make):
     assert problem.dequantized_levels == 256
     assert problem.learning_rate == 2e-4
     assert torch.equal(problem.to_images(problem.to_model_space(problem.test)), problem.test)
-    with pytest.raises(ValueError, match="--network is 'large', expected one of small, mixture, paper"):
+    with pytest.raises(ValueError, match="--network is 'large', expected one of small, mixture"):
         small.load(network="large")
 
 
