@@ -337,7 +337,8 @@ class Trainee:
             group["lr"] = rate * factor
         nats = self._gradients(step)
         if self.density is not None:
-            self.density.update(self._sum_of_processes)
+            # processes and float16 scale the loss, and a run may go on with others
+            self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
         clipped = self.fabric.clip_gradients(
             self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
         )

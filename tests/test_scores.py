@@ -452,9 +452,8 @@ def test_a_tilt_never_outweighs_the_noise_by_more_than_the_priors_curvature() ->
     score = discrete_score("256", "tilt", Constant(F))
     for lam in (-5.0, 3.0, 9.0, 13.0):
         z = noised(score.levels, torch.tensor([lam], dtype=torch.float64))
-        _, _, beta = score._tilted(
-            z, torch.tensor(lam).double(), score.network(z, z).reshape(1, 2, *EVENT)
-        )
+        F1, F2 = score.network(z, z).reshape(1, 2, *EVENT).unbind(1)
+        _, _, beta = score._tilted(z, torch.tensor(lam).double(), F1, F2)
         assert (beta <= 0.5 / score.data_variance + 1e-9).all()
 
 

@@ -91,11 +91,12 @@ class AdaptiveDensity(ExactBuffers):
         finite = squares.isfinite()
         self._noted.index_add_(1, b[finite], found[:, finite])
 
-    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+    def update(self, reduce: Callable[[Tensor], Tensor] | None = None, unit: float = 1.0) -> None:
         """Let the density follow what has been noted since the last time.
 
         Args:
             reduce: sums a tensor over processes.
+            unit: what gradients were multiplied by, if that may differ from step to step.
         """
         found, self._noted = self._noted, None
         if reduce is not None:
@@ -103,5 +104,5 @@ class AdaptiveDensity(ExactBuffers):
         if found is None or not bool(found.sum(1).gt(0).all()):
             return
         squares, counts = found
-        self.squares.mul_(MEMORY).add_(squares)
+        self.squares.mul_(MEMORY).add_(squares / unit**2)
         self.counts.mul_(MEMORY).add_(counts)
