@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from inference.cli import command_line
 from inference.loading import build_diffusion, load_trained
-from inference.options import GROUPS
+from inference.options import GROUPS, Training
 from inference.runs import Run
-from inference.train import train
+from inference.train import train, with_recipe
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
+from models.mnist5k import Mnist5k
 from pyro_mdm.likelihoods.gaussian import JointTweedie
 from pyro_mdm.networks import UNet
 
@@ -107,3 +108,26 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         model = load_trained(run.folder)[1].model
         assert isinstance(model.likelihood, JointTweedie) and model.score_function.times == "vpsde"
         assert model.diffusion.start_time.item() == pytest.approx(1e-3)
+
+
+class Renamed(Mnist5k):
+    networks: ClassVar = {"tiny": {"base": 4, "multipliers": (1,)}}
+
+
+class Formed(Mnist5k):
+    form = "logits"
+
+
+class Own(Mnist5k):
+    """Nothing of its own that a recipe is about."""
+
+
+def test_a_data_set_is_trained_by_the_network_that_it_names() -> None:
+    for name, wanted in (("mnist5k", "mixture"), ("digits", None), ("toy", None)):
+        assert with_recipe(Training(model=name)).network == wanted
+    assert with_recipe(Training(model="mnist5k", network="small")).network == "small"
+    for cls, wanted in ((Renamed, None), (Formed, None), (Own, "mixture")):
+        assert with_recipe(Training(model=f"{__file__}:{cls.__name__}")).network == wanted
+    older = Mnist5k()  # as a run that names no network builds it
+    assert (older.network_name, older.form) == ("small", "tilt")
+    assert Mnist5k(network="mixture").form == "mixture"

@@ -211,3 +211,22 @@ def test_a_copy_that_is_told_something_has_times_of_its_own():
     known.times = "adaptive"
     assert known.time_density is not None
     assert score.times == "log_volume" and score.time_density is None
+
+
+def test_what_is_noted_of_a_gradient_is_free_of_the_weight_of_its_draw():
+    density = filled(AdaptiveDensity())
+    before = density.squares.clone(), density.counts.clone()
+    u, weight = density.place((torch.arange(48, dtype=torch.float64) + 0.5) / 48)
+    assert weight.max() > 2 * weight.min()
+    size = 1 + torch.rand(50, dtype=torch.float64)
+    output = torch.zeros(50, 2, 3, dtype=torch.float64, requires_grad=True).mul(1.0)
+    density.watch(output, u, weight)  # the last two rows are of no draw
+    weights = torch.cat([weight, torch.ones(2, dtype=torch.float64)])
+    (weights * size * output.flatten(1).sum(1)).sum().backward()
+    density.update()
+    bins = (u * BINS).long()
+    squares = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, 6 * size[:48] ** 2)
+    torch.testing.assert_close(density.squares, 0.98 * before[0] + squares)
+    torch.testing.assert_close(
+        density.counts, 0.98 * before[1] + torch.bincount(bins, minlength=BINS)
+    )
