@@ -30,8 +30,8 @@ class AdaptiveDensity(ExactBuffers):
     It is constant in each of 24 bins, p_b = 0.1 + 0.9 r_b / mean(r), r_b² being a running mean of
     ‖∂h/∂F‖² for the integrand h and the network's output F of draws in the bin; uniform at first.
     A step is drawn by what earlier steps have found, and its weights are 1/p, so that every
-    estimate is unbiased (theory: Kingma et al., "Variational Diffusion Models", 2021, appendix I.1,
-    who fit such a density by its gradient).
+    estimate is unbiased. (Kingma et al., "Variational Diffusion Models", 2021, learn a schedule for
+    which the loss itself varies least.)
 
     Attributes:
         automatic: whether what a backward pass found counts from the next draw on. Where a batch
