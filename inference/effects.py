@@ -6,6 +6,7 @@ from typing import Any
 
 from inference.loading import Programs, check_ends
 from inference.options import Training
+from pyro_mdm.networks import Ensemble
 
 __all__ = ["check_effects", "start_note"]
 
@@ -28,6 +29,12 @@ def check_effects(settings: Training, programs: Programs) -> None:
     if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network
+    parts = programs.model.score_function.modules()
+    if settings.members > 1 and not any(isinstance(part, Ensemble) for part in parts):
+        raise ValueError(
+            f"--members {settings.members} has no effect: {settings.score} makes its network "
+            "itself, and it is one; leave it out, or make a pyro_mdm.networks.Ensemble there"
+        )
     if settings.channels_last and all(weight.dim() != 4 for weight in network.parameters()):
         raise ValueError(
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "

@@ -357,6 +357,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     )
     maps = settings.get("maps") or problem.default_maps
     problem.maps = maps is not None
+    problem.members = settings.get("members", 1)
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
     if maps is not None:
         _train_at_maps({**settings, "maps": maps}, model)

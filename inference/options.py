@@ -149,6 +149,9 @@ class Score:
             without a closed form.
         network: of images: small, paper, … see the data set's file; by default the one it names
             for training, or its first.
+        members: networks that are trained side by side, each on its part of every batch, and whose
+            mean is the score's. With as many times the batch size each is trained as one alone;
+            the bound of their mean is better where one learns few data by heart.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
             network_posterior, module:Name or file.py:Name; by default the data set's own.
         decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
@@ -168,6 +171,7 @@ class Score:
 
     score: str = "default"
     network: str | None = None
+    members: int = 1
     likelihood: str | None = None
     decoder: Literal["tweedie", "joint_tweedie"] | None = None
     decoder_in_loss: bool = True

@@ -133,6 +133,7 @@ LATER: dict[str, Any] = {
     "learn_stationary": False,
     "condition": None,
     "context_dropout": None,
+    "members": 1,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

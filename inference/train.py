@@ -518,7 +518,7 @@ def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
 
 def _check(settings: Decided, programs: Programs, processes: int) -> None:
     problem, diffusion = programs.problem, programs.model.diffusion
-    positive = "steps batch_size micro_batches learning_rate log_every measure_every clip "
+    positive = "steps batch_size micro_batches members learning_rate log_every measure_every clip "
     positive += "checkpoint_every draws num_samples sampler_steps"
     check_positive(**{name: getattr(settings, name) for name in positive.split()})
     for name in ("warmup", "weight_decay"):
@@ -539,6 +539,12 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
         raise ValueError(
             f"--batch_size {settings.batch_size} is shared by {processes} processes with "
             f"{settings.micro_batches} micro-batches each; expected a multiple of {pieces}"
+        )
+    if settings.members > settings.batch_size // pieces:
+        raise ValueError(
+            f"--members {settings.members} share a batch of {settings.batch_size} data in {pieces} "
+            f"piece{'s' if pieces > 1 else ''}; expected at most {settings.batch_size // pieces} "
+            "members: one datum of a piece for each"
         )
     for name in ("train", "validation", "test"):
         n = len(getattr(problem, name))

@@ -170,6 +170,9 @@ class Problem(ABC):
     contexts: ClassVar[tuple[str, ...]] = ()
     """What its data may be given, by name: whole numbers are labels, others vectors."""
 
+    members: int = 1
+    """How many networks a score has the mean of, see :class:`~pyro_mdm.networks.Ensemble`."""
+
     maps: bool = False
     """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
 
@@ -486,8 +489,12 @@ class Problem(ABC):
         latent = 0 if diffusion.context is None else diffusion.context.size
         network = self.network(inputs + latent, outputs)
         if more := self._told_as_channels(network):
-            return self.network(inputs + more, outputs)
-        return network
+            inputs, latent = inputs + more, 0
+            network = self.network(inputs, outputs)
+        if self.members == 1:
+            return network
+        others = [self.network(inputs + latent, outputs) for _ in range(self.members - 1)]
+        return Ensemble([network, *others])
 
     def _told_as_channels(self, network: nn.Module) -> int:
         """How many channels more a network needs for what its data are given."""
@@ -567,8 +574,8 @@ class ImageProblem(Problem):
     """What a discrete denoiser's network gives a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
-    """Options of :class:`UNet` by name; the first is the default. Two more are ``form``, in place
-    of the class's, and ``members``, the size of an :class:`~pyro_mdm.networks.Ensemble`."""
+    """Options of :class:`UNet` by name; the first is the default. ``form`` may be among them, in
+    place of the class's."""
 
     recipe: ClassVar[str | None] = None
     """The one of ``networks`` that ``inference.train`` takes if none is asked for; None: the first.
@@ -667,10 +674,7 @@ class ImageProblem(Problem):
             )
         options = dict(self.networks[self.network_name])
         options.pop("form", None)
-        members = options.pop("members", 1)
-        if members == 1:
-            return UNet(inputs, outputs, **options)
-        return Ensemble([UNet(inputs, outputs, **options) for _ in range(members)])
+        return UNet(inputs, outputs, **options)
 
     @property
     def dequantized_levels(self) -> int | None:

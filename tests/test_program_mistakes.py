@@ -120,6 +120,10 @@ def no_score(problem, diffusion):
     return 3
 
 
+def alone(problem, diffusion):
+    return RawScore(MLP(4, hidden=8, depth=1))
+
+
 class Needy(RawScore):
     def __init__(self, network, depth):
         super().__init__(network)
@@ -396,6 +400,17 @@ CASES: dict[str, tuple[str, int, str]] = {
     "channels of points": (f"{POINTS} --channels_last", 1, "--channels_last has no effect on MLP"),
     "nothing to overwrite": (f"{POINTS} --overwrite", 1, "--overwrite replaces a run in .*--run"),
     "a large batch": (f"{POINTS} --batch_size 81", 1, "is 81, expected at most the 80 training"),
+    "no members": (f"{POINTS} --members 0", 1, "--members is 0, expected a positive number"),
+    "members without data": (
+        f"{POINTS} --members 20",
+        1,
+        "--members 20 share a batch of 16 data in 1 piece; expected at most 16 members",
+    ),
+    "members of a network of one's own": (
+        f"{POINTS} --guide cld --score {{own}}/own.py:alone --members 2",
+        1,
+        "has no effect: .*own.py:alone makes its network itself",
+    ),
     "an uneven batch": (f"{POINTS} --micro_batches 3", 1, "expected a multiple of 3"),
     "no steps": (f"{POINTS} --steps 0", 1, "--steps is 0, expected a positive number"),
     "a negative warm-up": (f"{POINTS} --warmup -1", 1, "--warmup is -1, expected 0 or more"),

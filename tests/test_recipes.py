@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +14,17 @@ import yaml
 from torch import Tensor
 
 from inference.cli import command_line
-from inference.loading import build_diffusion, load_trained
+from inference.loading import build, build_diffusion, load_trained
 from inference.options import GROUPS, Training
 from inference.runs import Run
 from inference.train import train, with_recipe
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
+from pyro_mdm import MDM_ELBO, DiffusionGuide
 from pyro_mdm.likelihoods.gaussian import JointTweedie
-from pyro_mdm.networks import UNet
+from pyro_mdm.networks import MLP, Ensemble, UNet
+from tests.brief import SHORT
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -131,3 +134,45 @@ def test_a_data_set_is_trained_by_the_network_that_it_names() -> None:
     older = Mnist5k()  # as a run that names no network builds it
     assert (older.network_name, older.form) == ("small", "tilt")
     assert Mnist5k(network="mixture").form == "mixture"
+
+
+def test_members_are_trained_apart_and_averaged_in_every_program(tmp_path: Path) -> None:
+    options = SHORT | {"members": 2, "batch_size": 8, "score": "noise", "guide": "cld"}
+    train(run=tmp_path / "run", **options)
+    model = load_trained(tmp_path / "run")[1].model
+    network = model.score_function.network
+    assert isinstance(network, Ensemble) and len(network.members) == 2
+    first, second = (member.state_dict() for member in network.members)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    x, log_snr = torch.randn(4, 4), torch.zeros(4)
+    apart = [member(x, log_snr) for member in network.members]
+    torch.testing.assert_close(network(x, log_snr), (apart[0] + apart[1]) / 2)
+    assert model(batch_size=3).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "digits", "guide": "inference.guides.encoder:cld"},
+        {"model": "digits", "guide": "inference.guides.by_dimension:per_pixel"},
+        {"model": "digits", "condition": "labels", "guide": "cld"},
+        {"model": "toy", "maps": "mixed", "guide": "vpsde"},
+    ],
+    ids=["encoder", "pixels", "labels", "maps"],
+)
+def test_members_are_told_what_one_network_is(options: dict[str, Any]) -> None:
+    given = asdict(Training(**options, members=3, score="default"))
+    programs = build(given)
+    (found,) = (m for m in programs.model.score_function.modules() if isinstance(m, Ensemble))
+    sizes = [weights(member) for member in found.members]
+    alone = build(given | {"members": 1}).model.score_function
+    one = max((m for m in alone.modules() if isinstance(m, UNet | MLP)), key=weights)
+    assert sizes == 3 * [weights(one)]
+    part = programs.problem.part("train")[:6]
+    x, context = programs.problem.to_model_space(part.data), part.context
+    terms = programs.given(context).model.eval(), DiffusionGuide(programs.model.diffusion)
+    assert math.isfinite(float(MDM_ELBO().loss(*terms, x)))
+
+
+def weights(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

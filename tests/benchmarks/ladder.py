@@ -263,13 +263,13 @@ RUNGS: dict[str, Rung] = {
     "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
     "clip at the median": Rung(during=clipping),
     "Muon": Rung(during=orthogonal),
-    "two members": Rung(network={"members": 2}),
+    "two members": Rung({"members": 2}),
     "adaptive times, batches of 32": Rung({"times": "adaptive", "batch_size": 32}),
     "adaptive times, batches of 32, mixture": Rung(
         {"times": "adaptive", "batch_size": 32}, {"form": "mixture"}
     ),
     "adaptive times, dropout, two members": Rung(
-        {"times": "adaptive"}, {"members": 2, "dropout": (0.0, 0.3, 0.3)}
+        {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
     ),
 }
 
@@ -289,6 +289,7 @@ def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) ->
 
     torch.manual_seed(loading.seed_from(seed, "weights"))
     problem = Changed(holdout=True)
+    problem.members = rung.settings.get("members", 1)
     diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
     programs = Programs(problem, problem.build(diffusion), DiffusionGuide(diffusion))
     settings = {"times": "log_volume", "batch_size": 128, "rate": 1.0} | dict(rung.settings)
