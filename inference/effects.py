@@ -6,7 +6,7 @@ from typing import Any
 
 from inference.loading import Programs, check_ends
 from inference.options import Training
-from pyro_mdm.networks import Ensemble
+from pyro_mdm.networks import Ensemble, Located
 
 __all__ = ["check_effects", "start_note"]
 
@@ -34,6 +34,12 @@ def check_effects(settings: Training, programs: Programs) -> None:
         raise ValueError(
             f"--members {settings.members} has no effect: {settings.score} makes its network "
             "itself, and it is one; leave it out, or make a pyro_mdm.networks.Ensemble there"
+        )
+    parts = programs.model.score_function.modules()
+    if settings.augment and not any(isinstance(part, Located) for part in parts):
+        raise ValueError(
+            f"--augment {settings.augment} cannot be told to {settings.score}, which makes its "
+            "network itself; leave it out, or put pyro_mdm.networks.Located around that network"
         )
     if settings.channels_last and all(weight.dim() != 4 for weight in network.parameters()):
         raise ValueError(

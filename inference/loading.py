@@ -18,7 +18,7 @@ from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
 from inference.options import Reach, StationaryVariance
 from inference.runs import LATER, Run
-from models import DataError, Problem
+from models import DataError, ImageProblem, Problem
 from models.base import SCORES, ScoreKind
 from pyro_mdm import (
     Diffusion,
@@ -358,6 +358,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     maps = settings.get("maps") or problem.default_maps
     problem.maps = maps is not None
     problem.members = settings.get("members", 1)
+    if settings.get("augment"):
+        _augment(settings, problem, diffusion)
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
     if maps is not None:
         _train_at_maps({**settings, "maps": maps}, model)
@@ -390,6 +392,21 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
+
+
+def _augment(settings: Mapping[str, Any], problem: Problem, diffusion: Diffusion) -> None:
+    """Have networks see where the pixels of augmented images come from."""
+    share, what = settings["augment"], f"--augment is {settings['augment']}"
+    if not 0 < share <= 1:
+        raise ValueError(f"{what}, expected the part of a batch, from 0, none, to 1, all of it")
+    if not isinstance(problem, ImageProblem):
+        raise ValueError(f"{what}, which turns and moves images; {settings['model']} has none")
+    if not diffusion.closed_form:
+        raise ValueError(
+            f"{what}, which is for guides with a closed form, and {settings['guide']} is "
+            "simulated; leave it out"
+        )
+    problem.located = True
 
 
 CONTEXT_DROPOUT = 0.1

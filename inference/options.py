@@ -59,6 +59,9 @@ class Data:
             paper's is 0.05.
         holdout: keep a part of the training data for validation; settings are chosen there.
         flip: mirror training images left to right at random.
+        augment: of images: the part of each batch that is turned, stretched and moved at random,
+            such as 0.7, which the network is told. For few data and long trainings: the training
+            objective is then of all these images, and all measurements are of images as they are.
         condition: what each datum is given, for a model of data given it: labels, of digits,
             mnist5k, mnist, fashion_mnist, cifar10 and toy, or what a data set of yours names in
             contexts. All bounds are then of data given it.
@@ -74,6 +77,7 @@ class Data:
     logit_margin: float | None = None
     holdout: bool = True
     flip: bool = False
+    augment: float = 0.0
     condition: str | None = None
     context_dropout: float | None = None
 

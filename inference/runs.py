@@ -134,6 +134,7 @@ LATER: dict[str, Any] = {
     "condition": None,
     "context_dropout": None,
     "members": 1,
+    "augment": 0.0,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -31,6 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from inference import evaluate, loading, names, recipe, report, sample
+from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.checkpoints import (
     Checkpoint,
@@ -57,6 +58,7 @@ from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.networks import Located
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["Trainee", "check_alike", "decide", "train", "with_recipe"]
@@ -304,6 +306,12 @@ class Trainee:
             pieces=(self.mine, self.count),
             flip=settings.flip,
         )
+        self.augmentation: Augmentation | None = None
+        if settings.augment:
+            size, seed = settings.batch_size, settings.seed
+            self.augmentation = Augmentation(settings.augment, size, seed)
+            parts = model.score_function.modules()
+            self.located = next(part for part in parts if isinstance(part, Located))
         context = problem.part("train").context
         self.contexts = (
             None
@@ -368,7 +376,11 @@ class Trainee:
             torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
-                with randomness.piece(r, self.count, noise_seed):
+                with ExitStack() as stack:
+                    stack.enter_context(randomness.piece(r, self.count, noise_seed))
+                    if self.augmentation is not None:
+                        part, places = self.augmentation(part, step, r, self.count)
+                        stack.enter_context(self.located.told(places))
                     x, log_det = problem.transform(part)
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
                 # processes are averaged, and their sum is meant

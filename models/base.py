@@ -35,7 +35,7 @@ from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import Ensemble, UNet
+from pyro_mdm.networks import Ensemble, Located, UNet
 from pyro_mdm.scores.base import Score, Times
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -172,6 +172,9 @@ class Problem(ABC):
 
     members: int = 1
     """How many networks a score has the mean of, see :class:`~pyro_mdm.networks.Ensemble`."""
+
+    located: bool = False
+    """Whether networks of images see where pixels are, see :class:`~pyro_mdm.networks.Located`."""
 
     maps: bool = False
     """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
@@ -487,14 +490,15 @@ class Problem(ABC):
         """A new network that is told contexts, if there are any: of its own accord, or as further
         channels."""
         latent = 0 if diffusion.context is None else diffusion.context.size
+        inputs += 2 if self.located else 0
         network = self.network(inputs + latent, outputs)
         if more := self._told_as_channels(network):
             inputs, latent = inputs + more, 0
             network = self.network(inputs, outputs)
-        if self.members == 1:
-            return network
-        others = [self.network(inputs + latent, outputs) for _ in range(self.members - 1)]
-        return Ensemble([network, *others])
+        if self.members > 1:
+            others = [self.network(inputs + latent, outputs) for _ in range(self.members - 1)]
+            network = Ensemble([network, *others])
+        return Located(network, *self.event_shape[1:]) if self.located else network
 
     def _told_as_channels(self, network: nn.Module) -> int:
         """How many channels more a network needs for what its data are given."""

@@ -9,7 +9,8 @@ denoiser's bound is that of its baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,16 @@ from torch import Tensor, nn
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
-__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "Ensemble", "LogSNREmbedding", "MapMLP", "UNet"]
+__all__ = [
+    "MAP_LIMIT",
+    "MAP_UNIT",
+    "MLP",
+    "Ensemble",
+    "Located",
+    "LogSNREmbedding",
+    "MapMLP",
+    "UNet",
+]
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
@@ -437,6 +447,51 @@ class Ensemble(Recorded, nn.Module):
             for member, mine in zip(self.members, rows, strict=False)
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+class Located(Recorded, nn.Module):
+    """A network of images that sees where each of their pixels is, in two more channels.
+
+    Images that were turned or moved may be told from others by it: it is for training on both, see
+    :meth:`told`. Otherwise a pixel is where it is: row and column from -1 to 1.
+
+    Args:
+        network: called with (n, C + 2, H, W), log SNR (n,) and contexts.
+        height, width: H and W.
+
+    Call: as of the network, with two channels less.
+    """
+
+    own: Tensor
+
+    def __init__(self, network: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.network = network
+        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        self.register_buffer("own", places, persistent=False)
+        self.context_size = int(getattr(network, "context_size", 0))
+        self._told: Tensor | None = None
+
+    @contextmanager
+    def told(self, places: Tensor) -> Iterator[None]:
+        """Where pixels come from, (n, 2, H, W), of the data that it is called with in here.
+
+        Several calls in one, such as of several noise levels, have their data in turn.
+        """
+        self._told = places
+        try:
+            yield
+        finally:
+            self._told = None
+
+    def forward(self, x: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
+        if self._told is None:
+            places = self.own.expand(len(x), -1, -1, -1)
+        else:
+            places = self._told.repeat(len(x) // len(self._told), 1, 1, 1)
+        found: Tensor = self.network(torch.cat([x, places.to(x.dtype)], 1), log_snr, *context)
+        return found
 
 
 class _ResidualBlock(nn.Module):

@@ -411,6 +411,22 @@ CASES: dict[str, tuple[str, int, str]] = {
         1,
         "has no effect: .*own.py:alone makes its network itself",
     ),
+    "augmented points": (f"{POINTS} --augment 0.5", 1, "turns and moves images; .* has none"),
+    "all and more augmented": (
+        f"{PICTURES} --augment 50",
+        1,
+        "--augment is 50.0, expected the part",
+    ),
+    "augmented and simulated": (
+        f"{PICTURES} --augment 0.5 --guide {{own}}/own.py:simulated",
+        1,
+        "own.py:simulated is simulated; leave it out",
+    ),
+    "augmented for a network of one's own": (
+        f"{PICTURES} --augment 0.5 --guide cld --score {{own}}/own.py:alone",
+        1,
+        "cannot be told to .*own.py:alone, which makes its network itself",
+    ),
     "an uneven batch": (f"{POINTS} --micro_batches 3", 1, "expected a multiple of 3"),
     "no steps": (f"{POINTS} --steps 0", 1, "--steps is 0, expected a positive number"),
     "a negative warm-up": (f"{POINTS} --warmup -1", 1, "--warmup is -1, expected 0 or more"),

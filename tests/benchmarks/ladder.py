@@ -98,46 +98,30 @@ class SelfConditioned(nn.Module):
         return out
 
 
-class Shifted(nn.Module):
-    """A network that sees which pixel of its image each one was, before shifts in training."""
+class Shifts:
+    """Half of each batch is moved by a pixel; in place of :class:`Augmentation`."""
 
-    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
-        super().__init__()
-        self.network = UNet(inputs + 2, outputs, **options)
-        H, W = problem.event_shape[1:]
-        rows, columns = torch.linspace(-1, 1, H), torch.linspace(-1, 1, W)
-        self.register_buffer("own", torch.stack(torch.meshgrid(rows, columns, indexing="ij")))
-        self.places: Tensor | None = None
+    def __init__(self, seed: int, own: Tensor) -> None:
+        self.seed, self.own = seed, own
 
-    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        places = self.own if self.places is None or not self.training else self.places
-        out: Tensor = self.network(torch.cat([x, places.expand(len(x), -1, -1, -1)], 1), log_snr)
-        return out
-
-
-@contextmanager
-def shifting(trainee: Trainee) -> Iterator[None]:
-    """Half of each batch is moved by a pixel, and the network is told."""
-    network: Any = trainee.programs.model.score_function.network
-    gather = trainee.batches.gather
-
-    def moved(step: int) -> list[Tensor]:
-        (images,) = gather(step)
-        generator = torch.Generator().manual_seed(loading.seed_from(trainee.settings.seed, step))
+    def __call__(self, images: Tensor, step: int, piece: int, pieces: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(loading.seed_from(self.seed, step))
         by = torch.randint(-1, 2, (len(images), 2), generator=generator)
         by[torch.rand(len(images), generator=generator) < 0.5] = 0
         padded = nn.functional.pad(images, (1, 1, 1, 1))
-        places = nn.functional.pad(network.own, (1, 1, 1, 1), value=1.5)
+        places = nn.functional.pad(self.own, (1, 1, 1, 1), value=1.5)
         H, W = images.shape[2:]
         windows = [
             (slice(None), slice(1 - dy, 1 - dy + H), slice(1 - dx, 1 - dx + W))
             for dy, dx in by.tolist()
         ]
-        network.places = torch.stack([places[window] for window in windows])
-        return [torch.stack([x[w] for x, w in zip(padded, windows, strict=True)])]
+        moved = torch.stack([x[w] for x, w in zip(padded, windows, strict=True)])
+        return moved, torch.stack([places[window] for window in windows])
 
-    with mock.patch.object(trainee.batches, "gather", moved):
-        yield
+
+def shifting(trainee: Trainee) -> AbstractContextManager[Any]:
+    shifts = Shifts(trainee.settings.seed, trainee.located.own)
+    return mock.patch.object(trainee, "augmentation", shifts)
 
 
 @contextmanager
@@ -253,7 +237,8 @@ RUNGS: dict[str, Rung] = {
     "1½ of the channels": Rung(network={"base": 48}),
     "two blocks a level": Rung(network={"blocks": 2}),
     "attention": Rung(network={"attention": (1,), "heads": 4}),
-    "shifts, told": Rung(around=Shifted, during=shifting),
+    "shifts, told": Rung({"augment": 0.5}, during=shifting),
+    "turned and moved, told": Rung({"augment": 0.7}),
     "Fourier features": Rung(around=Fourier),
     "self-conditioning": Rung(around=SelfConditioned),
     "two tilts": Rung(network={"form": "tilt"}),
@@ -290,6 +275,7 @@ def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) ->
     torch.manual_seed(loading.seed_from(seed, "weights"))
     problem = Changed(holdout=True)
     problem.members = rung.settings.get("members", 1)
+    problem.located = "augment" in rung.settings
     diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
     programs = Programs(problem, problem.build(diffusion), DiffusionGuide(diffusion))
     settings = {"times": "log_volume", "batch_size": 128, "rate": 1.0} | dict(rung.settings)

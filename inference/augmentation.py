@@ -1,0 +1,64 @@
+"""Training images that are turned, stretched and moved, of which the network is told.
+
+Which augmentation a datum has had is a condition, and bounds and samples are of images that have
+had none (Jun et al. 2020, *Distribution Augmentation for Generative Modeling*; Karras et al. 2022).
+So nothing is learned that is wrong of images as they are, as by augmentation that is not told.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inference.loading import seed_from
+
+__all__ = ["Augmentation"]
+
+ANGLE, STRETCH, SHEAR, SHIFT = 0.35, 0.2, 0.3, 0.25
+"""Limits: radians, the log of a factor for each axis, a factor, and units of half the image."""
+
+
+class Augmentation:
+    """Affine maps of a part of each batch, functions of the seed and the step.
+
+    Args:
+        share: of the batch that is changed, on average.
+        batch_size: N, of all processes and pieces together.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, share: float, batch_size: int, seed: int) -> None:
+        self.share, self.batch_size, self.seed = share, batch_size, seed
+
+    def maps(self, step: int) -> Tensor:
+        """Where pixels of the new images come from, (N, 2, 3): those of images that stay as they
+        are are the identity."""
+        N, generator = self.batch_size, torch.Generator()
+        generator.manual_seed(seed_from(self.seed, "augmentation", step))
+        u = 2 * torch.rand(N, 6, generator=generator) - 1
+        angle, shear = ANGLE * u[:, 0], SHEAR * u[:, 1]
+        across, down = torch.exp(STRETCH * u[:, 2:4]).unbind(1)
+        rows = [angle.cos() * across, shear - angle.sin() * down, SHIFT * u[:, 4]]
+        rows += [angle.sin() * across, angle.cos() * down, SHIFT * u[:, 5]]
+        found = torch.stack(rows, 1).reshape(N, 2, 3)
+        changed = torch.rand(N, generator=generator) < self.share
+        return torch.where(changed[:, None, None], found, torch.eye(2, 3))
+
+    def __call__(self, images: Tensor, step: int, piece: int, pieces: int) -> tuple[Tensor, Tensor]:
+        """A piece of the batch of ``step``, changed, and where its pixels come from.
+
+        Args:
+            images: codes of levels (n, C, H, W), data ``piece``, ``piece + pieces``, … of the
+                batch.
+
+        Returns:
+            images, levels between pixels rounded, 0 from outside; places (n, 2, H, W), row and
+            column from -1 to 1, beyond these outside.
+        """
+        maps = self.maps(step)[piece::pieces].to(images.device)
+        grid = F.affine_grid(maps, list(images.shape), align_corners=True)
+        moved = F.grid_sample(images.float(), grid, align_corners=True).round().to(images.dtype)
+        same = (maps == torch.eye(2, 3, device=maps.device)).all((1, 2))
+        moved = torch.where(same[:, None, None, None], images, moved)
+        return moved, grid.flip(-1).movedim(-1, 1)
