@@ -88,13 +88,13 @@ def exponential_series(A: Tensor) -> Series:
 
 def _powers(A: Tensor) -> Tensor:
     """(…, K, K) -> (…, TAYLOR_TERMS, K, K): A^k / k!, by doubling the number of known powers."""
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
-    stack = torch.stack([eye, A], -3)
-    top = A
-    while stack.shape[-3] < TAYLOR_TERMS:
+    K = A.shape[-1]
+    eye = torch.eye(K, dtype=A.dtype, device=A.device).expand_as(A)
+    rows, top = torch.cat([eye, A], -2), A  # powers one above the other
+    while rows.shape[-2] < TAYLOR_TERMS * K:
         top = top @ top
-        stack = torch.cat([stack, top.unsqueeze(-3) @ stack], -3)
-    return stack / FACTORIALS.to(A.device)[:, None, None]
+        rows = torch.cat([rows, rows @ top], -2)
+    return rows.unflatten(-2, (TAYLOR_TERMS, K)) / FACTORIALS.to(A.device)[:, None, None]
 
 
 def _scalar_powers(u: Tensor) -> Tensor:
@@ -140,16 +140,18 @@ def transition_moments(
     if terms.dim() > 2:
         terms = terms.reshape(len(terms), *[1] * tau.dim(), *terms.shape[1:])
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
-    M = E[..., -1, :, :]
-    E = E[..., :-1, :, :]
-    weights = (h / 2).unsqueeze(-1) * WEIGHTS.to(A.device)
-    EG = weights[..., None, None] * (E @ GG)
+    shape = E.shape[:-3]
+    E, M = E.reshape(-1, len(PLACES), K, K).split([len(NODES), 1], 1)
+    M = M[:, 0]
     # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
-    P = EG.transpose(-3, -2).flatten(-2) @ E.transpose(-3, -2).flatten(-2).mT
+    E = E.transpose(1, 2)
+    weights = WEIGHTS.to(A.device)[:, None] / 2
+    P = (weights * (E @ GG)).flatten(2) @ E.flatten(2).mT
+    P = h.expand(shape).reshape(-1, 1, 1) * P
     for _ in range(doublings):
-        P = P + M @ P @ M.mT
+        P = torch.baddbmm(P, M @ P, M.mT)
         M = M @ M
-    return M, (P + P.mT) / 2
+    return M.reshape(*shape, K, K), ((P + P.mT) / 2).reshape(*shape, K, K)
 
 
 def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,15 +206,13 @@ def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Facto
     Returns:
         Σ's factor; its ``log_det`` is that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
     """
-    K = M.shape[-1]
-    order = [*range(1, K), 0]
-    S = (P + Sigma0)[..., order, :][..., :, order]
+    S = (P + Sigma0).roll((-1, -1), (-2, -1))
     C, amplification = scaled_cholesky(S)
     last = C[..., -1, -1]
-    whitener = inverse_tril(C) @ W[..., order, :]
+    whitener = inverse_tril(C) @ W.roll(-1, -2)
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
     log_det = 2 * _log_diagonal_sum(C)
-    return Factor(M[..., order] @ C, whitener, -2 * last.log(), readout, log_det, amplification)
+    return Factor(M.roll(-1, -1) @ C, whitener, -2 * last.log(), readout, log_det, amplification)
 
 
 def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
