@@ -46,6 +46,30 @@ def test_antithetic_noise_and_clipping_are_put_back(fabric):
     assert trainee.fabric.clip_gradients == clip
 
 
+def test_averages_by_power_weigh_steps_as_they_say(fabric):
+    """Weights t^γ have the standard deviation that was asked for, in parts of all steps."""
+    for width in (0.05, 0.1):
+        gamma, t = ladder.power(width), torch.arange(1, 20_001, dtype=torch.float64) / 20_000
+        weights = t**gamma / (t**gamma).sum()
+        mean = (weights * t).sum()
+        assert (weights * (t - mean) ** 2).sum().sqrt() == pytest.approx(width, rel=1e-3)
+    gamma = ladder.power(0.1)
+    trainee = trainee_of("digits", RUNGS["averages of a tenth of all"], 0, 10, fabric)
+    model, values = trainee.programs.model, []
+    weight = next(model.score_function.network.parameters())
+    with RUNGS["averages of a tenth of all"].during(trainee):
+        for _ in range(6):
+            values.append(torch.randn_like(weight))
+            weight.data.copy_(values[-1])
+            trainee.ema.update_parameters(model)
+    expected = values[0]
+    for n, value in enumerate(values[1:], 1):
+        keep = (1 - 1 / (n + 1)) ** (gamma + 1)
+        expected = keep * expected + (1 - keep) * value
+    found = next(trainee.averaged.model.score_function.network.parameters())
+    torch.testing.assert_close(found, expected)
+
+
 def test_differences_are_paired_by_seed_and_image():
     base = {
         seed: {"bits": [1.0 + seed, 2.0 + seed], "objective": 1.0, "steps": 5, "seconds": 1.0}

@@ -28,8 +28,9 @@ from unittest import mock
 
 import torch
 from lightning_fabric import Fabric
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference import evaluate, loading
 from inference.loading import Programs
@@ -154,6 +155,32 @@ def clipping(trainee: Trainee) -> Iterator[None]:
         yield
 
 
+def power(width: float) -> float:
+    """γ of the average with weights t^γ whose standard deviation is a part of all steps."""
+
+    def excess(gamma: float) -> float:
+        return float((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) - width**2)
+
+    return float(optimize.brentq(excess, 0.0, 1e6))
+
+
+def averaged_by_power(width: float) -> Callable[[Trainee], AbstractContextManager[Any]]:
+    """Averages over a part of all steps, whatever their number (Karras et al. 2024).
+
+    They are what post-hoc averaging finds of its snapshots for this width.
+    """
+    gamma = power(width)
+
+    def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
+        keep = (1 - 1 / (int(number) + 1)) ** (gamma + 1)
+        get_ema_multi_avg_fn(keep)(averages, values, number)
+
+    def during(trainee: Trainee) -> AbstractContextManager[Any]:
+        return mock.patch.object(trainee.ema, "multi_avg_fn", average)
+
+    return during
+
+
 class Orthogonal(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): steps of momentum whose singular values are made about 1."""
 
@@ -246,6 +273,11 @@ RUNGS: dict[str, Rung] = {
     "antithetic noise": Rung(during=antithetic),
     "constant rate": Rung({"decay": "constant"}),
     "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
+    "averages of a twentieth of all": Rung(during=averaged_by_power(0.05)),
+    "averages of a tenth of all": Rung(during=averaged_by_power(0.1)),
+    "constant rate, averages of a tenth": Rung(
+        {"decay": "constant"}, during=averaged_by_power(0.1)
+    ),
     "clip at the median": Rung(during=clipping),
     "Muon": Rung(during=orthogonal),
     "two members": Rung({"members": 2}),
