@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference.loading import Programs, check_ends
+from inference.optimizers import hidden_weights
 from inference.options import Training
 from pyro_mdm.networks import Ensemble, Located
 
@@ -34,6 +35,11 @@ def check_effects(settings: Training, programs: Programs) -> None:
         raise ValueError(
             f"--members {settings.members} has no effect: {settings.score} makes its network "
             "itself, and it is one; leave it out, or make a pyro_mdm.networks.Ensemble there"
+        )
+    if settings.optimizer == "muon" and not hidden_weights(programs.model):
+        raise ValueError(
+            f"--optimizer is muon, which is for the convolutions inside a U-Net, and "
+            f"{settings.model} has none; use adam"
         )
     parts = programs.model.score_function.modules()
     if settings.augment and not any(isinstance(part, Located) for part in parts):

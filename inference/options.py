@@ -191,6 +191,9 @@ class Optimization:
         steps: training steps; by default the data set's.
         batch_size: data per step, of all processes together; by default the data set's, or all
             training data if they are fewer.
+        optimizer: adam, or muon: convolutions inside a U-Net by Muon, whose steps have singular
+            values of about 1, at ten times the rate, and all else by Adam. By default the data
+            set's.
         micro_batches: pieces that each process computes its part of a batch in, to save memory.
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
@@ -206,6 +209,7 @@ class Optimization:
 
     steps: int | None = None
     batch_size: int | None = None
+    optimizer: Literal["adam", "muon"] | None = None
     micro_batches: int = 1
     learning_rate: float | None = None
     diffusion_learning_rate: float = 1e-2

@@ -13,35 +13,41 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference.loading import seed_from
+from inference.optimizers import Muon, hidden_weights
 from inference.options import Optimization
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = ["Window", "adam", "averaging", "close_range", "indices", "schedule"]
+__all__ = ["Window", "averaging", "close_range", "indices", "optimizer", "schedule"]
 
 
-def adam(model: DiffusionModel, settings: Optimization) -> tuple[list[str], torch.optim.Optimizer]:
-    """Adam over the network and, at a rate of its own, the diffusion; and the names in order.
+def optimizer(
+    model: DiffusionModel, settings: Optimization
+) -> tuple[list[str], torch.optim.Optimizer]:
+    """Of the network and, at a rate of its own, the diffusion; and the names in order.
 
     Weight decay, if any, is decoupled and for the network alone.
     """
-    groups: list[dict[str, list[Any]]] = [{}, {}]
+    muon = settings.optimizer == "muon"
+    hidden = set(hidden_weights(model)) if muon else set()
+    groups: list[dict[str, Any]] = [{}, {}, {}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = groups[name.startswith("diffusion.")]
-            group[name] = [parameter]
+            place = 2 if name.startswith("diffusion.") else int(name in hidden)
+            groups[place][name] = parameter
     names = [name for group in groups for name in group]
+    network = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     options: list[dict[str, Any]] = [
-        {"lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        network,
+        network | {"orthogonal": True},
         {"lr": settings.diffusion_learning_rate, "weight_decay": 0.0},
     ]
-    return names, torch.optim.AdamW(
-        [
-            {"params": [p for ps in group.values() for p in ps], **option}
-            for group, option in zip(groups, options, strict=True)
-            if group
-        ]
-    )
+    given = [
+        {"params": list(group.values()), **option}
+        for group, option in zip(groups, options, strict=True)
+        if group
+    ]
+    return names, Muon(given) if muon else torch.optim.AdamW(given)
 
 
 def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:

@@ -135,6 +135,7 @@ LATER: dict[str, Any] = {
     "context_dropout": None,
     "members": 1,
     "augment": 0.0,
+    "optimizer": "adam",
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

@@ -42,6 +42,7 @@ from inference.checkpoints import (
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, start_note
 from inference.loading import Programs
+from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
 from inference.processes import (
     LossScale,
@@ -164,6 +165,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
         decided["measure_every"] = max(250, decided["steps"] // 10)
     if settings.times is None and programs.model.diffusion.closed_form and decided["maps"] is None:
         decided["times"] = programs.model.score_function.times = problem.times
+    if settings.optimizer is None:
+        hidden = hidden_weights(programs.model)
+        decided["optimizer"] = problem.optimizer if hidden else "adam"
     chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
     if settings.sampler_steps is None:
@@ -283,7 +287,7 @@ class Trainee:
             network.to(memory_format=torch.channels_last)
         if settings.diffusion_learning_rate == 0:
             model.diffusion.requires_grad_(False)
-        self.names, self.optimizer = recipe.adam(model, settings)
+        self.names, self.optimizer = recipe.optimizer(model, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
         self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
         averaged: Any = self.ema.module

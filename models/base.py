@@ -185,6 +185,9 @@ class Problem(ABC):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
+    """What ``inference.train`` optimizes U-Nets with if nothing else is asked for."""
+
     times: ClassVar[Times] = "adaptive"
     """Law of the times of training, of scores of linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""

@@ -404,11 +404,19 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
 
 
-@pytest.mark.parametrize("guide", ["learned", "malda"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guide": "learned"},
+        {"guide": "malda"},
+        {"model": "digits", "optimizer": "muon", "augment": 0.5, "members": 2},
+    ],
+    ids=["learned", "malda", "muon, augmented, two members"],
+)
 def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
-    tmp_path: Path, options: dict[str, Any], guide: str
+    tmp_path: Path, options: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    options |= {"guide": guide, "batch_size": 100, "micro_batches": 2}  # epochs end within batches
+    options |= {"batch_size": 100, "micro_batches": 2} | given  # epochs end within batches
     options |= {"steps": 4, "log_every": 3, "measure_every": 4}
     train(**options, run=tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
@@ -945,7 +953,7 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
 def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
     settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02, weight_decay=0.1)
-    names, optimizer = recipe.adam(programs.model, settings)
+    names, optimizer = recipe.optimizer(programs.model, settings)
     network, diffusion = optimizer.param_groups
     assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
     assert (diffusion["lr"], diffusion["weight_decay"]) == (0.02, 0.0)

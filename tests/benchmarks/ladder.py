@@ -181,52 +181,6 @@ def averaged_by_power(width: float) -> Callable[[Trainee], AbstractContextManage
     return during
 
 
-class Orthogonal(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): steps of momentum whose singular values are made about 1."""
-
-    def __init__(self, parameters: Any, lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.lerp_(p.grad, 0.05)
-                X = p.grad.lerp(m, 0.95).flatten(1)
-                X, tall = X / (X.norm() + 1e-7), X.shape[0] > X.shape[1]
-                X = X.mT if tall else X
-                for _ in range(5):  # Newton and Schulz, quintic
-                    A = X @ X.mT
-                    X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
-                X = X.mT if tall else X
-                scale = max(1.0, X.shape[0] / X.shape[1]) ** 0.5
-                p.add_(X.reshape(p.shape), alpha=-group["lr"] * scale)
-
-
-@contextmanager
-def orthogonal(trainee: Trainee) -> Iterator[None]:
-    """Convolutions but the first and the last by Muon, at ten times the rate, others by Adam."""
-    adam = trainee.optimizer
-    network: Any = trainee.programs.model.score_function.network
-    ends = {id(network.inlet.weight), id(network.outlet[-1].weight)}
-    inner = [p for p in network.parameters() if p.dim() == 4 and id(p) not in ends]
-    chosen = {id(p) for p in inner}
-    for group in adam.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in chosen]
-    muon = Orthogonal(inner, 0.0)
-    step = trainee.stepper.step
-
-    def both() -> None:
-        step()
-        muon.param_groups[0]["lr"] = 10 * adam.param_groups[0]["lr"]
-        muon.step()
-        muon.zero_grad()
-
-    with mock.patch.object(trainee.stepper, "step", both):
-        yield
-
-
 # -- rungs -----------------------------------------------------------------------------------------
 
 
@@ -279,11 +233,17 @@ RUNGS: dict[str, Rung] = {
         {"decay": "constant"}, during=averaged_by_power(0.1)
     ),
     "clip at the median": Rung(during=clipping),
-    "Muon": Rung(during=orthogonal),
+    "Muon": Rung({"optimizer": "muon"}),
     "two members": Rung({"members": 2}),
     "adaptive times, batches of 32": Rung({"times": "adaptive", "batch_size": 32}),
     "adaptive times, batches of 32, mixture": Rung(
         {"times": "adaptive", "batch_size": 32}, {"form": "mixture"}
+    ),
+    "the same, rate × 2": Rung(
+        {"times": "adaptive", "batch_size": 32, "rate": 2.0}, {"form": "mixture"}
+    ),
+    "the same, Muon": Rung(
+        {"times": "adaptive", "batch_size": 32, "optimizer": "muon"}, {"form": "mixture"}
     ),
     "adaptive times, dropout, two members": Rung(
         {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
