@@ -42,7 +42,6 @@ from inference.checkpoints import (
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, start_note
 from inference.loading import Programs
-from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
 from inference.processes import (
     LossScale,
@@ -166,8 +165,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
     if settings.times is None and programs.model.diffusion.closed_form and decided["maps"] is None:
         decided["times"] = programs.model.score_function.times = problem.times
     if settings.optimizer is None:
-        hidden = hidden_weights(programs.model)
-        decided["optimizer"] = problem.optimizer if hidden else "adam"
+        decided["optimizer"] = "adam"
+        if isinstance(problem, ImageProblem) and _is_recipe(problem, settings):
+            decided["optimizer"] = problem.optimizer
     chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
     if settings.sampler_steps is None:
@@ -181,6 +181,11 @@ def decide(settings: Training, programs: Programs) -> Decided:
             f"of {names.short_name(settings.model)}"
         )
     return Decided(**decided)
+
+
+def _is_recipe(problem: ImageProblem, settings: Training) -> bool:
+    """Whether the network is the one that the data set is trained with."""
+    return problem.recipe is not None and settings.network == problem.recipe
 
 
 # -- the loop --------------------------------------------------------------------------------------

@@ -81,6 +81,14 @@ SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "pa
 MIXTURE: dict[str, Any] = SMALL | {"form": "mixture"}
 """The same, with a mixture of three tilts for each pixel."""
 
+FINE: dict[str, Any] = {
+    "base": 24,
+    "multipliers": (1, 2, 4),
+    "lean": True,
+    "form": "mixture",
+}
+"""One that has a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
+
 PAPER: dict[str, Any] = {
     "base": 128,
     "multipliers": (1, 2, 2, 2),
@@ -185,9 +193,6 @@ class Problem(ABC):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
-    optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
-    """What ``inference.train`` optimizes U-Nets with if nothing else is asked for."""
-
     times: ClassVar[Times] = "adaptive"
     """Law of the times of training, of scores of linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
@@ -587,6 +592,10 @@ class ImageProblem(Problem):
     recipe: ClassVar[str | None] = None
     """The one of ``networks`` that ``inference.train`` takes if none is asked for; None: the first.
     """
+
+    optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
+    """What ``inference.train`` optimizes the network of ``recipe`` by if nothing else is asked for;
+    all others are by Adam."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import MIXTURE, PAPER, SMALL, FileImages
+from models.base import FINE, MIXTURE, PAPER, SMALL, FileImages
 from models.files import DataError, Published, idx_images, idx_labels, python_command
 
 __all__ = ["FashionMNIST"]
@@ -48,8 +48,9 @@ class FashionMNIST(FileImages):
     batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
-    recipe = "mixture"
-    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE, "paper": PAPER}
+    optimizer = "muon"
+    recipe = "fine"
+    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE, "fine": FINE, "paper": PAPER}
 
     def parts(self) -> tuple[Tensor, Tensor]:
         train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))

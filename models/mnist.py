@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
+from models.base import FINE, MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import Published, idx_images, idx_labels, python_command
 
 __all__ = ["MNIST"]
@@ -37,10 +37,12 @@ class MNIST(FileImages):
     batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
-    recipe = "mixture"
+    optimizer = "muon"
+    recipe = "fine"
     networks: ClassVar = {
         "small": SMALL,
         "mixture": MIXTURE,
+        "fine": FINE,
         "paper": PAPER,
         "published": PUBLISHED,
     }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import MIXTURE, SMALL, ImageProblem
+from models.base import FINE, MIXTURE, SMALL, ImageProblem
 
 __all__ = ["Mnist5k"]
 
@@ -25,8 +25,13 @@ class Mnist5k(ImageProblem):
     batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
-    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE | {"dropout": (0.0, 0.3, 0.3)}}
-    recipe = "mixture"
+    optimizer = "muon"
+    networks: ClassVar = {
+        "small": SMALL,
+        "mixture": MIXTURE | {"dropout": (0.0, 0.3, 0.3)},
+        "fine": FINE | {"base": 16, "dropout": (0.0, 0.3, 0.3)},
+    }
+    recipe = "fine"
 
     def load(self) -> Tensor:
         return torch.from_numpy(self._table()[:, :-1].copy()).view(-1, 1, 28, 28)

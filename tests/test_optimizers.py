@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from inference.checkpoints import load_optimizer, optimizer_tensors
 from inference.loading import build
 from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from inference.options import Training
-from inference.train import decide
-from models.toy import Toy
+from inference.train import decide, with_recipe
+from models.digits import Digits
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 144), (2, 48, 9), (1, 5, 5)])
@@ -134,14 +135,24 @@ def test_groups_have_names_in_their_order_and_are_saved_by_them() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
 
 
-class Orthogonal(Toy):
-    optimizer = "muon"
+class Pictures(Digits):
+    networks: ClassVar = {"one": {"base": 8}, "other": {"base": 8}}
+    recipe, optimizer = "other", "muon"
 
 
-def test_a_data_sets_optimizer_is_for_unets() -> None:
-    asked = Training(model=f"{__file__}:Orthogonal", guide="cld")
-    assert decide(asked, build(asdict(asked))).optimizer == "adam"
-    images = Training(model="digits", guide="cld")
-    programs = build(asdict(images))
-    assert decide(images, programs).optimizer == type(programs.problem).optimizer
-    assert decide(replace(images, optimizer="muon"), programs).optimizer == "muon"
+class Renamed(Pictures):
+    networks: ClassVar = {"one": {"base": 8}}
+
+
+def test_a_recipes_optimizer_is_for_its_network() -> None:
+    def decided(model: str, **options: Any) -> str | None:
+        asked = with_recipe(Training(model=model, guide="cld", **options))
+        return decide(asked, build(asdict(asked))).optimizer
+
+    own = f"{__file__}:Pictures"
+    assert decided(own) == "muon"
+    assert decided(own, network="one") == "adam"
+    assert decided(own, network="one", optimizer="muon") == "muon"
+    assert decided(own, optimizer="adam") == "adam"
+    assert decided(f"{__file__}:Renamed") == "adam"
+    assert decided("toy") == "adam"

@@ -59,7 +59,7 @@ def test_a_recipe_is_read_and_names_what_there_is(
     with torch.device("meta"):
         size = sum(p.numel() for p in UNet(2 * channels, **network).parameters())
     large = found["network"] in ("paper", "published")
-    assert size == pytest.approx(35.5e6 if large else 1.2e6, rel=0.05)
+    assert size == pytest.approx(35.5e6 if large else 1.2e6, rel=0.15)
     assert found["flip"] == path.stem.startswith("cifar10")  # and a comment there says so
     diffusion = build_diffusion(found["guide"], max_log_snr=9.0)
     if path.stem.endswith("_paper"):
@@ -126,10 +126,10 @@ class Own(Mnist5k):
 
 
 def test_a_data_set_is_trained_by_the_network_that_it_names() -> None:
-    for name, wanted in (("mnist5k", "mixture"), ("digits", None), ("toy", None)):
+    for name, wanted in (("mnist5k", "fine"), ("digits", None), ("toy", None)):
         assert with_recipe(Training(model=name)).network == wanted
     assert with_recipe(Training(model="mnist5k", network="small")).network == "small"
-    for cls, wanted in ((Renamed, None), (Formed, None), (Own, "mixture")):
+    for cls, wanted in ((Renamed, None), (Formed, None), (Own, "fine")):
         assert with_recipe(Training(model=f"{__file__}:{cls.__name__}")).network == wanted
     older = Mnist5k()  # as a run that names no network builds it
     assert (older.network_name, older.form) == ("small", "tilt")
