@@ -37,7 +37,7 @@ from inference.loading import Programs
 from inference.options import Decided
 from inference.processes import start
 from inference.train import Trainee
-from models.base import ImageProblem
+from models.base import FINE, ImageProblem
 from models.digits import Digits
 from models.fashion_mnist import FashionMNIST
 from models.mnist5k import Mnist5k
@@ -201,6 +201,8 @@ class Rung:
     during: Callable[[Trainee], AbstractContextManager[None]] = _untouched
 
 
+OFTEN = {"times": "adaptive", "batch_size": 32}
+
 RUNGS: dict[str, Rung] = {
     "base": Rung(),
     "adaptive times": Rung({"times": "adaptive"}),
@@ -235,16 +237,12 @@ RUNGS: dict[str, Rung] = {
     "clip at the median": Rung(during=clipping),
     "Muon": Rung({"optimizer": "muon"}),
     "two members": Rung({"members": 2}),
-    "adaptive times, batches of 32": Rung({"times": "adaptive", "batch_size": 32}),
-    "adaptive times, batches of 32, mixture": Rung(
-        {"times": "adaptive", "batch_size": 32}, {"form": "mixture"}
-    ),
-    "the same, rate × 2": Rung(
-        {"times": "adaptive", "batch_size": 32, "rate": 2.0}, {"form": "mixture"}
-    ),
-    "the same, Muon": Rung(
-        {"times": "adaptive", "batch_size": 32, "optimizer": "muon"}, {"form": "mixture"}
-    ),
+    "adaptive times, batches of 32": Rung(OFTEN),
+    "adaptive times, batches of 32, mixture": Rung(OFTEN, {"form": "mixture"}),
+    "that, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
+    "that, Muon": Rung(OFTEN | {"optimizer": "muon"}, {"form": "mixture"}),
+    "that, every pixel": Rung(OFTEN, FINE | {"patch": 1}),
+    "that, every pixel, Muon": Rung(OFTEN | {"optimizer": "muon"}, FINE | {"patch": 1}),
     "adaptive times, dropout, two members": Rung(
         {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
     ),
