@@ -1,8 +1,9 @@
 """Training images that are turned, stretched and moved, of which the network is told.
 
-Which augmentation a datum has had is a condition, and bounds and samples are of images that have
-had none (Jun et al. 2020, *Distribution Augmentation for Generative Modeling*; Karras et al. 2022).
-So nothing is learned that is wrong of images as they are, as by augmentation that is not told.
+Which augmentation a datum has had is a condition of the score's network, and bounds and samples are
+of images that have had none (Jun et al. 2020, *Distribution Augmentation for Generative Modeling*;
+Karras et al. 2022). So it learns nothing that is wrong of images as they are. A diffusion that is
+learned is not told, and is that of all images together.
 """
 
 from __future__ import annotations
@@ -57,8 +58,12 @@ class Augmentation:
             column from -1 to 1, beyond these outside.
         """
         maps = self.maps(step)[piece::pieces].to(images.device)
+        same = (maps == torch.eye(2, 3, device=maps.device)).all((1, 2))
+        H, W = images.shape[-2:]
+        if H != W:  # places are in units of each side, and turns are in pixels
+            ratio = max(H - 1, 1) / max(W - 1, 1)
+            maps[:, 0, 1], maps[:, 1, 0] = maps[:, 0, 1] * ratio, maps[:, 1, 0] / ratio
         grid = F.affine_grid(maps, list(images.shape), align_corners=True)
         moved = F.grid_sample(images.float(), grid, align_corners=True).round().to(images.dtype)
-        same = (maps == torch.eye(2, 3, device=maps.device)).all((1, 2))
         moved = torch.where(same[:, None, None, None], images, moved)
         return moved, grid.flip(-1).movedim(-1, 1)

@@ -30,18 +30,18 @@ def check_effects(settings: Training, programs: Programs) -> None:
     if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network
-    parts = programs.model.score_function.modules()
-    if settings.members > 1 and not any(isinstance(part, Ensemble) for part in parts):
+    parts = list(programs.model.score_function.modules())
+    ensembles = [len(part.members) for part in parts if isinstance(part, Ensemble)]
+    if settings.members > 1 and settings.members not in ensembles:
         raise ValueError(
             f"--members {settings.members} has no effect: {settings.score} makes its network "
-            "itself, and it is one; leave it out, or make a pyro_mdm.networks.Ensemble there"
+            "itself; leave it out, or make a pyro_mdm.networks.Ensemble of problem.members there"
         )
     if settings.optimizer == "muon" and not hidden_weights(programs.model):
         raise ValueError(
             f"--optimizer is muon, which is for the convolutions inside a U-Net, and "
             f"{settings.model} has none; use adam"
         )
-    parts = programs.model.score_function.modules()
     if settings.augment and not any(isinstance(part, Located) for part in parts):
         raise ValueError(
             f"--augment {settings.augment} cannot be told to {settings.score}, which makes its "

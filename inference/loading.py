@@ -358,8 +358,9 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     maps = settings.get("maps") or problem.default_maps
     problem.maps = maps is not None
     problem.members = settings.get("members", 1)
-    if settings.get("augment"):
-        _augment(settings, problem, diffusion)
+    problem.located = bool(settings.get("augment"))
+    if problem.located:
+        _check_augmented(settings, problem, diffusion)
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
     if maps is not None:
         _train_at_maps({**settings, "maps": maps}, model)
@@ -394,8 +395,8 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     return Programs(problem, model, DiffusionGuide(diffusion))
 
 
-def _augment(settings: Mapping[str, Any], problem: Problem, diffusion: Diffusion) -> None:
-    """Have networks see where the pixels of augmented images come from."""
+def _check_augmented(settings: Mapping[str, Any], problem: Problem, diffusion: Diffusion) -> None:
+    """Whether networks can be told where the pixels of augmented images come from."""
     share, what = settings["augment"], f"--augment is {settings['augment']}"
     if not 0 < share <= 1:
         raise ValueError(f"{what}, expected the part of a batch, from 0, none, to 1, all of it")
@@ -406,7 +407,11 @@ def _augment(settings: Mapping[str, Any], problem: Problem, diffusion: Diffusion
             f"{what}, which is for guides with a closed form, and {settings['guide']} is "
             "simulated; leave it out"
         )
-    problem.located = True
+    if diffusion.context is not None:
+        raise ValueError(
+            f"{what}, but the law of the latent context of {settings['guide']} cannot be told, and "
+            "would be that of augmented images; leave it out"
+        )
 
 
 CONTEXT_DROPOUT = 0.1

@@ -22,13 +22,13 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def hidden_weights(model: DiffusionModel) -> list[str]:
-    """The names of the convolutions' weights inside U-Nets, all but the first and the last of each;
-    empty where there is no U-Net."""
+    """The names of the convolutions' weights inside the score's U-Nets, all but the first and the
+    last of each; empty where there is no U-Net."""
     found = []
-    for at, module in model.named_modules():
+    for at, module in model.score_function.named_modules():
         if isinstance(module, UNet):
             found += [
-                f"{at}.{name}"
+                f"score_function.{at}.{name}"
                 for name, weight in module.named_parameters()
                 if weight.dim() == 4 and not name.startswith(("inlet.", "outlet."))
             ]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from lightning_fabric import Fabric
@@ -34,6 +34,7 @@ from inference import evaluate, loading, names, recipe, report, sample
 from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.checkpoints import (
+    ArchitectureError,
     Checkpoint,
     explain_full_disk,
     load_optimizer,
@@ -42,6 +43,7 @@ from inference.checkpoints import (
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, start_note
 from inference.loading import Programs
+from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
 from inference.processes import (
     LossScale,
@@ -52,7 +54,7 @@ from inference.processes import (
     start,
 )
 from inference.runs import Run, RunError, create_default, fingerprint
-from models import ImageProblem, Images, Tabular
+from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.diffusions.base import UnreachableError
@@ -166,7 +168,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
         decided["times"] = programs.model.score_function.times = problem.times
     if settings.optimizer is None:
         decided["optimizer"] = "adam"
-        if isinstance(problem, ImageProblem) and _is_recipe(problem, settings):
+        if _by_recipe(problem, settings) and hidden_weights(programs.model):
             decided["optimizer"] = problem.optimizer
     chosen = settings.sampler or sample.default_sampler(programs.model)
     decided["sampler"] = chosen
@@ -183,9 +185,13 @@ def decide(settings: Training, programs: Programs) -> Decided:
     return Decided(**decided)
 
 
-def _is_recipe(problem: ImageProblem, settings: Training) -> bool:
-    """Whether the network is the one that the data set is trained with."""
-    return problem.recipe is not None and settings.network == problem.recipe
+def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
+    """Whether the network is the one that a data set of images is trained with."""
+    return (
+        isinstance(problem, ImageProblem)
+        and problem.recipe is not None
+        and settings.network == problem.recipe
+    )
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -277,7 +283,8 @@ class Trainee:
     """What training changes, which is what a checkpoint holds, and a step of it.
 
     Data, noise and learning rates of a step are functions of the seed and the step alone. A batch
-    is in equal pieces, micro-batches of each process, whose noise is the whole batch's.
+    is in equal pieces, micro-batches of each process, whose noise is the whole batch's. Which data
+    are a member's depends on the pieces.
 
     Attributes:
         averaged: the programs with averaged weights, which are evaluated.
@@ -320,7 +327,7 @@ class Trainee:
             size, seed = settings.batch_size, settings.seed
             self.augmentation = Augmentation(settings.augment, size, seed)
             parts = model.score_function.modules()
-            self.located = next(part for part in parts if isinstance(part, Located))
+            self.located = [part for part in parts if isinstance(part, Located)]
         context = problem.part("train").context
         self.contexts = (
             None
@@ -356,10 +363,12 @@ class Trainee:
         if self.density is not None:
             # processes and float16 scale the loss, and a run may go on with others
             self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
+        # of M members each has a gradient that is an M-th of that of one alone
+        share = settings.members**-0.5
         clipped = self.fabric.clip_gradients(
-            self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
+            self.loss_of, self.stepper, max_norm=settings.clip * share, error_if_nonfinite=False
         )
-        norm = float(torch.as_tensor(clipped))
+        norm = float(torch.as_tensor(clipped)) / share
         total, stop = _sum(self.fabric, nats, signal_number)
         levels = self.programs.problem.dequantized_levels
         bits = total / math.log(2) + math.log2(levels or 1)
@@ -389,7 +398,8 @@ class Trainee:
                     stack.enter_context(randomness.piece(r, self.count, noise_seed))
                     if self.augmentation is not None:
                         part, places = self.augmentation(part, step, r, self.count)
-                        stack.enter_context(self.located.told(places))
+                        for network in self.located:
+                            stack.enter_context(network.told(places))
                     x, log_det = problem.transform(part)
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
                 # processes are averaged, and their sum is meant
@@ -423,6 +433,12 @@ class Trainee:
     def load(self, run: Run) -> Progress:
         """Go back to the newest checkpoint."""
         checkpoint = run.latest()
+        before = checkpoint.state.get("config", {}).get("optimizer", "adam")
+        if before != self.settings.optimizer:
+            raise ArchitectureError(
+                f"{run.folder} was trained by {before}, and its config.yaml says "
+                f"{self.settings.optimizer}; set optimizer back, or start a new run"
+            )
         loading.load_weights(self.programs.model, checkpoint, "model", run)
         loading.load_weights(self.averaged.model, checkpoint, "ema", run)
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
@@ -561,11 +577,12 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
             f"--batch_size {settings.batch_size} is shared by {processes} processes with "
             f"{settings.micro_batches} micro-batches each; expected a multiple of {pieces}"
         )
-    if settings.members > settings.batch_size // pieces:
+    shared = pieces * settings.members
+    if settings.batch_size % shared:
+        fitting = max(1, round(settings.batch_size / shared)) * shared
         raise ValueError(
-            f"--members {settings.members} share a batch of {settings.batch_size} data in {pieces} "
-            f"piece{'s' if pieces > 1 else ''}; expected at most {settings.batch_size // pieces} "
-            "members: one datum of a piece for each"
+            f"--members {settings.members} share --batch_size {settings.batch_size} in {pieces} "
+            f"piece{'s' if pieces > 1 else ''}; expected a multiple of {shared}, such as {fitting}"
         )
     for name in ("train", "validation", "test"):
         n = len(getattr(problem, name))

@@ -594,8 +594,8 @@ class ImageProblem(Problem):
     """
 
     optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
-    """What ``inference.train`` optimizes the network of ``recipe`` by if nothing else is asked for;
-    all others are by Adam."""
+    """What ``inference.train`` optimizes the network of ``recipe`` by if nothing else is asked for,
+    in subclasses too; all others are by Adam."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""
@@ -690,6 +690,11 @@ class ImageProblem(Problem):
             )
         options = dict(self.networks[self.network_name])
         options.pop("form", None)
+        if "members" in options:
+            raise ValueError(
+                f"networks of {type(self).__name__} has members for {self.network_name!r}, and it "
+                "is an option of every data set: leave it out there, and give --members"
+            )
         return UNet(inputs, outputs, **options)
 
     @property

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_mdm import randomness
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
@@ -412,9 +413,9 @@ class UNet(Restorable, nn.Module):
 class Ensemble(Recorded, nn.Module):
     """Networks that are trained apart, each on its part of every batch, and averaged in use.
 
-    In training datum i is the i mod M-th member's alone, so that a step costs what one member's
-    does. In evaluation mode the output is the average of all of them, and costs M calls. What one
-    member has learned by heart of few data is not what another has.
+    In training row i of a call is the i mod M-th member's alone, so that a step costs what one
+    member's does. In evaluation mode the output is the average of all of them, and costs M calls.
+    What one member has learned by heart of few data is not what another has.
 
     Args:
         members: M networks, called alike.
@@ -477,7 +478,10 @@ class Located(Recorded, nn.Module):
     def told(self, places: Tensor) -> Iterator[None]:
         """Where pixels come from, (n, 2, H, W), of the data that it is called with in here.
 
-        Several calls in one, such as of several noise levels, have their data in turn.
+        Several calls in one have all data in turn, or those of :func:`randomness.rows_asked`.
+
+        Raises, from the call:
+            ValueError: another number of data.
         """
         self._told = places
         try:
@@ -489,9 +493,20 @@ class Located(Recorded, nn.Module):
         if self._told is None:
             places = self.own.expand(len(x), -1, -1, -1)
         else:
-            places = self._told.repeat(len(x) // len(self._told), 1, 1, 1)
+            places = self._of_rows(self._told, len(x))
         found: Tensor = self.network(torch.cat([x, places.to(x.dtype)], 1), log_snr, *context)
         return found
+
+    def _of_rows(self, told: Tensor, n: int) -> Tensor:
+        rows = randomness.rows_asked()
+        if rows is not None and len(rows) == n:
+            return told[rows]
+        if n % len(told):
+            raise ValueError(
+                f"the network is called with {n} images and told where the pixels of {len(told)} "
+                "come from; expected as many, or a multiple of them"
+            )
+        return told.repeat(n // len(told), 1, 1, 1)
 
 
 class _ResidualBlock(nn.Module):

@@ -34,6 +34,7 @@ __all__ = [
     "normal",
     "piece",
     "repeatable",
+    "rows_asked",
     "stream",
     "subset",
     "uniform",
@@ -217,8 +218,8 @@ def subset(
         the weight with which a sum over them, summed over the pieces, estimates the sum over all
         data of the batch.
     """
-    global _current
-    outer = _current
+    global _current, _rows
+    outer, outer_rows = _current, _rows
     count, index = (1, 0) if outer is None else (outer.count, outer.index)
     generator = None if outer is None else outer.generator(device)
     total = n * count
@@ -230,10 +231,20 @@ def subset(
         rows = torch.cat([own] + [total + i * size + mine for i in range(copies)])
         number = total + copies * size
         _current = _Piece(index, count, outer.seed, outer.generators, (rows, number))
+    ours = chosen[mine] // count
+    _rows = torch.cat([torch.arange(n, device=device)] + [ours] * copies)
     try:
-        yield chosen[mine] // count, total / size
+        yield ours, total / size
     finally:
-        _current = outer
+        _current, _rows = outer, outer_rows
+
+
+_rows: Tensor | None = None
+
+
+def rows_asked() -> Tensor | None:
+    """Within :func:`subset`: which of the n data of this piece each row is that is drawn for."""
+    return _rows
 
 
 # -- samples, however many at a time ---------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from inference import recipe
-from inference.checkpoints import load_optimizer, optimizer_tensors
+from inference.checkpoints import ArchitectureError, load_optimizer, optimizer_tensors
 from inference.loading import build
 from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from inference.options import Training
-from inference.train import decide, with_recipe
+from inference.train import decide, train, with_recipe
 from models.digits import Digits
+from tests.brief import SHORT
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 144), (2, 48, 9), (1, 5, 5)])
@@ -133,6 +135,15 @@ def test_groups_have_names_in_their_order_and_are_saved_by_them() -> None:
         one.step()
         moved.append([p.detach().clone() for p in given])
     assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
+
+
+def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run=run, **SHORT | {"model": "digits", "batch_size": 8, "optimizer": "muon"})
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("optimizer: muon", "optimizer: adam"))
+    with pytest.raises(ArchitectureError, match="was trained by muon, and its config.yaml says"):
+        train(resume=run)
 
 
 class Pictures(Digits):

@@ -404,7 +404,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "members without data": (
         f"{POINTS} --members 20",
         1,
-        "--members 20 share a batch of 16 data in 1 piece; expected at most 16 members",
+        "--members 20 share --batch_size 16 in 1 piece; expected a multiple of 20, such as 20",
     ),
     "members of a network of one's own": (
         f"{POINTS} --guide cld --score {{own}}/own.py:alone --members 2",
@@ -421,6 +421,16 @@ CASES: dict[str, tuple[str, int, str]] = {
         f"{PICTURES} --augment 0.5 --guide {{own}}/own.py:simulated",
         1,
         "own.py:simulated is simulated; leave it out",
+    ),
+    "augmented with a latent context": (
+        f"{PICTURES} --augment 0.5 --guide inference.guides.latent_context:discrete",
+        1,
+        "the law of the latent context of .* cannot be told",
+    ),
+    "muon for points": (
+        f"{POINTS} --optimizer muon",
+        1,
+        "--optimizer is muon, .* has none; use adam",
     ),
     "augmented for a network of one's own": (
         f"{PICTURES} --augment 0.5 --guide cld --score {{own}}/own.py:alone",

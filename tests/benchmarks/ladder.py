@@ -121,7 +121,7 @@ class Shifts:
 
 
 def shifting(trainee: Trainee) -> AbstractContextManager[Any]:
-    shifts = Shifts(trainee.settings.seed, trainee.located.own)
+    shifts = Shifts(trainee.settings.seed, trainee.located[0].own)
     return mock.patch.object(trainee, "augmentation", shifts)
 
 
@@ -202,6 +202,9 @@ class Rung:
 
 
 OFTEN = {"times": "adaptive", "batch_size": 32}
+"""Small batches, whose times are drawn where gradients vary."""
+
+THREE = "adaptive times, batches of 32, mixture"
 
 RUNGS: dict[str, Rung] = {
     "base": Rung(),
@@ -238,11 +241,11 @@ RUNGS: dict[str, Rung] = {
     "Muon": Rung({"optimizer": "muon"}),
     "two members": Rung({"members": 2}),
     "adaptive times, batches of 32": Rung(OFTEN),
-    "adaptive times, batches of 32, mixture": Rung(OFTEN, {"form": "mixture"}),
-    "that, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
-    "that, Muon": Rung(OFTEN | {"optimizer": "muon"}, {"form": "mixture"}),
-    "that, every pixel": Rung(OFTEN, FINE | {"patch": 1}),
-    "that, every pixel, Muon": Rung(OFTEN | {"optimizer": "muon"}, FINE | {"patch": 1}),
+    THREE: Rung(OFTEN, {"form": "mixture"}),
+    f"{THREE}, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
+    f"{THREE}, Muon": Rung(OFTEN | {"optimizer": "muon"}, {"form": "mixture"}),
+    f"{THREE}, every pixel": Rung(OFTEN, FINE | {"patch": 1}),
+    f"{THREE}, every pixel, Muon": Rung(OFTEN | {"optimizer": "muon"}, FINE | {"patch": 1}),
     "adaptive times, dropout, two members": Rung(
         {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
     ),
