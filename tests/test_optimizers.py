@@ -142,7 +142,7 @@ def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path) -
     train(run=run, **SHORT | {"model": "digits", "batch_size": 8, "optimizer": "muon"})
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("optimizer: muon", "optimizer: adam"))
-    with pytest.raises(ArchitectureError, match="was trained by muon, and its config.yaml says"):
+    with pytest.raises(ArchitectureError, match=r"was trained by muon, and its config\.yaml says"):
         train(resume=run)
 
 
