@@ -21,7 +21,7 @@ class Mnist5k(ImageProblem):
 
     name = "mnist5k"
     event_shape = (1, 28, 28)
-    steps = 3000
+    steps = 2000
     batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
