@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import PAPER, PUBLISHED, SMALL, FileImages
+from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, python_command, unpickle_arrays
 
 __all__ = ["CIFAR10"]
@@ -33,7 +33,7 @@ class CIFAR10(FileImages):
     event_shape = (3, 32, 32)
     steps = 20_000
     contexts = ("labels",)
-    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
+    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
 
     def parts(self) -> tuple[Tensor, Tensor]:
         # a row is 1,024 values of red, then green, then blue, each row by row of the image

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.base import PAPER, PUBLISHED, SMALL, FileImages
+from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, cached, spread
 
 __all__ = ["ImageNet32New", "ImageNet32Old"]
@@ -96,7 +96,7 @@ class ImageNet32(FileImages):
     event_shape = (3, 32, 32)
     steps = 50_000
     held_out = 10_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
+    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
 
     sizes: ClassVar[dict[str, int]]
     """Images of the official training set (train) and validation set (test)."""

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from models.base import PAPER, PUBLISHED, SMALL, ImageProblem
+from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
 from models.files import IDX_BYTES, DataError, idx_array
 
 __all__ = ["Images"]
@@ -83,7 +83,7 @@ class Images(ImageProblem):
 
     name = "images"
     steps = 10_000
-    networks: ClassVar = {"small": SMALL, "paper": PAPER, "published": PUBLISHED}
+    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
 
     def __init__(
         self,
