@@ -16,8 +16,9 @@ from torch import Tensor
 from inference.cli import command_line
 from inference.loading import build, build_diffusion, load_trained
 from inference.options import GROUPS, Training
+from inference.processes import start
 from inference.runs import Run
-from inference.train import train, with_recipe
+from inference.train import Trainee, decide, train, with_recipe
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
@@ -190,3 +191,36 @@ def test_members_are_told_what_one_network_is(options: dict[str, Any]) -> None:
         model = alone.given(part.context).model
         changed = MDM_ELBO().loss(model, DiffusionGuide(model.diffusion), x)
     assert changed != pytest.approx(losses[0], rel=1e-4)  # the networks are heard
+
+
+def clipped(members: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """The norm of a step's gradient and its limit, where every member has its part of ones."""
+    asked = Training(
+        **{"model": "toy", "guide": "cld", "score": "noise", "accelerator": "cpu"},
+        **{"members": members, "batch_size": 8, "steps": 2, "clip": 1e-3},
+    )
+    programs = build(asdict(asked))
+    trainee = Trainee(start("cpu", "32-true"), programs, decide(asked, programs))
+
+    def gradients(step: int) -> Tensor:
+        for p in trainee.programs.model.parameters():
+            p.grad = torch.full_like(p, 1 / members)
+        return torch.zeros(())
+
+    limits = []
+    clip = trainee.fabric.clip_gradients
+
+    def clipping(*given: Any, max_norm: float, **options: Any) -> Any:
+        limits.append(max_norm)
+        return clip(*given, max_norm=max_norm, **options)
+
+    monkeypatch.setattr(trainee, "_gradients", gradients)
+    monkeypatch.setattr(trainee.fabric, "clip_gradients", clipping)
+    return trainee.step(0).norm, limits[0]
+
+
+def test_the_gradient_of_members_is_clipped_as_that_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norm, limit = clipped(1, monkeypatch)
+    assert clipped(2, monkeypatch) == pytest.approx((norm, limit / 2**0.5), rel=1e-5)
