@@ -348,13 +348,16 @@ def test_paths_that_data_drive_move_with_the_ends() -> None:
         (3, None, {"learn_stationary": True}),
         (3, 1, {"learn_ends": 0.5, "learn_stationary": True}),
         (4, 2, {}),
+        (2, None, {"min_log_snr": None}),
+        (3, 2, {"min_log_snr": None, "learn_beta": True, "learn_ends": (0.5, 0.0)}),
     ],
 )
 def test_ends_of_one_factorization_have_the_derivatives_of_two(
     K: int, rank: int | None, options: dict[str, Any]
 ) -> None:
     """Of all that a law is made of, in all that is learned: one in time, one at given times."""
-    diffusion = LearnedDiffusion(K, rank, max_log_snr=9.0, min_log_snr=-6.0, **options)
+    ends = {"max_log_snr": 9.0, "min_log_snr": -6.0}
+    diffusion = LearnedDiffusion(K, rank, **(ends | options))
     generator = torch.Generator().manual_seed(K)
 
     def normal(like: Tensor) -> Tensor:
@@ -366,10 +369,12 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     parameters, targets = list(diffusion.parameters()), diffusion._given_ends()
     with torch.no_grad():
         roots = diffusion._clock_root(targets)
+    diffusion._guess = roots
     with shared_ends():
         clocks = diffusion.end_clocks()
         again = diffusion._clock_gradient(roots, targets)
-        got, expected = (clocks, *diffusion._ends()), (again, *diffusion._marginal(again))
+        both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
+        got, expected = (clocks, *diffusion._ends()), (again, *diffusion._marginal(both))
     largest = 0.0
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -389,3 +394,55 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-10 * size)
         largest = max(largest, slopes[1].abs().max().item())
     assert largest > 0.1
+
+
+@pytest.mark.parametrize("options", [{"min_log_snr": -10.0}, {"min_log_snr": None}])
+@pytest.mark.parametrize("moved", [1e-4, 0.3])
+def test_ends_of_every_step_are_those_of_a_search_from_afar(
+    options: dict[str, Any], moved: float
+) -> None:
+    """Each begins where the last one ended, nearby or not, and leaves no trace in the digits."""
+    diffusion = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
+    parameters = list(diffusion.parameters())
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        afar = copy.deepcopy(diffusion)
+        afar._guess = None
+        with shared_ends():
+            got, expected = diffusion._ends(), afar._ends()
+        again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
+        again.load_state_dict(diffusion.state_dict())
+        for other in (diffusion, again):
+            with shared_ends():
+                assert all(map(torch.equal, other._ends(), got))
+        for one, two in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+        slopes = [
+            torch.autograd.grad(sum(t.sum() for t in laws), list(of.parameters()))
+            for laws, of in ((got, diffusion), (expected, afar))
+        ]
+        for one, two in zip(*slopes, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6 * two.abs().max().item())
+
+
+def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that says it is small and is not: the search goes on."""
+    diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
+    expected = diffusion.end_clocks().detach()
+    halley = LinearDiffusion._halley
+    calls = []
+
+    def biased(self: Any, *arguments: Any) -> Any:
+        error, step = halley(self, *arguments)
+        calls.append(step)
+        return error, step + 4e-4 if len(calls) == 1 else step
+
+    monkeypatch.setattr(LinearDiffusion, "_halley", biased)
+    diffusion._cache.clear()
+    with shared_ends():
+        got = diffusion.end_clocks()
+    assert len(calls) >= 2
+    torch.testing.assert_close(got.detach(), expected, rtol=1e-13, atol=0)

@@ -146,11 +146,11 @@ def transition_moments(
     # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
     E = E.transpose(1, 2)
     weights = WEIGHTS.to(A.device)[:, None] / 2
-    P = (weights * (E @ GG)).flatten(2) @ E.flatten(2).mT
+    P = torch.bmm((weights * (E @ GG)).flatten(2), E.flatten(2).mT)
     P = h.expand(shape).reshape(-1, 1, 1) * P
     for _ in range(doublings):
-        P = torch.baddbmm(P, M @ P, M.mT)
-        M = M @ M
+        P = torch.baddbmm(P, torch.bmm(M, P), M.mT)
+        M = torch.bmm(M, M)
     return M.reshape(*shape, K, K), ((P + P.mT) / 2).reshape(*shape, K, K)
 
 

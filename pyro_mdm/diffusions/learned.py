@@ -47,8 +47,7 @@ class LearnedFamily(LinearDiffusion):
     ) -> None:
         self._reach = (0.0, 0.0)
         super().__init__(Q, D, **options)
-        # where Newton's method begins in every later step: not the step before, so that the
-        # digits of a resumed training do not depend on its past
+        # where the search for the ends of a first step begins
         self._guess = self.end_clocks().detach()
         reach = _reach(learn_ends)
         if any(reach):

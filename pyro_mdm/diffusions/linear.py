@@ -132,6 +132,7 @@ class LinearDiffusion(Diffusion):
         K = self.num_variables = self._take_matrices(Q, D)
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
+        self._last: tuple[list[Tensor], Tensor] | None = None
         self._min_log_snr: float | None = None
         self.max_log_snr = max_log_snr
         self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
@@ -286,7 +287,7 @@ class LinearDiffusion(Diffusion):
             "max_log_snr": self._max_log_snr,
             "min_log_snr": self._min_log_snr,
             "cut_time": self._cut_time,
-            "guess": None if self._guess is None else self._guess.tolist(),
+            "guess": None if (guess := self._root_guess()) is None else guess.tolist(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -295,6 +296,7 @@ class LinearDiffusion(Diffusion):
         self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
         self._cut_time = saved["cut_time"]
         self._guess = None if saved["guess"] is None else self.as_tensor(saved["guess"])
+        self._last = None
 
     # -- the clock ---------------------------------------------------------------------------------
 
@@ -607,6 +609,7 @@ class LinearDiffusion(Diffusion):
                 "to the noise; raise max_log_snr or lower min_log_snr"
             )
         self._cache.clear()
+        self._last = None
         self._max_log_snr, self._min_log_snr = high, low
         self._cut_time = None
 
@@ -644,8 +647,8 @@ class LinearDiffusion(Diffusion):
         return self._cached("ends", compute)
 
     def _found_ends(self) -> _FoundEnds | None:
-        """The laws at the roots of both ends, if these are what gradients pass through."""
-        if self._min_log_snr is None or not torch.is_grad_enabled():
+        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
+        if self._cut_time is not None or not torch.is_grad_enabled():
             return None
 
         def compute() -> _FoundEnds | None:
@@ -653,14 +656,34 @@ class LinearDiffusion(Diffusion):
             targets = self._given_ends()
             if not isinstance(move, ConstantPropagator) or not self._is_learned(targets):
                 return None
-            with torch.no_grad():
-                roots = self._roots(targets)
-            a, Sigma, factor = self.factorization_by(move, roots)
-            A, noise = move.drift(roots).detach(), move.noise(roots).detach()
-            return _FoundEnds(roots, targets, a, Sigma, factor, A, noise)
+            guess = self._root_guess()
+            for enough in (5e-4, 1e-6):
+                with torch.no_grad():
+                    times = roots = self._clock_root(targets, guess, enough=enough)
+                    if self._min_log_snr is None:
+                        times = torch.cat([roots, self.clock(self.horizon).reshape(1)])
+                a, Sigma, factor = self.factorization_by(move, times)
+                A, noise = move.drift(times).detach(), move.noise(times).detach()
+                found = _FoundEnds(times, targets, a, Sigma, factor, A, noise)
+                if found.close():
+                    break
+                guess = roots
+            if self._guess is not None:
+                now = [p.detach().clone() for p in self.parameters()]
+                self._last = now, found.clocks.detach()
+            return found
 
         found: _FoundEnds | None = self._cached("found ends", compute)
         return found
+
+    def _root_guess(self) -> Tensor | None:
+        """Where the search for roots begins: at those of the last step, once parameters have moved.
+
+        So they are found again from where they were found, with the same digits.
+        """
+        if self._last is not None and not all(map(torch.equal, self._last[0], self.parameters())):
+            self._guess, self._last = self._last[1], None
+        return self._guess
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
@@ -693,7 +716,7 @@ class LinearDiffusion(Diffusion):
 
     def _roots(self, targets: Tensor) -> Tensor:
         """The clock times of ``targets``, λ at the ends, as numbers."""
-        found: Tensor = self._cached("roots", lambda: self._clock_root(targets, self._guess))
+        found: Tensor = self._cached("roots", lambda: self._clock_root(targets, self._root_guess()))
         return found
 
     def log_snr_rate(self, s: Times) -> Tensor:
@@ -784,15 +807,25 @@ class LinearDiffusion(Diffusion):
             return -factor.log_snr, _decay(factor, noise)
         return self._log_volume(factor.log_det, tau), _volume_rate(factor, noise)
 
-    def _clock_root(self, value: Tensor, guess: Tensor | None = None, of: str = LOG_SNR) -> Tensor:
-        """The τ with λ(τ) or κ(τ) = value: by Newton steps in log τ from a guess, or safe ones."""
+    def _clock_root(
+        self,
+        value: Tensor,
+        guess: Tensor | None = None,
+        of: str = LOG_SNR,
+        *,
+        enough: float = 1e-6,
+    ) -> Tensor:
+        """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
+
+        From a guess Halley's step is the last where it is below ``enough``: what is left to do
+        after it is of the order of its cube, after one of Newton's of its square.
+        """
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
                 x, move = guess.log(), self.propagator
                 halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                # the step after one of this size is below rounding
-                enough = 1e-6 if halley else 1e-7
+                enough = enough if halley else 1e-7
                 for _ in range(12):
                     if halley:
                         error, step = self._halley(move, x, wanted)
@@ -944,7 +977,7 @@ class LinearDiffusion(Diffusion):
 
 
 class _FoundEnds:
-    """The laws at given clock times, and how they follow these as λ there is held.
+    """The laws at the two ends, and how they follow their clock times as λ there is held.
 
     With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times (by Newton's
     step, see ``_clock_gradient``) and, by derivatives in time, all that is asked at them:
@@ -954,7 +987,8 @@ class _FoundEnds:
     Φ being the lower triangle with half of the diagonal, and k the readout.
 
     Args:
-        roots: clock times τ (n,), numbers;  targets: λ there.
+        roots: clock times τ of ε and T (2,), numbers, near where λ is the target.
+        targets: λ at both, or (1,) at ε alone.
         a, Sigma, factor: at the roots, with gradients at given times.
         A, noise: the drift and g² per unit of clock time, without.
     """
@@ -973,7 +1007,17 @@ class _FoundEnds:
         self._A, self._noise = A, noise
         with torch.no_grad():
             self._rate = _decay(factor, noise)
-        self.clocks = roots + (factor.log_snr - targets) / self._rate
+        n = len(targets)
+        self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
+
+    def close(self) -> bool:
+        """Whether so little is left to the clock times that its square is below rounding.
+
+        Laws are off by its square, derivatives of laws by itself.
+        """
+        with torch.no_grad():
+            left = self.clocks / self._roots[: len(self.clocks)] - 1
+            return bool((left.abs() < 1e-7).all())
 
     def marginal(self, clocks: Tensor) -> Marginal:
         """The laws at ``clocks``, whose values are those of the roots to rounding."""
