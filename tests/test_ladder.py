@@ -108,3 +108,17 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     one = json.loads((tmp_path / "digits" / "batches_of_32-1.json").read_text())
     assert one["steps"] == max(1, round(costs["base"] / costs["batches of 32"]))
     assert "| batches of 32 |" in (tmp_path / "digits" / "table.md").read_text()
+
+
+def test_photographs_have_no_pixel_in_two_parts():
+    numbered = torch.arange(2 * 3 * 40 * 640).reshape(2, 3, 40, 640)
+    cut = ladder.squares(numbered, 8)
+    assert cut.shape == (2 * 2 * 77, 3, 32, 32)
+    assert torch.equal(cut[1], numbered[0, :, :32, 8:40])
+    assert torch.equal(cut[-1], numbered[1, :, 8:40, 608:640])
+    problem = ladder.Photographs(holdout=True)
+    assert problem.train.shape == (5300, 3, 32, 32)
+    seen = set(map(bytes, problem.train[:, :, 0].flatten(1).numpy()))
+    others = torch.cat([problem.validation, problem.test])
+    assert len(others) == 450 and len(seen) > 5000
+    assert not any(bytes(x) in seen for x in others[:, :, 0].flatten(1).numpy())
