@@ -626,12 +626,20 @@ class LinearDiffusion(Diffusion):
     @property
     def start(self) -> Marginal:
         """The marginal at ε."""
-        return Marginal(*(field[0] for field in self._ends()))
+        return self._both_ends()[0]
 
     @property
     def terminal(self) -> Marginal:
         """The marginal at T."""
-        return Marginal(*(field[1] for field in self._ends()))
+        return self._both_ends()[1]
+
+    def _both_ends(self) -> tuple[Marginal, Marginal]:
+        def compute() -> tuple[Marginal, Marginal]:
+            start, terminal = zip(*(field.unbind() for field in self._ends()), strict=True)
+            return Marginal(*start), Marginal(*terminal)
+
+        found: tuple[Marginal, Marginal] = self._cached("both ends", compute)
+        return found
 
     def _ends(self) -> Marginal:
         """The marginals at ε and T, (2, …)."""
@@ -656,10 +664,10 @@ class LinearDiffusion(Diffusion):
             targets = self._given_ends()
             if not isinstance(move, ConstantPropagator) or not self._is_learned(targets):
                 return None
-            guess = self._root_guess()
+            guess, number = self._root_guess(), move.detached()
             for enough in (5e-4, 1e-6):
                 with torch.no_grad():
-                    times = roots = self._clock_root(targets, guess, enough=enough)
+                    times = roots = self._clock_root(targets, guess, move=number, enough=enough)
                     if self._min_log_snr is None:
                         times = torch.cat([roots, self.clock(self.horizon).reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
@@ -813,6 +821,7 @@ class LinearDiffusion(Diffusion):
         guess: Tensor | None = None,
         of: str = LOG_SNR,
         *,
+        move: Propagator | None = None,
         enough: float = 1e-6,
     ) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
@@ -823,7 +832,7 @@ class LinearDiffusion(Diffusion):
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
-                x, move = guess.log(), self.propagator
+                x, move = guess.log(), move or self.propagator
                 halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
                 enough = enough if halley else 1e-7
                 for _ in range(12):

@@ -11,6 +11,7 @@ closed form; of Q and D that vary, :mod:`pyro_mdm.diffusions.magnus` has them by
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -147,6 +148,17 @@ class ConstantPropagator(Propagator):
     def __init__(self, diffusion: LinearDiffusion) -> None:
         self._diffusion = diffusion
         self._A, self._GG = diffusion.unit_drift, diffusion.unit_noise
+
+    def detached(self) -> ConstantPropagator:
+        """The same without gradients, from what is known by then."""
+        other = copy.copy(self)
+        other._A, other._GG = self._A.detach(), self._GG.detach()
+        other.speed = self.speed
+        other._forward, other._both = (
+            kernels.Series(series.norm, series.terms.detach())
+            for series in (self._forward, self._both)
+        )
+        return other
 
     def drift(self, tau: Tensor) -> Tensor:
         return self._A
