@@ -819,3 +819,24 @@ def test_a_critically_damped_chain_of_any_order(K):
     torch.testing.assert_close(found.covariance, torch.eye(K) - M @ M.mT, rtol=1e-9, atol=1e-12)
     if K == 2:
         assert torch.equal(diffusion.Q, CLD().Q) and torch.equal(diffusion.D, CLD().D)
+
+
+def test_times_on_both_sides_of_the_two_routes_are_those_of_each_alone():
+    """Few or many at once, with their gradients: what is computed in vain leaves no trace."""
+    diffusion = LearnedDiffusion(3, max_log_snr=9.0, beta=LinearBeta(0.1, 200.0), seed=0)
+    s = torch.linspace(0.02, 1.0, 12, dtype=torch.float64)
+    travelled = diffusion.propagator.travelled(diffusion.clock(s))
+    assert 2 < int((travelled < 20).sum()) < 10
+
+    def found(times: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        laws = [torch.cat(f) for f in zip(*map(diffusion.marginal, times), strict=True)]
+        laws = [law[:12] for law in laws]
+        loss = sum((law.flatten(1) if law.dim() > 1 else law).sum() for law in laws)
+        return laws, list(torch.autograd.grad(loss, list(diffusion.parameters())))
+
+    alone, slopes = found(list(s.split(1)))
+    for times in ([s], [s, s.repeat(2)], [torch.cat([s, s.repeat(2)])]):
+        laws, others = found(times)
+        for one, other in zip(laws + others, alone + slopes, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+            assert one.isfinite().all()

@@ -32,6 +32,7 @@ __all__ = [
     "KernelPrecisionError",
     "Series",
     "apply_to_dimensions",
+    "both_factors",
     "check_reached",
     "direct_factor",
     "exponential_series",
@@ -111,7 +112,8 @@ def transition_moments(
 ) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
-    With a series of several matrices of one norm they are those of each, (n, …, K, K).
+    With a series of n matrices of one norm they are those of each, (n, …, K, K), and durations are
+    (1, …), or (n, …) if each has its own.
 
     Args:
         A: (K, K) drift matrix per unit of τ.
@@ -138,7 +140,7 @@ def transition_moments(
     h = tau / 2.0**doublings
     u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
     if terms.dim() > 2:
-        terms = terms.reshape(len(terms), *[1] * tau.dim(), *terms.shape[1:])
+        terms = terms.reshape(len(terms), *[1] * (tau.dim() - 1), *terms.shape[1:])
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
     shape = E.shape[:-3]
     E, M = E.reshape(-1, len(PLACES), K, K).split([len(NODES), 1], 1)
@@ -192,6 +194,19 @@ def _log_diagonal_sum(C: Tensor) -> Tensor:
     return C.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+class _Cholesky(NamedTuple):
+    """Of a covariance: C lower triangular, its inverse, and the growth of rounding errors."""
+
+    root: Tensor
+    inverse: Tensor
+    amplification: Tensor
+
+
+def _cholesky(S: Tensor) -> _Cholesky:
+    C, amplification = scaled_cholesky(S)
+    return _Cholesky(C, inverse_tril(C), amplification)
+
+
 def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Factor:
     """Factor Σ through its pull-back to time 0, ``P̃ + Σ_0``, with the data variable last.
 
@@ -206,19 +221,38 @@ def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Facto
     Returns:
         Σ's factor; its ``log_det`` is that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
     """
-    S = (P + Sigma0).roll((-1, -1), (-2, -1))
-    C, amplification = scaled_cholesky(S)
+    return _pulled_back(M, W, _cholesky(_data_last(P + Sigma0)))
+
+
+def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
+    """Factor Σ itself by a scaled Cholesky. Best late, where Σ is near its stationary value."""
+    return _direct(a, _cholesky(Sigma))
+
+
+def both_factors(
+    Sigma: Tensor, M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor
+) -> tuple[Factor, Factor]:
+    """:func:`direct_factor` and :func:`pulled_back_factor`, in one go."""
+    C, inverse, growth = _cholesky(torch.stack([Sigma, _data_last(P + Sigma0)]))
+    direct = _Cholesky(C[0], inverse[0], growth[0])
+    return _direct(M[..., 0], direct), _pulled_back(M, W, _Cholesky(C[1], inverse[1], growth[1]))
+
+
+def _data_last(S: Tensor) -> Tensor:
+    return S.roll((-1, -1), (-2, -1))
+
+
+def _pulled_back(M: Tensor, W: Tensor, found: _Cholesky) -> Factor:
+    C, inverse, amplification = found
     last = C[..., -1, -1]
-    whitener = inverse_tril(C) @ W.roll(-1, -2)
+    whitener = inverse @ W.roll(-1, -2)
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
     log_det = 2 * _log_diagonal_sum(C)
     return Factor(M.roll(-1, -1) @ C, whitener, -2 * last.log(), readout, log_det, amplification)
 
 
-def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
-    """Factor Σ itself by a scaled Cholesky. Best late, where Σ is near its stationary value."""
-    L, amplification = scaled_cholesky(Sigma)
-    whitener = inverse_tril(L)
+def _direct(a: Tensor, found: _Cholesky) -> Factor:
+    L, whitener, amplification = found
     u = whitener @ a.unsqueeze(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
     size = u.detach().abs().amax(-2, keepdim=True)

@@ -48,6 +48,7 @@ class Matrices(NamedTuple):
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}, (K, K)
 
 
+FEW = 16  # times, for which it costs less to compute too much than to choose
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
 _shared: dict[tuple[int, Any], Any] | None = None
@@ -517,21 +518,19 @@ class LinearDiffusion(Diffusion):
     ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor by the route that keeps digits, early that by way of time 0."""
         near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
-        Sigma0 = self.initial_covariance
-        everywhere = tau.numel() > 0 and bool(near.all())
-        if everywhere:
+        Sigma0, shape = self.initial_covariance, tau.shape
+        back = None
+        if tau.numel() > 0 and bool(near.all()):
             (M, P), back = move.both_moments(tau)
+        elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
+            (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
         else:
             M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
-        direct = kernels.direct_factor(Sigma, a)
-        if not everywhere and not bool(near.any()):
-            return M, a, Sigma, direct
-        shape = tau.shape
-        if everywhere:
-            pulled = kernels.pulled_back_factor(M, *back, Sigma0)
+        if back is not None:
+            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
-            better = pulled.amplification < direct.amplification
+            better = near & (pulled.amplification < direct.amplification)
             if bool(better.all()):
                 return M, a, Sigma, pulled
             fields = []
@@ -539,6 +538,9 @@ class LinearDiffusion(Diffusion):
                 here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
                 fields.append(torch.where(here, p, d))
             return M, a, Sigma, kernels.Factor(*fields)
+        direct = kernels.direct_factor(Sigma, a)
+        if not bool(near.any()):
+            return M, a, Sigma, direct
         index = near.flatten().nonzero()[:, 0]
         near_tau = tau.flatten()[index]
         pulled = kernels.pulled_back_factor(
@@ -904,10 +906,9 @@ class LinearDiffusion(Diffusion):
         """
         tau = x.exp()
         *_, factor = self._factorized(move, tau, move.travelled(tau))
-        A, noise, W = move.drift(tau), move.noise(tau), factor.whitener
-        rate, k = _decay(factor, noise), factor.readout.unsqueeze(-1)
-        gk = noise @ k
-        turned = (gk.mT @ (A.mT @ k + W.mT @ (W @ gk)))[..., 0, 0]
+        A, noise, k = move.drift(tau), move.noise(tau), factor.readout
+        rate, gk = _decay(factor, noise), k @ noise
+        turned = (gk * (k @ A)).sum(-1) + _times(factor.whitener, gk).square().sum(-1)
         bend = rate.square() - 2 * factor.log_snr.exp() * turned
         error = -factor.log_snr - wanted
         step = -error / (tau * rate)
@@ -1033,23 +1034,23 @@ class _FoundEnds:
         factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():
-            W, Sigma, k = factor.whitener, self._Sigma, factor.readout.unsqueeze(-1)
-            Sigma_rate = A @ Sigma + Sigma @ A.mT + noise
+            W, k = factor.whitener, factor.readout
+            turned = self._Sigma @ A.mT
+            Sigma_rate = turned + turned.mT + noise
             # L^{-1} by way of the whitener, which has digits that L has lost
             inverse = torch.linalg.solve_triangular(L, factor.root, upper=False) @ W
-            gained = inverse @ noise @ inverse.mT
             turned = inverse @ A @ L
-            Phi = (turned + turned.mT + gained).tril()
-            Phi = Phi - torch.diag_embed(Phi.diagonal(dim1=-2, dim2=-1) / 2)
-            k_rate = self._rate[:, None, None] * k - A.mT @ k - W.mT @ (W @ (noise @ k))
+            Phi = (turned + turned.mT + inverse @ noise @ inverse.mT).tril()
+            Phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+            k_rate = self._rate[:, None] * k - k @ A - _times(W.mT, _times(W, k @ noise))
             volume = _volume_rate(factor, noise) + 2 * A.diagonal().sum()
         late = clocks - self._roots
         one, two = late[:, None], late[:, None, None]
         return Marginal(
-            torch.addcmul(self._a, one, (A @ self._a.detach().unsqueeze(-1))[..., 0]),
+            torch.addcmul(self._a, one, self._a.detach() @ A.mT),
             torch.addcmul(self._Sigma, two, Sigma_rate),
             torch.addcmul(L, two, L.detach() @ Phi),
-            torch.addcmul(factor.readout, one, k_rate[..., 0]),
+            torch.addcmul(factor.readout, one, k_rate),
             factor.log_snr - late * self._rate,
             factor.log_det + late * volume,
         )
@@ -1060,8 +1061,14 @@ def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     root = (factor.log_snr / 2).exp()[..., None] * factor.readout
     if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
         return root[..., 0].square() * unit_noise[..., 0, 0]
-    row = root.unsqueeze(-2)
-    return (row @ unit_noise @ row.mT)[..., 0, 0]
+    return (_times(unit_noise, root) * root).sum(-1)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(…, K, K) and (…, K) -> (…, K)."""
+    if matrix.dim() == 2:
+        return vector @ matrix.mT
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:

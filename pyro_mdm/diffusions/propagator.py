@@ -202,8 +202,12 @@ class ConstantPropagator(Propagator):
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(self._A, self._GG, duration, self._forward)
 
-    def both_moments(self, tau: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        M, P = kernels.transition_moments(self._A, self._GG, tau, self._both)
+    def both_moments(
+        self, tau: Tensor, back: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """As of every propagator; the second pair to times ``back``, like τ, if these are given."""
+        both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
+        M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
         return (M[0], P[0]), (M[1], P[1])
 
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@
 For CIFAR-sized images of random codes, the discrete denoiser and CLD:
 
 * a training step (batch, transform, bound, gradients, clipping, Adam, averaging) against the
-  network's forward and backward pass alone, and what gathering the batch takes,
+  network's forward and backward pass alone, and what the moments of its levels and gathering the
+  batch take,
 * the same step under bf16, with channels last and compiled, against float32,
 * samples per second of two processes of one thread each, by torchrun and DDP, against one process
   of one thread with half of the batch (efficiency 1: neither process slows the other),
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ from inference.train import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide
+from pyro_mdm.likelihoods.even_levels import EvenLevels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -90,6 +93,24 @@ class Job:
         x = torch.randn(self.batch, 3, 32, 32, device=self.fabric.device)
         lam = torch.linspace(-10, 13, self.batch, device=self.fabric.device)
         self.network(x, lam).square().sum().backward()
+
+    def moments(self) -> Callable[[], None]:
+        """The posterior moments of a step's levels, as the step asks for them."""
+        asked, moments = [], EvenLevels.moments
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            asked.append((arguments, options))
+            return moments(*arguments, **options)
+
+        with mock.patch.object(EvenLevels, "moments", noted):
+            self.step()
+
+        def again() -> None:
+            with torch.no_grad():
+                for arguments, options in asked:
+                    moments(*arguments, **options)
+
+        return again
 
     def gather(self) -> None:
         self.trainee.batches.gather(self.number)
@@ -229,6 +250,8 @@ def main() -> None:
         print(f"{options.network}: {size:,} parameters, batch {batch}")
     if "step" in parts:
         works = {"network alone": job.network_alone, "training step": job.step}
+        if device.type == "cpu":
+            works["posterior moments"] = job.moments()
         show(in_turns(works | {"gather": job.gather}, repeat, device), "network alone", batch)
     if "variants" in parts:
         steps = {"float32": job.step}
