@@ -25,6 +25,7 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
+from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.learned_drift import Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
@@ -368,11 +369,11 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
             parameter.add_(0.02 * normal(parameter))
     parameters, targets = list(diffusion.parameters()), diffusion._given_ends()
     with torch.no_grad():
-        roots = diffusion._clock_root(targets)
+        roots = diffusion._inversion.root(targets)
     diffusion._guess = roots
     with shared_ends():
         clocks = diffusion.end_clocks()
-        again = diffusion._clock_gradient(roots, targets)
+        again = diffusion._inversion.with_gradient(roots, targets)
         both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
         got, expected = (clocks, *diffusion._ends()), (again, *diffusion._marginal(both))
     largest = 0.0
@@ -432,7 +433,7 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
     """A step that says it is small and is not: the search goes on."""
     diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
     expected = diffusion.end_clocks().detach()
-    halley = LinearDiffusion._halley
+    halley = Inversion._halley
     calls = []
 
     def biased(self: Any, *arguments: Any) -> Any:
@@ -440,7 +441,7 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
         calls.append(step)
         return error, step + 4e-4 if len(calls) == 1 else step
 
-    monkeypatch.setattr(LinearDiffusion, "_halley", biased)
+    monkeypatch.setattr(Inversion, "_halley", biased)
     diffusion._cache.clear()
     with shared_ends():
         got = diffusion.end_clocks()

@@ -23,6 +23,7 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
+from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion, decay, volume_rate
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     apply_matrix,
@@ -49,7 +50,6 @@ class Matrices(NamedTuple):
 
 
 FEW = 16  # times, for which it costs less to compute too much than to choose
-LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
 _shared: dict[tuple[int, Any], Any] | None = None
 
@@ -656,25 +656,25 @@ class LinearDiffusion(Diffusion):
 
         return self._cached("ends", compute)
 
-    def _found_ends(self) -> _FoundEnds | None:
+    def _found_ends(self) -> FoundEnds | None:
         """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
         if self._cut_time is not None or not torch.is_grad_enabled():
             return None
 
-        def compute() -> _FoundEnds | None:
+        def compute() -> FoundEnds | None:
             move = self.propagator
             targets = self._given_ends()
-            if not isinstance(move, ConstantPropagator) or not self._is_learned(targets):
+            if not isinstance(move, ConstantPropagator) or not self._inversion.is_learned(targets):
                 return None
             guess, number = self._root_guess(), move.detached()
             for enough in (5e-4, 1e-6):
                 with torch.no_grad():
-                    times = roots = self._clock_root(targets, guess, move=number, enough=enough)
+                    times = roots = self._inversion.root(targets, guess, move=number, enough=enough)
                     if self._min_log_snr is None:
                         times = torch.cat([roots, self.clock(self.horizon).reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
                 A, noise = move.drift(times).detach(), move.noise(times).detach()
-                found = _FoundEnds(times, targets, a, Sigma, factor, A, noise)
+                found = FoundEnds(times, targets, a, Sigma, factor, A, noise)
                 if found.close():
                     break
                 guess = roots
@@ -683,7 +683,7 @@ class LinearDiffusion(Diffusion):
                 self._last = now, found.clocks.detach()
             return found
 
-        found: _FoundEnds | None = self._cached("found ends", compute)
+        found: FoundEnds | None = self._cached("found ends", compute)
         return found
 
     def _root_guess(self) -> Tensor | None:
@@ -720,20 +720,22 @@ class LinearDiffusion(Diffusion):
             targets = self._given_ends()
             with torch.no_grad():
                 roots = self._roots(targets)
-            return self._clock_gradient(roots, targets)
+            return self._inversion.with_gradient(roots, targets)
 
         return self._cached("end_clocks", compute)
 
     def _roots(self, targets: Tensor) -> Tensor:
         """The clock times of ``targets``, λ at the ends, as numbers."""
-        found: Tensor = self._cached("roots", lambda: self._clock_root(targets, self._root_guess()))
+        found: Tensor = self._cached(
+            "roots", lambda: self._inversion.root(targets, self._root_guess())
+        )
         return found
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
         s = self.checked_time("s", s)
         _, _, factor = self.factorization(self.clock(s))
-        return self.rate(s) * _decay(factor, self.clock_noise(s))
+        return self.rate(s) * decay(factor, self.clock_noise(s))
 
     def time_at_log_snr(self, value: Times) -> Tensor:
         """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
@@ -750,7 +752,7 @@ class LinearDiffusion(Diffusion):
                 f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
                 f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
             )
-        tau = self._clock_gradient(self._clock_root(value), value)
+        tau = self._inversion.with_gradient(self._inversion.root(value), value)
         return self.time_at_clock(tau)
 
     # -- log volume --------------------------------------------------------------------------------
@@ -771,7 +773,7 @@ class LinearDiffusion(Diffusion):
         """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
-        return self.rate(s) * _volume_rate(factor, self.clock_noise(s))
+        return self.rate(s) * volume_rate(factor, self.clock_noise(s))
 
     @property
     def log_volume_ends(self) -> Tensor:
@@ -800,168 +802,23 @@ class LinearDiffusion(Diffusion):
                 f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
                 f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
             )
-        tau = self._clock_gradient(self._clock_root(value, of=LOG_VOLUME), value, LOG_VOLUME)
+        tau = self._inversion.with_gradient(
+            self._inversion.root(value, of=LOG_VOLUME), value, LOG_VOLUME
+        )
         return self.time_at_clock(tau)
 
     def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
         return log_det - 2 * self.propagator.trace(None, tau)
 
-    # -- inversion: both coordinates as increasing functions of log τ -----------------------------
+    # -- inversion ---------------------------------------------------------------------------------
 
-    def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """-λ or κ at clock times τ, and its derivative in τ."""
-        move = self.propagator
-        *_, factor = self._factorized(move, tau, move.travelled(tau))
-        noise = move.noise(tau)
-        if of == LOG_SNR:
-            return -factor.log_snr, _decay(factor, noise)
-        return self._log_volume(factor.log_det, tau), _volume_rate(factor, noise)
-
-    def _clock_root(
-        self,
-        value: Tensor,
-        guess: Tensor | None = None,
-        of: str = LOG_SNR,
-        *,
-        move: Propagator | None = None,
-        enough: float = 1e-6,
-    ) -> Tensor:
-        """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
-
-        From a guess Halley's step is the last where it is below ``enough``: what is left to do
-        after it is of the order of its cube, after one of Newton's of its square.
-        """
-        with torch.no_grad():
-            wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
-            if guess is not None and guess.shape == wanted.shape:
-                x, move = guess.log(), move or self.propagator
-                halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                enough = enough if halley else 1e-7
-                for _ in range(12):
-                    if halley:
-                        error, step = self._halley(move, x, wanted)
-                    else:
-                        error, step = self._newton(x, wanted, of)
-                    x = x + step
-                    if not bool((step.abs() < 3).all()):
-                        break
-                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
-                        return x.exp().reshape(value.shape)
-            knots, found, slope = self._table(of)
-            if of == LOG_SNR:
-                self._check_reached(-wanted, -found[slope.isfinite()])
-            i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
-            low, high = knots[i - 1], knots[i]
-            # cubic Hermite interpolation of log τ as a function of the coordinate
-            h = found[i] - found[i - 1]
-            u = ((wanted - found[i - 1]) / h).clamp(0, 1)
-            x = (
-                (1 + 2 * u) * (1 - u) ** 2 * low
-                + u**2 * (3 - 2 * u) * high
-                + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
-            )
-            x = torch.maximum(torch.minimum(x, high), low)
-            for _ in range(60):
-                if not bool(x.isfinite().all()):
-                    self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
-                error, step = self._newton(x, wanted, of)
-                low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
-                inside = (x + step >= low) & (x + step <= high)
-                previous, x = x, torch.where(inside, x + step, (low + high) / 2)
-                if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
-                    break  # Newton's next step is below rounding
-        return x.exp().reshape(value.shape)
-
-    def _check_reached(self, log_snr: Tensor, found: Tensor) -> None:
-        """Whether values of λ are between those found at the earliest and the latest time."""
-        known = found[found.isfinite()]
-        if known.numel():
-            low, high = known.min().item(), known.max().item()
-            room = 1e-9 * (1 + abs(low))
-            missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
-            if not len(missed):
-                return
-        self._check_controllable()
-        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
-        value = log_snr[0].item() if not known.numel() else missed[0].item()
-        reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
-        raise UnreachableError(
-            f"{type(self).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach of "
-            f"float64, whatever the clock: with {self._matrices()} {reach}; ask for a log SNR "
-            f"between these, or bring the time scales of Q and D together{self._remedy()}"
-        )
-
-    def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
-        """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
-        tau = x.exp()
-        found, slope = self._coordinate(of, tau)
-        error = found - wanted
-        return error, -error / (tau * slope)
-
-    def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of -λ with Halley's step, which is of third order, for constant A and g².
-
-        With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`_FoundEnds`,
-        r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
-        """
-        tau = x.exp()
-        *_, factor = self._factorized(move, tau, move.travelled(tau))
-        A, noise, k = move.drift(tau), move.noise(tau), factor.readout
-        rate, gk = _decay(factor, noise), k @ noise
-        turned = (gk * (k @ A)).sum(-1) + _times(factor.whitener, gk).square().sum(-1)
-        bend = rate.square() - 2 * factor.log_snr.exp() * turned
-        error = -factor.log_snr - wanted
-        step = -error / (tau * rate)
-        # f' = τ r and f'' = τ r + τ² r' in log τ
-        curved = 1 + step * (1 + tau * bend / rate) / 2
-        return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
-
-    def _clock_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
-        """τ, given as a number the root for ``value``: one Newton step carries gradients."""
-        if not (self._is_learned(value) and torch.is_grad_enabled()):
-            return tau
-        found, slope = self._coordinate(of, tau)
-        wanted = -value if of == LOG_SNR else value
-        return tau + (wanted - found) / slope.detach()
-
-    def _is_learned(self, value: Tensor) -> bool:
-        """Whether the time of a ``value`` of λ or κ has a gradient."""
-        return value.requires_grad or any(p.requires_grad for p in self.parameters())
+    @property
+    def _inversion(self) -> Inversion:
+        return Inversion(self)
 
     def _last_clock(self) -> float:
         """The log of the latest clock time at which λ is looked for."""
         return 3.5 - self.propagator.decay.log().item()
-
-    def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
-        """log τ, the coordinate there (increasing), and d log τ by d coordinate.
-
-        For λ from far below ε to far past T, for κ from ε to T.
-        """
-
-        def build() -> tuple[Tensor, Tensor, Tensor]:
-            if of == LOG_VOLUME:
-                first, last = (
-                    self._start_clock().log().item(),
-                    self.clock(self.horizon).log().item(),
-                )
-                x = torch.linspace(first, last, 129, dtype=torch.float64)
-            else:
-                # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-                fast = self.propagator.speed.log().item()
-                lowest = -max(self.max_log_snr + 10.0, 80.0) - fast
-                x = torch.cat(
-                    [
-                        torch.linspace(lowest, -2.0 - fast, 65),
-                        torch.linspace(-2.0 - fast, self._last_clock(), 97)[1:],
-                    ]
-                )
-            x = x.to(self.stationary_covariance)
-            tau = x.exp()
-            found, slope = self._coordinate(of, tau)
-            return x, found, 1 / (tau * slope)
-
-        with torch.no_grad():
-            return self._cached(f"table of {of}", build)
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -984,97 +841,6 @@ class LinearDiffusion(Diffusion):
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
         return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
-
-
-class _FoundEnds:
-    """The laws at the two ends, and how they follow their clock times as λ there is held.
-
-    With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times (by Newton's
-    step, see ``_clock_gradient``) and, by derivatives in time, all that is asked at them:
-
-        L' = L Φ(X + Xᵀ + L^{-1} g² L^{-T}),    k' = (-λ') k - Aᵀ k - Σ^{-1} g² k,
-
-    Φ being the lower triangle with half of the diagonal, and k the readout.
-
-    Args:
-        roots: clock times τ of ε and T (2,), numbers, near where λ is the target.
-        targets: λ at both, or (1,) at ε alone.
-        a, Sigma, factor: at the roots, with gradients at given times.
-        A, noise: the drift and g² per unit of clock time, without.
-    """
-
-    def __init__(
-        self,
-        roots: Tensor,
-        targets: Tensor,
-        a: Tensor,
-        Sigma: Tensor,
-        factor: kernels.Factor,
-        A: Tensor,
-        noise: Tensor,
-    ) -> None:
-        self._roots, self._a, self._Sigma, self.factor = roots, a, Sigma, factor
-        self._A, self._noise = A, noise
-        with torch.no_grad():
-            self._rate = _decay(factor, noise)
-        n = len(targets)
-        self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
-
-    def close(self) -> bool:
-        """Whether so little is left to the clock times that its square is below rounding.
-
-        Laws are off by its square, derivatives of laws by itself.
-        """
-        with torch.no_grad():
-            left = self.clocks / self._roots[: len(self.clocks)] - 1
-            return bool((left.abs() < 1e-7).all())
-
-    def marginal(self, clocks: Tensor) -> Marginal:
-        """The laws at ``clocks``, whose values are those of the roots to rounding."""
-        factor, A, noise = self.factor, self._A, self._noise
-        L = kernels.lower_triangular(factor.root)
-        with torch.no_grad():
-            W, k = factor.whitener, factor.readout
-            turned = self._Sigma @ A.mT
-            Sigma_rate = turned + turned.mT + noise
-            # L^{-1} by way of the whitener, which has digits that L has lost
-            inverse = torch.linalg.solve_triangular(L, factor.root, upper=False) @ W
-            turned = inverse @ A @ L
-            Phi = (turned + turned.mT + inverse @ noise @ inverse.mT).tril()
-            Phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            k_rate = self._rate[:, None] * k - k @ A - _times(W.mT, _times(W, k @ noise))
-            volume = _volume_rate(factor, noise) + 2 * A.diagonal().sum()
-        late = clocks - self._roots
-        one, two = late[:, None], late[:, None, None]
-        return Marginal(
-            torch.addcmul(self._a, one, self._a.detach() @ A.mT),
-            torch.addcmul(self._Sigma, two, Sigma_rate),
-            torch.addcmul(L, two, L.detach() @ Phi),
-            torch.addcmul(factor.readout, one, k_rate),
-            factor.log_snr - late * self._rate,
-            factor.log_det + late * volume,
-        )
-
-
-def _decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
-    """-dλ/dτ = SNR kᵀ g² k."""
-    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
-    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
-        return root[..., 0].square() * unit_noise[..., 0, 0]
-    return (_times(unit_noise, root) * root).sum(-1)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(…, K, K) and (…, K) -> (…, K)."""
-    if matrix.dim() == 2:
-        return vector @ matrix.mT
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
-    """dκ/dτ = tr(Σ^{-1} g²)."""
-    W = factor.whitener
-    return ((W @ unit_noise) * W).sum((-2, -1))
 
 
 def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:

@@ -381,8 +381,8 @@ class TimeVaryingDiffusion(LinearDiffusion):
             target = self._given_ends()[:1]
             guess = None if self._guess is None else self._guess[:1]
             with torch.no_grad():
-                root = self._cached("roots", lambda: self._clock_root(target, guess))
-            start = self._clock_gradient(root, target)
+                root = self._cached("roots", lambda: self._inversion.root(target, guess))
+            start = self._inversion.with_gradient(root, target)
             return start if self.min_log_snr is None else torch.cat([start, end])
 
         found: Tensor = self._cached("end_clocks", compute)
