@@ -275,7 +275,10 @@ class LinearDiffusion(Diffusion):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
         self._cache.clear()
-        return super()._apply(fn, recurse)
+        self._guess, self._last = self._root_guess(), None  # of the device left
+        moved = super()._apply(fn, recurse)
+        self._guess = None if self._guess is None else self._guess.to(self._device())
+        return moved
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._cache.clear()

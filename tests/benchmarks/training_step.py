@@ -1,6 +1,7 @@
 """What a training step costs beside its network; run by hand.
 
     python tests/benchmarks/training_step.py [--size mnist|digits] [--batch 128] [--repeat 15]
+    python tests/benchmarks/training_step.py --diffusions
 
 For a U-Net and a batch of images, in turns within one run and with medians and quartiles of the
 ratios turn by turn:
@@ -10,6 +11,9 @@ ratios turn by turn:
 * the network's forward and backward pass alone,
 
 for ``Denoiser``, and for ``DiscreteDenoiser`` with two tilts of 256 levels.
+
+``--diffusions``: processor time of 200 such steps of a network of one weight, some way into a
+training, medians: what learned diffusions cost is what they take more than a fixed one.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
+    VPSDE,
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
@@ -86,12 +91,55 @@ def report(title: str, times: dict[str, list[float]], network: str) -> None:
         )
 
 
+class Weight(nn.Module):
+    """The least of networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight * x
+
+
+def milliseconds(diffusion: LinearDiffusion, steps: int = 200) -> float:
+    """Processor time of a step, Adam's own left out; parameters begin away from their start."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in diffusion.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    model = DiffusionModel(diffusion, Denoiser(Weight()), event_shape=(1, 2, 2))
+    loss, x = MDM_ELBO()(model, DiffusionGuide(diffusion)), torch.randn(64, 1, 2, 2)
+    adam, times = torch.optim.Adam(model.parameters(), 3e-4), []
+    for _ in range(steps):
+        began = time.process_time()
+        adam.zero_grad()
+        loss(x).backward()
+        times.append(1e3 * (time.process_time() - began))
+        adam.step()
+    return statistics.median(times)
+
+
+def diffusions() -> None:
+    fixed = VPSDE(max_log_snr=9.0, min_log_snr=-10.0)
+    for K in (2, 4):
+        base = milliseconds(fixed)
+        for name, low in (("the clock's own λ(T)", None), ("λ(T) = -10", -10.0)):
+            learned = LearnedDiffusion(K, max_log_snr=9.0, min_log_snr=low, seed=0)
+            found = milliseconds(learned)
+            print(f"  K = {K}, {name:22s} {found:.1f} ms, {found - base:.1f} more than VPSDE")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="mnist")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--diffusions", action="store_true", help="what learned ones cost alone")
     options = parser.parse_args()
+    if options.diffusions:
+        diffusions()
+        return
     side, arguments = SIZES[options.size]
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 256)[torch.randint(256, (options.batch, 1, side, side))]
