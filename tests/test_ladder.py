@@ -110,7 +110,7 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert "| batches of 32 |" in (tmp_path / "digits" / "table.md").read_text()
 
 
-def test_photographs_have_no_pixel_in_two_parts():
+def test_no_square_of_photographs_that_is_trained_on_is_measured():
     numbered = torch.arange(2 * 3 * 40 * 640).reshape(2, 3, 40, 640)
     cut = ladder.squares(numbered, 8)
     assert cut.shape == (2 * 2 * 77, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,12 +20,14 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
+    EncodedDiffusion,
     LearnedDiffusion,
     NoisePrediction,
     TimeVaryingLearnedDiffusion,
     elbo_terms,
     randomness,
 )
+from pyro_mdm.diffusions import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.learned_drift import Simulated
@@ -402,7 +405,7 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
 def test_ends_of_every_step_are_those_of_a_search_from_afar(
     options: dict[str, Any], moved: float
 ) -> None:
-    """Each begins where the last one ended, nearby or not, and leaves no trace in the digits."""
+    """Each begins where the last one ended, nearby or not."""
     diffusion = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
     parameters = list(diffusion.parameters())
     generator = torch.Generator().manual_seed(2)
@@ -411,7 +414,7 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
             for p in parameters:
                 p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         afar = copy.deepcopy(diffusion)
-        afar._guess = None
+        afar._guess = afar._last = None
         with shared_ends():
             got, expected = diffusion._ends(), afar._ends()
         again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
@@ -421,6 +424,12 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
                 assert all(map(torch.equal, other._ends(), got))
         for one, two in zip(got, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+        clocks = diffusion.end_clocks()
+        with torch.no_grad():
+            parameters[0].add_(1e-3)
+        assert torch.equal(diffusion._root_guess(), clocks.detach())  # type: ignore[arg-type]
+        with torch.no_grad():
+            parameters[0].sub_(1e-3)
         slopes = [
             torch.autograd.grad(sum(t.sum() for t in laws), list(of.parameters()))
             for laws, of in ((got, diffusion), (expected, afar))
@@ -447,3 +456,85 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
         got = diffusion.end_clocks()
     assert len(calls) >= 2
     torch.testing.assert_close(got.detach(), expected, rtol=1e-13, atol=0)
+
+
+def bases(seed: int, **options: Any) -> LearnedDiffusion:
+    return LearnedDiffusion(2, max_log_snr=9.0, seed=seed, **options)
+
+
+WHOLES: dict[str, Callable[[], nn.Module]] = {
+    "λ(T) given": lambda: bases(0, min_log_snr=-10.0, learn_ends=0.5),
+    "the clock's own": lambda: bases(0, learn_beta=True),
+    "in time": lambda: moved("time_varying"),
+    "encoded": lambda: EncodedDiffusion(bases(0, min_log_snr=-10.0), MLP(1, 8, 1)),
+    "per dimension": lambda: PerDimensionDiffusion(
+        [bases(1, min_log_snr=-10.0), bases(2, min_log_snr=-10.0)], torch.tensor([0, 1, 0])
+    ),
+    "context": lambda: ContextDiffusion(
+        bases(0, min_log_snr=-10.0),
+        DiscreteContext(nn.Linear(3, 2), 2),
+        ContextClocks(2, 2),
+        torch.tensor([1, 0, 1]),
+    ),
+}
+
+
+def steps(whole: nn.Module, number: int) -> list[Tensor]:
+    """Steps of training, none of them large, and where they lead."""
+    learned = [m for m in whole.modules() if isinstance(m, LearnedFamily)]
+    parameters = [p for m in learned for p in m.parameters()]
+    for _ in range(number):
+        with shared_ends():
+            loss = sum(m.start.log_det + m.terminal.log_det + m.start_time for m in learned)
+            assert isinstance(loss, Tensor)
+            slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            for p, slope in zip(parameters, slopes, strict=True):
+                if slope is not None:
+                    p.sub_(3e-3 * slope / (1 + slope.abs()))
+    return [p.detach().clone() for p in whole.parameters()]
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
+    """Where the search begins is saved too, and no reason to refuse what was saved."""
+    torch.manual_seed(0)
+    whole = WHOLES[name]()
+    steps(whole, 3)
+    again = WHOLES[name]()
+    again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for one, two in zip(steps(whole, 5), steps(again, 5), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_state_dicts_that_described_where_a_search_begins_are_read() -> None:
+    """Of the part of another diffusion, as versions before 2026-11-26 did."""
+    whole = WHOLES["encoded"]()
+    state = whole.state_dict()
+    content = json.loads(bytes(state["_extra_state"].tolist()))
+    assert "guess" not in content["base"]
+    content["base"]["guess"] = [1e-4, 20.0]
+    state["_extra_state"] = torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+    WHOLES["encoded"]().load_state_dict(state)
+
+
+def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root() -> None:
+    """Where λ nearly pauses too, for which what is left to the clock matters most."""
+    largest = 0.0
+    for seed in range(12):
+        diffusion = LearnedDiffusion(2, 1, max_log_snr=9.0, min_log_snr=-6.0, seed=seed)
+        with torch.no_grad():
+            diffusion.lower.mul_(3.0)
+        exact = copy.deepcopy(diffusion)
+        exact._guess = exact._last = None
+        with torch.no_grad():
+            roots = exact.end_clocks()
+        exact._guess, diffusion._guess = roots, roots * (1 + 2.9e-4)
+        slopes = []
+        for of in (diffusion, exact):
+            with shared_ends():
+                loss = of.terminal.log_det + of.end_clocks().log().sum()
+                slopes.append(torch.autograd.grad(loss, list(of.parameters())))
+        for one, two in zip(*slopes, strict=True):
+            largest = max(largest, ((one - two).abs().max() / two.abs().max()).item())
+    assert largest < 1e-6

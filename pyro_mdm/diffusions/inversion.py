@@ -49,15 +49,18 @@ class Inversion:
     ) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
 
-        From a guess Halley's step is the last where it is below ``enough``: what is left to do
-        after it is of the order of its cube, after one of Newton's of its square.
+        Args:
+            value: of the coordinate ``of``;  guess: τ near there, like it.
+            move: a propagator of constant Q and D that is known; only steps from a guess use it.
+            enough: a step of Halley's from a guess is the last where it is smaller, in log τ: what
+                is left to do after it is of the order of its cube.
         """
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
                 x, move = guess.log(), move or self.diffusion.propagator
                 halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                enough = enough if halley else 1e-7
+                small = enough if halley else 1e-7  # after one of Newton's its square is left
                 for _ in range(12):
                     if halley:
                         error, step = self._halley(move, x, wanted)
@@ -66,7 +69,7 @@ class Inversion:
                     x = x + step
                     if not bool((step.abs() < 3).all()):
                         break
-                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
+                    if bool(((step.abs() < small) & (error.abs() < 10 * small)).all()):
                         return x.exp().reshape(value.shape)
             knots, found, slope = self._table(of)
             if of == LOG_SNR:
@@ -102,15 +105,16 @@ class Inversion:
             missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
             if not len(missed):
                 return
-        of = self.diffusion
-        of._check_controllable()
-        names = {of.max_log_snr: "max_log_snr", of.min_log_snr: "min_log_snr"}
+        diffusion = self.diffusion
+        diffusion._check_controllable()
+        names = {diffusion.max_log_snr: "max_log_snr", diffusion.min_log_snr: "min_log_snr"}
         value = log_snr[0].item() if not known.numel() else missed[0].item()
         reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
         raise UnreachableError(
-            f"{type(of).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach of "
-            f"float64, whatever the clock: with {of._matrices()} {reach}; ask for a log SNR "
-            f"between these, or bring the time scales of Q and D together{of._remedy()}"
+            f"{type(diffusion).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach "
+            f"of float64, whatever the clock: with {diffusion._matrices()} {reach}; ask for a log "
+            "SNR between these, or bring the time scales of Q and D together"
+            f"{diffusion._remedy()}"
         )
 
     def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
@@ -217,16 +221,17 @@ class FoundEnds:
         self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
 
     def close(self) -> bool:
-        """Whether so little is left to the clock times that its square is below rounding.
+        """Whether little is left to the clock times.
 
-        Laws are off by its square, derivatives of laws by itself.
+        Laws are off by its square, their derivatives by itself, each times how fast these vary in
+        log τ: about 1, and up to 1,000 where λ nearly pauses.
         """
         with torch.no_grad():
             left = self.clocks / self._roots[: len(self.clocks)] - 1
-            return bool((left.abs() < 1e-7).all())
+            return bool((left.abs() < 1e-9).all())
 
     def marginal(self, clocks: Tensor) -> Marginal:
-        """The laws at ``clocks``, whose values are those of the roots to rounding."""
+        """The laws at ``clocks``, which are near the roots: with first derivatives alone."""
         factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():

@@ -112,13 +112,12 @@ def transition_moments(
 ) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
 
-    With a series of n matrices of one norm they are those of each, (n, …, K, K), and durations are
-    (1, …), or (n, …) if each has its own.
+    With a series of n matrices of one norm they are those of each, (n, …, K, K).
 
     Args:
         A: (K, K) drift matrix per unit of τ.
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
-        tau: (…) non-negative durations.
+        tau: (…) non-negative durations; of several series (1, …) or (n, …).
         series: that of A, if it is known, or of several.
 
     Returns:
@@ -163,9 +162,13 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     nothing is added to the diagonal).
     """
     d = S.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
-    C, info = torch.linalg.cholesky_ex(S / (d.unsqueeze(-1) * d.unsqueeze(-2)))
+    S = S / (d.unsqueeze(-1) * d.unsqueeze(-2))
+    C, info = torch.linalg.cholesky_ex(S)
+    if bool((wrong := info != 0).any()):  # what is not used must have no gradient either
+        eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+        C = torch.linalg.cholesky_ex(torch.where(wrong[..., None, None], eye, S)).L
     pivots = C.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    amplification = torch.where(info == 0, 1.0 / pivots, torch.inf)
+    amplification = torch.where(wrong, torch.inf, 1.0 / pivots)
     return C * d.unsqueeze(-1), torch.nan_to_num(amplification, nan=torch.inf, posinf=torch.inf)
 
 

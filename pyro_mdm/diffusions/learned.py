@@ -47,7 +47,7 @@ class LearnedFamily(LinearDiffusion):
     ) -> None:
         self._reach = (0.0, 0.0)
         super().__init__(Q, D, **options)
-        # where the search for the ends of a first step begins
+        # where the search for the ends begins
         self._guess = self.end_clocks().detach()
         reach = _reach(learn_ends)
         if any(reach):

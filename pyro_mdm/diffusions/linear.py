@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -275,9 +276,12 @@ class LinearDiffusion(Diffusion):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
         self._cache.clear()
-        self._guess, self._last = self._root_guess(), None  # of the device left
         moved = super()._apply(fn, recurse)
-        self._guess = None if self._guess is None else self._guess.to(self._device())
+        if self._guess is not None:
+            self._guess = self._guess.to(self._device())
+        if self._last is not None:
+            parameters, clocks = self._last
+            self._last = [p.to(self._device()) for p in parameters], clocks.to(self._device())
         return moved
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -291,11 +295,14 @@ class LinearDiffusion(Diffusion):
             "max_log_snr": self._max_log_snr,
             "min_log_snr": self._min_log_snr,
             "cut_time": self._cut_time,
-            "guess": None if (guess := self._root_guess()) is None else guess.tolist(),
         }
 
+    def remembered(self) -> dict[str, Any]:
+        """Where the search for the ends begins, on which their last digits depend."""
+        return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
+
     def restore(self, saved: dict[str, Any]) -> None:
-        """The ends, and where Newton's method begins, on which the last digits depend."""
+        """The ends, and where the search for them begins."""
         self._cache.clear()
         self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
         self._cut_time = saved["cut_time"]
@@ -614,7 +621,7 @@ class LinearDiffusion(Diffusion):
                 "to the noise; raise max_log_snr or lower min_log_snr"
             )
         self._cache.clear()
-        self._last = None
+        self._guess, self._last = self._root_guess(), None
         self._max_log_snr, self._min_log_snr = high, low
         self._cut_time = None
 
@@ -650,7 +657,7 @@ class LinearDiffusion(Diffusion):
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
-            clocks = torch.stack([self._start_clock(), self.clock(self.horizon)])
+            clocks = torch.stack([self._start_clock(), self._terminal_clock()])
             found = self._found_ends()
             if found is None:
                 return self._marginal(clocks)
@@ -670,17 +677,17 @@ class LinearDiffusion(Diffusion):
             if not isinstance(move, ConstantPropagator) or not self._inversion.is_learned(targets):
                 return None
             guess, number = self._root_guess(), move.detached()
-            for enough in (5e-4, 1e-6):
+            for enough in (3e-4, 1e-6):
+                search = partial(self._inversion.root, targets, guess, move=number, enough=enough)
                 with torch.no_grad():
-                    times = roots = self._inversion.root(targets, guess, move=number, enough=enough)
+                    times = guess = self._cached(f"roots to {enough}", search)
                     if self._min_log_snr is None:
-                        times = torch.cat([roots, self.clock(self.horizon).reshape(1)])
+                        times = torch.cat([times, self._terminal_clock().reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
                 A, noise = move.drift(times).detach(), move.noise(times).detach()
                 found = FoundEnds(times, targets, a, Sigma, factor, A, noise)
                 if found.close():
                     break
-                guess = roots
             if self._guess is not None:
                 now = [p.detach().clone() for p in self.parameters()]
                 self._last = now, found.clocks.detach()
@@ -690,9 +697,9 @@ class LinearDiffusion(Diffusion):
         return found
 
     def _root_guess(self) -> Tensor | None:
-        """Where the search for roots begins: at those of the last step, once parameters have moved.
+        """Where the search for the ends begins; it advances to those found, once parameters move.
 
-        So they are found again from where they were found, with the same digits.
+        One set of parameters is always searched from one place, so that its digits do not change.
         """
         if self._last is not None and not all(map(torch.equal, self._last[0], self.parameters())):
             self._guess, self._last = self._last[1], None
@@ -702,7 +709,7 @@ class LinearDiffusion(Diffusion):
         """The clock time of ε, 0-dim."""
         if self._cut_time is not None:
             return self.clock(self._cut_time)
-        start, end = self.end_clocks()[0], self.clock(self.horizon)
+        start, end = self.end_clocks()[0], self._terminal_clock()
         if not start.item() < end.item():
             low = self.factorization(end)[2].log_snr.item()
             self._check_controllable()
@@ -712,6 +719,11 @@ class LinearDiffusion(Diffusion):
                 f"clock, or set min_log_snr{self._remedy()}"
             )
         return start
+
+    def _terminal_clock(self) -> Tensor:
+        """The clock time of T, 0-dim."""
+        found: Tensor = self._cached("terminal clock", lambda: self.clock(self.horizon))
+        return found
 
     def end_clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
@@ -783,7 +795,7 @@ class LinearDiffusion(Diffusion):
         """κ(ε) and κ(T), (2,)."""
 
         def compute() -> Tensor:
-            tau = torch.stack([self._start_clock(), self.clock(self.horizon)])
+            tau = torch.stack([self._start_clock(), self._terminal_clock()])
             return self._log_volume(self._ends().log_det, tau)
 
         found: Tensor = self._cached("log_volume_ends", compute)
@@ -812,8 +824,6 @@ class LinearDiffusion(Diffusion):
 
     def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
         return log_det - 2 * self.propagator.trace(None, tau)
-
-    # -- inversion ---------------------------------------------------------------------------------
 
     @property
     def _inversion(self) -> Inversion:

@@ -150,7 +150,7 @@ class ConstantPropagator(Propagator):
         self._A, self._GG = diffusion.unit_drift, diffusion.unit_noise
 
     def detached(self) -> ConstantPropagator:
-        """The same without gradients, from what is known by then."""
+        """For moments without gradients, by the series that those with gradients are made of."""
         other = copy.copy(self)
         other._A, other._GG = self._A.detach(), self._GG.detach()
         other.speed = self.speed

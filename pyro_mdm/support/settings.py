@@ -25,6 +25,10 @@ EXTRA_STATE = "_extra_state"
 """How the names of settings end in a state dict; PyTorch's name."""
 
 
+REMEMBERED = ("guess",)
+"""Names of what :meth:`Restorable.remembered` gives."""
+
+
 class SettingsError(ValueError):
     """A state dict was saved by a module with other settings."""
 
@@ -80,11 +84,18 @@ class Restorable(Recorded):
     """A module whose settings are in its state dict. Put it before ``nn.Module`` among bases."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Set those of :meth:`settings` that can be set after construction; by default none."""
+        """Set those of :meth:`settings` that can be set after construction; by default none.
+
+        What :meth:`remembered` saved is there too, where a state dict has it.
+        """
+
+    def remembered(self) -> dict[str, Any]:
+        """What later digits depend on and two alike may differ in: saved, and never compared."""
+        return {}
 
     def get_extra_state(self) -> Tensor:
-        """The class's name and the settings, as JSON in bytes (n,), uint8."""
-        return _packed({"class": type(self).__name__} | self.settings())
+        """The class's name, the settings and what is remembered, as JSON in bytes (n,), uint8."""
+        return _packed({"class": type(self).__name__} | self.settings() | self.remembered())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over the settings of a state dict.
@@ -107,6 +118,7 @@ class Restorable(Recorded):
                 "another version of pyro_mdm saved them"
             ) from error
         own = _unpacked(_packed(self.settings()))
+        saved = _compared(saved)
         differing = [
             f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
             "here"
@@ -144,6 +156,13 @@ def described(value: Any) -> Any:
     if isinstance(value, list | tuple | nn.ModuleList):
         return [described(v) for v in value]
     return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
+
+
+def _compared(saved: Any) -> Any:
+    """Without what is remembered, which older versions saved with the settings of parts too."""
+    if isinstance(saved, dict):
+        return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
+    return [_compared(v) for v in saved] if isinstance(saved, list) else saved
 
 
 def _packed(content: dict[str, Any]) -> Tensor:

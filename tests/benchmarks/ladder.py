@@ -54,7 +54,7 @@ class Photographs(ImageProblem):
     """Squares of 32×32 pixels in colour, cut out of scikit-learn's two photographs.
 
     Of the left seven tenths of each every 8th pixel begins one to train on; of the right quarter
-    every 16th one to validate or, in turn, to test on. Nothing is in two parts.
+    every 16th one to validate or, in turn, to test on. No pixel trained on is in the others.
     """
 
     name = "photographs"

@@ -104,6 +104,7 @@ class Job:
 
         with mock.patch.object(EvenLevels, "moments", noted):
             self.step()
+        assert asked, "the moments of this step's levels are not over even ones"
 
         def again() -> None:
             with torch.no_grad():
