@@ -18,7 +18,7 @@ __all__ = ["CIFAR10"]
 
 
 class CIFAR10(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
 
     50,000 images are trained on (45,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
     Read from ``<data>/cifar-10-batches-py``, the folder inside the published archive. Its files
@@ -33,7 +33,10 @@ class CIFAR10(FileImages):
     event_shape = (3, 32, 32)
     steps = 20_000
     contexts = ("labels",)
+    batch_size = 32
+    optimizer = "muon"
     networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
+    recipe = "fine"
 
     def parts(self) -> tuple[Tensor, Tensor]:
         # a row is 1,024 values of red, then green, then blue, each row by row of the image

@@ -96,7 +96,10 @@ class ImageNet32(FileImages):
     event_shape = (3, 32, 32)
     steps = 50_000
     held_out = 10_000
+    batch_size = 32
+    optimizer = "muon"
     networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
+    recipe = "fine"
 
     sizes: ClassVar[dict[str, int]]
     """Images of the official training set (train) and validation set (test)."""

@@ -52,7 +52,7 @@ U = TypeVar("U")
 
 
 class Images(ImageProblem):
-    """x_j ∈ linspace(-1, 1, 256), two tilts of the pixel's histogram, and a U-Net.
+    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
 
     ``data`` is a folder, an .npz file or an IDX file, the format of MNIST. In a folder, images are
     searched for at any depth and taken in the order of their paths; hidden files and files with
@@ -83,7 +83,10 @@ class Images(ImageProblem):
 
     name = "images"
     steps = 10_000
+    batch_size = 32
+    optimizer = "muon"
     networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
+    recipe = "fine"
 
     def __init__(
         self,
