@@ -255,7 +255,7 @@ RUNGS: dict[str, Rung] = {
     "weight decay 1": Rung({"weight_decay": 1.0}),
     "¾ of the channels": Rung(network={"base": 24}),
     "1½ of the channels": Rung(network={"base": 48}),
-    "¾ of the channels, rate × 4/3": Rung({"rate": 4 / 3}, {"base": 24}),
+    "¾ of the channels, rate × 1⅓": Rung({"rate": 4 / 3}, {"base": 24}),
     "1½ of the channels, rate × ⅔": Rung({"rate": 2 / 3}, {"base": 48}),
     "two blocks a level": Rung(network={"blocks": 2}),
     "attention": Rung(network={"attention": (1,), "heads": 4}),
