@@ -234,8 +234,6 @@ OFTEN = {"times": "adaptive", "batch_size": 32}
 
 THREE = "adaptive times, batches of 32, mixture"
 
-BEST = f"{THREE}, every pixel, Muon"
-
 MUON = OFTEN | {"optimizer": "muon"}
 
 PIXELS = FINE | {"patch": 1}
@@ -281,12 +279,7 @@ RUNGS: dict[str, Rung] = {
     f"{THREE}, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
     f"{THREE}, Muon": Rung(MUON, {"form": "mixture"}),
     f"{THREE}, every pixel": Rung(OFTEN, PIXELS),
-    BEST: Rung(MUON, PIXELS),
-    f"{BEST}, rate × ½": Rung(MUON | {"rate": 0.5}, PIXELS),
-    f"{BEST}, rate × 2": Rung(MUON | {"rate": 2.0}, PIXELS),
-    f"{BEST}, ⅔ of the channels": Rung(MUON, PIXELS | {"base": 16}),
-    f"{BEST}, attention": Rung(MUON, PIXELS | {"attention": (2,), "heads": 4}),
-    f"{BEST}, wider below": Rung(MUON, PIXELS | {"multipliers": (1, 3, 6)}),
+    f"{THREE}, every pixel, Muon": Rung(MUON, PIXELS),
     "adaptive times, dropout, two members": Rung(
         {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
     ),
