@@ -415,7 +415,8 @@ class Ensemble(Recorded, nn.Module):
 
     In training row i of a call is the i mod M-th member's alone, so that a step costs what one
     member's does. In evaluation mode the output is the average of all of them, and costs M calls.
-    What one member has learned by heart of few data is not what another has.
+    Where an average of outputs means nothing, as of mixtures, a score asks for each in turn, see
+    :meth:`only`. What one member has learned by heart of few data is not what another has.
 
     Args:
         members: M networks, called alike.
@@ -437,9 +438,22 @@ class Ensemble(Recorded, nn.Module):
         if not len(self.members):
             raise ValueError("members is empty, expected networks, e.g. [UNet(1), UNet(1)]")
         self.context_size = int(getattr(self.members[0], "context_size", 0))
+        self._only: int | None = None
+
+    @contextmanager
+    def only(self, member: int) -> Iterator[None]:
+        """In here, in evaluation mode, it is that member alone."""
+        self._only = member
+        try:
+            yield
+        finally:
+            self._only = None
 
     def forward(self, x: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
         M = len(self.members)
+        if not self.training and self._only is not None:
+            alone: Tensor = self.members[self._only](x, log_snr, *context)
+            return alone
         if not self.training:
             return torch.stack([member(x, log_snr, *context) for member in self.members]).mean(0)
         rows = [torch.arange(i, len(x), M, device=x.device) for i in range(min(M, len(x)))]
