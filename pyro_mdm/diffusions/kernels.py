@@ -164,7 +164,8 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     d = S.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
     S = S / (d.unsqueeze(-1) * d.unsqueeze(-2))
     C, info = torch.linalg.cholesky_ex(S)
-    if bool((wrong := info != 0).any()):  # what is not used must have no gradient either
+    wrong = info != 0
+    if S.requires_grad and bool(wrong.any()):  # zeros times infinities are no gradients
         eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
         C = torch.linalg.cholesky_ex(torch.where(wrong[..., None, None], eye, S)).L
     pivots = C.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
@@ -241,6 +242,13 @@ def both_factors(
     return _direct(M[..., 0], direct), _pulled_back(M, W, _Cholesky(C[1], inverse[1], growth[1]))
 
 
+def _if_factored(found: _Cholesky, log_snr: Tensor) -> Tensor:
+    """NaN where another matrix was factored for the sake of gradients."""
+    if not found.root.requires_grad:
+        return log_snr
+    return torch.where(found.amplification < torch.inf, log_snr, torch.nan)
+
+
 def _data_last(S: Tensor) -> Tensor:
     return S.roll((-1, -1), (-2, -1))
 
@@ -250,8 +258,8 @@ def _pulled_back(M: Tensor, W: Tensor, found: _Cholesky) -> Factor:
     last = C[..., -1, -1]
     whitener = inverse @ W.roll(-1, -2)
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
-    log_det = 2 * _log_diagonal_sum(C)
-    return Factor(M.roll(-1, -1) @ C, whitener, -2 * last.log(), readout, log_det, amplification)
+    log_snr, log_det = _if_factored(found, -2 * last.log()), 2 * _log_diagonal_sum(C)
+    return Factor(M.roll(-1, -1) @ C, whitener, log_snr, readout, log_det, amplification)
 
 
 def _direct(a: Tensor, found: _Cholesky) -> Factor:
@@ -262,7 +270,7 @@ def _direct(a: Tensor, found: _Cholesky) -> Factor:
     amplification = torch.where(size[..., 0, 0] > 1e-250, amplification, torch.inf)
     scale = size.clamp_min(1e-300)
     q = (u / scale).square().sum((-2, -1))
-    log_snr = q.log() + 2 * scale[..., 0, 0].log()
+    log_snr = _if_factored(found, q.log() + 2 * scale[..., 0, 0].log())
     w = (whitener.mT @ (u / scale))[..., 0]
     readout = w / (q * scale[..., 0, 0]).unsqueeze(-1)
     return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
