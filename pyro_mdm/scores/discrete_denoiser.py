@@ -138,7 +138,8 @@ class DiscreteDenoiser(DenoiserScore):
     def _each(self, say: Callable[[], T]) -> list[T]:
         """What the network says; of an ensemble of mixtures what every member does, in turn.
 
-        The mean of their probabilities is meant, as components of one are not those of another.
+        The mean of their probabilities is meant, as components of one are not those of another. A
+        score that calls :meth:`read` itself, of states, has the average of their outputs.
         """
         ensembles: list[Ensemble] = []
         if self.form == "mixture" and not self.network.training:
@@ -185,7 +186,7 @@ class DiscreteDenoiser(DenoiserScore):
             return posterior.log_probs()
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
-        """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One network call."""
+        """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One call of the network."""
         if self.form == "mixture":
             each = self._each(lambda: self._mixed_log_probs(z, log_snr))
             mixed = each[0]
