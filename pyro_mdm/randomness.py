@@ -9,7 +9,10 @@ low discrepancy over all of it, each piece having a stratum in every S-th part o
 Drawing numbers that others use costs little beside a network call. Outside of :func:`piece` the
 draws are torch's own, from the global generator.
 
-Samples have another need: the i-th of a seed should be the same, however many are drawn at a time.
+A density that is estimated by draws has another need: to be one function of the datum, wherever in
+a batch it stands. Within :func:`alike` every datum has the same draws.
+
+Samples have yet another: the i-th of a seed should be the same, however many are drawn at a time.
 Within :func:`stream` they come from generators of their own, one for each :data:`BLOCK` of data.
 """
 
@@ -27,6 +30,7 @@ from torch import Tensor
 
 __all__ = [
     "BLOCK",
+    "alike",
     "blocks",
     "brownian",
     "for_data",
@@ -82,13 +86,60 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
         _current = outer
 
 
+@dataclass
+class _Alike:
+    """The same draws for every datum: ``copies`` of them for each of n data, copy by copy."""
+
+    copies: int
+    data: int
+    seed: int
+    generators: dict[torch.device, torch.Generator]
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
+
+    def copy_of(self, n: int, device: torch.device) -> Tensor:
+        """Which copy each of n rows is of, (n,)."""
+        rows = rows_asked()
+        rows = torch.arange(n, device=device) if rows is None else rows
+        return rows // self.data % self.copies
+
+
+_alike: _Alike | None = None
+
+
+@contextmanager
+def alike(copies: int, data: int, seed: int) -> Iterator[None]:
+    """Within it, draws for ``copies · data`` rows, copy by copy, are the same for all data.
+
+    Normal draws of two copies are of opposite sign: the first half of the copies is drawn, and the
+    rest are their negatives.
+
+    Args:
+        copies: how many draws each datum has.
+        data: the number of data.
+        seed: of the draws; they are functions of it alone.
+    """
+    global _alike, _current
+    outer, _alike = (_alike, _current), _Alike(copies, data, seed, {})
+    _current = None
+    try:
+        yield
+    finally:
+        _alike, _current = outer
+
+
 def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A function of contexts within which the draws of this module are the same every time.
 
     Draws of torch's own generator go on; so two runs of a program can differ in these alone.
     """
-    generator = None if _current is None else _current.generator(device)
-    seed = int(torch.randint(2**62, (), device=device, generator=generator))
+    seed = int(torch.randint(2**62, (), device=device, generator=_generator(device)))
+    if _alike is not None and _current is None:
+        copies, data = _alike.copies, _alike.data
+        return lambda: alike(copies, data, seed)
     index, count = (0, 1) if _current is None else (_current.index, _current.count)
     return lambda: piece(index, count, seed)
 
@@ -103,10 +154,21 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     return _draw(torch.rand, shape, dtype, device)
 
 
+def _generator(device: torch.device) -> torch.Generator | None:
+    """The one of this piece, or of draws that are alike; None for torch's own."""
+    here = _alike if _current is None else _current
+    return None if here is None else here.generator(torch.device(device))
+
+
 def _draw(
     law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """All rows of the whole batch are drawn, and ours kept."""
+    if _alike is not None and _current is None:
+        generator, n = _alike.generator(torch.device(device)), shape[0]
+        half = _alike.copies if law is torch.rand else (_alike.copies + 1) // 2
+        drawn = law((half, *shape[1:]), dtype=dtype, device=device, generator=generator)
+        return torch.cat([drawn, -drawn])[: _alike.copies][_alike.copy_of(n, drawn.device)]
     if _current is None:
         return law(tuple(shape), dtype=dtype, device=device)
     generator = _current.generator(torch.device(device))
@@ -126,6 +188,11 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     N is n, or the size of the whole batch of which these are the n rows of a piece.
     """
     device = torch.device("cpu") if device is None else device
+    if _alike is not None and _current is None:
+        offset = torch.rand(
+            (), dtype=torch.float64, device=device, generator=_alike.generator(device)
+        )
+        return (offset + _alike.copy_of(n, device) / _alike.copies) % 1.0
     count, rows, generator = 1, slice(None), None
     if _current is not None:
         count, rows = _current.count, slice(_current.index, None, _current.count)
@@ -148,8 +215,16 @@ def brownian(
     A function of a seed that is drawn like the other numbers; it can be asked again for the same
     path with other steps.
     """
+    rows: Tensor | None = None
     if _current is None:
-        seed, total, rows = int(torch.randint(2**31, ())), n, None
+        total = n
+        if _alike is None:
+            seed = int(torch.randint(2**31, ()))
+        else:
+            generator = _alike.generator(torch.device(device))
+            seed = int(torch.randint(2**31, (), generator=generator, device=device))
+            total, d = _alike.copies, torch.arange(num_dims, device=device)
+            rows = (_alike.copy_of(n, device)[:, None] * num_dims + d).flatten()
     else:
         generator = _current.generator(torch.device(device))
         seed = int(torch.randint(2**31, (), generator=generator, device=device))
@@ -221,7 +296,7 @@ def subset(
     global _current, _rows
     outer, outer_rows = _current, _rows
     count, index = (1, 0) if outer is None else (outer.count, outer.index)
-    generator = None if outer is None else outer.generator(device)
+    generator = _generator(device)
     total = n * count
     size = max(1, total // part)
     chosen = torch.randperm(total, device=device, generator=generator)[:size]

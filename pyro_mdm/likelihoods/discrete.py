@@ -24,11 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import biject_to, transform_to
+from torch.distributions.constraints import Constraint
 
 from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.support.checks import check_count, real_tensor
 
 __all__ = [
+    "Levels",
     "Window",
     "check_log_prior",
     "level_index",
@@ -72,12 +75,64 @@ def level_values(levels: int | Sequence[float] | Tensor) -> Tensor:
     return values
 
 
+class Levels(Constraint):
+    """Values of which each dimension is one of some levels, or any number.
+
+    Args:
+        levels: of every dimension, (n,); or of each of d dimensions of a vector, None where it is
+            continuous.
+    """
+
+    is_discrete = True
+
+    def __init__(self, levels: Tensor | Sequence[Tensor | None]) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether it is one of its levels, or a number, like the value."""
+        if isinstance(self.levels, Tensor):
+            return _nearest(value, self.levels)[1]
+        parts = zip(value.unbind(-1), self.levels, strict=True)
+        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in parts], -1)
+
+    def __repr__(self) -> str:
+        if isinstance(self.levels, Tensor):
+            return f"{len(self.levels)} levels"
+        number = sum(own is not None for own in self.levels)
+        return f"levels in {number} of {len(self.levels)} dimensions"
+
+
+@biject_to.register(Levels)
+@transform_to.register(Levels)
+def _no_way_between(constraint: Levels) -> Any:
+    raise NotImplementedError(
+        f"x takes {constraint!r}, and nothing continuous moves between them: not HMC or NUTS, nor "
+        "an autoguide. Observe x (obs=...), or hide its site from the inference, e.g. "
+        "poutine.block(model, hide=['x'])"
+    )
+
+
 def level_index(x: Tensor, levels: Tensor) -> Tensor:
     """k with x = v_k, int64, like x.
 
     Raises:
         ValueError: a value further from every level than a thousandth of the smallest gap, or NaN.
     """
+    index, on = _nearest(x, levels)
+    if not bool(on.all()):
+        off = ~on
+        bad = x[off][0].item()
+        raise ValueError(
+            f"x holds {bad:.6g} ({int(off.sum())} of {x.numel()} values are off the levels), "
+            f"expected one of the {len(levels)} levels between {levels[0].item():g} and "
+            f"{levels[-1].item():g}; map uint8 values k to linspace(-1, 1, {len(levels)})[k]"
+        )
+    return index
+
+
+def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()
     gaps = levels.diff()
@@ -86,15 +141,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
         index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
     else:
         index = torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)
-    off = ~((value - levels[index]).abs() <= 1e-3 * gaps.min())
-    if bool(off.any()):
-        bad = value[off][0].item()
-        raise ValueError(
-            f"x holds {bad:.6g} ({int(off.sum())} of {x.numel()} values are off the levels), "
-            f"expected one of the {len(levels)} levels between {levels[0].item():g} and "
-            f"{levels[-1].item():g}; map uint8 values k to linspace(-1, 1, {len(levels)})[k]"
-        )
-    return index
+    return index, (value - levels[index]).abs() <= 1e-3 * gaps.min()
 
 
 def _are_even(gaps: Tensor) -> bool:

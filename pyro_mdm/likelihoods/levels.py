@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.likelihoods import discrete
@@ -28,6 +29,11 @@ class LevelDistribution(DecoderDistribution, ABC):
     """Independent dimensions, each on the levels v_1 < … < v_n."""
 
     levels: Tensor
+
+    @property
+    def support(self) -> Any:
+        """The levels, in each dimension."""
+        return constraints.independent(discrete.Levels(self.levels), len(self.event_shape))
 
     @abstractmethod
     def log_probs(self) -> Tensor:

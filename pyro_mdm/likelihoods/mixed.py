@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
+from pyro_mdm.likelihoods.discrete import Levels
 from pyro_mdm.support.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
@@ -70,6 +72,17 @@ class MixedDecoder(DecoderDistribution):
         new = super().expand(batch_shape, _instance)
         new._laws = [law.expand(torch.Size(batch_shape)) for law in self._laws]
         return new
+
+    @property
+    def support(self) -> Any:
+        """Levels in the dimensions that have some, any number in the others."""
+        levels: list[Tensor | None] = [None] * self._dims.number
+        for law, dims in zip(self._laws, self._dims.dims, strict=True):
+            for j in dims.tolist():
+                levels[j] = getattr(law, "levels", None)
+        if all(own is None for own in levels):
+            return super().support
+        return constraints.independent(Levels(levels), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | y_ε), (*sample, *batch), nats."""

@@ -13,6 +13,8 @@ ICLR 2021; Grathwohl et al., "FFJORD", ICLR 2019 (probes); torchdiffeq solves it
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,12 +28,14 @@ from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.matrices import (
     apply_matrix,
     apply_to_rows,
+    apply_vector,
     as_rows,
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
 from pyro_mdm.paths.base import check_counts_all, driven_error
 from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.support.checks import check_count, check_number
 
 if TYPE_CHECKING:
@@ -113,37 +117,68 @@ def flow_log_prob(
     check_counts_all(score, y, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
-    flow = _Flow(diffusion, BoundScore(diffusion, score), solver, seed)
     y = y.double()
+    flow: _Flow
+    if score.denoises and not diffusion.starts_at_data:
+        flow = _DenoiserFlow(diffusion, score, solver, seed)
+    else:
+        flow = _StateFlow(diffusion, score, solver, seed)
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y.device)
-    states, gained = torchdiffeq.odeint(flow, (y, y.new_zeros(len(y))), ends, **options)
-    return FlowDensity(diffusion.prior.log_prob(states[-1]) + gained[-1], flow.calls)
+    start, known = flow.start(y)
+    states, gained = torchdiffeq.odeint(flow, (start, y.new_zeros(len(y))), ends, **options)
+    return FlowDensity(known + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)
 
 
-class _Flow:
-    """v and its divergence per unit of u in [0, 1], the part of the way from ε to T that is done.
+class _Flow(ABC):
+    """A velocity and its divergence per unit of u in [0, 1], the part of the way from ε to T."""
 
-    It is counted in log volume where there is a closed form, as log SNR may pause, and else in
-    noise level.
-    """
-
-    def __init__(self, diffusion: Any, score: BoundScore, solver: Solver, seed: int) -> None:
-        self.diffusion, self.score, self.seed = diffusion, score, seed
+    def __init__(self, diffusion: Any, score: Score, solver: Solver, seed: int) -> None:
+        self.diffusion, self.seed = diffusion, seed
+        self.score = BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
         self.calls = 0
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
         y, graph = state[0], torch.is_grad_enabled()
-        s, speed = self._time(u.clamp(0, 1))  # an adaptive step may look past the end
+        u = u.clamp(0, 1)  # an adaptive step may look past the end
         with torch.enable_grad(), full_precision(y), randomness.piece(0, 1, self.seed):
-            y = own_node(y)
-            v, change = self._velocity(y, s.expand(len(y)), graph)
-        if not graph:
-            v, change = v.detach(), change.detach()
+            v, change = self.velocity(u, own_node(y), graph)
+        return (v, change) if graph else (v.detach(), change.detach())
+
+    @abstractmethod
+    def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Where the flow of states y_ε begins, and what is known of their log density there."""
+
+    @abstractmethod
+    def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        """The velocity, like y, and its divergence, (n,)."""
+
+    @abstractmethod
+    def prior_log_prob(self, y: Tensor) -> Tensor:
+        """The log density of where it ends, (n,)."""
+
+
+class _StateFlow(_Flow):
+    """That of the whole state, for scores that see it.
+
+    u is counted in log volume where there is a closed form, as log SNR may pause, and else in noise
+    level.
+    """
+
+    def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
+        return y, 0.0
+
+    def prior_log_prob(self, y: Tensor) -> Tensor:
+        found: Tensor = self.diffusion.prior.log_prob(y)
+        return found
+
+    def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        s, speed = self._time(u)
+        v, change = self._by_time(y, s.expand(len(y)), graph)
         return speed * v, speed * change
 
     @torch.no_grad()
@@ -158,7 +193,7 @@ class _Flow:
         s = diffusion.time_at_log_snr(start + u * (end - start))
         return s, (start - end) / diffusion.log_snr_rate(s)
 
-    def _velocity(self, y: Tensor, s: Tensor, graph: bool = True) -> tuple[Tensor, Tensor]:
+    def _by_time(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         diffusion = self.diffusion
         if diffusion.closed_form:
             theta, of_score = self.score.with_divergence(y, s, self.trace, create_graph=graph)
@@ -172,3 +207,76 @@ class _Flow:
         pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
         v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
         return v, divergence(v, y, None, self.trace, create_graph=graph).value
+
+
+class _DenoiserFlow(_Flow):
+    r"""That of z, which is all that a denoiser sees of the state: the same for every K.
+
+    With v = e^{-λ}, and data of mean μ and variance σ² by dimension, the flow
+
+        dz/dλ = -½ (z - x̂(z, λ))      is      dw/dλ = ½ (x̂ - x̂_0) / √(σ² + v)
+
+    for w = (z - μ)/√(σ² + v), where x̂_0 = μ + σ²/(σ² + v) (z - μ) is exact for N(μ, σ²). So it
+    stands still where the network says what a Gaussian fit would, is nowhere stiff, and few steps
+    are enough. It ends in the law of z_T under the prior, N(0, kᵀ Σ_π k). What y_ε holds beside z
+    has its law given z, whatever the data.
+
+    u is counted in arsinh((λ + log σ²)/4), or in the diffusion's own way where log SNRs differ
+    between dimensions.
+    """
+
+    WIDTH = 4.0
+
+    def __init__(self, diffusion: Any, score: Score, solver: Solver, seed: int) -> None:
+        super().__init__(diffusion, score, solver, seed)
+        self.denoiser: Any = score
+        self.mean = self.denoiser.data_mean.double()
+        self.variance = self.denoiser.data_variance.double()
+        self.middle = -self.variance.log().mean().detach()
+
+    def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """λ at the part u of the way, a number or a map, and dλ/du."""
+        diffusion = self.diffusion
+        with torch.no_grad():
+            if diffusion.maps:
+                log_snr, rate = diffusion.log_snr_map(u.reshape(1))
+                return log_snr[0], -rate[0]
+            ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
+            start, end = ((ends - self.middle) / self.WIDTH).asinh()
+            at = start + u * (end - start)
+            log_snr = self.middle + self.WIDTH * at.sinh()
+            return log_snr, self.WIDTH * at.cosh() * (end - start)
+
+    def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
+        event_dim = y.dim() - 2
+        log_snr, _ = self._level(y.new_zeros(()))
+        z = apply_vector(self.diffusion.start.readout, y)
+        law = NoisingPath(self.diffusion, self.diffusion.from_coordinates(z))
+        scale = (self.variance + (-log_snr).exp()).sqrt().expand_as(z[0])
+        of_z = -0.5 * (math.log(2 * math.pi) - log_snr).expand_as(z[0]).sum()  # log q(z | x = z)
+        rest = law.log_prob(y.unsqueeze(1)) - of_z
+        return (z - self.mean) / scale, rest - scale.log().sum()
+
+    def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        log_snr, speed = self._level(u)
+        v = (-log_snr).exp()
+        scale = (self.variance + v).sqrt()
+        z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
+        x = self.denoiser.x_hat(z.squeeze(1), log_snr.expand_as(y) if log_snr.dim() else log_snr)
+        pull = self.variance / (self.variance + v)
+        known = self.mean + pull * scale * y
+        rate = (0.5 * speed).expand_as(y[0])
+        field = (rate.to(x.dtype) * x).unsqueeze(1)
+        trace = divergence(field, z, None, self.trace, create_graph=graph).value
+        change = trace.double() - (rate * pull).sum()
+        return rate * (x.double() - known) / scale, change
+
+    def prior_log_prob(self, y: Tensor) -> Tensor:
+        log_snr, _ = self._level(y.new_ones(()))
+        scale = (self.variance + (-log_snr).exp()).sqrt()
+        k = self.diffusion.terminal.readout
+        variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
+        z = self.mean + scale * y
+        each = z.square() / variance + (2 * math.pi * variance).log()
+        found = -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
+        return found

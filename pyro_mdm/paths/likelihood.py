@@ -70,7 +70,9 @@ class Estimator:
             others at every call.
         times: of the grid of ``importance``: a number or (N,) from ε to T; by default those of a
             model that is a chain, else :data:`TIMES`.
-        solver: of the ODE of ``flow``.
+        solver: of the ODE of ``flow``; adaptive by default.
+        common: whether a seed's draws are the same for every datum, so that the estimate is one
+            function of x. Its errors are then those of all data alike.
 
     Raises:
         ValueError: a method that there is not, ``importance`` of a diffusion without a closed form,
@@ -85,6 +87,7 @@ class Estimator:
         seed: int | None = None,
         times: int | Tensor | None = None,
         solver: Solver | None = None,
+        common: bool = False,
     ) -> None:
         if method not in get_args(Method):
             raise ValueError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
@@ -97,6 +100,7 @@ class Estimator:
             raise ValueError(f"times are of method 'importance', and method is {method!r}")
         check_count("draws", draws, "the number of draws for each datum")
         self.model, self.method, self.draws, self.seed = model, method, draws, seed
+        self.common = common
         self.times = model.times if times is None else times
         self.solver = Solver() if solver is None else solver
         if method == "importance":
@@ -105,14 +109,18 @@ class Estimator:
     def __call__(self, x: Tensor) -> Tensor:
         """(n,) nats, of x (n, *event_shape), in its dtype; all draws are made at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
-        with self._drawing():
+        with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
         exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
         found = log_mean_weight(each)[0] if exact else each.mean(0)
         return found.to(x.dtype)
 
-    def _drawing(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.seed is None else randomness.piece(0, 1, self.seed)
+    def _drawing(self, n: int) -> AbstractContextManager[None]:
+        if self.seed is None:
+            return nullcontext()
+        if self.common:
+            return randomness.alike(self.draws, n, self.seed)
+        return randomness.piece(0, 1, self.seed)
 
     def _one(self, x: Tensor) -> Tensor:
         model = self.model

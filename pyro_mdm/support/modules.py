@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers", "evaluating"]
+__all__ = ["ExactBuffers", "evaluating", "in_eval_mode"]
 
 M = TypeVar("M", bound="ExactBuffers")
 
@@ -28,15 +28,21 @@ class ExactBuffers(nn.Module):
 
 
 @contextmanager
-def evaluating(*programs: Any) -> Iterator[None]:
-    """Without gradients, and with those that are modules in evaluation mode, then as they were."""
+def in_eval_mode(*programs: Any) -> Iterator[None]:
+    """With those that are modules in evaluation mode, then as they were."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [module.training for module in modules]
     for module in modules:
         module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, was in zip(modules, training, strict=True):
             module.train(was)
+
+
+@contextmanager
+def evaluating(*programs: Any) -> Iterator[None]:
+    """The same, without gradients."""
+    with in_eval_mode(*programs), torch.no_grad():
+        yield
