@@ -113,13 +113,13 @@ class MDM(TorchDistribution):
         )
         self.model = model
         self._asked = (method, draws, seed, times, solver)
-        self._estimator(model, method or "elbo")  # refused here if it has to be
         shape = torch.Size(batch_shape)
         if context is not None:
             self.context = model.checked_context(context)
             own = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
             shape = torch.broadcast_shapes(shape, own)
         super().__init__(shape, model.event_shape, validate_args=validate_args)
+        Estimator(model, method or "elbo", 1 if draws is None else draws, seed, times, solver)
 
     @cached_property
     def method(self) -> Method:

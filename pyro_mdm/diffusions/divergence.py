@@ -18,6 +18,10 @@ EXACT = 8
 """The most derivatives for which a divergence is exact by default."""
 
 
+AT_ONCE = 2**16
+"""Numbers that a batch of derivatives has, of all data together."""
+
+
 def own_node(y: Tensor) -> Tensor:
     """A node for y of its own: derivatives with respect to it do not see y's other uses."""
     return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
@@ -57,7 +61,7 @@ def divergence(
     if probes is None:
         probes = "exact" if d * len(used) <= EXACT else 1
     if probes == "exact" and G is None and d * K > EXACT:
-        return Trace(_in_one_pass(rows, y, create_graph), y.new_zeros(n))
+        return Trace(_batched(rows, y, create_graph), y.new_zeros(n))
     if probes == "exact":
         total = y.new_zeros(n)
         for j in range(d):
@@ -76,20 +80,21 @@ def divergence(
     return Trace(values.mean(0), variance)
 
 
-def _in_one_pass(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
-    """tr J, (n,), of a field (n, d, K) at y by one batched derivative."""
+def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives."""
     n, d, K = rows.shape
-    unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device).reshape(d * K, 1, d, K)
+    unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
     options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
-    try:
-        along = unit.expand(d * K, n, d, K)
-        (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
-    except RuntimeError:  # a network whose derivative takes no batch
-        each = [torch.autograd.grad(rows, y, one.expand(n, d, K), **options)[0] for one in unit]
-        grad = torch.stack(each)
-    rows_of_grad = grad.flatten(3).mT.reshape(d * K, n, d * K)  # (…, K, d) -> (…, d, K)
-    found: Tensor = rows_of_grad.diagonal(dim1=0, dim2=2).sum(-1)
-    return found
+    total = rows.new_zeros(n)
+    for part in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
+        along = unit[part].reshape(-1, 1, d, K).expand(-1, n, d, K)
+        try:
+            (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
+        except RuntimeError:  # a network whose derivative takes no batch
+            grad = torch.stack([torch.autograd.grad(rows, y, one, **options)[0] for one in along])
+        of_rows = grad.flatten(3).mT.reshape(len(part), n, d * K)  # (…, K, d) -> (…, d, K)
+        total = total + of_rows[torch.arange(len(part)), :, part].sum(0)
+    return total
 
 
 def _column(G: Tensor, j: int, k: int) -> Tensor:

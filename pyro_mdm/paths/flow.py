@@ -3,7 +3,8 @@ r"""The density of a generative path that has no noise: the probability-flow ODE
     dy/ds = v(y, s) = f - ½ (g² s_θ + ∇·g²),    log p_ode(y_ε) = log π(y_T) + ∫_ε^T ∇·v(y_s, s) ds
 
 It is a model of its own: where s_θ is the score of what the diffusion makes of the data its law is
-that of the SDE, and elsewhere not. The divergence is exact, by d derivatives of a denoiser and K·d
+that of the SDE, and elsewhere not. A denoiser's is the flow of z, which is all that it sees; what
+else y_ε holds has its law given z. The divergence is exact, by d derivatives of a denoiser and K·d
 of other scores, or estimated by Hutchinson's probes, which are the same along a path, so that the
 ODE stays one.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,11 +141,13 @@ class _Flow(ABC):
         self.diffusion, self.seed = diffusion, seed
         self.score = BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
+        self.learned = any(p.requires_grad for m in (diffusion, score) for p in m.parameters())
         self.calls = 0
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        y, graph = state[0], torch.is_grad_enabled()
+        y = state[0]
+        graph = torch.is_grad_enabled() and (y.requires_grad or self.learned)
         u = u.clamp(0, 1)  # an adaptive step may look past the end
         with torch.enable_grad(), full_precision(y), randomness.piece(0, 1, self.seed):
             v, change = self.velocity(u, own_node(y), graph)
@@ -229,9 +233,10 @@ class _DenoiserFlow(_Flow):
 
     def __init__(self, diffusion: Any, score: Score, solver: Solver, seed: int) -> None:
         super().__init__(diffusion, score, solver, seed)
-        self.denoiser: Any = score
-        self.mean = self.denoiser.data_mean.double()
-        self.variance = self.denoiser.data_variance.double()
+        denoiser: Any = score
+        self.x_hat: Callable[..., Tensor] = denoiser.x_hat
+        self.mean: Tensor = denoiser.data_mean.double()
+        self.variance: Tensor = denoiser.data_variance.double()
         self.middle = -self.variance.log().mean().detach()
 
     def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +253,6 @@ class _DenoiserFlow(_Flow):
             return log_snr, self.WIDTH * at.cosh() * (end - start)
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        event_dim = y.dim() - 2
         log_snr, _ = self._level(y.new_zeros(()))
         z = apply_vector(self.diffusion.start.readout, y)
         law = NoisingPath(self.diffusion, self.diffusion.from_coordinates(z))
@@ -262,7 +266,7 @@ class _DenoiserFlow(_Flow):
         v = (-log_snr).exp()
         scale = (self.variance + v).sqrt()
         z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
-        x = self.denoiser.x_hat(z.squeeze(1), log_snr.expand_as(y) if log_snr.dim() else log_snr)
+        x = self.x_hat(z.squeeze(1), log_snr.expand_as(y) if log_snr.dim() else log_snr)
         pull = self.variance / (self.variance + v)
         known = self.mean + pull * scale * y
         rate = (0.5 * speed).expand_as(y[0])

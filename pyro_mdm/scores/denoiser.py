@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Diffusion, Marginal
-from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
-from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, weighted, with_event_dims
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
@@ -178,33 +176,6 @@ class DenoiserScore(Score):
             driven: Any = diffusion
             return driven.score(x, z, s).to(y.dtype)
         return self._score(marginal, x, y, s)
-
-    def with_divergence(
-        self,
-        diffusion: LinearDiffusion,
-        y: Tensor,
-        s: Tensor,
-        how: Simulation,
-        *,
-        create_graph: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """As for every score; ∇·(g² s_θ) = -λ' tr(∂x̂/∂z) - d κ', by d derivatives if exact."""
-        s = self.checked_state(diffusion, y, s)
-        marginal = diffusion.marginal(s)
-        z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        z = own_node(z.unsqueeze(1))
-        x = self.x_hat(z.squeeze(1), marginal.log_snr)
-        d = z[0].numel()
-        if diffusion.maps:
-            known: Any = diffusion
-            rate = known.log_snr_map_rate(s).to(x.dtype)
-            trace = divergence((rate * x).unsqueeze(1), z, None, how, create_graph=create_graph)
-            found = trace.value.double() - d * diffusion.log_volume_rate(s)
-            return self._score(marginal, x, y, s), found
-        trace = divergence(x.unsqueeze(1), z, None, how, create_graph=create_graph)
-        rate = diffusion.log_snr_rate(s)
-        found = rate * trace.value.double() - d * diffusion.log_volume_rate(s)
-        return self._score(marginal, x, y, s), found
 
     @staticmethod
     def _score(marginal: Marginal, x: Tensor, y: Tensor, s: Tensor) -> Tensor:

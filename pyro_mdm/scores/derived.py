@@ -93,6 +93,16 @@ class DerivedDenoiser(DenoiserScore):
         """That of the denoiser."""
         return self.denoiser.typical
 
+    @property
+    def data_mean(self) -> Tensor:  # type: ignore[override]
+        """That of the denoiser."""
+        return self.denoiser.data_mean
+
+    @property
+    def data_variance(self) -> Tensor:  # type: ignore[override]
+        """That of the denoiser."""
+        return self.denoiser.data_variance
+
     def check_values(self, values: Tensor, known: Tensor) -> None:
         """As the denoiser does."""
         self.denoiser.check_values(values, known)
