@@ -3,7 +3,7 @@
     config.yaml       every setting, in the form that ``inference.train --config`` reads
     environment.json  every package's version, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
-    sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``
+    sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``; not run
     data.json         shape, type and SHA-256 of each part of the data set
     sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
