@@ -569,7 +569,11 @@ def test_the_command_imports_nothing_from_where_it_is_called(
     assert not ran(here) and not ran(here / "models")
 
 
-def test_a_run_is_opened_without_its_code(here: Path) -> None:
-    """To read what it measured."""
+def test_a_program_in_python_runs_what_it_names_and_not_what_a_folder_names(here: Path) -> None:
     folder = sent(here / "sent")
-    assert Run.open(folder).config["guide"] == f"{folder}/evil.py:G" and not ran(folder)
+    assert Run.open(folder).config["guide"] == f"{folder}/evil.py:G"  # to read what it measured
+    for program in (load_trained, evaluate, lambda folder: train(resume=folder)):
+        with pytest.raises(trust.UntrustedCodeError, match=r"sent/config\.yaml names"):
+            program(folder)
+    assert not ran(folder)
+    assert find("guide", f"{folder}/evil.py:G") and ran(folder)
