@@ -206,16 +206,20 @@ def _load_module(option: str, name: str, place: str) -> ModuleType:
             ) from error
         path, content = _file_of(spec)
         folders = spec.submodule_search_locations
-        if path is not None or folders is None:  # else a folder alone, which runs nothing
+        only_folder = path is None and folders is not None
+        if not only_folder:
             trust.check(option, name, path, content)
         if whole in sys.modules:
             continue
-        if here and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # for what it imports; last, in the way of nothing
-        if path is not None and type(spec.loader) is SourceFileLoader:
-            module = _run(whole, path, content, folders)
+        if only_folder:
+            module = sys.modules[whole] = importlib.util.module_from_spec(spec)
         else:
-            module = importlib.import_module(whole)
+            if here and os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())  # for what it imports; last, in the way of nothing
+            if path is not None and type(spec.loader) is SourceFileLoader:
+                module = _run(whole, path, content, folders)
+            else:
+                module = importlib.import_module(whole)
         if k > 0:
             setattr(sys.modules[".".join(parts[:k])], parts[k], module)
     return sys.modules[place]

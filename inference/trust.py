@@ -132,9 +132,12 @@ def check(option: str, name: str, path: Path | None, content: bytes) -> None:
         UntrustedCodeError: it may not.
     """
     rule, digest = _rule.get(), hashlib.sha256(content).hexdigest()
+    place = name.rpartition(":")[0]
+    if path is not None and place.endswith(".py"):
+        place = str(path)  # what was read, wherever the name leads by now
     if not (
         rule.named is None
-        or key(name) in rule.named
+        or place in rule.named
         or (path is not None and (_is_ours(path) or _entry(path, digest).is_file()))
     ):
         if not rule.trusts:
@@ -142,7 +145,7 @@ def check(option: str, name: str, path: Path | None, content: bytes) -> None:
         if path is not None:
             _write(path, digest)
     if path is not None:
-        _passed.setdefault(key(name), {})[path] = digest
+        _passed.setdefault(place, {})[path] = digest
 
 
 def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str) -> str:

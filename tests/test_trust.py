@@ -352,6 +352,19 @@ def test_links_and_dots_are_what_they_lead_to(here: Path) -> None:
     shutil.copyfile(code, copy)
     with pytest.raises(trust.UntrustedCodeError, match=f"would run {copy} "):
         find("guide", f"{copy}:G")
+    check = trust.check
+
+    def led_back(*arguments: Any) -> None:
+        link.unlink()
+        link.symlink_to(code)
+        check(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, trust.command([f"{code}:G"], trusts=False):
+        link.unlink()
+        link.symlink_to(evil)
+        patch.setattr(trust, "check", led_back)  # after it was read
+        with pytest.raises(trust.UntrustedCodeError, match=f"would run {evil} "):
+            find("guide", f"{link}:G")
     (here / "own").rename(here / "away")  # a folder in place of one that was trusted
     (here / "own").symlink_to(here / "sent")
     with pytest.raises(trust.UntrustedCodeError, match=f"would run {copy} "):
@@ -408,7 +421,7 @@ def test_a_module_is_run_where_its_files_are_trusted(here: Path) -> None:
     }.items():
         with pytest.raises(trust.UntrustedCodeError, match=rf"would run {here}/{file} .*{name}"):
             find("guide", name)
-        assert not ran((here / file).parent)
+        assert not ran((here / file).parent) and str(here) not in sys.path
     with trust.command(["pack.inner:G"], trusts=False):
         find("guide", "pack.inner:G")
         trust.remember(["pack.inner:G"])
