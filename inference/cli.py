@@ -3,7 +3,8 @@
 A program is a function: its parameters are the options, their annotations say what the words after
 them are read as, and its docstring is the help. If they are many, they are fields of dataclasses,
 by group. Every program also has ``--config FILE.yaml``, for options from a file (those on the
-command line win), ``--print_config`` and ``--help``.
+command line win), ``--print_config`` and ``--help``, and ``--trust``, which no file can say: see
+:mod:`inference.trust`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
+from inference import trust
 from inference.checkpoints import ArchitectureError, CheckpointError
-from inference.names import NameNotFoundError
+from inference.names import NAMED, NameNotFoundError
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -44,6 +46,7 @@ MISTAKES = (
     SimulationError,
     TypeError,
     ValueError,
+    trust.UntrustedCodeError,
 )
 
 
@@ -76,8 +79,17 @@ def command_line(
     debug = words[:1] == ["--debug"]
     try:
         parser = _parser(function, unnamed, groups or {})
-        options = parser.parse_args(_assign(words[1:] if debug else words, parser, unnamed))
-        function(**{name: options[name] for name in parser.hints})
+        said = _assign(words[1:] if debug else words, parser, unnamed)
+        trusts, said = _trusts(said)
+        options = parser.parse_args(said)
+        named = {word.removeprefix("--").partition("=")[0] for word in said}
+        if options.get("overwrite") and "overwrite" not in named:
+            raise OptionError(
+                "overwrite is true in a file of --config, which may be somebody else's; expected "
+                "it here: --overwrite true"
+            )
+        with trust.command(_code(options, named), trusts=trusts):
+            function(**{name: options[name] for name in parser.hints})
     except (OptionError, *MISTAKES) as error:
         if debug:
             raise
@@ -85,6 +97,20 @@ def command_line(
             raise SystemExit(f"error: {error}") from error
         print(f"error: {error}\n--help lists the options", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether --trust is among ``--option=value``, and the others."""
+    said = [word.removeprefix("--trust=") for word in words if word.startswith("--trust=")]
+    if wrong := [value for value in said if value not in ("true", "false")]:
+        raise OptionError(f"--trust is {wrong[0]!r}, expected true or false")
+    return said[-1:] == ["true"], [word for word in words if not word.startswith("--trust=")]
+
+
+def _code(options: Any, named: set[str]) -> list[str]:
+    """The names of code that are words of the command line itself, not of a file of --config."""
+    values = [options[name] for name in (*NAMED, "simulator") if name in named]
+    return [name.strip() for value in values if value for name in value.split(",")]
 
 
 def check_positive(**options: float | None) -> None:
@@ -179,7 +205,9 @@ def _parser(
     hints = {name: typing.get_type_hints(group) for name, group in groups.items()}
     parser = _Parser(
         description=doc.partition("Args:\n")[0].strip(),
-        epilog="--debug as the first word shows where an error was raised.",
+        epilog="--trust runs code that a run folder or a file of --config names, and remembers\n"
+        "that very file; read it first.\n"
+        "--debug as the first word shows where an error was raised.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
@@ -207,7 +235,7 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
     words of ``unnamed`` stand anywhere.
     """
     hints = parser.hints
-    known = {**hints, "config": Path}
+    known = {**hints, "config": Path, "trust": bool}
     left, given, alone = list(words), [], []
     while left:
         word = left.pop(0)

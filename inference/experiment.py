@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import yaml
 
+from inference import trust
 from inference.cli import check_positive, command_line
 from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint
@@ -288,10 +289,10 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
     waiting = [cell for cell in cells if not _is_finished(cell, folder)]
     finished = len(cells) - len(waiting)
     bar = progress_bar(len(cells), folder.name, "runs", initial=finished, leave=True)
-    lock = threading.Lock()
+    lock, further = threading.Lock(), ["--trust"] if trust.is_said() else []
 
     def run(cell: Cell) -> None:
-        _train(cell, folder)
+        _train(cell, folder, further)
         with lock:
             bar.update()
 
@@ -319,7 +320,7 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
     return (path / "results.json").is_file()
 
 
-def _train(cell: Cell, folder: Path) -> None:
+def _train(cell: Cell, folder: Path, further: list[str]) -> None:
     path = folder / cell.name
     if has_checkpoint(path):
         words = ["--resume", str(path)]
@@ -334,7 +335,7 @@ def _train(cell: Cell, folder: Path) -> None:
     found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
         done = subprocess.run(
-            [sys.executable, "-m", "inference.train", *words],
+            [sys.executable, "-m", "inference.train", *words, *further],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -5,11 +5,13 @@ python -m inference.impute runs/tabular-learned-0-0 --data incomplete.csv --num 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from inference import trust
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.loading import load_trained
@@ -85,7 +87,8 @@ def impute(
         raise ValueError("inference.impute runs in one process; start it without torchrun")
     if sampler is not None or steps is not None:
         name = sampler or trained.config["sampler"] or "exponential"
-        model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
+        with nullcontext() if sampler else trust.named_by(run):
+            model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
     model.to(fabric.device)
     options: dict[str, Any] = {"num": num, "batch_size": batch_size, "seed": seed}
     drawn = completions(model, x.to(fabric.device), progress=True, **options)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from inference import trust
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
 from inference.options import Reach, StationaryVariance
@@ -557,10 +558,12 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
     Raises:
         RunError, CheckpointError, ArchitectureError: there is no such run, it has no usable
             checkpoint, or that is another architecture's.
+        UntrustedCodeError: its settings name code that is not run, see :mod:`inference.trust`.
     """
     run = Run.open(folder)
     try:
-        programs = build(run.config, fitted=False)
+        with trust.named_by(folder):
+            programs = build(run.config, fitted=False)
     except DataError as error:
         where = f"{run.folder / 'config.yaml'} says where the run's data are"
         raise DataError(

@@ -1,7 +1,8 @@
 """What names on the command line stand for: data sets, guides, scores, likelihoods, samplers.
 
 A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
-something in a file of your own. A new built-in of any kind is one line in its list.
+something in a file of your own. A new built-in of any kind is one line in its list. Code of your
+own, or of somebody else, is run if :mod:`inference.trust` has nothing against it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
-from collections.abc import Mapping
-from importlib.machinery import SourceFileLoader
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from inference import trust
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
@@ -40,6 +43,7 @@ __all__ = [
     "call",
     "find",
     "make",
+    "own_names",
     "short_name",
     "slug",
     "source_files",
@@ -102,6 +106,7 @@ def find(option: str, name: str) -> Any:
 
     Raises:
         NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
+        UntrustedCodeError: see :func:`inference.trust.check`.
     """
     known = SIMULATORS if option == "simulator" else NAMED[option]
     if name in known:
@@ -122,7 +127,7 @@ def find(option: str, name: str) -> Any:
             "module:Name or file.py:Name"
         )
     load = _load_file if place.endswith(".py") else _load_module
-    module = load(option, place)
+    module = load(option, name, place)
     if not hasattr(module, attribute):
         own = [
             n
@@ -135,29 +140,43 @@ def find(option: str, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def _load_file(option: str, place: str) -> ModuleType:
+def _load_file(option: str, name: str, place: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         raise NameNotFoundError(f"--{option}: there is no file {path} (looked in {Path.cwd()})")
-    state = path.stat()
-    return _run_file(path.resolve(), (state.st_mtime_ns, state.st_size))
-
-
-class _AsItIs(SourceFileLoader):
-    """Compiles a file each time: byte code goes by size and second, and an edit may keep both."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        found: CodeType = self.source_to_code(self.get_data(path), path)
-        return found
+    path = path.resolve()
+    content = path.read_bytes()
+    trust.check(option, name, path, content)
+    return _run_file(path, content)
 
 
 @functools.cache
-def _run_file(path: Path, version: tuple[int, int]) -> ModuleType:
+def _run_file(path: Path, content: bytes) -> ModuleType:
     """A file as a module, run once however many options name it, unless it is changed."""
-    digest = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:8]
-    name = f"{path.stem}_{digest}"  # in the way of no package of that name
-    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
+    digest = hashlib.sha256(f"{path} ".encode(errors="surrogateescape") + content).hexdigest()[:8]
+    return _run(f"{path.stem}_{digest}", path, content)  # in the way of no package of that name
+
+
+class _AsRead(SourceFileLoader):
+    """Runs bytes that were read before, whatever the file and its byte code say by now."""
+
+    def __init__(self, name: str, path: Path, content: bytes) -> None:
+        super().__init__(name, str(path))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        found: CodeType = self.source_to_code(self._content, self.get_filename(fullname))
+        return found
+
+
+def _run(name: str, path: Path, content: bytes, folders: Sequence[str] | None = None) -> ModuleType:
+    """The content of a file as the module ``name``, a package of ``folders`` if there are any."""
+    spec = importlib.util.spec_from_file_location(
+        name,
+        path,
+        loader=_AsRead(name, path, content),
+        submodule_search_locations=None if folders is None else list(folders),
+    )
     assert spec is not None and spec.loader is not None  # as its name ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look
     try:
@@ -168,16 +187,50 @@ def _run_file(path: Path, version: tuple[int, int]) -> ModuleType:
     return module
 
 
-def _load_module(option: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # the module is there, something it imports is not
-        raise NameNotFoundError(
-            f"--{option}: there is no module {name!r} ({error}); sys.path starts with "
-            f"{[p or '.' for p in sys.path[:3]]}"
-        ) from error
+def _load_module(option: str, name: str, place: str) -> ModuleType:
+    """A module, after the packages that it is in; what is not loaded yet is run as it was read."""
+    parts, here = place.split("."), False
+    for k in range(len(parts)):
+        whole = ".".join(parts[: k + 1])
+        try:
+            spec = importlib.util.find_spec(whole)
+            if spec is None and k == 0:  # pyro-mdm keeps the folder where it is called off sys.path
+                spec = PathFinder.find_spec(whole, [os.getcwd()])
+                here = spec is not None
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {whole!r}")
+        except (ModuleNotFoundError, ValueError) as error:
+            raise NameNotFoundError(
+                f"--{option}: there is no module {place!r} ({error}); sys.path starts with "
+                f"{[p or '.' for p in sys.path[:3]]}"
+            ) from error
+        path, content = _file_of(spec)
+        folders = spec.submodule_search_locations
+        only_folder = path is None and folders is not None
+        if not only_folder:
+            trust.check(option, name, path, content)
+        if whole in sys.modules:
+            continue
+        if only_folder:
+            module = sys.modules[whole] = importlib.util.module_from_spec(spec)
+        else:
+            if here and os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())  # for what it imports; last, in the way of nothing
+            if path is not None and type(spec.loader) is SourceFileLoader:
+                module = _run(whole, path, content, folders)
+            else:
+                module = importlib.import_module(whole)
+        if k > 0:
+            setattr(sys.modules[".".join(parts[:k])], parts[k], module)
+    return sys.modules[place]
+
+
+def _file_of(spec: ModuleSpec) -> tuple[Path | None, bytes]:
+    """The file of a module and its content; None for what is built in, or in an archive."""
+    if spec.has_location and spec.origin is not None and Path(spec.origin).is_file():
+        path = Path(spec.origin).resolve()
+        return path, path.read_bytes()
+    return None, b""
 
 
 # -- names as they are kept and shown --------------------------------------------------------------
@@ -187,6 +240,12 @@ def absolute_name(name: str) -> str:
     """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
     place, _, attribute = name.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
+def own_names(settings: Mapping[str, Any]) -> list[str]:
+    """The names in settings that are not those known here: of code of the user's own, or ours."""
+    named = {option: str(settings.get(option)) for option in NAMED}
+    return [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
 
 
 def source_files(settings: Mapping[str, Any]) -> list[Path]:

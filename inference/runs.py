@@ -3,7 +3,7 @@
     config.yaml       every setting, in the form that ``inference.train --config`` reads
     environment.json  every package's version, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
-    sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``
+    sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``; not run
     data.json         shape, type and SHA-256 of each part of the data set
     sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
@@ -45,7 +45,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from inference import environment
+from inference import environment, trust
 from inference.checkpoints import (
     Checkpoint,
     RunError,
@@ -301,9 +301,11 @@ class Run:
         """Open an existing run for writing, and remove the temporary files of a killed process.
 
         Raises:
-            RunError: there is none, its config.yaml cannot be read, or it is being written.
+            RunError: there is none, its config.yaml cannot be read, it is being written, or what
+                would be written is a link.
         """
         _read_settings(folder)  # nothing is touched in what is no run folder
+        _refuse_links(folder)
         lock = _WriteLock(folder)
         try:
             _remove_temporary_files(folder)
@@ -570,6 +572,22 @@ def _check_ours(folder: Path) -> set[str]:
             "it is, give another --run"
         )
     return found
+
+
+def _refuse_links(folder: Path) -> None:
+    """Links in somebody's run folder would have training write elsewhere, to files of the user's.
+
+    Raises:
+        RunError: there is one, and nobody says --trust.
+    """
+    inside = [folder / name for name in (*CONTENT, LOCK, WRITER)]
+    inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
+    links = [path for path in inside if path.is_symlink()]
+    if links and not trust.is_said():
+        raise RunError(
+            f"{links[0]} is a link to {os.readlink(links[0])}, where going on with the run would "
+            "write; put what it leads to in its place, or add --trust if you made that link"
+        )
 
 
 def _is_worth_keeping(found: set[str], folder: Path) -> bool:

@@ -412,6 +412,7 @@ def _draw_into(
 ) -> None:
     """Write n samples to a file in NumPy's format, in the memory of a batch for each process."""
     if fabric.is_global_zero:
+        file.unlink(missing_ok=True)  # a link would be followed
         kind = str(model.bound_score.dtype).removeprefix("torch.")
         open_memmap(file, "w+", np.dtype(kind), (n, *model.event_shape)).flush()
         if hasattr(os, "posix_fallocate"):  # a disk that is too full is told now

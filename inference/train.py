@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
-from inference import evaluate, loading, names, recipe, report, sample
+from inference import evaluate, loading, names, recipe, report, sample, trust
 from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.checkpoints import (
@@ -111,7 +111,7 @@ def _resume(given: Options, folder: Path) -> evaluate.Bound:
     config = Run.open(folder).config
     settings = Decided.of(config)
     fabric = start(settings.accelerator, settings.precision)
-    with _open(fabric, lambda: Run.resume(folder)) as run:
+    with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
         programs = loading.build(config, fitted=not run.has_checkpoint)
         _check(settings, programs, fabric.world_size)
         return _fit(fabric, run, programs, resumed=True)
@@ -468,6 +468,7 @@ def _open_books(
 ) -> SummaryWriter:
     """What the run folder and TensorBoard say of the start."""
     settings, world = trainee.settings, fabric.world_size
+    trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
     if resumed:
         run.rewind(progress.step, measured=not progress.unmeasured)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from inference import cli
+from inference import cli, trust
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -62,6 +62,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What code is trusted is this session's, in all of its processes, and not the user's."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(trust.FOLDER, str(root / "trusted"))
+        yield
 
 
 @pytest.fixture(scope="session")

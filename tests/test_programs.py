@@ -221,7 +221,7 @@ def test_the_command_line_is_typed_explained_and_read_from_yaml(
     config |= {"model": tiny, "guide": "vpsde", "steps": 2, "sampler_steps": 2, "draws": 1}
     config |= {"run": str(tmp_path / "run"), "accelerator": "cpu", "num_samples": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    run_program("train", "--config", tmp_path / "config.yaml", "--steps", 3)
+    run_program("train", "--config", tmp_path / "config.yaml", "--steps", 3, "--model", tiny)
     first = last_line(capsys)
     saved = Run.open(tmp_path / "run").config
     assert saved["guide"] == "vpsde" and saved["steps"] == 3

@@ -37,6 +37,7 @@ def replacing() -> Iterator[Write]:
     def write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
         digest = hashlib.sha256()
         paths.append(path)
+        temporary(path).unlink(missing_ok=True)  # a link would be followed
         with open(temporary(path), "wb") as file:
             for piece in pieces:
                 digest.update(piece)

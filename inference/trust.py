@@ -1,0 +1,232 @@
+"""Whose code a program runs: what the user names, what they have trained with, what they trust.
+
+The settings of a run folder, and options from a file, may name code: ``file.py:Name`` or
+``module:Name``. Such a folder may be somebody else's. :mod:`inference.names` looks up every name,
+and asks :func:`check` about the bytes that it is about to run. They are run if
+
+- the user named that file or module among the words of this very command line, or in a Python
+  program of their own; or
+- the user has trained with that very file, or trusted it before: its absolute path without links
+  and its SHA-256 are remembered (:func:`remember`); or
+- they say ``--trust``, in Python :func:`trusting`, which remembers it; or
+- it is this checkout's own: of ``pyro_mdm``, ``models``, or the examples in ``inference``.
+
+What that code imports is its own affair. One file for each path and content is kept, readable by
+the user alone, as ``sha256sum`` writes it, in :func:`folder`; deleting it ends the trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+__all__ = [
+    "FOLDER",
+    "UntrustedCodeError",
+    "check",
+    "command",
+    "folder",
+    "is_said",
+    "key",
+    "named_by",
+    "remember",
+    "trusting",
+]
+
+FOLDER = "PYRO_MDM_TRUSTED"
+"""The environment variable that puts :func:`folder` elsewhere."""
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ROOMS = ("models", *(f"inference/{kind}s" for kind in ("guide", "score", "likelihood", "sampler")))
+ROOMS += ("inference/simulators",)
+"""Folders of examples, whose files alone are ours: a run folder may lie below any."""
+
+
+class UntrustedCodeError(RuntimeError):
+    """A configuration names code that the user has neither named, nor trained with, nor trusted."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What may be run beside what is remembered."""
+
+    named: frozenset[str] | None = None  # keys; None: everything, as a Python program names it
+    trusts: bool = False
+    source: str = "a configuration"
+
+
+_PYTHON = _Rule()
+_rule: ContextVar[_Rule] = ContextVar("rule", default=_PYTHON)
+_passed: dict[str, dict[Path, str]] = {}
+"""SHA-256 by file of what was run last by each key."""
+
+
+# -- who says what ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
+    """A command line: of names, only ``names`` are the user's own; ``trusts``: --trust is there."""
+    named = frozenset(key(name) for name in names if not name.startswith("run:"))
+    with _ruled(_Rule(named, trusts, "a file of --config")):
+        yield
+
+
+@contextlib.contextmanager
+def named_by(source: Path) -> Iterator[None]:
+    """Names are those of the run folder ``source``, not of the Python program that opens it."""
+    rule = _rule.get()
+    named = frozenset() if rule.named is None else rule.named
+    with _ruled(replace(rule, named=named, source=str(source / "config.yaml"))):
+        yield
+
+
+@contextlib.contextmanager
+def trusting() -> Iterator[None]:
+    """Run and remember whatever run folders name, as --trust does."""
+    with _ruled(replace(_rule.get(), trusts=True)):
+        yield
+
+
+def is_said() -> bool:
+    """Whether --trust is."""
+    return _rule.get().trusts
+
+
+@contextlib.contextmanager
+def _ruled(rule: _Rule) -> Iterator[None]:
+    token = _rule.set(rule)
+    try:
+        yield
+    finally:
+        _rule.reset(token)
+
+
+def key(name: str) -> str:
+    """The module of ``module:Name``, or the absolute path, without links, of ``file.py:Name``."""
+    place = name.rpartition(":")[0]
+    return str(Path(place).resolve()) if place.endswith(".py") else place
+
+
+# -- the gate --------------------------------------------------------------------------------------
+
+
+def check(option: str, name: str, path: Path | None, content: bytes) -> None:
+    """Whether code may be run.
+
+    Args:
+        option: that names it, without hyphens.
+        name: ``module:Name`` or ``file.py:Name``.
+        path: its file, absolute and without links, of a module perhaps that of a package it is in;
+            None for what has no file, a module that is built into Python.
+        content: the very bytes that are run if this returns.
+
+    Raises:
+        UntrustedCodeError: it may not.
+    """
+    rule, digest = _rule.get(), hashlib.sha256(content).hexdigest()
+    place = name.rpartition(":")[0]
+    if path is not None and place.endswith(".py"):
+        place = str(path)  # what was read, wherever the name leads by now
+    if not (
+        rule.named is None
+        or place in rule.named
+        or (path is not None and (_is_ours(path) or _entry(path, digest).is_file()))
+    ):
+        if not rule.trusts:
+            raise UntrustedCodeError(_refusal(rule, option, name, path, digest))
+        if path is not None:
+            _write(path, digest)
+    if path is not None:
+        _passed.setdefault(place, {})[path] = digest
+
+
+def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str) -> str:
+    if path is None:
+        return (
+            f"{rule.source} names {name} as {option}, of a module without a file, which is not run "
+            f"unless you say --trust, or name it yourself: --{option} {name}"
+        )
+    changed = ", or it has changed since" if _is_known(path) else ""
+    own = f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
+    return (
+        f"{rule.source} names {name} as {option}, which would run {path} (SHA-256 {digest[:12]}…). "
+        f"You have not named that file on this command line, nor trained with it{changed}, so it "
+        "is not run. Read it first, and what it imports. If you trust it, add --trust, once: that "
+        "very file is then remembered (in Python: with inference.trust.trusting()). Or name it "
+        f"yourself, --{option} {own}, where a program takes that; what you train with is "
+        "remembered too"
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one of this checkout that may be imported; programs do something then."""
+    if path == CHECKOUT / "inference" / "__init__.py":
+        return True
+    library = CHECKOUT / "pyro_mdm" in (path.parent, path.parent.parent)
+    rooms = [CHECKOUT / room for room in ROOMS]
+    return (library or path.parent in rooms) and path.name != "__main__.py"
+
+
+# -- what is remembered ----------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where trust is kept: ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``,
+    by default ``~/.local/state``."""
+    if own := os.environ.get(FOLDER):
+        return Path(own)
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():  # as that standard has it
+        state = Path("~/.local/state").expanduser()
+    return state / "pyro_mdm" / "trusted"
+
+
+def remember(names: Iterable[str]) -> None:
+    """Keep that the user trained with the code of ``names``, as it was run in this process."""
+    for name in names:
+        for path, digest in _passed.get(key(name), {}).items():
+            if not _is_ours(path):
+                _write(path, digest)
+
+
+def _entry(path: Path, digest: str) -> Path:
+    about = os.fsencode(path) + b"\n" + digest.encode()
+    return folder() / hashlib.sha256(about).hexdigest()
+
+
+def _line(path: Path, digest: str) -> bytes:
+    return digest.encode() + b"  " + os.fsencode(path) + b"\n"
+
+
+def _is_known(path: Path) -> bool:
+    """Whether some content of the file is remembered."""
+    end = _line(path, "")
+    with contextlib.suppress(OSError):
+        return any(entry.read_bytes().endswith(end) for entry in folder().iterdir())
+    return False
+
+
+def _write(path: Path, digest: str) -> None:
+    entry = _entry(path, digest)
+    if entry.is_file():
+        return
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, temporary = tempfile.mkstemp(dir=entry.parent, prefix=".")  # of mode 0600
+        with open(descriptor, "wb") as file:
+            file.write(_line(path, digest))
+        os.replace(temporary, entry)
+    except OSError as error:
+        warnings.warn(
+            f"that {path} is trusted could not be written to {entry.parent} ({error}), so that "
+            f"opening the run will need --trust; set {FOLDER} to a folder of yours",
+            stacklevel=2,
+        )
