@@ -48,7 +48,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     ProbabilityFlow,
     Replacement,
     StochasticExponentialIntegrator,
@@ -207,7 +206,6 @@ def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
     [
         Ancestral(5),
         EulerMaruyama(30),
-        PredictorCorrector(5),
         ProbabilityFlow(5),
         StochasticHeun(30),
     ],

@@ -35,7 +35,7 @@ from tests.processes import Program, together
 from tests.test_programs import TINY, run_program
 
 SEEDED = (
-    *("exponential", "stochastic", "ancestral", "splitting", "euler", "predictor_corrector"),
+    *("exponential", "stochastic", "ancestral", "splitting", "euler"),
     *("stochastic_heun", "probability_flow", "torchsde"),
 )
 
