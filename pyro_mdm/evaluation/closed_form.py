@@ -400,13 +400,19 @@ class ClosedFormComparison:
         context = self.context[first] - (0 if second is None else self.context[second])
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
         counts = self.counts[first] | self.counts[first if second is None else second]
-        shift = (integral.mean - integral.per_datum.mean()) * (len(counts) / counts.sum())
+
+        def shifted(each: Tensor) -> Tensor:
+            """Each datum's own estimate, moved to the mean of all draws; 0 stays 0."""
+            shift = (integral.mean - each.nanmean()) * (len(counts) / counts.sum())
+            return torch.where(counts, each + shift, 0)
+
+        decoded = torch.stack([draws[::2].mean(0), draws[1::2].mean(0)])
         return _Terms(
             draws.mean(0),
             kl,
             context,
-            # each datum's own estimate, shifted to the mean of all draws; 0 stays 0
-            torch.where(counts, integral.per_datum + shift, 0),
+            shifted(integral.per_datum),
+            decoded - kl - context - torch.stack([shifted(half) for half in integral.halves]),
             (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
             self._errors([target])[0],
             integral,
@@ -431,6 +437,7 @@ class ClosedFormComparison:
             network_calls=self.calls[m],
             per_datum=per_datum,
             per_datum_error=terms.error,
+            halves=terms.halves,
             log_snr_edges=log_snr_edges,
             density=terms.integral.density[inside] * stretch,
             density_error=terms.integral.density_error[inside] * stretch,
@@ -463,6 +470,7 @@ class _Terms(NamedTuple):
     prior_kl: Tensor
     context: Tensor
     diffusion: Tensor
+    halves: Tensor  # (2, n) of all four, as a bound
     error: Tensor  # of the three together, Monte Carlo
     monte_carlo_error: float  # of their mean
     integral: Integral

@@ -63,6 +63,7 @@ class Estimate(InBits):
     network_calls: int  # network evaluations of one datum
     per_datum: Tensor  # (num_data,) bound of each datum, nats
     per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
+    halves: Tensor  # (2, num_data) by one half of each datum's draws each; NaN where it has none
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
     density_error: Tensor  # (bins,) its Monte Carlo error

@@ -74,6 +74,7 @@ class Integral(NamedTuple):
     error: float  # standard error of the mean over other draws for the same data
     per_datum: Tensor  # (n,)
     per_datum_error: Tensor  # (n,) standard error over other draws; NaN for a datum never drawn
+    halves: Tensor  # (2, n) by every second draw of each datum, and by the others; NaN for none
     density: Tensor  # (cells,) per unit of level
     density_error: Tensor  # (cells,)
 
@@ -176,12 +177,13 @@ class StratifiedIntegrals:
         if second is not None:
             left, known = left - self._left[second], known - self._predicted[second]
             counts = counts | self.counts[second]
-        n, own = self.num_data, self._own_density()
-        value = self._weight() * left
-        number = torch.bincount(self._datum, minlength=n).double()
-        mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
-        square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
+        everything = torch.ones_like(self._datum, dtype=torch.bool)
+        mine, square, number = self._sums(left, everything)
         per_datum = known.sum(1) + mine / number.clamp_min(1)
+        second_half = self._visit() % 2 == 1
+        parts = [self._sums(left, use) for use in (~second_half, second_half)]
+        halves = torch.stack([known.sum(1) + one / count for one, _, count in parts])
+        value = self._weight() * left
         cell = cells(self._level, self.edges)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
         density.index_add_(0, cell, value)
@@ -191,6 +193,7 @@ class StratifiedIntegrals:
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
             per_datum_error=torch.where(counts, square.sqrt() / number, 0),  # NaN for 0 / 0
+            halves=torch.where(counts, halves, 0),
             density=(known.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
         )
@@ -368,17 +371,32 @@ class StratifiedIntegrals:
         total = sum(calls for calls, _ in self._rounds)
         return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
 
-    def _own_density(self) -> Tensor:
-        """(N,) of each call's λ, over the rounds in which its datum was drawn."""
+    def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each datum the sum and the sum of squares of what is left of the draws in ``use``, by
+        their density, and their number, (n,)."""
+        own, datum = self._own_density(use), self._datum[use]
+        value, nothing = left[use] / own, own.new_zeros(self.num_data)
+        total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
+        return total, square, torch.bincount(datum, minlength=self.num_data).double()
+
+    def _visit(self) -> Tensor:
+        """(N,) how often each call's datum was drawn before."""
+        order = torch.argsort(self._datum, stable=True)
+        number = torch.bincount(self._datum, minlength=self.num_data)
+        first = (number.cumsum(0) - number)[self._datum[order]]
+        return torch.empty_like(order).index_put_((order,), torch.arange(len(order)) - first)
+
+    def _own_density(self, use: Tensor) -> Tensor:
+        """(N',) of the λ of each call in ``use``, over the rounds in which its datum is in it."""
         densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
         visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
-        ones = torch.ones(self.num_draws, dtype=torch.float64)
-        visits.index_put_((self._round, self._datum), ones, accumulate=True)
+        where = (self._round[use], self._datum[use])
+        visits.index_put_(where, torch.ones(len(where[0]), dtype=torch.float64), accumulate=True)
         visits = visits / visits.sum(0).clamp_min(1)
         of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
         for f in range(self.folds):
             of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
-        return of_datum[self._datum, cells(self._level, self.edges)]
+        return of_datum[self._datum[use], cells(self._level[use], self.edges)]
 
 
 def cells(level: Tensor, edges: Tensor) -> Tensor:
