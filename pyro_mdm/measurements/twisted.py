@@ -67,7 +67,8 @@ class Particles(NamedTuple):
 
     @property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
-        """E[x | obs] and its standard error over repeats (NaN for one of them), (*event_shape)."""
+        """E[x | obs] and its standard error over repeats (NaN for one of them), (*event_shape); an
+        interval takes Student's t of it, as :attr:`interval` does."""
         of_each = self.weights.sum(1)  # (R,)
         event = self.x.dim() - 2
         w = self.weights.reshape(*self.weights.shape, *[1] * event)
