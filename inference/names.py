@@ -77,7 +77,7 @@ SAMPLERS: dict[str, Any] = {
 
 RETIRED = {
     "predictor_corrector": "it was worse than ancestral, its predictor, at as many network calls; "
-    "use ancestral, or exponential, the default"
+    "use ancestral, or exponential, the default (to resume a run, write it in its config.yaml)"
 }
 """Names that earlier versions knew, and what to use."""
 
