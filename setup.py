@@ -49,6 +49,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "numpy>=1.26",
+        "scipy>=1.11",
         "torch>=2.4",
         "torchvision>=0.19",
         "pyro-ppl>=1.9",

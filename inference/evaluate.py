@@ -452,12 +452,14 @@ def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str
         found.mixture, found.num_dims, log_det=log_det, num_levels=problem.dequantized_levels
     )
     mixture = Measured.of(bits)
+    noise = found.mixture_gap / (found.num_dims * math.log(2))
     return (
         f"classes by Bayes' rule from the bounds, {found.network_calls:,} network calls: accuracy "
         f"{right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
         f"{loss.standard_error:.3f} nats, expected calibration error "
         f"{found.calibration_error(labels):.3f}\n"
-        f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± {mixture.standard_error:.3f}"
+        f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± "
+        f"{math.hypot(mixture.standard_error, noise):.3f}"
     )
 
 

@@ -235,9 +235,8 @@ class Evaluation:
             inference.evaluate and compare take all.
         num_samples: data generated at the end.
         sampler: that generates them: splitting, euler, ancestral, exponential, stochastic,
-            probability_flow, predictor_corrector, stochastic_heun, torchsde, module:Name or
-            file.py:Name; by default exponential, stochastic for a score of the raw state, or euler
-            for a nonlinear guide.
+            probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name; by default
+            exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
         sampler_steps: its steps, of one network call for most samplers; by default 25 of
             exponential, 50 of stochastic, 256 of others.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and

@@ -317,8 +317,8 @@ def sample(
         sampler: exponential (of the probability flow, the default), stochastic (the same with
             noise put back), euler (Euler-Maruyama, for any diffusion, and the default of one
             without a closed form), ancestral (the exact Gaussian posteriors of a chain),
-            splitting, probability_flow, predictor_corrector, stochastic_heun, torchsde,
-            module:Name or file.py:Name.
+            splitting, probability_flow, stochastic_heun, torchsde, module:Name or
+            file.py:Name.
         steps: of the sampler, of one network call for most; by default 25 of exponential, 50 of
             stochastic, 256 of others.
         out: a .png for a picture, a .npy for the data in model space or a .csv for rows of a table

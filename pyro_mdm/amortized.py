@@ -29,7 +29,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from pyro_mdm.conditioning import condition
 from pyro_mdm.contexts import Vectors
@@ -399,31 +399,49 @@ class AmortizedPosterior(nn.Module):
 
         Args:
             theta, data: by site, (n, *shape); data may be one, for all. Outside of the support
-                of θ it is -∞.
+                of θ, and on its boundary, it is -∞, with error 0.
             samples: draws of the state at ε for each pair.
             solver: of the ODE; by default dopri5 with tolerances of 1e-4, and exact divergences.
             seed: of the draws.
             progress: show how far it is.
+
+        Raises:
+            ValueError: parameters that are NaN; another number of them than of data; what
+                :meth:`data` refuses.
         """
         solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
-        z, log_det = self.coordinates(theta)
-        x = self.data(data)
-        x = x.expand(len(z), -1) if len(x) == 1 else x
-        if len(x) != len(z):
+        inside, x = self._inside(theta), self.data(data)
+        n = len(inside)
+        x = x.expand(n, -1) if len(x) == 1 else x
+        if len(x) != n:
             raise ValueError(
-                f"theta are {len(z)} and data {len(x)}, expected as many of both, or one datum"
+                f"theta are {n} and data {len(x)}, expected as many of both, or one datum"
             )
-        inside = torch.stack(
-            [
-                site.support.check(_rows(theta, site.name, site.shape)).reshape(len(z), -1).all(1)
-                for site in self._sites
-            ]
-        ).all(0)
-        model = condition(self.model, context=x)
-        options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
-        found = probability_flow(model, self.guide, z, progress=progress, **options)
-        value = found.per_datum + log_det.double().cpu()
-        return LogDensity(torch.where(inside.cpu(), value, -math.inf), found.per_datum_error)
+        value = torch.full((n,), -math.inf, dtype=torch.float64)
+        error = torch.zeros(n, dtype=torch.float64)
+        if bool(inside.any()):
+            chosen = {s.name: _rows(theta, s.name, s.shape)[inside] for s in self._sites}
+            z, log_det = self.coordinates(chosen)
+            model = condition(self.model, context=x[inside])
+            options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
+            found = probability_flow(model, self.guide, z, progress=progress, **options)
+            there = inside.cpu()
+            value[there] = found.per_datum + log_det.double().cpu()
+            error[there] = found.per_datum_error
+        return LogDensity(value, error)
+
+    def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are in the interior of their support, (n,)."""
+        found = []
+        for site in self._sites:
+            value = _rows(theta, site.name, site.shape)
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
+                    " leave these parameters out"
+                )
+            found.append(_is_interior(site.support, value).reshape(len(value), -1).all(1))
+        return torch.stack(found).all(0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -532,6 +550,28 @@ def _of_parameter(name: str, site: Any) -> _Site:
             "in the program, or leave it out of latent"
         )
     return _Site(name, site["value"].shape, support, biject_to(support))
+
+
+def _is_interior(support: Any, value: Tensor) -> Tensor:
+    """Whether values are inside a support and not on its boundary, like the values or (n,).
+
+    Closed supports have their boundary, where unconstrained numbers are infinite.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    found: Tensor = support.check(value) & _reduced(value.isfinite(), support)
+    if hasattr(support, "lower_bound"):
+        found = found & (value > support.lower_bound)
+    if hasattr(support, "upper_bound"):
+        found = found & (value < support.upper_bound)
+    if isinstance(support, type(constraints.simplex)):
+        found = found & (value > 0).all(-1)
+    return found
+
+
+def _reduced(each: Tensor, support: Any) -> Tensor:
+    """Whether all entries of an event are, (n, …) without the dimensions of the event."""
+    return each.flatten(each.dim() - support.event_dim).all(-1) if support.event_dim else each
 
 
 def _is_fixed(site: Any) -> bool:

@@ -173,7 +173,8 @@ class DiffusionModel(Registered):
             classes: what is not of this library, by name: a class, a function that makes an object,
                 or (once) the object itself, whose parameters are replaced; functions of the state
                 as they are. A class that inherits from one of this library's is called with the
-                arguments that it had, any other class without any.
+                arguments that it had, any other class without any. A class of this library that
+                this version does not have is named here too, and called like the former.
 
         Raises:
             PretrainedError: no such folder, one that is damaged, of a newer format, or of something

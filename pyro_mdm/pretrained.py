@@ -277,12 +277,13 @@ class _Reader:
         return found
 
     def _library(self, name: str, place: str) -> Any:
-        if name not in self.library:
+        if name not in self.library and name not in self.yours:
             raise PretrainedError(
                 f"{self.file} names the class {name} at {place}, which this version of pyro_mdm "
-                "does not have; install the version that saved the model"
+                "does not have; install the version that saved the model, or pass what to make "
+                f"instead of those arguments, classes={{{name!r}: …}}"
             )
-        return self.library[name]
+        return self.library[name] if name in self.library else self.yours[name]
 
     def _yours(self, name: str, place: str) -> Any:
         if name not in self.yours:

@@ -80,6 +80,44 @@ def test_a_density_is_of_the_parameters_as_they_are(untrained: Any) -> None:
         assert float(found.value[i]) == pytest.approx(float(standard[i] + log_det), abs=0.03)
 
 
+def test_outside_of_the_support_and_on_its_boundary_there_is_no_density(untrained: Any) -> None:
+    """Of an interval, positive numbers, a simplex and the line; a row inside is as ever."""
+    posterior, draws = untrained
+    one = {name: value[:1] for name, value in draws.items()}
+    known = posterior.log_prob(one, one, samples=2)
+    outside = [
+        *[("b", torch.tensor([b])) for b in (1.0, 2.0, 3.0, math.inf)],
+        *[("c", torch.tensor([c])) for c in (-1.0, 0.0, math.inf)],
+        ("a", torch.tensor([[0.0, -math.inf]])),
+        *[("w", torch.tensor([w])) for w in ([0.5, 0.6, -0.1], [0.0, 0.5, 0.5], [0.5, 0.5, 0.0])],
+    ]
+    rows = [one, *[one | {name: value} for name, value in outside]]
+    theta = {name: torch.cat([row[name] for row in rows]) for name in LATENT}
+    found = posterior.log_prob(theta, one, samples=2)
+    torch.testing.assert_close(found.value[:1], known.value)
+    assert found.value[1:].tolist() == [-math.inf] * len(outside)
+    assert not bool(found.error[1:].any()) and float(found.error[0]) > 0
+    nowhere = posterior.log_prob({name: value[1:] for name, value in theta.items()}, one)
+    assert bool((nowhere.value == -math.inf).all())
+    with pytest.raises(ValueError, match="1 values of 'c' are NaN, expected numbers"):
+        posterior.log_prob(one | {"c": torch.tensor([math.nan])}, one)
+
+
+@pytest.mark.parametrize("law", [dist.HalfNormal(1.0), dist.Gamma(2.0, 1.0), dist.Beta(2.0, 1.0)])
+def test_a_closed_support_has_no_density_at_its_ends(law: Any) -> None:
+    """Also in a plate (an independent constraint), whose unconstrained numbers torch clamps."""
+
+    def program() -> None:
+        theta = pyro.sample("theta", law.expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
+
+    draws = simulate(program, 50, seed=0)
+    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
+    theta = torch.tensor([[0.2, 0.3], [0.2, 0.0], [-0.1, 0.2]])
+    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:3]}, samples=1)
+    assert found.value.isfinite().tolist() == [True, False, False]
+
+
 # -- posteriors that are known ---------------------------------------------------------------------
 
 

@@ -41,7 +41,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     ProbabilityFlow,
     Sampler,
     StochasticExponentialIntegrator,
@@ -383,7 +382,6 @@ def test_samples_are_of_the_conditional_law(name: str) -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        PredictorCorrector(4),
         ProbabilityFlow(10),
         StochasticExponentialIntegrator(4),
         StochasticHeun(40),

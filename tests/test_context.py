@@ -44,7 +44,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     Splitting,
     StochasticExponentialIntegrator,
 )
@@ -136,7 +135,6 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
         Ancestral(6),
         Splitting(6),
         EulerMaruyama(8),
-        PredictorCorrector(4),
     ],
     ids=lambda sampler: type(sampler).__name__,
 )

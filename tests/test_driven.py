@@ -37,7 +37,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     ProbabilityFlow,
     Splitting,
     StochasticExponentialIntegrator,
@@ -536,9 +535,8 @@ def test_what_is_made_of_linear_kernels_is_refused() -> None:
         model.path_law().log_prob(guide.law(x).sample())
     with pytest.raises(ValueError, match="led by all dimensions of a datum"):
         condition(model, torch.tensor([True, False]))
-    for sampler in (Splitting(5), PredictorCorrector(5)):
-        with pytest.raises(TypeError, match="driven by the data; use EulerMaruyama"):
-            sampler(diffusion, model.bound_score, (3, 1, 2))
+    with pytest.raises(TypeError, match="driven by the data; use EulerMaruyama"):
+        Splitting(5)(diffusion, model.bound_score, (3, 1, 2))
     with pytest.raises(TypeError, match="which a state does not hold"):
         diffusion.forward_sde()
 

@@ -243,6 +243,25 @@ def test_the_tail_is_the_largest_fifth_or_three_roots(S: int, tail: int) -> None
         assert bool(pareto_k(changed.log()[:, None]) != found) == matters
 
 
+@pytest.mark.parametrize(("S", "limit"), [(64, 0.4463), (256, 0.5848), (4096, 0.7)])
+def test_a_heavy_tail_is_seen_by_few_weights_too(S: int, limit: float) -> None:
+    """Of weights whose tail index is 0.9, four data of five at least; at 0.7, half of those of 64
+    were. Of many weights with a light tail, none."""
+    torch.manual_seed(6)
+    n = 400 if S < 1000 else 100
+    heavy, light = (
+        weighted("x", ((torch.rand(S, n).double() ** -k - 1) / k).log(), 1, 1) for k in (0.9, 0.2)
+    )
+    assert heavy.pareto_limit == pytest.approx(limit, abs=1e-4)
+    seen = float((heavy.pareto_k > limit).double().mean())
+    assert seen > 0.8 - 4.5 * 0.4 / math.sqrt(n)
+    assert f"k̂ above {limit:.2f} for {seen:.0%}" in heavy.weights_in_words
+    if S > 64:
+        assert float((light.pareto_k > limit).double().mean()) < 0.15
+    few = weighted("x", heavy.pareto_k.expand(20, -1), 1, 1)
+    assert few.weights_in_words.endswith("effective samples, too few to see their tail")
+
+
 def test_what_weights_estimate_by_hand() -> None:
     """Weights 1 and 3 of a datum, 2 and 2 of another, 8 and 8 of a third."""
     found = weighted("x", torch.tensor([[1.0, 2.0, 8.0], [3.0, 2.0, 8.0]]).double().log(), 5, 7)

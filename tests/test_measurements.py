@@ -48,7 +48,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     ProbabilityFlow,
     Replacement,
     StochasticExponentialIntegrator,
@@ -207,7 +206,6 @@ def test_samples_are_of_the_posterior(name: str, sampler: Any) -> None:
     [
         Ancestral(5),
         EulerMaruyama(30),
-        PredictorCorrector(5),
         ProbabilityFlow(5),
         StochasticHeun(30),
     ],
@@ -346,6 +344,53 @@ def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: st
     value, error = found.log_evidence
     assert abs(value - float(evidence)) < 4.5 * error < 1.5
     assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
+
+
+def evidence_of(model: Any, steps: int | None) -> float:
+    """log p(OBS) of the chain of so many steps; of the data for None."""
+    problem = gaussian()
+    if steps is not None:
+        mean, covariance = chain_law(model, steps)
+        problem = GaussianMixture([1.0], mean[None], covariance[None])
+    return float(given_measurement(problem, H, OBS, NOISE)[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [17, 30])
+def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
+    """By chains whose evidence is known; of an odd number of steps too."""
+    model = program(gaussian(), VPSDE(**ENDS))
+    half = steps // 2
+    known = {n: evidence_of(model, n) for n in (steps, half, None)}
+    expected = (known[half] - known[steps]) * half / (steps - half)
+    torch.manual_seed(4)
+    given = condition_on_measurements(model, H, OBS, NOISE)
+    found = twisted_smc(given, 64, steps=steps, repeats=64)
+    value, error = found.grid_error
+    assert abs(value - expected) < 4.5 * error < 0.36
+    assert found.network_calls == steps + half
+    if steps == 30:  # most of what there is
+        assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)
+        assert expected == pytest.approx(0.146, abs=5e-4)
+    single = twisted_smc(given, 8, steps=1)
+    assert math.isnan(single.grid_error.mean) and math.isnan(single.interval[0])
+
+
+@torch.no_grad()
+def test_intervals_of_few_repeats_cover_the_evidence() -> None:
+    """By Student's t; ± 1.96 standard errors of two repeats hold it 69 times of 100."""
+    model, steps, groups = program(gaussian(), VPSDE(**ENDS)), 8, 200
+    known = evidence_of(model, steps)
+    torch.manual_seed(5)
+    given = condition_on_measurements(model, H, OBS, NOISE)
+    found = twisted_smc(given, 128, steps=steps, repeats=3 * groups)
+    for R, least in ((2, 0.86), (3, 0.84)):
+        few = [found._replace(log_weights=w) for w in found.log_weights[: R * groups].split(R)]
+        held = [one.interval[0] < known < one.interval[1] for one in few]
+        assert sum(held) / groups > least
+        mean, error = few[0].log_evidence
+        known_t = {2: 12.706, 3: 4.303}[R]
+        assert few[0].interval[1] - mean == pytest.approx(known_t * error, rel=1e-3)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions import Frequencies
+from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores import RandomMaps
 from tests.problems import normal
@@ -54,6 +55,64 @@ def test_the_bound_of_rows_is_the_log_density_of_what_is_there() -> None:
     assert float(elbo_terms(model, guide, x).elbo[0]) == 0.0
     torch.manual_seed(0)
     assert abs(float((model.log_prob(x, draws=32) - known).mean())) < 0.15
+
+
+def drawn_and_not(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of which every second is empty, log p of what is there, and which are empty."""
+    x, known = incomplete(n)
+    empty = (torch.arange(n) % 2 == 0) | x.isnan().all(1)
+    return torch.where(empty[:, None], math.nan, x), torch.where(empty, 0, known), empty
+
+
+@pytest.mark.parametrize("n", [6, 64])
+@torch.no_grad()
+def test_a_row_with_nothing_present_has_the_bound_0_and_no_error(n: int) -> None:
+    """The logarithm of the density of nothing, wherever a bound is asked for."""
+    x, _, empty = drawn_and_not(n)
+    problem = gaussian()
+    model, other = (DiffusionModel(kind(**ENDS), Exact(problem)) for kind in (CLD, VPSDE))
+    found: list[Any] = [bound(model, DiffusionGuide(model.diffusion), x, draws=3)]
+    if n > 8:
+        pairs = {str(i): (m, DiffusionGuide(m.diffusion)) for i, m in enumerate((model, other))}
+        for options in ({"draws": 1}, {"draws": 40, "half_width": 0.3}):
+            found += compare(pairs, x, **options).estimates.values()  # type: ignore[arg-type]
+    for estimate in found:
+        assert not bool(estimate.per_datum[empty].any())
+        assert not bool(estimate.per_datum_error[empty].any())
+        assert bool((estimate.per_datum[~empty] != 0).all())
+    assert not bool(model.log_prob(x)[empty].any())
+    nothing = torch.full_like(x, math.nan)
+    of_nothing = bound(model, DiffusionGuide(model.diffusion), nothing)
+    assert of_nothing.elbo == (0, 0) and of_nothing.monte_carlo_error == 0
+    assert not bool(of_nothing.per_datum.any())
+
+
+@torch.no_grad()
+def test_what_counts_for_one_model_alone_is_0_for_the_other() -> None:
+    """A row of which all that is there is observed: one bound is 0, the other is not."""
+    x = drawn_and_not(64)[0]
+    x[1:33, 1:], x[1:33, 0] = math.nan, 0.5
+    model = DiffusionModel(CLD(**ENDS), Exact(gaussian()))
+    guide = DiffusionGuide(model.diffusion)
+    given = condition(model, torch.tensor([True, False, False, False]))
+    found = compare({"all": (model, guide), "given": (given, guide)}, x, draws=4)
+    alone = torch.arange(64) < 33
+    assert not bool(found.estimates["given"].per_datum[alone].any())
+    assert not bool(found.estimates["given"].per_datum_error[alone].any())
+    assert bool((found.estimates["all"].per_datum[1:33] != 0).all())
+
+
+@torch.no_grad()
+def test_draws_are_of_rows_that_have_something_and_the_mean_is_over_all() -> None:
+    x, known, empty = drawn_and_not(64)
+    model = DiffusionModel(CLD(**ENDS), Exact(gaussian()))
+    guide = DiffusionGuide(model.diffusion)
+    found = [evidence_lower_bound(model, guide, x, draws=8, seed=seed) for seed in range(24)]
+    means = torch.tensor([estimate.mean for estimate in found])
+    off = float(means.mean() - known.mean())
+    assert abs(off) < 4.5 * float(means.std()) / math.sqrt(len(means)) + 2e-3
+    assert float(means.std()) < 0.15 < float(known.mean().abs())
+    assert found[0].network_calls == 8 * int((~empty).sum())
 
 
 @torch.no_grad()

@@ -41,7 +41,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    PredictorCorrector,
     ProbabilityFlow,
     Sampler,
     Splitting,
@@ -491,7 +490,6 @@ SAMPLERS: list[Sampler] = [
     ExponentialIntegrator(4),
     ExponentialIntegrator(5, order=3),
     StochasticExponentialIntegrator(5, noise=0.5),
-    PredictorCorrector(4),
 ]
 
 

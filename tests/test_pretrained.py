@@ -587,6 +587,18 @@ def test_a_damaged_folder_is_an_error(damage: Any, message: str, folder: Path) -
         DiffusionModel.from_pretrained(folder)
 
 
+def test_what_stands_for_a_class_of_an_earlier_version(folder: Path) -> None:
+    """Of a sampler that is retired; its arguments are those of then."""
+    then = {"steps": 7, "corrections": 1, "strength": 0.5, "grid": None}
+    retired = {"class": "PredictorCorrector", "arguments": then}
+    edit(folder, lambda c: c["model"]["arguments"].update(sampler=retired))
+    with pytest.raises(PretrainedError, match=r"classes=\{'PredictorCorrector': …\}"):
+        DiffusionModel.from_pretrained(folder)
+    classes = {"PredictorCorrector": lambda steps, **_: Ancestral(steps)}
+    opened = DiffusionModel.from_pretrained(folder, classes=classes)
+    assert repr(opened.sampler) == repr(Ancestral(7))
+
+
 def test_settings_have_the_last_word(folder: Path) -> None:
     """What a constructor is given does not decide the bound: a digit lost there changes none."""
     edit(folder, lambda c: arguments(c).update(max_log_snr=7.0, mass=0.5))

@@ -35,7 +35,6 @@ from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid, quadratic_grid
-from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE, increments
 from pyro_mdm.samplers.splitting import Splitting
@@ -161,8 +160,6 @@ OTHERS: dict[str, tuple[int, Factory]] = {
     "splitting_1": (1, Splitting),
     "splitting_2": (2, lambda n: Splitting(n, order=2)),
     "ancestral": (1, Ancestral),
-    "predictor_corrector": (1, PredictorCorrector),
-    "two_corrections": (1, lambda n: PredictorCorrector(n, 2, 0.2)),
     "stochastic_heun": (2, StochasticHeun),
     "flow_heun": (2, ProbabilityFlow),
 }
@@ -519,41 +516,6 @@ def test_what_an_adaptive_solver_cannot_do_is_said():
         ProbabilityFlow(5, "dopri5", grid="log_snr")
 
 
-@pytest.mark.parametrize("name", ["vpsde", "cld", "learned_3"])
-@pytest.mark.parametrize(("corrections", "strength"), [(1, 0.5), (3, 0.2)])
-def test_corrections_of_a_held_x_hat_keep_its_law_and_forget_by_their_strength(
-    name, corrections, strength
-):
-    """q(y_s | x̂) becomes q(y_r | x̂), and of y_s only e^{-δ} a correction is left.
-
-    δ is the strength times log det Σ(s) - log det Σ(r) - 2 ∫ tr A, over K.
-    """
-    linear, x_hat = diffusion_called(name), 1.7
-    K, sampler = linear.num_variables, PredictorCorrector(12, corrections, strength)
-
-    class Held(Recorder):
-        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-            return x_hat + super().denoise(y, s)
-
-    times = sampler.times(linear)
-    i = 5
-    s, r = times[i], times[i + 1]
-    probes = torch.eye(K * (2 + corrections) + 1, dtype=torch.float64)[:, :-1, None]
-    y, *noises = probes.split(K, 1)
-    ask, given = Questions(linear, Held(), torch.float64), iter(noises)
-    out = sampler.step(sampler.plan(linear, times), i, y, ask, given.__next__)[..., 0]
-    assert next(given, None) is None
-    M, root = (out[:-1] - out[-1]).mT.split([K, K * (1 + corrections)], 1)
-    before, after, exact = linear.marginal(s), linear.marginal(r), posterior(linear, s, r)
-    torch.testing.assert_close(M @ before.mean * x_hat + out[-1], after.mean * x_hat)
-    covariance = M @ before.covariance @ M.mT + root @ root.mT
-    torch.testing.assert_close(covariance, after.covariance)
-    volume = before.log_det - after.log_det - 2 * torch.logdet(linear.transition(s, r).matrix)
-    left = torch.exp(-corrections * strength * volume / K)
-    assert 0.1 < left < 0.9
-    torch.testing.assert_close(M, left * exact.gain, rtol=1e-6, atol=1e-9)
-
-
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -566,10 +528,6 @@ def test_orders_and_numbers_that_do_not_exist():
         S(10, noise=1.5)
     with pytest.raises(ValueError, match=r"noise is 'all', expected a number from 0"):
         S(10, noise="all")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"corrections is 0, expected at least 1"):
-        PredictorCorrector(10, corrections=0)
-    with pytest.raises(ValueError, match=r"strength is -1, expected a positive number"):
-        PredictorCorrector(10, strength=-1)
     with pytest.raises(ValueError, match=r"method is 'milstein', expected one of euler, srk, rev"):
         TorchSDE(10, "milstein")
 
@@ -577,7 +535,7 @@ def test_orders_and_numbers_that_do_not_exist():
 def test_diffusions_that_cannot_be_served():
     simulated = Simulated(CLD())
     score, shape = (lambda y, s: -y), (3, 2, 2)
-    for sampler in (ExponentialIntegrator(5), S(5), PredictorCorrector(5)):
+    for sampler in (ExponentialIntegrator(5), S(5)):
         name = type(sampler).__name__
         with pytest.raises(TypeError, match=rf"{name} needs .* use EulerMaruyama\(5\)"):
             sampler(simulated, score, shape)
@@ -663,7 +621,6 @@ def test_karras_grid_is_even_in_a_power_of_the_noise():
             S(9, noise=0.5, grid="karras"),
             "StochasticExponentialIntegrator(steps=9, noise=0.5, order=2, grid=karras)",
         ),
-        (PredictorCorrector(4, 2), "PredictorCorrector(steps=4, corrections=2, strength=0.5)"),
         (
             ProbabilityFlow(9, "dopri5", rtol=1e-3),
             "ProbabilityFlow(steps=9, solver=dopri5, rtol=0.001, atol=1e-05)",
@@ -694,7 +651,6 @@ def test_calls_are_counted():
         Splitting(7, order=2): 14,
         StochasticHeun(7): 14,
         ProbabilityFlow(7): 14,
-        PredictorCorrector(7, 3): 28,
         TorchSDE(7, "srk"): 14,
         TorchSDE(7, "euler"): 7,
     }

@@ -18,7 +18,6 @@ from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import information_grid, log_snr_grid
-from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
@@ -37,7 +36,6 @@ SAMPLERS = [
 ]
 CALLS = {
     Splitting(16, order=2): 2,
-    PredictorCorrector(16): 2,
     StochasticHeun(16): 2,
     ProbabilityFlow(16): 2,
     TorchSDE(16, "srk"): 2,

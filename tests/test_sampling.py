@@ -35,7 +35,7 @@ from tests.processes import Program, together
 from tests.test_programs import TINY, run_program
 
 SEEDED = (
-    *("exponential", "stochastic", "ancestral", "splitting", "euler", "predictor_corrector"),
+    *("exponential", "stochastic", "ancestral", "splitting", "euler"),
     *("stochastic_heun", "probability_flow", "torchsde"),
 )
 
@@ -268,7 +268,8 @@ def test_likelihoods_by_several_methods(run: Path, capsys: pytest.CaptureFixture
     assert head.endswith("8 test data")
     number = r"bits/dim -?\d+\.\d{3} ± \d+\.\d{3} "
     assert re.fullmatch(rf"elbo: {number}\(reconstruction .*\)", lines[0])
-    weighed = r"\(\d\.\d effective samples; \d+\.\d{3} bits/dim below one weight; \d+ network calls"
+    weighed = r"\(\d\.\d effective samples, too few to see their tail; "
+    weighed += r"\d+\.\d{3} bits/dim below one weight; \d+ network calls"
     assert re.match(rf"importance: {number}{weighed}", lines[1]) and "12 network calls" in lines[1]
     assert re.match(rf"flow: {number}{weighed}", lines[2])
     run_program("evaluate", run, "--method", "flow", "--test_size", 8, "--probes", 1, "--rtol", 0.1)

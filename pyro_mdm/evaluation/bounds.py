@@ -100,8 +100,8 @@ def bound(
     Args:
         model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
-            denoiser told maps: the bound is then on the density of what is there, and bits per
-            dimension are still divided by the number of all dimensions.
+            denoiser told maps: the bound is then on the density of what is there, exactly 0 where
+            nothing is, and bits per dimension are still divided by the number of all dimensions.
         draws: network evaluations per datum for the diffusion term; of a simulated diffusion, as
             many as make whole paths, two at least.
         batch_size: data per network call, which bounds the memory.

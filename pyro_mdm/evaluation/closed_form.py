@@ -125,6 +125,8 @@ class ClosedFormComparison:
         self.edges = _edges(lows, highs, bins)
         middle = (self.edges[1:] + self.edges[:-1]) / 2
         self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
+        self.counts = torch.stack([_counts(m, x) for m in self.models])
+        self.num_counted = int(self.counts.any(0).sum())
         known = self._known() if self.baseline is not None else None
         self.integrals = self._integrals(
             known=known,
@@ -154,11 +156,12 @@ class ClosedFormComparison:
 
     def _integrals(self, **options: Any) -> StratifiedIntegrals:
         seed = int(torch.randint(2**62, (), generator=self.generator))
+        options["counts"] = self.counts
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self, draws: int, half_width: float | None) -> Comparison:
         """All ``draws``, or as many as a pilot says the half-width takes."""
-        most = draws * len(self.x)
+        most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
@@ -182,7 +185,7 @@ class ClosedFormComparison:
     # -- draws -------------------------------------------------------------------------------------
 
     def _round_size(self) -> int:
-        done, n = self.integrals.num_draws, len(self.x)
+        done, n = self.integrals.num_draws, self.num_counted or 1
         # whole passes, the first in two parts, so that the density can adapt early
         if done % n:
             return n - done % n
@@ -396,12 +399,20 @@ class ClosedFormComparison:
         kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
         context = self.context[first] - (0 if second is None else self.context[second])
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
+        counts = self.counts[first] | self.counts[first if second is None else second]
+
+        def shifted(each: Tensor) -> Tensor:
+            """Each datum's own estimate, moved to the mean of all draws; 0 stays 0."""
+            shift = (integral.mean - each.nanmean()) * (len(counts) / counts.sum())
+            return torch.where(counts, each + shift, 0)
+
+        decoded = torch.stack([draws[::2].mean(0), draws[1::2].mean(0)])
         return _Terms(
             draws.mean(0),
             kl,
             context,
-            # each datum's own estimate, shifted to the mean of all draws
-            integral.per_datum + (integral.mean - integral.per_datum.mean()),
+            shifted(integral.per_datum),
+            decoded - kl - context - torch.stack([shifted(half) for half in integral.halves]),
             (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
             self._errors([target])[0],
             integral,
@@ -426,6 +437,7 @@ class ClosedFormComparison:
             network_calls=self.calls[m],
             per_datum=per_datum,
             per_datum_error=terms.error,
+            halves=terms.halves,
             log_snr_edges=log_snr_edges,
             density=terms.integral.density[inside] * stretch,
             density_error=terms.integral.density_error[inside] * stretch,
@@ -458,6 +470,7 @@ class _Terms(NamedTuple):
     prior_kl: Tensor
     context: Tensor
     diffusion: Tensor
+    halves: Tensor  # (2, n) of all four, as a bound
     error: Tensor  # of the three together, Monte Carlo
     monte_carlo_error: float  # of their mean
     integral: Integral
@@ -473,6 +486,14 @@ class _Terms(NamedTuple):
                 float(self.diffusion.mean()), population_error(self.diffusion, noise, error)
             ),
         }
+
+
+def _counts(model: DiffusionModel, x: Tensor) -> Tensor:
+    """Whether a datum has a dimension that the model's bound is about, bool (n,)."""
+    counted = model.score_function.counts(x)
+    if counted is None:
+        return torch.ones(len(x), dtype=torch.bool)
+    return counted.expand(x.shape).flatten(1).any(1).cpu()
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:

@@ -63,6 +63,7 @@ class Estimate(InBits):
     network_calls: int  # network evaluations of one datum
     per_datum: Tensor  # (num_data,) bound of each datum, nats
     per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
+    halves: Tensor  # (2, num_data) by one half of each datum's draws each; NaN where it has none
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
     density_error: Tensor  # (bins,) its Monte Carlo error
@@ -98,18 +99,27 @@ class Weighted(InBits):
     per_datum: Tensor  # (n,) nats
     per_datum_error: Tensor  # (n,) its Monte Carlo error
     effective_samples: Tensor  # (n,) (Σ w)² / Σ w², of S
-    pareto_k: Tensor  # (n,) tail index of the weights, trusted below 0.7; NaN for few of them
+    pareto_k: Tensor  # (n,) tail index of the weights, see pareto_limit; NaN for few of them
+    num_weights: int  # S, of each datum
 
     @property
     def num_data(self) -> int:
         return len(self.per_datum)
 
     @property
+    def pareto_limit(self) -> float:
+        """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
+        (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
+        return min(1 - 1 / math.log10(max(self.num_weights, 11)), 0.7)
+
+    @property
     def weights_in_words(self) -> str:
         """How many weights count, and how far they can be trusted."""
-        k = self.pareto_k[~self.pareto_k.isnan()]
-        tail = f", k̂ above 0.7 for {float((k > 0.7).double().mean()):.0%}" if len(k) else ""
-        return f"{float(self.effective_samples.mean()):.1f} effective samples{tail}"
+        k, limit = self.pareto_k[~self.pareto_k.isnan()], self.pareto_limit
+        tail = "too few to see their tail"
+        if len(k):
+            tail = f"k̂ above {limit:.2f} for {float((k > limit).double().mean()):.0%}"
+        return f"{float(self.effective_samples.mean()):.1f} effective samples, {tail}"
 
     def __str__(self) -> str:
         value = f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f}"

@@ -225,6 +225,7 @@ class _Rounds:
             network_calls=self.calls,
             per_datum=per_datum,
             per_datum_error=per_datum_error,
+            halves=torch.stack([totals[::2].mean(0), totals[1::2].mean(0)]),
             log_snr_edges=self.edges,
             density=density,
             density_error=(variance / number.clamp_min(1)).sqrt(),

@@ -74,6 +74,7 @@ class Integral(NamedTuple):
     error: float  # standard error of the mean over other draws for the same data
     per_datum: Tensor  # (n,)
     per_datum_error: Tensor  # (n,) standard error over other draws; NaN for a datum never drawn
+    halves: Tensor  # (2, n) by every second draw of each datum, and by the others; NaN for none
     density: Tensor  # (cells,) per unit of level
     density_error: Tensor  # (cells,)
 
@@ -90,6 +91,8 @@ class StratifiedIntegrals:
         adapt: whether later rounds have densities of their own.
         seed: of the draws.
         plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
+        counts: (M, n) whether a datum has an integrand m; else it is 0 at every level, and a datum
+            of which all are is not drawn. None: every datum has all.
     """
 
     def __init__(
@@ -103,11 +106,16 @@ class StratifiedIntegrals:
         adapt: bool = True,
         seed: int = 0,
         plan: Plan | None = None,
+        counts: Tensor | None = None,
     ) -> None:
         self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
         self.edges, self.width, self.covers = edges, edges.diff(), covers
         self.num_data, self.known = num_data, known
+        everything = torch.ones(len(covers), num_data, dtype=torch.bool)
+        self.counts = everything if counts is None else counts
+        some = self.counts.any(0)
+        self._drawn = (some if bool(some.any()) else everything[0]).nonzero().squeeze(1)
         self._generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(num_data, generator=self._generator)
         self._fold_of = torch.empty(num_data, dtype=torch.int64)
@@ -120,7 +128,7 @@ class StratifiedIntegrals:
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
         self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
-        if known is not None:
+        if known is not None and bool(some.any()):
             profile = known.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
             self._hardness = known / self.width / self._scale  # in units of the profile
@@ -139,8 +147,8 @@ class StratifiedIntegrals:
     def draw(self, size: int) -> Draws:
         """The next round: ``size`` data, each at one level; call :meth:`add` with the values."""
         while len(self._queue) < size:
-            more = torch.randperm(self.num_data, generator=self._generator)
-            self._queue = torch.cat([self._queue, more])
+            more = torch.randperm(len(self._drawn), generator=self._generator)
+            self._queue = torch.cat([self._queue, self._drawn[more]])
         datum, self._queue = self._queue[:size], self._queue[size:]
         level = torch.empty(size, dtype=torch.float64)
         for f in range(self.folds):
@@ -165,15 +173,17 @@ class StratifiedIntegrals:
 
     def integral(self, first: int, second: int | None = None) -> Integral:
         """The estimate for integrand ``first``, or for it less integrand ``second``."""
-        left, known = self._left[first], self._predicted[first]
+        left, known, counts = self._left[first], self._predicted[first], self.counts[first]
         if second is not None:
             left, known = left - self._left[second], known - self._predicted[second]
-        n, own = self.num_data, self._own_density()
-        value = self._weight() * left
-        number = torch.bincount(self._datum, minlength=n).double()
-        mine = (left / own).new_zeros(n).index_add_(0, self._datum, left / own)
-        square = mine.new_zeros(n).index_add_(0, self._datum, (left / own).square())
+            counts = counts | self.counts[second]
+        everything = torch.ones_like(self._datum, dtype=torch.bool)
+        mine, square, number = self._sums(left, everything)
         per_datum = known.sum(1) + mine / number.clamp_min(1)
+        second_half = self._visit() % 2 == 1
+        parts = [self._sums(left, use) for use in (~second_half, second_half)]
+        halves = torch.stack([known.sum(1) + one / count for one, _, count in parts])
+        value = self._weight() * left
         cell = cells(self._level, self.edges)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
         density.index_add_(0, cell, value)
@@ -182,7 +192,8 @@ class StratifiedIntegrals:
             mean=float(known.sum(1).mean() + value.sum()),
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
-            per_datum_error=square.sqrt() / number,  # NaN for 0 / 0
+            per_datum_error=torch.where(counts, square.sqrt() / number, 0),  # NaN for 0 / 0
+            halves=torch.where(counts, halves, 0),
             density=(known.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
         )
@@ -248,14 +259,16 @@ class StratifiedIntegrals:
             for m, (covered, beta) in enumerate(zip(self.covers, coefficients, strict=True)):
                 prediction = (columns[mine] * beta[cell[mine]]).sum(1)
                 left = excess[m, mine] - scale[mine] * prediction
-                self._left[m, mine] = left * covered[cell[mine]]
+                counts = self.counts[m]
+                self._left[m, mine] = left * covered[cell[mine]] * counts[self._datum[mine]]
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 known = torch.zeros_like(per_unit)
                 if self.known is not None:
                     harder = self._hardness[data] - self._hardness.mean(0)
                     per_unit = per_unit + beta[:, 2] * harder
                     known = self.known[data]
-                self._predicted[m, data] = (known + self._scale * self.width * per_unit) * covered
+                predicted = (known + self._scale * self.width * per_unit) * covered
+                self._predicted[m, data] = predicted * counts[data, None]
 
     def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
         """Columns (N, p), h_m - h_0 (M, N), and the unit (N,) in which it is predicted."""
@@ -272,7 +285,8 @@ class StratifiedIntegrals:
         """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
         kernel, cell = self._kernel(self._level[use]), cells(self._level[use], self.edges)
         y = (excess / scale)[:, use]
-        weights = (kernel * covered[cell].double() for covered in self.covers)
+        here = self.counts[:, self._datum[use]] & self.covers[:, cell]
+        weights = (kernel * inside.double() for inside in here)
         return torch.stack(
             [_local_regression(w, columns[use], y[m]) for m, w in enumerate(weights)]
         )
@@ -314,9 +328,11 @@ class StratifiedIntegrals:
         )
 
     def _weight(self) -> Tensor:
-        """(N,) of each draw in the mean over data of the integral: folds count by their data."""
+        """(N,) of each draw in the mean over data of the integral: folds count by their data that
+        are drawn."""
         fold = self._fold_of[self._datum]
-        share = torch.bincount(self._fold_of, minlength=self.folds).double() / self.num_data
+        data = self._fold_of[self._drawn]
+        share = torch.bincount(data, minlength=self.folds).double() / self.num_data
         calls = torch.bincount(fold, minlength=self.folds).double()
         return (share / calls.clamp_min(1))[fold] / self._pooled_density()
 
@@ -355,17 +371,32 @@ class StratifiedIntegrals:
         total = sum(calls for calls, _ in self._rounds)
         return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
 
-    def _own_density(self) -> Tensor:
-        """(N,) of each call's λ, over the rounds in which its datum was drawn."""
+    def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each datum the sum and the sum of squares of what is left of the draws in ``use``, by
+        their density, and their number, (n,)."""
+        own, datum = self._own_density(use), self._datum[use]
+        value, nothing = left[use] / own, own.new_zeros(self.num_data)
+        total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
+        return total, square, torch.bincount(datum, minlength=self.num_data).double()
+
+    def _visit(self) -> Tensor:
+        """(N,) how often each call's datum was drawn before."""
+        order = torch.argsort(self._datum, stable=True)
+        number = torch.bincount(self._datum, minlength=self.num_data)
+        first = (number.cumsum(0) - number)[self._datum[order]]
+        return torch.empty_like(order).index_put_((order,), torch.arange(len(order)) - first)
+
+    def _own_density(self, use: Tensor) -> Tensor:
+        """(N',) of the λ of each call in ``use``, over the rounds in which its datum is in it."""
         densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
         visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
-        ones = torch.ones(self.num_draws, dtype=torch.float64)
-        visits.index_put_((self._round, self._datum), ones, accumulate=True)
+        where = (self._round[use], self._datum[use])
+        visits.index_put_(where, torch.ones(len(where[0]), dtype=torch.float64), accumulate=True)
         visits = visits / visits.sum(0).clamp_min(1)
         of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
         for f in range(self.folds):
             of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
-        return of_datum[self._datum, cells(self._level, self.edges)]
+        return of_datum[self._datum[use], cells(self._level[use], self.edges)]
 
 
 def cells(level: Tensor, edges: Tensor) -> Tensor:

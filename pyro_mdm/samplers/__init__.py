@@ -21,7 +21,6 @@ asked.
 | :class:`ExponentialIntegrator` | ODE | 1, 2, 3 | 1 | needed |
 | :class:`StochasticExponentialIntegrator` | both, and between | 1, 2 | 1 | needed |
 | :class:`Ancestral` | SDE | 1 | 1 | needed |
-| :class:`PredictorCorrector` | SDE, and Langevin | 1 | 2 or more | needed |
 | :class:`Splitting` | SDE | 1, 2 | 1, 2 | needed |
 | :class:`EulerMaruyama` | SDE | 1 | 1 | |
 | :class:`StochasticHeun` | SDE | 2 | 2 | |
@@ -35,8 +34,8 @@ Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sam
 
 A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
 default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
-integrators, :class:`Ancestral` and :class:`PredictorCorrector` use; without it the denoiser is
-found from the score by its projection on g².
+integrators and :class:`Ancestral` use; without it the denoiser is found from the score by its
+projection on g².
 """
 
 from pyro_mdm.samplers.ancestral import Ancestral
@@ -54,7 +53,6 @@ from pyro_mdm.samplers.grids import (
     simulation_grid,
 )
 from pyro_mdm.samplers.guided import Guided
-from pyro_mdm.samplers.predictor_corrector import PredictorCorrector
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.replacement import Replacement
@@ -67,7 +65,6 @@ __all__ = [
     "ExponentialIntegrator",
     "GRIDS",
     "Guided",
-    "PredictorCorrector",
     "ProbabilityFlow",
     "Replacement",
     "Sampler",

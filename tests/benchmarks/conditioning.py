@@ -100,7 +100,7 @@ def twisted(one: Case, n: int, covariance_from: float) -> Found:
     given = measured(one, covariance_from=covariance_from)
     work, particles = counted(given), n // 16
     found = twisted_smc(given, particles, steps=STEPS, repeats=16)
-    return Found(found.resampled(n), STEPS + work(), found.log_evidence)
+    return Found(found.resampled(n), found.network_calls + work(), found.log_evidence)
 
 
 def counted(given: Any) -> Callable[[], float]:
