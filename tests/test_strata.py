@@ -150,7 +150,7 @@ def test_parts_add_up() -> None:
     for found in (first, second, difference):
         assert float((found.density * EDGES.diff()).sum()) == pytest.approx(found.mean, rel=1e-9)
     # whole passes whose folds differ little in density: nearly the mean of the data's own
-    assert float(first.per_datum.mean()) == pytest.approx(first.mean, abs=3 * first.error)
+    assert float(first.per_datum.mean()) == pytest.approx(first.mean, abs=5 * first.error)
     assert bool((first.per_datum_error > 0).all())
 
 
