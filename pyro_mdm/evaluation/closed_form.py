@@ -450,7 +450,7 @@ class ClosedFormComparison:
             terms.measured(),
             terms.monte_carlo_error,
             self.unit,
-            rounding(*(estimates[name] for name in names), self.x.dtype),
+            rounding(estimates[names[0]], estimates[names[1]], self.x.dtype),
         )
 
 
