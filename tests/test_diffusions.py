@@ -728,6 +728,34 @@ def test_state_dict_round_trip(make):
     assert copy.deepcopy(saved).start_time == saved.start_time
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"min_log_snr": -9.0}, {"learn_ends": 1.0}])
+def test_what_is_read_back_has_the_same_bits(diagonal, options):
+    """Of many, because the search for an end may come to the same bits from two beginnings."""
+    if "learn_ends" in options:
+        options = options | {"min_log_snr": -9.0}
+
+    def ends(diffusion):
+        with torch.no_grad():
+            plain = diffusion.start_time, diffusion.end_clocks()
+        return [*plain, diffusion.start_time, diffusion.end_clocks(), *diffusion.start]
+
+    for seed in range(6):
+        saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)
+        for change in ("none", "parameters", "parameters", "end"):
+            with torch.no_grad():
+                for p in saved.parameters() if change == "parameters" else ():
+                    p.add_(0.01)
+            if change == "end":
+                saved.min_log_snr = None if options == {"min_log_snr": -9.0} else -8.0
+            before = ends(saved)
+            fresh = LearnedDiffusion(3, diagonal=diagonal, seed=seed + 1, **options)
+            fresh.load_state_dict(saved.state_dict())
+            for other in (fresh, copy.deepcopy(saved).float()):
+                for a, b in zip(before, ends(other), strict=True):
+                    assert torch.equal(a, b), (seed, change)
+
+
 def test_a_fixed_diffusion_takes_over_the_matrices_it_loads():
     one, other = CLD(), CLD(mass=0.5)
     assert one.start_time != other.start_time  # both cached now

@@ -46,6 +46,9 @@ def exact_noise(diffusion, kind=NoisePrediction):
     return programs(diffusion, score, likelihood=Gaussian(MEAN, VARIANCE))
 
 
+FORMS = (NoisePrediction, RawScore)
+
+
 @pytest.mark.parametrize("make", [VPSDE, CLD, ALDA])
 def test_bound_of_a_wrong_denoiser_is_known_and_the_intervals_cover_it(make) -> None:
     x, diffusion = data(100), cut(make())
@@ -113,8 +116,8 @@ def test_pairing_lowers_the_error_of_a_difference() -> None:
     alone = compare({"noise": pairs["noise"]}, x, draws=2, control_variate=False)
     by_names = {(d.first, d.second): d for d in found.differences}
     error = alone.estimates["noise"].monte_carlo_error / UNIT
-    # both are the exact score: with the same states they differ by rounding alone
     assert by_names["noise", "raw"].monte_carlo_error < 1e-4 * error
+    assert by_names["noise", "raw"].p_value == 1
     assert by_names["noise", "wrong"].monte_carlo_error < 0.5 * error
     for d in found.differences:
         first, second = found.estimates[d.first], found.estimates[d.second]
@@ -125,7 +128,24 @@ def test_pairing_lowers_the_error_of_a_difference() -> None:
         assert sum(terms) == pytest.approx(d.bits_per_dim[0], abs=1e-9)
         low, high = d.interval
         assert high - d.bits_per_dim[0] == pytest.approx(1.96 * d.bits_per_dim[1], rel=1e-4)
-        assert d.resolved == (d.p_value < 0.05) or low < 0 < high
+        assert (d.p_value < 0.05) == (not low <= 0 <= high)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("max_log_snr", [3.0, 13.0])
+def test_a_difference_that_rounding_made_is_none(dtype, max_log_snr) -> None:
+    """Two forms of the exact score, at the same states: nothing but rounding is between them."""
+    forms = {kind.__name__: exact_noise(cut(CLD(), max_log_snr), kind) for kind in FORMS}
+    for seed in range(4):
+        found = compare(forms, data(30).to(dtype), draws=1, seed=seed)
+        (d,) = found.differences
+        assert d.bits_per_dim[1] < 1e-5
+        assert d.bits_per_dim[0] == 0 and d.p_value == 1 and not d.resolved
+        low, high = d.interval
+        assert low <= 0 <= high
+    near = {str(a): programs(cut(CLD(), max_log_snr), denoiser(a).to(dtype)) for a in (0.4, 0.401)}
+    (d,) = compare(near, data(30).to(dtype), draws=1).differences
+    assert d.bits_per_dim[0] != 0  # a small one is none of rounding's
 
 
 def test_different_ranges_are_compared_over_their_union() -> None:

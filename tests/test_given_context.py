@@ -615,18 +615,19 @@ def test_a_conditional_model_is_a_distribution_of_other_programs() -> None:
                 obs=labels,
                 infer={"enumerate": "parallel"},
             )
-            law = MDM(model, context=c, draws=256, seed=0)
+            law = MDM(model, context=c, draws=16384, seed=0)
             found: Tensor = pyro.sample("x", law, obs=x)
             return found
 
     loss = TraceEnum_ELBO(max_plate_nesting=1).loss(program, lambda *_: None, x)
-    assert loss == pytest.approx(-float(exactly), abs=3.0)
+    # over seeds the standard deviation is 0.5; classes without their weights are off by 5
+    assert loss == pytest.approx(-float(exactly), abs=2.5)
     trace = poutine.trace(program).get_trace(x, labels)
     trace.compute_log_prob()
     own = torch.stack([of_class(problem, k).log_prob(x) for k in range(3)])[
         labels, torch.arange(16)
     ]
-    assert float((trace.nodes["x"]["log_prob"] - own).mean()) == pytest.approx(0, abs=0.8)
+    assert float((trace.nodes["x"]["log_prob"] - own).mean()) == pytest.approx(0, abs=0.3)
     drawn = program(None, torch.arange(600) % 3, n=600)
     for k in range(3):
         apart = drawn[torch.arange(600) % 3 == k].mean(0) - of_class(problem, k).mean

@@ -319,7 +319,10 @@ def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: str) -> None:
-    """Of few steps, which is another law than that of the data; with a poor covariance too."""
+    """Of few steps, which is another law than that of the data; with a poor covariance too.
+
+    Of 32 repeats an estimate is more than 5.5 of its own standard errors off 5 times in a million.
+    """
     model, steps = program(gaussian(), DIFFUSIONS[name]()), 8
     mean, covariance = chain_law(model, steps)
     chain = GaussianMixture([1.0], mean[None], covariance[None])
@@ -331,18 +334,18 @@ def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: st
         given = condition_on_measurements(
             model, H, OBS, NOISE, covariance_from=level, max_iterations=20
         )
-        found = twisted_smc(given, 64, steps=steps, repeats=16)
+        found = twisted_smc(given, 512, steps=steps, repeats=32)
         value, error = found.log_evidence
-        assert abs(value - float(evidence)) < 4.5 * error < 0.5
+        assert abs(value - float(evidence)) < 5.5 * error < 0.5
         mean, of_mean = found.posterior_mean
-        assert bool(((mean - law.mean).abs() < 4.5 * of_mean).all())
+        assert bool(((mean - law.mean).abs() < 5.5 * of_mean).all())
         assert bool((of_mean < 0.2 * law.covariance.diagonal().sqrt()).all())
     x, seen = torch.tensor([0.3, -0.2]).double(), torch.tensor([0, 1, 0, 1]).bool()
     given = condition_on_measurements(model, Mask(seen), x, 0.0, **OWN)
-    found = twisted_smc(given, 64, steps=steps, repeats=16)
+    found = twisted_smc(given, 512, steps=steps, repeats=32)
     _, evidence = given_measurement(chain, Mask(seen).matrix(), x, torch.zeros(2).double())
     value, error = found.log_evidence
-    assert abs(value - float(evidence)) < 4.5 * error < 1.5
+    assert abs(value - float(evidence)) < 5.5 * error < 1.5
     assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
 
 

@@ -150,7 +150,7 @@ def test_parts_add_up() -> None:
     for found in (first, second, difference):
         assert float((found.density * EDGES.diff()).sum()) == pytest.approx(found.mean, rel=1e-9)
     # whole passes whose folds differ little in density: nearly the mean of the data's own
-    assert float(first.per_datum.mean()) == pytest.approx(first.mean, abs=3 * first.error)
+    assert float(first.per_datum.mean()) == pytest.approx(first.mean, abs=5 * first.error)
     assert bool((first.per_datum_error > 0).all())
 
 
@@ -211,14 +211,15 @@ def test_draws_visit_all_data_evenly_and_follow_the_density() -> None:
     density[5] = 1.0
     game = StratifiedIntegrals(EDGES, EVERYWHERE, N, density=density, adapt=False)
     visits, inside = torch.zeros(N), 0
-    for _ in range(10):
+    for _ in range(400):
         datum, log_snr = game.draw(48)
         visits += torch.bincount(datum, minlength=N)
         inside += int(((log_snr >= EDGES[5]) & (log_snr < EDGES[6])).sum())
         assert float(log_snr.min()) >= LOW and float(log_snr.max()) <= HIGH
     assert int(visits.max() - visits.min()) <= 1
-    # nine tenths by the density, a tenth uniform over 14 cells
-    assert inside / 480 == pytest.approx(0.9 + 0.1 / 14, abs=0.01)
+    # nine tenths by the density, a tenth uniform over 14 cells; of 48 draws the standard deviation
+    # is 0.027, of independent ones 0.042
+    assert inside / (400 * 48) == pytest.approx(0.9 + 0.1 / 14, abs=5 * 0.027 / math.sqrt(400))
 
 
 def test_the_density_adapts_to_where_what_is_left_varies() -> None:

@@ -47,8 +47,7 @@ class LearnedFamily(LinearDiffusion):
     ) -> None:
         self._reach = (0.0, 0.0)
         super().__init__(Q, D, **options)
-        # where the search for the ends begins
-        self._guess = self.end_clocks().detach()
+        self._guess_here()
         reach = _reach(learn_ends)
         if any(reach):
             self._check_learnable(reach)
@@ -57,8 +56,7 @@ class LearnedFamily(LinearDiffusion):
             self._check_ranges(self._max_log_snr, self._min_log_snr)
         if learn_stationary:
             self._learn_stationary()
-        if self.learns_ends or self.learns_stationary:
-            self._cache.clear()  # what is kept there is for fewer parameters
+        self._cache.clear()  # what is kept there may be for fewer parameters
 
     # -- ends --------------------------------------------------------------------------------------
 
@@ -105,8 +103,17 @@ class LearnedFamily(LinearDiffusion):
             with torch.no_grad():
                 ends.zero_()
         if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess = None
-            self._guess = self.end_clocks().detach()
+            self._guess_here()
+
+    def _guess_here(self) -> None:
+        """Begin the search for the ends where they are now.
+
+        What was found on the way to there is forgotten: it has other last digits than what a copy
+        that reads the guess will find.
+        """
+        self._guess = None
+        self._guess = self.end_clocks().detach()
+        self._cache.clear()
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | ({"learn_ends": list(self._reach)} if any(self._reach) else {})

@@ -19,6 +19,7 @@ from pyro_mdm.evaluation.estimates import (
     Estimate,
     population_error,
     resolved,
+    rounding,
 )
 from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegrals, Target, cells
 from pyro_mdm.guide import DiffusionGuide
@@ -179,7 +180,7 @@ class ClosedFormComparison:
                     self.integrals.allocate(targets)
         reached = wanted is not None and max(self._errors(targets)) <= wanted
         estimates = {name: self._estimate(m) for m, name in enumerate(self.names)}
-        differences = resolved(map(self._difference, pairs))
+        differences = resolved(self._difference(pair, estimates) for pair in pairs)
         return Comparison(estimates, differences, sum(self.calls), half_width, reached)
 
     # -- draws -------------------------------------------------------------------------------------
@@ -450,16 +451,18 @@ class ClosedFormComparison:
         found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
         return found
 
-    def _difference(self, pair: tuple[int, int]) -> Difference:
+    def _difference(self, pair: tuple[int, int], estimates: Mapping[str, Estimate]) -> Difference:
+        names = self.names[pair[0]], self.names[pair[1]]
         terms = self._terms(pair)
         total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
         error = population_error(total, terms.error, terms.monte_carlo_error)
         return Difference.of(
-            (self.names[pair[0]], self.names[pair[1]]),
+            names,
             Measured(float(total.mean()), error),
             terms.measured(),
             terms.monte_carlo_error,
             self.unit,
+            rounding(estimates[names[0]], estimates[names[1]], self.x.dtype),
         )
 
 

@@ -30,6 +30,7 @@ from pyro_mdm.evaluation.estimates import (
     Estimate,
     population_error,
     resolved,
+    rounding,
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -282,7 +283,7 @@ def compare_paths(
     }
     paired = {} if linear is None else {(d.first, d.second): d for d in linear.differences}
     differences = [
-        paired[pair] if pair in paired else _difference(pair, estimates, simulated)
+        paired[pair] if pair in paired else _difference(pair, estimates, simulated, x.dtype)
         for pair in itertools.combinations(programs, 2)
     ]
     widths = [Z95 * e.monte_carlo_error for e in estimates.values()]
@@ -318,7 +319,10 @@ def _needed(
 
 
 def _difference(
-    pair: tuple[str, str], estimates: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
+    pair: tuple[str, str],
+    estimates: Mapping[str, Estimate],
+    simulated: Mapping[str, _Rounds],
+    dtype: torch.dtype,
 ) -> Difference:
     first, second = (estimates[name] for name in pair)
     each = second.per_datum - first.per_datum  # bits are minus nats
@@ -331,7 +335,8 @@ def _difference(
         ends = [(getattr(first, name), getattr(second, name)) for name in TERMS]
         apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
         terms = dict(zip(TERMS, apart, strict=True))
-    return Difference.of(pair, total, terms, error, first.num_dims * math.log(2))
+    floor = rounding(first, second, dtype)
+    return Difference.of(pair, total, terms, error, first.num_dims * math.log(2), floor)
 
 
 def _pair_noise(
