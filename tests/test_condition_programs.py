@@ -122,7 +122,7 @@ def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path
     [
         ("colour", "--condition is 'colour', and what is known of regression is temperature"),
         ("bad", r"training data have the bad \[1, 2, .*expected all of 0, 1, 2"),
-        ("short", "45 short of 90 train data, expected one for each"),
+        ("short", "50 short of 100 data, expected one for each, in the order of load"),
         ("gap", r"training data have the gap \[0, 2, 4\], expected all of 0, 1, 2"),
     ],
 )
