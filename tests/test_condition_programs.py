@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -233,6 +234,51 @@ def test_evaluate_says_what_the_bound_is_of(
     counts = r"640 network calls: accuracy \d\.\d+ ± \d\.\d+, log loss \d+\.\d+ ± .* nats"
     assert any(re.search(counts, line) for line in said)
     assert any(line.startswith("of the mixture of classes: bits/dim ") for line in said)
+
+
+def test_evaluate_writes_what_it_knows_of_each_datum(
+    labelled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, options = tmp_path / "rows.csv", {"draws": 8, "test_size": 40, "accelerator": "cpu"}
+    evaluate.evaluate(labelled, classify=True, out=out, **options)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert f"the bound of each datum: {out}" in said
+    rows = pd.read_csv(out)
+    probabilities = [f"probability_{c}" for c in range(8)]
+    bounds = ["bits_per_dim", "bits_per_dim_standard_error"]
+    assert [*rows.columns] == ["row", "label", *bounds, *probabilities] and len(rows) == 40
+
+    problem = load_trained(labelled)[1].problem
+    problem_labels = problem.load_context("labels")
+    assert [*rows["row"]] == evaluate.some(problem.numbers("test"), 40).tolist()
+    assert [*rows["label"]] == problem_labels[rows["row"].tolist()].tolist()
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])  # type: ignore[index]
+    assert rows["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
+    np.testing.assert_allclose(rows[probabilities].sum(axis=1), 1, rtol=1e-6)
+    right = (rows[probabilities].to_numpy().argmax(1) == rows["label"]).mean()
+    assert f"accuracy {right:.3f} " in said
+
+    again, more = tmp_path / "again.csv", {**options, "seed": 1}
+    evaluate.evaluate(labelled, out=again, **more)  # type: ignore[arg-type]
+    other = pd.read_csv(again)
+    assert [*other.columns] == ["row", "label", *bounds]
+    apart = (rows["bits_per_dim"] - other["bits_per_dim"]) / np.hypot(
+        rows[bounds[1]], other[bounds[1]]
+    )
+    assert 0.4 < float((apart**2).mean()) < 3.0  # 1 ± 0.22, but for tails of so few draws
+    reused = {"reuse": labelled, "guide": "vpsde", "min_log_snr": -4.0}
+    evaluate.evaluate(out=again, overwrite=True, **reused, **options)  # type: ignore[arg-type]
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", capsys.readouterr().out)[1])  # type: ignore[index]
+    assert pd.read_csv(again)["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
+
+    with pytest.raises(RunError, match=r"again\.csv exists; give another --out, or --overwrite"):
+        evaluate.evaluate(labelled, out=again)
+    with pytest.raises(RunError, match=r"expected a name that ends in \.csv"):
+        evaluate.evaluate(labelled, out=tmp_path / "rows.json")
+    with pytest.raises(ValueError, match="--out is for bounds, and --method is flow"):
+        evaluate.evaluate(labelled, out=tmp_path / "c.csv", method="flow")
+    with pytest.raises(ValueError, match="--overwrite is for --out, which is not given"):
+        evaluate.evaluate(labelled, overwrite=True)
 
 
 def test_evaluate_classifies_runs_of_labels_alone(

@@ -116,7 +116,7 @@ def test_a_seed_is_a_split() -> None:
     for own in (None, strata, small):
         tests = torch.cat([split_rows(500, True, s, own).test for s in range(200)])
         often = tests.bincount(minlength=500)  # 20 ± 4.2 each, five standard errors
-        assert 0 < int(often.min()) and int(often.max()) < 42
+        assert int(often.min()) > 0 and int(often.max()) < 42
     with pytest.raises(ValueError, match="--split_seed is -1, expected a whole number from 0"):
         split_rows(10, True, -1)
 

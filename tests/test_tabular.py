@@ -145,8 +145,12 @@ def test_programs_on_a_table(
     monkeypatch.chdir("/")  # the run knows where its table is
     settings = load_trained(run)[0].config
     assert settings["maps"] == "mixed" and settings["data"] == str(file)
-    evaluate(run, draws=1, accelerator="cpu")
+    evaluate(run, draws=1, accelerator="cpu", out=tmp_path / "bounds.csv")
     told = capsys.readouterr().out
+    tested = load_trained(run)[1].problem.test  # in the order and with the numbers of the file
+    rows = pd.read_csv(file).iloc[pd.read_csv(tmp_path / "bounds.csv")["row"]]
+    assert [*rows["age"].isna()] == tested[:, 0].isnan().tolist() and len(rows) == 12
+    np.testing.assert_allclose(rows["age"], tested[:, 0])
     bits, nats = (float(re.search(rf"{t} (-?[\d.]+)", told)[1]) for t in ("\nbits/dim", "at least"))
     assert nats == pytest.approx(-5 * math.log(2) * bits, abs=0.01)
     assert math.isfinite(first.bits_per_dim[0])
