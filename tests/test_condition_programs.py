@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from inference import evaluate, sample
@@ -328,6 +329,52 @@ def test_pictures_of_classes_are_named_after_them(labelled: Path) -> None:
     (found,) = labelled.glob("samples-*.png")
     assert "3" in found.name and "guided-2" in found.name
     found.unlink()
+
+
+PICTURE = sample.picture
+"""As it is without ``few_pictures``."""
+
+
+def test_pictures_of_points_are_coloured_by_label(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[tuple[Tensor, list[Any]]] = []
+    own = Axes.scatter
+
+    def noted(self: Any, x: Any, y: Any, **options: Any) -> Any:
+        if len(x):
+            drawn.append((torch.tensor(np.stack([x, y], 1)), options["c"]))
+        return own(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "scatter", noted)
+    problem = load_trained(labelled)[1].problem
+    x, given = torch.randn(9, 2), torch.arange(9) % 8
+    given[4] = -1
+    assert PICTURE(problem, x, context=given).shape[0] == 3
+    (tested, crosses), (samples, dots) = drawn
+    test = problem.part("test")[:500]
+    assert torch.equal(samples, x) and torch.equal(tested, test.data)
+    assert test.context is not None and dots[4] == "black"
+    colours = {k: dots[k] for k in (0, 1, 2, 3, 5, 6, 7)}
+    assert len({*map(str, colours.values())}) == 7 and dots[8] == dots[0]
+    seen = {*map(str, (colours.get(k, crosses[i]) for i, k in enumerate(test.context.tolist())))}
+    assert all(crosses[i] == colours[k] for i, k in enumerate(test.context.tolist()) if k != 4)
+    assert len(seen) == 8
+    drawn.clear()
+    assert PICTURE(problem, x).shape[0] == 3 and not drawn  # of no labels
+
+    told: list[Tensor] = []
+
+    def picture(problem: Problem, x: Tensor, *, context: Tensor, **options: Any) -> Tensor:
+        assert len(context) == len(x)
+        told.append(context)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    monkeypatch.setattr(sample, "picture", picture)
+    train(run=tmp_path / "run", **LABELLED)
+    assert len(told) >= 3 and torch.equal(told[-1], torch.arange(8))  # samples.png
+    sample.sample(labelled, 4, steps=2, given=[3, 5], out=tmp_path / "s.png", accelerator="cpu")
+    assert told[-1].tolist() == [3, 5, 3, 5]
 
 
 def test_runs_that_are_given_different_things_are_compared_with_a_word(
