@@ -101,6 +101,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "condition": config["condition"] or "–",
+        "split_seed": str(config["split_seed"] or "default"),
         "protocol": config["protocol"] or "default",
         "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
