@@ -49,13 +49,13 @@ def split_rows(
             Data of a category that no other part has go to training.
 
     Raises:
-        ValueError: a seed below 0.
+        ValueError: a seed below 0, or of more than 63 bits.
     """
     if seed is None:
         place = torch.arange(n)
         strata, categories = None, ()
-    elif seed < 0:
-        raise ValueError(f"--split_seed is {seed}, expected a whole number from 0 on")
+    elif not 0 <= seed < 2**63:
+        raise ValueError(f"--split_seed is {seed}, expected a whole number from 0 to 2^63 - 1")
     else:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(n, generator=generator)

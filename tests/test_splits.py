@@ -117,8 +117,11 @@ def test_a_seed_is_a_split() -> None:
         tests = torch.cat([split_rows(500, True, s, own).test for s in range(200)])
         often = tests.bincount(minlength=500)  # 20 ± 4.2 each, five standard errors
         assert int(often.min()) > 0 and int(often.max()) < 42
-    with pytest.raises(ValueError, match="--split_seed is -1, expected a whole number from 0"):
-        split_rows(10, True, -1)
+    for seed in (-1, 2**63):
+        with pytest.raises(
+            ValueError, match=f"--split_seed is {seed}, expected a whole number from"
+        ):
+            split_rows(10, True, seed)
 
 
 # -- rare categories -------------------------------------------------------------------------------
