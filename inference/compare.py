@@ -180,7 +180,7 @@ def _shared_data(
             raise RunError(
                 f"{entry.name} and {entries[0].name} do not have the same {part} data, so their "
                 f"bounds cannot be compared:\n  {_data(entries[0], part)}\n  {_data(entry, part)}\n"
-                "Compare runs of one --model and one --protocol with each other"
+                "Compare runs of one --model, --protocol and --split_seed with each other"
             )
     return x, log_det, levels
 
@@ -192,6 +192,8 @@ def _data(entry: Entry, part: str) -> str:
     number = len(getattr(problem, part))
     if (logit := getattr(problem, "dequantization", None)) is not None:
         protocol += f" --logit_margin {logit.margin:g}"
+    if problem.rows is not None and problem.rows.seed is not None:
+        protocol += f", --split_seed {problem.rows.seed}"
     return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
 
 

@@ -3,6 +3,7 @@
     python -m inference.evaluate runs/digits-learned-0-0
     python -m inference.evaluate --reuse runs/digits-learned-0-0 --guide alda
     python -m inference.evaluate runs/digits-learned-0-0 --method importance --samples 64
+    python -m inference.evaluate runs/digits-learned-0-0 --out rows.csv
 
 For a diffusion without a closed form it also measures what the step of the simulation does. The
 last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
@@ -14,14 +15,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.loading import Programs
-from inference.output import aligned
+from inference.output import Row, aligned, check_out, csv_bytes
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Reused, open_run
 from models import Tabular
@@ -29,7 +31,7 @@ from models.base import SCORES, Part
 from models.files import spread
 from pyro_mdm import bits_per_dim
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation.classification import class_posterior
+from pyro_mdm.evaluation.classification import ClassPosterior, class_posterior
 from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Difference, Estimate, Weighted
@@ -41,10 +43,13 @@ from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured
 
 __all__ = [
     "Bound",
+    "Paired",
     "StepBias",
     "against_own",
     "baseline",
     "bound_of",
+    "by_datum",
+    "estimated",
     "evaluate",
     "in_bits",
     "in_model_space",
@@ -148,11 +153,21 @@ def measure(programs: Programs, data: Tensor | Part, *, seed: int = 0, **options
         seed: of the noise, that of dequantization too.
         options: draws, batch_size, …, of :func:`pyro_mdm.evaluation.log_likelihood`.
     """
-    problem, model, guide = of_data(programs, data)
+    estimate, log_det = estimated(programs, data, seed=seed, **options)
+    return bound_of(estimate, log_det, programs.problem.dequantized_levels)
+
+
+def estimated(
+    programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Any
+) -> tuple[Estimate, Tensor]:
+    """The bound on each of stored ``data`` in nats, and the log-determinants (n,).
+
+    Arguments are those of :func:`measure`.
+    """
+    _, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
     options |= {"seed": seed, "baseline": baseline([programs])}
-    estimate = log_likelihood(model, guide, x, **options)
-    return bound_of(estimate, log_det, problem.dequantized_levels)
+    return log_likelihood(model, guide, x, **options), log_det
 
 
 def some(data: Stored, most: int = 256) -> Stored:
@@ -236,9 +251,17 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
     )
 
 
-def against_own(
-    reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Any
-) -> tuple[Bound, Bound, Difference]:
+class Paired(NamedTuple):
+    """The bounds of a reused denoiser under its own diffusion and another, at the same draws."""
+
+    own: Bound
+    new: Bound
+    difference: Difference  # new - own
+    estimate: Estimate  # the new one, in nats
+    log_det: Tensor  # (n,), nats
+
+
+def against_own(reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Any) -> Paired:
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
     Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
@@ -251,7 +274,7 @@ def against_own(
     found = compare(pairs, x, seed=seed, **options)
     levels = reused.own.problem.dequantized_levels
     own, new = (bound_of(found.estimates[name], log_det, levels) for name in ("own", "new"))
-    return own, new, found.differences[0]
+    return Paired(own, new, found.differences[0], found.estimates["new"], log_det)
 
 
 def evaluate(
@@ -275,6 +298,8 @@ def evaluate(
     classify: bool = False,
     accelerator: str = "auto",
     precision: Precision = "32-true",
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Print the test bound of a run, with its averaged weights.
 
@@ -309,6 +334,10 @@ def evaluate(
             bounds given each class, which takes --draws network calls per datum and class.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
         precision: of the network.
+        out: a .csv for the bound on each datum, its Monte Carlo error, its label and, with
+            --classify, the probability of each class. ``row`` is the number of the datum in the
+            data set, such as a row of the table, from 0; in an official test part, in that part.
+        overwrite: replace ``out`` if it exists.
     """
     check_positive(
         draws=draws, batch_size=batch_size, half_width=half_width, samples=samples, rtol=rtol
@@ -325,6 +354,14 @@ def evaluate(
         raise ValueError(
             f"--classify is by bounds, and --method is {method}; leave one of them out"
         )
+    if out is not None:
+        if method != "elbo":
+            raise ValueError(
+                f"--out is for bounds, and --method is {method}; leave one of them out"
+            )
+        check_out(out, (".csv",), overwrite=overwrite)
+    elif overwrite:
+        raise ValueError("--overwrite is for --out, which is not given; leave it out")
     if method == "elbo" and samples is not None:
         raise ValueError("--samples is for --method importance and flow, not elbo; leave it out")
     ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
@@ -335,8 +372,9 @@ def evaluate(
         one.model.to(fabric.device)
         one.model.score_function.autocast_dtype = autocast_dtype(precision)
     data, lead = programs.problem.part("test"), fabric.is_global_zero
+    numbers = programs.problem.numbers("test")
     if test_size is not None:
-        data = some(data, test_size)
+        data, numbers = some(data, test_size), some(numbers, test_size)
     if method != "elbo":
         if fabric.world_size > 1:
             raise ValueError(f"--method {method} runs in one process; start it without torchrun")
@@ -372,24 +410,33 @@ def evaluate(
         print(f"{folder}: step {checkpoint.step}, {len(data)} test data, {number}")
     options = {"draws": draws, "half_width": half_width, "seed": seed}
     options |= {"batch_size": batch_size, "progress": lead, "distributed": fabric.world_size > 1}
+    probabilities = None
     if classify:
         shared = {"draws": draws, "seed": seed, "batch_size": batch_size, "progress": lead}
-        said = classes(programs, data, **shared, distributed=fabric.world_size > 1)
+        said, classified = classes(programs, data, **shared, distributed=fabric.world_size > 1)
+        probabilities = classified.log_probs.exp()
         if lead:
             print(said)
     if (nothing := told_nothing(programs, data)) is not None:
         without = measure(programs, nothing, **options)
         if lead:
             print(f"of x alone, its {given_in_words(programs)} not told: {without}")
+    levels = programs.problem.dequantized_levels
     if reused is None:
-        bound = measure(programs, data, **options)
+        estimate, log_det = estimated(programs, data, **options)
+        bound = bound_of(estimate, log_det, levels)
     else:
-        own, bound, difference = against_own(reused, data, **options)
+        own, bound, difference, estimate, log_det = against_own(reused, data, **options)
         if lead:
             print(*reused.notes, sep="\n")
             print(_compared(reused, own, bound, difference))
     if not lead:
         return
+    if out is not None:
+        labels = data.context if isinstance(programs.problem.context, Labels) else None
+        rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities)
+        write_atomically(out, csv_bytes(rows))
+        print(f"the bound of each datum: {out}")
     if not programs.model.diffusion.closed_form:
         print(step_bias(programs, data, draws=draws, seed=seed))
         if bound.probe_error:
@@ -408,6 +455,38 @@ def evaluate(
     if programs.problem.context is not None:
         print(f"of x given its {given_in_words(programs)}:")
     print(bound)
+
+
+def by_datum(
+    estimate: Estimate,
+    log_det: Tensor,
+    levels: int | None,
+    numbers: Tensor,
+    labels: Tensor | None = None,
+    probabilities: Tensor | None = None,
+) -> list[Row]:
+    """The bound on each datum in bits/dim with its Monte Carlo error, for a CSV file.
+
+    Args:
+        log_det, levels: as of :func:`in_bits`.
+        numbers: of the data, (n,).
+        labels: of the data, (n,), -1 where not known.
+        probabilities: of each class, (n, classes).
+    """
+    unit = estimate.num_dims * math.log(2)
+    bits = bits_per_dim(
+        estimate.per_datum, estimate.num_dims, log_det=log_det.double().cpu(), num_levels=levels
+    )
+    columns: dict[str, list[Any]] = {"row": numbers.tolist()}
+    if labels is not None:
+        columns["label"] = ["" if label < 0 else label for label in labels.tolist()]
+    columns["bits_per_dim"] = bits.tolist()
+    errors = (estimate.per_datum_error / unit).tolist()
+    columns["bits_per_dim_standard_error"] = ["" if math.isnan(e) else e for e in errors]
+    if probabilities is not None:
+        each = probabilities.unbind(-1)
+        columns |= {f"probability_{c}": own.tolist() for c, own in enumerate(each)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def nats_by_row(bound: Bound, columns: int) -> str:
@@ -429,8 +508,11 @@ def told_nothing(programs: Programs, data: Part) -> Part | None:
     return Part(data.data, context.unknown.expand(len(data), *context.shape))
 
 
-def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str:
-    """How well Bayes' rule classifies stored data by the bounds given each class, for people.
+def classes(
+    programs: Programs, data: Part, *, seed: int, **options: Any
+) -> tuple[str, ClassPosterior]:
+    """How well Bayes' rule classifies stored data by the bounds given each class, for people, and
+    what it says of each datum.
 
     Raises:
         ValueError: a run whose data are given no labels.
@@ -453,7 +535,7 @@ def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str
     )
     mixture = Measured.of(bits)
     noise = found.mixture_gap / (found.num_dims * math.log(2))
-    return (
+    said = (
         f"classes by Bayes' rule from the bounds, {found.network_calls:,} network calls: accuracy "
         f"{right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
         f"{loss.standard_error:.3f} nats, expected calibration error "
@@ -461,6 +543,7 @@ def classes(programs: Programs, data: Part, *, seed: int, **options: Any) -> str
         f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± "
         f"{math.hypot(mixture.standard_error, noise):.3f}"
     )
+    return said, found
 
 
 def _check_methods(method: str, **options: dict[str, Any]) -> None:

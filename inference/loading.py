@@ -17,7 +17,7 @@ import torch
 from inference import trust
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
-from inference.options import Reach, StationaryVariance
+from inference.options import Reach, StationaryVariance, Training
 from inference.runs import LATER, Run
 from models import DataError, ImageProblem, Problem
 from models.base import SCORES, ScoreKind
@@ -44,11 +44,13 @@ __all__ = [
     "build_diffusion",
     "build_problem",
     "check_ends",
+    "check_split",
     "give_learned_end",
     "load_trained",
     "load_weights",
     "seed_from",
     "title",
+    "with_split",
 ]
 
 OPTIONS = {
@@ -269,7 +271,8 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         holdout: keep a validation part out of the training data.
         options: ``protocol``, ``network``, ``logit_margin`` and ``decoder`` (images, see
             :mod:`models.base`), ``data`` (data sets read from files), ``columns`` (tables),
-            ``image_size`` (your own images); None for those that are not given.
+            ``image_size`` (your own images); None for those that are not given. ``split_seed``
+            replaces the class's, also by None, see :class:`~models.base.Problem`.
 
     Raises:
         NameNotFoundError: see :func:`find`.
@@ -277,6 +280,7 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
     found = find("model", name)
+    split = {"split_seed": options.pop("split_seed")} if "split_seed" in options else {}
     given = {key: value for key, value in options.items() if value is not None}
     is_class = inspect.isclass(found) and issubclass(found, Problem)
     taken = accepted(found, {"holdout": holdout} | given) if is_class else {}
@@ -288,7 +292,9 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
             f"{name} does not take holdout; let its __init__ have a keyword holdout and call "
             "super().__init__(holdout=holdout)"
         )
-    problem = found(**taken) if is_class else found
+    problem = found
+    if is_class:
+        problem = found.split_by(**split, **taken) if split else found(**taken)
     if not isinstance(problem, Problem):
         raise TypeError(
             f"{name} is {describe(problem)}, expected a subclass of models.base.Problem: "
@@ -296,7 +302,34 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         )
     if not hasattr(problem, "train"):
         raise TypeError(f"{name} has no data: its __init__ does not call super().__init__()")
+    if problem.rows is not None and problem.rows.seed != split.get("split_seed", problem.rows.seed):
+        raise ValueError(
+            f"{name} was split by split_seed = {problem.rows.seed} when it was made, and "
+            f"{split['split_seed']} is asked for (None: by index, as older runs are); name its "
+            "class, or make it by split_by"
+        )
     return problem
+
+
+def with_split(settings: Training) -> Training:
+    """Settings of a new run, with its data set's own split where none is asked for."""
+    if settings.split_seed is not None:
+        return settings
+    own = getattr(find("model", settings.model), "split_seed", None)
+    return dataclasses.replace(settings, split_seed=own)
+
+
+def check_split(split_seed: int | None, problem: Problem) -> None:
+    """Whether a split that was asked for is one of these data.
+
+    Raises:
+        ValueError: their parts are official.
+    """
+    if split_seed is not None and problem.rows is None:
+        raise ValueError(
+            f"--split_seed is {split_seed}, and {problem.name} has official parts, which are never "
+            "split; leave it out"
+        )
 
 
 # -- from settings to programs ---------------------------------------------------------------------
@@ -328,7 +361,7 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
 
     ``fitted``: as in :meth:`models.base.Problem.build`.
     """
-    options = {name: settings.get(name) for name in OPTIONS}
+    options = {name: settings.get(name) for name in [*OPTIONS, "split_seed"]}
     problem = build_problem(settings["model"], holdout=settings["holdout"], **options)
     _condition(settings, problem)
     min_log_snr = settings["min_log_snr"]

@@ -6,12 +6,15 @@
 A simulator is a Pyro program without arguments, which draws its parameters and its data. A
 diffusion model of the parameters given the data learns from simulations alone
 (:mod:`pyro_mdm.amortized`). Printed are the log density of the true parameters of new simulations,
-beside the exact one where it is known, and whether ranks of true parameters among draws are
-uniform, as they must be.
+beside the exact one where it is known, the prior's, and that of a Gaussian whose mean is linear in
+the data, fitted to the same simulations; and whether ranks of true parameters among draws are
+uniform, as they must be. Ranks that are uniform mean little where the score is poor: those of the
+prior are.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from inference.cli import check_positive, command_line
 from inference.names import find, short_name, slug
 from inference.output import aligned, check_out, png
 from inference.simulators import Simulator
-from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, simulate
+from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, log_prior, simulate
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["posterior"]
@@ -97,13 +100,16 @@ def posterior(
     )
     if save is not None:
         found.save_pretrained(save)
-    truth = simulate(chosen.program, scored, seed=seed + 1, vectorized=vectorized)
+        print(
+            f"{save}: open it by AmortizedPosterior.from_pretrained({str(save)!r}, program), which "
+            f"needs the program of {simulator} too; the folder holds no code"
+        )
+    more: dict[str, Any] = {"vectorized": vectorized, "progress": True}
+    truth = simulate(chosen.program, scored, seed=seed + 1, **more)
     density = found.log_prob(truth, truth, seed=seed, progress=True)
-    ranks = calibrate(
-        found, chosen.program, calibration, DRAWS, vectorized=vectorized, seed=seed + 2
-    )
+    ranks = calibrate(found, chosen.program, calibration, DRAWS, seed=seed + 2, **more)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
-    print(_scores(density.value, chosen, truth))
+    print(_scores(density.value, found, chosen, truth))
     print(_calibration(ranks))
     few = {name: value[:SHOWN] for name, value in truth.items()}
     drawn = found.sample(few, POINTS, seed=seed)
@@ -131,16 +137,45 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
     return Simulator(found, tuple(latent), tuple(observed))
 
 
-def _scores(value: Tensor, simulator: Simulator, truth: dict[str, Tensor]) -> str:
-    """Mean log densities of true parameters, and what is lost, where that is known."""
-    rows = [["log density of the truth, nats", str(Measured.of(value))]]
+def _scores(
+    value: Tensor, found: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
+) -> str:
+    """Mean log densities of true parameters: ours, the exact one, and what is easily had."""
+    rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
     if simulator.log_posterior is not None:
         exact = simulator.log_posterior(truth).double()
         rows += [
             ["of the exact posterior", str(Measured.of(exact))],
             ["exact less ours, paired: the divergence", str(Measured.of(exact - value))],
         ]
-    return aligned(rows)
+    try:
+        prior = log_prior(simulator.program, simulator.latent, truth)
+    except ValueError as error:
+        notes.append(f"the prior's score is not known: {error}")
+    else:
+        rows += [
+            ["of the prior", str(Measured.of(prior))],
+            ["ours less the prior's, paired", str(Measured.of(value - prior))],
+        ]
+    if found.gaussian is None:
+        notes.append(
+            "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
+            "must not tell a parameter exactly"
+        )
+    else:
+        theta, log_det = found.coordinates(truth)
+        gaussian = found.gaussian.log_prob(theta, found.data(truth)) + log_det.double()
+        gain = Measured.of(value - gaussian)
+        rows += [
+            ["of a Gaussian, its mean linear in the data", str(Measured.of(gaussian))],
+            ["ours less the Gaussian's, paired", str(gain)],
+        ]
+        if gain.mean < -2 * gain.standard_error:
+            notes.append(
+                "warning: a Gaussian is better, so that ranks below say little; give more "
+                "--simulations or --steps"
+            )
+    return "\n".join([aligned(rows), *notes])
 
 
 def _calibration(found: Calibration) -> str:
@@ -156,20 +191,31 @@ def _calibration(found: Calibration) -> str:
     )
 
 
+def _names(drawn: dict[str, Tensor]) -> list[str]:
+    """The names of all parameters, of draws (m, n, *shape) by site: a, or b[0], b[1], …"""
+    return [
+        name if value.dim() == 2 else f"{name}[{', '.join(map(str, place))}]"
+        for name, value in drawn.items()
+        for place in itertools.product(*map(range, value.shape[2:]))
+    ]
+
+
 def _figure(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> Figure:
     """Draws of the first two parameters of each datum, and the truth."""
     points = torch.cat([v.reshape(*v.shape[:2], -1) for v in drawn.values()], -1)
     known = torch.cat([truth[name].reshape(len(points), -1) for name in drawn], -1)
+    names = _names(drawn)
     figure = Figure((3.4 * len(points), 3.4), dpi=110, layout="constrained")
     for i, axes in enumerate(figure.subplots(1, len(points), squeeze=False)[0]):
-        if points.shape[-1] == 1:
+        if len(names) == 1:
             axes.hist(points[i, :, 0].numpy(), bins=50, color="C0", density=True)
             axes.axvline(float(known[i, 0]), color="C1", label="truth")
+            axes.set_ylabel("density")
         else:
             axes.plot(points[i, :, 0], points[i, :, 1], "C0.", ms=2, alpha=0.5, label="draws")
             axes.plot(known[i, 0], known[i, 1], "C1*", ms=12, label="truth")
-            axes.set_ylabel("θ_1")
-        axes.set_xlabel("θ_0")
+            axes.set_ylabel(names[1])
+        axes.set_xlabel(names[0])
         axes.set_title(f"datum {i + 1}", fontsize=9)
     axes.legend(fontsize=8)
     return figure

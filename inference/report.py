@@ -101,6 +101,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "condition": config["condition"] or "–",
+        "split_seed": str(config["split_seed"] or "default"),
         "protocol": config["protocol"] or "default",
         "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
@@ -178,7 +179,9 @@ def at_step(
     _log_diffusion(run, writer, programs, step)
     few = _samples(programs, _few(problem), steps=32, seed=run.config["seed"])
     if few is not None:
-        in_columns = sample.picture(problem, few, columns=sample.columns(problem) or 6)
+        told = problem.contexts_in_turn(len(few))
+        width = sample.columns(problem) or 6
+        in_columns = sample.picture(problem, few, columns=width, context=told)
         tensorboard.write_samples(writer, in_columns, step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
@@ -268,10 +271,12 @@ def at_end(
         sampler = "splitting" if model.diffusion.closed_form else "euler"
     samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
-        by_class = sample.columns(problem)
-        few = sample.picture(problem, samples[: _few(problem)], columns=by_class or 6)
+        by_class, told = sample.columns(problem), problem.contexts_in_turn(n)
+        some = samples[: _few(problem)]
+        own = None if told is None else told[: len(some)]
+        few = sample.picture(problem, some, columns=by_class or 6, context=own)
         tensorboard.write_samples(writer, few, steps)
-        whole = sample.picture(problem, samples, columns=by_class)
+        whole = sample.picture(problem, samples, columns=by_class, context=told)
         write_atomically(run.folder / "samples.png", png(whole))
     if run.config["figures"]:
         draw_training(run, writer, programs, steps)
@@ -399,7 +404,9 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
         for sampler in samplers:
             drawn = _samples(programs, n, sampler=sampler, steps=number, seed=seed)
             if drawn is not None:
-                pictures[f"{sampler}, {number} calls"] = sample.picture(problem, drawn)
+                told = problem.contexts_in_turn(n)
+                shown = sample.picture(problem, drawn, context=told)
+                pictures[f"{sampler}, {number} calls"] = shown
     if pictures:
         columns = max(2, len(samplers))
         tensorboard.write_pictures(writer, "samples/by_sampler", pictures, columns, step)

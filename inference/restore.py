@@ -7,7 +7,7 @@ python -m inference.restore runs/digits-learned-0-0 --task inpaint --num_images 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,10 @@ from inference.loading import load_trained, seed_from
 from inference.output import check_out, png
 from inference.processes import start
 from inference.runs import RunError
-from inference.sample import draw
+from inference.sample import contexts, draw
 from models import ImageProblem, Problem
+from models.base import Part
+from pyro_mdm.contexts import Labels
 from pyro_mdm.measurements import (
     Blur,
     Downsample,
@@ -32,7 +34,7 @@ from pyro_mdm.measurements import (
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary"]
+__all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary", "told"]
 
 Task = Literal["deblur", "superresolve", "inpaint"]
 
@@ -167,6 +169,47 @@ def _seen(found: Restored) -> Tensor:
     return found.obs if isinstance(found.operator, Blur) else found.operator.adjoint(found.obs)
 
 
+def told(
+    problem: Problem, part: Part, given: float | Sequence[float] | None
+) -> tuple[Tensor | None, str | None]:
+    """What the network is told of each image beside its measurement, and that in words.
+
+    Args:
+        given: labels in turn, or a vector; None: nothing.
+
+    Returns:
+        contexts (n, …) and a sentence; None for both where data are given nothing.
+
+    Raises:
+        ValueError: something is given, and data are given nothing; or the reverse, and the network
+            was always told.
+    """
+    context = problem.context
+    if given is not None:
+        found = contexts(problem, len(part), given)
+    elif context is None:
+        return None, None
+    elif not context.dropout:
+        raise ValueError(
+            "--given is not given, but the run was trained with --context_dropout 0, so that its "
+            "network has always been told; expected what it is to be told of the images, such as "
+            "--given 3 or --given '[3, 5]' in turn"
+        )
+    else:
+        found = context.unknown.expand(len(part), *context.shape)
+    known = isinstance(context, Labels)
+    what = "labels" if known else "contexts"
+    if given is None:
+        return found, f"the network is not told the {what} of the images (--given tells it)"
+    said = f"the network is told the {what} {_listed(found) if known else given}"
+    own = f"; those of the images are {_listed(part.context)}" if known else ""
+    return found, said + own
+
+
+def _listed(labels: Tensor | None) -> str:
+    return "unknown" if labels is None else ", ".join(map(str, labels.tolist()))
+
+
 def restore(
     run: Path,
     task: Task = "deblur",
@@ -182,6 +225,7 @@ def restore(
     seed: int = 0,
     overwrite: bool = False,
     accelerator: str = "auto",
+    given: list[float] | float | None = None,
 ) -> None:
     """Restore test images from measurements of them, with a run's averaged weights.
 
@@ -208,6 +252,8 @@ def restore(
         seed: of all noise.
         overwrite: replace ``out`` if it exists.
         accelerator: cpu, cuda, … or auto.
+        given: of a run with --condition: what the network is told of the images beside their
+            measurements, a label, such as 3, or [3, 5] in turn, or a vector; by default nothing.
     """
     counts = {"num_images": num_images, "steps": steps, "batch_size": batch_size}
     check_positive(noise=noise, max_iterations=max_iterations, **counts)
@@ -232,7 +278,8 @@ def restore(
     fabric = start(accelerator)
     programs.model.to(fabric.device)
     part = problem.part("test")[:num_images]
-    model, truth = programs.given(part.context).model, problem.to_model_space(part.data)
+    context, said = told(problem, part, given)
+    model, truth = programs.given(context).model, problem.to_model_space(part.data)
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
     options |= {"covariance_from": covariance_from, "max_iterations": max_iterations}
     operator = TASKS[task](problem.event_shape)
@@ -240,6 +287,8 @@ def restore(
         model, truth, operator, noise, num_samples, seed=seed, progress=True, **options
     )
     write_atomically(out, png(picture(problem, found)))
+    if said is not None:
+        print(said)
     print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(found)}")
     print(out)
 

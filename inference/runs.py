@@ -136,6 +136,7 @@ LATER: dict[str, Any] = {
     "members": 1,
     "augment": 0.0,
     "optimizer": "adam",
+    "split_seed": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

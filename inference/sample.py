@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.lib.format import open_memmap
@@ -105,6 +107,9 @@ def make_sampler(
 
 PICTURE = 4096
 """Samples that a picture can show."""
+
+LEGEND = 12
+"""The most labels whose colours a picture names."""
 
 PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
 """Samplers of one call a step, whose samples TensorBoard shows beside each other."""
@@ -262,29 +267,80 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
     return context.check(found.float().reshape(1, -1).expand(n, -1))
 
 
-def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tensor:
+def picture(
+    problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
+) -> Tensor:
     """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
 
-    ``columns`` is as of :func:`~pyro_mdm.plots.pictures.image_grid`. Points are shown by their
-    first two coordinates, beside test data.
+    Points are shown by their first two coordinates, beside test data; those of a run with labels
+    have a colour for each label, and so have the test data.
+
+    Args:
+        columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
+        context: what each of x was given, (n, …), if anything; colours points.
     """
     images = problem.to_images(x)
     if images is not None:
         return image_grid(images, columns=columns)
-    figure = Figure((3.2, 3.2), dpi=160, layout="constrained")
+    test = problem.part("test")[:500]
+    data = problem.to_model_space(test.data).flatten(1)
+    labelled = isinstance(problem.context, Labels) and context is not None
+    figure = Figure((3.9 if labelled else 3.2, 3.2), dpi=160, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    data = problem.to_model_space(problem.test[:500]).flatten(1)
-    for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
-        second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-        axes.plot(points[:, 0].numpy(), second.numpy(), style, ms=3, alpha=0.6, label=label)
+    if labelled:
+        assert isinstance(problem.context, Labels)
+        _draw_labelled(axes, data, test.context, x.flatten(1), context, problem.context.num_classes)
+        figure.legend(loc="outside right upper", fontsize=7)
+    else:
+        for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
+            axes.plot(*_plane(points), style, ms=3, alpha=0.6, label=label)
+        axes.legend(loc="upper right", fontsize=8)
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="upper right", fontsize=8)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)
+
+
+def _plane(points: Tensor) -> tuple[Any, Any]:
+    """The first two coordinates of points (n, d), the second 0 where there is one."""
+    second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
+    return points[:, 0].numpy(), second.numpy()
+
+
+def _draw_labelled(
+    axes: Axes,
+    data: Tensor,
+    labels: Tensor | None,
+    x: Tensor,
+    given: Tensor | None,
+    num_classes: int,
+) -> None:
+    """Test data as crosses and samples as dots, in the colours of their labels; black where a
+    label is not known."""
+    ten = num_classes <= 10
+    colours = colormaps["tab10" if ten else "turbo"]
+
+    def colour(label: int) -> Any:
+        return "black" if label < 0 else colours(label if ten else label / (num_classes - 1))
+
+    def scatter(points: Any, colours: Any, size: float, marker: str, **options: Any) -> None:
+        width = 0.7 if marker == "+" else 0.0
+        axes.scatter(
+            points[0], points[1], s=size, c=colours, marker=marker, linewidths=width, **options
+        )
+
+    for points, own, marker, size, alpha, what in (
+        (data, labels, "+", 12, 0.35, "test data"),
+        (x, given, "o", 7, 0.9, "samples"),
+    ):
+        known = [-1] * len(points) if own is None else own.tolist()
+        scatter(_plane(points), [colour(k) for k in known], size, marker, alpha=alpha)
+        scatter(([], []), "0.4", 14, marker, label=what)
+    for k in range(num_classes if num_classes <= LEGEND else 0):
+        scatter(([], []), [colour(k)], 14, "s", label=f"label {k}")
 
 
 def sample(
@@ -394,7 +450,8 @@ def sample(
             else:
                 x = torch.from_numpy(np.load(partial))
                 shape = {"columns": columns(programs.problem)} if given is None else {}
-                write_atomically(out, png(picture(programs.problem, x, **shape)))
+                pixels = picture(programs.problem, x, context=told, **shape)
+                write_atomically(out, png(pixels))
             print(out)
     finally:
         if fabric.is_global_zero:

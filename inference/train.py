@@ -83,14 +83,17 @@ def train(
         return _resume(given, given.resume)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
-    asked = with_recipe(_with_absolute_names(given.training))
+    asked = loading.with_split(with_recipe(_with_absolute_names(given.training)))
     programs = loading.build(asdict(asked))  # mistakes show before a folder is made
+    loading.check_split(given.split_seed, programs.problem)
     check_effects(asked, programs)
     settings = decide(asked, programs)
     fabric = start(settings.accelerator, settings.precision)
     _check(settings, programs, fabric.world_size)
     if fabric.is_global_zero and (note := start_note(settings, programs)):
         print(note)
+    if fabric.is_global_zero:
+        print(programs.problem.split_in_words, flush=True)
 
     def create() -> Run:
         if given.run is None:
@@ -159,6 +162,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     if isinstance(problem, Tabular) and settings.data is not None:
         decided["data"] = problem.absolute_source
     decided["maps"] = settings.maps or problem.default_maps
+    decided["split_seed"] = None if problem.rows is None else problem.rows.seed
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.checks import as_tensor, check_images, check_numbers, check_shape
 from models.files import spread
+from models.splits import EVERY, Rows, split_rows
 from pyro_mdm import (
     Denoiser,
     Diffusion,
@@ -101,6 +102,11 @@ PAPER: dict[str, Any] = {
 PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
 """The same without dropout, as in the configurations released with the paper."""
 
+SHOWN_CLASSES = 20
+"""The most classes of which the number of test data is said."""
+
+P = TypeVar("P", bound="Problem")
+
 ScoreKind = Callable[..., Score]
 """A class of scores, or a function (problem, diffusion) that returns one."""
 
@@ -135,9 +141,10 @@ class Problem(ABC):
     Subclasses set the class attributes and define :meth:`load` (or :meth:`split`, where the parts
     are official), :meth:`network` and, where data are not stored in model space, :meth:`transform`.
 
-    Every 10th datum, those of index 0, 10, 20, …, is test. With ``holdout`` those of index 8, 18,
-    28, …, otherwise trained on, are kept for validation: choose settings there, never on test.
-    Official parts, such as a published test set, come from :meth:`split` instead of :meth:`load`::
+    A tenth of the data, drawn by ``split_seed``, is test. With ``holdout`` another tenth, otherwise
+    trained on, is kept for validation: choose settings there, never on test. Where the data have
+    labels, each class is split so; a class with a single datum is trained on. Official parts, such
+    as a published test set, come from :meth:`split` instead of :meth:`load`::
 
         def split(self, holdout):
             train, test = …  # tensors or NumPy arrays
@@ -153,6 +160,8 @@ class Problem(ABC):
     Attributes:
         train, validation, test: the data as stored, (n, *event_shape); compact (uint8) for images.
             ``validation`` is empty without ``holdout``.
+        rows: which of the data are in which part, by their numbers in the order of :meth:`load`;
+            None where the parts are official.
         context: how a network is told what is known of them, after :meth:`condition_on`; None
             before.
 
@@ -197,7 +206,25 @@ class Problem(ABC):
     """Law of the times of training, of scores of linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
 
+    split_seed: int | None = 0
+    """Of the order in which data without official parts are split; None: every 10th datum is test
+    as they lie, those of index 0, 10, 20, …, and 8, 18, 28, … are validation. :meth:`split_by`
+    gives another."""
+
     _rough = False
+
+    @classmethod
+    def split_by(cls: type[P], split_seed: int | None, **options: Any) -> P:
+        """The data set split by another seed than the class's.
+
+        Args:
+            split_seed: see :attr:`split_seed`.
+            options: what the class is made with, such as ``holdout``.
+        """
+        found = cls.__new__(cls)
+        found.split_seed = split_seed
+        cls.__init__(found, **options)
+        return found
 
     def __init__(self, *, holdout: bool = False) -> None:
         for attribute, example in (("name", "'mine'"), ("max_log_snr", "9.0")):
@@ -207,6 +234,7 @@ class Problem(ABC):
                     f"{attribute} = {example}"
                 )
         self.holdout = holdout
+        self.rows: Rows | None = None
         self.context: GivenContext | None = None
         self._contexts: dict[str, Tensor] = {}
         found = self.split(holdout)
@@ -248,8 +276,64 @@ class Problem(ABC):
         )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Train, validation (empty without ``holdout``) and test, by index unless overridden."""
-        return _by_index(as_tensor(self.load(), f"{self.name}: the data"), holdout)
+        """Train, validation (empty without ``holdout``) and test, by :attr:`split_seed` unless
+        overridden."""
+        data = as_tensor(self.load(), f"{self.name}: the data")
+        labels = None if self.split_seed is None else self._labels(len(data))
+        rows = self.divide(len(data), holdout, labels, [] if labels is None else [labels])
+        return data[rows.train], data[rows.validation], data[rows.test]
+
+    def divide(
+        self,
+        n: int,
+        holdout: bool,
+        strata: Tensor | None = None,
+        categories: Sequence[Tensor] = (),
+    ) -> Rows:
+        """Which of n data are in which part, by :attr:`split_seed`; kept as ``rows``.
+
+        Arguments are those of :func:`~models.splits.split_rows`.
+        """
+        self.rows = split_rows(n, holdout, self.split_seed, strata, categories)
+        return self.rows
+
+    def _labels(self, n: int) -> Tensor | None:
+        """The classes of all n data, if they have any: labels of which there are two of each, on
+        average."""
+        for name in self.contexts:
+            found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+            whole = not (found.is_floating_point() or found.is_complex())
+            if whole and found.shape == (n,) and 2 * len(found.unique()) <= n:
+                return found.long()
+        return None
+
+    def numbers(self, part: str) -> Tensor:
+        """The numbers of the data of ``train``, ``validation`` or ``test`` in the order of
+        :meth:`load`, (n,) int64; 0, 1, 2, … of an official part."""
+        n = len(getattr(self, part))
+        own: Tensor | None = None if self.rows is None else getattr(self.rows, part)
+        return own if own is not None and len(own) == n else torch.arange(n)
+
+    @property
+    def split_in_words(self) -> str:
+        """How many data there are in each part, and how they were split, for people."""
+        parts = [(len(self.train), "training"), (len(self.validation), "validation")]
+        parts = [(n, part) for n, part in [*parts, (len(self.test), "test")] if n]
+        counts = ", ".join(f"{n:,} {part}" for n, part in parts) + " data"
+        if (rows := self.rows) is None:
+            return f"{counts}, in official parts"
+        if rows.seed is None:
+            how = f"every {EVERY}th is test"
+        else:
+            evenly = ", evenly over classes" if rows.stratified else ""
+            how = f"split at random by --split_seed {rows.seed}{evenly}"
+        if rows.rare:
+            how += f"; {rows.rare} with a category that no other part has are trained on"
+        labels = self._labels(sum(n for n, _ in parts))
+        if labels is not None and int(labels.min()) >= 0 and len(labels.unique()) <= SHOWN_CLASSES:
+            number = labels[rows.test].bincount(minlength=int(labels.max()) + 1).tolist()
+            how += f"; test data of classes 0, 1, …: {', '.join(map(str, number))}"
+        return f"{counts}; {how}"
 
     # -- what is known of the data -----------------------------------------------------------------
 
@@ -266,8 +350,17 @@ class Problem(ABC):
         )
 
     def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for train, validation and test, by index unless overridden."""
-        return _by_index(as_tensor(self.load_context(name), f"{self.name}: the {name}"), holdout)
+        """The same for train, validation and test, split as the data are unless overridden."""
+        found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+        # by index, if a split of one's own says nothing of its rows
+        rows = split_rows(len(found), holdout, None) if self.rows is None else self.rows
+        n = sum(map(len, rows[:3]))
+        if len(found) != n:
+            raise ValueError(
+                f"{self.name}: {len(found)} {name} of {n} data, expected one for each, in the "
+                "order of load"
+            )
+        return found[rows.train], found[rows.validation], found[rows.test]
 
     def condition_on(self, name: str, dropout: float = 0.0) -> None:
         """From now on programs are of the data given this context.
@@ -285,6 +378,13 @@ class Problem(ABC):
             raise ValueError(
                 f"--condition is {name!r}, and what is known of {self.name} is {known}; leave it "
                 "out, or name it in contexts of a class of your own"
+            )
+        own = type(self).split_context is not Problem.split_context
+        if own and self.rows is not None and self.split_seed is not None:
+            raise TypeError(
+                f"{type(self).__name__} has a split_context of its own, but its data are split by "
+                "split_seed; return all contexts from load_context in the order of load, or define "
+                "split too"
             )
         parts = ("train", "validation", "test")
         found = dict(zip(parts, self.split_context(name, self.holdout), strict=True))
@@ -527,13 +627,6 @@ class Problem(ABC):
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         """p(x | y_ε) for a score; None for the score's own."""
         return None
-
-
-def _by_index(data: Tensor, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Train, validation and test."""
-    index = torch.arange(len(data))
-    test, validation = index % 10 == 0, (index % 10 == 8) & holdout
-    return data[~(test | validation)], data[validation], data[test]
 
 
 def _wrapped(denoiser: DenoiserScore, diffusion: Diffusion) -> Score:

@@ -30,6 +30,7 @@ __all__ = [
     "Continuous",
     "Kind",
     "Ordinal",
+    "categories",
     "decode",
     "encode",
     "fit_columns",
@@ -110,13 +111,7 @@ class Continuous(Column):
         self._x = torch.special.ndtri(torch.from_numpy(share))
 
     def codes(self, values: Series[Any]) -> Values:
-        found = _numbers(self.name, values)
-        if np.isinf(found).any():
-            raise DataError(
-                f"column {self.name!r} holds an infinite number, expected finite ones; leave the "
-                "entry empty"
-            )
-        return found
+        return _finite_numbers(self.name, values)
 
     def values(self, codes: Values) -> Any:
         return codes
@@ -229,6 +224,16 @@ def _numbers(name: str, values: Series[Any]) -> Values:
     return found
 
 
+def _finite_numbers(name: str, values: Series[Any]) -> Values:
+    """The same, which are finite where there is one."""
+    found = _numbers(name, values)
+    if np.isinf(found).any():
+        raise DataError(
+            f"column {name!r} holds an infinite number, expected finite ones; leave the entry empty"
+        )
+    return found
+
+
 # -- all columns -----------------------------------------------------------------------------------
 
 
@@ -242,6 +247,21 @@ def kind_of(values: Series[Any]) -> Kind:
     distinct = values.dropna().unique()
     whole = all(float(value).is_integer() for value in distinct)
     return "ordinal" if len(distinct) <= 2 or (whole and len(distinct) <= FEW) else "continuous"
+
+
+def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The level of each row, (n,) int64, of every column that has levels; -1 where it is missing.
+
+    Args:
+        kinds: as of :func:`fit_columns`.
+    """
+    import pandas as pd
+
+    found = {}
+    for name in table.columns:
+        if ((kinds or {}).get(name) or kind_of(table[name])) in MOST:
+            found[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
+    return found
 
 
 def fit_columns(
@@ -284,8 +304,9 @@ def fit_columns(
 def _column(name: str, kind: str, values: Series[Any], train: NDArray[np.bool_]) -> Column:
     if kind == "categorical":
         return Categorical(name, values[train])
-    numbers = _numbers(name, values)
-    return Ordinal(name, numbers) if kind == "ordinal" else Continuous(name, numbers[train])
+    if kind == "ordinal":
+        return Ordinal(name, _numbers(name, values))
+    return Continuous(name, _finite_numbers(name, values)[train])
 
 
 def _check_values(name: str, kind: str, values: Series[Any], training: Series[Any]) -> None:

@@ -64,9 +64,10 @@ class Images(ImageProblem):
 
     Subfolders, arrays or IDX files named ``train``, ``validation`` (or ``val``, ``valid``) and
     ``test`` (or ``t10k``, of IDX files, whose names may have other words too) are the parts. Where
-    there is no ``test``, every 10th of the training images, 0, 10, 20, …, is; where there is no
-    ``validation``, ``holdout`` keeps 8, 18, 28, …. Without ``holdout`` a ``validation`` is trained
-    on.
+    there is no ``test``, a tenth of the training images, drawn by ``split_seed``, is; where there
+    is no ``validation``, ``holdout`` keeps another tenth. They are drawn evenly from the subfolders
+    that the images lie in, which may be their classes. Without ``holdout`` a ``validation`` is
+    trained on.
 
     Args:
         data: the folder or file.
@@ -116,10 +117,11 @@ class Images(ImageProblem):
         )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        folders = None
         if idx := _idx_files(self.root):
             parts = _from_idx(idx, self.root, self.image_size)
         elif self.root.is_dir():
-            parts = _from_folder(self.root, self.image_size)
+            parts, folders = _from_folder(self.root, self.image_size)
         elif self.root.is_file() and self.root.suffix == ".npz":
             parts = _from_npz(self.root, self.image_size)
         else:
@@ -133,12 +135,18 @@ class Images(ImageProblem):
             raise DataError(f"{self.root} has {count} images{what}, expected at least {FEWEST}")
         if empty := [part for part, images in parts.items() if len(images) == 0]:
             raise DataError(f"{self.root} has no images for {', '.join(empty)}")
-        train, index = parts["train"], torch.arange(len(parts["train"])) % 10
-        kept = torch.ones(len(train), dtype=torch.bool)
-        for part, digit, wanted in (("test", 0, True), ("validation", 8, holdout)):
-            if wanted and part not in parts:
-                parts[part] = train[index == digit]
-                kept &= index != digit
+        train, kept = parts["train"], torch.ones(len(parts["train"]), dtype=torch.bool)
+        missing = [part for part in ("validation", "test") if part not in parts]
+        if not holdout:
+            missing = [part for part in missing if part == "test"]
+        if missing:
+            rows = self.divide(len(train), "validation" in missing, folders)
+            if "test" not in missing:  # it is official, and rows drawn for it are trained on
+                rows = rows._replace(test=rows.test[:0])
+            for part in missing:
+                index = getattr(rows, part)
+                parts[part], kept[index] = train[index], False
+            self.rows = rows._replace(train=kept.nonzero()[:, 0])
         rest = train if bool(kept.all()) else train[kept]
         if holdout:
             return rest, parts["validation"], parts["test"]
@@ -197,7 +205,8 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
 # -- folders ---------------------------------------------------------------------------------------
 
 
-def _from_folder(root: Path, image_size: int | None) -> dict[str, Tensor]:
+def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
+    """The parts, and the number of the folder that each image of ``train`` lies in, (n,)."""
     files = _files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
@@ -214,10 +223,13 @@ def _from_folder(root: Path, image_size: int | None) -> dict[str, Tensor]:
             f"images {root / 'train'}, or rename the folders if they are no parts of the data"
         )
     images = torch.from_numpy(_decode(files, image_size))
+    numbers = {folder: k for k, folder in enumerate(dict.fromkeys(path.parent for path in files))}
+    folders = torch.tensor([numbers[path.parent] for path in files])
     if not named:
-        return {"train": images}
+        return {"train": images}, folders
     start = {part: tops.index(top) for part, top in named.items()}  # sorted: a part is in one piece
-    return {part: images[start[part] :][: tops.count(top)] for part, top in named.items()}
+    rows = {part: slice(start[part], start[part] + tops.count(named[part])) for part in named}
+    return {part: images[own] for part, own in rows.items()}, folders[rows["train"]]
 
 
 def _files(root: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.base import Problem, ScoreKind
 from models.checks import check_shape
-from models.columns import Column, decode, encode, fit_columns, to_model_space
+from models.columns import Column, categories, decode, encode, fit_columns, to_model_space
 from models.files import DataError, spread
 from pyro_mdm import Diffusion, MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
@@ -61,10 +61,11 @@ class Tabular(Problem):
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`. An empty entry is missing. Columns of numbers are continuous, or ordinal if
-    they hold at most 20 different whole numbers, or two values; all others are categorical. Every
-    10th row, 0, 10, 20, …, is test, and scales and categories are those of the training rows. Bits
-    per dimension are bits per column: of the density of a continuous column in its own units, and
-    of the probability of any other.
+    they hold at most 20 different whole numbers, or two values; all others are categorical. A tenth
+    of the rows, drawn by ``split_seed``, is test, and scales and categories are those of the
+    training rows; a row with a level that no other row has is trained on. Bits per dimension are
+    bits per column: of the density of a continuous column in its own units, and of the probability
+    of any other.
 
     Args:
         data: the file, or a name.
@@ -74,8 +75,9 @@ class Tabular(Problem):
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
-            kind; a column without a value, with one alone, or with too many levels; a category of
-            the test rows that the training rows never have.
+            kind; a column without a value, with one alone, or with too many levels; a column in
+            which every row has a level of its own; without ``split_seed``, a category of the test
+            rows that the training rows never have.
         ValueError: no ``data``, or ``columns`` of another form.
     """
 
@@ -109,12 +111,20 @@ class Tabular(Problem):
         table = read_table(self.source)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        index = np.arange(len(table)) % 10
-        test, validation = index == 0, (index == 8) & holdout
-        train = ~(test | validation)
+        levels = categories(table, self._kinds)
+        rows = self.divide(len(table), holdout, categories=list(levels.values()))
+        train = np.zeros(len(table), dtype=np.bool_)
+        train[rows.train.numpy()] = True
         self.columns = fit_columns(table, train, self._kinds)
+        if len(rows.test) == 0:
+            name = max(levels, key=lambda name: int(levels[name].max()))
+            raise DataError(
+                f"{self.source}: no row is left to test on, as each of those drawn has a level "
+                f"that no other row has; column {name!r} has {int(levels[name].max()) + 1} levels "
+                f"in {len(table)} rows. Leave it out: --columns {name}=drop"
+            )
         codes = encode(self.columns, table)
-        return codes[train], codes[validation], codes[test]
+        return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def check(self, data: Tensor, what: str) -> None:
         """The shape alone: entries may be missing, and others were checked by their columns."""

@@ -8,7 +8,8 @@ sampled and scored: ``log_prob`` is a log density in θ's own space, with its er
 Whether a posterior can be trusted is asked by :func:`calibrate`: if θ* is drawn from the prior and
 x from the simulator, then the rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et
 al., "Validating Bayesian Inference Algorithms with Simulation-Based Calibration", 2018). It is a
-necessary condition: the prior passes it too, so look at the score beside it.
+necessary condition: the prior passes it too, so look at the score beside it, and at what the prior
+(:func:`log_prior`) and a Gaussian (:class:`LinearGaussian`) have.
 
 Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Geffner et al., ICML
 2023, and Sharrock et al., ICML 2024.
@@ -16,10 +17,12 @@ Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Gef
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +52,15 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["AmortizedPosterior", "Calibration", "LogDensity", "calibrate", "simulate"]
+__all__ = [
+    "AmortizedPosterior",
+    "Calibration",
+    "LinearGaussian",
+    "LogDensity",
+    "calibrate",
+    "log_prior",
+    "simulate",
+]
 
 Draws = dict[str, Tensor]
 """Values of sites by name, (n, *shape)."""
@@ -63,9 +74,21 @@ SUPPORT_RUNS = 4
 MAX_LOG_SNR = 13.0
 """Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
 
+PER_NUMBER = 10
+"""Simulations for each number that a parameter is regressed on, below which a Gaussian is not
+fitted."""
+
+SHOWN_EVERY = 100
+"""Training steps from one word on the loss to the next."""
+
 
 def simulate(
-    program: Callable[..., Any], n: int, *, seed: int | None = None, vectorized: bool = False
+    program: Callable[..., Any],
+    n: int,
+    *,
+    seed: int | None = None,
+    vectorized: bool = False,
+    progress: bool = False,
 ) -> Draws:
     """Draws of all sites of a program, observed ones included, (n, *shape) each.
 
@@ -76,15 +99,24 @@ def simulate(
         vectorized: run it once in a plate of n (``Predictive(parallel=True)``), which is quicker.
             It must then not mix what it draws along dimensions of batches, and nothing can check
             that. Else it is run n times.
+        progress: show how far it is, where it is run n times.
     """
     check_count("n", n, "the number of simulations")
-    draws = Predictive(program, num_samples=n, parallel=vectorized)
-    if seed is None:
-        found = draws()
-    else:
-        with torch.random.fork_rng(devices=[]):
+    shown = progress and not vectorized
+    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
+        runs = itertools.count()
+
+        def counted() -> Any:
+            found = program()
+            if next(runs) < n:  # Predictive runs it once more, to see its sites
+                bar.update()
+            return found
+
+        draws = Predictive(counted if shown else program, num_samples=n, parallel=vectorized)
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
-            found = draws()
+        found = draws()
     return {
         name: value.detach().reshape(n, *site["value"].shape)
         for name, site in _nodes(program).items()
@@ -99,6 +131,92 @@ def _nodes(program: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
         nodes = poutine.trace(program).get_trace().nodes.items()
     draws = ((name, site) for name, site in nodes if site["type"] == "sample")
     return {name: site for name, site in draws if not site_is_subsample(site)}
+
+
+def log_prior(
+    program: Callable[..., Any], latent: Sequence[str], draws: Mapping[str, Tensor]
+) -> Tensor:
+    """log p(θ) of n parameters in θ's own space, (n,), nats, by running the program at each.
+
+    Args:
+        latent: the names of the parameters' sites.
+        draws: values of these sites by name, (n, *shape).
+
+    Raises:
+        ValueError: a site that there is not; a parameter whose law depends on sites that are no
+            parameters, so that its density is not known, or that is no draw.
+    """
+    sites = _sites(program, latent)
+    if fixed := [name for name, site in sites.items() if site["is_observed"]]:
+        raise ValueError(
+            f"{fixed[0]!r} is no draw of the program, expected one; name what it is of"
+        )
+    values = {name: _rows(draws, name, site["value"].shape) for name, site in sites.items()}
+    found = []
+    for i in range(len(next(iter(values.values())))):
+        given = poutine.condition(program, {name: value[i] for name, value in values.items()})
+        several = [_log_prob(given, latent, seed) for seed in range(2 if i < SUPPORT_RUNS else 1)]
+        if not torch.allclose(several[0], several[-1]):
+            raise ValueError(
+                f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
+                "its density is not known; name those in latent too"
+            )
+        found.append(several[0])
+    return torch.stack(found)
+
+
+def _log_prob(program: Callable[..., Any], names: Sequence[str], seed: int) -> Tensor:
+    """The log density of sites in one run of a program, float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trace = poutine.trace(program).get_trace()
+    trace.compute_log_prob(lambda name, site: name in names)
+    terms = [trace.nodes[name]["log_prob_sum"].detach().double() for name in names]
+    return torch.stack(terms).sum()
+
+
+class LinearGaussian(NamedTuple):
+    """A Gaussian law of θ given x whose mean is linear in x: what a posterior should exceed."""
+
+    center: Tensor  # (m,) of x
+    unit: Tensor  # (m,)
+    weight: Tensor  # (1 + m, d)
+    root: Tensor  # (d, d), lower triangular, of the covariance
+
+    @classmethod
+    def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
+        """The one of least squares, by n pairs of θ (n, d) and x (n, m), float64.
+
+        Returns:
+            None where there are fewer than ten pairs for each number that θ is regressed on, or
+            where x tells some combination of θ exactly.
+        """
+        theta, x = theta.double(), x.double()
+        if len(x) < PER_NUMBER * (1 + x.shape[1]):
+            return None
+        spread = x.std(0)
+        center, unit = x.mean(0), torch.where(spread > 0, spread, 1.0)
+        inputs = _with_one((x - center) / unit)
+        solved = torch.linalg.lstsq(inputs, theta, driver="gelsd")  # x may have less than full rank
+        rest = theta - inputs @ solved.solution
+        covariance = rest.mT @ rest / (len(x) - int(solved.rank))
+        root, info = torch.linalg.cholesky_ex(covariance)
+        # what draws in float32 cannot tell from 0 is 0
+        least = torch.finfo(torch.float32).eps * theta.std(0)
+        if int(info) or bool((root.diagonal() <= least).any()):
+            return None
+        return cls(center, unit, solved.solution, root)
+
+    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """(n,), nats."""
+        mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
+        law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
+        found: Tensor = law.log_prob(theta.double())
+        return found
+
+
+def _with_one(x: Tensor) -> Tensor:
+    return torch.cat([x.new_ones(len(x), 1), x], 1)
 
 
 class LogDensity(NamedTuple):
@@ -146,7 +264,8 @@ class AmortizedPosterior(nn.Module):
             parameter that never varies, or whose support depends on others.
 
     :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
-    your own over :meth:`coordinates`.
+    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws, of
+    θ in these coordinates; None of one that was opened.
     """
 
     mean: Tensor
@@ -173,6 +292,7 @@ class AmortizedPosterior(nn.Module):
             )
         self.register_buffer("mean", u.mean(0))
         self.register_buffer("scale", spread)
+        self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, x)
         context = Vectors.fit(x)
         d = u.shape[1]
         if network is None:
@@ -214,7 +334,7 @@ class AmortizedPosterior(nn.Module):
         check_count("batch_size", batch_size, "the number of simulations of a step")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            draws = simulate(program, simulations, vectorized=vectorized)
+            draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
             posterior = cls(program, latent, observed, draws, network, diffusion)
             posterior._train(draws, steps, batch_size, learning_rate, progress)
         return posterior
@@ -239,6 +359,8 @@ class AmortizedPosterior(nn.Module):
                 nn.utils.clip_grad_norm_(loss.parameters(), float(theta.shape[1]))
                 optimizer.step()
                 kept.update_parameters(self.model)
+                if step % SHOWN_EVERY == 0:
+                    bar.set_postfix_str(f"{float(value.detach()):.2f} nats")
                 bar.update()
         if not math.isfinite(float(value.detach())):
             raise FloatingPointError(
@@ -259,13 +381,19 @@ class AmortizedPosterior(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], program: Callable[..., Any]
+        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> AmortizedPosterior:
         """What :meth:`save_pretrained` wrote, of the same simulator.
+
+        Args:
+            folder: that it was written to.
+            program: the simulator, whose sites say what the supports of the parameters are; the
+                folder holds no code.
 
         Raises:
             PretrainedError: no such folder, one that is damaged, or a program whose sites have
                 other shapes.
+            TypeError: no program.
             ValueError: a program without these sites.
         """
         path = Path(folder) / NAMES
@@ -277,8 +405,16 @@ class AmortizedPosterior(nn.Module):
             raise PretrainedError(
                 f"{path} is damaged ({error}), expected what save_pretrained writes; save it again"
             ) from error
+        if not callable(program):
+            sites = ", ".join([*saved["latent"], *saved["observed"]])
+            raise TypeError(
+                f"program is {describe(program)}, expected the simulator that the posterior in "
+                f"{folder} is of, with the sites {sites}; a folder holds no code: "
+                "AmortizedPosterior.from_pretrained(folder, program)"
+            )
         new = cls.__new__(cls)
         nn.Module.__init__(new)
+        new.gaussian = None
         new._name_sites(program, saved["latent"], saved["observed"])
         if new._shapes != saved["shapes"]:
             raise PretrainedError(
@@ -490,19 +626,20 @@ def calibrate(
     *,
     vectorized: bool = False,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Simulation-based calibration of a posterior, on new simulations.
 
     Args:
         simulations: how many pairs of θ* and x.
         draws: of each posterior; with 99, ranks from 0 to 99 fall evenly into ten bins.
-        vectorized: see :func:`simulate`.
+        vectorized, progress: see :func:`simulate`.
         seed: of all of it.
 
     Returns:
         The ranks, and p-values of their uniformity.
     """
-    truth = simulate(program, simulations, seed=seed, vectorized=vectorized)
+    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
     found = posterior.sample(truth, draws, seed=seed + 1)
     ranks = {}
     for name, value in found.items():

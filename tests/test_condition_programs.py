@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from inference import evaluate, sample
@@ -122,7 +124,7 @@ def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path
     [
         ("colour", "--condition is 'colour', and what is known of regression is temperature"),
         ("bad", r"training data have the bad \[1, 2, .*expected all of 0, 1, 2"),
-        ("short", "45 short of 90 train data, expected one for each"),
+        ("short", "50 short of 100 data, expected one for each, in the order of load"),
         ("gap", r"training data have the gap \[0, 2, 4\], expected all of 0, 1, 2"),
     ],
 )
@@ -235,6 +237,51 @@ def test_evaluate_says_what_the_bound_is_of(
     assert any(line.startswith("of the mixture of classes: bits/dim ") for line in said)
 
 
+def test_evaluate_writes_what_it_knows_of_each_datum(
+    labelled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, options = tmp_path / "rows.csv", {"draws": 8, "test_size": 40, "accelerator": "cpu"}
+    evaluate.evaluate(labelled, classify=True, out=out, **options)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert f"the bound of each datum: {out}" in said
+    rows = pd.read_csv(out)
+    probabilities = [f"probability_{c}" for c in range(8)]
+    bounds = ["bits_per_dim", "bits_per_dim_standard_error"]
+    assert [*rows.columns] == ["row", "label", *bounds, *probabilities] and len(rows) == 40
+
+    problem = load_trained(labelled)[1].problem
+    problem_labels = problem.load_context("labels")
+    assert [*rows["row"]] == evaluate.some(problem.numbers("test"), 40).tolist()
+    assert [*rows["label"]] == problem_labels[rows["row"].tolist()].tolist()
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])  # type: ignore[index]
+    assert rows["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
+    np.testing.assert_allclose(rows[probabilities].sum(axis=1), 1, rtol=1e-6)
+    right = (rows[probabilities].to_numpy().argmax(1) == rows["label"]).mean()
+    assert f"accuracy {right:.3f} " in said
+
+    again, more = tmp_path / "again.csv", {**options, "seed": 1}
+    evaluate.evaluate(labelled, out=again, **more)  # type: ignore[arg-type]
+    other = pd.read_csv(again)
+    assert [*other.columns] == ["row", "label", *bounds]
+    apart = (rows["bits_per_dim"] - other["bits_per_dim"]) / np.hypot(
+        rows[bounds[1]], other[bounds[1]]
+    )
+    assert 0.4 < float((apart**2).mean()) < 3.0  # 1 ± 0.22, but for tails of so few draws
+    reused = {"reuse": labelled, "guide": "vpsde", "min_log_snr": -4.0}
+    evaluate.evaluate(out=again, overwrite=True, **reused, **options)  # type: ignore[arg-type]
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", capsys.readouterr().out)[1])  # type: ignore[index]
+    assert pd.read_csv(again)["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
+
+    with pytest.raises(RunError, match=r"again\.csv exists; give another --out, or --overwrite"):
+        evaluate.evaluate(labelled, out=again)
+    with pytest.raises(RunError, match=r"expected a name that ends in \.csv"):
+        evaluate.evaluate(labelled, out=tmp_path / "rows.json")
+    with pytest.raises(ValueError, match="--out is for bounds, and --method is flow"):
+        evaluate.evaluate(labelled, out=tmp_path / "c.csv", method="flow")
+    with pytest.raises(ValueError, match="--overwrite is for --out, which is not given"):
+        evaluate.evaluate(labelled, overwrite=True)
+
+
 def test_evaluate_classifies_runs_of_labels_alone(
     regression: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -282,6 +329,52 @@ def test_pictures_of_classes_are_named_after_them(labelled: Path) -> None:
     (found,) = labelled.glob("samples-*.png")
     assert "3" in found.name and "guided-2" in found.name
     found.unlink()
+
+
+PICTURE = sample.picture
+"""As it is without ``few_pictures``."""
+
+
+def test_pictures_of_points_are_coloured_by_label(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[tuple[Tensor, list[Any]]] = []
+    own = Axes.scatter
+
+    def noted(self: Any, x: Any, y: Any, **options: Any) -> Any:
+        if len(x):
+            drawn.append((torch.tensor(np.stack([x, y], 1)), options["c"]))
+        return own(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "scatter", noted)
+    problem = load_trained(labelled)[1].problem
+    x, given = torch.randn(9, 2), torch.arange(9) % 8
+    given[4] = -1
+    assert PICTURE(problem, x, context=given).shape[0] == 3
+    (tested, crosses), (samples, dots) = drawn
+    test = problem.part("test")[:500]
+    assert torch.equal(samples, x) and torch.equal(tested, test.data)
+    assert test.context is not None and dots[4] == "black"
+    colours = {k: dots[k] for k in (0, 1, 2, 3, 5, 6, 7)}
+    assert len({*map(str, colours.values())}) == 7 and dots[8] == dots[0]
+    seen = {*map(str, (colours.get(k, crosses[i]) for i, k in enumerate(test.context.tolist())))}
+    assert all(crosses[i] == colours[k] for i, k in enumerate(test.context.tolist()) if k != 4)
+    assert len(seen) == 8
+    drawn.clear()
+    assert PICTURE(problem, x).shape[0] == 3 and not drawn  # of no labels
+
+    told: list[Tensor] = []
+
+    def picture(problem: Problem, x: Tensor, *, context: Tensor, **options: Any) -> Tensor:
+        assert len(context) == len(x)
+        told.append(context)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    monkeypatch.setattr(sample, "picture", picture)
+    train(run=tmp_path / "run", **LABELLED)
+    assert len(told) >= 3 and torch.equal(told[-1], torch.arange(8))  # samples.png
+    sample.sample(labelled, 4, steps=2, given=[3, 5], out=tmp_path / "s.png", accelerator="cpu")
+    assert told[-1].tolist() == [3, 5, 3, 5]
 
 
 def test_runs_that_are_given_different_things_are_compared_with_a_word(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -900,6 +901,10 @@ def write_images(folder: Path, images: Array, suffix: str = ".png") -> None:
         Image.fromarray(mode).save(folder / f"{i:03}{suffix}", lossless=True)
 
 
+by_order = functools.partial(Images.split_by, None)
+"""Own images, split by index as older runs are, so that one knows which image is where."""
+
+
 def by_index(images: Array, holdout: bool) -> tuple[Array, Array, Array]:
     index = np.arange(len(images)) % 10
     validation = (index == 8) & holdout
@@ -923,7 +928,7 @@ def test_a_folder_of_images(channels, suffix, holdout, tmp_path):
     write_images(tmp_path / "b" / "deep", images[12:], suffix)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "a" / "._000.png").write_bytes(b"no image either")
-    check_parts(Images(data=tmp_path, holdout=holdout), *by_index(images, holdout))
+    check_parts(by_order(data=tmp_path, holdout=holdout), *by_index(images, holdout))
 
 
 def test_jpegs_and_grey_among_colour(tmp_path):
@@ -933,7 +938,7 @@ def test_jpegs_and_grey_among_colour(tmp_path):
     for i in range(30):
         Image.fromarray(red).save(tmp_path / f"{i:02}.jpg", quality=95, subsampling=0)
     Image.fromarray(np.tile(ramp[:, None], (1, 16))).save(tmp_path / "00.png")  # sorts second
-    problem = Images(data=str(tmp_path))
+    problem = by_order(data=str(tmp_path))
     assert problem.event_shape == (3, 16, 16)
     grey, red_one = problem.train[0].int(), problem.train[1].int()
     assert same(problem.train[0], np.tile(ramp[None, :, None], (3, 1, 16)))
@@ -955,7 +960,7 @@ def test_transparent_turned_and_palette_images(tmp_path):
     palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
     palette.putpalette([v for i in range(64) for v in (i, 2 * i, 3 * i)])
     palette.save(tmp_path / "03.png")
-    train = Images(data=tmp_path).train  # without the first
+    train = by_order(data=tmp_path).train  # without the first
     on_white = colours.copy()
     on_white[0, 1] = 255
     assert same(train[0], on_white.transpose(2, 0, 1))
@@ -972,7 +977,7 @@ def test_grey_with_transparency_stays_grey(tmp_path):
         both = np.stack([image, alpha], -1)
         Image.fromarray(both, "LA").save(tmp_path / f"{i:02}.png")
     values[:, 3, 4] = 255
-    problem = Images(data=tmp_path)
+    problem = by_order(data=tmp_path)
     assert problem.event_shape == (1, 8, 8)
     assert same(problem.test, values[::10, None])
 
@@ -997,12 +1002,12 @@ def test_parts_by_name(kind, validation, test, tmp_path):
     tested = train[index == 0] if test is None else parts["test"]
     rest = index != 0 if test is None else np.ones(30, bool)
 
-    held = Images(data=path, holdout=True)
+    held = by_order(data=path, holdout=True)
     if validation is None:
         check_parts(held, train[rest & (index != 8)], train[index == 8], tested)
     else:
         check_parts(held, train[rest], parts[validation], tested)
-    whole = Images(data=path)
+    whole = by_order(data=path)
     everything = train[rest]
     if validation is not None:
         everything = np.concatenate([everything, parts[validation]])
@@ -1017,7 +1022,7 @@ def test_every_layout_of_arrays(layout, tmp_path):
     if array is None:
         array = images if layout == "n1hw" else images.transpose(0, 2, 3, 1)
     np.savez_compressed(tmp_path / "own.npz", whatever=array)
-    problem = Images(data=tmp_path / "own.npz", holdout=True)
+    problem = by_order(data=tmp_path / "own.npz", holdout=True)
     check_parts(problem, *by_index(images, True))
 
 
@@ -1073,8 +1078,8 @@ def test_images_of_different_sizes(tmp_path):
     write_images(tmp_path / "b", pixels(15, 3, 20, 16))
     pattern = r"(?s)a/000\.png is 8×12 .height × width. and .*b/000\.png 20×16.*--image_size N"
     with pytest.raises(DataError, match=pattern):
-        Images(data=tmp_path)
-    problem = Images(data=tmp_path, image_size=8)
+        by_order(data=tmp_path)
+    problem = by_order(data=tmp_path, image_size=8)
     assert problem.event_shape == (3, 8, 8)
     # 8×12 is only cut: columns 2 to 9, every row
     assert same(problem.train[0], pixels(15, 3, 8, 12)[1, :, :, 2:10])
@@ -1118,14 +1123,14 @@ def test_idx_files_of_ones_own(packed, axes, tmp_path):
         return path
 
     one = write(f"own.idx{axes}-ubyte", train)
-    problem = Images(data=one, holdout=True)
+    problem = by_order(data=one, holdout=True)
     index = np.arange(30) % 10
     check_parts(problem, train[(index != 0) & (index != 8)], train[index == 8], train[index == 0])
     one.unlink()
     write(f"emnist-letters-train-images-idx{axes}-ubyte", train)
     write(f"t10k-images-idx{axes}-ubyte", test)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(30, np.uint8)))
-    problem = Images(data=tmp_path)
+    problem = by_order(data=tmp_path)
     check_parts(problem, train, train[:0], test)
     assert problem.event_shape == train.shape[1:]
 
@@ -1134,10 +1139,10 @@ def test_of_idx_files_that_are_there_packed_too_one_is_read(tmp_path):
     images = pixels(30, 1, 8, 8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images[:, 0]))
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"torn")
-    check_parts(Images(data=tmp_path), images[np.arange(30) % 10 != 0], images[:0], images[::10])
+    check_parts(by_order(data=tmp_path), images[np.arange(30) % 10 != 0], images[:0], images[::10])
     (tmp_path / "more-train-idx3-ubyte").write_bytes(idx(images[:, 0]))
     with pytest.raises(DataError, match=r"has both more-train.* and train-images.* for train"):
-        Images(data=tmp_path)
+        by_order(data=tmp_path)
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -1190,7 +1195,7 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "own")
-    check_parts(Images(data=tmp_path / "own"), *by_index(images, False))
+    check_parts(by_order(data=tmp_path / "own"), *by_index(images, False))
 
 
 def test_own_images_give_a_bound(tmp_path):

@@ -277,7 +277,7 @@ class Least(ImageProblem):
 
 
 def test_images_and_a_name_are_enough():
-    problem = Least(holdout=True)
+    problem = Least.split_by(None, holdout=True)
     assert problem.event_shape == (1, 16, 8) and problem.network_name == "small"
     assert torch.equal(problem.test, torch.from_numpy(problem.load()[::10]))
     model = problem.build(CLD(max_log_snr=problem.max_log_snr))

@@ -49,6 +49,50 @@ def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
             assert image.size[0] > 2.5 * image.size[1]  # six columns, two rows
 
 
+def test_a_labelled_run_is_told_what_is_given_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default nothing, and never the true labels without a word."""
+    options: dict[str, Any] = SHORT | {"model": "digits", "guide": "vpsde", "steps": 1}
+    for name, dropout in (("some", None), ("always", 0.0)):
+        with monkeypatch.context() as patch:
+            be_brief(patch)
+            labels = {"condition": "labels", "context_dropout": dropout, "figures": False}
+            train(run=tmp_path / name, **options | labels)
+    seen: list[Tensor] = []
+    own = restore.restored
+
+    def looked_at(model: Any, *arguments: Any, **more: Any) -> Any:
+        seen.append(model.score_function.told)
+        return own(model, *arguments, **more)
+
+    monkeypatch.setattr(restore, "restored", looked_at)
+
+    def said_of(run: str, given: Any = None) -> str:
+        few: dict[str, Any] = {"num_images": 3, "steps": 1, "covariance_from": 99.0}
+        out = tmp_path / "x.png"
+        restore.restore(tmp_path / run, out=out, overwrite=True, given=given, **few)
+        return capsys.readouterr().out
+
+    capsys.readouterr()
+    assert "the network is not told the labels of the images (--given tells it)" in said_of("some")
+    told = "the network is told the labels 3, 5, 3; those of the images are 0, 0, 0"
+    problem = Digits()
+    problem.condition_on("labels")
+    three = problem.part("test")[:3].context
+    assert three is not None
+    told = told.replace("0, 0, 0", ", ".join(map(str, three.tolist())))
+    assert told in said_of("some", [3, 5])
+    assert told.replace("3, 5, 3", "4, 4, 4") in said_of("always", 4)
+    none, first, second = seen  # one number for each class
+    assert none.shape == (3, 10) and not bool(none.any())
+    assert first.argmax(1).tolist() == [3, 5, 3] and second.argmax(1).tolist() == [4, 4, 4]
+    with pytest.raises(ValueError, match=r"has always been told; expected .* such as --given 3"):
+        said_of("always")
+    with pytest.raises(ValueError, match="the label 12, expected one of 0 to 9"):
+        said_of("some", 12)
+
+
 def test_samples_meet_their_own_measurements() -> None:
     """Each image its own, however many are drawn together; seen pixels come back to the noise."""
     torch.manual_seed(0)

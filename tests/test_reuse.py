@@ -106,7 +106,7 @@ def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding
     result = reuse(run, guide.format(own=own), min_log_snr=-10.0)
     assert not torch.equal(result.programs.model.diffusion.Q, result.own.model.diffusion.Q)
     data = result.own.problem.test
-    before, after, difference = against_own(result, data, draws=4, seed=3)
+    before, after, difference, *_ = against_own(result, data, draws=4, seed=3)
     assert after.diffusion == pytest.approx(before.diffusion, rel=1e-5)
     assert after.log_snr_edges == pytest.approx(before.log_snr_edges)
     assert abs(difference.diffusion[0]) < 1e-5 * before.diffusion[0]
@@ -118,7 +118,7 @@ def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding
 
 def test_a_shorter_path_has_the_rest_of_the_diffusion_term_in_its_prior_kl(run: Path) -> None:
     result = reuse(run, "cld", min_log_snr=-2.0)
-    own, _, difference = against_own(result, result.own.problem.test, draws=64, seed=3)
+    own, _, difference, *_ = against_own(result, result.own.problem.test, draws=64, seed=3)
     cells = zip(own.log_snr_edges[1:], own.diffusion_by_log_snr, strict=True)
     lost = sum(value for high, value in cells if high < -2 + 1e-6)
     assert -difference.diffusion[0] == pytest.approx(lost, rel=0.1)
@@ -285,7 +285,7 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
     lines = capsys.readouterr().out.splitlines()
     result = reuse(run, "cld")
     data = result.own.problem.test
-    before, after, difference = against_own(result, data, draws=4, seed=3)
+    before, after, difference, *_ = against_own(result, data, draws=4, seed=3)
     assert lines[-1] == str(after)
     table = {line.split()[0]: line for line in lines if " ± " in line}
     for term in after.terms:

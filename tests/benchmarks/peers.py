@@ -257,7 +257,7 @@ def vdm(task: Task, data: Data) -> Trained:
 def diffusion(task: Task, data: Data, **options: Any) -> Trained:
     """As ``inference.train`` with these options does it, in as many steps as there is time for."""
     given = Options(model=task.model, seed=task.seed, accelerator="cpu", **options)
-    asked = with_recipe(given.training)
+    asked = loading.with_split(with_recipe(given.training))  # the data of Data.of
 
     def trainee(steps: int | None = None) -> Trainee:
         programs = loading.build(asdict(asked))

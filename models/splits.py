@@ -1,0 +1,82 @@
+"""How data without official parts are split: by a seeded permutation, evenly over their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["EVERY", "Rows", "split_rows"]
+
+EVERY = 10
+"""One datum in so many is test, and one more of them is validation."""
+VALIDATION = 8
+"""Of 0 … 9, counted in the order of the split; 0 is test."""
+
+
+class Rows(NamedTuple):
+    """Numbers of the data of each part, int64 and increasing, and how they were found."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    seed: int | None
+    stratified: bool
+    rare: int = 0  # data that are trained on because nothing else has their category
+
+
+def split_rows(
+    n: int,
+    holdout: bool,
+    seed: int | None,
+    strata: Tensor | None = None,
+    categories: Sequence[Tensor] = (),
+) -> Rows:
+    """The parts of n data: every 10th is test, and with ``holdout`` every 10th validation.
+
+    They are counted in a random order in which data of one stratum follow each other, so that of
+    each stratum a tenth is test, to one datum. Test data are the same with and without ``holdout``.
+
+    Args:
+        n: how many data there are.
+        holdout: whether there is a validation part.
+        seed: of the order; None: they are counted as they are, 0, 10, 20, … being test and 8, 18,
+            28, … validation, whatever their strata and categories.
+        strata: whole numbers (n,).
+        categories: whole numbers (n,) of each kind of categories, below 0 where a datum has none.
+            Data of a category that no other part has go to training.
+
+    Raises:
+        ValueError: a seed below 0, or of more than 63 bits.
+    """
+    if seed is None:
+        place = torch.arange(n)
+        strata, categories = None, ()
+    elif not 0 <= seed < 2**63:
+        raise ValueError(f"--split_seed is {seed}, expected a whole number from 0 to 2^63 - 1")
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(n, generator=generator)
+        if strata is not None:  # in a random order too, so that small ones have their turn
+            kinds, own = strata.unique(return_inverse=True)
+            turn = torch.randperm(len(kinds), generator=generator)[own]
+            order = order[turn[order].argsort(stable=True)]
+        place = order.argsort()
+    wanted = place % EVERY == 0
+    test = _known_elsewhere(wanted, ~wanted, categories)
+    wanted = (place % EVERY == VALIDATION) & holdout
+    validation = _known_elsewhere(wanted, ~(test | wanted), categories)
+    train = ~(test | validation)
+    rare = int((place[train] % EVERY == 0).sum() + (wanted & train).sum())
+    first, second, third = (part.nonzero()[:, 0] for part in (train, validation, test))
+    return Rows(first, second, third, seed=seed, stratified=strata is not None, rare=rare)
+
+
+def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
+    """The data of a part that hold no category which the others, joined by the rest, do not."""
+    for own in categories:
+        unseen = part & (own >= 0) & ~torch.isin(own, own[others])
+        part, others = part & ~unseen, others | unseen
+    return part
