@@ -169,6 +169,16 @@ def test_a_gaussian_mixture_of_levels() -> None:
     assert peer.sample(50).unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_mixtures_of_many_components_are_drawn_from(covariance: str) -> None:
+    """Which one is the best hangs on time: a covariance that NumPy doubts is a warning of some."""
+    train = Digits().train[:200, :, 2:6, 2:6].long()
+    for components in (4, 32):
+        peer = Mixture(train, 17, components=components, covariance=covariance, seed=0)
+        assert peer.mixture.covariances_.dtype == np.float64
+        assert peer.sample(8).shape == (8, 1, 4, 4)
+
+
 def test_the_histogram_is_the_baseline_of_the_discrete_denoiser() -> None:
     problem = Digits(holdout=True)
     score = problem.build(VPSDE(max_log_snr=9.0)).score_function

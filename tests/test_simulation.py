@@ -1118,8 +1118,9 @@ def test_every_pair_of_a_problem_and_a_setting_runs_in_float32():
         PROBLEMS.values(), ("ism", "local_dsm"), ("exact", 2)
     ):
         diffusion = make()
-        y = normal(23, 3, diffusion.num_variables, 2).float()
-        settings = Simulation(0.3, 2, objective=objective, probes=probes)
+        # near 0, as steps are long: from afar a cubic drift explodes
+        y = 0.3 * normal(23, 3, diffusion.num_variables, 2).float()
+        settings = Simulation(0.1, 2, objective=objective, probes=probes)
         with torch.no_grad():
             found = path_integral(diffusion, score, y, settings)
         assert found.value.dtype == found.density.dtype == torch.float32

@@ -404,7 +404,7 @@ class Mixture(Peer):
     ) -> None:
         super().__init__(tuple(train.shape[1:]), levels)
         flat = train.flatten(1).repeat(copies, 1)
-        w = (flat + torch.rand(flat.shape)) / levels
+        w = (flat + torch.rand(flat.shape)).double() / levels  # float32 has covariances below 0
         # variances are kept from 0: a uniform law within a level has this one
         floor = 1 / (12 * levels**2)
         self.mixture = GaussianMixture(
@@ -413,7 +413,7 @@ class Mixture(Peer):
 
     def log_prob(self, codes: Tensor, draws: int = 1) -> Tensor:
         def density(w: Tensor) -> Tensor:
-            return torch.from_numpy(self.mixture.score_samples(w.numpy()))
+            return torch.from_numpy(self.mixture.score_samples(w.double().numpy()))
 
         return dequantized_log_prob(density, codes, self.levels, draws)
 
