@@ -14,13 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
@@ -35,11 +32,13 @@ from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
 from pyro_mdm.contexts import Labels
-from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "columns",
@@ -268,6 +267,11 @@ def picture(problem: Problem, x: Tensor, *, columns: int | None = None) -> Tenso
     ``columns`` is as of :func:`~pyro_mdm.plots.pictures.image_grid`. Points are shown by their
     first two coordinates, beside test data.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from pyro_mdm.plots.pictures import image_grid
+
     images = problem.to_images(x)
     if images is not None:
         return image_grid(images, columns=columns)

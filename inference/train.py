@@ -22,15 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.tensorboard import SummaryWriter
 
-from inference import evaluate, loading, names, recipe, report, sample
+from inference import evaluate, loading, names, recipe, sample
 from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.checkpoints import (
@@ -62,6 +60,10 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.networks import Located
 from pyro_mdm.support.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Trainee", "check_alike", "decide", "train", "with_recipe"]
 
@@ -199,6 +201,8 @@ def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
 
 def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> evaluate.Bound:
     """Train a run from where it is to its end."""
+    from inference import report  # loads matplotlib
+
     settings, lead, several = Decided.of(run.config), fabric.is_global_zero, fabric.world_size > 1
     steps = settings.steps
     trainee = Trainee(fabric, programs, settings)
@@ -467,6 +471,10 @@ def _open_books(
     fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, resumed: bool
 ) -> SummaryWriter:
     """What the run folder and TensorBoard say of the start."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from inference import report
+
     settings, world = trainee.settings, fabric.world_size
     run.keep_sources(names.source_files(run.config))
     if resumed:
