@@ -136,6 +136,8 @@ LATER: dict[str, Any] = {
     "members": 1,
     "augment": 0.0,
     "optimizer": "adam",
+    "threads": None,
+    "patience": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 
