@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from pyro_mdm.__main__ import PROGRAMS
+from tests.benchmarks.threads import quartiles
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = "import torch, pyro"
@@ -56,8 +57,7 @@ def main() -> None:
     print(f"{IMPORTS}: {statistics.median(base):.2f} s of the processor, {rounds} rounds")
     for name, values in found.items():
         ratios = [value / one for value, one in zip(values, base, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        print(f"{name:22} {middle:.2f} ({low:.2f} to {high:.2f})")
+        print(f"{name:22} {quartiles(ratios)}")
 
 
 if __name__ == "__main__":
