@@ -77,6 +77,8 @@ def command_line(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] == ["--debug"]
+    # of strings jsonargparse runs the module's `if TYPE_CHECKING:`, and loads what is meant to wait
+    function.__annotations__ = typing.get_type_hints(function)
     try:
         parser = _parser(function, unnamed, groups or {})
         said = _assign(words[1:] if debug else words, parser, unnamed)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from inference.output import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["comparison_figure"]
 
@@ -31,6 +32,8 @@ def comparison_figure(
         bounds, differences, by_log_snr: as in :class:`inference.compare.Tables`.
         title: what was compared.
     """
+    from matplotlib.figure import Figure
+
     names = [row["run"] for row in bounds]
     colors = _colors(names)
     # noise levels of simulated diffusions are nominal: sums over them do not compare up to the end
@@ -65,6 +68,8 @@ def comparison_figure(
 def _colors(names: Sequence[str]) -> dict[str, Any]:
     if len(names) <= 10:
         return {name: f"C{i}" for i, name in enumerate(names)}
+    from matplotlib import colormaps
+
     colors = colormaps["turbo"](np.linspace(0.03, 0.97, len(names)))
     return dict(zip(names, colors, strict=True))
 

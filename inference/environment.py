@@ -7,15 +7,19 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["code_changes", "describe", "git_commit"]
+__all__ = ["Threads", "choose_threads", "code_changes", "describe", "git_commit"]
 
 SOURCE = Path(__file__).parent
+LOOK = 0.5
+"""Seconds for which the load is looked at."""
+STAT = Path("/proc/stat")
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -101,3 +105,75 @@ def _accelerators() -> list[str]:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except RuntimeError as error:  # a driver that does not work is no reason not to use the CPU
         return [f"cannot be read: {error}"]
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+class Threads(NamedTuple):
+    """How many threads PyTorch computes with on the CPU, and why."""
+
+    number: int
+    why: str = ""  # in words, where it is neither given nor all
+
+    def __str__(self) -> str:
+        return f"{self.number} thread{'s' if self.number > 1 else ''}{self.why}"
+
+
+def choose_threads(given: int | None = None) -> Threads:
+    """The number of threads, which PyTorch has from here on.
+
+    Threads that wait for a core that other work has cost processor time, and gain none. So there
+    are as many as there are cores that other work leaves free, and at least one.
+
+    Args:
+        given: the number, if it is not to be chosen. Nor is it where ``OMP_NUM_THREADS`` is set.
+    """
+    if given is not None:
+        torch.set_num_threads(given)
+    most = torch.get_num_threads()
+    if given is not None or "OMP_NUM_THREADS" in os.environ or most == 1:
+        return Threads(most)
+    cores, busy = busy_cores()
+    number = min(most, max(1, round(cores - busy)))
+    if number == most:
+        return Threads(most)
+    torch.set_num_threads(number)
+    return Threads(number, f" of {most}, as other work has {busy:.1f} of {cores} cores")
+
+
+def busy_cores() -> tuple[int, float]:
+    """How many cores there are for this process, and how many of them other work has now.
+
+    Linux says what each core did while this process sleeps for :data:`LOOK` seconds. Elsewhere it
+    is the load of the last minute, or 0 where there is no such thing.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = os.sched_getaffinity(0)
+    else:
+        cores = set(range(os.cpu_count() or 1))
+    try:
+        before = _busy_and_all(cores)
+        time.sleep(LOOK)
+        after = _busy_and_all(cores)
+        busy, all_ = (b - a for a, b in zip(before, after, strict=True))
+        return len(cores), len(cores) * busy / all_
+    except (OSError, ValueError, ZeroDivisionError):
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return len(cores), min(float(len(cores)), load)
+
+
+def _busy_and_all(cores: set[int]) -> tuple[int, int]:
+    """Ticks in which these cores had work, and all, as ``/proc/stat`` counts them.
+
+    A line is ``cpu0 user nice system idle iowait irq softirq steal guest guest_nice``, and guests
+    are in user and nice already (proc_stat(5)).
+    """
+    busy = total = 0
+    for line in STAT.read_text().splitlines():
+        name, *numbers = line.split()
+        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
+            ticks = [int(n) for n in numbers[:8]]
+            total += sum(ticks)
+            busy += sum(ticks) - sum(ticks[3:5])
+    return busy, total

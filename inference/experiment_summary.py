@@ -18,16 +18,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
-from scipy import stats
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typing import TYPE_CHECKING, Any
 
 from inference import compare
 from inference.checkpoints import write_atomically
 from inference.output import Row, csv_bytes, png
 from pyro_mdm.evaluation.estimates import Z95
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
 
@@ -185,6 +184,8 @@ def summary_figure(rows: Sequence[Row]) -> Figure:
 
     Filled where the 95% interval of the difference excludes 0.
     """
+    from matplotlib.figure import Figure
+
     scores = list(dict.fromkeys(row["score"] for row in rows))
     figure = Figure((4.2 * len(scores) + 0.8, 7.0), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(scores), squeeze=False, sharex="col")
@@ -217,6 +218,8 @@ def movement_figure(
     folder: Path, guides: Mapping[str, Sequence[str]], seeds: Sequence[int]
 ) -> Figure:
     """Entries of the learned Q and D over training by score, a line for each seed."""
+    from matplotlib.figure import Figure
+
     guides = {score: names for score, names in guides.items() if names}
     columns = max(map(len, guides.values()))
     figure = Figure((3.3 * columns + 0.5, 3.0 * len(guides)), dpi=110, layout="constrained")
@@ -244,6 +247,8 @@ def movement_figure(
 
 def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Entries of Q and D by step, as a run wrote them for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     found = {}
@@ -314,4 +319,6 @@ def _error(values: Sequence[float]) -> float:
 
 def _reach(n: int) -> float:
     """Standard errors that a 95% interval of Student's t reaches to either side."""
+    from scipy import stats
+
     return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan

@@ -27,10 +27,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
@@ -50,8 +49,9 @@ from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.plots.figures import draw_moments
-from pyro_mdm.plots.pictures import draw_noising
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Inspection", "figure", "inspect", "look", "prior_kl_curve", "table"]
 
@@ -356,6 +356,10 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
         x: data in model space: images (n, C, H, W) with C = 1 or 3, of which the first is drawn,
             or vectors (n, features), drawn as points.
     """
+    from matplotlib.figure import Figure
+
+    from pyro_mdm.plots.pictures import draw_noising
+
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -404,6 +408,8 @@ def _draw_overview(
 
 
 def _draw_moments(part: Any, diffusion: LinearDiffusion) -> None:
+    from pyro_mdm.plots.figures import draw_moments
+
     left, right = part.subplots(1, 2)
     draw_moments(left, right, diffusion, fontsize=7)
     for axes, title in ((left, "a(s)"), (right, "Σ(s)")):

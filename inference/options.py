@@ -245,6 +245,9 @@ class Evaluation:
             exponential, 50 of stochastic, 256 of others.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
+        patience: stop after so many measurements in a row by which the bound on validation data
+            has not fallen by 0.005 bits/dim. The learning rate is then as high as it is at that
+            step: a run of that many steps is the better one.
     """
 
     log_every: int = 50
@@ -256,6 +259,7 @@ class Evaluation:
     sampler: str | None = None
     sampler_steps: int | None = None
     figures: bool = True
+    patience: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +271,15 @@ class Machine:
         precision: of the network; data, noise and bound stay float32 and kernels float64.
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: lay the network's weights out with channels last; faster on recent GPUs.
+        threads: of the CPU; by default as many as there are cores that other work leaves free when
+            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number.
     """
 
     accelerator: str = "auto"
     precision: Precision = "32-true"
     compile: str | None = None
     channels_last: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

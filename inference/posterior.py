@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
@@ -29,6 +28,9 @@ from inference.output import aligned, check_out, png
 from inference.simulators import Simulator
 from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, log_prior, simulate
 from pyro_mdm.support.measured import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["posterior"]
 
@@ -202,6 +204,8 @@ def _names(drawn: dict[str, Tensor]) -> list[str]:
 
 def _figure(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> Figure:
     """Draws of the first two parameters of each datum, and the truth."""
+    from matplotlib.figure import Figure
+
     points = torch.cat([v.reshape(*v.shape[:2], -1) for v in drawn.values()], -1)
     known = torch.cat([truth[name].reshape(len(points), -1) for name in drawn], -1)
     names = _names(drawn)

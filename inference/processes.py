@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
-from lightning_fabric.plugins.precision import MixedPrecision
-from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
 
 __all__ = ["Precision", "Stopped", "autocast_dtype", "catch_signals", "loss_scale", "start"]
 
@@ -49,6 +49,10 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
     Raises:
         ValueError: an unknown precision or accelerator.
     """
+    from lightning_fabric import Fabric  # takes as long as torch to import
+    from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
+    from lightning_fabric.strategies import DDPStrategy
+
     if precision not in DTYPES:
         raise ValueError(
             f"--precision is {precision!r}, expected one of {', '.join(DTYPES)}; kernels are "
@@ -70,7 +74,7 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
     strategy: Any = "auto" if world == 1 else DDPStrategy(timeout=TIMEOUT, **_constant_buffers())
     plugins: Any = None
     if precision == "16-mixed":
-        plugins = _LossScaling("16-mixed", accelerator)
+        plugins = _loss_scaling(accelerator)
     try:
         fabric = Fabric(
             accelerator=accelerator,
@@ -104,17 +108,21 @@ def _device_type(accelerator: str) -> str:
     return "cuda" if accelerator == "gpu" else accelerator
 
 
-class _LossScaling(MixedPrecision):
+def _loss_scaling(accelerator: str) -> MixedPrecision:
     """Fabric's loss scaling without its autocast, which would cover data and bound too."""
+    from lightning_fabric.plugins.precision import MixedPrecision
 
-    def forward_context(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    class LossScaling(MixedPrecision):
+        def forward_context(self) -> AbstractContextManager[None]:
+            return nullcontext()
 
-    def convert_input(self, data: Any) -> Any:
-        return data
+        def convert_input(self, data: Any) -> Any:
+            return data
 
-    def convert_output(self, data: Any) -> Any:
-        return data
+        def convert_output(self, data: Any) -> Any:
+            return data
+
+    return LossScaling("16-mixed", accelerator)
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,8 @@ class LossScale:
 
 def loss_scale(fabric: Fabric) -> LossScale:
     """The scale of the loss under ``fabric``; without mixed float16 there is none."""
+    from lightning_fabric.plugins.precision import MixedPrecision
+
     precision = fabric.strategy.precision
     return LossScale(precision.scaler if isinstance(precision, MixedPrecision) else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,19 @@ from inference.options import Optimization
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = ["Window", "averaging", "close_range", "indices", "optimizer", "schedule"]
+__all__ = [
+    "FALL",
+    "Window",
+    "averaging",
+    "close_range",
+    "indices",
+    "last_fall",
+    "optimizer",
+    "schedule",
+]
+
+FALL = 0.005
+"""Bits/dim by which a bound falls, or has stopped falling."""
 
 
 def optimizer(
@@ -80,6 +92,22 @@ def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
 def _permutation(epoch: int, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
     return torch.randperm(n, generator=generator)
+
+
+def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
+    """The step of a measurement at which the bound last fell, and how many came after it.
+
+    It falls where it is lower by :data:`FALL` than where it last did; at first it always does.
+
+    Args:
+        bounds: bits/dim by step, in order; at least one.
+    """
+    step, *later = bounds
+    after = 0
+    for other in later:
+        fell = bounds[other] <= bounds[step] - FALL
+        step, after = (other, 0) if fell else (step, after + 1)
+    return step, after
 
 
 @dataclass

@@ -238,19 +238,19 @@ def at_end(
     run: Run,
     writer: SummaryWriter | None,
     programs: Programs,
+    step: int,
     save: Callable[[evaluate.Bound], None],
     *,
     distributed: bool = False,
 ) -> evaluate.Bound:
     """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
 
-    The one that has the writer calls ``save`` with the bound before it makes pictures, which may
-    take long, or fail.
+    ``step`` is the last one. The process that has the writer calls ``save`` with the bound before
+    it makes pictures, which may take long, or fail.
     """
     problem, model, _ = programs
-    steps, draws, n, sampler, sampler_steps, seed = (
-        run.config[name]
-        for name in ("steps", "draws", "num_samples", "sampler", "sampler_steps", "seed")
+    draws, n, sampler, sampler_steps, seed = (
+        run.config[name] for name in ("draws", "num_samples", "sampler", "sampler_steps", "seed")
     )
     options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
     progress = writer is not None
@@ -260,10 +260,10 @@ def at_end(
     bound = evaluate.measure(programs, test, progress=progress, **options)
     if writer is None:
         return bound
-    _log_bound(run, writer, programs, "test", bound, steps)
+    _log_bound(run, writer, programs, "test", bound, step)
     if not model.diffusion.closed_form:
         found = evaluate.step_bias(programs, problem.part("test"), draws=draws, seed=seed)
-        writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, steps)
+        writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, step)
         print(found)
         bound = replace(bound, step_bias=found)
     save(bound)
@@ -275,12 +275,12 @@ def at_end(
         some = samples[: _few(problem)]
         own = None if told is None else told[: len(some)]
         few = sample.picture(problem, some, columns=by_class or 6, context=own)
-        tensorboard.write_samples(writer, few, steps)
+        tensorboard.write_samples(writer, few, step)
         whole = sample.picture(problem, samples, columns=by_class, context=told)
         write_atomically(run.folder / "samples.png", png(whole))
     if run.config["figures"]:
-        draw_training(run, writer, programs, steps)
-        draw_end(run, writer, programs)
+        draw_training(run, writer, programs, step)
+        draw_end(run, writer, programs, step)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
@@ -388,10 +388,10 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
         tensorboard.write_diffusion_history(writer, snapshots, diffusion, step)
 
 
-def draw_end(run: Run, writer: SummaryWriter, programs: Programs) -> None:
+def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     """Noised data, samples by sampler, and the best and the worst test images."""
     problem, model, _ = programs
-    step, seed = run.config["steps"], run.config["seed"]
+    seed = run.config["seed"]
     x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
     if model.diffusion.closed_form:
         tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)

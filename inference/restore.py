@@ -31,7 +31,6 @@ from pyro_mdm.measurements import (
     Mask,
     condition_on_measurements,
 )
-from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary", "told"]
@@ -155,6 +154,8 @@ def summary(found: Restored) -> str:
 
 def picture(problem: Problem, found: Restored) -> Tensor:
     """A row for each image: measurement, posterior mean, samples, truth; uint8 (3, H, W)."""
+    from pyro_mdm.plots.pictures import image_grid  # loads matplotlib
+
     shown = found.samples[:SHOWN]
     columns = [_seen(found), found.samples.double().mean(0), *shown, found.truth]
     images = problem.to_images(torch.stack(columns, 1).flatten(0, 1).float())

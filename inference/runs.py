@@ -137,6 +137,8 @@ LATER: dict[str, Any] = {
     "augment": 0.0,
     "optimizer": "adam",
     "split_seed": None,
+    "threads": None,
+    "patience": None,
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 

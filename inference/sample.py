@@ -14,15 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
@@ -37,11 +32,14 @@ from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
 from pyro_mdm.contexts import Labels
-from pyro_mdm.plots.tensorboard import image_grid
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from matplotlib.axes import Axes
 
 __all__ = [
     "columns",
@@ -279,6 +277,11 @@ def picture(
         columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
         context: what each of x was given, (n, …), if anything; colours points.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from pyro_mdm.plots.pictures import image_grid
+
     images = problem.to_images(x)
     if images is not None:
         return image_grid(images, columns=columns)
@@ -320,6 +323,8 @@ def _draw_labelled(
 ) -> None:
     """Test data as crosses and samples as dots, in the colours of their labels; black where a
     label is not known."""
+    from matplotlib import colormaps
+
     ten = num_classes <= 10
     colours = colormaps["tab10" if ten else "turbo"]
 

@@ -5,7 +5,15 @@ python -m inference.svi --data digits --guide MALDA --steps 1000
 tensorboard --logdir runs/svi
 """
 
+# ruff: noqa: E402  # --help is quick: it needs none of the later imports
 import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", choices=["tumours", "digits"], default="tumours")
+parser.add_argument("--guide", default="CLD", help="VPSDE, CLD, MALDA, ALDA, LearnedDiffusion")
+parser.add_argument("--steps", type=int, default=1000)
+parser.add_argument("--logdir", default="runs/svi")
+args = parser.parse_args()
 
 import pyro
 import torch
@@ -19,12 +27,6 @@ from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.plots.tensorboard import image_grid, write_terms
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--data", choices=["tumours", "digits"], default="tumours")
-parser.add_argument("--guide", default="CLD", help="VPSDE, CLD, MALDA, ALDA, LearnedDiffusion")
-parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--logdir", default="runs/svi")
-args = parser.parse_args()
 pyro.set_rng_seed(0)
 
 # data: images of 17 levels in [-1, 1], or measurements that are standardized

@@ -22,15 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.tensorboard import SummaryWriter
 
-from inference import evaluate, loading, names, recipe, report, sample, trust
+from inference import evaluate, loading, names, recipe, sample, trust
 from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.checkpoints import (
@@ -42,6 +40,7 @@ from inference.checkpoints import (
 )
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, start_note
+from inference.environment import Threads, choose_threads
 from inference.loading import Programs
 from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
@@ -63,10 +62,16 @@ from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.networks import Located
 from pyro_mdm.support.progress import progress_bar
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
+
 __all__ = ["Trainee", "check_alike", "decide", "train", "with_recipe"]
 
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
+LATE = 0.75
+"""The part of all steps after which a bound that stops falling is no news."""
 
 
 def train(
@@ -81,6 +86,8 @@ def train(
     given = Options(model=model, guide=guide, score=score, **options)
     if given.resume is not None:
         return _resume(given, given.resume)
+    check_positive(threads=given.threads)
+    threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
     asked = loading.with_split(with_recipe(_with_absolute_names(given.training)))
@@ -94,6 +101,8 @@ def train(
         print(note)
     if fabric.is_global_zero:
         print(programs.problem.split_in_words, flush=True)
+    if fabric.is_global_zero and threads.why:
+        print(f"{threads}; --threads is another number")
 
     def create() -> Run:
         if given.run is None:
@@ -113,6 +122,8 @@ def _resume(given: Options, folder: Path) -> evaluate.Bound:
         )
     config = Run.open(folder).config
     settings = Decided.of(config)
+    if settings.threads is not None:
+        choose_threads(settings.threads)
     fabric = start(settings.accelerator, settings.precision)
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
         programs = loading.build(config, fitted=not run.has_checkpoint)
@@ -166,6 +177,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)
+    decided["threads"] = settings.threads or torch.get_num_threads()
     if settings.measure_every is None:
         decided["measure_every"] = max(250, decided["steps"] // 10)
     if settings.times is None and programs.model.diffusion.closed_form and decided["maps"] is None:
@@ -203,6 +215,8 @@ def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
 
 def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> evaluate.Bound:
     """Train a run from where it is to its end."""
+    from inference import report  # loads matplotlib
+
     settings, lead, several = Decided.of(run.config), fabric.is_global_zero, fabric.world_size > 1
     steps = settings.steps
     trainee = Trainee(fabric, programs, settings)
@@ -213,6 +227,17 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
     measure = functools.partial(
         report.at_step, run, writer, averaged, programs.model, distributed=several
     )
+
+    def save(step: int, *, unmeasured: bool) -> None:
+        if lead:
+            seconds = time.monotonic() - began
+            trainee.save(run, Progress(step, seconds, astuple(window), unmeasured))
+
+    def out_of_patience() -> bool:
+        most = settings.patience
+        return most is not None and fabric.broadcast(lead and _since_last_fall(run)[1] >= most)
+
+    window = recipe.Window(*progress.window)
     if progress.unmeasured:
         measure(progress.step)
     with ExitStack() as stack:
@@ -220,10 +245,11 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
-        first, window = progress.step, recipe.Window(*progress.window)
-        bar = progress_bar(steps, "training", "steps", initial=first, leave=True, shown=lead)
+        done, over = progress.step, out_of_patience()
+        bar = progress_bar(steps, "training", "steps", initial=done, leave=True, shown=lead)
         stack.enter_context(bar)
-        for done in range(first + 1, steps + 1):
+        while done < steps and not over:
+            done += 1
             with _explained(done - 1, run):
                 taken = trainee.step(done - 1, caught.number)
             window.add(taken.bits)
@@ -242,23 +268,27 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
             if done % settings.checkpoint_every == 0 or last or taken.stop:
                 if last:
                     recipe.close_range(programs.model, averaged.model)
-                if lead:
-                    seconds = time.monotonic() - began
-                    trainee.save(run, Progress(done, seconds, astuple(window), due))
+                save(done, unmeasured=due)
             if taken.stop:
                 bar.close()
                 raise _stopped(run, done, taken.stop)
             if due:
                 measure(done)
+                over = out_of_patience()
+        if over:
+            recipe.close_range(programs.model, averaged.model)
+            save(done, unmeasured=False)
         if caught.number:  # in the last measurement; everything is saved
-            raise _stopped(run, steps, caught.number)
+            raise _stopped(run, done, caught.number)
 
-    def save(bound: evaluate.Bound) -> None:
-        spent = {"steps": steps, "seconds": time.monotonic() - began}
+    def keep(bound: evaluate.Bound) -> None:
+        spent = {"steps": done, "seconds": time.monotonic() - began}
         run.write_json("results.json", bound.as_json() | spent)
 
-    bound = report.at_end(run, writer, averaged, save, distributed=several)
+    bound = report.at_end(run, writer, averaged, done, keep, distributed=several)
     if lead:
+        if note := _on_validation(run, done):
+            print(note)
         seconds, board = time.monotonic() - began, run.folder / "tensorboard"
         print(f"{seconds:.0f} s; tensorboard --logdir {board}; {run.folder / 'samples.png'}")
         print(bound)
@@ -471,6 +501,10 @@ def _open_books(
     fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, resumed: bool
 ) -> SummaryWriter:
     """What the run folder and TensorBoard say of the start."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from inference import report
+
     settings, world = trainee.settings, fabric.world_size
     trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
@@ -479,12 +513,37 @@ def _open_books(
     run.begin_session(progress.step, processes=world, device=str(fabric.device))
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"
-    print(f"{run.folder}: {where}, step {progress.step} of {settings.steps}{shared}", flush=True)
+    threads = Threads(torch.get_num_threads())
+    at = f"step {progress.step} of {settings.steps}{shared}, {threads}"
+    print(f"{run.folder}: {where}, {at}", flush=True)
     folder = str(run.folder / "tensorboard")
     writer = SummaryWriter(folder, purge_step=progress.step + 1 if resumed else None)
     if progress.step == 0:
         report.at_start(run, writer, trainee.averaged)
     return writer
+
+
+def _since_last_fall(run: Run) -> tuple[int, int]:
+    """When the bound on validation data last fell, as :func:`recipe.last_fall` says it."""
+    bounds = {
+        record["step"]: record["terms"]["bits_per_dim"][0]
+        for record in run.history()
+        if record["part"] == "validation"
+    }
+    finite = {step: value for step, value in bounds.items() if value is not None}
+    return recipe.last_fall(finite) if finite else (0, 0)
+
+
+def _on_validation(run: Run, done: int) -> str | None:
+    """What to say of a run that ended at step ``done`` if it had learned all it would before."""
+    step, after = _since_last_fall(run)
+    steps = run.config["steps"]
+    fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"
+    if done < steps:
+        return f"stopped at step {done:,} of {steps:,}, as --patience says: {fell}"
+    if after < 2 or step > LATE * steps:
+        return None
+    return f"{fell} of {steps:,}; fewer --steps, or --patience 2, take less time"
 
 
 def _flush(writer: SummaryWriter) -> None:
@@ -561,7 +620,7 @@ def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
 def _check(settings: Decided, programs: Programs, processes: int) -> None:
     problem, diffusion = programs.problem, programs.model.diffusion
     positive = "steps batch_size micro_batches members learning_rate log_every measure_every clip "
-    positive += "checkpoint_every draws num_samples sampler_steps"
+    positive += "checkpoint_every draws num_samples sampler_steps threads patience"
     check_positive(**{name: getattr(settings, name) for name in positive.split()})
     for name in ("warmup", "weight_decay"):
         if not getattr(settings, name) >= 0:

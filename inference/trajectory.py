@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +17,6 @@ from inference.loading import seed_from
 from inference.names import accepted
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
-from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["FRAMES", "MOST", "animation", "trajectory"]
@@ -66,6 +63,9 @@ def animation(
     problem: Problem, model: DiffusionModel, states: list[tuple[Tensor, Tensor]]
 ) -> bytes:
     """A GIF file's content: one panel a variable, one picture a step, at most :data:`FRAMES`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     K = model.diffusion.num_variables
     chosen = np.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().astype(int)
     width = float(max(states[0][1].std(), states[-1][1].std()))
@@ -96,6 +96,8 @@ def animation(
 
 def _of_images(axes: Any, v: Tensor) -> None:
     """A grid of one variable, grey at 0, white or black at two standard deviations or 1."""
+    from pyro_mdm.plots.pictures import image_grid
+
     scaled = v / max(1.0, 2 * float(v.std()))
     pixels = ((scaled.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     axes.imshow(image_grid(pixels).movedim(0, -1).numpy())

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor
 
 from models.files import DataError
@@ -100,6 +99,8 @@ class Continuous(Column):
     kind = "continuous"
 
     def __init__(self, name: str, values: Values) -> None:
+        from sklearn.preprocessing import QuantileTransformer
+
         super().__init__(name)
         known = values[~np.isnan(values)]
         number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models.base import ImageProblem
@@ -37,7 +36,11 @@ class Digits(ImageProblem):
     networks: ClassVar = {"small": {"base": 32, "multipliers": (1, 2, 2), "lean": True}}
 
     def load(self) -> Tensor:
+        from sklearn.datasets import load_digits  # takes as long as torch to import
+
         return torch.from_numpy(load_digits().images).to(torch.uint8).unsqueeze(1)
 
     def load_context(self, name: str) -> Tensor:
+        from sklearn.datasets import load_digits
+
         return torch.from_numpy(load_digits().target)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from sklearn import datasets
 from torch import Tensor, nn
 
 from models.base import Problem, ScoreKind
@@ -35,22 +34,31 @@ SHRINKAGE = 3.0
 """Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
 
-def _with_classes(load: Callable[..., Any]) -> Callable[[], DataFrame]:
-    """A table whose target is a category by its name."""
+def _with_classes(name: str) -> Callable[[], DataFrame]:
+    """A table of scikit-learn's whose target is a category by its name."""
 
     def read() -> DataFrame:
-        found = load(as_frame=True)
+        from sklearn import datasets
+
+        found = getattr(datasets, f"load_{name}")(as_frame=True)
         table: DataFrame = found.frame
         return table.assign(target=[str(found.target_names[k]) for k in table["target"]])
 
     return read
 
 
+def _diabetes() -> DataFrame:
+    from sklearn.datasets import load_diabetes
+
+    table: DataFrame = load_diabetes(as_frame=True, scaled=False).frame
+    return table
+
+
 SHIPPED: dict[str, Callable[[], DataFrame]] = {
-    "breast_cancer": _with_classes(datasets.load_breast_cancer),
-    "diabetes": lambda: datasets.load_diabetes(as_frame=True, scaled=False).frame,
-    "iris": _with_classes(datasets.load_iris),
-    "wine": _with_classes(datasets.load_wine),
+    "breast_cancer": _with_classes("breast_cancer"),
+    "diabetes": _diabetes,
+    "iris": _with_classes("iris"),
+    "wine": _with_classes("wine"),
 }
 """Tables of scikit-learn by name, their targets included."""
 

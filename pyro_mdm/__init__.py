@@ -2,77 +2,27 @@
 
 The noising diffusion with its auxiliary variables is a guide, the reverse SDE is a model, and SVI
 maximizes the evidence lower bound over both at once.
+
+PyTorch is loaded with the first name that is asked for: the command ``pyro-mdm`` needs none.
 """
 
-from pyro_mdm.conditioning import condition
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
-from pyro_mdm.diffusions.encoded import EncodedDiffusion
-from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
-from pyro_mdm.distribution import MDM
-from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
-from pyro_mdm.evaluation.bounds import Bound, bound
-from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.imputation import impute
-from pyro_mdm.likelihoods.base import bits_per_dim
-from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.chain import GenerativeChain
-from pyro_mdm.paths.generative import GenerativePath
-from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.paths.simulated import SimulatedPath
-from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
-from pyro_mdm.scores.mixed import MixedDenoiser
-from pyro_mdm.scores.raw import NoisePrediction, RawScore
-from pyro_mdm.scores.residual import ResidualScore
-from pyro_mdm.scores.state import StateDenoiser
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ALDA",
-    "CLD",
-    "HOLD",
-    "MALDA",
-    "MDM",
-    "MDM_ELBO",
-    "VPSDE",
-    "Bound",
-    "DataDrivenDiffusion",
-    "Denoiser",
-    "Diffusion",
-    "DiffusionGuide",
-    "DiffusionModel",
-    "DiscreteDenoiser",
-    "ELBOTerms",
-    "EncodedDiffusion",
-    "GenerativeChain",
-    "GenerativePath",
-    "HamiltonianDiffusion",
-    "LearnedDiffusion",
-    "LearnedDrift",
-    "LinearDiffusion",
-    "MixedDenoiser",
-    "NoisePrediction",
-    "NoisingPath",
-    "NonlinearDiffusion",
-    "PerDimensionDiffusion",
-    "RawScore",
-    "ResidualScore",
-    "Simulated",
-    "SimulatedPath",
-    "Simulation",
-    "StateDenoiser",
-    "TimeVaryingDiffusion",
-    "TimeVaryingLearnedDiffusion",
-    "bits_per_dim",
-    "bound",
-    "condition",
-    "elbo_terms",
-    "impute",
-]
+if TYPE_CHECKING:
+    from pyro_mdm.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A module of this package, or a name of :mod:`pyro_mdm.public`."""
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        public = import_module("pyro_mdm.public") if name[0] != "_" or name == "__all__" else None
+        if not hasattr(public, name):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(public, name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("pyro_mdm.public").__all__})

@@ -27,7 +27,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["inference.train", "inference.compare", "inference.inspect"])
+LOADED = [
+    *("inference.train", "inference.compare", "inference.inspect"),
+    # what they load where they need it
+    *("inference.report", "lightning_fabric", "sklearn.datasets", "torch.utils.tensorboard"),
+]
+FORK.set_forkserver_preload(LOADED)
 
 
 def _nothing() -> None:

@@ -303,7 +303,7 @@ def test_the_best_and_the_worst_images_are_told_apart(
     monkeypatch.setattr(report.tensorboard, "write_ranked_images", keep)
     run, programs, _ = load_trained(trained)
     with SummaryWriter(str(tmp_path)) as writer:
-        report.draw_end(run, writer, programs)
+        report.draw_end(run, writer, programs, 0)
     bits, errors = drawn["bits"], drawn["errors"]
     noisy = drawn["images"].flatten(1).amax(1) > 0
     assert len(bits) == 16 and bool((errors > 0).all())
@@ -321,6 +321,6 @@ def test_the_best_and_the_worst_images_are_told_apart(
     )
     monkeypatch.setattr(report, "RANKED_OF", 8)
     with SummaryWriter(str(tmp_path)) as writer:
-        report.draw_end(run, writer, programs)
+        report.draw_end(run, writer, programs, 0)
     assert torch.equal(looked_at[0].data, programs.problem.test[1::3])
     assert len(drawn["bits"]) == 8

@@ -1,4 +1,7 @@
-"""How threads wait for each other: set by the programs before torch is loaded, unless it is set."""
+"""How threads wait for each other, and how many there are.
+
+The programs set the first before torch is loaded, unless it is set, and the second by the load.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from inference import OPENMP_WAITING
+from inference import OPENMP_WAITING, environment
+from inference.runs import Run
+from inference.train import train
+from tests.brief import SHORT
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +57,7 @@ def test_what_the_user_sets_stays_alone(name: str) -> None:
 
 
 def test_the_library_sets_nothing() -> None:
-    assert set_by("pyro_mdm") == ["torch"]
+    assert set_by("pyro_mdm.public") == ["torch"]
 
 
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="no OpenMP")
@@ -61,3 +68,106 @@ def test_the_runtime_of_a_program_has_it() -> None:
     if "GOMP_SPINCOUNT" not in shown:
         pytest.skip("not GCC's OpenMP")
     assert set(re.findall(r"GOMP_SPINCOUNT\s*=\s*'(\d+)'", shown)) == {"10000"}
+
+
+# -- how many --------------------------------------------------------------------------------------
+
+
+def look_at(
+    patch: pytest.MonkeyPatch, folder: Path, busy: list[float], most: int | None = None
+) -> list[int]:
+    """A machine whose cores are busy so much of the time, of 4 more that aren't ours; the calls
+    that set a number of threads."""
+    set_to: list[int] = []
+    state = {"most": most or len(busy)}
+
+    def set_number(number: int) -> None:
+        set_to.append(number)
+        state["most"] = number
+
+    def write(ticks: int) -> None:
+        parts = [*busy, 1.0, 1.0, 1.0, 1.0]
+        lines = ["cpu  1 2 3 4 5 6 7 8 9 10"]
+        for i, part in enumerate(parts):
+            work, rest = round(part * ticks), ticks - round(part * ticks)
+            lines.append(f"cpu{i} {work} 0 0 {rest // 2} {rest - rest // 2} 0 0 0 {work} 0")
+        (folder / "stat").write_text("\n".join([*lines, "intr 1 2 3", "ctxt 5"]))
+
+    write(1_000)
+    patch.delenv("OMP_NUM_THREADS", raising=False)
+    patch.setattr(environment, "STAT", folder / "stat")
+    patch.setattr(time, "sleep", lambda seconds: write(1_050))
+    patch.setattr(os, "sched_getaffinity", lambda pid: set(range(len(busy))), raising=False)
+    patch.setattr(torch, "get_num_threads", lambda: state["most"])
+    patch.setattr(torch, "set_num_threads", set_number)
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("busy", "expected"),
+    [
+        ([0.0, 0.0], 2),
+        ([0.1, 0.2], 2),
+        ([1.0, 0.0], 1),
+        ([0.5, 0.5], 1),
+        ([1.0, 1.0], 1),
+        ([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], 5),
+    ],
+)
+def test_there_are_as_many_threads_as_cores_that_other_work_leaves(
+    busy: list[float], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to = look_at(monkeypatch, tmp_path, busy)
+    found = environment.choose_threads()
+    assert found.number == torch.get_num_threads() == expected
+    assert set_to == ([] if expected == len(busy) else [expected])
+    few = f" of {len(busy)}, as other work has {sum(busy):.1f} of {len(busy)} cores"
+    assert found.why == (few if set_to else "")
+    assert str(found).startswith("1 thread of" if expected == 1 else f"{expected} threads")
+
+
+def test_threads_that_are_given_are_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to = look_at(monkeypatch, tmp_path, [1.0, 1.0, 1.0])
+    assert environment.choose_threads(2) == (2, "") and set_to == [2]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert environment.choose_threads() == (2, "") and set_to == [2]
+
+
+def test_without_linux_it_is_the_load_that_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(monkeypatch, tmp_path, [0.0] * 4, most=4)
+    monkeypatch.setattr(environment, "STAT", tmp_path / "nothing")
+    for load, expected in ((0.2, 4), (2.6, 1), (30.0, 1)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        assert environment.choose_threads().number == expected
+    monkeypatch.delattr(os, "getloadavg")
+    assert environment.choose_threads().number == 4
+
+
+def test_the_processor_is_looked_at_as_it_is() -> None:
+    cores, busy = environment.busy_cores()
+    assert 1 <= cores <= (os.cpu_count() or 1) and 0 <= busy <= cores
+
+
+def test_a_run_says_its_threads_and_keeps_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    few_pictures: None,
+) -> None:
+    set_to = look_at(monkeypatch, tmp_path, [1.0, 1.0, 0.0])
+    train(**SHORT | {"steps": 2}, run=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "1 thread of 3, as other work has 2.0 of 3 cores; --threads is another number\n" in said
+    assert ": toy under learned, step 0 of 2, 1 thread\n" in said
+    assert Run.open(tmp_path / "run").config["threads"] == 1
+    set_to.clear()
+    torch.set_num_threads(3)
+    train(resume=tmp_path / "run")
+    assert set_to == [3, 1] and "step 2 of 2, 1 thread\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--threads is 0, expected a positive number"):
+        train(**SHORT, threads=0, run=tmp_path / "none")

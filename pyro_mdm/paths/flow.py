@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from pyro_mdm import randomness
@@ -108,6 +107,8 @@ def flow_log_prob(
         ValueError: one whose paths are driven by the data; a score of which some dimensions are
             observed or left out.
     """
+    import torchdiffeq  # loads scipy
+
     if diffusion.context is not None or diffusion.rows is not None:
         raise TypeError(
             "the probability flow is one ODE for all data, and paths of "

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
@@ -102,6 +101,8 @@ class ProbabilityFlow(Sampler):
         return self._adapted(y, ask, bar)
 
     def _adapted(self, y: Tensor, ask: Questions, bar: Progress) -> Tensor:
+        import torchdiffeq  # loads scipy
+
         flow = _Flow(ask, bar)
         start = ask.diffusion.start_time
         ends = _way(ask.diffusion, torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))

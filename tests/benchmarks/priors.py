@@ -5,8 +5,9 @@
 x ~ a model trained on draws of a law, y ~ N(x, σ²): the law is Gaussian with correlated dimensions,
 in 2 and in 10 dimensions, or a mixture of two Gaussians in 2, whose posterior has two modes. All of
 ``MDM(model)`` is as it is by default. A table has, by inference: the largest error of a posterior
-mean in units of the exact standard deviation, the standard deviations found over exact ones, and
-the CPU seconds; and before it what a value costs, and what other draws would change in it.
+mean in units of the exact standard deviation; the standard deviations found over exact ones (those
+of the best independent dimensions for ``AutoNormal``); and the CPU seconds. Before it: what a
+gradient costs, and what other draws would change in a value.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def gaussian(d: int, correlation: float) -> Mixture:
 
 
 PROBLEMS = {
-    "Gaussian, 2": (gaussian(2, 0.8), torch.tensor([1.0, -0.5])),
+    "Gaussian, 2": (gaussian(2, 0.8), torch.tensor([1.0, 0.5])),
     "Gaussian, 10": (gaussian(10, 0.5), torch.linspace(-1.0, 1.5, 10)),
     "mixture, 2": (
         Mixture(
@@ -106,6 +107,8 @@ def by_nuts(program, samples: int) -> Tensor:
 
 def row(name: str, found: Tensor, law: Mixture, seconds: float) -> str:
     mean, deviation = law.moments()
+    if name == "AutoNormal":  # of independent dimensions the best, by KL(q ‖ p), is narrower
+        deviation = torch.linalg.inv(law.covariance).diagonal().rsqrt()
     off = ((found.mean(0) - mean) / deviation).abs().max()
     ratio = found.std(0) / deviation
     share = ""

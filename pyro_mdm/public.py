@@ -1,0 +1,74 @@
+"""The names that the library is used by, which are those of :mod:`pyro_mdm` too."""
+
+from pyro_mdm.conditioning import condition
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
+from pyro_mdm.diffusions.encoded import EncodedDiffusion
+from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
+from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.distribution import MDM
+from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
+from pyro_mdm.evaluation.bounds import Bound, bound
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.imputation import impute
+from pyro_mdm.likelihoods.base import bits_per_dim
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.chain import GenerativeChain
+from pyro_mdm.paths.generative import GenerativePath
+from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.paths.simulated import SimulatedPath
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
+from pyro_mdm.scores.mixed import MixedDenoiser
+from pyro_mdm.scores.raw import NoisePrediction, RawScore
+from pyro_mdm.scores.residual import ResidualScore
+from pyro_mdm.scores.state import StateDenoiser
+
+__all__ = [
+    "ALDA",
+    "CLD",
+    "HOLD",
+    "MALDA",
+    "MDM",
+    "MDM_ELBO",
+    "VPSDE",
+    "Bound",
+    "DataDrivenDiffusion",
+    "Denoiser",
+    "Diffusion",
+    "DiffusionGuide",
+    "DiffusionModel",
+    "DiscreteDenoiser",
+    "ELBOTerms",
+    "EncodedDiffusion",
+    "GenerativeChain",
+    "GenerativePath",
+    "HamiltonianDiffusion",
+    "LearnedDiffusion",
+    "LearnedDrift",
+    "LinearDiffusion",
+    "MixedDenoiser",
+    "NoisePrediction",
+    "NoisingPath",
+    "NonlinearDiffusion",
+    "PerDimensionDiffusion",
+    "RawScore",
+    "ResidualScore",
+    "Simulated",
+    "SimulatedPath",
+    "Simulation",
+    "StateDenoiser",
+    "TimeVaryingDiffusion",
+    "TimeVaryingLearnedDiffusion",
+    "bits_per_dim",
+    "bound",
+    "condition",
+    "elbo_terms",
+    "impute",
+]

@@ -1,0 +1,86 @@
+"""A run that has stopped learning says so, and with ``--patience`` it stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference import recipe, report
+from inference.checkpoints import latest_checkpoint
+from inference.train import train
+from tests.brief import SHORT
+
+STILL = SHORT | {"steps": 12, "learning_rate": 1e-12, "diffusion_learning_rate": 0.0}
+"""Nothing is learned: the bound is the same at every measurement, of steps 2, 4, …, 12."""
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({250: 3.0}, (250, 0)),
+        ({250: 3.0, 500: 2.9}, (500, 0)),
+        ({250: 3.0, 500: 2.996, 750: 2.9951}, (250, 2)),
+        ({250: 3.0, 500: 2.997, 750: 2.994, 1000: 2.991}, (750, 1)),  # slowly, but it falls
+        ({250: 3.0, 500: 3.2, 750: 3.1}, (250, 2)),  # it had been lower
+    ],
+)
+def test_a_bound_last_fell(bounds: dict[int, float], expected: tuple[int, int]) -> None:
+    assert recipe.last_fall(bounds) == expected
+
+
+def test_a_run_that_had_learned_all_it_would_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(**STILL, run=tmp_path / "run")
+    said = "the validation bound last fell by 0.005 bits/dim at step 2 of 12; fewer --steps, or "
+    assert said + "--patience 2, take less time\n" in capsys.readouterr().out
+    train(**STILL | {"measure_every": 12}, run=tmp_path / "measured once")
+    assert "last fell" not in capsys.readouterr().out
+
+
+def test_patience_stops_it_and_it_resumes_as_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 6, two measurements after step 2, wherever it was killed before."""
+    bound = train(**STILL, patience=2, run=tmp_path / "run")
+    said = "stopped at step 6 of 12, as --patience says: the validation bound last fell by 0.005 "
+    assert said + "bits/dim at step 2\n" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == 6
+    for k, (name, at) in enumerate({"at_step": 6, "at_end": 6}.items()):
+        run, original = tmp_path / f"killed-{k}", getattr(report, name)
+
+        def from_there(*arguments: Any, **options: Any) -> Any:
+            if at in arguments:  # noqa: B023
+                raise Killed
+            return original(*arguments, **options)  # noqa: B023
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(report, name, from_there)
+            train(**STILL, patience=2, run=run)
+        assert train(resume=run) == bound
+        assert latest_checkpoint(run / "checkpoints").step == 6
+        assert (run / "model.safetensors").read_bytes() == (
+            tmp_path / "run" / "model.safetensors"
+        ).read_bytes()
+    capsys.readouterr()
+    train(resume=tmp_path / "run")
+    assert "stopped at step 6 of 12" in capsys.readouterr().out
+
+
+def test_patience_that_does_not_run_out_changes_nothing(tmp_path: Path) -> None:
+    bounds = [
+        train(**SHORT, patience=patience, run=tmp_path / str(patience)) for patience in (None, 3)
+    ]
+    assert bounds[0] == bounds[1]
+    with pytest.raises(ValueError, match="--patience is 0, expected a positive number"):
+        train(**SHORT, patience=0, run=tmp_path / "none")
