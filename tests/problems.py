@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.scores.base import rotated
 
 Factory = Callable[[], LinearDiffusion]
 
@@ -262,14 +265,13 @@ class GaussianMixture:
         log_density = -0.5 * (rotated.square() / total + (2 * math.pi * total).log()).sum(-1)
         return self.log_weights + log_density, rotated, total
 
-    def _state(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def _state(self, diffusion: Any, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """log w_n q_n(y_s) (*batch, n) and S_n^{-1} (y - a μ_n) (*batch, n, K, d).
 
         S = Σ + C ⊗ a aᵀ, one K×K matrix along each axis of C; it makes no use of z.
         """
         with torch.no_grad():
-            marginal = diffusion.marginal(s)
-        a, Sigma = marginal.mean, marginal.covariance
+            a, Sigma = direction(diffusion, s), diffusion.marginal(s).covariance
         K = diffusion.num_variables
         mean = a[..., None, :, None] * self.means[:, None, :]
         rotated = torch.einsum("nij,...nki->...njk", self.vectors, y.unsqueeze(-3) - mean)
@@ -298,6 +300,13 @@ class GaussianMixture:
         log_joint, force = self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))
         return -(log_joint.softmax(-1)[..., None, None] * force).sum(-3)
 
+    def state_x_hat(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:
+        """E[x | y_s], (*batch, d), for y (*batch, K, d), from all of the state."""
+        log_joint, force = self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))
+        a = direction(diffusion, s)[..., None, :, None]
+        each = self.means + torch.einsum("nij,...nj->...ni", self.covariances, (a * force).sum(-2))
+        return (log_joint.softmax(-1).unsqueeze(-1) * each).sum(-2)
+
     def noised(self, diffusion: LinearDiffusion, s: float, num: int, seed: int = 0) -> Tensor:
         """Draws of y_s, (num, K, d)."""
         x = self.sample(num, seed)
@@ -305,6 +314,79 @@ class GaussianMixture:
             marginal = diffusion.marginal(s)
         noise = normal(seed + 1, num, diffusion.num_variables, *self.event_shape)
         return marginal.mean[:, None] * x[:, None] + marginal.scale_tril @ noise
+
+
+class LinearEncoder(nn.Module):
+    """Every auxiliary mean is a multiple of its data dimension, the same for all."""
+
+    def __init__(self, auxiliary: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(1.5, -1.0, auxiliary, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope[:, None] * x.unsqueeze(1)).flatten(1)
+
+
+def direction(diffusion: Any, s: Tensor | float) -> Tensor:
+    """What x is multiplied by in the mean of y_s, (*s.shape, K): of a :class:`LinearEncoder`
+    too."""
+    a: Tensor = diffusion.marginal(s).mean
+    if not diffusion.starts_at_data:
+        return a
+    found: Tensor = a + diffusion.push(s) @ diffusion.encoder.slope
+    return found
+
+
+@torch.no_grad()
+def times_at(diffusion: Any, log_snr: Tensor) -> Tensor:
+    """Of log SNRs; of many by a table, to 1e-6 or so."""
+    different, which = log_snr.unique(return_inverse=True)
+    if len(different) < 1000:
+        found: Tensor = diffusion.time_at_log_snr(different)[which]
+        return found
+    s = diffusion.log_snr_grid(4001)
+    at = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
+    return torch.from_numpy(at).exp()
+
+
+class ExactNoise(nn.Module):
+    """-Lᵀ ∇ log q(y_s), the ε that a :class:`~pyro_mdm.NoisePrediction` would learn."""
+
+    def __init__(self, problem: GaussianMixture, diffusion: Any) -> None:
+        super().__init__()
+        self.known = [problem, diffusion]  # no part of the network
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        problem, diffusion = self.known
+        s = times_at(diffusion, log_snr)
+        score = problem.score(diffusion, inputs.unflatten(1, (-1, *problem.event_shape)), s)
+        return self.weight - apply_matrix(diffusion.marginal(s).scale_tril.mT, score).flatten(1)
+
+
+class ExactState(nn.Module):
+    """E[x | y] and E[m | y] under a :class:`LinearEncoder`, in what the network of a
+    :class:`~pyro_mdm.StateDenoiser` over ``Denoiser(network, mean, variance)`` is told."""
+
+    def __init__(self, problem: GaussianMixture, diffusion: Any) -> None:
+        super().__init__()
+        self.known = [problem, diffusion]
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        problem, diffusion = self.known
+        (d,), s2 = problem.event_shape, problem.covariance.diagonal()
+        s, v = times_at(diffusion, log_snr), (-log_snr).exp()[:, None]
+        marginal, total = diffusion.marginal(s), s2 + v
+        z, rest = problem.mean + inputs[:, :d] * total.sqrt(), inputs[:, d:].unflatten(1, (-1, d))
+        white = torch.cat([(z / v.sqrt()).unsqueeze(1), rest], 1)
+        x = problem.state_x_hat(
+            diffusion, apply_matrix(marginal.scale_tril, rotated(marginal, white)), s
+        )
+        m = diffusion.encoder.slope[:, None] * x.unsqueeze(1)
+        z = z - apply_vector(marginal.readout, diffusion.push(s) @ m)
+        base = problem.mean + s2 / total * (z - problem.mean)
+        return self.weight + torch.cat([(x - base) / (s2 * v / total).sqrt(), m.flatten(1)], 1)
 
 
 class ExactScore:
