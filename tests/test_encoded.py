@@ -349,7 +349,6 @@ def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
     "sampler",
     [
         StochasticExponentialIntegrator(24),
-        ExponentialIntegrator(24),
         EulerMaruyama(40),
     ],
     ids=lambda sampler: type(sampler).__name__,
