@@ -33,12 +33,12 @@ class EncodedDiffusion(WrappedDiffusion):
     see the whole state: :class:`~pyro_mdm.scores.StateDenoiser`, or one of the raw state.
 
     Decoders read x from y_ε as the base does, once the state is rid of what v_0 adds, so that noise
-    is that of λ(ε), which the diffusion term has paid for. No score is asked what m_φ(x) is. The
-    first row of M(ε)^{-1} gives x_0, whatever m_φ is, but takes nothing of v_0 for granted, and so
-    has more noise; the base's readout of y_ε - M(ε) (0, m_φ(x_0)) gives x_1, and m_φ(x_1) is near
-    enough. What v_0 says of x beyond that is not used: where m_φ has the slope c, the bound loses
-    about (ρ c)² nats for each data dimension, ρ being the base's readout of M(ε) e_1. Of CLD at
-    λ(ε) = 9 and 13 it is 0.034 and 0.007 for Σ_v = 0.01, and 0.012 and 0.001 for 0.25.
+    is that of λ(ε), which the diffusion term has paid for. No score is asked what m_φ(x) is: the
+    first row of M(ε)^{-1} gives x_0, which takes nothing of v_0 for granted, and so has more noise,
+    but m_φ(x_0) is near enough. What v_0 says of x beyond that is not used. Where m_φ has the slope
+    c, the bound loses up to 2 (ρ c)² nats for each data dimension, ρ being the base's readout of
+    M(ε) e_1: of CLD at λ(ε) = 9 and 13 it is 0.034 and 0.007 for Σ_v = 0.01, and 0.012 and 0.001
+    for 0.25.
 
     Args:
         base: with two variables at least.
@@ -98,15 +98,13 @@ class EncodedDiffusion(WrappedDiffusion):
         return found
 
     def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
-        """y_ε - M(ε) (0, m_φ(x_1)), see the class; float64. Two calls of m_φ."""
+        """y_ε - M(ε) (0, m_φ(x_0)), see the class; float64. One call of m_φ."""
         tau = self.clock(self.start_time)
         back, _ = self.base.propagator.pulled_back(torch.zeros_like(tau), tau)
-        state, found = y.double(), y.double()
-        for readout in (back[0], self.start.readout):  # of x_0, and of x_1
-            with full_precision(state):
-                x = found.movedim(y.dim() - 1 - event_dim, -1) @ readout
-            found = state - self.displacement(x.to(y.dtype), self.start_time, event_dim)
-        return found
+        state = y.double()
+        with full_precision(state):
+            x = (state.movedim(y.dim() - 1 - event_dim, -1) @ back[0]).to(y.dtype)
+        return state - self.displacement(x, self.start_time, event_dim)
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``mean of v_0``: m_φ(x), (K-1, n, *event_shape)."""
