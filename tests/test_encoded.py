@@ -28,7 +28,8 @@ from pyro_mdm import (
     bound,
     elbo_terms,
 )
-from pyro_mdm.likelihoods import JointTweedie, Tweedie, read_state
+from pyro_mdm.evaluation import probability_flow
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, MixedLikelihood, Tweedie, read_state
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.samplers import (
@@ -248,6 +249,7 @@ def test_decoders_lose_next_to_nothing(make: Any, problem: GaussianMixture, slop
         (exact(diffusion, problem), Tweedie()),
         (raw, None),
         (raw, Tweedie()),
+        (raw, MixedLikelihood([Gaussian(), Gaussian()], torch.tensor([0, 1]))),
     ):
         likelihood = likelihood or score.default_likelihood()
         lost = exact_law - likelihood(diffusion, score, y, 1).log_prob(x)
@@ -312,6 +314,16 @@ def test_an_encoding_of_nothing_is_the_base() -> None:
     error = math.hypot(terms[1].monte_carlo_error, terms[3].monte_carlo_error)
     gap = terms[1].diffusion.mean - terms[3].diffusion.mean
     assert abs(gap) < 4.5 * error < 1.0
+
+
+@torch.no_grad()
+def test_weights_of_the_flow_are_the_density() -> None:
+    """p(y_ε) p(x | y_ε) / q(y_ε | x) of each draw, where score and decoder are exact."""
+    diffusion, x = EncodedDiffusion(CLD(max_log_snr=9.0), LinearEncoder(1)), data(8)
+    diffusion.encoder.slope.data.fill_(0.8)
+    model = DiffusionModel(diffusion, exact(diffusion))
+    found = probability_flow(model, DiffusionGuide(diffusion), x, samples=1).per_datum
+    assert float((found - PROBLEM.log_prob(x)).abs().max()) < 0.3
 
 
 @torch.no_grad()
