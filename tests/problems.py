@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_vector
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.networks import MAP_UNIT
+from pyro_mdm.scores.base import rotated
+from pyro_mdm.scores.denoiser import Denoiser
 
 Factory = Callable[[], LinearDiffusion]
 
@@ -262,14 +267,13 @@ class GaussianMixture:
         log_density = -0.5 * (rotated.square() / total + (2 * math.pi * total).log()).sum(-1)
         return self.log_weights + log_density, rotated, total
 
-    def _state(self, diffusion: LinearDiffusion, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def _state(self, diffusion: Any, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """log w_n q_n(y_s) (*batch, n) and S_n^{-1} (y - a μ_n) (*batch, n, K, d).
 
         S = Σ + C ⊗ a aᵀ, one K×K matrix along each axis of C; it makes no use of z.
         """
         with torch.no_grad():
-            marginal = diffusion.marginal(s)
-        a, Sigma = marginal.mean, marginal.covariance
+            a, Sigma = direction(diffusion, s), diffusion.marginal(s).covariance
         K = diffusion.num_variables
         mean = a[..., None, :, None] * self.means[:, None, :]
         rotated = torch.einsum("nij,...nki->...njk", self.vectors, y.unsqueeze(-3) - mean)
@@ -281,8 +285,12 @@ class GaussianMixture:
         scale = S.diagonal(dim1=-2, dim2=-1).sqrt()
         L = torch.linalg.cholesky(S / scale.unsqueeze(-1) / scale.unsqueeze(-2))
         scaled = rotated / scale
-        L = L.expand(*scaled.shape[:-1], K, K)
-        solved = torch.cholesky_solve(scaled.unsqueeze(-1), L)[..., 0]
+        if L.dim() == 4:  # of one time: states are columns
+            columns = scaled.reshape(-1, *L.shape[:-1]).movedim(0, -1)
+            solved = torch.cholesky_solve(columns, L).movedim(-1, 0).reshape(scaled.shape)
+        else:
+            L = L.expand(*scaled.shape[:-1], K, K)
+            solved = torch.cholesky_solve(scaled.unsqueeze(-1), L)[..., 0]
         log_det = 2 * (L.diagonal(dim1=-2, dim2=-1).log() + scale.log()).sum(-1)
         quadratic = (scaled * solved).sum(-1)
         log_density = -0.5 * (quadratic + log_det + K * math.log(2 * math.pi)).sum(-1)
@@ -298,6 +306,13 @@ class GaussianMixture:
         log_joint, force = self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))
         return -(log_joint.softmax(-1)[..., None, None] * force).sum(-3)
 
+    def state_x_hat(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:
+        """E[x | y_s], (*batch, d), for y (*batch, K, d), from all of the state."""
+        log_joint, force = self._state(diffusion, y, torch.as_tensor(s, dtype=torch.float64))
+        a = direction(diffusion, s)[..., None, :, None]
+        each = self.means + torch.einsum("nij,...nj->...ni", self.covariances, (a * force).sum(-2))
+        return (log_joint.softmax(-1).unsqueeze(-1) * each).sum(-2)
+
     def noised(self, diffusion: LinearDiffusion, s: float, num: int, seed: int = 0) -> Tensor:
         """Draws of y_s, (num, K, d)."""
         x = self.sample(num, seed)
@@ -305,6 +320,120 @@ class GaussianMixture:
             marginal = diffusion.marginal(s)
         noise = normal(seed + 1, num, diffusion.num_variables, *self.event_shape)
         return marginal.mean[:, None] * x[:, None] + marginal.scale_tril @ noise
+
+
+class LinearEncoder(nn.Module):
+    """Every auxiliary mean is a multiple of its data dimension, the same for all."""
+
+    def __init__(self, auxiliary: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(1.5, -1.0, auxiliary, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope[:, None] * x.unsqueeze(1)).flatten(1)
+
+
+def direction(diffusion: Any, s: Tensor | float) -> Tensor:
+    """What x is multiplied by in the mean of y_s, (*s.shape, K): of a :class:`LinearEncoder`
+    too."""
+    a: Tensor = diffusion.marginal(s).mean
+    if not diffusion.starts_at_data:
+        return a
+    found: Tensor = a + diffusion.push(s) @ diffusion.encoder.slope
+    return found
+
+
+@torch.no_grad()
+def times_at(diffusion: Any, log_snr: Tensor) -> Tensor:
+    """Of log SNRs; of many by a table, to 1e-6 or so."""
+    different, which = log_snr.unique(return_inverse=True)
+    if len(different) < 1000:
+        found: Tensor = diffusion.time_at_log_snr(different)[which]
+        return found
+    s = diffusion.log_snr_grid(4001)
+    at = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
+    return torch.from_numpy(at).exp()
+
+
+class ExactNoise(nn.Module):
+    """-Lᵀ ∇ log q(y_s), the ε that a :class:`~pyro_mdm.NoisePrediction` would learn."""
+
+    def __init__(self, problem: GaussianMixture, diffusion: Any) -> None:
+        super().__init__()
+        self.known = [problem, diffusion]  # no part of the network
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        problem, diffusion = self.known
+        s = _one_time(times_at(diffusion, log_snr))
+        score = problem.score(diffusion, inputs.unflatten(1, (-1, *problem.event_shape)), s)
+        return self.weight - apply_matrix(diffusion.marginal(s).scale_tril.mT, score).flatten(1)
+
+
+class ExactState(nn.Module):
+    """E[x | y] and E[m | y] under a :class:`LinearEncoder`, in what the network of a
+    :class:`~pyro_mdm.StateDenoiser` over ``Denoiser(network, mean, variance)`` is told."""
+
+    def __init__(self, problem: GaussianMixture, diffusion: Any) -> None:
+        super().__init__()
+        self.known = [problem, diffusion]
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        problem, diffusion = self.known
+        (d,), s2 = problem.event_shape, problem.covariance.diagonal()
+        s, v = _one_time(times_at(diffusion, log_snr)), (-log_snr).exp()[:, None]
+        marginal, total = diffusion.marginal(s), s2 + v
+        z, rest = problem.mean + inputs[:, :d] * total.sqrt(), inputs[:, d:].unflatten(1, (-1, d))
+        white = torch.cat([(z / v.sqrt()).unsqueeze(1), rest], 1)
+        x = problem.state_x_hat(
+            diffusion, apply_matrix(marginal.scale_tril, rotated(marginal, white)), s
+        )
+        m = diffusion.encoder.slope[:, None] * x.unsqueeze(1)
+        z = z - apply_vector(marginal.readout, diffusion.push(s) @ m)
+        base = problem.mean + s2 / total * (z - problem.mean)
+        return self.weight + torch.cat([(x - base) / (s2 * v / total).sqrt(), m.flatten(1)], 1)
+
+
+class Silent(nn.Module):
+    """A network of no opinion: denoisers are then those of their baseline."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
+
+
+class ExactDenoiser(Denoiser):
+    """E[x | z] of a Gaussian mixture for any map of log SNR.
+
+    With W = diag(1/√(1+v)), z is to be looked at as W z ~ N(W μ, W C W + diag(v/(1+v))), in which
+    v = 0 (observed) and v = ∞ (left out) are numbers like others.
+    """
+
+    def __init__(self, problem: GaussianMixture) -> None:
+        d = len(problem.mean)
+        variance = problem.covariance.diagonal()
+        super().__init__(Silent(d), problem.mean, variance, maps=True)
+        self.problem = problem
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        _, lam = self._values("z", z, log_snr)
+        lam = lam.reshape(*lam.shape, *[1] * (z.dim() - lam.dim())).expand(z.shape)
+        p, w = self.problem, torch.sigmoid(lam).sqrt().unsqueeze(-2)  # (*batch, 1, d)
+        rest = w * (z.unsqueeze(-2) - p.means)  # (*batch, n, d)
+        noise = torch.diag_embed(torch.sigmoid(-lam)).unsqueeze(-3)
+        S = w.unsqueeze(-1) * p.covariances * w.unsqueeze(-2) + noise
+        L = torch.linalg.cholesky(S)
+        white = torch.linalg.solve_triangular(L, rest.unsqueeze(-1), upper=False)
+        log_weights = p.log_weights - 0.5 * white.square().sum((-2, -1))
+        log_weights = log_weights - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        solved = torch.linalg.solve_triangular(L.mT, white, upper=True)
+        each = p.means + (p.covariances @ (w.unsqueeze(-1) * solved)).squeeze(-1)
+        return (log_weights.softmax(-1).unsqueeze(-1) * each).sum(-2)
 
 
 class ExactScore:
@@ -361,3 +490,153 @@ def given_measurement(
     log_joint = problem.log_weights - 0.5 * (square + log_det)
     law = GaussianMixture(log_joint.softmax(-1), means, (covariances + covariances.mT) / 2)
     return law, log_joint.logsumexp(0)
+
+
+def correlated() -> GaussianMixture:
+    """Four dimensions that depend strongly on each other, off centre."""
+    A = fixed(3, 4, 4)
+    covariance = A @ A.mT / 4 + 0.1 * torch.eye(4, dtype=torch.float64)
+    return GaussianMixture([1.0], torch.tensor([[0.7, -0.4, 0.0, 1.0]]), covariance[None])
+
+
+def bimodal() -> GaussianMixture:
+    """Two components, which every dimension alone leaves in doubt."""
+    means = torch.tensor([[0.8, 0.6, -0.7, 0.9], [-0.8, -0.6, 0.7, -0.5]])
+    A = 0.4 * fixed(8, 2, 4, 4)
+    covariances = A @ A.mT / 4 + 0.15 * torch.eye(4, dtype=torch.float64)
+    return GaussianMixture([0.6, 0.4], means, covariances)
+
+
+def part(problem: GaussianMixture, dims: Tensor) -> GaussianMixture:
+    """The law of these dimensions, a mask or indices."""
+    return GaussianMixture(
+        problem.log_weights.exp(),
+        problem.means[:, dims],
+        problem.covariances[:, dims][:, :, dims],
+    )
+
+
+def given_dimensions(problem: GaussianMixture, observed: Tensor, x: Tensor, asked: Tensor) -> Any:
+    """p(x_u | x_o), a mixture, for masks (d,) and one x (d,)."""
+    C, known = problem.covariances, x[observed] - problem.means[:, observed]
+    gain = torch.linalg.solve(C[:, observed][:, :, observed], C[:, observed][:, :, asked]).mT
+    means = problem.means[:, asked] + (gain @ known.unsqueeze(-1)).squeeze(-1)
+    covariances = C[:, asked][:, :, asked] - gain @ C[:, observed][:, :, asked]
+    of_o = [part_of(problem, k, observed).log_prob(x[observed]) for k in range(len(C))]
+    weights = (problem.log_weights + torch.stack(of_o)).softmax(-1)
+    return GaussianMixture(weights, means, (covariances + covariances.mT) / 2)
+
+
+def part_of(problem: GaussianMixture, k: int, dims: Tensor) -> GaussianMixture:
+    one = GaussianMixture([1.0], problem.means[k : k + 1], problem.covariances[k : k + 1])
+    return part(one, dims)
+
+
+def conditional_log_prob(
+    problem: GaussianMixture, x: Tensor, observed: Tensor, left_out: Tensor
+) -> Tensor:
+    """log p(x_u | x_o), (n,), for x (n, d) and masks (d,) or (n, d)."""
+    both = torch.stack([observed.expand_as(x), ~left_out.expand_as(x)], 1)
+    found = torch.zeros(len(x), dtype=torch.float64)
+    for pair in both.unique(dim=0):
+        rows = (both == pair).flatten(1).all(1)
+        o, ou = pair
+        found[rows] = part(problem, ou).log_prob(x[rows][:, ou])
+        if o.any():
+            found[rows] -= part(problem, o).log_prob(x[rows][:, o])
+    return found
+
+
+def law_of_dimensions(diffusion: Any, s: float, d: int) -> tuple[Tensor, Tensor]:
+    """What x is multiplied by, (d, K), and the covariance (d, K, K) of y_s given x, at one time."""
+    K, at = diffusion.num_variables, diffusion.as_tensor(s)
+    S = diffusion.marginal(at).covariance
+    return direction(diffusion, at).expand(1, d, K)[0], S.expand(1, d, K, K)[0]
+
+
+def law_of_states(problem: GaussianMixture, diffusion: Any, s: float) -> GaussianMixture:
+    """The law of y_s, flattened to K·d numbers, at one time; of blocks per dimension too."""
+    d, K = len(problem.mean), diffusion.num_variables
+    a, S = law_of_dimensions(diffusion, s, d)
+    outer = torch.einsum("ik,jl,nij->nkilj", a, a, problem.covariances)
+    outer = outer + torch.einsum("ij,ikl->kilj", torch.eye(d, dtype=torch.float64), S)
+    means = torch.einsum("ik,ni->nki", a, problem.means).flatten(1)
+    return GaussianMixture(problem.log_weights.exp(), means, outer.reshape(-1, K * d, K * d))
+
+
+class Levels:
+    """Data of few levels that depend on each other: a table of joint probabilities, in which every
+    conditional law is a sum.
+
+    Args:
+        levels: (n,).
+        table: (n, …, n), one axis for each of d dimensions.
+    """
+
+    def __init__(self, levels: Tensor, table: Tensor) -> None:
+        self.levels, self.table = levels, table / table.sum()
+        d, n = table.dim(), len(levels)
+        index = torch.cartesian_prod(*[torch.arange(n)] * d)
+        self.index, self.values = index, levels[index]  # (n^d, d)
+        self.log_weights = self.table.flatten().log()
+        self.event_shape = torch.Size((d,))
+
+    def sample(self, num: int, seed: int = 0) -> Tensor:
+        """(num, d)."""
+        rows = torch.multinomial(self.table.flatten(), num, True, generator=generator(seed))
+        return self.values[rows]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Which of all data each of x (n, d) is, (n,)."""
+        return (x.unsqueeze(1) == self.values).all(-1).double().argmax(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), (n,)."""
+        return self.log_weights[self.rows(x)]
+
+    def conditional_log_prob(self, x: Tensor, observed: Tensor, left_out: Tensor) -> Tensor:
+        """log p(x_u | x_o), (n,), for masks (d,)."""
+
+        def of_part(dims: Tensor) -> Tensor:
+            same = (x[:, None, dims] == self.values[:, dims]).all(-1)
+            return torch.where(same, self.log_weights, -math.inf).logsumexp(1)
+
+        return of_part(~left_out) - of_part(observed)
+
+    @property
+    def log_prior(self) -> Tensor:
+        """Of each dimension alone, (d, n)."""
+        d = self.event_shape[0]
+        others = [tuple(i for i in range(d) if i != j) for j in range(d)]
+        return torch.stack([self.table.sum(axes) for axes in others]).log()
+
+    def of_level(self, log_joint: Tensor) -> Tensor:
+        """log Σ of joint terms (*batch, n^d, d) by the level of each dimension, (*batch, d, n)."""
+        member = self.index.mT.unsqueeze(-1) == torch.arange(len(self.levels))  # (d, n^d, n)
+        most = log_joint.amax(-2, keepdim=True)
+        sums = torch.einsum("...id,din->...dn", (log_joint - most).exp(), member.double())
+        return sums.log() + most.movedim(-1, -2)
+
+
+class ExactLevels(nn.Module):
+    """The network of a :class:`~pyro_mdm.DiscreteDenoiser` of these data with ``"logits"`` and
+    ``maps=True``: what all other dimensions say of each."""
+
+    def __init__(self, problem: Levels) -> None:
+        super().__init__()
+        self.problem = problem
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
+        problem = self.problem
+        prior = problem.log_prior.exp()
+        mean = prior @ problem.levels
+        s2 = (prior * (problem.levels - mean[:, None]).square()).sum(-1)
+        s2 = s2.clamp_min(0.5 * float(s2.mean()))
+        (d,) = problem.event_shape
+        precision = (MAP_UNIT * inputs[:, d : 2 * d]).exp()  # a context may follow
+        z = mean + inputs[:, :d] * (s2 + 1 / precision).sqrt()
+        each = -0.5 * precision.unsqueeze(1) * (z.unsqueeze(1) - problem.values).square()
+        others = problem.log_weights[:, None] + each.sum(-1, keepdim=True) - each
+        out = problem.of_level(others) - problem.log_prior
+        return self.weight + out.movedim(-1, -2).flatten(1)

@@ -249,6 +249,16 @@ class Diffusion(Restorable, nn.Module, ABC):
         """
         return None
 
+    def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
+        """y_ε (*batch, K, *event_shape) less what :meth:`displacement` added, as far as y_ε says.
+
+        The readout of :attr:`start` gives x with this, in float64 where anything is taken away.
+
+        Args:
+            event_dim: number of dimensions of a datum.
+        """
+        return y
+
     def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
         """States y_s of data, and the score to be learned there, where the drift sees the data.
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Marginal, Times
+from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.linear import LinearDiffusion, shared
+from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_instance
 
@@ -31,9 +32,13 @@ class EncodedDiffusion(WrappedDiffusion):
     it. Σ_v is the base's ``initial_variance``. The generative model is the base's; its score must
     see the whole state: :class:`~pyro_mdm.scores.StateDenoiser`, or one of the raw state.
 
-    The decoder reads x from y_ε whatever m_φ is, by the first row of M(ε)^{-1}: it takes nothing of
-    v_0 for granted. So λ of :attr:`start` is a little below ``max_log_snr``, which counts on v_0
-    being known to Σ_v.
+    Decoders read x from y_ε as the base does, once the state is rid of what v_0 adds, so that noise
+    is that of λ(ε), which the diffusion term has paid for. No score is asked what m_φ(x) is: the
+    first row of M(ε)^{-1} gives x_0, which takes nothing of v_0 for granted, and so has more noise,
+    but m_φ(x_0) is near enough. What v_0 says of x beyond that is not used. Where m_φ has the slope
+    c, the bound loses up to 2 (ρ c)² nats for each data dimension, ρ being the base's readout of
+    M(ε) e_1: of CLD at λ(ε) = 9 and 13 it is 0.034 and 0.007 for Σ_v = 0.01, and 0.012 and 0.001
+    for 0.25.
 
     Args:
         base: with two variables at least.
@@ -92,13 +97,14 @@ class EncodedDiffusion(WrappedDiffusion):
         found: Tensor = self.base.propagator.moments(None, self.clock(s))[0][..., 1:]
         return found
 
-    @property
-    def start(self) -> Marginal:
-        """The law of y_ε given x and m_φ(x) = 0, and a readout that no m_φ moves."""
-        base = self.base.start
+    def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
+        """y_ε - M(ε) (0, m_φ(x_0)), see the class; float64. One call of m_φ."""
         tau = self.clock(self.start_time)
-        back, pulled = self.base.propagator.pulled_back(torch.zeros_like(tau), tau)
-        return base._replace(readout=back[0], log_snr=-pulled[0, 0].log())
+        back, _ = self.base.propagator.pulled_back(torch.zeros_like(tau), tau)
+        state = y.double()
+        with full_precision(state):
+            x = (state.movedim(y.dim() - 1 - event_dim, -1) @ back[0]).to(y.dtype)
+        return state - self.displacement(x, self.start_time, event_dim)
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``mean of v_0``: m_φ(x), (K-1, n, *event_shape)."""

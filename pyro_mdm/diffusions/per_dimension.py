@@ -58,7 +58,8 @@ class PerDimensionDiffusion(Diffusion):
         clocks: one for all by default.
         clock_of: which of the clocks a dimension has, likewise.
         transform: coordinates of the data, such as :class:`~pyro_mdm.diffusions.Frequencies`; then
-            it is these that are noised, and "dimension" means one of these.
+            it is these that are noised, and "dimension" means one of these. Fit a
+            :class:`~pyro_mdm.Denoiser` to ``coordinates(x)``.
 
     Raises:
         ValueError: blocks of different K or λ(ε), indices that are none, neither ``block_of`` nor

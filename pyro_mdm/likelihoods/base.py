@@ -154,6 +154,7 @@ def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int
             f"y has shape {tuple(y.shape)}, expected (*batch, K, *event_shape) with K = {K} "
             f"variables and {event_dim} event dimensions"
         )
+    y = diffusion.without_displacement(y, event_dim)
     start, rows = diffusion.start, y.double().movedim(batch_dim, -1)
     if diffusion.maps:  # at one level of noise
         high = diffusion.start_log_snr

@@ -10,7 +10,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Transform, constraints
 
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
@@ -23,6 +25,9 @@ class Gaussian(Likelihood):
     r"""Decoder for continuous data: the posterior of x given z = x + e^{-λ/2} ε.
 
         N( x; μ + σ²/(σ²+v) (z - μ), σ² v/(σ²+v) ),  v = e^{-λ},    or N(x; z, v) for σ² = ∞
+
+    Where states hold coordinates of the data (``transform``), x, z, μ and σ² are these coordinates,
+    as for :class:`~pyro_mdm.Denoiser`; what it returns is still a law of the data.
 
     Args:
         prior_mean, prior_variance: μ, σ²: numbers, or tensors of the event shape. By default flat.
@@ -54,9 +59,34 @@ class Gaussian(Likelihood):
     ) -> TorchDistributionMixin:
         """N(x; …), see the class; differentiable in y and the diffusion."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
+        z = diffusion.coordinates(z)
         ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
         mean = z + ratio / (1 + ratio) * (self.prior_mean - z)
-        return _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
+        law = _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
+        if diffusion.transform is None:
+            return law
+        return dist.TransformedDistribution(law, [_OfCoordinates(diffusion, len(law.event_shape))])
+
+
+class _OfCoordinates(Transform):
+    """Data of their coordinates, which an orthonormal transform makes: no volume changes."""
+
+    bijective = True
+
+    def __init__(self, diffusion: Diffusion, event_dim: int) -> None:
+        super().__init__()
+        self._diffusion = diffusion
+        self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._diffusion.from_coordinates(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._diffusion.coordinates(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """0 for each datum."""
+        return x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
 
 
 class Tweedie(Likelihood):

@@ -49,8 +49,9 @@ class MixedLikelihood(Likelihood):
                 "of a MixedLikelihood; use a diffusion without dimension clocks"
             )
         dims = Parts(self.part_of)
-        of_parts = zip(self.parts, dims.split(y), strict=True)
-        return MixedDecoder([part(diffusion, score, own, 1) for part, own in of_parts], dims)
+        of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
+        base = diffusion.reference  # in which nothing is displaced
+        return MixedDecoder([part(base, score, own.to(y), 1) for part, own in of_parts], dims)
 
 
 class MixedDecoder(DecoderDistribution):

@@ -151,9 +151,21 @@ class Score(Restorable, ExactBuffers, ABC):
         """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
+
+        Raises:
+            TypeError: paths that start at an encoding of the data, at another time than ε.
         """
         self.check_process(diffusion, 1.0)
-        return project(diffusion, self.score(diffusion, y, s), y, s)
+        state = y
+        if diffusion.starts_at_data:
+            s = diffusion.as_tensor(s)
+            if not bool((s == diffusion.start_time).all()):
+                raise TypeError(
+                    f"{type(self).__name__} gives no x̂ under {type(diffusion).__name__} but at "
+                    "the start time: g² s_θ does not tell x from m(x); use StateDenoiser"
+                )
+            state = diffusion.without_displacement(y, y.dim() - 1 - (s.dim() or 1))
+        return project(diffusion, self.score(diffusion, y, s), state, s)
 
     def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
         """Where a process that is run back with the part η of the noise is drawn to, like x̂.

@@ -26,8 +26,11 @@ from pyro_mdm import CLD, VPSDE, DiffusionModel
 from pyro_mdm.measurements import Mask, Matrix, condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral, Replacement
 from pyro_mdm.support.measured import Measured
+from tests.problems import ExactDenoiser as Exact
 from tests.problems import GaussianMixture, fixed, given_measurement
-from tests.test_conditioning import ENDS, D, Exact, gaussian, mixture
+from tests.problems import bimodal as mixture
+from tests.problems import correlated as gaussian
+from tests.test_conditioning import ENDS, D
 
 __all__ = ["Case", "Found", "METHODS"]
 

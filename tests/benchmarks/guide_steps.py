@@ -1,8 +1,10 @@
 """What a step of training costs under each guide of the table ``linear``; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.guide_steps discrete
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.guide_steps discrete mnist5k
 
-Processor time of a loss and its gradients for a batch of 64, medians of 7 in turns.
+Processor time of a loss and its gradients for a batch of 64, medians of 7 in turns. The network is
+the same for other images of the size.
 """
 
 from __future__ import annotations
@@ -47,10 +49,11 @@ def compare(steps: dict[str, Callable[[], float]], turns: int = 7) -> None:
         print(f"{name:18} {1000 * median:6.0f} ms  {median / first:.3f}")
 
 
-def main(score: str) -> None:
+def main(score: str, model: str = "fashion_mnist") -> None:
     table = TABLES["linear"]
     guides = table.guides_of(score).items()
-    compare({name: step_of(table.options | opts | {"score": score}) for name, opts in guides})
+    asked = {"score": score, "model": model}
+    compare({name: step_of(table.options | opts | asked) for name, opts in guides})
 
 
 if __name__ == "__main__":
