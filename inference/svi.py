@@ -5,7 +5,6 @@ python -m inference.svi --data digits --guide MALDA --steps 1000
 tensorboard --logdir runs/svi
 """
 
-# ruff: noqa: E402  # --help is quick: it needs none of the later imports
 import argparse
 
 parser = argparse.ArgumentParser()
@@ -43,7 +42,6 @@ score = (
     if args.data == "digits"
     else pyro_mdm.Denoiser.fit(MLP(30), train)
 )
-
 diffusion = getattr(pyro_mdm, args.guide)(max_log_snr=9.0)  # the line to change
 model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
 svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-3}), loss=MDM_ELBO())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -19,15 +21,21 @@ from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
-from pyro_mdm.support.modules import in_eval_mode
+from pyro_mdm.support.modules import evaluating, in_eval_mode
 
 __all__ = ["MDM", "MOST"]
 
 MOST = 256
 """Dimensions up to which the density of a flow, with d derivatives a call, is the default."""
 
-DRAWS: dict[str, int] = {"flow": 2, "elbo": 64, "importance": 1}
-"""For each datum, by default: of a flow one pair of opposite sign."""
+DRAWS = {"flow": 2}
+"""For each datum, by default, else 1: of a flow one pair of opposite sign."""
+
+AGREE, RELEVANT = 0.05, 10.0
+"""Nats: how well the flow's densities by n and by 2 n steps agree, and how far below the largest
+density it matters."""
+
+_STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
 
 class MDM(TorchDistribution):
@@ -37,41 +45,41 @@ class MDM(TorchDistribution):
     model's parameters (at the times of the sampler's grid as they are), where the sampler is the
     library's and the decoder has ``rsample``. Pyro then draws by it, with the graph of every
     network call, unless the model is frozen.
-    ``log_prob`` is one function of x, differentiable, the same at every call: its draws are fixed,
-    and the same for every datum. By which method it is found:
+    ``log_prob`` is differentiable in x and in the model. It is found by one of three methods:
 
     - ``"flow"``: the density of the probability-flow ODE, from ``draws`` draws of y_ε in ± pairs,
       with exact divergences. The default for a denoiser of at most :data:`MOST` continuous
-      dimensions, in 8 steps of a Runge-Kutta method: 32 network calls one after another, each with
-      d derivatives. Draws of other seeds differ by some hundredths of a nat.
+      dimensions. The draws are fixed and the same for every datum, so that it is one function of x,
+      which HMC and NUTS can walk on. The ODE takes Runge-Kutta steps of four network calls, with d
+      derivatives each: 8 steps, or 16, 32 or 64 where samples of the model show that fewer are not
+      enough.
     - ``"elbo"``: the mean of ``draws`` estimates of the evidence lower bound, all in one call. The
-      default for all else. It is off by nats, and by the root of the number of draws less.
+      default for all else. Its error is several nats with one draw, and falls as 1/√draws.
     - ``"importance"``: the log of the mean of ``draws`` weights of paths on a grid, a call for each
       step of each: a bound for the chain on that grid, tighter the more there are.
 
-    Each is, over seeds, a lower bound in expectation, so that a variational bound that it is part
-    of stays a bound.
+    The last two are lower bounds in expectation over draws, which are fresh at every call, so that
+    a variational bound that they are part of stays a bound. A seed fixes them.
 
     Args:
         model: a trained model in continuous time; put it in eval mode and freeze it,
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
-        method: of ``log_prob``; None for the default, which HMC takes if it is ``"flow"``.
-        draws: for each datum; by default 2 of ``"flow"``, 64 of ``"elbo"``, 1 of ``"importance"``.
-        seed: fixes the draws, and the model is evaluated in eval mode. None for others at every
-            call, in the mode that the model is in, as its training needs:
-            ``MDM(model, method="elbo", draws=1, seed=None)``; HMC and NUTS refuse that.
+        method: of ``log_prob``; None for the default.
+        draws: for each datum; by default 2 of ``"flow"``, else 1.
+        seed: fixes the draws, the same for every datum, and then the model is evaluated in eval
+            mode. None: 0 for ``"flow"``, other draws at every call for bounds.
         times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
             of a model that is a chain, else 65.
-        solver: of the ODE of ``"flow"``; by default ``Solver("rk4", steps=8)`` of a denoiser, and
-            an adaptive one of another score.
+        solver: of the ODE of ``"flow"``; by default as above for a denoiser, and an adaptive one
+            for another score.
         batch_shape: as of any distribution, broadcast with that of the contexts.
         context: of a model that has one, see :mod:`pyro_mdm.contexts`: of all data, (*shape), or of
             each, (*batch_shape, *shape).
 
     Raises:
-        TypeError, ValueError: no model, a method that there is not, ``"importance"`` of a diffusion
-            without a closed form, another method of a chain on a grid. ``log_prob`` under HMC or
-            NUTS: draws that are not fixed, or a bound that nobody asked for by name.
+        TypeError, ValueError: no model, a method that there is not, options of another method,
+            ``"importance"`` of a diffusion without a closed form, another method of a chain on a
+            grid. ``log_prob`` under HMC or NUTS: draws that are not fixed.
 
     Entries of x that are NaN are missing, as for :func:`~pyro_mdm.bound`: the density of what is
     there is bounded by ``"elbo"``, if the denoiser is told maps.
@@ -101,7 +109,7 @@ class MDM(TorchDistribution):
         *,
         method: Method | None = None,
         draws: int | None = None,
-        seed: int | None = 0,
+        seed: int | None = None,
         times: int | Tensor | None = None,
         solver: Solver | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
@@ -112,14 +120,19 @@ class MDM(TorchDistribution):
             "model", model, DiffusionModel, "e.g. DiffusionModel.from_pretrained(folder)"
         )
         self.model = model
-        self._asked = (method, draws, seed, times, solver)
         shape = torch.Size(batch_shape)
         if context is not None:
             self.context = model.checked_context(context)
             own = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
             shape = torch.broadcast_shapes(shape, own)
         super().__init__(shape, model.event_shape, validate_args=validate_args)
-        Estimator(model, method or "elbo", 1 if draws is None else draws, seed, times, solver)
+        if times is not None and method is None:
+            raise ValueError("times are of method 'importance'; add method='importance'")
+        if solver is not None:
+            method = method or "flow"
+        self._asked = (method, draws, seed, times, solver)
+        number = 1 if draws is None else draws
+        Estimator(model, method or "elbo", number, seed, times, solver)  # refused if it has to be
 
     @cached_property
     def method(self) -> Method:
@@ -142,9 +155,55 @@ class MDM(TorchDistribution):
         """Of log p(x) under the model, with what was asked for."""
         _, draws, seed, times, solver = self._asked
         draws = DRAWS.get(method, 1) if draws is None else draws
-        if solver is None and method == "flow" and self._flows:
-            solver = Solver("rk4", steps=8)
+        if method == "flow":
+            seed = 0 if seed is None else seed
+            if solver is None and self._flows:
+                solver = Solver("rk4", steps=self._steps)
         return Estimator(model, method, draws, seed, times, solver, common=True)
+
+    @property
+    def _steps(self) -> int:
+        """Of the flow: as few as twice as many agree with, at samples and half-way between them.
+
+        It is found once for each model.
+        """
+        if self.model not in _STEPS:
+            device = tensor_device(self.model)
+            devices = [device] if device is not None and device.type == "cuda" else []
+            with torch.random.fork_rng(devices), evaluating(self.model):
+                torch.manual_seed(0)
+                told = self.model.score_function.told  # of each of some data, or of any
+                rows = 16 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
+                x = self.sample((max(2, rows // math.prod(self.batch_shape)),))
+                x = torch.cat([x, (x + x.roll(1, 0)) / 2])
+                _STEPS[self.model] = self._enough(x)
+        return _STEPS[self.model]
+
+    def _enough(self, x: Tensor) -> int:
+        model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+        flat = x.reshape(-1, *self.event_shape)
+
+        def density(steps: int) -> Tensor:
+            return Estimator(model, "flow", 2, 0, None, Solver("rk4", steps=steps), True)(flat)
+
+        steps, found = 8, density(8)
+        while True:
+            finer = density(2 * steps)
+            larger = torch.maximum(found, finer)
+            matters = larger > larger.max() - RELEVANT
+            off = float((found - finer).abs()[matters].max())
+            if off < AGREE:
+                return steps
+            if steps == 64:
+                warnings.warn(
+                    f"log p(x) by 64 steps of the flow differs by {off:.2g} nats from that by 128, "
+                    f"expected at most {AGREE:g}: the data have narrow modes at this max_log_snr; "
+                    "give MDM a solver of more steps, e.g. Solver('rk4', steps=256), or train at a "
+                    "lower max_log_snr",
+                    stacklevel=2,
+                )
+                return steps
+            steps, found = 2 * steps, finer
 
     @constraints.dependent_property
     def support(self) -> Any:
@@ -223,7 +282,8 @@ class MDM(TorchDistribution):
         """log p(value), or a lower bound on it, (*batch), nats; see the class.
 
         Raises:
-            ValueError: data of another shape, and under HMC or NUTS as the class says.
+            ValueError: data of another shape, missing entries of a denoiser without maps, and under
+                HMC or NUTS as the class says.
             TypeError: missing entries, and a score that cannot leave out dimensions.
         """
         event_dim = len(self.event_shape)
@@ -245,30 +305,17 @@ class MDM(TorchDistribution):
             model, x = model.for_present(x)
             method = self._asked[0] or "elbo"
         estimator = self._estimator(model, method)
-        if _under_hmc():
-            self._check_function(estimator)
         if estimator.seed is None:
+            if _under_hmc():
+                raise ValueError(
+                    f"log_prob of {describe(self.model)} is a bound by {method!r} here, with other "
+                    "noise at every call, and HMC needs one function. Use SVI, or fix many draws "
+                    "and look at what other seeds give, e.g. "
+                    f"MDM(model, method={method!r}, draws=1024, seed=0)"
+                )
             return estimator(x).reshape(lead)
         with in_eval_mode(model):
             return estimator(x).reshape(lead)
-
-    def _check_function(self, estimator: Estimator) -> None:
-        """Raises ValueError where HMC would walk on noise."""
-        method, draws, seed, *_ = self._asked
-        if seed is None:
-            raise ValueError(
-                "seed is None, so that log_prob has other noise at every call, and HMC needs one "
-                "function; leave seed out, or give a number"
-            )
-        if estimator.method == "elbo" and (method is None or draws is None):
-            raise ValueError(
-                f"{type(self.model.score_function).__name__} over "
-                f"{type(self.model.diffusion).__name__} in {math.prod(self.event_shape)} dimensions"
-                " has no density by few steps of a flow here, and a bound by "
-                f"{estimator.draws} draws is off by nats, which HMC would follow. Use SVI; or a "
-                "denoiser without missing entries; or ask for it by name, e.g. "
-                "MDM(model, method='elbo', draws=1024), and look at what other seeds give"
-            )
 
     def _decoder(self, model: DiffusionModel, y: Tensor, context: Tensor | None = None) -> Any:
         return model.likelihood(*model.given(context), y, len(self.event_shape))

@@ -34,6 +34,7 @@ __all__ = [
     "blocks",
     "brownian",
     "for_data",
+    "held",
     "low_discrepancy",
     "normal",
     "piece",
@@ -131,6 +132,14 @@ def alike(copies: int, data: int, seed: int) -> Iterator[None]:
         _alike, _current = outer
 
 
+def held(seed: int) -> AbstractContextManager[None]:
+    """Within it, draws are functions of a seed: alike for all data where they are so here, else of
+    the batch, by place."""
+    if _alike is not None and _current is None:
+        return alike(_alike.copies, _alike.data, seed)
+    return piece(0, 1, seed)
+
+
 def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A function of contexts within which the draws of this module are the same every time.
 
@@ -192,7 +201,7 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
         offset = torch.rand(
             (), dtype=torch.float64, device=device, generator=_alike.generator(device)
         )
-        return (offset + _alike.copy_of(n, device) / _alike.copies) % 1.0
+        return (offset + _alike.copy_of(n, device).double() / _alike.copies) % 1.0
     count, rows, generator = 1, slice(None), None
     if _current is not None:
         count, rows = _current.count, slice(_current.index, None, _current.count)

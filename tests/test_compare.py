@@ -14,11 +14,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from inference import trust
 from inference.checkpoints import Checkpoint
 from inference.compare import FILES, PRINTED, compare, main, short_names, turned
 from inference.compare_figure import comparison_figure
 from inference.evaluate import measure
 from inference.loading import build, load_trained
+from inference.names import own_names
 from inference.options import Training
 from inference.runs import Run, RunError
 from inference.train import train
@@ -87,6 +89,7 @@ def make_run(folder: Path, *, step: int = 3, weights: int = 0, **settings: Any) 
     """A run as ``inference.train`` leaves it, with random weights instead of trained ones."""
     run = Run.create(folder, asdict(Training(**settings)))
     programs = build(run.config)
+    trust.remember(own_names(run.config))
     torch.manual_seed(weights)
     with torch.no_grad():
         for p in programs.model.score_function.parameters():

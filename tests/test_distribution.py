@@ -18,6 +18,7 @@ from pyro_mdm import (
     Denoiser,
     DiffusionModel,
     DiscreteDenoiser,
+    LearnedDiffusion,
     PerDimensionDiffusion,
     RawScore,
     elbo_terms,
@@ -67,7 +68,7 @@ def test_elbo_is_that_of_the_programs_and_differentiable_in_x() -> None:
     (gradient,) = torch.autograd.grad(found.sum(), x)
     (wanted,) = torch.autograd.grad(true_log_prob(x).sum(), x)
     assert torch.equal(found, law.log_prob(x)), "fixed draws make it a function"
-    fresh = exact(method="elbo", seed=None)
+    fresh = exact(method="elbo")
     assert not torch.equal(fresh.log_prob(x), fresh.log_prob(x))
     guide = DiffusionGuide(law.model.diffusion)
     torch.manual_seed(0)
@@ -144,14 +145,15 @@ def test_nuts_walks_on_it() -> None:
 @pytest.mark.parametrize("method", ["flow", "elbo", "importance"])
 def test_it_is_one_function_of_the_datum(method) -> None:
     """At every call, wherever the datum stands in a batch, and in either mode of the model."""
-    law, x = exact(method=method, solver=BRIEF), data(5)
+    options = {"solver": Solver("rk4", steps=4, probes=1)} if method == "flow" else {"seed": 0}
+    law, x = exact(method=method, **options), data(5)
     found = law.log_prob(x)
     assert torch.equal(found, law.log_prob(x))
     torch.testing.assert_close(law.log_prob(x.flip(0)[:2]), found.flip(0)[:2], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(law.log_prob(x[3]), found[3], rtol=1e-9, atol=1e-9)
     law.model.train()
     assert torch.equal(found, law.log_prob(x)) and law.model.training
-    assert not torch.equal(found, exact(method=method, seed=1).log_prob(x))
+    assert not torch.equal(found, exact(method=method, **options | {"seed": 1}).log_prob(x))
 
 
 def test_other_draws_hardly_change_a_value() -> None:
@@ -212,13 +214,12 @@ def test_levels_are_discrete() -> None:
 
 
 def test_hmc_is_refused_where_there_is_no_function_to_walk_on() -> None:
-    fresh = exact(seed=None)
-    noisy = exact()
-    noisy.model.score_function = RawScore(MLP(2 * DIMS)).double()
-    for prior, words in ((fresh, "seed is None"), (noisy, "ask for it by name, e.g. MDM")):
-        with pytest.raises(ValueError, match=words):
+    of_raw_score = exact()
+    of_raw_score.model.score_function = RawScore(MLP(2 * DIMS)).double()
+    for prior in (exact(method="elbo"), of_raw_score):
+        with pytest.raises(ValueError, match="by 'elbo' here, with other noise at every call"):
             MCMC(NUTS(program), num_samples=2, warmup_steps=1, disable_progbar=True).run(prior)
-        assert prior.log_prob(data(2)).shape == (2,)
+        assert not torch.equal(prior.log_prob(data(2)), prior.log_prob(data(2)))
 
 
 def test_missing_entries_are_bounded_or_refused() -> None:
@@ -226,11 +227,12 @@ def test_missing_entries_are_bounded_or_refused() -> None:
     incomplete = torch.tensor([[0.3, math.nan], [math.nan, math.nan], [0.3, 1.0]])
     told = Denoiser.fit(MLP(4, out_features=2), x, maps=True)
     model = DiffusionModel(VPSDE(max_log_snr=6.0, min_log_snr=-8.0), told).eval()
-    law = MDM(model.requires_grad_(False))
-    found = law.log_prob(incomplete)
+    law = MDM(model.requires_grad_(False), method="elbo", draws=20_000, seed=0)
+    found = law.log_prob(incomplete).detach()
     truth = torch.distributions.Normal(x.mean(0), x.std(0, False)).log_prob(incomplete.nan_to_num())
     truth = torch.where(incomplete.isnan(), 0, truth).sum(-1)
-    assert float((found - truth).abs().max()) < 1.0
+    assert float((found - truth).abs().max()) < 0.15
+    assert float(found[1]) == 0.0 and float(truth[[0, 2]].abs().min()) > 0.5
     assert law.log_prob(incomplete[2]).shape == ()
     with pytest.raises(ValueError, match="Denoiser is told one log SNR for all dimensions"):
         exact().log_prob(torch.tensor([[0.3, math.nan, math.nan]], dtype=torch.float64))
@@ -319,3 +321,90 @@ def test_importance_weights_are_a_tighter_bound_of_their_chain() -> None:
     assert float(many.mean()) > float(one.mean()) + 4 * error
     chain, _ = programs(CLD(max_log_snr=8.0), denoiser(), times=17)
     assert MDM(chain, method="importance").log_prob(x).shape == (6,)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "raw score", "maps"])
+def test_a_density_has_derivatives_by_the_diffusion(kind) -> None:
+    """By finite differences in Q, D and the clock's ends, at the same draws."""
+    torch.manual_seed(0)
+    one = LearnedDiffusion(2, max_log_snr=6.0, min_log_snr=-6.0).double()
+    diffusion = one
+    if kind == "maps":
+        diffusion = PerDimensionDiffusion([one], torch.zeros(2, dtype=torch.int64))
+    if kind == "raw score":
+        score = RawScore(with_weights(MLP(4, hidden=8, depth=1), 0.1))
+    else:
+        maps = kind == "maps"
+        network = with_weights(MLP(4 if maps else 2, hidden=8, depth=1, out_features=2), 0.3)
+        ones = torch.ones(2, dtype=torch.float64)
+        score = Denoiser(network, 0.3 * ones, 2 * ones, maps=maps)
+    model = DiffusionModel(diffusion, score, event_shape=(2,)).eval()
+    law = MDM(model, method="flow", solver=Solver("rk4", steps=16))
+    x, weight = torch.tensor([[0.5, -1.0]], dtype=torch.float64), next(one.parameters())
+    (gradient,) = torch.autograd.grad(law.log_prob(x).sum(), weight)
+    direction = torch.randn_like(weight)
+    values = []
+    with torch.no_grad():
+        for step in (1e-4, -1e-4):
+            weight.add_(step * direction)
+            values.append(float(law.log_prob(x)))
+            weight.sub_(step * direction)
+    slope = (values[0] - values[1]) / 2e-4
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=0.02, abs=1e-3)
+
+
+def test_narrow_modes_take_more_steps_or_a_warning(monkeypatch) -> None:
+    """Between sharp modes eight steps leave mass that is not there."""
+
+    class TwoModes(torch.nn.Module):
+        """F of the exact denoiser of ±1, each of standard deviation ``width``."""
+
+        def __init__(self, width: float) -> None:
+            super().__init__()
+            self.variance = width**2
+
+        def forward(self, w: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
+            v, s2 = (-log_snr).exp()[:, None], 1.0 + self.variance
+            z = w * (s2 + v).sqrt()
+            share = torch.tanh(z / (self.variance + v))
+            x = (self.variance * z + v * share) / (self.variance + v)
+            return (x - s2 / (s2 + v) * z) / (s2 * v / (s2 + v)).sqrt()
+
+    def law(width: float, log_snr: float) -> MDM:
+        score = Denoiser(TwoModes(width).double(), torch.zeros(1), torch.full((1,), 1 + width**2))
+        model = DiffusionModel(VPSDE(max_log_snr=log_snr), score, event_shape=(1,)).eval()
+        return MDM(model.double())
+
+    x = torch.linspace(-3.0, 3.0, 1201, dtype=torch.float64)[:, None]
+    sharp = law(0.1, 9.0)
+    assert float(torch.trapezoid(sharp.log_prob(x).exp(), x[:, 0])) == pytest.approx(1.0, abs=0.01)
+    assert float(sharp.log_prob(torch.tensor([-0.58], dtype=torch.float64))) < -6.0
+    monkeypatch.setattr("pyro_mdm.distribution.AGREE", 1e-12)
+    with pytest.warns(UserWarning, match="64 steps of the flow differs by .* from that by 128"):
+        law(0.1, 9.0).log_prob(x[:2])
+
+
+def test_submodules_that_are_in_eval_mode_stay_there() -> None:
+    law = exact(solver=BRIEF)
+    law.model.train()
+    law.model.likelihood.eval()
+    law.log_prob(data(2))
+    assert law.model.training and not law.model.likelihood.training
+
+
+def test_svi_takes_fresh_draws_of_a_bound() -> None:
+    """A guide that follows the same few draws at every step ends where they lead."""
+    law = exact(method="elbo")
+    x = data(1).repeat(4000, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(law.log_prob(x).sum(), x)
+    error = gradient.std(0) / len(x) ** 0.5
+    off = (gradient.mean(0) - (MEAN - x[0].detach()) / VARIANCE) / error
+    assert float(off.abs().max()) < 5
+
+
+def test_options_of_another_method_are_refused() -> None:
+    with pytest.raises(ValueError, match="solver is of method 'flow', and method is 'elbo'"):
+        exact(method="elbo", solver=BRIEF)
+    with pytest.raises(ValueError, match="add method='importance'"):
+        exact(times=9)
+    assert exact(solver=BRIEF).method == "flow"

@@ -113,6 +113,7 @@ def test_metadata(described):
         "numpy",
         "pyro-ppl",
         "safetensors",
+        "scipy",
         "tensorboard",
         "torch",
         "torchdiffeq",

@@ -47,7 +47,8 @@ from tests.processes import Program
 pytestmark = pytest.mark.usefixtures("few_pictures")  # ``trained`` has them
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if "__main__" in p.read_text()]
+IS_RUN = 'if __name__ == "__main__"'
+PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if IS_RUN in p.read_text()]
 LAST_LINE = re.compile(
     r"bits/dim -?\d+\.\d{3} ± \d+\.\d{3} "
     r"\(reconstruction -?\d+\.\d{3}, prior KL -?\d+\.\d{3}, diffusion -?\d+\.\d{3}\)"

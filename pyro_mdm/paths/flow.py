@@ -150,7 +150,7 @@ class _Flow(ABC):
         y = state[0]
         graph = torch.is_grad_enabled() and (y.requires_grad or self.learned)
         u = u.clamp(0, 1)  # an adaptive step may look past the end
-        with torch.enable_grad(), full_precision(y), randomness.piece(0, 1, self.seed):
+        with torch.enable_grad(), full_precision(y), randomness.held(self.seed):
             v, change = self.velocity(u, own_node(y), graph)
         return (v, change) if graph else (v.detach(), change.detach())
 
@@ -186,7 +186,6 @@ class _StateFlow(_Flow):
         v, change = self._by_time(y, s.expand(len(y)), graph)
         return speed * v, speed * change
 
-    @torch.no_grad()
     def _time(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """s at the part u of the way, and ds/du."""
         diffusion = self.diffusion
@@ -243,15 +242,14 @@ class _DenoiserFlow(_Flow):
     def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """λ at the part u of the way, a number or a map, and dλ/du."""
         diffusion = self.diffusion
-        with torch.no_grad():
-            if diffusion.maps:
-                log_snr, rate = diffusion.log_snr_map(u.reshape(1))
-                return log_snr[0], -rate[0]
-            ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
-            start, end = ((ends - self.middle) / self.WIDTH).asinh()
-            at = start + u * (end - start)
-            log_snr = self.middle + self.WIDTH * at.sinh()
-            return log_snr, self.WIDTH * at.cosh() * (end - start)
+        if diffusion.maps:
+            log_snr, rate = diffusion.log_snr_map(u.reshape(1))
+            return log_snr[0], -rate[0]
+        ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
+        start, end = ((ends - self.middle) / self.WIDTH).asinh()
+        at = start + u * (end - start)
+        log_snr = self.middle + self.WIDTH * at.sinh()
+        return log_snr, self.WIDTH * at.cosh() * (end - start)
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
         log_snr, _ = self._level(y.new_zeros(()))

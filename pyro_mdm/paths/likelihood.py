@@ -98,6 +98,8 @@ class Estimator:
             )
         if method != "importance" and times is not None:
             raise ValueError(f"times are of method 'importance', and method is {method!r}")
+        if method != "flow" and solver is not None:
+            raise ValueError(f"solver is of method 'flow', and method is {method!r}; leave it out")
         check_count("draws", draws, "the number of draws for each datum")
         self.model, self.method, self.draws, self.seed = model, method, draws, seed
         self.common = common

@@ -31,14 +31,14 @@ class ExactBuffers(nn.Module):
 def in_eval_mode(*programs: Any) -> Iterator[None]:
     """With those that are modules in evaluation mode, then as they were."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
-    training = [module.training for module in modules]
+    training = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
+        for part, was in training:
+            part.training = was
 
 
 @contextmanager
