@@ -407,13 +407,14 @@ class ClosedFormComparison:
             shift = (integral.mean - each.nanmean()) * (len(counts) / counts.sum())
             return torch.where(counts, each + shift, 0)
 
+        # not shifted: the mean of all draws has the noise of both halves
         decoded = torch.stack([draws[::2].mean(0), draws[1::2].mean(0)])
         return _Terms(
             draws.mean(0),
             kl,
             context,
             shifted(integral.per_datum),
-            decoded - kl - context - torch.stack([shifted(half) for half in integral.halves]),
+            decoded - kl - context - integral.halves,
             (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
             self._errors([target])[0],
             integral,
