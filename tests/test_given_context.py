@@ -570,7 +570,7 @@ def test_contexts_that_do_not_fit() -> None:
         diffusion, Denoiser.fit(told_network(3, 4), x, maps=True), context=Labels(3)
     )
     mask = torch.tensor([[True, False]] * 5)
-    found = ClassPosterior(torch.zeros(4, 2), torch.zeros(2), 2, 8)
+    found = ClassPosterior(torch.zeros(4, 2), torch.zeros(2, 4, 2), torch.zeros(2), 2, 8)
     assert torch.equal(Labels(3).encode(labels.to(torch.uint8)), Labels(3).encode(labels))
     cases: list[tuple[type[Exception], str, Any]] = [
         (ValueError, "contexts are of 4 data and masks or values of 5",
