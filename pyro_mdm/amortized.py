@@ -149,7 +149,8 @@ def log_prior(
     sites = _sites(program, latent)
     if fixed := [name for name, site in sites.items() if site["is_observed"]]:
         raise ValueError(
-            f"{fixed[0]!r} is no draw of the program, expected one; name what it is of"
+            f"site {fixed[0]!r} is computed or observed in the program, expected a sampled site; "
+            f"give the sites that {fixed[0]!r} is computed from"
         )
     values = {name: _rows(draws, name, site["value"].shape) for name, site in sites.items()}
     found = []
@@ -491,8 +492,25 @@ class AmortizedPosterior(nn.Module):
             found[site.name], first = site.transform(part), first + size
         return found
 
+    def _values(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the parameters by site, (n, *shape).
+
+        Raises:
+            ValueError: a site is missing, of another shape, or has another number of values.
+        """
+        values = {site.name: _rows(draws, site.name, site.shape) for site in self._sites}
+        numbers = {name: len(value) for name, value in values.items()}
+        if len(set(numbers.values())) > 1:
+            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+            raise ValueError(
+                f"the numbers of parameters differ between sites ({each}), expected one number n; "
+                "give each site (n, *shape) values"
+            )
+        return values
+
     def _unconstrained(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        parts = [s.unconstrained(_rows(draws, s.name, s.shape)) for s in self._sites]
+        values = self._values(draws)
+        parts = [site.unconstrained(values[site.name]) for site in self._sites]
         log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
         return torch.cat([u for u, _ in parts], 1), log_det
 
@@ -542,8 +560,8 @@ class AmortizedPosterior(nn.Module):
             progress: show how far it is.
 
         Raises:
-            ValueError: parameters that are NaN; another number of them than of data; what
-                :meth:`data` refuses.
+            ValueError: parameters that are NaN; another number of them than of data, or between
+                sites; what :meth:`data` refuses.
         """
         solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
         inside, x = self._inside(theta), self.data(data)
@@ -568,15 +586,15 @@ class AmortizedPosterior(nn.Module):
 
     def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are in the interior of their support, (n,)."""
-        found = []
+        found, values = [], self._values(theta)
         for site in self._sites:
-            value = _rows(theta, site.name, site.shape)
+            value = values[site.name]
             if bool(value.isnan().any()):
                 raise ValueError(
                     f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
                     " leave these parameters out"
                 )
-            found.append(_is_interior(site.support, value).reshape(len(value), -1).all(1))
+            found.append(_is_interior(site.support, value))
         return torch.stack(found).all(0)
 
 
@@ -690,25 +708,34 @@ def _of_parameter(name: str, site: Any) -> _Site:
 
 
 def _is_interior(support: Any, value: Tensor) -> Tensor:
-    """Whether values are inside a support and not on its boundary, like the values or (n,).
+    """Whether values (n, …) are inside a support and not on its boundary, (n,).
 
     Closed supports have their boundary, where unconstrained numbers are infinite.
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    found: Tensor = support.check(value) & _reduced(value.isfinite(), support)
+    if isinstance(support, constraints.cat):
+        parts = value.split(support.lengths, support.dim)
+    elif isinstance(support, constraints.stack):
+        parts = value.unbind(support.dim)
+    else:
+        parts = None
+    if parts is not None:
+        pairs = zip(support.cseq, parts, strict=True)
+        return torch.stack([_is_interior(own, part) for own, part in pairs]).all(0)
+    found = _of_rows(support.check(value)) & _of_rows(value.isfinite())
     if hasattr(support, "lower_bound"):
-        found = found & (value > support.lower_bound)
+        found = found & _of_rows(value > support.lower_bound)
     if hasattr(support, "upper_bound"):
-        found = found & (value < support.upper_bound)
+        found = found & _of_rows(value < support.upper_bound)
     if isinstance(support, type(constraints.simplex)):
-        found = found & (value > 0).all(-1)
+        found = found & _of_rows(value > 0)
     return found
 
 
-def _reduced(each: Tensor, support: Any) -> Tensor:
-    """Whether all entries of an event are, (n, …) without the dimensions of the event."""
-    return each.flatten(each.dim() - support.event_dim).all(-1) if support.event_dim else each
+def _of_rows(each: Tensor) -> Tensor:
+    """Whether all entries (n, …) of a row are true, (n,)."""
+    return each.reshape(len(each), -1).all(1)
 
 
 def _is_fixed(site: Any) -> bool:

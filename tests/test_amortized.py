@@ -13,6 +13,13 @@ import pytest
 import scipy.stats
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import (
+    CatTransform,
+    ExpTransform,
+    SigmoidTransform,
+    StackTransform,
+)
 
 from inference.posterior import _figure
 from inference.posterior import posterior as program_of_posteriors
@@ -125,6 +132,28 @@ def test_a_closed_support_has_no_density_at_its_ends(law: Any) -> None:
     theta = torch.tensor([[0.2, 0.3], [0.2, 0.0], [-0.1, 0.2]])
     found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:3]}, samples=1)
     assert found.value.isfinite().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "joined", [StackTransform, lambda parts, dim: CatTransform(parts, dim, [1, 1])]
+)
+def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -> None:
+    """Of [0, 1] and the positive numbers, stacked or concatenated."""
+    parts = joined([SigmoidTransform(), ExpTransform()], dim=-1)
+    closed = constraints.stack if isinstance(parts, StackTransform) else constraints.cat
+
+    class Law(dist.TransformedDistribution):  # type: ignore[misc]
+        support = closed([constraints.unit_interval, constraints.positive], dim=-1)
+
+    def program() -> None:
+        theta = pyro.sample("theta", Law(dist.Normal(torch.zeros(2), 1.0).to_event(1), [parts]))
+        pyro.sample("x", dist.Normal(theta.sum(-1), 1.0))
+
+    draws = simulate(program, 50, seed=0)
+    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws)
+    theta = torch.tensor([[0.2, 3.0], [0.0, 1.0], [1.0, 1.0], [0.2, 0.0]])
+    found = posterior.log_prob({"theta": theta}, {"x": draws["x"][:1]}, samples=1)
+    assert found.value.isfinite().tolist() == [True, False, False, False]
 
 
 # -- posteriors that are known ---------------------------------------------------------------------
@@ -255,7 +284,7 @@ def test_a_prior_that_is_not_known_is_said() -> None:
     torch.testing.assert_close(both, expected.sum(0).double())
     with pytest.raises(ValueError, match="the law of a depends on sites that are not among them"):
         log_prior(led_by_another, ["a"], draws)
-    with pytest.raises(ValueError, match="'b' is no draw of the program"):
+    with pytest.raises(ValueError, match=r"site 'b' is computed .* expected a sampled site"):
         log_prior(led_by_another, ["b"], draws)
 
 
@@ -404,6 +433,10 @@ def test_mistakes_are_named(untrained: Any) -> None:
     few = {name: value[:2] for name, value in draws.items()}
     with pytest.raises(ValueError, match="theta are 1 and data 2"):
         posterior.log_prob({name: value[:1] for name, value in few.items()}, few)
+    odd = few | {"c": few["c"][:1]}
+    for asked in (posterior.coordinates, lambda theta: posterior.log_prob(theta, few)):
+        with pytest.raises(ValueError, match=r"differ between sites .*1 of 'c', 2 of 'w'"):
+            asked(odd)
     outside = few | {"b": torch.tensor([5.0, 2.5])}
     assert posterior.log_prob(outside, few, samples=1).value.isfinite().tolist() == [False, True]
 

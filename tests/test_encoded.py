@@ -424,6 +424,9 @@ def test_mistakes_are_told() -> None:
     raw = DiffusionModel(
         diffusion, NoisePrediction(ExactNoise(PROBLEM, diffusion)), event_shape=(D,)
     )
+    with pytest.raises(TypeError, match="x̂ under EncodedDiffusion only at the start time ε"):
+        y = torch.zeros(2, diffusion.num_variables, D).double()
+        raw.score_function.denoise(diffusion, y, 0.5)
     assert isinstance(raw.sampler, EulerMaruyama)
     raw.sampler = ExponentialIntegrator(4)
     with pytest.raises(TypeError, match="use StateDenoiser, or a sampler by the score"):

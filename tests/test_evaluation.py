@@ -19,7 +19,7 @@ from pyro_mdm import (
     RawScore,
 )
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.evaluation.estimates import holm
+from pyro_mdm.evaluation.estimates import holm, rounding
 from pyro_mdm.evaluation.strata import StratifiedIntegrals
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
@@ -146,6 +146,32 @@ def test_a_difference_that_rounding_made_is_none(dtype, max_log_snr) -> None:
     near = {str(a): programs(cut(CLD(), max_log_snr), denoiser(a).to(dtype)) for a in (0.4, 0.401)}
     (d,) = compare(near, data(30).to(dtype), draws=1).differences
     assert d.bits_per_dim[0] != 0  # a small one is none of rounding's
+
+
+class Rounded(ExactNoise):
+    """One that computes in float64 and keeps float32 of it, with weights of both."""
+
+    def __init__(self, diffusion, raw: bool) -> None:
+        super().__init__(diffusion, raw)
+        self.fine = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.coarse = torch.nn.Parameter(torch.zeros(1, dtype=torch.float32))
+
+    def forward(self, y, log_snr):
+        return super().forward(y, log_snr).float().to(y.dtype)
+
+
+def test_the_coarsest_of_data_and_weights_says_what_rounding_may_have_made() -> None:
+    """Data of float64 and scores of float32: their difference is that of float32."""
+    forms = {}
+    for kind in FORMS:
+        diffusion = cut(CLD(), 13.0)
+        score = kind(Rounded(diffusion, raw=kind is RawScore))
+        forms[kind.__name__] = programs(diffusion, score, likelihood=Gaussian(MEAN, VARIANCE))
+    found = compare(forms, data(30), draws=1)
+    (d,) = found.differences
+    first, second = (found.estimates[name] for name in forms)
+    assert rounding(first, second, {torch.float64}) < 1e-12 < abs(first.mean - second.mean)
+    assert d.bits_per_dim[0] == 0 and d.p_value == 1
 
 
 def test_different_ranges_are_compared_over_their_union() -> None:

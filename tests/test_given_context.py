@@ -38,6 +38,7 @@ from pyro_mdm.evaluation import (
     importance_weighted,
 )
 from pyro_mdm.evaluation import probability_flow as flow
+from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Share
 from pyro_mdm.networks import MLP
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided
@@ -205,6 +206,22 @@ def test_halves_of_the_draws_are_independent_estimates_of_each_datum() -> None:
     square = float(found.per_datum_error.square().mean())
     assert 1.5 < float(off.square().mean()) / square < 2.7
     assert float((found.halves.mean(0) - found.per_datum).abs().mean()) < 0.2 * math.sqrt(square)
+
+
+@torch.no_grad()
+def test_a_half_of_the_draws_has_nothing_of_the_noise_of_the_other() -> None:
+    """Noise that is added to every second draw of a datum is in the second half alone."""
+    x, labels = labelled(mixture(), 12)
+    model = condition(exact(), context=labels)
+    pairs = {"one": (model, DiffusionGuide(model.diffusion))}
+    game = ClosedFormComparison(pairs, x, 12, 0, True, None, 20, True, Share(torch.device("cpu")))
+    game.until(4, None)
+    before = game._terms((0, None))
+    game.integrals._left[:, game.integrals._visit() % 2 == 1] += 1
+    after = game._terms((0, None))
+    assert torch.equal(after.halves[0], before.halves[0])
+    assert bool((after.halves[1] < before.halves[1]).all())
+    assert bool((after.diffusion > before.diffusion).all())
 
 
 def test_the_scores_of_a_classifier() -> None:

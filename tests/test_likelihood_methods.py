@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -413,6 +415,42 @@ def test_the_divergence_of_a_score_is_that_of_its_jacobian(
     many = own_node(y.detach().repeat(number, 1, 1))
     by_probe = bound.with_divergence(many, s.repeat(number), Simulation(probes=1))[1]
     torch.testing.assert_close(by_probe.reshape(number, 4).mean(0), found)
+
+
+class Failing(torch.autograd.Function):
+    """2 y, whose derivatives fail as often as there are errors left."""
+
+    errors: list[RuntimeError]
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return 2 * y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        if Failing.errors:
+            raise Failing.errors.pop(0)
+        return 2 * grad
+
+
+@pytest.mark.parametrize(
+    ("errors", "raised"),
+    [
+        ([RuntimeError("takes no batch")], None),
+        ([RuntimeError("takes no batch"), RuntimeError("is broken")], "is broken"),
+        ([torch.OutOfMemoryError("no memory")], "no memory"),
+    ],
+)
+def test_a_derivative_that_takes_no_batch_is_taken_by_rows_and_other_errors_are_raised(
+    errors: list[RuntimeError], raised: str | None
+) -> None:
+    Failing.errors = list(errors)
+    y = own_node(torch.randn(3, 2, 6).double())
+    field: Any = Failing.apply(y)
+    with pytest.raises(RuntimeError, match=raised) if raised else nullcontext():
+        found = divergence(field, y, None, Simulation(probes="exact"), create_graph=False)
+        torch.testing.assert_close(found.value, torch.full((3,), 24.0).double())
+    assert not Failing.errors
 
 
 def test_near_the_data_probes_leave_what_is_known_alone() -> None:

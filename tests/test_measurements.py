@@ -342,38 +342,47 @@ def evidence_of(model: Any, steps: int | None) -> float:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [17, 30])
+@pytest.mark.parametrize("steps", [30, 31])
 def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
-    """By chains whose evidence is known; of an odd number of steps too."""
+    """By chains whose evidence is known; of an odd number of steps too. An error of 0.9 / 4.5 of
+    the value at the most tells it from 0."""
     model = program(gaussian(), VPSDE(**ENDS))
     half = steps // 2
     known = {n: evidence_of(model, n) for n in (steps, half, None)}
     expected = (known[half] - known[steps]) * half / (steps - half)
     torch.manual_seed(4)
     given = condition_on_measurements(model, H, OBS, NOISE)
-    found = twisted_smc(given, 64, steps=steps, repeats=64)
+    found = twisted_smc(given, 64, steps=steps, repeats=128)
     value, error = found.grid_error
-    assert abs(value - expected) < 4.5 * error < 0.36
+    assert abs(value - expected) < 4.5 * error < 0.9 * expected
     assert found.network_calls == steps + half
     if steps == 30:  # most of what there is
         assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)
         assert expected == pytest.approx(0.146, abs=5e-4)
-    single = twisted_smc(given, 8, steps=1)
-    assert math.isnan(single.grid_error.mean) and math.isnan(single.interval[0])
+
+
+@torch.no_grad()
+def test_of_few_steps_twisted_particles_take_no_second_chain() -> None:
+    given = condition_on_measurements(program(gaussian(), VPSDE(**ENDS)), H, OBS, NOISE)
+    for steps, calls in ((1, 1), (15, 15), (16, 24)):
+        found = twisted_smc(given, 8, steps=steps)
+        assert found.network_calls == calls and math.isnan(found.interval[0])
+        assert math.isnan(found.grid_error.mean) == (steps < 16)
 
 
 @torch.no_grad()
 def test_intervals_of_few_repeats_cover_the_evidence() -> None:
-    """By Student's t; ± 1.96 standard errors of two repeats hold it 69 times of 100."""
-    model, steps, groups = program(gaussian(), VPSDE(**ENDS)), 8, 200
+    """By Student's t, 94 times of 100; ± 1.96 standard errors hold it 68 times for two repeats, 77
+    times for three: 0.86 is 6 standard errors below the one, and 4 above the other."""
+    model, steps, groups = program(gaussian(), VPSDE(**ENDS)), 8, 400
     known = evidence_of(model, steps)
     torch.manual_seed(5)
     given = condition_on_measurements(model, H, OBS, NOISE)
     found = twisted_smc(given, 128, steps=steps, repeats=3 * groups)
-    for R, least in ((2, 0.86), (3, 0.84)):
+    for R in (2, 3):
         few = [found._replace(log_weights=w) for w in found.log_weights[: R * groups].split(R)]
         held = [one.interval[0] < known < one.interval[1] for one in few]
-        assert sum(held) / groups > least
+        assert sum(held) / groups > 0.86
         mean, error = few[0].log_evidence
         known_t = {2: 12.706, 3: 4.303}[R]
         assert few[0].interval[1] - mean == pytest.approx(known_t * error, rel=1e-3)

@@ -81,7 +81,11 @@ def divergence(
 
 
 def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
-    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives."""
+    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives.
+
+    Where a batch fails, its derivatives are taken one by one, and an error of these is raised. A
+    batch for which there is no memory fails at once.
+    """
     n, d, K = rows.shape
     unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
     options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
@@ -90,6 +94,8 @@ def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
         along = unit[part].reshape(-1, 1, d, K).expand(-1, n, d, K)
         try:
             (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # a network whose derivative takes no batch
             grad = torch.stack([torch.autograd.grad(rows, y, one, **options)[0] for one in along])
         of_rows = grad.flatten(3).mT.reshape(len(part), n, d * K)  # (…, K, d) -> (…, d, K)

@@ -32,13 +32,16 @@ class EncodedDiffusion(WrappedDiffusion):
     it. Σ_v is the base's ``initial_variance``. The generative model is the base's; its score must
     see the whole state: :class:`~pyro_mdm.scores.StateDenoiser`, or one of the raw state.
 
-    Decoders read x from y_ε as the base does, once the state is rid of what v_0 adds, so that noise
-    is that of λ(ε), which the diffusion term has paid for. No score is asked what m_φ(x) is: the
-    first row of M(ε)^{-1} gives x_0, which takes nothing of v_0 for granted, and so has more noise,
-    but m_φ(x_0) is near enough. What v_0 says of x beyond that is not used. Where m_φ has the slope
-    c, the bound loses up to 2 (ρ c)² nats for each data dimension, ρ being the base's readout of
-    M(ε) e_1: of CLD at λ(ε) = 9 and 13 it is 0.034 and 0.007 for Σ_v = 0.01, and 0.012 and 0.001
-    for 0.25.
+    Decoders read x from y_ε as the base does, once M(ε) (0, m_φ(x)), the part of the state that the
+    encoding adds, is taken off. The noise is then that of λ(ε), which the diffusion term has paid
+    for. Since x is not known, m_φ is evaluated at x_0, the first variable of M(ε)^{-1} y_ε: an
+    estimate of x that takes nothing of v_0 for granted. It is noisier than what decoders read, but
+    close enough to x for m_φ; no score takes part in it. What v_0 says of x beyond that is not
+    used.
+
+    The loss in the bound is up to 2 (ρ c)² nats for each data dimension, where c is the slope of
+    m_φ and ρ the base's readout of M(ε) e_1. For CLD ρ is 0.034 at λ(ε) = 9 and 0.007 at 13 with
+    Σ_v = 0.01, and 0.012 and 0.001 with Σ_v = 0.25.
 
     Args:
         base: with two variables at least.

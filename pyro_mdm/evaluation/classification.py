@@ -11,8 +11,11 @@ estimates, log Σ p(c) exp ELBO(x | c), is no bound. By Jensen's inequality it i
 
     Σ w_c ( ELBO(x | c) + log p(c) - log w_c )
 
-for any weights that sum to 1, with equality for p(c | x). Weights by one half of the draws owe
-nothing to the noise of the other half, so that this is a bound in expectation, whatever the noise.
+for any weights that sum to 1, with equality for p(c | x). The weights come of one half of a datum's
+draws and the bounds of its other half, whose noise is independent of theirs. So this is a bound in
+expectation, whatever the noise; a single estimate may be above. Both halves share coefficients of
+the baseline, which draws of other data tell, and for any of which a half is unbiased. They share
+strata and densities of noise levels too, which one datum of n moves by a part of order 1/n.
 """
 
 from __future__ import annotations
@@ -60,15 +63,18 @@ class ClassPosterior:
     @property
     def mixture(self) -> Tensor:
         """A bound on log Σ_c p(c) exp ELBO(x | c), and so on log p(x) of the mixture of classes,
-        (n,), nats; in expectation, and noise makes it smaller. See the module's text."""
+        (n,), nats. It is one in expectation: noise makes it smaller on average, and a single
+        estimate may be above. See the module's text."""
         joint = self.halves + self.log_prior
         log_w = joint.log_softmax(-1)
         return (log_w.exp() * (joint.flip(0) - log_w)).sum(-1).mean(0)
 
     @property
     def mixture_gap(self) -> float:
-        """How much smaller noise may have made the mean of :attr:`mixture`, nats: how far it is
-        below that at the estimates, which noise makes larger."""
+        """The mean over data of log Σ_c p(c) exp ELBO(x | c) at the estimated bounds, which noise
+        makes larger on average, less the mean of :attr:`mixture`, which noise makes smaller; nats,
+        0 where that is negative. The mean of :attr:`mixture` without noise is between the two, in
+        expectation."""
         larger = (self.elbo + self.log_prior).logsumexp(-1)
         return max(0.0, float((larger - self.mixture).mean()))
 

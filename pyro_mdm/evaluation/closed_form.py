@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,10 +28,11 @@ from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.likelihood import given_draw
 from pyro_mdm.scores.base import noised, rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.checks import floating_dtypes
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share"]
+__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share", "precisions"]
 
 FEWEST = 8  # data whose spread is an error
 FIRST_ROUND = 256
@@ -87,6 +88,11 @@ class Share:
         moved = values.to(self.device)  # a group may reduce on its own kind of device alone
         torch.distributed.all_reduce(moved)
         return moved.cpu()
+
+
+def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
+    """Of data and of the weights of scores, in which these are computed."""
+    return {x.dtype}.union(*(floating_dtypes(model.score_function) for model in models))
 
 
 class ClosedFormComparison:
@@ -407,13 +413,14 @@ class ClosedFormComparison:
             shift = (integral.mean - each.nanmean()) * (len(counts) / counts.sum())
             return torch.where(counts, each + shift, 0)
 
+        # not shifted: the mean of all draws has the noise of both halves
         decoded = torch.stack([draws[::2].mean(0), draws[1::2].mean(0)])
         return _Terms(
             draws.mean(0),
             kl,
             context,
             shifted(integral.per_datum),
-            decoded - kl - context - torch.stack([shifted(half) for half in integral.halves]),
+            decoded - kl - context - integral.halves,
             (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
             self._errors([target])[0],
             integral,
@@ -453,6 +460,7 @@ class ClosedFormComparison:
 
     def _difference(self, pair: tuple[int, int], estimates: Mapping[str, Estimate]) -> Difference:
         names = self.names[pair[0]], self.names[pair[1]]
+        dtypes = precisions(self.x, [self.models[m] for m in pair])
         terms = self._terms(pair)
         total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
         error = population_error(total, terms.error, terms.monte_carlo_error)
@@ -462,7 +470,7 @@ class ClosedFormComparison:
             terms.measured(),
             terms.monte_carlo_error,
             self.unit,
-            rounding(estimates[names[0]], estimates[names[1]], self.x.dtype),
+            rounding(estimates[names[0]], estimates[names[1]], dtypes),
         )
 
 

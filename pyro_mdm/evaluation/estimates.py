@@ -214,15 +214,18 @@ def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
     return rejected
 
 
-def rounding(first: Estimate, second: Estimate, dtype: torch.dtype) -> float:
+def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -> float:
     """How large the difference of two equal models may come out, in nats: below it nothing is said.
 
-    Four units in the last place of ``dtype``, in which the scores were computed, of all that was
-    added up for both. Two forms of one exact score come out 0.3 units apart at the most, float64
-    or float32, up to λ = 13: what they lose by λ has another sign in each draw.
+    Four units in the last place, of all that was added up for both. Two forms of one exact score
+    come out 0.3 units apart at the most, in float64 or float32, up to λ = 13: the rounding error of
+    a score grows with λ, but its sign differs from draw to draw, so that it averages out.
+
+    Args:
+        dtypes: of the data and of the scores' weights; the coarsest counts.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
-    return 4 * torch.finfo(dtype).eps * sum(terms)
+    return 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
 
 
 def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:

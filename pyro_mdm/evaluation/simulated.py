@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness as seeded
-from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share
+from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share, precisions
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
@@ -282,10 +282,11 @@ def compare_paths(
         name: known[name] if name in known else simulated[name].estimate() for name in programs
     }
     paired = {} if linear is None else {(d.first, d.second): d for d in linear.differences}
-    differences = [
-        paired[pair] if pair in paired else _difference(pair, estimates, simulated, x.dtype)
-        for pair in itertools.combinations(programs, 2)
-    ]
+    differences = []
+    for pair in itertools.combinations(programs, 2):
+        dtypes = precisions(x, [programs[name][0] for name in pair])
+        other = paired.get(pair)
+        differences.append(other or _difference(pair, estimates, simulated, dtypes))
     widths = [Z95 * e.monte_carlo_error for e in estimates.values()]
     widths += [Z95 * d.monte_carlo_error * unit for d in differences]
     return Comparison(
@@ -322,7 +323,7 @@ def _difference(
     pair: tuple[str, str],
     estimates: Mapping[str, Estimate],
     simulated: Mapping[str, _Rounds],
-    dtype: torch.dtype,
+    dtypes: set[torch.dtype],
 ) -> Difference:
     first, second = (estimates[name] for name in pair)
     each = second.per_datum - first.per_datum  # bits are minus nats
@@ -335,7 +336,7 @@ def _difference(
         ends = [(getattr(first, name), getattr(second, name)) for name in TERMS]
         apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
         terms = dict(zip(TERMS, apart, strict=True))
-    floor = rounding(first, second, dtype)
+    floor = rounding(first, second, dtypes)
     return Difference.of(pair, total, terms, error, first.num_dims * math.log(2), floor)
 
 

@@ -31,7 +31,7 @@ from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.support.checks import check_count, real_tensor
 
 __all__ = [
-    "Levels",
+    "LevelSupport",
     "Window",
     "check_log_prior",
     "level_index",
@@ -75,7 +75,7 @@ def level_values(levels: int | Sequence[float] | Tensor) -> Tensor:
     return values
 
 
-class Levels(Constraint):
+class LevelSupport(Constraint):
     """Values of which each dimension is one of some levels, or any number.
 
     Args:
@@ -103,9 +103,9 @@ class Levels(Constraint):
         return f"levels in {number} of {len(self.levels)} dimensions"
 
 
-@biject_to.register(Levels)
-@transform_to.register(Levels)
-def _no_way_between(constraint: Levels) -> Any:
+@biject_to.register(LevelSupport)
+@transform_to.register(LevelSupport)
+def _no_way_between(constraint: LevelSupport) -> Any:
     raise NotImplementedError(
         f"x takes {constraint!r}, and nothing continuous moves between them: not HMC or NUTS, nor "
         "an autoguide. Observe x (obs=...), or hide its site from the inference, e.g. "

@@ -33,7 +33,7 @@ class LevelDistribution(DecoderDistribution, ABC):
     @property
     def support(self) -> Any:
         """The levels, in each dimension."""
-        return constraints.independent(discrete.Levels(self.levels), len(self.event_shape))
+        return constraints.independent(discrete.LevelSupport(self.levels), len(self.event_shape))
 
     @abstractmethod
     def log_probs(self) -> Tensor:

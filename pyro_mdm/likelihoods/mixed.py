@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
-from pyro_mdm.likelihoods.discrete import Levels
+from pyro_mdm.likelihoods.discrete import LevelSupport
 from pyro_mdm.support.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
@@ -83,7 +83,7 @@ class MixedDecoder(DecoderDistribution):
                 levels[j] = getattr(law, "levels", None)
         if all(own is None for own in levels):
             return super().support
-        return constraints.independent(Levels(levels), 1)
+        return constraints.independent(LevelSupport(levels), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | y_ε), (*sample, *batch), nats."""

@@ -161,8 +161,8 @@ class Score(Restorable, ExactBuffers, ABC):
             s = diffusion.as_tensor(s)
             if not bool((s == diffusion.start_time).all()):
                 raise TypeError(
-                    f"{type(self).__name__} gives no x̂ under {type(diffusion).__name__} but at "
-                    "the start time: g² s_θ does not tell x from m(x); use StateDenoiser"
+                    f"{type(self).__name__} gives x̂ under {type(diffusion).__name__} only at the "
+                    "start time ε: g² s_θ does not tell x from m(x); use StateDenoiser"
                 )
             state = diffusion.without_displacement(y, y.dim() - 1 - (s.dim() or 1))
         return project(diffusion, self.score(diffusion, y, s), state, s)
