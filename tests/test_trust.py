@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 
-from inference import experiment, impute, names, report, runs, trust
+from inference import experiment, impute, names, report, trust
 from inference.checkpoints import CheckpointError, write_atomically
 from inference.cli import command_line
 from inference.evaluate import evaluate
@@ -539,11 +539,24 @@ def test_going_on_with_a_run_writes_through_no_link(name: str, here: Path, good:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(target)
     target.mkdir() if name == "checkpoints" else target.write_text("mine")
-    with pytest.raises(SystemExit, match=rf"{name} is a link to {target}, .* add --trust if you"):
-        run_program("train", "--resume", folder)
+    said = rf"{name} is a link to {target}, where .* put what it leads to in its place"
+    for more in ([], ["--trust"]):
+        with pytest.raises(SystemExit, match=said):
+            run_program("train", "--resume", folder, *more)
     assert list(target.iterdir()) == [] if target.is_dir() else target.read_text() == "mine"
-    with trust.trusting():
-        runs._refuse_links(folder)
+
+
+@pytest.mark.parametrize("name", [".lock", ".writer.json"])
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_new_run_takes_no_link_for_its_lock(name: str, trusts: bool, here: Path) -> None:
+    (here / "precious").write_text("mine")
+    (here / "evil").mkdir()
+    (here / "evil" / name).symlink_to(here / "precious")
+    words = [f"--{k}={v}" for k, v in SHORT.items()] + ["--trust"] * trusts
+    with pytest.raises(SystemExit, match=rf"evil/{name} is a link to .*precious, where the run"):
+        run_program("train", "--run", "evil", *words)
+    assert (here / "precious").read_text() == "mine"
+    assert [path.name for path in (here / "evil").iterdir()] == [name]
 
 
 def test_a_file_that_is_replaced_writes_through_no_link(here: Path) -> None:
