@@ -167,6 +167,17 @@ def test_levels_that_no_other_row_has_are_trained_on(tmp_path: Path) -> None:
         Tabular(data=tmp_path / "own.csv")
 
 
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer"])
+def test_tables_with_classes_are_split_evenly_over_them(name: str) -> None:
+    whole, held = Tabular.split_by(None, data=name), Tabular.split_by(3, data=name, holdout=True)
+    target = torch.cat([whole.train[:, -1], whole.test[:, -1]]).long().bincount()
+    for part in (held.test, held.validation):
+        assert float((part[:, -1].long().bincount() - target / 10).abs().max()) < 1
+    assert "evenly over classes" in held.split_in_words
+    plain = Tabular(data=name, columns="target=drop")
+    assert plain.rows is not None and not plain.rows.stratified
+
+
 # -- data sets -------------------------------------------------------------------------------------
 
 
