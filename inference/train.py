@@ -173,7 +173,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
     if isinstance(problem, Tabular) and settings.data is not None:
         decided["data"] = problem.absolute_source
     decided["maps"] = settings.maps or problem.default_maps
-    decided["split_seed"] = None if problem.rows is None else problem.rows.seed
+    decided["split_seed"] = None  # of official parts
+    if problem.rows is not None:
+        decided["split_seed"] = loading.split_word(problem.rows.seed)
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)

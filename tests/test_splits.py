@@ -22,6 +22,7 @@ from models import DataError, Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
+from tests.test_programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -345,7 +346,7 @@ def test_a_run_of_before_keeps_every_tenth(
         patch.setattr(Problem, "split_seed", None)
         train(run=folder, **short(mine, condition="labels"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config.pop("split_seed") is None
+    assert config.pop("split_seed") == "index"
     config["steps"] = 6
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     data = json.loads((folder / "data.json").read_text())
@@ -354,6 +355,13 @@ def test_a_run_of_before_keeps_every_tenth(
     assert problem.part("test").context.tolist() == [0] * 40  # type: ignore[union-attr]
     train(resume=folder)
     assert json.loads((folder / "data.json").read_text()) == data
+    partner = tmp_path / "partner"  # of the same split, by a word, as the old settings lack it
+    said = ["--config", folder / "config.yaml", "--seed=1", "--run", partner]
+    run_program("train", *said, "--split_seed", "index")
+    assert torch.equal(load_trained(partner)[1].problem.test, problem.test)
+    assert json.loads((partner / "data.json").read_text()) == data
+    assert Run.open(partner).config["split_seed"] == "index"
+    compare([folder, partner], draws=2, out=tmp_path / "c")
     config["split_seed"] = 0
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 8}))
     with pytest.raises(RunError, match=r"the data set is not the one .*(?s:.)*train: SHA-256"):
@@ -373,8 +381,7 @@ def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").config["split_seed"] is None
     made = f"{mine}:made"
     assert build_problem(made, split_seed=0).rows.seed == 0  # type: ignore[union-attr]
-    for seed in (None, 3):
-        with pytest.raises(
-            ValueError, match=f"split by split_seed = 0 when it was made, and {seed}"
-        ):
+    for seed, word in ((None, "index"), ("index", "index"), (3, "3")):
+        said = f"split by --split_seed 0 when it was made, and {word} is asked for"
+        with pytest.raises(ValueError, match=said):
             build_problem(made, split_seed=seed)
