@@ -39,7 +39,7 @@ from inference.checkpoints import (
     optimizer_tensors,
 )
 from inference.cli import check_positive, command_line
-from inference.effects import check_effects, start_note
+from inference.effects import check_effects, check_patience, start_note
 from inference.environment import Threads, choose_threads
 from inference.loading import Programs
 from inference.optimizers import hidden_weights
@@ -97,6 +97,7 @@ def train(
     settings = decide(asked, programs)
     fabric = start(settings.accelerator, settings.precision)
     _check(settings, programs, fabric.world_size)
+    check_patience(settings, programs)
     if fabric.is_global_zero and (note := start_note(settings, programs)):
         print(note)
     if fabric.is_global_zero:
