@@ -70,6 +70,7 @@ SETTINGS = asdict(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where nothing is trusted yet."""
     monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -401,8 +402,6 @@ def test_the_bytes_that_were_looked_at_are_those_that_run(
     assert found.done == "good" and code.read_bytes() == evil and not ran(code.parent)
     for loaded in set(sys.modules) - before:
         del sys.modules[loaded]
-    if str(here) in sys.path:
-        sys.path.remove(str(here))
 
 
 @pytest.mark.usefixtures("as_program")
@@ -432,7 +431,6 @@ def test_a_module_is_run_where_its_files_are_trusted(here: Path) -> None:
         find("guide", "pack.inner:G")
     for loaded in set(sys.modules) - before:
         del sys.modules[loaded]
-    sys.path.remove(str(here))
 
 
 @pytest.mark.usefixtures("as_program")
@@ -466,6 +464,21 @@ def test_a_word_that_is_no_name_of_code_names_none(here: Path) -> None:
     ):
         find("score", "run:R")
     assert not ran(here)
+
+
+def test_a_file_imports_its_neighbour_once_it_is_trusted(here: Path) -> None:
+    """As pyro-mdm calls programs: the folder of neither the call nor the file is on sys.path."""
+    code = write_code(here / "own" / "mine.py", "from neighbour_of_mine import word\n")
+    (here / "own" / "neighbour_of_mine.py").write_text("word = 'hello'\n")
+    (here / "own" / "inspect.py").write_text("raise AssertionError('in the way')\n")
+    before = [*sys.path]
+    with pytest.raises(trust.UntrustedCodeError), trust.command([], trusts=False):
+        find("guide", f"{code}:G")
+    assert sys.path == before
+    with trust.command([f"{code}:G"], trusts=False):
+        assert find("guide", f"{code}:word") == "hello"
+    assert sys.path == [*before, str(code.parent)]
+    del sys.modules["neighbour_of_mine"]
 
 
 # -- other doors -----------------------------------------------------------------------------------
