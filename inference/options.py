@@ -273,7 +273,8 @@ class Machine:
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: lay the network's weights out with channels last; faster on recent GPUs.
         threads: of the CPU; by default as many as there are cores that other work leaves free when
-            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number.
+            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number, as far as
+            there are so many cores, unless one of both is given: it may then round otherwise.
     """
 
     accelerator: str = "auto"

@@ -40,7 +40,7 @@ from inference.checkpoints import (
 )
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, check_patience, start_note
-from inference.environment import Threads, choose_threads
+from inference.environment import Threads, choose_threads, keep_threads
 from inference.loading import Programs
 from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
@@ -103,7 +103,7 @@ def train(
     if fabric.is_global_zero:
         print(programs.problem.split_in_words, flush=True)
     if fabric.is_global_zero and threads.why:
-        print(f"{threads}; --threads is another number")
+        print(f"{threads}; give --threads N for another number")
 
     def create() -> Run:
         if given.run is None:
@@ -116,15 +116,17 @@ def train(
 
 def _resume(given: Options, folder: Path) -> evaluate.Bound:
     """Go on with a run, which has its own settings."""
-    if others := [f"--{name}" for name in given.given if name != "resume"]:
+    own = ("resume", "threads")
+    if others := [f"--{name}" for name in given.given if name not in own]:
         raise RunError(
             f"--resume continues {folder} with its own settings; leave out {', '.join(others)}, or "
             "start a new run"
         )
     config = Run.open(folder).config
     settings = Decided.of(config)
-    if settings.threads is not None:
-        choose_threads(settings.threads)
+    for number in (given.threads, settings.threads):
+        check_positive(threads=number)
+    keep_threads(settings.threads, given.threads, folder)
     fabric = start(settings.accelerator, settings.precision)
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
         programs = loading.build(config, fitted=not run.has_checkpoint)
