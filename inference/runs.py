@@ -73,6 +73,7 @@ __all__ = [
     "default_folder",
     "fingerprint",
     "has_checkpoint",
+    "refuse_links",
 ]
 
 RUNS = Path("runs")
@@ -205,7 +206,7 @@ class _WriteLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        _refuse_links([folder / LOCK, folder / WRITER])  # older filelocks empty what one leads to
+        refuse_links([folder / LOCK, folder / WRITER])  # older filelocks empty what one leads to
         self._writer, self._pid = folder / WRITER, os.getpid()
         self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)
         try:
@@ -311,7 +312,7 @@ class Run:
         _read_settings(folder)  # nothing is touched in what is no run folder
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
-        _refuse_links(inside)
+        refuse_links(inside)
         lock = _WriteLock(folder)
         try:
             _remove_temporary_files(folder)
@@ -580,7 +581,7 @@ def _check_ours(folder: Path) -> set[str]:
     return found
 
 
-def _refuse_links(paths: Iterable[Path]) -> None:
+def refuse_links(paths: Iterable[Path]) -> None:
     """Links in somebody's run folder would have training write elsewhere, to files of the user's.
 
     Raises:
