@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,16 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
     assert not ran(folder)
 
 
+def test_the_log_of_an_experiment_is_written_through_no_link(here: Path) -> None:
+    cell = next(iter(experiment.Table(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1).cells()))
+    (here / "precious").write_text("mine")
+    (here / "drift" / f"{cell.name}.log").parent.mkdir(parents=True)
+    (here / "drift" / f"{cell.name}.log").symlink_to(here / "precious")
+    with pytest.raises(RunError, match=r"\.log is a link to .*precious, where the run would write"):
+        experiment.train_all([cell], here / "drift", 1)
+    assert (here / "precious").read_text() == "mine"
+
+
 # -- the three ways --------------------------------------------------------------------------------
 
 
@@ -263,14 +274,23 @@ def look(guide: str = "cld") -> None:
         find("guide", name.strip())
 
 
+def look_at_last(guide: str) -> None:
+    find("guide", guide.rpartition(",")[2])
+
+
 def test_names_may_be_several(here: Path) -> None:
     code = write_code(here / "sent" / "evil.py")
-    command_line(look, ["--guide", f"cld, {code}:G"])
+    command_line(look, ["--guide", f"cld, {code}:G"], listed=["guide"])
     (here / "a.yaml").write_text(f"guide: cld, {code}:G\n")
     with pytest.raises(SystemExit, match="a file of --config names"):
         command_line(look, ["--config", "a.yaml"])
     command_line(look, ["--config", "a.yaml", "--trust"])
     command_line(look, ["--config", "a.yaml"])
+    more = write_code(here / "sent" / "c.py")
+    words = ["--guide", f"{here},{more.relative_to(here)}:G"]  # one name, of another file
+    with pytest.raises(SystemExit, match="a file of --config names"):
+        command_line(look_at_last, words)
+    command_line(look_at_last, words, listed=["guide"])
 
 
 def test_a_file_of_options_says_neither_trust_nor_overwrite(
@@ -313,6 +333,21 @@ def test_trust_that_cannot_be_kept_is_a_warning(
     monkeypatch.setenv("XDG_STATE_HOME", "state")  # which that standard ignores
     monkeypatch.setenv("HOME", str(here))
     assert trust.folder() == here / ".local" / "state" / "pyro_mdm" / "trusted"
+
+
+def test_threads_of_a_command_run_nothing_unasked(here: Path) -> None:
+    """They know nothing of the context that started them; nor does what a Python program does."""
+    code = write_code(here / "sent" / "evil.py")
+
+    def in_thread() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(find, "guide", f"{code}:G").result()
+
+    with trust.command([f"{code}:G"], trusts=True), pytest.raises(trust.UntrustedCodeError):
+        in_thread()
+    assert not ran(code.parent)
+    in_thread()
+    assert ran(code.parent)
 
 
 # -- files that are not what they seem -------------------------------------------------------------
@@ -454,6 +489,16 @@ def test_of_installed_modules_only_our_own_are_run_unasked(here: Path) -> None:
         find("sampler", "builtins:exec")
     with pytest.raises(names.NameNotFoundError, match="there is no module 'nowhere'"):
         find("sampler", "nowhere:x")
+
+
+def test_ours_are_files_of_packages_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder may lie in the library's own, too."""
+    packages = {path.parent for path in (trust.CHECKOUT / "pyro_mdm").rglob("__init__.py")}
+    rooms = {trust.CHECKOUT / room for room in trust.ROOMS}
+    assert {room for room in rooms if "pyro_mdm" in room.parts[-2:]} == packages
+    for name in ("pyro_mdm/elsewhere/evil.py", "pyro_mdm/plots/sent/evil.py", "models/sent/x.py"):
+        with trust.command([], trusts=False), pytest.raises(trust.UntrustedCodeError):
+            trust.check("guide", f"{name}:G", trust.CHECKOUT / name, b"")
 
 
 def test_a_word_that_is_no_name_of_code_names_none(here: Path) -> None:
