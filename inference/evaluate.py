@@ -374,9 +374,8 @@ def evaluate(
         one.model.to(fabric.device)
         one.model.score_function.autocast_dtype = autocast_dtype(precision)
     data, lead = programs.problem.part("test"), fabric.is_global_zero
-    numbers = programs.problem.numbers("test")
     if test_size is not None:
-        data, numbers = some(data, test_size), some(numbers, test_size)
+        data = some(data, test_size)
     if method != "elbo":
         if fabric.world_size > 1:
             raise ValueError(f"--method {method} runs in one process; start it without torchrun")
@@ -436,6 +435,7 @@ def evaluate(
         return
     if out is not None:
         labels = data.context if isinstance(programs.problem.context, Labels) else None
+        numbers = some(programs.problem.numbers("test"), len(data))
         rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities)
         write_atomically(out, csv_bytes(rows))
         print(f"the bound of each datum: {out}")

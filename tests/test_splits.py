@@ -158,8 +158,11 @@ def test_levels_that_no_other_row_has_are_trained_on(tmp_path: Path) -> None:
         assert {*range(0, 60, 7), 5} <= train
         assert problem.rows is not None
         seen.add(problem.rows.rare)
-        said = f"{problem.rows.rare} with a category that no other part has are trained on"
-        assert (said in problem.split_in_words) == (problem.rows.rare > 0)
+        rare = problem.rows.rare
+        said = f"; {rare} data are of categories too rare to be split, and are trained on"
+        if rare == 1:
+            said = "; 1 datum is of categories too rare to be split, and is trained on"
+        assert (said in problem.split_in_words) == ("rare" in problem.split_in_words) == (rare > 0)
     assert max(seen) > 0
     with pytest.raises(DataError, match="'city' holds 'town 0', which the training rows never"):
         Tabular.split_by(None, data=tmp_path / "own.csv")
@@ -214,7 +217,13 @@ def test_images_of_one_folder_are_split_alike(tmp_path: Path) -> None:
     problem = Images(data=tmp_path / "own", holdout=True)
     for part in (problem.test, problem.validation):
         assert part[:, 0, 0, 0].bincount().tolist() == [2, 2, 2]
-    assert "evenly over classes" in problem.split_in_words
+    assert "evenly over folders" in problem.split_in_words
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "own").rglob("*.png"):
+        (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
+    flat = Images(data=tmp_path / "flat", holdout=True)
+    assert flat.rows is not None and not flat.rows.stratified
+    assert "evenly" not in flat.split_in_words
     (tmp_path / "own").rename(tmp_path / "train")
     (tmp_path / "parts" / "test").mkdir(parents=True)
     (tmp_path / "train").rename(tmp_path / "parts" / "train")
@@ -258,6 +267,23 @@ def test_contexts_that_do_not_go_with_the_split() -> None:
     assert len(numbered.test) == 100 and numbered.rows is not None and not numbered.rows.stratified
     with pytest.raises(ValueError, match="10 short of 1000 data, expected one for each"):
         numbered.condition_on("short")
+
+
+class Fewer(Periodic):
+    """Of the test data that were drawn, one half."""
+
+    contexts = ()
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        train, validation, test = super().split(holdout)
+        return train, validation, test[::2]
+
+
+def test_numbers_that_are_not_known_are_not_made_up() -> None:
+    problem = Fewer(holdout=True)
+    assert len(problem.numbers("train")) == 800
+    with pytest.raises(ValueError, match="rows says that 100 data are test, and there are 50"):
+        problem.numbers("test")
 
 
 class ByHand(Periodic):
