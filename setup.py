@@ -14,7 +14,7 @@ plots = ["matplotlib>=3.7"]
 programs = [
     *plots,
     "PyYAML>=6.0",
-    "filelock>=3.12",
+    "filelock>=3.20.1",
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",

@@ -60,6 +60,7 @@ def command_line(
     *,
     unnamed: str | None = None,
     groups: Mapping[str, type] | None = None,
+    listed: Sequence[str] = (),
 ) -> None:
     """Run ``function`` on the command line's arguments, typed and explained by its signature.
 
@@ -74,6 +75,8 @@ def command_line(
         groups: dataclasses by name. Their docstrings begin with a title for the help. An option
             is called ``--steps``, or ``--optimization.steps`` with the name of its group; likewise
             in files.
+        listed: options that name several things, with commas between. A comma in others is one of
+            the name.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] == ["--debug"]
@@ -90,7 +93,7 @@ def command_line(
                 "overwrite is true in a file of --config, which may be somebody else's; expected "
                 "it here: --overwrite true"
             )
-        with trust.command(_code(options, named), trusts=trusts):
+        with trust.command(_code(options, named, listed), trusts=trusts):
             function(**{name: options[name] for name in parser.hints})
     except (OptionError, *MISTAKES) as error:
         if debug:
@@ -109,10 +112,13 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
     return said[-1:] == ["true"], [word for word in words if not word.startswith("--trust=")]
 
 
-def _code(options: Any, named: set[str]) -> list[str]:
+def _code(options: Any, named: set[str], listed: Sequence[str]) -> list[str]:
     """The names of code that are words of the command line itself, not of a file of --config."""
-    values = [options[name] for name in (*NAMED, "simulator") if name in named]
-    return [name.strip() for value in values if value for name in value.split(",")]
+    found: list[str] = []
+    for name in (*NAMED, "simulator"):
+        if name in named and (value := options[name]):
+            found += [one.strip() for one in value.split(",")] if name in listed else [value]
+    return found
 
 
 def check_positive(**options: float | None) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from inference.loading import Programs, check_ends
 from inference.optimizers import hidden_weights
-from inference.options import Training
+from inference.options import Decided, Training
 from pyro_mdm.networks import Ensemble, Located
 
-__all__ = ["check_effects", "start_note"]
+__all__ = ["check_effects", "check_patience", "start_note"]
 
 
 def check_effects(settings: Training, programs: Programs) -> None:
@@ -51,6 +51,28 @@ def check_effects(settings: Training, programs: Programs) -> None:
         raise ValueError(
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
             "convolutions over images; leave it out"
+        )
+
+
+def check_patience(settings: Decided, programs: Programs) -> None:
+    """Whether --patience, if it is given, can stop a new run before its last step.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    patience, steps, every = settings.patience, settings.steps, settings.measure_every
+    if patience is None:
+        return
+    if not len(programs.problem.validation):
+        raise ValueError(
+            f"--patience {patience} has no effect: it is by the bound on validation data, and "
+            "there are none; leave it out, or leave out --holdout false"
+        )
+    if (patience + 1) * every >= steps:  # the first measurement, and so many that are no better
+        raise ValueError(
+            f"--patience {patience} has no effect: the bound is measured every {every:,} of "
+            f"{steps:,} steps, and it would run out at step {(patience + 1) * every:,} at the "
+            "earliest; leave it out, or give a smaller one or a smaller --measure_every"
         )
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Threads", "choose_threads", "code_changes", "describe", "git_commit"]
+__all__ = [
+    "Threads",
+    "choose_threads",
+    "code_changes",
+    "describe",
+    "git_commit",
+    "keep_threads",
+]
 
 SOURCE = Path(__file__).parent
 LOOK = 0.5
 """Seconds for which the load is looked at."""
-STAT = Path("/proc/stat")
+STAT, CGROUP, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -124,7 +133,8 @@ def choose_threads(given: int | None = None) -> Threads:
     """The number of threads, which PyTorch has from here on.
 
     Threads that wait for a core that other work has cost processor time, and gain none. So there
-    are as many as there are cores that other work leaves free, and at least one.
+    are as many as there are cores that other work leaves free, at most what the system lets this
+    process have, and at least one.
 
     Args:
         given: the number, if it is not to be chosen. Nor is it where ``OMP_NUM_THREADS`` is set.
@@ -135,23 +145,52 @@ def choose_threads(given: int | None = None) -> Threads:
     if given is not None or "OMP_NUM_THREADS" in os.environ or most == 1:
         return Threads(most)
     cores, busy = busy_cores()
-    number = min(most, max(1, round(cores - busy)))
+    free, usable = max(1, round(cores - busy)), usable_cores()
+    number = min(most, free, usable)
     if number == most:
         return Threads(most)
     torch.set_num_threads(number)
-    return Threads(number, f" of {most}, as other work has {busy:.1f} of {cores} cores")
+    why = f"other work has {busy:.1f} of {cores} cores"
+    if usable <= free:
+        why = f"this process may use {usable} core{'s' if usable > 1 else ''}"
+    return Threads(number, f" of {most}, as {why}")
+
+
+def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
+    """Have the number of threads that the run in ``folder`` has, unless the user gives another.
+
+    Warns where there is another one: sums of floating-point numbers may round otherwise.
+
+    Args:
+        number: of the run; None if it is not known.
+        given: by the user; else ``OMP_NUM_THREADS`` is, where it is set.
+    """
+    if given is not None:
+        torch.set_num_threads(given)
+    elif number is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(number, usable_cores()))
+    now = torch.get_num_threads()
+    if number is not None and now != number:
+        warnings.warn(
+            f"{folder} has {Threads(number)} and goes on with {now}, so that it may round "
+            "otherwise than it would have",
+            stacklevel=2,
+        )
+
+
+def usable_cores() -> int:
+    """How many cores the system lets this process use: those it may run on, or as many as its
+    control groups give it the time of."""
+    return max(1, int(min(len(_cores()), _quota())))
 
 
 def busy_cores() -> tuple[int, float]:
     """How many cores there are for this process, and how many of them other work has now.
 
-    Linux says what each core did while this process sleeps for :data:`LOOK` seconds. Elsewhere it
-    is the load of the last minute, or 0 where there is no such thing.
+    Linux says what each core did while this process sleeps for :data:`LOOK` seconds. Elsewhere
+    nothing is known of other work: 0. (A load average says what ran in the last minute.)
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = os.sched_getaffinity(0)
-    else:
-        cores = set(range(os.cpu_count() or 1))
+    cores = _cores()
     try:
         before = _busy_and_all(cores)
         time.sleep(LOOK)
@@ -159,8 +198,43 @@ def busy_cores() -> tuple[int, float]:
         busy, all_ = (b - a for a, b in zip(before, after, strict=True))
         return len(cores), len(cores) * busy / all_
     except (OSError, ValueError, ZeroDivisionError):
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return len(cores), min(float(len(cores)), load)
+        return len(cores), 0.0
+
+
+def _cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _quota() -> float:
+    """How many cores' time the control groups of this process leave it, ∞ without a limit.
+
+    A line is ``0::/a/b`` in version 2, and ``4:cpu,cpuacct:/a/b`` in version 1 (cgroups(7)). Each
+    group is limited by those above it; in a container its own folder may be the topmost.
+    """
+    least = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        for line in CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = CGROUPS / "cpu" if controllers else CGROUPS
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    least = min(least, _limit(folder, version=1 if controllers else 2))
+    return least
+
+
+def _limit(folder: Path, *, version: int) -> float:
+    """Cores' time that one control group has, ∞ without a limit."""
+    names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+    try:
+        quota, period = " ".join((folder / name).read_text() for name in names).split()
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
 
 
 def _busy_and_all(cores: set[int]) -> tuple[int, int]:

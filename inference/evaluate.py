@@ -337,6 +337,8 @@ def evaluate(
         out: a .csv for the bound on each datum, its Monte Carlo error, its label and, with
             --classify, the probability of each class. ``row`` is the number of the datum in the
             data set, such as a row of the table, from 0; in an official test part, in that part.
+            Of dequantized images it is the bound at one draw of that noise, by --seed, which the
+            error leaves out. With --half_width both are empty for data that were never drawn.
         overwrite: replace ``out`` if it exists.
     """
     check_positive(
@@ -372,9 +374,8 @@ def evaluate(
         one.model.to(fabric.device)
         one.model.score_function.autocast_dtype = autocast_dtype(precision)
     data, lead = programs.problem.part("test"), fabric.is_global_zero
-    numbers = programs.problem.numbers("test")
     if test_size is not None:
-        data, numbers = some(data, test_size), some(numbers, test_size)
+        data = some(data, test_size)
     if method != "elbo":
         if fabric.world_size > 1:
             raise ValueError(f"--method {method} runs in one process; start it without torchrun")
@@ -434,6 +435,7 @@ def evaluate(
         return
     if out is not None:
         labels = data.context if isinstance(programs.problem.context, Labels) else None
+        numbers = some(programs.problem.numbers("test"), len(data))
         rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities)
         write_atomically(out, csv_bytes(rows))
         print(f"the bound of each datum: {out}")
@@ -467,6 +469,8 @@ def by_datum(
 ) -> list[Row]:
     """The bound on each datum in bits/dim with its Monte Carlo error, for a CSV file.
 
+    Both are empty for a datum that was never drawn, of which nothing was measured.
+
     Args:
         log_det, levels: as of :func:`in_bits`.
         numbers: of the data, (n,).
@@ -480,9 +484,11 @@ def by_datum(
     columns: dict[str, list[Any]] = {"row": numbers.tolist()}
     if labels is not None:
         columns["label"] = ["" if label < 0 else label for label in labels.tolist()]
-    columns["bits_per_dim"] = bits.tolist()
-    errors = (estimate.per_datum_error / unit).tolist()
-    columns["bits_per_dim_standard_error"] = ["" if math.isnan(e) else e for e in errors]
+    never = estimate.halves.isnan().all(0)  # drawn: what there is, is the baseline's prediction
+    columns["bits_per_dim"] = bits.masked_fill(never.to(bits.device), math.nan).tolist()
+    columns["bits_per_dim_standard_error"] = (estimate.per_datum_error / unit).tolist()
+    for name in ("bits_per_dim", "bits_per_dim_standard_error"):
+        columns[name] = ["" if math.isnan(value) else value for value in columns[name]]
     if probabilities is not None:
         each = probabilities.unbind(-1)
         columns |= {f"probability_{c}": own.tolist() for c, own in enumerate(each)}

@@ -31,7 +31,7 @@ import yaml
 from inference import trust
 from inference.cli import check_positive, command_line
 from inference.experiment_summary import markdown, summarize
-from inference.runs import RUNS, RunError, has_checkpoint
+from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
@@ -330,6 +330,7 @@ def _train(cell: Cell, folder: Path, further: list[str]) -> None:
         words += [f"--run={path}", "--overwrite=true"]
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.parent / f"{cell.name}.log"
+    refuse_links([log])
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # the programs are found from any folder
     found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))

@@ -507,4 +507,4 @@ def inspect(
 
 
 if __name__ == "__main__":
-    command_line(inspect)
+    command_line(inspect, listed=["guide"])

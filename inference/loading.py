@@ -10,7 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -49,6 +49,7 @@ __all__ = [
     "load_trained",
     "load_weights",
     "seed_from",
+    "split_word",
     "title",
     "with_split",
 ]
@@ -63,6 +64,9 @@ OPTIONS = {
     "image_size": "images of your own",
 }
 """Which data sets have which option."""
+
+BY_INDEX: Final = "index"
+"""--split_seed of data that are split as they lie. In older runs it is null, or not there."""
 
 SIMULATION = {
     "step_size": "step_size",
@@ -280,7 +284,10 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
     found = find("model", name)
-    split = {"split_seed": options.pop("split_seed")} if "split_seed" in options else {}
+    split = {}
+    if "split_seed" in options:
+        asked = options.pop("split_seed")
+        split["split_seed"] = None if asked == BY_INDEX else asked
     given = {key: value for key, value in options.items() if value is not None}
     is_class = inspect.isclass(found) and issubclass(found, Problem)
     taken = accepted(found, {"holdout": holdout} | given) if is_class else {}
@@ -304,9 +311,9 @@ def build_problem(name: str, *, holdout: bool = False, **options: Any) -> Proble
         raise TypeError(f"{name} has no data: its __init__ does not call super().__init__()")
     if problem.rows is not None and problem.rows.seed != split.get("split_seed", problem.rows.seed):
         raise ValueError(
-            f"{name} was split by split_seed = {problem.rows.seed} when it was made, and "
-            f"{split['split_seed']} is asked for (None: by index, as older runs are); name its "
-            "class, or make it by split_by"
+            f"{name} was split by --split_seed {split_word(problem.rows.seed)} when it was made, "
+            f"and {split_word(split['split_seed'])} is asked for; name its class, or make it by "
+            "split_by"
         )
     return problem
 
@@ -316,10 +323,15 @@ def with_split(settings: Training) -> Training:
     if settings.split_seed is not None:
         return settings
     own = getattr(find("model", settings.model), "split_seed", None)
-    return dataclasses.replace(settings, split_seed=own)
+    return dataclasses.replace(settings, split_seed=split_word(own))
 
 
-def check_split(split_seed: int | None, problem: Problem) -> None:
+def split_word(seed: int | None) -> Literal["index"] | int:
+    """What --split_seed is where data are split by ``seed``."""
+    return BY_INDEX if seed is None else seed
+
+
+def check_split(split_seed: Literal["index"] | int | None, problem: Problem) -> None:
     """Whether a split that was asked for is one of these data.
 
     Raises:

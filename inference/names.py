@@ -154,7 +154,14 @@ def _load_file(option: str, name: str, place: str) -> ModuleType:
     path = path.resolve()
     content = path.read_bytes()
     trust.check(option, name, path, content)
+    _import_from(path.parent)
     return _run_file(path, content)
+
+
+def _import_from(folder: Path) -> None:
+    """Have code that was trusted import what lies beside it; last, in the way of nothing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 @functools.cache
@@ -221,8 +228,8 @@ def _load_module(option: str, name: str, place: str) -> ModuleType:
         if only_folder:
             module = sys.modules[whole] = importlib.util.module_from_spec(spec)
         else:
-            if here and os.getcwd() not in sys.path:
-                sys.path.append(os.getcwd())  # for what it imports; last, in the way of nothing
+            if here:
+                _import_from(Path.cwd())
             if path is not None and type(spec.loader) is SourceFileLoader:
                 module = _run(whole, path, content, folders)
             else:

@@ -59,8 +59,9 @@ class Data:
             paper's is 0.05.
         holdout: keep a part of the training data for validation; settings are chosen there.
         split_seed: of the order in which data without official parts are split, evenly over their
-            labels where they have some; 0 by default. Toy, digits and mnist5k are split by index
-            unless it is given, as in published numbers, and so are runs that are older.
+            labels where they have some; 0 by default. "index" makes every tenth datum test, as toy,
+            digits and mnist5k are split by default, for published numbers, and older runs are.
+            Give it with --config of an older run, which does not say how it was split.
         flip: mirror training images left to right at random.
         augment: of images: the part of each batch that is turned, stretched and moved at random,
             such as 0.7, which the network is told. For few data and long trainings: the training
@@ -79,7 +80,7 @@ class Data:
     image_size: int | None = None
     logit_margin: float | None = None
     holdout: bool = True
-    split_seed: int | None = None
+    split_seed: Literal["index"] | int | None = None
     flip: bool = False
     augment: float = 0.0
     condition: str | None = None
@@ -272,7 +273,8 @@ class Machine:
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: lay the network's weights out with channels last; faster on recent GPUs.
         threads: of the CPU; by default as many as there are cores that other work leaves free when
-            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number.
+            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number, as far as
+            there are so many cores, unless one of both is given: it may then round otherwise.
     """
 
     accelerator: str = "auto"

@@ -52,11 +52,21 @@ def png(picture: Figure | Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Raise RunError unless the file ``out`` may be written: suffix, folder, nothing in its way."""
-    if out.suffix not in suffixes:
-        raise RunError(f"--out is {out}, expected a name that ends in {' or '.join(suffixes)}")
+def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: str = "out") -> None:
+    """Whether ``out`` may be written.
+
+    Args:
+        suffixes: that the file's name may have; none: it is a folder.
+        option: that names it, without hyphens.
+
+    Raises:
+        RunError: another suffix, no folder to write it in, or something is in its way.
+    """
+    if suffixes and out.suffix not in suffixes:
+        raise RunError(f"--{option} is {out}, expected a name that ends in {' or '.join(suffixes)}")
+    if not suffixes and out.exists() and not out.is_dir():
+        raise RunError(f"--{option} is {out}, which is a file, expected a folder; give another")
     if out.exists() and not overwrite:
-        raise RunError(f"{out} exists; give another --out, or --overwrite to replace it")
+        raise RunError(f"{out} exists; give another --{option}, or --overwrite to replace it")
     if not out.parent.is_dir():
-        raise RunError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+        raise RunError(f"--{option} is {out}, but there is no folder {out.parent}; make it first")

@@ -74,7 +74,7 @@ def posterior(
         out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
         save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
         seed: of all of it.
-        overwrite: replace ``out`` if it exists.
+        overwrite: replace ``out`` and what is in ``save`` if they exist.
     """
     check_positive(
         simulations=simulations,
@@ -88,6 +88,8 @@ def posterior(
     vectorized = vectorized or chosen.vectorized
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
+    if save is not None:
+        check_out(save, (), overwrite=overwrite, option="save")
     found = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
@@ -144,6 +146,7 @@ def _scores(
 ) -> str:
     """Mean log densities of true parameters: ours, the exact one, and what is easily had."""
     rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
+    better = []
     if simulator.log_posterior is not None:
         exact = simulator.log_posterior(truth).double()
         rows += [
@@ -155,10 +158,12 @@ def _scores(
     except ValueError as error:
         notes.append(f"the prior's score is not known: {error}")
     else:
+        gain = Measured.of(value - prior)
         rows += [
             ["of the prior", str(Measured.of(prior))],
-            ["ours less the prior's, paired", str(Measured.of(value - prior))],
+            ["ours less the prior's, paired", str(gain)],
         ]
+        better += ["the prior"] if gain.mean < -2 * gain.standard_error else []
     if found.gaussian is None:
         notes.append(
             "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
@@ -172,11 +177,12 @@ def _scores(
             ["of a Gaussian, its mean linear in the data", str(Measured.of(gaussian))],
             ["ours less the Gaussian's, paired", str(gain)],
         ]
-        if gain.mean < -2 * gain.standard_error:
-            notes.append(
-                "warning: a Gaussian is better, so that ranks below say little; give more "
-                "--simulations or --steps"
-            )
+        better += ["a Gaussian"] if gain.mean < -2 * gain.standard_error else []
+    if better:
+        notes.append(
+            f"warning: {' and '.join(better)} {'is' if len(better) == 1 else 'are'} better, so "
+            "that ranks below say little; give more --simulations or --steps"
+        )
     return "\n".join([aligned(rows), *notes])
 
 

@@ -97,11 +97,11 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
         "learn_ends": str(config["learn_ends"] or "False"),
         "learn_stationary": str(config["learn_stationary"]),
         "learned_from": str(config["learned_from"] or "–").rpartition("/")[2],
-        "stationary_variance": str(config["stationary_variance"] or "default"),
+        "stationary_variance": _or_default(config["stationary_variance"]),
         "max_log_snr": diffusion.max_log_snr,
         "min_log_snr": round(diffusion.terminal_log_snr.item(), 3),
         "condition": config["condition"] or "–",
-        "split_seed": str(config["split_seed"] or "default"),
+        "split_seed": _or_default(config["split_seed"]),
         "protocol": config["protocol"] or "default",
         "likelihood": str(config["likelihood"] or "default").rpartition("/")[2],
     }
@@ -118,6 +118,10 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     rest = [name for name in settings if name not in (*first, "num_variables")]
     others = [f"{name} {settings[name]}" for name in rest if settings[name] not in usual]
     return first | {"others": ", ".join(others)}
+
+
+def _or_default(value: Any) -> str:
+    return "default" if value is None else str(value)
 
 
 def _rank(diffusion: Any) -> str:

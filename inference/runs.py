@@ -45,7 +45,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from inference import environment, trust
+from inference import environment
 from inference.checkpoints import (
     Checkpoint,
     RunError,
@@ -73,6 +73,7 @@ __all__ = [
     "default_folder",
     "fingerprint",
     "has_checkpoint",
+    "refuse_links",
 ]
 
 RUNS = Path("runs")
@@ -201,10 +202,11 @@ class _WriteLock:
     then drops the lock. The file ``.lock`` stays and means nothing by itself.
 
     Raises:
-        RunError: another run object holds it, in this process or another.
+        RunError: another run object holds it, in this process or another, or its files are links.
     """
 
     def __init__(self, folder: Path) -> None:
+        refuse_links([folder / LOCK, folder / WRITER])  # older filelocks empty what one leads to
         self._writer, self._pid = folder / WRITER, os.getpid()
         self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)
         try:
@@ -263,7 +265,7 @@ class Run:
 
         Raises:
             RunError: the folder holds a run with a checkpoint and ``overwrite`` is not given, or
-                something else, or is being written.
+                something else, or is being written, or its lock is a link.
         """
         _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +310,9 @@ class Run:
                 would be written is a link.
         """
         _read_settings(folder)  # nothing is touched in what is no run folder
-        _refuse_links(folder)
+        inside = [folder / name for name in CONTENT]
+        inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
+        refuse_links(inside)
         lock = _WriteLock(folder)
         try:
             _remove_temporary_files(folder)
@@ -577,20 +581,18 @@ def _check_ours(folder: Path) -> set[str]:
     return found
 
 
-def _refuse_links(folder: Path) -> None:
+def refuse_links(paths: Iterable[Path]) -> None:
     """Links in somebody's run folder would have training write elsewhere, to files of the user's.
 
     Raises:
-        RunError: there is one, and nobody says --trust.
+        RunError: one of the paths is a link.
     """
-    inside = [folder / name for name in (*CONTENT, LOCK, WRITER)]
-    inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
-    links = [path for path in inside if path.is_symlink()]
-    if links and not trust.is_said():
-        raise RunError(
-            f"{links[0]} is a link to {os.readlink(links[0])}, where going on with the run would "
-            "write; put what it leads to in its place, or add --trust if you made that link"
-        )
+    for path in paths:
+        if path.is_symlink():
+            raise RunError(
+                f"{path} is a link to {os.readlink(path)}, where the run would write; put what it "
+                "leads to in its place"
+            )
 
 
 def _is_worth_keeping(found: set[str], folder: Path) -> bool:

@@ -39,8 +39,8 @@ from inference.checkpoints import (
     optimizer_tensors,
 )
 from inference.cli import check_positive, command_line
-from inference.effects import check_effects, start_note
-from inference.environment import Threads, choose_threads
+from inference.effects import check_effects, check_patience, start_note
+from inference.environment import Threads, choose_threads, keep_threads
 from inference.loading import Programs
 from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
@@ -97,12 +97,13 @@ def train(
     settings = decide(asked, programs)
     fabric = start(settings.accelerator, settings.precision)
     _check(settings, programs, fabric.world_size)
+    check_patience(settings, programs)
     if fabric.is_global_zero and (note := start_note(settings, programs)):
         print(note)
     if fabric.is_global_zero:
         print(programs.problem.split_in_words, flush=True)
     if fabric.is_global_zero and threads.why:
-        print(f"{threads}; --threads is another number")
+        print(f"{threads}; give --threads N for another number")
 
     def create() -> Run:
         if given.run is None:
@@ -115,15 +116,17 @@ def train(
 
 def _resume(given: Options, folder: Path) -> evaluate.Bound:
     """Go on with a run, which has its own settings."""
-    if others := [f"--{name}" for name in given.given if name != "resume"]:
+    own = ("resume", "threads")
+    if others := [f"--{name}" for name in given.given if name not in own]:
         raise RunError(
             f"--resume continues {folder} with its own settings; leave out {', '.join(others)}, or "
             "start a new run"
         )
     config = Run.open(folder).config
     settings = Decided.of(config)
-    if settings.threads is not None:
-        choose_threads(settings.threads)
+    for number in (given.threads, settings.threads):
+        check_positive(threads=number)
+    keep_threads(settings.threads, given.threads, folder)
     fabric = start(settings.accelerator, settings.precision)
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
         programs = loading.build(config, fitted=not run.has_checkpoint)
@@ -173,7 +176,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
     if isinstance(problem, Tabular) and settings.data is not None:
         decided["data"] = problem.absolute_source
     decided["maps"] = settings.maps or problem.default_maps
-    decided["split_seed"] = None if problem.rows is None else problem.rows.seed
+    decided["split_seed"] = None  # of official parts
+    if problem.rows is not None:
+        decided["split_seed"] = loading.split_word(problem.rows.seed)
     for name in ("steps", "batch_size", "learning_rate"):
         if getattr(settings, name) is None:
             decided[name] = getattr(problem, name)

@@ -44,9 +44,12 @@ FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", *(f"inference/{kind}s" for kind in ("guide", "score", "likelihood", "sampler")))
-ROOMS += ("inference/simulators",)
-"""Folders of examples, whose files alone are ours: a run folder may lie below any."""
+EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
+LIBRARY = ["diffusions", "evaluation", "likelihoods", "measurements", "paths", "plots"]
+LIBRARY += ["samplers", "scores", "support"]
+ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
+ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
+"""Folders whose files are ours, but not what lies below them: that may be a run folder."""
 
 
 class UntrustedCodeError(RuntimeError):
@@ -62,8 +65,10 @@ class _Rule:
     source: str = "a configuration"
 
 
-_PYTHON = _Rule()
-_rule: ContextVar[_Rule] = ContextVar("rule", default=_PYTHON)
+_PYTHON, _CLOSED = _Rule(), _Rule(frozenset())
+_rule: ContextVar[_Rule | None] = ContextVar("rule", default=None)
+_commands = 0
+"""How many command lines are being run, in whichever thread; one, but in tests."""
 _passed: dict[str, dict[Path, str]] = {}
 """SHA-256 by file of what was run last by each key."""
 
@@ -74,15 +79,20 @@ _passed: dict[str, dict[Path, str]] = {}
 @contextlib.contextmanager
 def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
     """A command line: of names, only ``names`` are the user's own; ``trusts``: --trust is there."""
+    global _commands
     named = frozenset(key(name) for name in names if not name.startswith("run:"))
-    with _ruled(_Rule(named, trusts, "a file of --config")):
-        yield
+    _commands += 1
+    try:
+        with _ruled(_Rule(named, trusts, "a file of --config")):
+            yield
+    finally:
+        _commands -= 1
 
 
 @contextlib.contextmanager
 def named_by(source: Path) -> Iterator[None]:
     """Names are those of the run folder ``source``, not of the Python program that opens it."""
-    rule = _rule.get()
+    rule = _current()
     named = frozenset() if rule.named is None else rule.named
     with _ruled(replace(rule, named=named, source=str(source / "config.yaml"))):
         yield
@@ -91,13 +101,21 @@ def named_by(source: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def trusting() -> Iterator[None]:
     """Run and remember whatever run folders name, as --trust does."""
-    with _ruled(replace(_rule.get(), trusts=True)):
+    with _ruled(replace(_current(), trusts=True)):
         yield
 
 
 def is_said() -> bool:
     """Whether --trust is."""
-    return _rule.get().trusts
+    return _current().trusts
+
+
+def _current() -> _Rule:
+    """What holds here. A thread that a command line starts does not know its words: none are."""
+    rule = _rule.get()
+    if rule is None:
+        return _CLOSED if _commands else _PYTHON
+    return rule
 
 
 @contextlib.contextmanager
@@ -131,7 +149,7 @@ def check(option: str, name: str, path: Path | None, content: bytes) -> None:
     Raises:
         UntrustedCodeError: it may not.
     """
-    rule, digest = _rule.get(), hashlib.sha256(content).hexdigest()
+    rule, digest = _current(), hashlib.sha256(content).hexdigest()
     place = name.rpartition(":")[0]
     if path is not None and place.endswith(".py"):
         place = str(path)  # what was read, wherever the name leads by now
@@ -170,9 +188,8 @@ def _is_ours(path: Path) -> bool:
     """Whether a file is one of this checkout that may be imported; programs do something then."""
     if path == CHECKOUT / "inference" / "__init__.py":
         return True
-    library = CHECKOUT / "pyro_mdm" in (path.parent, path.parent.parent)
     rooms = [CHECKOUT / room for room in ROOMS]
-    return (library or path.parent in rooms) and path.name != "__main__.py"
+    return path.parent in rooms and path.name != "__main__.py"
 
 
 # -- what is remembered ----------------------------------------------------------------------------

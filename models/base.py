@@ -211,6 +211,9 @@ class Problem(ABC):
     as they lie, those of index 0, 10, 20, …, and 8, 18, 28, … are validation. :meth:`split_by`
     gives another."""
 
+    strata: ClassVar[str] = "classes"
+    """What data are split evenly over where they have several, in words."""
+
     _rough = False
 
     @classmethod
@@ -299,9 +302,14 @@ class Problem(ABC):
 
     def _labels(self, n: int) -> Tensor | None:
         """The classes of all n data, if they have any: labels of which there are two of each, on
-        average."""
+        average. What is no tensor of numbers is an error where data are to be given it."""
+        if type(self).load_context is Problem.load_context:
+            return None  # contexts are split by split_context alone
         for name in self.contexts:
-            found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+            try:
+                found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+            except TypeError:
+                continue
             whole = not (found.is_floating_point() or found.is_complex())
             if whole and found.shape == (n,) and 2 * len(found.unique()) <= n:
                 return found.long()
@@ -309,10 +317,21 @@ class Problem(ABC):
 
     def numbers(self, part: str) -> Tensor:
         """The numbers of the data of ``train``, ``validation`` or ``test`` in the order of
-        :meth:`load`, (n,) int64; 0, 1, 2, … of an official part."""
+        :meth:`load`, (n,) int64; 0, 1, 2, … of an official part.
+
+        Raises:
+            ValueError: :attr:`rows` are of another number of data than there are.
+        """
         n = len(getattr(self, part))
         own: Tensor | None = None if self.rows is None else getattr(self.rows, part)
-        return own if own is not None and len(own) == n else torch.arange(n)
+        if own is None or len(own) == 0:
+            return torch.arange(n)
+        if len(own) != n:
+            raise ValueError(
+                f"{self.name}: rows says that {len(own)} data are {part}, and there are {n}, so "
+                "that which they are is not known; set rows to those that split returns"
+            )
+        return own
 
     @property
     def split_in_words(self) -> str:
@@ -325,10 +344,12 @@ class Problem(ABC):
         if rows.seed is None:
             how = f"every {EVERY}th is test"
         else:
-            evenly = ", evenly over classes" if rows.stratified else ""
+            evenly = f", evenly over {self.strata}" if rows.stratified else ""
             how = f"split at random by --split_seed {rows.seed}{evenly}"
         if rows.rare:
-            how += f"; {rows.rare} with a category that no other part has are trained on"
+            one = rows.rare == 1
+            how += f"; {rows.rare} {'datum is' if one else 'data are'} of categories too rare to "
+            how += f"be split, and {'is' if one else 'are'} trained on"
         labels = self._labels(sum(n for n, _ in parts))
         if labels is not None and int(labels.min()) >= 0 and len(labels.unique()) <= SHOWN_CLASSES:
             number = labels[rows.test].bincount(minlength=int(labels.max()) + 1).tolist()

@@ -88,6 +88,7 @@ class Images(ImageProblem):
     optimizer = "muon"
     networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
     recipe = "fine"
+    strata: ClassVar = "folders"
 
     def __init__(
         self,

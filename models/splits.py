@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     validation: Tensor
     test: Tensor
     seed: int | None
-    stratified: bool
+    stratified: bool  # evenly over several strata
     rare: int = 0  # data that are trained on because nothing else has their category
 
 
@@ -70,8 +70,9 @@ def split_rows(
     validation = _known_elsewhere(wanted, ~(test | wanted), categories)
     train = ~(test | validation)
     rare = int((place[train] % EVERY == 0).sum() + (wanted & train).sum())
+    several = strata is not None and len(strata.unique()) > 1
     first, second, third = (part.nonzero()[:, 0] for part in (train, validation, test))
-    return Rows(first, second, third, seed=seed, stratified=strata is not None, rare=rare)
+    return Rows(first, second, third, seed=seed, stratified=several, rare=rare)
 
 
 def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:

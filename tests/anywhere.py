@@ -4,10 +4,12 @@
 
 It prints what failed where, and exits with 1 where anything did. A test may hang on how a processor
 rounds, on threads, seeds or versions; the suite alone, which is one run, does not show it. The runs
-are few: every value of each of SETTINGS is in one, not every combination. Environments are made in
-the folder, by pip as it is configured, and kept there; remove them for newer packages. The library
-is tested as its wheel has it. What fails is recorded at once, one JSON object a line: ``--table``
-prints the last records, also of a call that was ended. As a plugin of pytest this module records.
+are few: every value of each of SETTINGS is in one, not every combination. Where no Python of those
+is installed, it is the one that runs this. Environments are made in the folder, by pip as it is
+configured, and kept there; remove them for newer packages. The library is tested as its wheel has
+it. What fails is recorded at once, one JSON object a line: ``--table`` prints the last records,
+also of a call that was ended, and ``--only`` keeps those of other runs. As a plugin of pytest this
+module records.
 """
 
 from __future__ import annotations
@@ -139,7 +141,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     many = Counter(n for numbers in failed.values() for n in numbers)
     head = ["run", *next(iter(settings.values()), SETTINGS), "passed", "failed", "CPU seconds"]
     rows = [head, ["---"] * len(head)]
-    for n, setting in settings.items():
+    for n, setting in sorted(settings.items()):
         end = ends.get(n, {"status": "ended early", "CPU seconds": ""})
         said = str(many[n]) if end["status"] in (0, 1) else f"{many[n]} (exit: {end['status']})"
         rows.append([str(n), *map(str, setting.values()), str(passed.get(n, "")), said])
@@ -162,9 +164,16 @@ def main(arguments: list[str] | None = None) -> int:
         there = [name for name, (python, _) in ENVIRONMENTS.items() if interpreter(python)]
         for name in [name for name in ENVIRONMENTS if name not in there]:
             print(f"not tried: {name}; there is no command python{ENVIRONMENTS[name][0]}")
+        if not there:
+            version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            there = [f"Python {version}, newest torch"]
+            ENVIRONMENTS[there[0]] = (version, [])
         settings = SETTINGS | {"environment": there, "instructions": instructions()}
         folder.mkdir(parents=True, exist_ok=True)
-        records.unlink(missing_ok=True)
+        before = records.read_text(encoding="utf-8") if options.only and records.exists() else ""
+        lines = map(json.loads, before.splitlines())
+        kept = [json.dumps(line) for line in lines if line["run"] not in options.only]
+        records.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         for number, setting in enumerate(covering(settings), 1):
             if options.only is None or number in options.only:
                 print(f"\nrun {number}: {setting}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -21,8 +22,9 @@ from torch.distributions.transforms import (
     StackTransform,
 )
 
-from inference.posterior import _figure
+from inference.posterior import _figure, _scores
 from inference.posterior import posterior as program_of_posteriors
+from inference.runs import RunError
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm import amortized
@@ -374,7 +376,7 @@ def test_the_program_scores_ranks_and_draws(
     assert abs(gaussian - exact) < 0.5 and ours < gaussian
     assert number("ours less the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
     assert number("ours less the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
-    assert "warning: a Gaussian is better, so that ranks below say little" in said
+    assert re.search(r"warning: (the prior and )?a Gaussian (is|are) better, so that ranks", said)
     own = tmp_path / "mine.py"
     own.write_text(
         "import pyro, torch\nimport pyro.distributions as dist\n"
@@ -389,10 +391,31 @@ def test_the_program_scores_ranks_and_draws(
         AmortizedPosterior.from_pretrained(tmp_path / "saved")
     drawn = found.sample({"b": torch.tensor(4.0)}, 5)["a"]
     assert drawn.shape == (5,) and bool(((drawn > 0) & (drawn < 1)).all())
+    for place, said in {"saved": "saved exists; give another --save", "mine.py": "a file"}.items():
+        with pytest.raises(RunError, match=said):
+            program_of_posteriors(out=tmp_path / "c.png", save=tmp_path / place)
     with pytest.raises(ValueError, match=r"name their sites, e.g. --latent \[theta\]"):
         program_of_posteriors(f"{own}:program", out=tmp_path / "c.png")
     with pytest.raises(TypeError, match="expected a Pyro program without arguments"):
         program_of_posteriors(f"{own}:number", out=tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("less", "better"), [((1.0, 3.0), "the prior is"), ((1.0, 0.5), "the prior and a Gaussian are")]
+)
+def test_a_score_below_what_is_easily_had_is_a_warning(
+    less: tuple[float, float], better: str
+) -> None:
+    """Ours is so many nats less than the prior's, and the Gaussian so many less than that."""
+    truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
+    prior = log_prior(LINEAR_GAUSSIAN.program, LINEAR_GAUSSIAN.latent, truth)
+    gaussian = SimpleNamespace(log_prob=lambda theta, data: prior - less[1])
+    found: Any = SimpleNamespace(
+        gaussian=gaussian, data=lambda truth: None, coordinates=lambda truth: (None, torch.zeros(8))
+    )
+    said = _scores(prior - less[0], found, LINEAR_GAUSSIAN, truth)
+    assert f"warning: {better} better, so that ranks below say little; give more" in said
+    assert "warning" not in _scores(prior + 9, found, LINEAR_GAUSSIAN, truth)
 
 
 def test_axes_are_named_by_site() -> None:

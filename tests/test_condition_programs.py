@@ -272,6 +272,12 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", capsys.readouterr().out)[1])  # type: ignore[index]
     assert pd.read_csv(again)["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
 
+    few = {"half_width": 5.0, "test_size": 1000}  # so wide that some data are never drawn
+    evaluate.evaluate(labelled, out=again, overwrite=True, **options | few)  # type: ignore[arg-type]
+    empty = pd.read_csv(again)[bounds].isna()
+    assert 0 < empty["bits_per_dim"].sum() < 1000  # not the baseline's prediction
+    assert bool(empty[bounds[1]][empty["bits_per_dim"]].all())
+
     with pytest.raises(RunError, match=r"again\.csv exists; give another --out, or --overwrite"):
         evaluate.evaluate(labelled, out=again)
     with pytest.raises(RunError, match=r"expected a name that ends in \.csv"):

@@ -251,7 +251,7 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         patch.setattr("inference.inspect.figure", lambda *arguments: Figure())
         before = Path("inspect-toy-cld-learned.png").read_bytes()
         again = (*words, "--overwrite", "true", "--min_log_snr", -7)
-        command_line(inspect, [str(word) for word in again])
+        command_line(inspect, [str(word) for word in again], listed=["guide"])
         assert Path("inspect-toy-cld-learned.png").read_bytes() != before
         assert "log SNR at T" in capsys.readouterr().out
     lines = text.splitlines()

@@ -77,10 +77,29 @@ def test_patience_stops_it_and_it_resumes_as_stopped(
     assert "stopped at step 6 of 12" in capsys.readouterr().out
 
 
-def test_patience_that_does_not_run_out_changes_nothing(tmp_path: Path) -> None:
+def test_patience_that_does_not_run_out_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "FALL", -100.0)  # it always falls by that
+    options = SHORT | {"steps": 4, "measure_every": 1}
     bounds = [
-        train(**SHORT, patience=patience, run=tmp_path / str(patience)) for patience in (None, 3)
+        train(**options, patience=patience, run=tmp_path / str(patience)) for patience in (None, 2)
     ]
     assert bounds[0] == bounds[1]
-    with pytest.raises(ValueError, match="--patience is 0, expected a positive number"):
-        train(**SHORT, patience=0, run=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"patience": 0}, "--patience is 0, expected a positive number"),
+        ({"patience": 1}, r"every 2 of 4 steps, and it would run out at step 4 at the earliest"),
+        ({"patience": 9}, r"it would run out at step 20 at the earliest; .* --measure_every"),
+        ({"patience": 1, "measure_every": 1, "holdout": False}, r"there are none; leave it out"),
+    ],
+)
+def test_patience_that_can_never_act_is_a_mistake(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        train(**SHORT | options, run=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

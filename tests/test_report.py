@@ -290,6 +290,8 @@ def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, prob
     assert list(shown) == ["model", "guide", "score", "others"]
     assert shown["guide"] == "learned, K = 2"
     assert "seed 0, steps 8" in str(shown["others"]) and "False" not in str(shown["others"])
+    run.config["split_seed"] = 0  # is a seed, and not that there is none
+    assert report.settings(run, programs)["split_seed"] == "0"
 
 
 def test_the_best_and_the_worst_images_are_told_apart(

@@ -22,6 +22,7 @@ from models import DataError, Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
+from tests.test_programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -157,14 +158,28 @@ def test_levels_that_no_other_row_has_are_trained_on(tmp_path: Path) -> None:
         assert {*range(0, 60, 7), 5} <= train
         assert problem.rows is not None
         seen.add(problem.rows.rare)
-        said = f"{problem.rows.rare} with a category that no other part has are trained on"
-        assert (said in problem.split_in_words) == (problem.rows.rare > 0)
+        rare = problem.rows.rare
+        said = f"; {rare} data are of categories too rare to be split, and are trained on"
+        if rare == 1:
+            said = "; 1 datum is of categories too rare to be split, and is trained on"
+        assert (said in problem.split_in_words) == ("rare" in problem.split_in_words) == (rare > 0)
     assert max(seen) > 0
     with pytest.raises(DataError, match="'city' holds 'town 0', which the training rows never"):
         Tabular.split_by(None, data=tmp_path / "own.csv")
     table.assign(name=[f"n{i}" for i in range(60)]).to_csv(tmp_path / "own.csv", index=False)
     with pytest.raises(DataError, match=r"'name' has 60 levels in 60 rows.*--columns name=drop"):
         Tabular(data=tmp_path / "own.csv")
+
+
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer"])
+def test_tables_with_classes_are_split_evenly_over_them(name: str) -> None:
+    whole, held = Tabular.split_by(None, data=name), Tabular.split_by(3, data=name, holdout=True)
+    target = torch.cat([whole.train[:, -1], whole.test[:, -1]]).long().bincount()
+    for part in (held.test, held.validation):
+        assert float((part[:, -1].long().bincount() - target / 10).abs().max()) < 1
+    assert "evenly over classes" in held.split_in_words
+    plain = Tabular(data=name, columns="target=drop")
+    assert plain.rows is not None and not plain.rows.stratified
 
 
 # -- data sets -------------------------------------------------------------------------------------
@@ -202,7 +217,13 @@ def test_images_of_one_folder_are_split_alike(tmp_path: Path) -> None:
     problem = Images(data=tmp_path / "own", holdout=True)
     for part in (problem.test, problem.validation):
         assert part[:, 0, 0, 0].bincount().tolist() == [2, 2, 2]
-    assert "evenly over classes" in problem.split_in_words
+    assert "evenly over folders" in problem.split_in_words
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "own").rglob("*.png"):
+        (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
+    flat = Images(data=tmp_path / "flat", holdout=True)
+    assert flat.rows is not None and not flat.rows.stratified
+    assert "evenly" not in flat.split_in_words
     (tmp_path / "own").rename(tmp_path / "train")
     (tmp_path / "parts" / "test").mkdir(parents=True)
     (tmp_path / "train").rename(tmp_path / "parts" / "train")
@@ -248,6 +269,71 @@ def test_contexts_that_do_not_go_with_the_split() -> None:
         numbered.condition_on("short")
 
 
+class Fewer(Periodic):
+    """Of the test data that were drawn, one half."""
+
+    contexts = ()
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        train, validation, test = super().split(holdout)
+        return train, validation, test[::2]
+
+
+def test_numbers_that_are_not_known_are_not_made_up() -> None:
+    problem = Fewer(holdout=True)
+    assert len(problem.numbers("train")) == 800
+    with pytest.raises(ValueError, match="rows says that 100 data are test, and there are 50"):
+        problem.numbers("test")
+
+
+class ByHand(Periodic):
+    """Data that are split by index, and contexts that are split alike, without load_context."""
+
+    load_context = Problem.load_context
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        data = self.load()
+        rows = self.divide(len(data), holdout)
+        return data[rows.train], data[rows.validation], data[rows.test]
+
+    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        labels = torch.arange(1000) % 5
+        assert self.rows is not None
+        return labels[self.rows.train], labels[self.rows.validation], labels[self.rows.test]
+
+
+class WithoutLoad(Periodic):
+    """The same, of data whose split is the class's own business."""
+
+    load_context = Problem.load_context
+    split_context = ByHand.split_context
+
+
+class Listed(Periodic):
+    """Contexts that are no tensor, or of words."""
+
+    contexts: ClassVar = ("listed", "words", "labels")
+
+    def load_context(self, name: str) -> Any:
+        labels = super().load_context(name)
+        kinds = {"listed": labels.tolist(), "words": np.array([f"c{k}" for k in labels])}
+        return kinds.get(name, labels)
+
+
+def test_contexts_that_are_no_labels_split_nothing() -> None:
+    for own in (ByHand, WithoutLoad):
+        problem = own(holdout=True)
+        assert problem.rows is not None and not problem.rows.stratified
+        assert "split at random by --split_seed 0" in problem.split_in_words
+    by_index = WithoutLoad.split_by(None, holdout=True)
+    by_index.condition_on("labels")
+    assert classes(by_index, "test") == [100]
+    listed = Listed(holdout=True)
+    assert "test data of classes 0, 1, …: 20, 20, 20, 20, 20" in listed.split_in_words
+    with pytest.raises(TypeError, match="the listed are a list, expected a tensor"):
+        listed.condition_on("listed")
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
@@ -286,7 +372,7 @@ def test_a_run_of_before_keeps_every_tenth(
         patch.setattr(Problem, "split_seed", None)
         train(run=folder, **short(mine, condition="labels"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config.pop("split_seed") is None
+    assert config.pop("split_seed") == "index"
     config["steps"] = 6
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     data = json.loads((folder / "data.json").read_text())
@@ -295,6 +381,13 @@ def test_a_run_of_before_keeps_every_tenth(
     assert problem.part("test").context.tolist() == [0] * 40  # type: ignore[union-attr]
     train(resume=folder)
     assert json.loads((folder / "data.json").read_text()) == data
+    partner = tmp_path / "partner"  # of the same split, by a word, as the old settings lack it
+    said = ["--config", folder / "config.yaml", "--seed=1", "--run", partner]
+    run_program("train", *said, "--split_seed", "index")
+    assert torch.equal(load_trained(partner)[1].problem.test, problem.test)
+    assert json.loads((partner / "data.json").read_text()) == data
+    assert Run.open(partner).config["split_seed"] == "index"
+    compare([folder, partner], draws=2, out=tmp_path / "c")
     config["split_seed"] = 0
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 8}))
     with pytest.raises(RunError, match=r"the data set is not the one .*(?s:.)*train: SHA-256"):
@@ -314,8 +407,7 @@ def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").config["split_seed"] is None
     made = f"{mine}:made"
     assert build_problem(made, split_seed=0).rows.seed == 0  # type: ignore[union-attr]
-    for seed in (None, 3):
-        with pytest.raises(
-            ValueError, match=f"split by split_seed = 0 when it was made, and {seed}"
-        ):
+    for seed, word in ((None, "index"), ("index", "index"), (3, "3")):
+        said = f"split by --split_seed 0 when it was made, and {word} is asked for"
+        with pytest.raises(ValueError, match=said):
             build_problem(made, split_seed=seed)

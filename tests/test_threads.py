@@ -96,6 +96,7 @@ def look_at(
     write(1_000)
     patch.delenv("OMP_NUM_THREADS", raising=False)
     patch.setattr(environment, "STAT", folder / "stat")
+    patch.setattr(environment, "CGROUP", folder / "no limits")
     patch.setattr(time, "sleep", lambda seconds: write(1_050))
     patch.setattr(os, "sched_getaffinity", lambda pid: set(range(len(busy))), raising=False)
     patch.setattr(torch, "get_num_threads", lambda: state["most"])
@@ -135,17 +136,53 @@ def test_threads_that_are_given_are_not_chosen(
     assert environment.choose_threads() == (2, "") and set_to == [2]
 
 
-def test_without_linux_it_is_the_load_that_says(
+def test_without_linux_there_are_as_many_as_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look_at(monkeypatch, tmp_path, [0.0] * 4, most=4)
+    """What ran in the last minute says little of now."""
+    set_to = look_at(monkeypatch, tmp_path, [0.0] * 4)
     monkeypatch.setattr(environment, "STAT", tmp_path / "nothing")
-    for load, expected in ((0.2, 4), (2.6, 1), (30.0, 1)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
-        assert environment.choose_threads().number == expected
-    monkeypatch.delattr(os, "getloadavg")
-    assert environment.choose_threads().number == 4
+    monkeypatch.setattr(os, "getloadavg", lambda: (30.0, 30.0, 30.0), raising=False)
+    assert environment.choose_threads() == (4, "") and set_to == []
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1),
+        ("0::/elsewhere", {"cpu.max": "300000 100000"}, 3),
+        ("0::/", {"cpu.max": "max 100000"}, 4),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "nonsense"}, 4),
+        (
+            "4:cpu,cpuacct:/a",
+            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ("1:cpuset:/", {}, 4),
+    ],
+)
+def test_a_limit_on_processor_time_is_one_on_threads(
+    group: str,
+    files: dict[str, str],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look_at(monkeypatch, tmp_path, [0.0] * 4)
+    (tmp_path / "own").write_text(f"{group}\n")
+    monkeypatch.setattr(environment, "CGROUP", tmp_path / "own")
+    monkeypatch.setattr(environment, "CGROUPS", tmp_path / "fs")
+    for name, content in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(f"{content}\n")
+    assert environment.usable_cores() == expected
+    found = environment.choose_threads()
+    cores = "1 core" if expected == 1 else f"{expected} cores"
+    why = "" if expected == 4 else f" of 4, as this process may use {cores}"
+    assert found == (expected, why)
 
 
 def test_the_processor_is_looked_at_as_it_is() -> None:
@@ -162,12 +199,38 @@ def test_a_run_says_its_threads_and_keeps_them(
     set_to = look_at(monkeypatch, tmp_path, [1.0, 1.0, 0.0])
     train(**SHORT | {"steps": 2}, run=tmp_path / "run")
     said = capsys.readouterr().out
-    assert "1 thread of 3, as other work has 2.0 of 3 cores; --threads is another number\n" in said
+    assert "1 thread of 3, as other work has 2.0 of 3 cores; give --threads N for another " in said
     assert ": toy under learned, step 0 of 2, 1 thread\n" in said
     assert Run.open(tmp_path / "run").config["threads"] == 1
     set_to.clear()
     torch.set_num_threads(3)
     train(resume=tmp_path / "run")
     assert set_to == [3, 1] and "step 2 of 2, 1 thread\n" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="has 1 thread and goes on with 2, so that it may round"):
+        train(resume=tmp_path / "run", threads=2)
+    assert "step 2 of 2, 2 threads\n" in capsys.readouterr().out
+    for more in ({"run": tmp_path / "none", **SHORT}, {"resume": tmp_path / "run"}):
+        with pytest.raises(ValueError, match="--threads is 0, expected a positive number"):
+            train(**more, threads=0)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 0"))
     with pytest.raises(ValueError, match="--threads is 0, expected a positive number"):
-        train(**SHORT, threads=0, run=tmp_path / "none")
+        train(resume=tmp_path / "run")
+
+
+def test_a_resumed_run_has_its_threads_as_far_as_there_are_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to = look_at(monkeypatch, tmp_path, [0.0] * 4)
+    environment.keep_threads(3, None, tmp_path)
+    environment.keep_threads(None, None, tmp_path)  # an older run
+    assert set_to == [3]
+    with pytest.warns(UserWarning, match="has 64 threads and goes on with 4, so that it may"):
+        environment.keep_threads(64, None, tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # and so has torch
+    set_to.clear()
+    with pytest.warns(UserWarning, match="has 2 threads and goes on with 4"):
+        environment.keep_threads(2, None, tmp_path)
+    assert set_to == []
+    with pytest.warns(UserWarning, match="has 2 threads and goes on with 3"):
+        environment.keep_threads(2, 3, tmp_path)

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ import pytest
 import torch
 import yaml
 
-from inference import experiment, impute, names, report, runs, trust
+from inference import experiment, impute, names, report, trust
 from inference.checkpoints import CheckpointError, write_atomically
 from inference.cli import command_line
 from inference.evaluate import evaluate
@@ -70,6 +71,7 @@ SETTINGS = asdict(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where nothing is trusted yet."""
     monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -201,6 +203,16 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
     assert not ran(folder)
 
 
+def test_the_log_of_an_experiment_is_written_through_no_link(here: Path) -> None:
+    cell = next(iter(experiment.Table(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1).cells()))
+    (here / "precious").write_text("mine")
+    (here / "drift" / f"{cell.name}.log").parent.mkdir(parents=True)
+    (here / "drift" / f"{cell.name}.log").symlink_to(here / "precious")
+    with pytest.raises(RunError, match=r"\.log is a link to .*precious, where the run would write"):
+        experiment.train_all([cell], here / "drift", 1)
+    assert (here / "precious").read_text() == "mine"
+
+
 # -- the three ways --------------------------------------------------------------------------------
 
 
@@ -262,14 +274,23 @@ def look(guide: str = "cld") -> None:
         find("guide", name.strip())
 
 
+def look_at_last(guide: str) -> None:
+    find("guide", guide.rpartition(",")[2])
+
+
 def test_names_may_be_several(here: Path) -> None:
     code = write_code(here / "sent" / "evil.py")
-    command_line(look, ["--guide", f"cld, {code}:G"])
+    command_line(look, ["--guide", f"cld, {code}:G"], listed=["guide"])
     (here / "a.yaml").write_text(f"guide: cld, {code}:G\n")
     with pytest.raises(SystemExit, match="a file of --config names"):
         command_line(look, ["--config", "a.yaml"])
     command_line(look, ["--config", "a.yaml", "--trust"])
     command_line(look, ["--config", "a.yaml"])
+    more = write_code(here / "sent" / "c.py")
+    words = ["--guide", f"{here},{more.relative_to(here)}:G"]  # one name, of another file
+    with pytest.raises(SystemExit, match="a file of --config names"):
+        command_line(look_at_last, words)
+    command_line(look_at_last, words, listed=["guide"])
 
 
 def test_a_file_of_options_says_neither_trust_nor_overwrite(
@@ -312,6 +333,21 @@ def test_trust_that_cannot_be_kept_is_a_warning(
     monkeypatch.setenv("XDG_STATE_HOME", "state")  # which that standard ignores
     monkeypatch.setenv("HOME", str(here))
     assert trust.folder() == here / ".local" / "state" / "pyro_mdm" / "trusted"
+
+
+def test_threads_of_a_command_run_nothing_unasked(here: Path) -> None:
+    """They know nothing of the context that started them; nor does what a Python program does."""
+    code = write_code(here / "sent" / "evil.py")
+
+    def in_thread() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(find, "guide", f"{code}:G").result()
+
+    with trust.command([f"{code}:G"], trusts=True), pytest.raises(trust.UntrustedCodeError):
+        in_thread()
+    assert not ran(code.parent)
+    in_thread()
+    assert ran(code.parent)
 
 
 # -- files that are not what they seem -------------------------------------------------------------
@@ -401,8 +437,6 @@ def test_the_bytes_that_were_looked_at_are_those_that_run(
     assert found.done == "good" and code.read_bytes() == evil and not ran(code.parent)
     for loaded in set(sys.modules) - before:
         del sys.modules[loaded]
-    if str(here) in sys.path:
-        sys.path.remove(str(here))
 
 
 @pytest.mark.usefixtures("as_program")
@@ -432,7 +466,6 @@ def test_a_module_is_run_where_its_files_are_trusted(here: Path) -> None:
         find("guide", "pack.inner:G")
     for loaded in set(sys.modules) - before:
         del sys.modules[loaded]
-    sys.path.remove(str(here))
 
 
 @pytest.mark.usefixtures("as_program")
@@ -458,6 +491,16 @@ def test_of_installed_modules_only_our_own_are_run_unasked(here: Path) -> None:
         find("sampler", "nowhere:x")
 
 
+def test_ours_are_files_of_packages_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder may lie in the library's own, too."""
+    packages = {path.parent for path in (trust.CHECKOUT / "pyro_mdm").rglob("__init__.py")}
+    rooms = {trust.CHECKOUT / room for room in trust.ROOMS}
+    assert {room for room in rooms if "pyro_mdm" in room.parts[-2:]} == packages
+    for name in ("pyro_mdm/elsewhere/evil.py", "pyro_mdm/plots/sent/evil.py", "models/sent/x.py"):
+        with trust.command([], trusts=False), pytest.raises(trust.UntrustedCodeError):
+            trust.check("guide", f"{name}:G", trust.CHECKOUT / name, b"")
+
+
 def test_a_word_that_is_no_name_of_code_names_none(here: Path) -> None:
     write_code(here / "run.py")
     with (
@@ -466,6 +509,21 @@ def test_a_word_that_is_no_name_of_code_names_none(here: Path) -> None:
     ):
         find("score", "run:R")
     assert not ran(here)
+
+
+def test_a_file_imports_its_neighbour_once_it_is_trusted(here: Path) -> None:
+    """As pyro-mdm calls programs: the folder of neither the call nor the file is on sys.path."""
+    code = write_code(here / "own" / "mine.py", "from neighbour_of_mine import word\n")
+    (here / "own" / "neighbour_of_mine.py").write_text("word = 'hello'\n")
+    (here / "own" / "inspect.py").write_text("raise AssertionError('in the way')\n")
+    before = [*sys.path]
+    with pytest.raises(trust.UntrustedCodeError), trust.command([], trusts=False):
+        find("guide", f"{code}:G")
+    assert sys.path == before
+    with trust.command([f"{code}:G"], trusts=False):
+        assert find("guide", f"{code}:word") == "hello"
+    assert sys.path == [*before, str(code.parent)]
+    del sys.modules["neighbour_of_mine"]
 
 
 # -- other doors -----------------------------------------------------------------------------------
@@ -539,11 +597,24 @@ def test_going_on_with_a_run_writes_through_no_link(name: str, here: Path, good:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(target)
     target.mkdir() if name == "checkpoints" else target.write_text("mine")
-    with pytest.raises(SystemExit, match=rf"{name} is a link to {target}, .* add --trust if you"):
-        run_program("train", "--resume", folder)
+    said = rf"{name} is a link to {target}, where .* put what it leads to in its place"
+    for more in ([], ["--trust"]):
+        with pytest.raises(SystemExit, match=said):
+            run_program("train", "--resume", folder, *more)
     assert list(target.iterdir()) == [] if target.is_dir() else target.read_text() == "mine"
-    with trust.trusting():
-        runs._refuse_links(folder)
+
+
+@pytest.mark.parametrize("name", [".lock", ".writer.json"])
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_new_run_takes_no_link_for_its_lock(name: str, trusts: bool, here: Path) -> None:
+    (here / "precious").write_text("mine")
+    (here / "evil").mkdir()
+    (here / "evil" / name).symlink_to(here / "precious")
+    words = [f"--{k}={v}" for k, v in SHORT.items()] + ["--trust"] * trusts
+    with pytest.raises(SystemExit, match=rf"evil/{name} is a link to .*precious, where the run"):
+        run_program("train", "--run", "evil", *words)
+    assert (here / "precious").read_text() == "mine"
+    assert [path.name for path in (here / "evil").iterdir()] == [name]
 
 
 def test_a_file_that_is_replaced_writes_through_no_link(here: Path) -> None:
