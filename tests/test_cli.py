@@ -139,12 +139,12 @@ def test_the_help_has_every_option_once_below_its_title(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     for name in grouped:
-        assert text.count(f"\n  --{name} ") == 1
+        assert len(re.findall(rf"\n  --{name}[ ,]", text)) == 1  # a comma from Python 3.13 on
     help_of = dict(re.findall(r"\n([^\n]+):\n(  --.*?)(?=\n\n)", text, re.DOTALL))
     for group in GROUPS.values():
         title = (inspect.getdoc(group) or "").splitlines()[0].rstrip(".")
         for field in dataclasses.fields(group):
-            assert f"  --{field.name} " in help_of[title]
+            assert re.search(rf"  --{field.name}[ ,]", help_of[title])
 
 
 def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) -> None:
