@@ -31,7 +31,7 @@ MOST = 256
 DRAWS = {"flow": 2}
 """For each datum, by default, else 1: of a flow one pair of opposite sign."""
 
-AGREE, RELEVANT = 0.05, 10.0
+AGREE, RELEVANT = 0.1, 8.0
 """Nats: how well the flow's densities by n and by 2 n steps agree, and how far below the largest
 density it matters."""
 
@@ -163,7 +163,7 @@ class MDM(TorchDistribution):
 
     @property
     def _steps(self) -> int:
-        """Of the flow: as few as twice as many agree with, at samples and half-way between them.
+        """Of the flow: as few as twice as many agree with, at samples and between them.
 
         It is found once for each model.
         """
@@ -175,7 +175,9 @@ class MDM(TorchDistribution):
                 told = self.model.score_function.told  # of each of some data, or of any
                 rows = 16 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
                 x = self.sample((max(2, rows // math.prod(self.batch_shape)),))
-                x = torch.cat([x, (x + x.roll(1, 0)) / 2])
+                part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
+                other = torch.stack([x.roll(1, 0), x.roll(3, 0)])
+                x = torch.cat([x, *(x + part * (other - x))])
                 _STEPS[self.model] = self._enough(x)
         return _STEPS[self.model]
 
