@@ -69,9 +69,12 @@ SETTINGS = asdict(
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where nothing is trusted yet."""
+    """A folder where nothing is trusted yet, and none of the modules that tests write is known."""
     monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    root = str(tmp_path.parent.parent)  # of this session's folders, which other tests leave there
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not place.startswith(root)])
+    for name in ("mine", "run", "pack", "pack.mine", "neighbour_of_mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
