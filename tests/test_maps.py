@@ -18,8 +18,8 @@ from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.brief import be_brief
-from tests.problems import normal
-from tests.test_per_dimension import MEAN, VARIANCE, Silent, data
+from tests.problems import Silent, normal
+from tests.test_per_dimension import MEAN, VARIANCE, data
 
 inf = math.inf
 

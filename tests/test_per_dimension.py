@@ -49,7 +49,7 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
-from tests.problems import fixed, learned, learned_in_time, normal
+from tests.problems import Silent, fixed, learned, learned_in_time, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
 D = 3  # data dimensions
@@ -85,18 +85,6 @@ CASES: dict[str, Callable[[], PerDimensionDiffusion]] = {
     ),
 }
 every_case = pytest.mark.parametrize("name", CASES)
-
-
-class Silent(nn.Module):
-    """A network of no opinion: denoisers are then those of their Gaussian baseline."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
 
 
 def exact() -> Denoiser:
