@@ -24,7 +24,8 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion, decay, volume_rate
+from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
+from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     apply_matrix,
@@ -49,8 +50,6 @@ class Matrices(NamedTuple):
     D: Tensor  # (K, K)
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}, (K, K)
 
-
-FEW = 16  # times, for which it costs less to compute too much than to choose
 
 _shared: dict[tuple[int, Any], Any] | None = None
 
@@ -514,57 +513,14 @@ class LinearDiffusion(Diffusion):
         of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
         what is left of the other variables, each in units of its law at rest.
         """
-        travelled = move.travelled(tau)
-        M, a, Sigma, factor = self._factorized(move, tau, travelled)
+        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
         with torch.no_grad():
+            travelled = move.travelled(tau)
             unit = self.stationary_covariance.diagonal().sqrt()
             left = (M * unit / unit[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
             growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
         return a, Sigma, factor._replace(amplification=factor.amplification * growth)
-
-    def _factorized(
-        self, move: Propagator, tau: Tensor, travelled: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
-        """M, a, Σ and its factor by the route that keeps digits, early that by way of time 0."""
-        near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
-        Sigma0, shape = self.initial_covariance, tau.shape
-        back = None
-        if tau.numel() > 0 and bool(near.all()):
-            (M, P), back = move.both_moments(tau)
-        elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
-            (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
-        else:
-            M, P = move.moments(None, tau)
-        a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
-        if back is not None:
-            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
-            pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
-            better = near & (pulled.amplification < direct.amplification)
-            if bool(better.all()):
-                return M, a, Sigma, pulled
-            fields = []
-            for d, p in zip(direct, pulled, strict=True):
-                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
-                fields.append(torch.where(here, p, d))
-            return M, a, Sigma, kernels.Factor(*fields)
-        direct = kernels.direct_factor(Sigma, a)
-        if not bool(near.any()):
-            return M, a, Sigma, direct
-        index = near.flatten().nonzero()[:, 0]
-        near_tau = tau.flatten()[index]
-        pulled = kernels.pulled_back_factor(
-            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back_at(near_tau, tau, index), Sigma0
-        )
-        log_det = pulled.log_det + 2 * move.trace(None, near_tau)
-        pulled = pulled._replace(log_det=log_det)
-        better = pulled.amplification < direct.amplification.flatten()[index]
-        index = index[better]
-        fields = []
-        for d, p in zip(direct, pulled, strict=True):
-            flat = d.reshape(-1, *d.shape[len(shape) :])
-            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
-        return M, a, Sigma, kernels.Factor(*fields)
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
@@ -782,7 +738,7 @@ class LinearDiffusion(Diffusion):
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self._log_volume(factor.log_det, tau)
+        return self._curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
@@ -796,7 +752,8 @@ class LinearDiffusion(Diffusion):
 
         def compute() -> Tensor:
             tau = torch.stack([self._start_clock(), self._terminal_clock()])
-            return self._log_volume(self._ends().log_det, tau)
+            log_det = self._ends().log_det
+            return self._curve().log_volume(log_det, tau)
 
         found: Tensor = self._cached("log_volume_ends", compute)
         return found
@@ -822,12 +779,36 @@ class LinearDiffusion(Diffusion):
         )
         return self.time_at_clock(tau)
 
-    def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
-        return log_det - 2 * self.propagator.trace(None, tau)
+    # -- searches ----------------------------------------------------------------------------------
+
+    def _curve(self) -> Curve:
+        return Curve(self.propagator, self.initial_covariance)
 
     @property
     def _inversion(self) -> Inversion:
-        return Inversion(self)
+        learned = any(p.requires_grad for p in self.parameters())
+        return Inversion(self._curve, learned, self._knots, self._unreachable, self._cached)
+
+    def _knots(self, of: str) -> Tensor:
+        """log τ for λ from far below ε to far past T, for κ from ε to T."""
+        if of == LOG_VOLUME:
+            first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
+            x = torch.linspace(first, last, 129, dtype=torch.float64)
+        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+            fast = self.propagator.speed.log().item()
+            early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
+            late = torch.linspace(middle, self._last_clock(), 97)[1:]
+            x = torch.cat([torch.linspace(early, middle, 65), late])
+        return x.to(self.initial_covariance)
+
+    def _unreachable(self, log_snr: float, reach: str) -> UnreachableError:
+        self._check_controllable()
+        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
+        return UnreachableError(
+            f"{type(self).__name__}: {names.get(log_snr, 'log SNR')} {log_snr:g} is out of reach "
+            f"of float64, whatever the clock: with {self._matrices()} {reach}; ask for a log SNR "
+            f"between these, or bring the time scales of Q and D together{self._remedy()}"
+        )
 
     def _last_clock(self) -> float:
         """The log of the latest clock time at which λ is looked for."""

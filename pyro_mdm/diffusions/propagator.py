@@ -14,17 +14,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.linear import LinearDiffusion
-
-__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root"]
+__all__ = ["ConstantMatrices", "ConstantPropagator", "Halves", "Propagator", "Root"]
 
 
 class Root(NamedTuple):
@@ -138,16 +135,48 @@ class Propagator(ABC):
         """From the end of each step back to its start, by the diffusion of (-Q, D)."""
 
 
+class ConstantMatrices(Protocol):
+    """Matrices of a linear diffusion that are the same at all times, (K, K) each."""
+
+    @property
+    def Q(self) -> Tensor: ...
+
+    @property
+    def D(self) -> Tensor: ...
+
+    @property
+    def stationary_covariance(self) -> Tensor:
+        """Σ_∞."""
+
+    @property
+    def unit_drift(self) -> Tensor:
+        """A per unit of clock time."""
+
+    @property
+    def unit_noise(self) -> Tensor:
+        """g² per unit of clock time."""
+
+    @property
+    def unit_dispersion(self) -> Tensor:
+        """G per unit of clock time."""
+
+    def noise_basis(self) -> tuple[Tensor, Tensor]:
+        """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
+
+    def hides_noise(self) -> bool:
+        """Whether there is noise in some direction that rounding of D hides."""
+
+
 class ConstantPropagator(Propagator):
-    """Of constant Q and D: closed forms of the duration alone.
+    """The propagator of constant Q and D: closed forms of the duration alone.
 
     Args:
-        diffusion: what it moves. Its matrices are read once, here.
+        matrices: of what it moves. The drift and the noise are read once, here.
     """
 
-    def __init__(self, diffusion: LinearDiffusion) -> None:
-        self._diffusion = diffusion
-        self._A, self._GG = diffusion.unit_drift, diffusion.unit_noise
+    def __init__(self, matrices: ConstantMatrices) -> None:
+        self._matrices = matrices
+        self._A, self._GG = matrices.unit_drift, matrices.unit_noise
 
     def detached(self) -> ConstantPropagator:
         """For moments without gradients, by the series that those with gradients are made of."""
@@ -167,7 +196,7 @@ class ConstantPropagator(Propagator):
         return self._GG
 
     def dispersion(self, tau: Tensor) -> Tensor:
-        return self._diffusion.unit_dispersion
+        return self._matrices.unit_dispersion
 
     @cached_property
     def speed(self) -> Tensor:
@@ -220,29 +249,29 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, level = self._diffusion.noise_basis()
+        U, level = self._matrices.noise_basis()
         basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
         return self._rooted(self._A, duration, basis)
 
     def _rooted(self, A: Tensor, duration: Tensor, basis: tuple[Tensor, Tensor]) -> Root:
         root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
-        if self._diffusion.hides_noise():
+        if self._matrices.hides_noise():
             growth = torch.full_like(growth, torch.inf)
         return Root(root, inverse, log_det, growth)
 
     @property
     def new(self) -> int:
-        return int((self._diffusion.noise_basis()[1] == 0).sum())
+        return int((self._matrices.noise_basis()[1] == 0).sum())
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        basis = self._diffusion.noise_basis()
+        basis = self._matrices.noise_basis()
         return self._rooted(-self._A, duration, basis)
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        diffusion = self._diffusion
-        precision = torch.linalg.inv(diffusion.stationary_covariance)
-        A, half = (diffusion.Q - diffusion.D) @ precision, duration / 2
+        matrices = self._matrices
+        precision = torch.linalg.inv(matrices.stationary_covariance)
+        A, half = (matrices.Q - matrices.D) @ precision, duration / 2
         M, _ = kernels.transition_moments(A, self._GG, half)
-        basis = diffusion.noise_basis()
+        basis = matrices.noise_basis()
         root, _, _, growth = kernels.transition_factor(A, self._GG, half, basis)
         return Halves(M, root, M, root, growth)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torchsde
@@ -21,9 +21,6 @@ from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.sde import check_dispersion, fold, unfold
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.settings import Recorded
-
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 
 __all__ = ["LIMIT", "Simulation", "SimulationError", "advance", "noise_root"]
 
@@ -128,7 +125,7 @@ class _TimedSDE(nn.Module):
 
     def __init__(
         self,
-        diffusion: NonlinearDiffusion,
+        diffusion: Diffusion,
         begin: Tensor,
         end: Tensor,
         interval: tuple[float, float],
@@ -184,7 +181,7 @@ class _TimedSDE(nn.Module):
 
 
 def advance(
-    diffusion: NonlinearDiffusion,
+    diffusion: Diffusion,
     y: Tensor,
     knots: Tensor,
     steps: int,
@@ -234,6 +231,6 @@ def advance(
     return torch.stack(found)
 
 
-def noise_root(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
     """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
     return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)
