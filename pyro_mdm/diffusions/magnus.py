@@ -194,10 +194,10 @@ class MagnusPropagator(Propagator):
     def effort(self, tau: Tensor) -> Tensor:
         return self.travelled(tau) - 2 * self.trace(None, tau.detach()).detach()
 
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
         if start is None:
-            return self._trace(duration)
-        return self._trace(start + duration) - self._trace(start)
+            return copies * self._trace(duration)
+        return copies * (self._trace(start + duration) - self._trace(start))
 
     def _trace(self, tau: Tensor) -> Tensor:
         tau, cell = self.locate(tau)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 
-__all__ = ["ConstantMatrices", "ConstantPropagator", "Halves", "Propagator", "Root"]
+__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root"]
 
 
 class Root(NamedTuple):
@@ -81,8 +82,8 @@ class Propagator(ABC):
         """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient: what log det Σ lacks to increase."""
 
     @abstractmethod
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
-        """``∫ tr A``, (…)."""
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
+        """``∫ tr A`` of ``copies`` dimensions together, (…)."""
 
     @abstractmethod
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,48 +136,33 @@ class Propagator(ABC):
         """From the end of each step back to its start, by the diffusion of (-Q, D)."""
 
 
-class ConstantMatrices(Protocol):
-    """Matrices of a linear diffusion that are the same at all times, (K, K) each."""
-
-    @property
-    def Q(self) -> Tensor: ...
-
-    @property
-    def D(self) -> Tensor: ...
-
-    @property
-    def stationary_covariance(self) -> Tensor:
-        """Σ_∞."""
-
-    @property
-    def unit_drift(self) -> Tensor:
-        """A per unit of clock time."""
-
-    @property
-    def unit_noise(self) -> Tensor:
-        """g² per unit of clock time."""
-
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """G per unit of clock time."""
-
-    def noise_basis(self) -> tuple[Tensor, Tensor]:
-        """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
-
-    def hides_noise(self) -> bool:
-        """Whether there is noise in some direction that rounding of D hides."""
+Basis = tuple[Tensor, Tensor]
 
 
 class ConstantPropagator(Propagator):
     """The propagator of constant Q and D: closed forms of the duration alone.
 
     Args:
-        matrices: of what it moves. The drift and the noise are read once, here.
+        drift, noise: A and g² per unit of clock time, (K, K).
+        backward: A of the diffusion of (-Q, D), which runs backwards.
+        root: G per unit of clock time.
+        basis: one that shows what noise reaches, as ``kernels.noise_basis`` finds it.
+        hides_noise: whether there is noise in some direction that rounding of D hides.
     """
 
-    def __init__(self, matrices: ConstantMatrices) -> None:
-        self._matrices = matrices
-        self._A, self._GG = matrices.unit_drift, matrices.unit_noise
+    def __init__(
+        self,
+        drift: Tensor,
+        noise: Tensor,
+        *,
+        backward: Callable[[], Tensor],
+        root: Callable[[], Tensor],
+        basis: Callable[[], Basis],
+        hides_noise: Callable[[], bool],
+    ) -> None:
+        self._A, self._GG = drift, noise
+        self._reversed, self._root = backward, root
+        self._basis, self._hides_noise = basis, hides_noise
 
     def detached(self) -> ConstantPropagator:
         """For moments without gradients, by the series that those with gradients are made of."""
@@ -196,7 +182,7 @@ class ConstantPropagator(Propagator):
         return self._GG
 
     def dispersion(self, tau: Tensor) -> Tensor:
-        return self._matrices.unit_dispersion
+        return self._root()
 
     @cached_property
     def speed(self) -> Tensor:
@@ -212,8 +198,8 @@ class ConstantPropagator(Propagator):
     def effort(self, tau: Tensor) -> Tensor:
         return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
 
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
-        return self._A.diagonal().sum() * duration
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
+        return copies * self._A.diagonal().sum() * duration
 
     @cached_property
     def _forward(self) -> kernels.Series:
@@ -249,29 +235,25 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, level = self._matrices.noise_basis()
+        U, level = self._basis()
         basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
         return self._rooted(self._A, duration, basis)
 
-    def _rooted(self, A: Tensor, duration: Tensor, basis: tuple[Tensor, Tensor]) -> Root:
+    def _rooted(self, A: Tensor, duration: Tensor, basis: Basis) -> Root:
         root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
-        if self._matrices.hides_noise():
+        if self._hides_noise():
             growth = torch.full_like(growth, torch.inf)
         return Root(root, inverse, log_det, growth)
 
     @property
     def new(self) -> int:
-        return int((self._matrices.noise_basis()[1] == 0).sum())
+        return int((self._basis()[1] == 0).sum())
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        basis = self._matrices.noise_basis()
-        return self._rooted(-self._A, duration, basis)
+        return self._rooted(-self._A, duration, self._basis())
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        matrices = self._matrices
-        precision = torch.linalg.inv(matrices.stationary_covariance)
-        A, half = (matrices.Q - matrices.D) @ precision, duration / 2
+        A, half = self._reversed(), duration / 2
         M, _ = kernels.transition_moments(A, self._GG, half)
-        basis = matrices.noise_basis()
-        root, _, _, growth = kernels.transition_factor(A, self._GG, half, basis)
+        root, _, _, growth = kernels.transition_factor(A, self._GG, half, self._basis())
         return Halves(M, root, M, root, growth)
