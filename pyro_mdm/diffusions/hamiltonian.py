@@ -159,7 +159,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
     def settings(self) -> dict[str, Any]:
-        """Functions are known by their names alone."""
+        """Settings, functions by their names alone."""
         given = self.arguments()
         functions = {name: described(given.get(name)) for name in ("H", "Q", "D", "root")}
         constant = {f.name for f in (self.Q, self.D) if f.function is None}
@@ -233,8 +233,8 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             state = own_node(y).double()
             rate = self.rate(s)
             rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
-            found = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
-        return self._released(found, y)
+            divergences = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
+        return self._released(divergences, y)
 
     def _released(self, value: Tensor, y: Tensor) -> Tensor:
         """Without the graph of its own derivatives where nothing beyond it is differentiated, so

@@ -88,14 +88,14 @@ class Inversion:
                         break
                     if bool(((step.abs() < small) & (error.abs() < 10 * small)).all()):
                         return x.exp().reshape(value.shape)
-            knots, found, slope = self._table(of)
+            knots, known, slope = self._table(of)
             if of == LOG_SNR:
-                self._check_reached(-wanted, -found[slope.isfinite()])
-            i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
+                self._check_reached(-wanted, -known[slope.isfinite()])
+            i = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
             low, high = knots[i - 1], knots[i]
             # cubic Hermite interpolation of log τ as a function of the coordinate
-            h = found[i] - found[i - 1]
-            u = ((wanted - found[i - 1]) / h).clamp(0, 1)
+            h = known[i] - known[i - 1]
+            u = ((wanted - known[i - 1]) / h).clamp(0, 1)
             x = (
                 (1 + 2 * u) * (1 - u) ** 2 * low
                 + u**2 * (3 - 2 * u) * high
@@ -113,9 +113,9 @@ class Inversion:
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
 
-    def _check_reached(self, log_snr: Tensor, found: Tensor) -> None:
-        """Whether values of λ are between those found at the earliest and the latest time."""
-        known = found[found.isfinite()]
+    def _check_reached(self, log_snr: Tensor, known: Tensor) -> None:
+        """Raise UnreachableError unless values of λ are between those that are known."""
+        known = known[known.isfinite()]
         if known.numel():
             low, high = known.min().item(), known.max().item()
             room = 1e-9 * (1 + abs(low))
@@ -129,12 +129,14 @@ class Inversion:
     def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
         """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
         tau = x.exp()
-        found, slope = self._coordinate(of, tau)
-        error = found - wanted
+        here, slope = self._coordinate(of, tau)
+        error = here - wanted
         return error, -error / (tau * slope)
 
     def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of -λ with Halley's step, which is of third order, for constant A and g².
+        """-λ less ``wanted`` at log τ = x, and Halley's step in x.
+
+        It is of third order, for constant A and g².
 
         With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`FoundEnds`,
         r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
@@ -155,9 +157,9 @@ class Inversion:
         """τ, given as a number the root for ``value``: one Newton step carries gradients."""
         if not (self.is_learned(value) and torch.is_grad_enabled()):
             return tau
-        found, slope = self._coordinate(of, tau)
+        here, slope = self._coordinate(of, tau)
         wanted = -value if of == LOG_SNR else value
-        return tau + (wanted - found) / slope.detach()
+        return tau + (wanted - here) / slope.detach()
 
     def is_learned(self, value: Tensor) -> bool:
         """Whether the time of a ``value`` of λ or κ has a gradient."""
@@ -169,8 +171,8 @@ class Inversion:
         def build() -> tuple[Tensor, Tensor, Tensor]:
             x = self.knots(of)
             tau = x.exp()
-            found, slope = self._coordinate(of, tau)
-            return x, found, 1 / (tau * slope)
+            coordinate, slope = self._coordinate(of, tau)
+            return x, coordinate, 1 / (tau * slope)
 
         with torch.no_grad():
             return self.keep(f"table of {of}", build)

@@ -65,9 +65,9 @@ _shared: dict[tuple[int, Any], Any] | None = None
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """Within it, what the ends of a learned diffusion need is computed once, gradients included.
+    """A stretch in which what ends that are learned need is computed once, gradients included.
 
-    For the time of one loss and its parameters; nothing is kept after it.
+    It is for the time of one loss and its parameters; nothing is kept after it.
     """
     global _shared
     outer, _shared = _shared, {}
@@ -198,8 +198,10 @@ class Constant(Matrices):
         return False
 
     def propagator(self) -> Propagator:
-        """It is kept where nothing carries a gradient, even within :func:`shared_ends`: what
-        shares a graph adds up its gradients in another order."""
+        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
+
+        What shares a graph adds up its gradients in another order.
+        """
         if torch.is_grad_enabled() and self.of.is_learned():
             return self._propagator()
         return self.of.kept("propagator", self._propagator)
@@ -363,7 +365,8 @@ class LinearDiffusion(Diffusion):
         return self._drift(self.Q, self.D)
 
     def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
-        return -torch.linalg.solve(self.stationary_covariance, Q + D, left=False)
+        A: Tensor = -torch.linalg.solve(self.stationary_covariance, Q + D, left=False)
+        return A
 
     def _drift_at(self, s: Times) -> Tensor:
         return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
@@ -644,7 +647,7 @@ class LinearDiffusion(Diffusion):
     def factorization_by(
         self, move: Propagator, tau: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """The same, as another propagator than the diffusion's own would have it.
+        """a, Σ and its factorization by another propagator than the diffusion's own.
 
         Rounding grows by the factorization; by how far the drift travels, as what the last digits
         of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
@@ -796,11 +799,11 @@ class LinearDiffusion(Diffusion):
 
         def compute() -> Marginal:
             clocks = torch.stack([self._start_clock(), self._terminal_clock()])
-            found = self._found_ends()
-            if found is None:
+            ends = self._found_ends()
+            if ends is None:
                 return self._marginal(clocks)
-            self.check_precision(found.factor.amplification, clocks, "the marginal covariance")
-            return found.marginal(clocks)
+            self.check_precision(ends.factor.amplification, clocks, "the marginal covariance")
+            return ends.marginal(clocks)
 
         return self.kept("ends", compute)
 
@@ -823,13 +826,13 @@ class LinearDiffusion(Diffusion):
                         times = torch.cat([times, self._terminal_clock().reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
                 A, noise = move.drift(times).detach(), move.noise(times).detach()
-                found = FoundEnds(times, targets, a, Sigma, factor, A, noise)
-                if found.close():
+                ends = FoundEnds(times, targets, a, Sigma, factor, A, noise)
+                if ends.close():
                     break
             if self._guess is not None:
                 now = [p.detach().clone() for p in self.parameters()]
-                self._last = now, found.clocks.detach()
-            return found
+                self._last = now, ends.clocks.detach()
+            return ends
 
         return self.kept("found ends", compute)
 
@@ -859,8 +862,8 @@ class LinearDiffusion(Diffusion):
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            if (found := self._found_ends()) is not None:
-                return found.clocks
+            if (ends := self._found_ends()) is not None:
+                return ends.clocks
             targets, guess, n = self._given_ends(), self._root_guess(), self.matrices.searched
             known = self.clock(self.horizon).reshape(1) if n is not None else None
             guess = None if guess is None else guess[:n]

@@ -175,7 +175,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def log_snr_rate(self, s: Times) -> Tensor:
-        """Minus its derivative in s, like s."""
+        """Minus the derivative of λ in s, like s."""
         return self._width * self.rate(s) / (self._unit + self._done(s))
 
     def time_at_log_snr(self, value: Times) -> Tensor:
@@ -194,14 +194,14 @@ class NonlinearDiffusion(Diffusion, ABC):
         return (done / whole + level) / 2
 
     def progress_rate(self, s: Times) -> Tensor:
-        """Its derivative in s, like s."""
+        """The derivative of :meth:`progress` in s, like s."""
         done, whole = self._done(s), self._ends()[1]
         level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
         return self.rate(s) * (1 / whole + level) / 2
 
     @torch.no_grad()
     def time_at_progress(self, progress: Times) -> Tensor:
-        """Its inverse, like progress."""
+        """The time at which :meth:`progress` is as given, like it."""
         wanted = self.as_tensor(progress)
         start, whole = self._ends()
         whole = whole / self._unit
@@ -231,7 +231,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self._kept_ends[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        """Of everything that could move the clock."""
+        """The parameters of everything that could move the clock."""
         return self.parameters()
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
@@ -255,8 +255,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         simulation = self.simulation if simulation is None else simulation
         gap = float(self.progress(times).diff().max())
         steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
-        found = advance(self, y, times, steps, simulation)
-        return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
+        later = advance(self, y, times, steps, simulation)
+        return torch.cat([y.unsqueeze(0), later]).transpose(0, 1)
 
     # -- what the bound needs ----------------------------------------------------------------------
 
@@ -267,9 +267,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         with torch.enable_grad():
             point = own_node(y)
             G = noise_root(self, point, self.as_tensor(s))
-            found = matrix_divergence(G @ G.mT, point)
+            divergences = matrix_divergence(G @ G.mT, point)
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
-        return found if torch.is_grad_enabled() and learned else found.detach()
+        return divergences if torch.is_grad_enabled() and learned else divergences.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
         """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
@@ -369,7 +369,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Also the arguments of a subclass that are numbers, strings or None."""
+        """Settings, the arguments of a subclass that are numbers, strings or None among them."""
         in_buffers = ("num_variables", "initial_variance")
         own = {name: v for name, v in super().settings().items() if name not in in_buffers}
         return own | {

@@ -106,7 +106,7 @@ class Propagator(ABC):
 
     @abstractmethod
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
+        """M^{-1} and P̃ from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
 
         Where :meth:`travelled` is small, below 20. :meth:`moments` of τ may have shared its work.
         """
@@ -165,7 +165,7 @@ class ConstantPropagator(Propagator):
         self._basis, self._hides_noise = basis, hides_noise
 
     def detached(self) -> ConstantPropagator:
-        """For moments without gradients, by the series that those with gradients are made of."""
+        """A copy for moments without gradients, by the series of those with gradients."""
         other = copy.copy(self)
         other._A, other._GG = self._A.detach(), self._GG.detach()
         other.speed = self.speed
@@ -186,11 +186,13 @@ class ConstantPropagator(Propagator):
 
     @cached_property
     def speed(self) -> Tensor:
-        return torch.linalg.matrix_norm(self._A.detach(), ord=2)
+        norm: Tensor = torch.linalg.matrix_norm(self._A.detach(), ord=2)
+        return norm
 
     @property
     def decay(self) -> Tensor:
-        return (-torch.linalg.eigvals(self._A.detach()).real.max()).clamp_min(1e-12)
+        slowest: Tensor = -torch.linalg.eigvals(self._A.detach()).real.max()
+        return slowest.clamp_min(1e-12)
 
     def travelled(self, tau: Tensor) -> Tensor:
         return tau.detach() * self.speed
@@ -220,7 +222,7 @@ class ConstantPropagator(Propagator):
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """As of every propagator; the second pair to times ``back``, like τ, if these are given."""
+        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, if these are given."""
         both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
         M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
         return (M[0], P[0]), (M[1], P[1])

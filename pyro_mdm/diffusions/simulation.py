@@ -213,7 +213,7 @@ def advance(
         brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
-    found, states = [], fold(y.to(dtype))
+    seen, states = [], fold(y.to(dtype))
     for i in range(M):
         interval = (i / M, (i + 1) / M)
         sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
@@ -226,9 +226,9 @@ def advance(
                 ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
                 ends = torchsde.sdeint(sde, states, ts, **options)
         states = ends[-1]
-        found.append(unfold(states, event_shape).to(y.dtype))
-        sde.check(found[-1], knots[i + 1])
-    return torch.stack(found)
+        seen.append(unfold(states, event_shape).to(y.dtype))
+        sde.check(seen[-1], knots[i + 1])
+    return torch.stack(seen)
 
 
 def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class _Near(NamedTuple):
     rates: MovedCells
 
     def at(self, scale: Tensor) -> MovedCells:
-        """Those for a scale that is the same but for its gradient, or rounding."""
+        """Moves of cells for a scale that is the same but for its gradient, or rounding."""
         more = scale / self.scale - 1
         return MovedCells(
             *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
@@ -76,7 +76,7 @@ class Varying(Matrices, ABC):
         self._check_values(self.moments)
 
     def _check_values(self, s: Tensor) -> None:
-        """Whether Q is skew and D positive semi-definite at times s (n,)."""
+        """Raise ValueError unless Q is skew and D positive semi-definite at times s (n,)."""
         for name, check in (("Q", check_skew), ("D", check_semidefinite)):
             matrices = self.at(name, s)
             try:
@@ -122,11 +122,11 @@ class Varying(Matrices, ABC):
         return self.of.kept("propagator", build)
 
     def propagator_at(self, scale: Tensor) -> MagnusPropagator:
-        """With the clock multiplied by ``scale``, 0-dim."""
+        """The propagator with the clock multiplied by ``scale``, 0-dim."""
         return self._grid(scale).slowed(scale)
 
     def _grid(self, scale: Tensor) -> MagnusPropagator:
-        """With β as it is, on cells short enough for a clock of ``scale`` times that."""
+        """The propagator with β as it is, on cells short enough for ``scale`` times that."""
         with torch.no_grad():
             s, uncut = self._bounds(scale)
         return self.of.kept("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
@@ -198,15 +198,15 @@ class Varying(Matrices, ABC):
         end = self.of.unscaled_end()
         near = self._near((root / end).detach())
         leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
-        found = self._terminal_of(near.move.with_moved(leaves))
-        slopes = torch.autograd.grad(found, leaves, allow_unused=True)
-        slope, moved = torch.zeros_like(end), found.detach()
+        log_snr = self._terminal_of(near.move.with_moved(leaves))
+        slopes = torch.autograd.grad(log_snr, leaves, allow_unused=True)
+        slope, moved = torch.zeros_like(end), log_snr.detach()
         for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
             if by is not None:
                 slope = slope + (by * rate).sum()
                 moved = moved + (by * (cells - cells.detach())).sum()
         if not bool(slope.isfinite()) or slope.item() == 0:
-            raise self._end_unreachable(root.item(), found.item())
+            raise self._end_unreachable(root.item(), log_snr.item())
         more = (self.of.terminal_log_snr - moved) / slope
         return near.scale * (1 + more) * end
 
@@ -235,7 +235,7 @@ class Varying(Matrices, ABC):
         return factor.log_snr
 
     def _find_end(self, guess: Tensor | None) -> Tensor:
-        """By secants in log τ, kept within a bracket once there is one."""
+        """The clock time of T by secants in log τ, kept within a bracket once there is one."""
         target = float(self.of.min_log_snr or 0.0)
         end = self.of.unscaled_end()
         if guess is not None and len(guess) == 2:
@@ -279,11 +279,11 @@ class Varying(Matrices, ABC):
             ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
             M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
             factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
-            found = factor.log_snr.tolist()
-            above = sum(value > target for value in found)
-            i = min(max(above, 2), len(found) - 2)
-            values, places = found[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
-            reached = 0 < above < len(found)
+            log_snr = factor.log_snr.tolist()
+            above = sum(value > target for value in log_snr)
+            i = min(max(above, 2), len(log_snr) - 2)
+            values, places = log_snr[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
+            reached = 0 < above < len(log_snr)
             if not (reached and values[0] > values[1] > values[2] > values[3]):
                 break
             x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
@@ -328,9 +328,8 @@ class Functions(Varying):
         self.of.num_variables = K
         for name, given in (("Q", Q), ("D", D)):
             for shaped in (s, s[:6].reshape(2, 3), s[0]):
-                found = self._checked(name, given, shaped)
-            outside = found.requires_grad and not isinstance(given, nn.Module)
-            if outside:
+                matrix = self._checked(name, given, shaped)
+            if matrix.requires_grad and not isinstance(given, nn.Module):
                 raise ValueError(
                     f"{name} is {describe(given)} and returns a tensor that requires a gradient, "
                     "expected one of constants, or an nn.Module that holds what is learned; write "
@@ -339,35 +338,35 @@ class Functions(Varying):
         return K
 
     def _checked(self, name: str, function: MatrixFunction, s: Tensor) -> Tensor:
-        """What a function returns for times s (…), its shape and dtype checked."""
-        found = function(s)
+        """Matrices of a function at times s (…), of a shape and dtype that are checked."""
+        matrix = function(s)
         K = self.of.num_variables
-        if not isinstance(found, Tensor) or found.dtype != torch.float64:
-            got = found.dtype if isinstance(found, Tensor) else describe(found)
+        if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
+            got = matrix.dtype if isinstance(matrix, Tensor) else describe(matrix)
             raise TypeError(
                 f"{name}(s) is {got}, expected a tensor of torch.float64, like s; make its "
                 "constants torch.float64 and compute in the dtype of s"
             )
-        if found.shape != (*s.shape, K, K):
+        if matrix.shape != (*s.shape, K, K):
             raise ValueError(
-                f"{name}(s) has shape {tuple(found.shape)} for times of shape {tuple(s.shape)}, "
+                f"{name}(s) has shape {tuple(matrix.shape)} for times of shape {tuple(s.shape)}, "
                 f"expected {(*s.shape, K, K)}; write functions of time with s[..., None, None]"
             )
-        finite = found.detach().isfinite().flatten(-2).all(-1)
+        finite = matrix.detach().isfinite().flatten(-2).all(-1)
         if not bool(finite.all()):
             worst = s.detach().flatten()[~finite.flatten()][0].item()
             raise ValueError(
                 f"{name}(s) is not finite at s = {worst:.6g}, expected finite numbers on all of "
                 f"[0, T] = [0, {self.of.horizon:g}]"
             )
-        return found
+        return matrix
 
     def evaluate(self, name: str, s: Tensor) -> Tensor:
         return self._checked(name, getattr(self.of, f"{name}_function"), s)
 
     def settings(self) -> dict[str, Any]:
         functions = {name: getattr(self.of, f"{name}_function") for name in ("Q", "D")}
-        return super().settings() | described(functions)
+        return super().settings() | {name: described(f) for name, f in functions.items()}
 
 
 class Polynomials(Varying):
@@ -405,7 +404,7 @@ class Polynomials(Varying):
     def _entries(self, name: str, s: Tensor) -> Tensor:
         parameter: Tensor = getattr(self.of, name)
         summed = self._polynomials(s) @ parameter.flatten(1)
-        return summed.unflatten(-1, parameter.shape[1:])
+        return summed.reshape(*s.shape, *parameter.shape[1:])
 
     def evaluate(self, name: str, s: Tensor) -> Tensor:
         if name == "D":
@@ -521,7 +520,7 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         cells: int = 256,
         **options: Any,
     ) -> TimeVaryingLearnedDiffusion:
-        """The one that begins as a diffusion of constant Q and D.
+        """The learned diffusion that begins as one of constant Q and D.
 
         Args:
             start, rank, learn_beta, options: as for ``LearnedDiffusion.from_diffusion``.
@@ -548,9 +547,9 @@ def _through(x: list[float], y: list[float], at: float) -> float:
 
 
 def _num_variables(name: str, function: MatrixFunction, s: Tensor) -> int:
-    found = function(s)
-    shape = tuple(found.shape) if isinstance(found, Tensor) else describe(found)
-    if not isinstance(found, Tensor) or found.dim() != 3 or shape[1] != shape[2] or not shape[1]:
+    matrix = function(s)
+    shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else describe(matrix)
+    if not isinstance(matrix, Tensor) or matrix.dim() != 3 or shape[1] != shape[2] or not shape[1]:
         raise ValueError(
             f"{name}(s) has shape {shape} for times of shape (1,), expected (1, K, K); write "
             "functions of time with s[..., None, None]"
