@@ -203,6 +203,21 @@ class Mine:
     assert read - own == {"_foreign", "_of_class"}
 
 
+def test_linear_diffusions_by_name_are_constructors() -> None:
+    """What differs between them is their matrices and ends, so none has a kernel of its own."""
+    kinds = [importlib.import_module("pyro_mdm.diffusions").LinearDiffusion]
+    for kind in kinds:
+        kinds += [c for c in kind.__subclasses__() if c.__module__.startswith("pyro_mdm.")]
+    members = {
+        f"{kind.__name__}.{name}"
+        for kind in kinds[1:]
+        for name, value in vars(kind).items()
+        if callable(value) or isinstance(value, property | classmethod | staticmethod)
+        if name not in ("__init__", "from_diffusion")
+    }
+    assert len(kinds) > 8 and not members
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("pyro_mdm")])
 def test_what_others_import_is_exported(module: str) -> None:
     """By ``__all__``, which holds nothing that isn't there; so the seams are listed."""
