@@ -174,6 +174,8 @@ class LearnedDiffusion(LearnedFamily):
     :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
     """
 
+    matrices: Learned
+
     def __init__(
         self,
         num_variables: int = 2,
@@ -231,7 +233,6 @@ class LearnedDiffusion(LearnedFamily):
         if {"max_log_snr", "min_log_snr"} & set(options):
             settings.pop("cut_time", None)
         learned = cls(start.num_variables, rank, learn_beta, **(settings | options))
-        assert isinstance(learned.matrices, Learned)
         learned.matrices.begin_at(start)
         return learned
 
