@@ -35,7 +35,7 @@ class Ends:
     reach: tuple[float, float] = (0.0, 0.0)
 
     def checked(self, horizon: float) -> Ends:
-        """The same, if it makes sense for a diffusion that runs to ``horizon``."""
+        """The ends in floats, if they make sense for a diffusion that runs to ``horizon``."""
         high = check_number("max_log_snr", self.high, "a finite log SNR, e.g. 13")
         low, cut, reach = self.low, self.cut_time, self.reach
         if low is not None:
@@ -89,12 +89,12 @@ class Ends:
         return values + values.new_tensor(self.reach[:n]) * torch.tanh(moved[:n])
 
     def settings(self) -> dict[str, Any]:
-        """What a state dict says of them."""
+        """Settings of the ends, for a state dict."""
         return {"max_log_snr": self.high, "min_log_snr": self.low, "cut_time": self.cut_time}
 
 
 def reach_of(learn_ends: float | Sequence[float]) -> tuple[float, float]:
-    """How far both ends may move, by one number or two.
+    """The reach of both ends, given as one number or two.
 
     Raises:
         TypeError, ValueError: neither one number ≥ 0 nor two.

@@ -43,7 +43,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 SKEW = 1e-9
-"""Of a matrix's size: how far functions of the state may be from what they are declared to be."""
+"""The largest departure of a function of the state from what it is declared, by its size."""
 
 
 class HamiltonianDiffusion(NonlinearDiffusion):
@@ -237,13 +237,15 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return self._released(divergences, y)
 
     def _released(self, value: Tensor, y: Tensor) -> Tensor:
-        """Without the graph of its own derivatives where nothing beyond it is differentiated, so
-        that paths which nothing is learned from carry none."""
+        """The value, without a graph where nothing is differentiated by it.
+
+        So paths that nothing is learned from carry none.
+        """
         needed = y.requires_grad or any(p.requires_grad for p in self.parameters())
         return value if needed and torch.is_grad_enabled() else value.detach()
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """What the diffusion declares, tried on a few states from the prior; once per shape.
+        """Try what the diffusion declares on a few states from the prior; once per shape.
 
         Raises:
             ValueError: see the class.

@@ -213,7 +213,7 @@ class FoundEnds:
         self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
 
     def close(self) -> bool:
-        """Whether little is left to the clock times.
+        """Whether the clock times are close to the roots.
 
         Laws are off by its square, their derivatives by itself, each times how fast these vary in
         log τ: about 1, and up to 1,000 where λ nearly pauses.

@@ -59,7 +59,7 @@ class KernelPrecisionError(ArithmeticError):
 
 
 class Factor(NamedTuple):
-    """What a factorization of Σ = Cov(y | x) knows: Σ = F Fᵀ, log SNR, how z reads the state."""
+    """A factorization Σ = F Fᵀ of Cov(y | x), and by it log SNR and how z reads the state."""
 
     root: Tensor  # F (…, K, K), not necessarily triangular
     whitener: Tensor  # F^{-1} (…, K, K), with the digits that inverting F would lose
@@ -202,7 +202,7 @@ def _log_diagonal_sum(C: Tensor) -> Tensor:
 
 
 class _Cholesky(NamedTuple):
-    """Of a covariance: C lower triangular, its inverse, and the growth of rounding errors."""
+    """A covariance's factor C, lower triangular, its inverse, and the growth of rounding errors."""
 
     root: Tensor
     inverse: Tensor
@@ -351,7 +351,7 @@ def _basis_growth(
     above: Tensor,
     noiseless: Tensor,
 ) -> float:
-    """By how much rounding grows in the vectors of a basis; infinite where entries that are taken
+    """The growth of rounding in the vectors of a basis; infinite where entries that are taken
     for zero are larger than rounding makes them.
 
     An error of a vector's direction is found again in the next ones. Axes are exact.
@@ -383,7 +383,7 @@ def _basis_growth(
 def factor_in_basis(
     P1: Tensor, U: Tensor, level: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :func:`transition_factor` returns, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
+    """The results of :func:`transition_factor`, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
     given = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)

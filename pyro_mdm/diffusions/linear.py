@@ -94,13 +94,15 @@ def shared(owner: object, name: Any, compute: Callable[[], T]) -> T:
 class Matrices(ABC):
     """Q and D of a linear diffusion: constant or varying in time, given or learned.
 
-    Parameters and buffers that they are made of are the diffusion's own, of names there.
+    The diffusion itself holds the parameters and buffers that the matrices are made of, so that
+    its state dict has their names.
 
     Attributes:
         of: the diffusion.
-        remedy: what else to do where they are at fault, for messages.
-        searched: how many of the two ends are found on one curve; None: both. Where the curve
-            depends on how the clock is scaled, it is one: the other is known by then.
+        remedy: what else to try where the matrices are at fault, for messages.
+        searched: the number of ends that are searched for along one curve; None: all that are
+            given. It is 1 where the curve depends on the scale of the clock: the scale is found
+            first, and with it λ(T).
     """
 
     of: LinearDiffusion
@@ -117,12 +119,12 @@ class Matrices(ABC):
 
     @property
     def moments(self) -> Times:
-        """Times at which all is seen that they are."""
+        """Times that show how the matrices vary."""
         return 0.0
 
     @property
     def when(self) -> str:
-        """Of which time the matrices are that a message shows."""
+        """The time at which messages show the matrices, in brackets; empty where it is any."""
         return ""
 
     @abstractmethod
@@ -150,7 +152,7 @@ class Matrices(ABC):
         """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
 
     def settings(self) -> dict[str, Any]:
-        """What they are made of that is no parameter or buffer."""
+        """Settings of the matrices that are no parameters or buffers, for a state dict."""
         return {}
 
 
@@ -319,7 +321,7 @@ class LinearDiffusion(Diffusion):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept: what a copy's grid is of must be the copy's own."""
+        """The state without what is kept, so that a copy computes from its own matrices."""
         return self.__dict__ | {"_cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -387,7 +389,7 @@ class LinearDiffusion(Diffusion):
         return self.matrices.propagator()
 
     def is_learned(self) -> bool:
-        """Whether anything of the diffusion is."""
+        """Whether any parameter of the diffusion is learned."""
         return any(p.requires_grad for p in self.parameters())
 
     def kept(self, name: str, compute: Callable[[], T]) -> T:
@@ -438,7 +440,7 @@ class LinearDiffusion(Diffusion):
         }
 
     def remembered(self) -> dict[str, Any]:
-        """Where the search for the ends begins, on which their last digits depend."""
+        """The start of the search for the ends, on which their last digits depend."""
         return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -720,8 +722,8 @@ class LinearDiffusion(Diffusion):
     def _guess_here(self) -> None:
         """Begin the search for the ends where they are now.
 
-        Where the way there led is forgotten: it has other last digits than what a copy that reads
-        the guess comes to.
+        What was kept on the way is forgotten: its last digits are not those that a copy finds,
+        which starts from the guess.
         """
         self._guess = None
         self._guess = self.end_clocks().detach()
@@ -837,7 +839,7 @@ class LinearDiffusion(Diffusion):
         return self.kept("found ends", compute)
 
     def _root_guess(self) -> Tensor | None:
-        """Where the search for the ends begins; it advances to those found, once parameters move.
+        """The start of the search for the ends; it advances to those found, once parameters move.
 
         One set of parameters is always searched from one place, so that its digits do not change.
         """

@@ -50,7 +50,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 class CellMatrices(NamedTuple):
-    """What cells, or stretches of them, are made of."""
+    """Matrices that cells, or stretches of them, are made of."""
 
     A1: Tensor  # at the Gauss points, (n, K, K)
     A2: Tensor
@@ -59,7 +59,7 @@ class CellMatrices(NamedTuple):
 
 
 class MovedCells(NamedTuple):
-    """How stretches move states, and the same pulled back, (n, K, K) each."""
+    """Moves of states over stretches, and the same pulled back, (n, K, K) each."""
 
     M: Tensor
     P: Tensor
@@ -263,7 +263,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _prefix(self) -> MovedCells:
-        """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
+        """Moves from time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
         cells = self.moved
         near = self._travelled[:-1] < 25.0
         eye = torch.eye(cells.M.shape[-1]).to(cells.M)

@@ -51,7 +51,7 @@ __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
 MISMATCH = 1e-4
-"""Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
+"""The largest ∇·F + F·∇log π, relative to its parts, of a prior that is stationary."""
 
 
 class NonlinearDiffusion(Diffusion, ABC):
@@ -185,7 +185,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
-        """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
+        """The part of the way from ε to T that s has come, in [0, 1], half by clock, half by level.
 
         Steps of it are short both for what noise does late and for the data's scales early.
         """
@@ -284,7 +284,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return drift - 0.5 * (pulled.mT.reshape(y.shape) + self.noise_divergence(y, s))
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """What the diffusion declares, tried on a few states from the prior; once per shape.
+        """Try what the diffusion declares on a few states from the prior; once per shape.
 
         Raises:
             ValueError: see the class.
@@ -324,7 +324,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         self._checked.add(event_shape)
 
     def _check_structure(self, y: Tensor, s: Tensor) -> None:
-        """Whether noise depends on the state as declared: not at all, or within a dimension."""
+        """Raise ValueError unless noise depends on the state as declared."""
         s = s[:1].expand(len(y))
         here = check_dispersion(self, self.dispersion(y, s), y)
         if not self.noise_depends_on_state:

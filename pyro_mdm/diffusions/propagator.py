@@ -1,4 +1,4 @@
-r"""How a linear diffusion moves between two clock times: the one thing that its uses ask of it.
+r"""Propagators: how a linear diffusion moves between two clock times, which is all its uses ask.
 
 For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
 
@@ -71,7 +71,7 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def decay(self) -> Tensor:
-        """How fast the slowest mode decays, at least about 1e-12; 0-dim, without gradient."""
+        """The rate of decay of the slowest mode, at least about 1e-12; 0-dim, without gradient."""
 
     @abstractmethod
     def travelled(self, tau: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def new(self) -> int:
-        """How many columns of a root noise enters by, see :meth:`root`; all where it turns."""
+        """The number of columns of a :meth:`root` that noise enters by; all where it turns."""
 
     @abstractmethod
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
@@ -133,7 +133,7 @@ class Propagator(ABC):
 
     @abstractmethod
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        """From the end of each step back to its start, by the diffusion of (-Q, D)."""
+        """Both halves of each step from its end back to its start, by the diffusion of (-Q, D)."""
 
 
 Basis = tuple[Tensor, Tensor]

@@ -88,7 +88,7 @@ def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
 
 
 class _DiffusionSDE(nn.Module):
-    """What both directions share: Itô noise, K×K dispersions."""
+    """An Itô SDE of K×K dispersions, in either direction."""
 
     sde_type = "ito"
 

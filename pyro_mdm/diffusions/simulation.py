@@ -34,7 +34,7 @@ class SimulationError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Simulation(Recorded):
-    """How paths are simulated and the bound is estimated on them.
+    """Settings of how paths are simulated and the bound is estimated on them.
 
     Args:
         step_size: the average step, as a part of the way from ε to T
