@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, Transition
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.kernels import Factor
-from pyro_mdm.diffusions.linear import LinearDiffusion, Frozen
+from pyro_mdm.diffusions.linear import Frozen, LinearDiffusion
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.propagator import Propagator
 from pyro_mdm.support.checks import check_instance
