@@ -378,7 +378,7 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
         clocks = diffusion.end_clocks()
         again = diffusion._inversion.with_gradient(roots, targets)
         both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
-        got, expected = (clocks, *diffusion._ends()), (again, *diffusion._marginal(both))
+        got, expected = (clocks, *diffusion._end_laws()), (again, *diffusion._marginal(both))
     largest = 0.0
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -416,12 +416,12 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
         afar = copy.deepcopy(diffusion)
         afar._guess = afar._last = None
         with shared_ends():
-            got, expected = diffusion._ends(), afar._ends()
+            got, expected = diffusion._end_laws(), afar._end_laws()
         again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
         again.load_state_dict(diffusion.state_dict())
         for other in (diffusion, again):
             with shared_ends():
-                assert all(map(torch.equal, other._ends(), got))
+                assert all(map(torch.equal, other._end_laws(), got))
         for one, two in zip(got, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
         clocks = diffusion.end_clocks()

@@ -34,8 +34,8 @@ class Clocks(Restorable, nn.Module, ABC):
         """dF/du > 0, likewise."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Clocks:
-        value: Clocks = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
-        return value
+        super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        return self
 
 
 class SharedClock(Clocks):

@@ -87,12 +87,13 @@ def _exp(X: Tensor) -> Tensor:
     X2 = X @ X
     eye = torch.eye(K, dtype=X.dtype, device=X.device).expand_as(X)
     powers = torch.stack([eye, X, X2, X2 @ X], -3).flatten(-2)
-    groups = (COEFFICIENTS.to(X) @ powers).unflatten(-1, (K, K))
+    groups = COEFFICIENTS.to(X) @ powers
+    groups = groups.reshape(*groups.shape[:-1], K, K)
     fourth = X2 @ X2
-    sum_: Tensor = groups[..., -1, :, :]
+    total = groups[..., -1, :, :]
     for j in range(len(COEFFICIENTS) - 2, -1, -1):
-        sum_ = groups[..., j, :, :] + fourth @ sum_
-    return sum_
+        total = groups[..., j, :, :] + fourth @ total
+    return total
 
 
 def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
@@ -107,13 +108,12 @@ def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     second = delta * delta
     low = torch.stack([torch.ones_like(delta), delta, second, second * delta], -1)
     powers = torch.cat([low, low * (second * second)[..., None]], -1)
-    hyperbolic = (powers @ EVEN_AND_ODD.to(A1)) * t.exp()[..., None]
-    found = torch.cat([hyperbolic[..., :1], hyperbolic[..., 1:] * w], -1)
-    value: Tensor = (found @ MATRIX.to(A1)).unflatten(-1, (2, 2))
-    return value
+    hyperbolic: Tensor = (powers @ EVEN_AND_ODD.to(A1)) * t.exp()[..., None]
+    entries = torch.cat([hyperbolic[..., :1], hyperbolic[..., 1:] * w], -1) @ MATRIX.to(A1)
+    return entries.reshape(*entries.shape[:-1], 2, 2)
 
 
 def _bracket(x: Tensor, y: Tensor) -> Tensor:
     """The commutator by h, e, f, (…, 3)."""
-    value: Tensor = torch.linalg.cross(x, y, dim=-1) @ BRACKET.to(x)
-    return value
+    cross: Tensor = torch.linalg.cross(x, y, dim=-1)
+    return cross @ BRACKET.to(x)

@@ -43,7 +43,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 SKEW = 1e-9
-"""Of a matrix's size: how far functions of the state may be from what they are declared to be."""
+"""The largest departure of a function of the state from what it is declared, by its size."""
 
 
 class HamiltonianDiffusion(NonlinearDiffusion):
@@ -159,7 +159,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
     def settings(self) -> dict[str, Any]:
-        """Functions are known by their names alone."""
+        """Settings, functions by their names alone."""
         given = self.arguments()
         functions = {name: described(given.get(name)) for name in ("H", "Q", "D", "root")}
         constant = {f.name for f in (self.Q, self.D) if f.function is None}
@@ -233,17 +233,19 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             state = own_node(y).double()
             rate = self.rate(s)
             rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
-            found = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
-        return self._released(found, y)
+            divergences = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
+        return self._released(divergences, y)
 
     def _released(self, value: Tensor, y: Tensor) -> Tensor:
-        """Without the graph of its own derivatives where nothing beyond it is differentiated, so
-        that paths which nothing is learned from carry none."""
+        """The value, without a graph where nothing is differentiated by it.
+
+        So paths that nothing is learned from carry none.
+        """
         needed = y.requires_grad or any(p.requires_grad for p in self.parameters())
         return value if needed and torch.is_grad_enabled() else value.detach()
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """What the diffusion declares, tried on a few states from the prior; once per shape.
+        """Try what the diffusion declares on a few states from the prior; once per shape.
 
         Raises:
             ValueError: see the class.

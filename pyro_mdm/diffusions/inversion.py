@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
+from pyro_mdm.diffusions.curve import Curve, decay, times, volume_rate
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.linear import LinearDiffusion
-
-__all__ = ["LOG_SNR", "LOG_VOLUME", "FoundEnds", "Inversion", "decay", "volume_rate"]
+__all__ = ["LOG_SNR", "LOG_VOLUME", "FoundEnds", "Inversion"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
 
+T = TypeVar("T")
 
+
+class Keep(Protocol):
+    """A memory for what follows from a diffusion alone: what was computed under a name."""
+
+    def __call__(self, name: str, compute: Callable[[], T], /) -> T: ...
+
+
+@dataclass(frozen=True)
 class Inversion:
-    """Searches in log τ, of which -λ and κ are increasing functions.
+    """A search in log τ for the clock times τ at which -λ or κ, which increase, has a value.
 
     Args:
-        diffusion: whose clock times τ are searched for.
+        curve: λ and κ as the diffusion now has them.
+        learned: whether they depend on anything that is learned.
+        knots: log τ, increasing, between which values of a coordinate are looked for, (n,).
+        unreachable: the error of a λ that is not there, by that and by what is.
+        keep: what follows from the diffusion alone, kept.
     """
 
-    def __init__(self, diffusion: LinearDiffusion) -> None:
-        self.diffusion = diffusion
+    curve: Callable[[], Curve]
+    learned: bool
+    knots: Callable[[str], Tensor]
+    unreachable: Callable[[float, str], UnreachableError]
+    keep: Keep
 
     def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        move = self.diffusion.propagator
-        *_, factor = self.diffusion._factorized(move, tau, move.travelled(tau))
-        noise = move.noise(tau)
+        curve = self.curve()
+        *_, factor = curve.factorized(tau)
+        noise = curve.move.noise(tau)
         if of == LOG_SNR:
             return -factor.log_snr, decay(factor, noise)
-        return self.diffusion._log_volume(factor.log_det, tau), volume_rate(factor, noise)
+        # by another curve: what shares a graph adds up its gradients in another order
+        return self.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
 
     def root(
         self,
@@ -58,7 +75,7 @@ class Inversion:
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
-                x, move = guess.log(), move or self.diffusion.propagator
+                x, move = guess.log(), move or self.curve().move
                 halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
                 small = enough if halley else 1e-7  # after one of Newton's its square is left
                 for _ in range(12):
@@ -71,14 +88,14 @@ class Inversion:
                         break
                     if bool(((step.abs() < small) & (error.abs() < 10 * small)).all()):
                         return x.exp().reshape(value.shape)
-            knots, found, slope = self._table(of)
+            knots, known, slope = self._table(of)
             if of == LOG_SNR:
-                self._check_reached(-wanted, -found[slope.isfinite()])
-            i = torch.searchsorted(found, wanted).clamp(1, len(found) - 1)
+                self._check_reached(-wanted, -known[slope.isfinite()])
+            i = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
             low, high = knots[i - 1], knots[i]
             # cubic Hermite interpolation of log τ as a function of the coordinate
-            h = found[i] - found[i - 1]
-            u = ((wanted - found[i - 1]) / h).clamp(0, 1)
+            h = known[i] - known[i - 1]
+            u = ((wanted - known[i - 1]) / h).clamp(0, 1)
             x = (
                 (1 + 2 * u) * (1 - u) ** 2 * low
                 + u**2 * (3 - 2 * u) * high
@@ -96,45 +113,39 @@ class Inversion:
                     break  # Newton's next step is below rounding
         return x.exp().reshape(value.shape)
 
-    def _check_reached(self, log_snr: Tensor, found: Tensor) -> None:
-        """Whether values of λ are between those found at the earliest and the latest time."""
-        known = found[found.isfinite()]
+    def _check_reached(self, log_snr: Tensor, known: Tensor) -> None:
+        """Raise UnreachableError unless values of λ are between those that are known."""
+        known = known[known.isfinite()]
         if known.numel():
             low, high = known.min().item(), known.max().item()
             room = 1e-9 * (1 + abs(low))
             missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
             if not len(missed):
                 return
-        diffusion = self.diffusion
-        diffusion._check_controllable()
-        names = {diffusion.max_log_snr: "max_log_snr", diffusion.min_log_snr: "min_log_snr"}
         value = log_snr[0].item() if not known.numel() else missed[0].item()
         reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
-        raise UnreachableError(
-            f"{type(diffusion).__name__}: {names.get(value, 'log SNR')} {value:g} is out of reach "
-            f"of float64, whatever the clock: with {diffusion._matrices()} {reach}; ask for a log "
-            "SNR between these, or bring the time scales of Q and D together"
-            f"{diffusion._remedy()}"
-        )
+        raise self.unreachable(value, reach)
 
     def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
         """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
         tau = x.exp()
-        found, slope = self._coordinate(of, tau)
-        error = found - wanted
+        here, slope = self._coordinate(of, tau)
+        error = here - wanted
         return error, -error / (tau * slope)
 
     def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of -λ with Halley's step, which is of third order, for constant A and g².
+        """-λ less ``wanted`` at log τ = x, and Halley's step in x.
+
+        It is of third order, for constant A and g².
 
         With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`FoundEnds`,
         r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
         """
         tau = x.exp()
-        *_, factor = self.diffusion._factorized(move, tau, move.travelled(tau))
+        *_, factor = self.curve()._replace(move=move).factorized(tau)
         A, noise, k = move.drift(tau), move.noise(tau), factor.readout
         rate, gk = decay(factor, noise), k @ noise
-        turned = (gk * (k @ A)).sum(-1) + _times(factor.whitener, gk).square().sum(-1)
+        turned = (gk * (k @ A)).sum(-1) + times(factor.whitener, gk).square().sum(-1)
         bend = rate.square() - 2 * factor.log_snr.exp() * turned
         error = -factor.log_snr - wanted
         step = -error / (tau * rate)
@@ -146,44 +157,25 @@ class Inversion:
         """τ, given as a number the root for ``value``: one Newton step carries gradients."""
         if not (self.is_learned(value) and torch.is_grad_enabled()):
             return tau
-        found, slope = self._coordinate(of, tau)
+        here, slope = self._coordinate(of, tau)
         wanted = -value if of == LOG_SNR else value
-        return tau + (wanted - found) / slope.detach()
+        return tau + (wanted - here) / slope.detach()
 
     def is_learned(self, value: Tensor) -> bool:
         """Whether the time of a ``value`` of λ or κ has a gradient."""
-        return value.requires_grad or any(p.requires_grad for p in self.diffusion.parameters())
+        return value.requires_grad or self.learned
 
     def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
-        """log τ, the coordinate there (increasing), and d log τ by d coordinate.
-
-        For λ from far below ε to far past T, for κ from ε to T.
-        """
+        """The knots in log τ, the coordinate there (increasing), d log τ by d coordinate."""
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            if of == LOG_VOLUME:
-                first, last = (
-                    self.diffusion._start_clock().log().item(),
-                    self.diffusion.clock(self.diffusion.horizon).log().item(),
-                )
-                x = torch.linspace(first, last, 129, dtype=torch.float64)
-            else:
-                # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-                fast = self.diffusion.propagator.speed.log().item()
-                lowest = -max(self.diffusion.max_log_snr + 10.0, 80.0) - fast
-                x = torch.cat(
-                    [
-                        torch.linspace(lowest, -2.0 - fast, 65),
-                        torch.linspace(-2.0 - fast, self.diffusion._last_clock(), 97)[1:],
-                    ]
-                )
-            x = x.to(self.diffusion.stationary_covariance)
+            x = self.knots(of)
             tau = x.exp()
-            found, slope = self._coordinate(of, tau)
-            return x, found, 1 / (tau * slope)
+            coordinate, slope = self._coordinate(of, tau)
+            return x, coordinate, 1 / (tau * slope)
 
         with torch.no_grad():
-            return self.diffusion._cached(f"table of {of}", build)
+            return self.keep(f"table of {of}", build)
 
 
 class FoundEnds:
@@ -221,7 +213,7 @@ class FoundEnds:
         self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
 
     def close(self) -> bool:
-        """Whether little is left to the clock times.
+        """Whether the clock times are close to the roots.
 
         Laws are off by its square, their derivatives by itself, each times how fast these vary in
         log τ: about 1, and up to 1,000 where λ nearly pauses.
@@ -243,7 +235,7 @@ class FoundEnds:
             turned = inverse @ A @ L
             Phi = (turned + turned.mT + inverse @ noise @ inverse.mT).tril()
             Phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            k_rate = self._rate[:, None] * k - k @ A - _times(W.mT, _times(W, k @ noise))
+            k_rate = self._rate[:, None] * k - k @ A - times(W.mT, times(W, k @ noise))
             volume = volume_rate(factor, noise) + 2 * A.diagonal().sum()
         late = clocks - self._roots
         one, two = late[:, None], late[:, None, None]
@@ -255,24 +247,3 @@ class FoundEnds:
             factor.log_snr - late * self._rate,
             factor.log_det + late * volume,
         )
-
-
-def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
-    """-dλ/dτ = SNR kᵀ g² k."""
-    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
-    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
-        return root[..., 0].square() * unit_noise[..., 0, 0]
-    return (_times(unit_noise, root) * root).sum(-1)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(…, K, K) and (…, K) -> (…, K)."""
-    if matrix.dim() == 2:
-        return vector @ matrix.mT
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
-    """dκ/dτ = tr(Σ^{-1} g²)."""
-    W = factor.whitener
-    return ((W @ unit_noise) * W).sum((-2, -1))

@@ -59,7 +59,7 @@ class KernelPrecisionError(ArithmeticError):
 
 
 class Factor(NamedTuple):
-    """What a factorization of Σ = Cov(y | x) knows: Σ = F Fᵀ, log SNR, how z reads the state."""
+    """A factorization Σ = F Fᵀ of Cov(y | x), and by it log SNR and how z reads the state."""
 
     root: Tensor  # F (…, K, K), not necessarily triangular
     whitener: Tensor  # F^{-1} (…, K, K), with the digits that inverting F would lose
@@ -76,13 +76,13 @@ class Series(NamedTuple):
     terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K), or (n, …) of several
 
     def reversed(self) -> Series:
-        """That of -A."""
+        """The power series of -A."""
         signs = 1.0 - 2.0 * (torch.arange(TAYLOR_TERMS, device=self.terms.device) % 2)
         return Series(self.norm, self.terms * signs.to(self.terms)[:, None])
 
 
 def exponential_series(A: Tensor) -> Series:
-    """That of A (K, K)."""
+    """The power series of A (K, K)."""
     norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
     return Series(norm, _powers(A / norm).flatten(-2))
 
@@ -95,7 +95,8 @@ def _powers(A: Tensor) -> Tensor:
     while rows.shape[-2] < TAYLOR_TERMS * K:
         top = top @ top
         rows = torch.cat([rows, rows @ top], -2)
-    return rows.unflatten(-2, (TAYLOR_TERMS, K)) / FACTORIALS.to(A.device)[:, None, None]
+    powers = rows.reshape(*rows.shape[:-2], TAYLOR_TERMS, K, K)
+    return powers / FACTORIALS.to(A.device)[:, None, None]
 
 
 def _scalar_powers(u: Tensor) -> Tensor:
@@ -178,7 +179,8 @@ def lower_triangular(F: Tensor) -> Tensor:
     d = F.detach().norm(dim=-1, keepdim=True).clamp_min(1e-300)
     R = torch.linalg.qr((F / d).mT).R
     sign = R.detach().diagonal(dim1=-2, dim2=-1).sign()
-    return (R * sign.unsqueeze(-1)).mT * d
+    L: Tensor = (R * sign.unsqueeze(-1)).mT * d
+    return L
 
 
 def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
@@ -191,7 +193,8 @@ def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
 def inverse_tril(L: Tensor) -> Tensor:
     """L^{-1} of lower triangular L (…, K, K)."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
+    return inverse
 
 
 def _log_diagonal_sum(C: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ def _log_diagonal_sum(C: Tensor) -> Tensor:
 
 
 class _Cholesky(NamedTuple):
-    """Of a covariance: C lower triangular, its inverse, and the growth of rounding errors."""
+    """A covariance's factor C, lower triangular, its inverse, and the growth of rounding errors."""
 
     root: Tensor
     inverse: Tensor
@@ -242,35 +245,35 @@ def both_factors(
     return _direct(M[..., 0], direct), _pulled_back(M, W, _Cholesky(C[1], inverse[1], growth[1]))
 
 
-def _if_factored(found: _Cholesky, log_snr: Tensor) -> Tensor:
+def _if_factored(factored: _Cholesky, log_snr: Tensor) -> Tensor:
     """NaN where another matrix was factored for the sake of gradients."""
-    if not found.root.requires_grad:
+    if not factored.root.requires_grad:
         return log_snr
-    return torch.where(found.amplification < torch.inf, log_snr, torch.nan)
+    return torch.where(factored.amplification < torch.inf, log_snr, torch.nan)
 
 
 def _data_last(S: Tensor) -> Tensor:
     return S.roll((-1, -1), (-2, -1))
 
 
-def _pulled_back(M: Tensor, W: Tensor, found: _Cholesky) -> Factor:
-    C, inverse, amplification = found
+def _pulled_back(M: Tensor, W: Tensor, factored: _Cholesky) -> Factor:
+    C, inverse, amplification = factored
     last = C[..., -1, -1]
     whitener = inverse @ W.roll(-1, -2)
     readout = last.unsqueeze(-1) * whitener[..., -1, :]
-    log_snr, log_det = _if_factored(found, -2 * last.log()), 2 * _log_diagonal_sum(C)
+    log_snr, log_det = _if_factored(factored, -2 * last.log()), 2 * _log_diagonal_sum(C)
     return Factor(M.roll(-1, -1) @ C, whitener, log_snr, readout, log_det, amplification)
 
 
-def _direct(a: Tensor, found: _Cholesky) -> Factor:
-    L, whitener, amplification = found
+def _direct(a: Tensor, factored: _Cholesky) -> Factor:
+    L, whitener, amplification = factored
     u = whitener @ a.unsqueeze(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
     size = u.detach().abs().amax(-2, keepdim=True)
     amplification = torch.where(size[..., 0, 0] > 1e-250, amplification, torch.inf)
     scale = size.clamp_min(1e-300)
     q = (u / scale).square().sum((-2, -1))
-    log_snr = _if_factored(found, q.log() + 2 * scale[..., 0, 0].log())
+    log_snr = _if_factored(factored, q.log() + 2 * scale[..., 0, 0].log())
     w = (whitener.mT @ (u / scale))[..., 0]
     readout = w / (q * scale[..., 0, 0]).unsqueeze(-1)
     return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
@@ -348,7 +351,7 @@ def _basis_growth(
     above: Tensor,
     noiseless: Tensor,
 ) -> float:
-    """By how much rounding grows in the vectors of a basis; infinite where entries that are taken
+    """The growth of rounding in the vectors of a basis; infinite where entries that are taken
     for zero are larger than rounding makes them.
 
     An error of a vector's direction is found again in the next ones. Axes are exact.
@@ -369,8 +372,8 @@ def _basis_growth(
                 noise = noise + turned[None, :] * size.amax(1)[:, None]
                 noise, own = noise[here][:, before].norm(dim=1), A1[here][:, before].norm(dim=1)
             turned[here] = oblique[here].maximum(noise / own.clamp_min(1e-300) - 1)
-        for found, rounded, zero in ((A1, rounded_A, above), (GG1, rounded_GG, noiseless)):
-            size = found.abs()
+        for matrix, rounded, zero in ((A1, rounded_A, above), (GG1, rounded_GG, noiseless)):
+            size = matrix.abs()
             noise = rounded + turned[:, None] * size.amax(0) + turned * size.amax(1)[:, None]
             if bool((size * zero > 8 * K * torch.finfo(A.dtype).eps * noise).any()):
                 return math.inf
@@ -380,7 +383,7 @@ def _basis_growth(
 def factor_in_basis(
     P1: Tensor, U: Tensor, level: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :func:`transition_factor` returns, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
+    """The results of :func:`transition_factor`, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
     given = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)

@@ -19,7 +19,7 @@ __all__ = ["LearnedDrift", "Simulated"]
 
 
 class _FromLinear(NonlinearDiffusion, ABC):
-    """Starts as a linear diffusion has it at ε, with its noise, prior and clock."""
+    """A diffusion that starts as a linear one has it at ε, with its noise, prior and clock."""
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
         check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
@@ -41,7 +41,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     @property
     def max_log_snr(self) -> float:
-        """That of the linear diffusion."""
+        """λ(ε) of the linear diffusion."""
         return self.linear.max_log_snr
 
     @property
@@ -56,15 +56,15 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     @property
     def start(self) -> Marginal:
-        """Its law at ε."""
+        """The law of the linear diffusion at ε."""
         return self.linear.marginal(self.start_time)
 
     def clock(self, s: Times) -> Tensor:
-        """That of the linear diffusion."""
+        """b(s) of the linear diffusion, like s."""
         return self.linear.clock(s)
 
     def rate(self, s: Times) -> Tensor:
-        """That of the linear diffusion."""
+        """β(s) of the linear diffusion, like s."""
         return self.linear.rate(s)
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:

@@ -1,14 +1,21 @@
-"""Linear diffusions of constant Q and D under one clock: all of them in closed form."""
+r"""Linear diffusions under one clock: all of them in closed form.
+
+A linear diffusion is made of its :class:`Matrices`, what Q and D are, and of its
+:class:`~pyro_mdm.diffusions.ends.Ends`, where log SNR starts and stops.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
@@ -24,7 +31,9 @@ from pyro_mdm.diffusions.base import (
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion, decay, volume_rate
+from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
+from pyro_mdm.diffusions.ends import Ends, reach_of
+from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     check_semidefinite,
@@ -35,30 +44,29 @@ from pyro_mdm.diffusions.matrices import (
 )
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
-from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import described
 
-__all__ = ["LinearDiffusion", "Matrices", "shared", "shared_ends"]
+__all__ = ["Constant", "Frozen", "LinearDiffusion", "Matrices", "shared", "shared_ends"]
+
+T = TypeVar("T")
 
 
-class Matrices(NamedTuple):
-    """What a linear diffusion is made of at one time."""
+class Frozen(NamedTuple):
+    """Matrices of a linear diffusion at one time, (K, K) each."""
 
-    Q: Tensor  # (K, K)
-    D: Tensor  # (K, K)
-    unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}, (K, K)
+    Q: Tensor
+    D: Tensor
+    unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
 
-
-FEW = 16  # times, for which it costs less to compute too much than to choose
 
 _shared: dict[tuple[int, Any], Any] | None = None
 
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """Within it, what the ends of a learned diffusion need is computed once, gradients included.
+    """A stretch in which what ends that are learned need is computed once, gradients included.
 
-    For the time of one loss and its parameters; nothing is kept after it.
+    It is for the time of one loss and its parameters; nothing is kept after it.
     """
     global _shared
     outer, _shared = _shared, {}
@@ -68,7 +76,7 @@ def shared_ends() -> Iterator[None]:
         _shared = outer
 
 
-def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
+def shared(owner: object, name: Any, compute: Callable[[], T]) -> T:
     """``compute()``, once within :func:`shared_ends`.
 
     Args:
@@ -78,7 +86,147 @@ def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
         return compute()
     if (id(owner), name) not in _shared:
         _shared[id(owner), name] = compute()
-    return _shared[id(owner), name]
+    value: T = _shared[id(owner), name]
+    return value
+
+
+class Matrices(ABC):
+    """Q and D of a linear diffusion: constant or varying in time, given or learned.
+
+    The diffusion itself holds the parameters and buffers that the matrices are made of, so that
+    its state dict has their names.
+
+    Attributes:
+        of: the diffusion.
+        remedy: what else to try where the matrices are at fault, for messages.
+        searched: the number of ends that are searched for along one curve; None: all that are
+            given. It is 1 where the curve depends on the scale of the clock: the scale is found
+            first, and with it λ(T).
+    """
+
+    of: LinearDiffusion
+    remedy = ""
+    searched: int | None = None
+
+    @abstractmethod
+    def register(self) -> int:
+        """Give the diffusion, whose horizon is known, the tensors they are made of; returns K."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError unless Q is skew and D positive semi-definite."""
+
+    @property
+    def moments(self) -> Times:
+        """Times that show how the matrices vary."""
+        return 0.0
+
+    @property
+    def when(self) -> str:
+        """The time at which messages show the matrices, in brackets; empty where it is any."""
+        return ""
+
+    @abstractmethod
+    def constant(self, name: str) -> Tensor:
+        """Q or D, by its name, (K, K). Raises TypeError where it varies."""
+
+    @abstractmethod
+    def at(self, name: str, s: Times) -> Tensor:
+        """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
+
+    @abstractmethod
+    def root(self, s: Times | None = None) -> Tensor:
+        """G_0 with G_0 G_0ᵀ = 2 D, likewise; for s = None as :meth:`constant` has it."""
+
+    @abstractmethod
+    def propagator(self) -> Propagator:
+        """The propagator of the diffusion."""
+
+    @abstractmethod
+    def last_clock(self) -> float:
+        """The log of the latest clock time at which λ is looked for."""
+
+    @abstractmethod
+    def end_clock(self, guess: Tensor | None) -> Tensor:
+        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the matrices that are no parameters or buffers, for a state dict."""
+        return {}
+
+
+class Constant(Matrices):
+    """Matrices that are the same at all times: given ones.
+
+    Args:
+        Q, D: (K, K).
+    """
+
+    def __init__(self, Q: Matrix, D: Matrix) -> None:
+        self._given = Q, D = square_matrix("Q", Q), square_matrix("D", D)
+        if Q.shape != D.shape:
+            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
+
+    def register(self) -> int:
+        for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
+            self.of.register_buffer(name, matrix)
+        return len(self._given[0])
+
+    def check(self) -> None:
+        check_skew("Q", self.of.Q.detach(), 1e-12)
+        check_semidefinite("D", self.of.D.detach(), 1e-12)
+
+    def constant(self, name: str) -> Tensor:
+        return self.of.get_buffer(f"_{name}")
+
+    def at(self, name: str, s: Times) -> Tensor:
+        matrix: Tensor = getattr(self.of, name)  # as a subclass may have it
+        return matrix
+
+    def root(self, s: Times | None = None) -> Tensor:
+        """The symmetric root, or, where D is learned, a triangular one, which is differentiable
+        whatever its rank."""
+
+        def root() -> Tensor:
+            if self.of.D.requires_grad:
+                return kernels.semidefinite_cholesky(self.of.unit_noise)
+            return symmetric_root(self.of.unit_noise)
+
+        return self.of.kept("unit_dispersion", root)
+
+    def hides_noise(self) -> bool:
+        """Whether there is noise in some direction that rounding of D hides."""
+        return False
+
+    def propagator(self) -> Propagator:
+        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
+
+        What shares a graph adds up its gradients in another order.
+        """
+        if torch.is_grad_enabled() and self.of.is_learned():
+            return self._propagator()
+        return self.of.kept("propagator", self._propagator)
+
+    def _propagator(self) -> Propagator:
+        of = self.of
+        return ConstantPropagator(
+            of.unit_drift,
+            of.unit_noise,
+            backward=lambda: (of.Q - of.D) @ torch.linalg.inv(of.stationary_covariance),
+            root=self.root,
+            basis=self._basis,
+            hides_noise=self.hides_noise,
+        )
+
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        of = self.of
+        return of.kept("basis", lambda: kernels.noise_basis(of.unit_drift, of.D))
+
+    def last_clock(self) -> float:
+        return 3.5 - self.of.propagator.decay.log().item()
+
+    def end_clock(self, guess: Tensor | None) -> Tensor:
+        return self.of.end_clocks()[1]
 
 
 class LinearDiffusion(OneBlock):
@@ -109,13 +257,12 @@ class LinearDiffusion(OneBlock):
         torch.Size([2, 2])
     """
 
-    _Q: Tensor
-    _D: Tensor
+    matrices: Matrices
 
     def __init__(
         self,
-        Q: Matrix,
-        D: Matrix,
+        Q: Matrix | Matrices,
+        D: Matrix | None = None,
         *,
         beta: Clock | None = None,
         horizon: float = 1.0,
@@ -127,13 +274,13 @@ class LinearDiffusion(OneBlock):
     ) -> None:
         super().__init__()
         self.horizon = check_horizon(horizon)
-        K = self.num_variables = self._take_matrices(Q, D)
+        self._ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
+        self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
+        self.matrices.of = self
+        K = self.num_variables = self.matrices.register()
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self._guess: Tensor | None = None
         self._last: tuple[list[Tensor], Tensor] | None = None
-        self._min_log_snr: float | None = None
-        self.max_log_snr = max_log_snr
-        self._cut_time = _cut_time(cut_time, self.horizon, min_log_snr)
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
         stationary = covariance_matrix("stationary_variance", stationary_variance, K)
@@ -141,74 +288,63 @@ class LinearDiffusion(OneBlock):
         initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
         self.register_buffer("stationary_covariance", stationary)
         self.register_buffer("initial_covariance", initial)
-        self._check_family()
-        if min_log_snr is not None:
-            self.min_log_snr = min_log_snr
+        with torch.no_grad():
+            self.matrices.check()
+        self.check_controllable()
         with torch.no_grad():
             self.end_clocks()  # an end that is out of reach is a mistake now, not when it is used
 
-    def _take_matrices(self, Q: Any, D: Any) -> int:
-        """Keep what the diffusion was given; returns K."""
-        Q, D = square_matrix("Q", Q), square_matrix("D", D)
-        if Q.shape != D.shape:
-            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-        self._register_matrices(Q, D)
-        return len(Q)
-
-    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
-        self.register_buffer("_Q", Q)
-        self.register_buffer("_D", D)
-
-    def _check_family(self) -> None:
-        check_skew("Q", self.Q.detach(), 1e-12)
-        check_semidefinite("D", self.D.detach(), 1e-12)
-        self._check_controllable()
-
-    def _check_controllable(self) -> None:
+    def check_controllable(self) -> None:
+        """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
-            reached = self._reached()
+            Q, D = (self.matrices.at(name, self.matrices.moments) for name in "QD")
+            reached = kernels.noise_basis(self._drift(Q, D), D, tolerance=1e-10)[0].shape[1]
         if reached < self.num_variables:
             raise UnreachableError(
                 f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
-                f"with {self._matrices()}: (A, G) is not controllable and the process does not "
+                f"with {self.shown()}: (A, G) is not controllable and the process does not "
                 "converge to its stationary law; couple the variables through Q or widen the range "
-                f"of D{self._remedy()}"
+                f"of D{self.matrices.remedy}"
             )
 
-    def _reached(self) -> int:
-        """How many variables noise reaches."""
-        return kernels.noise_basis(self.unit_drift, self.D, tolerance=1e-10)[0].shape[1]
-
-    def _matrices(self) -> str:
+    def shown(self) -> str:
         """Q and D in numbers, for messages."""
+        middle, when = self.horizon / 2, self.matrices.when
         return ", ".join(
-            f"{name} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
-            for name, matrix in (("Q", self.Q.detach()), ("D", self.D.detach()))
+            f"{name}{when} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
+            for name, matrix in (("Q", self.Q_at(middle)), ("D", self.D_at(middle)))
         )
 
-    def _remedy(self) -> str:
-        """What else to do about matrices like these, for messages."""
-        return ""
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what is kept, so that a copy computes from its own matrices."""
+        return self.__dict__ | {"_cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.matrices = copy.copy(self.matrices)
+        self.matrices.of = self
 
     # -- matrices ----------------------------------------------------------------------------------
 
     @property
     def Q(self) -> Tensor:
-        """(K, K) float64, skew-symmetric."""
-        return self._Q
+        """Q, (K, K) float64, skew-symmetric. Raises TypeError where it varies in time."""
+        return self.matrices.constant("Q")
 
     @property
     def D(self) -> Tensor:
-        """(K, K) float64, positive semi-definite."""
-        return self._D
+        """D, (K, K) float64, positive semi-definite. Raises TypeError where it varies in time."""
+        return self.matrices.constant("D")
 
     def Q_at(self, s: Times) -> Tensor:
-        """Q at times s, (*s.shape, K, K); of a constant one, that."""
-        return self.Q.expand(*self.checked_time("s", s).shape, *self.Q.shape)
+        """Q(s), (*s.shape, K, K), skew-symmetric."""
+        s = self.checked_time("s", s)
+        return self.matrices.at("Q", s).expand(*s.shape, -1, -1)
 
     def D_at(self, s: Times) -> Tensor:
-        """D at times s, (*s.shape, K, K); of a constant one, that."""
-        return self.D.expand(*self.checked_time("s", s).shape, *self.D.shape)
+        """D(s), (*s.shape, K, K), positive semi-definite."""
+        s = self.checked_time("s", s)
+        return self.matrices.at("D", s).expand(*s.shape, -1, -1)
 
     @property
     def prior_covariance(self) -> Tensor:
@@ -223,48 +359,45 @@ class LinearDiffusion(OneBlock):
     @property
     def unit_drift(self) -> Tensor:
         """A_0 = -(Q + D) Σ_∞^{-1}, the drift matrix per unit of clock time b."""
-        return -torch.linalg.solve(self.stationary_covariance, self.Q + self.D, left=False)
+        return self._drift(self.Q, self.D)
+
+    def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
+        A: Tensor = -torch.linalg.solve(self.stationary_covariance, Q + D, left=False)
+        return A
+
+    def _drift_at(self, s: Times) -> Tensor:
+        return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
 
     @property
     def unit_noise(self) -> Tensor:
         """g²_0 = 2 D, the noise covariance per unit of clock time b."""
         return 2 * self.D
 
-    def frozen(self) -> Matrices:
+    def frozen(self) -> Frozen:
         """Q, D and A_0 when half of the clock has run, which of constant ones is always."""
-        return Matrices(self.Q, self.D, self.unit_drift)
+        s = self.time_at_clock(self.clock(self.horizon) / 2)
+        return Frozen(self.Q_at(s), self.D_at(s), self._drift_at(s))
 
     @property
     def propagator(self) -> Propagator:
-        """How states move between clock times: what all kernels are made of.
+        """The propagator between clock times, of which all kernels are made."""
+        return self.matrices.propagator()
 
-        It is kept where nothing carries a gradient, even within :func:`shared_ends`: what shares a
-        graph adds up its gradients in another order.
-        """
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            return ConstantPropagator(self)
-        kept: Propagator = self._cached("propagator", lambda: ConstantPropagator(self))
-        return kept
+    def is_learned(self) -> bool:
+        """Whether any parameter of the diffusion is learned."""
+        return any(p.requires_grad for p in self.parameters())
 
-    def noise_basis(self) -> tuple[Tensor, Tensor]:
-        """A basis that shows what noise reaches, as ``kernels.noise_basis`` finds it."""
-        return self._cached("basis", lambda: kernels.noise_basis(self.unit_drift, self.D))
-
-    def hides_noise(self) -> bool:
-        """Whether there is noise in some direction that rounding of D hides."""
-        return False
-
-    def _cached(self, name: str, compute: Callable[[], Any]) -> Any:
+    def kept(self, name: str, compute: Callable[[], T]) -> T:
         """A quantity of the diffusion alone, kept until a parameter changes its value.
 
         What carries a gradient is kept within :func:`shared_ends` only.
         """
-        parameters = list(self.parameters())
-        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
-        kept = self._cache.get(name)
-        if kept is not None and all(map(torch.equal, kept[0], parameters)):
-            return kept[1]
+        parameters, known = list(self.parameters()), self._cache.get(name)
+        if known is not None and all(map(torch.equal, known[0], parameters)):
+            value: T = known[1]
+            return value
         with torch.no_grad():
             value = compute()
         self._cache[name] = ([p.detach().clone() for p in parameters], value)
@@ -285,44 +418,58 @@ class LinearDiffusion(OneBlock):
         super()._load_from_state_dict(*args, **kwargs)
 
     def settings(self) -> dict[str, Any]:
-        return {
+        own = {"horizon": self.horizon, "beta": described(self.beta)}
+        own |= self._ends.settings() | self.matrices.settings()
+        return own | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of another one with the same clock, laws and ends."""
+        cut = {} if self.cut_time is None else {"cut_time": self.cut_time}
+        return cut | {
+            "beta": self.beta,
             "horizon": self.horizon,
-            "beta": described(self.beta),
-            "max_log_snr": self._max_log_snr,
-            "min_log_snr": self._min_log_snr,
-            "cut_time": self._cut_time,
+            "stationary_variance": self.stationary_covariance.detach(),
+            "initial_variance": self.initial_covariance[1:, 1:],
+            "max_log_snr": self.max_log_snr,
+            "min_log_snr": self.min_log_snr,
         }
 
     def remembered(self) -> dict[str, Any]:
-        """Where the search for the ends begins, on which their last digits depend."""
+        """The start of the search for the ends, on which their last digits depend."""
         return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """The ends, and where the search for them begins."""
         self._cache.clear()
-        self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
-        self._cut_time = saved["cut_time"]
+        high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
+        self._ends = Ends(high, low, cut, self._ends.reach)
         self._guess = None if saved["guess"] is None else self.as_tensor(saved["guess"])
         self._last = None
 
     # -- the clock ---------------------------------------------------------------------------------
 
-    def _clock_scale(self) -> Tensor:
+    def unscaled_end(self) -> Tensor:
+        """The clock time of T for β as it is, 0-dim."""
+        return self.beta.integral(self.as_tensor(self.horizon))
+
+    def clock_scale(self) -> Tensor:
+        """The number that β is multiplied by, 0-dim."""
+
         def scale() -> Tensor:
-            end = self.beta.integral(self.as_tensor(self.horizon))
+            end = self.unscaled_end()
             if self.min_log_snr is None:
                 return torch.ones_like(end)
-            return self.end_clocks()[1] / end
+            return self.matrices.end_clock(self._root_guess()) / end
 
-        return self._cached("clock_scale", scale)
+        return self.kept("clock_scale", scale)
 
     def clock(self, s: Times) -> Tensor:
         """b(s) = ∫_0^s β, like s: the time that kernels depend on."""
-        return self._clock_scale() * self.beta.integral(self.checked_time("s", s))
+        return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
         """The inverse of :meth:`clock` as β gives it, which rounding may put past T; like τ."""
-        return self.beta.inverse(tau / self._clock_scale())
+        return self.beta.inverse(tau / self.clock_scale())
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
         """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
@@ -331,11 +478,11 @@ class LinearDiffusion(OneBlock):
 
     def rate(self, s: Times) -> Tensor:
         """β(s), like s."""
-        return self._clock_scale() * self.beta.rate(self.checked_time("s", s))
+        return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
         """A(s), (*s.shape, K, K)."""
-        return self.rate(s)[..., None, None] * self.unit_drift
+        return self.rate(s)[..., None, None] * self._drift_at(s)
 
     def noise_covariance(self, s: Times) -> Tensor:
         """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
@@ -343,31 +490,24 @@ class LinearDiffusion(OneBlock):
 
     def clock_noise(self, s: Times) -> Tensor:
         """g² per unit of clock time at times s: 2 D, (K, K) if constant, else (*s.shape, K, K)."""
-        return self.unit_noise
+        return 2 * self.matrices.at("D", s)
 
     @property
     def unit_dispersion(self) -> Tensor:
-        """G_0 (K, K) with G_0 G_0ᵀ = 2 D: its symmetric square root, or, where D is learned, a
-        triangular one, which is differentiable whatever its rank."""
-
-        def root() -> Tensor:
-            if self.D.requires_grad:
-                return kernels.semidefinite_cholesky(self.unit_noise)
-            return symmetric_root(self.unit_noise)
-
-        found: Tensor = self._cached("unit_dispersion", root)
-        return found
+        """G_0 (K, K) with G_0 G_0ᵀ = 2 D."""
+        return self.matrices.root()
 
     def dispersion_matrix(self, s: Times) -> Tensor:
         """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""
-        return self.rate(s).sqrt()[..., None, None] * self.unit_dispersion
+        return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
         return law(self, *times)
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """``dimensions · ∫_r^s tr A``: by how much log volumes of states grow, (…)."""
-        return dimensions * self.unit_drift.diagonal().sum() * (self.clock(s) - self.clock(r))
+        start = self.clock(r)
+        return self.propagator.trace(start, self.clock(s) - start, dimensions)
 
     # -- kernels -----------------------------------------------------------------------------------
 
@@ -491,63 +631,20 @@ class LinearDiffusion(OneBlock):
     def factorization_by(
         self, move: Propagator, tau: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """The same, as another propagator than the diffusion's own would have it.
+        """a, Σ and its factorization by another propagator than the diffusion's own.
 
         Rounding grows by the factorization; by how far the drift travels, as what the last digits
         of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
         what is left of the other variables, each in units of its law at rest.
         """
-        travelled = move.travelled(tau)
-        M, a, Sigma, factor = self._factorized(move, tau, travelled)
+        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
         with torch.no_grad():
+            travelled = move.travelled(tau)
             unit = self.stationary_covariance.diagonal().sqrt()
             left = (M * unit / unit[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
             growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
         return a, Sigma, factor._replace(amplification=factor.amplification * growth)
-
-    def _factorized(
-        self, move: Propagator, tau: Tensor, travelled: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
-        """M, a, Σ and its factor by the route that keeps digits, early that by way of time 0."""
-        near = travelled < 20.0  # beyond, M^{-1} has lost every digit there is
-        Sigma0, shape = self.initial_covariance, tau.shape
-        back = None
-        if tau.numel() > 0 and bool(near.all()):
-            (M, P), back = move.both_moments(tau)
-        elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
-            (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
-        else:
-            M, P = move.moments(None, tau)
-        a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
-        if back is not None:
-            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
-            pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
-            better = near & (pulled.amplification < direct.amplification)
-            if bool(better.all()):
-                return M, a, Sigma, pulled
-            fields = []
-            for d, p in zip(direct, pulled, strict=True):
-                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
-                fields.append(torch.where(here, p, d))
-            return M, a, Sigma, kernels.Factor(*fields)
-        direct = kernels.direct_factor(Sigma, a)
-        if not bool(near.any()):
-            return M, a, Sigma, direct
-        index = near.flatten().nonzero()[:, 0]
-        near_tau = tau.flatten()[index]
-        pulled = kernels.pulled_back_factor(
-            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back_at(near_tau, tau, index), Sigma0
-        )
-        log_det = pulled.log_det + 2 * move.trace(None, near_tau)
-        pulled = pulled._replace(log_det=log_det)
-        better = pulled.amplification < direct.amplification.flatten()[index]
-        index = index[better]
-        fields = []
-        for d, p in zip(direct, pulled, strict=True):
-            flat = d.reshape(-1, *d.shape[len(shape) :])
-            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
-        return M, a, Sigma, kernels.Factor(*fields)
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
@@ -557,7 +654,7 @@ class LinearDiffusion(OneBlock):
 
         A constant where ``min_log_snr`` is given and not learned.
         """
-        if self._min_log_snr is not None:
+        if self._ends.low is not None:
             return self._given_ends()[1]
         return self.terminal.log_snr
 
@@ -573,50 +670,96 @@ class LinearDiffusion(OneBlock):
 
     @property
     def start_log_snr(self) -> Tensor:
-        return self._given_ends()[0] if self._cut_time is None else self.start.log_snr
+        return self._given_ends()[0] if self.cut_time is None else self.start.log_snr
 
     @property
     def min_log_snr(self) -> float | None:
         """λ(T) that the clock is scaled to, or None for the clock as it is."""
         with torch.no_grad():
-            return None if self._min_log_snr is None else float(self._given_ends()[1])
+            return None if self._ends.low is None else float(self._given_ends()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
         self._set_ends(self.max_log_snr, value)
 
+    @property
+    def learns_ends(self) -> bool:
+        return any(self._ends.reach)
+
     def _given_ends(self) -> Tensor:
         """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
-        ends = (
-            [self._max_log_snr]
-            if self._min_log_snr is None
-            else [self._max_log_snr, self._min_log_snr]
-        )
-        return self.as_tensor(torch.tensor(ends, dtype=torch.float64))
+        return self.as_tensor(self._ends.values(self._parameters.get("ends")))
 
     def _set_ends(self, high: float, low: float | None) -> None:
-        high = check_number("max_log_snr", high, "a finite log SNR, e.g. 13")
-        if low is not None:
-            low = check_number("min_log_snr", low, "a finite log SNR, e.g. -10")
-        if low is not None and not low < high:
-            raise ValueError(
-                f"min_log_snr {low} must be below max_log_snr {high}: log SNR falls from the data "
-                "to the noise; raise max_log_snr or lower min_log_snr"
-            )
+        ends = Ends(high, low, reach=self._ends.reach).checked(self.horizon)
         self._cache.clear()
         self._guess, self._last = self._root_guess(), None
-        self._max_log_snr, self._min_log_snr = high, low
-        self._cut_time = None
+        self._ends = ends
+        if (moved := self._parameters.get("ends")) is not None:
+            with torch.no_grad():
+                moved.zero_()
+        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
+            self._guess_here()
+
+    def _guess_here(self) -> None:
+        """Begin the search for the ends where they are now.
+
+        What was kept on the way is forgotten: its last digits are not those that a copy finds,
+        which starts from the guess.
+        """
+        self._guess = None
+        self._guess = self.end_clocks().detach()
+        self._cache.clear()
 
     @property
     def cut_time(self) -> float | None:
         """ε, if it was given as a time. Setting an end by its log SNR ends that."""
-        return self._cut_time
+        return self._ends.cut_time
+
+    def _learn(self, learn_ends: float | Sequence[float], learn_stationary: bool) -> None:
+        """Take ends and the law at rest for parameters, if asked, once all else is known."""
+        self._guess_here()
+        if any(reach := reach_of(learn_ends)):
+            self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
+            self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        if learn_stationary:
+            self._learn_stationary()
+        self._cache.clear()  # what is kept there may be for fewer parameters
+
+    def _learn_stationary(self) -> None:
+        K = self.num_variables
+        if K == 1:
+            raise ValueError(
+                "learn_stationary is True, but of K = 1 variable nothing of Σ_∞ is learned: x's "
+                "own variance is held; leave it out, or raise num_variables"
+            )
+        L = torch.linalg.cholesky(self.stationary_covariance)
+        del self.stationary_covariance
+        self.register_buffer("stationary_scale", L[0, 0].clone())
+        self.stationary_log_diagonal = nn.Parameter(L.diagonal()[1:].log())
+        self.stationary_lower = nn.Parameter(L[tuple(torch.tril_indices(K, K, offset=-1))])
+
+    @property
+    def learns_stationary(self) -> bool:
+        return "stationary_lower" in self._parameters
+
+    def __getattr__(self, name: str) -> Any:
+        """Σ_∞, where it is no buffer but made of parameters."""
+        if name == "stationary_covariance" and self.learns_stationary:
+            return self.kept(name, self._stationary)
+        return super().__getattr__(name)
+
+    def _stationary(self) -> Tensor:
+        K = self.num_variables
+        L = torch.diag(torch.cat([self.stationary_scale[None], self.stationary_log_diagonal.exp()]))
+        below = tuple(torch.tril_indices(K, K, offset=-1))
+        L = L.index_put(below, self.stationary_lower)
+        return L @ L.mT
 
     @property
     def start_time(self) -> Tensor:
         """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
-        return self._cached("start_time", lambda: self.inverse_clock(self._start_clock()))
+        return self.kept("start_time", lambda: self.inverse_clock(self._start_clock()))
 
     @property
     def start(self) -> Marginal:
@@ -630,28 +773,27 @@ class LinearDiffusion(OneBlock):
 
     def _both_ends(self) -> tuple[Marginal, Marginal]:
         def compute() -> tuple[Marginal, Marginal]:
-            start, terminal = zip(*(field.unbind() for field in self._ends()), strict=True)
+            start, terminal = zip(*(field.unbind() for field in self._end_laws()), strict=True)
             return Marginal(*start), Marginal(*terminal)
 
-        found: tuple[Marginal, Marginal] = self._cached("both ends", compute)
-        return found
+        return self.kept("both ends", compute)
 
-    def _ends(self) -> Marginal:
+    def _end_laws(self) -> Marginal:
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
             clocks = torch.stack([self._start_clock(), self._terminal_clock()])
-            found = self._found_ends()
-            if found is None:
+            ends = self._found_ends()
+            if ends is None:
                 return self._marginal(clocks)
-            self.check_precision(found.factor.amplification, clocks, "the marginal covariance")
-            return found.marginal(clocks)
+            self.check_precision(ends.factor.amplification, clocks, "the marginal covariance")
+            return ends.marginal(clocks)
 
-        return self._cached("ends", compute)
+        return self.kept("ends", compute)
 
     def _found_ends(self) -> FoundEnds | None:
         """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
-        if self._cut_time is not None or not torch.is_grad_enabled():
+        if self.cut_time is not None or not torch.is_grad_enabled():
             return None
 
         def compute() -> FoundEnds | None:
@@ -663,24 +805,23 @@ class LinearDiffusion(OneBlock):
             for enough in (3e-4, 1e-6):
                 search = partial(self._inversion.root, targets, guess, move=number, enough=enough)
                 with torch.no_grad():
-                    times = guess = self._cached(f"roots to {enough}", search)
-                    if self._min_log_snr is None:
+                    times = guess = self.kept(f"roots to {enough}", search)
+                    if self._ends.low is None:
                         times = torch.cat([times, self._terminal_clock().reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
                 A, noise = move.drift(times).detach(), move.noise(times).detach()
-                found = FoundEnds(times, targets, a, Sigma, factor, A, noise)
-                if found.close():
+                ends = FoundEnds(times, targets, a, Sigma, factor, A, noise)
+                if ends.close():
                     break
             if self._guess is not None:
                 now = [p.detach().clone() for p in self.parameters()]
-                self._last = now, found.clocks.detach()
-            return found
+                self._last = now, ends.clocks.detach()
+            return ends
 
-        found: FoundEnds | None = self._cached("found ends", compute)
-        return found
+        return self.kept("found ends", compute)
 
     def _root_guess(self) -> Tensor | None:
-        """Where the search for the ends begins; it advances to those found, once parameters move.
+        """The start of the search for the ends; it advances to those found, once parameters move.
 
         One set of parameters is always searched from one place, so that its digits do not change.
         """
@@ -690,44 +831,33 @@ class LinearDiffusion(OneBlock):
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
-        if self._cut_time is not None:
-            return self.clock(self._cut_time)
+        if self.cut_time is not None:
+            return self.clock(self.cut_time)
         start, end = self.end_clocks()[0], self._terminal_clock()
         if not start.item() < end.item():
-            low = self.factorization(end)[2].log_snr.item()
-            self._check_controllable()
-            raise UnreachableError(
-                f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
-                f"{self._matrices()}: nothing is left between the start time and T; use a faster "
-                f"clock, or set min_log_snr{self._remedy()}"
-            )
+            raise self._nothing_left()
         return start
 
     def _terminal_clock(self) -> Tensor:
         """The clock time of T, 0-dim."""
-        found: Tensor = self._cached("terminal clock", lambda: self.clock(self.horizon))
-        return found
+        return self.kept("terminal clock", lambda: self.clock(self.horizon))
 
     def end_clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            found = self._found_ends()
-            if found is not None:
-                return found.clocks
-            targets = self._given_ends()
+            if (ends := self._found_ends()) is not None:
+                return ends.clocks
+            targets, guess, n = self._given_ends(), self._root_guess(), self.matrices.searched
+            known = self.clock(self.horizon).reshape(1) if n is not None else None
+            guess = None if guess is None else guess[:n]
             with torch.no_grad():
-                roots = self._roots(targets)
-            return self._inversion.with_gradient(roots, targets)
+                search = partial(self._inversion.root, targets[:n], guess)
+                roots = self.kept("roots", search)
+            clocks = self._inversion.with_gradient(roots, targets[:n])
+            return clocks if known is None or len(targets) == n else torch.cat([clocks, known])
 
-        return self._cached("end_clocks", compute)
-
-    def _roots(self, targets: Tensor) -> Tensor:
-        """The clock times of ``targets``, λ at the ends, as numbers."""
-        found: Tensor = self._cached(
-            "roots", lambda: self._inversion.root(targets, self._root_guess())
-        )
-        return found
+        return self.kept("end_clocks", compute)
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
@@ -765,7 +895,7 @@ class LinearDiffusion(OneBlock):
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self._log_volume(factor.log_det, tau)
+        return self._curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
@@ -779,10 +909,10 @@ class LinearDiffusion(OneBlock):
 
         def compute() -> Tensor:
             tau = torch.stack([self._start_clock(), self._terminal_clock()])
-            return self._log_volume(self._ends().log_det, tau)
+            log_det = self._end_laws().log_det
+            return self._curve().log_volume(log_det, tau)
 
-        found: Tensor = self._cached("log_volume_ends", compute)
-        return found
+        return self.kept("log_volume_ends", compute)
 
     def time_at_log_volume(self, value: Times) -> Tensor:
         """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
@@ -805,26 +935,57 @@ class LinearDiffusion(OneBlock):
         )
         return self.time_at_clock(tau)
 
-    def _log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
-        return log_det - 2 * self.propagator.trace(None, tau)
+    # -- searches ----------------------------------------------------------------------------------
+
+    def _curve(self) -> Curve:
+        return Curve(self.propagator, self.initial_covariance)
 
     @property
     def _inversion(self) -> Inversion:
-        return Inversion(self)
+        learned = self.is_learned()
+        return Inversion(self._curve, learned, self._knots, self._unreachable, self.kept)
 
-    def _last_clock(self) -> float:
-        """The log of the latest clock time at which λ is looked for."""
-        return 3.5 - self.propagator.decay.log().item()
+    def _knots(self, of: str) -> Tensor:
+        """log τ for λ from far below ε to far past T, for κ from ε to T."""
+        if of == LOG_VOLUME:
+            first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
+            x = torch.linspace(first, last, 129, dtype=torch.float64)
+        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+            fast = self.propagator.speed.log().item()
+            early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
+            late = torch.linspace(middle, self.matrices.last_clock(), 97)[1:]
+            x = torch.cat([torch.linspace(early, middle, 65), late])
+        return x.to(self.initial_covariance)
+
+    def _unreachable(self, log_snr: float, reach: str) -> UnreachableError:
+        self.check_controllable()
+        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
+        name = names.get(log_snr, "log SNR")
+        if self.matrices.searched and name == "max_log_snr":
+            end = self.factorization(self.clock(self.horizon))[2].log_snr
+            if not log_snr > end:
+                return self._nothing_left()
+        return UnreachableError(
+            f"{type(self).__name__}: {name} {log_snr:g} is out of reach of float64, whatever the "
+            f"clock: with {self.shown()} {reach}; ask for a log SNR between these, or bring the "
+            f"time scales of Q and D together{self.matrices.remedy}"
+        )
+
+    def _nothing_left(self) -> UnreachableError:
+        self.check_controllable()
+        low = self.factorization(self.clock(self.horizon))[2].log_snr.item()
+        return UnreachableError(
+            f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
+            f"{self.shown()}: nothing is left between the start time and T; use a faster clock, "
+            f"or set min_log_snr{self.matrices.remedy}"
+        )
 
     # -- the door ----------------------------------------------------------------------------------
-
-    def _device(self) -> torch.device:
-        return self.initial_covariance.device
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
-            self._check_controllable()  # a better reason than precision
+            self.check_controllable()  # a better reason than precision
             worst = int(growth.flatten().argmax())
             s = self.inverse_clock(tau.detach())
             raise kernels.KernelPrecisionError(
@@ -837,16 +998,3 @@ class LinearDiffusion(OneBlock):
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
         return text if self.min_log_snr is None else f"{text}, min_log_snr={self.min_log_snr:g}"
-
-
-def _cut_time(value: float | None, horizon: float, min_log_snr: float | None) -> float | None:
-    if value is None:
-        return None
-    if not 0 < check_number("cut_time", value, "a time in (0, T)") < horizon:
-        raise ValueError(f"cut_time is {value}, expected a time between 0 and T = {horizon:g}")
-    if min_log_snr is not None:
-        raise ValueError(
-            f"cut_time is {value} and min_log_snr {min_log_snr}, to which the clock is scaled and "
-            "with it what that time means; give max_log_snr instead of cut_time"
-        )
-    return float(value)

@@ -50,7 +50,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 class CellMatrices(NamedTuple):
-    """What cells, or stretches of them, are made of."""
+    """Matrices that cells, or stretches of them, are made of."""
 
     A1: Tensor  # at the Gauss points, (n, K, K)
     A2: Tensor
@@ -59,7 +59,7 @@ class CellMatrices(NamedTuple):
 
 
 class MovedCells(NamedTuple):
-    """How stretches move states, and the same pulled back, (n, K, K) each."""
+    """Moves of states over stretches, and the same pulled back, (n, K, K) each."""
 
     M: Tensor
     P: Tensor
@@ -80,12 +80,12 @@ class _Moved(NamedTuple):
         return _Moved(self.M[index], self.P[index])
 
     def then(self, later: _Moved) -> _Moved:
-        """Of two stretches that follow each other, forward; pulled back, this is the later one."""
+        """One move of two that follow each other; of two pulled back, this is the later one."""
         return _Moved(later.M @ self.M, later.P + later.M @ self.P @ later.M.mT)
 
 
 class MagnusPropagator(Propagator):
-    """Of Q and D that are functions of clock time.
+    """The propagator of Q and D that are functions of clock time.
 
     Args:
         Q, D: of clock times (…), (…, K, K) in float64.
@@ -104,7 +104,7 @@ class MagnusPropagator(Propagator):
         dispersion: Field | None = None,
     ) -> None:
         self._Q, self._D, self._stationary = Q, D, stationary
-        self._precision = torch.linalg.inv(stationary)
+        self._precision: Tensor = torch.linalg.inv(stationary)
         self._root, self.bounds = dispersion, bounds
         K = stationary.shape[-1]
         nodes, weights = _gauss_legendre(max(LEAST_NODES, K))
@@ -116,24 +116,24 @@ class MagnusPropagator(Propagator):
         self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
 
     def slowed(self, scale: Tensor) -> MagnusPropagator:
-        """The same Q and D, all of them ``scale`` (0-dim) times as long in clock time."""
-        found = MagnusPropagator(
+        """The propagator of the same Q and D, ``scale`` (0-dim) times as long in clock time."""
+        slowed = MagnusPropagator(
             lambda tau: self._Q(tau / scale),
             lambda tau: self._D(tau / scale),
             self._stationary,
             scale * self.bounds,
             lambda tau: self.dispersion(tau / scale),
         )
-        found.cells = self.cells._replace(h=scale * self.cells.h)
-        return found
+        slowed.cells = self.cells._replace(h=scale * self.cells.h)
+        return slowed
 
     def with_moved(self, moved: MovedCells) -> MagnusPropagator:
         """A copy to which :attr:`moved` is given."""
-        found = copy.copy(self)
+        other = copy.copy(self)
         for name in ("_prefix", "_forward", "_backward", "_reversed"):
-            found.__dict__.pop(name, None)
-        found._ends, found.moved = None, moved
-        return found
+            other.__dict__.pop(name, None)
+        other._ends, other.moved = None, moved
+        return other
 
     # -- fields ------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class MagnusPropagator(Propagator):
         return kernels.semidefinite_cholesky(self.noise(tau))
 
     def read(self, start: Tensor, h: Tensor) -> CellMatrices:
-        """Of stretches (n,) from ``start``."""
+        """Matrices of stretches (n,) from ``start``."""
         places = torch.cat([self._gauss, self._nodes])
         tau = start[..., None] + h[..., None] * places
         D = self._D(tau)
@@ -164,7 +164,8 @@ class MagnusPropagator(Propagator):
     def _norms(self) -> Tensor:
         """‖A‖ in each cell, by its Frobenius norm, (n,)."""
         both = torch.stack([self.cells.A1.detach(), self.cells.A2.detach()])
-        return torch.linalg.matrix_norm(both).amax(0)
+        norms: Tensor = torch.linalg.matrix_norm(both)
+        return norms.amax(0)
 
     @property
     def speed(self) -> Tensor:
@@ -173,7 +174,8 @@ class MagnusPropagator(Propagator):
     @property
     def decay(self) -> Tensor:
         middle = (self.cells.A1 + self.cells.A2).detach() / 2
-        return (-torch.linalg.eigvals(middle).real.amax(-1)).mean().clamp_min(1e-12)
+        slowest: Tensor = -torch.linalg.eigvals(middle).real.amax(-1)
+        return slowest.mean().clamp_min(1e-12)
 
     @cached_property
     def _travelled(self) -> Tensor:
@@ -194,10 +196,10 @@ class MagnusPropagator(Propagator):
     def effort(self, tau: Tensor) -> Tensor:
         return self.travelled(tau) - 2 * self.trace(None, tau.detach()).detach()
 
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
         if start is None:
-            return self._trace(duration)
-        return self._trace(start + duration) - self._trace(start)
+            return copies * self._trace(duration)
+        return copies * (self._trace(start + duration) - self._trace(start))
 
     def _trace(self, tau: Tensor) -> Tensor:
         tau, cell = self.locate(tau)
@@ -229,7 +231,7 @@ class MagnusPropagator(Propagator):
         return W.reshape(-1, K, K)[index], P.reshape(-1, K, K)[index]
 
     def _from_zero(self, tau: Tensor, pulled_back: bool) -> tuple[Tensor, Tensor]:
-        """From time 0; what both directions share is made once for the same times."""
+        """Moments from time 0; what both directions share is made once for the same times."""
         grad = torch.is_grad_enabled()
         if self._ends is None or self._ends[0] is not tau or self._ends[1] != grad:
             flat, cell = self.locate(tau.reshape(-1))
@@ -239,15 +241,15 @@ class MagnusPropagator(Propagator):
         M, P, W, pulled = self._prefix
         if pulled_back:
             cell = cell.clamp_max(len(W) - 1)  # later ones are not asked for
-            found = steps.one(True).then(_Moved(W[cell], pulled[cell]))
+            moved = steps.one(True).then(_Moved(W[cell], pulled[cell]))
         else:
-            found = _Moved(M[cell], P[cell]).then(steps.one(False))
-        K = found.M.shape[-1]
-        return found.M.reshape(*tau.shape, K, K), found.P.reshape(*tau.shape, K, K)
+            moved = _Moved(M[cell], P[cell]).then(steps.one(False))
+        K = moved.M.shape[-1]
+        return moved.M.reshape(*tau.shape, K, K), moved.P.reshape(*tau.shape, K, K)
 
     @cached_property
     def moved(self) -> MovedCells:
-        """Of the cells."""
+        """The moves of the cells."""
         return self.steps(self.cells)
 
     def moved_rates(self) -> MovedCells:
@@ -261,7 +263,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _prefix(self) -> MovedCells:
-        """From time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
+        """Moves from time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
         cells = self.moved
         near = self._travelled[:-1] < 25.0
         eye = torch.eye(cells.M.shape[-1]).to(cells.M)
@@ -286,7 +288,7 @@ class MagnusPropagator(Propagator):
         return _composed(self.moved)
 
     def whole_slowed(self, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of :meth:`slowed` by each of ``scales`` (m,), on these cells, (m, K, K)."""
+        """M and P of :meth:`slowed` by each of ``scales`` (m,), on these cells, (m, K, K)."""
         n, m = len(self.cells.h), len(scales)
         cells = CellMatrices(*(t[:, None].expand(n, m, *t.shape[1:]) for t in self.cells))
         cells = cells._replace(h=scales * cells.h)
@@ -320,7 +322,7 @@ class MagnusPropagator(Propagator):
         return E[..., -1, :, :], E[..., -2, :, :], E[..., :-2, :, :]
 
     def steps(self, read: CellMatrices) -> MovedCells:
-        """Of stretches of at most a cell."""
+        """The moves of stretches of at most a cell."""
         M, W, back = self.exponentials(read)
         both = torch.stack([M[..., None, :, :] @ back, back])
         weights = (read.h[..., None] * self._weights)[..., None, None]
@@ -343,7 +345,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def basis(self) -> tuple[Tensor, Tensor]:
-        """As ``kernels.noise_basis`` finds it, common to all times."""
+        """A basis of what noise reaches, common to all times, as ``kernels.noise_basis`` has it."""
         A = self.cells
         both = torch.cat([A.A1, A.A2]).detach()
         return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1) / 2)
@@ -359,8 +361,10 @@ class MagnusPropagator(Propagator):
         return self._rooted(self._backward, start, duration)
 
     def _rooted(self, stretches: _Stretches, start: Tensor | None, duration: Tensor) -> Root:
-        """By QR of the columns that P is a sum of: P itself, squared, has half of the digits where
-        the axes of its grading turn with time."""
+        """A root by QR of the columns that P is a sum of.
+
+        P itself, squared, has half of the digits where the axes of its grading turn with time.
+        """
         kernels.check_reached(self.basis[0])
         start = torch.zeros_like(duration) if start is None else start
         start, duration = torch.broadcast_tensors(start, duration)
@@ -405,7 +409,7 @@ class _Stretches:
         return self._of.steps(self._of.read(start, h)).one(self._pulled_back)
 
     def _join(self, first: _Moved, second: _Moved) -> _Moved:
-        """Of stretches that follow each other in time."""
+        """One stretch of two that follow each other in time."""
         return second.then(first) if self._pulled_back else first.then(second)
 
     @cached_property
@@ -413,7 +417,7 @@ class _Stretches:
         return self._of.moved.one(self._pulled_back)
 
     def _span(self, power: int) -> _Moved:
-        """Of 2^power cells from each cell from which there are as many."""
+        """Moves over 2^power cells from each cell from which there are as many."""
         while len(self._spans) <= power:
             if not self._spans:
                 self._spans.append(self._moved)
@@ -424,7 +428,7 @@ class _Stretches:
         return self._spans[power]
 
     def _root(self, power: int) -> Tensor:
-        """Triangular roots of their P."""
+        """Triangular roots of the P of :meth:`_span`."""
         while len(self._roots) <= power:
             if not self._roots:
                 bounds = self._of.bounds
@@ -440,38 +444,38 @@ class _Stretches:
         return self._roots[power]
 
     def between(self, first: Tensor, last: Tensor) -> _Moved:
-        """From ``first`` to ``last``, clock times (m,)."""
+        """Moves from ``first`` to ``last``, clock times (m,)."""
         (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
         if bool((i == j).all()):
             return self._steps(first, last - first)
         start, h = self._ends(first, last, i, j)
-        found, ending = _split(self._steps(start, h))
+        moved, ending = _split(self._steps(start, h))
         for index, power, at in _powers(i, j):
-            longer = self._join(found.at(index), self._span(power).at(at))
-            found = _Moved(
-                *(t.index_put((index,), new) for t, new in zip(found, longer, strict=True))
+            longer = self._join(moved.at(index), self._span(power).at(at))
+            moved = _Moved(
+                *(t.index_put((index,), new) for t, new in zip(moved, longer, strict=True))
             )
-        return self._join(found, ending)
+        return self._join(moved, ending)
 
     def columns(self, first: Tensor, last: Tensor) -> Tensor:
-        """Columns (m, K, …) whose outer products are P of the same."""
+        """Columns (m, K, …) whose outer products are the P of :meth:`between`."""
         (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
         if bool((i == j).all()):
             return self._of.rooted_steps(first, last - first, self._pulled_back).P
         start, h = self._ends(first, last, i, j)
-        (M, found), ending = _split(self._of.rooted_steps(start, h, self._pulled_back))
+        (M, columns), ending = _split(self._of.rooted_steps(start, h, self._pulled_back))
         for index, power, at in _powers(i, j):
             span, R = self._span(power).M[at], self._root(power)[at]
             if self._pulled_back:
-                R, carried = M[index] @ R, found
+                R, carried = M[index] @ R, columns
                 M = M.index_put((index,), M[index] @ span)
             else:
-                carried = found.index_put((index,), span @ found[index])
+                carried = columns.index_put((index,), span @ columns[index])
             more = R.new_zeros(len(first), *R.shape[-2:]).index_put((index,), R)
-            found = torch.cat([carried, more], -1)
+            columns = torch.cat([carried, more], -1)
         if self._pulled_back:
-            return torch.cat([found, M @ ending.P], -1)
-        return torch.cat([ending.M @ found, ending.P], -1)
+            return torch.cat([columns, M @ ending.P], -1)
+        return torch.cat([ending.M @ columns, ending.P], -1)
 
     def _ends(self, first: Tensor, last: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Beginnings and lengths of the stretches before and after whole cells, (2 m,)."""

@@ -51,7 +51,7 @@ __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 CHECKED_DERIVATIVES, PROBES = 64, 64
 """Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
 MISMATCH = 1e-4
-"""Of ∇·F + F·∇log π, relative to its parts: beyond it a prior is not stationary."""
+"""The largest ∇·F + F·∇log π, relative to its parts, of a prior that is stationary."""
 
 
 class NonlinearDiffusion(Diffusion, ABC):
@@ -177,7 +177,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def log_snr_rate(self, s: Times) -> Tensor:
-        """Minus its derivative in s, like s."""
+        """Minus the derivative of λ in s, like s."""
         return self._width * self.rate(s) / (self._unit + self._done(s))
 
     def time_at_log_snr(self, value: Times) -> Tensor:
@@ -187,7 +187,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
-        """How far s is on the way from ε to T, in [0, 1], like s: half by clock, half by level.
+        """The part of the way from ε to T that s has come, in [0, 1], half by clock, half by level.
 
         Steps of it are short both for what noise does late and for the data's scales early.
         """
@@ -196,14 +196,14 @@ class NonlinearDiffusion(Diffusion, ABC):
         return (done / whole + level) / 2
 
     def progress_rate(self, s: Times) -> Tensor:
-        """Its derivative in s, like s."""
+        """The derivative of :meth:`progress` in s, like s."""
         done, whole = self._done(s), self._ends()[1]
         level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
         return self.rate(s) * (1 / whole + level) / 2
 
     @torch.no_grad()
     def time_at_progress(self, progress: Times) -> Tensor:
-        """Its inverse, like progress."""
+        """The time at which :meth:`progress` is as given, like it."""
         wanted = self.as_tensor(progress)
         start, whole = self._ends()
         whole = whole / self._unit
@@ -233,7 +233,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self._kept_ends[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        """Of everything that could move the clock."""
+        """The parameters of everything that could move the clock."""
         return self.parameters()
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
@@ -257,8 +257,8 @@ class NonlinearDiffusion(Diffusion, ABC):
         simulation = self.simulation if simulation is None else simulation
         gap = float(self.progress(times).diff().max())
         steps = max(1, math.ceil(gap / simulation.step_size - 1e-9))
-        found = advance(self, y, times, steps, simulation)
-        return torch.cat([y.unsqueeze(0), found]).transpose(0, 1)
+        later = advance(self, y, times, steps, simulation)
+        return torch.cat([y.unsqueeze(0), later]).transpose(0, 1)
 
     # -- what the bound needs ----------------------------------------------------------------------
 
@@ -269,9 +269,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         with torch.enable_grad():
             point = own_node(y)
             G = noise_root(self, point, self.as_tensor(s))
-            found = matrix_divergence(G @ G.mT, point)
+            divergences = matrix_divergence(G @ G.mT, point)
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
-        return found if torch.is_grad_enabled() and learned else found.detach()
+        return divergences if torch.is_grad_enabled() and learned else divergences.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
         """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
@@ -293,7 +293,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """What the diffusion declares, tried on a few states from the prior; once per shape.
+        """Try what the diffusion declares on a few states from the prior; once per shape.
 
         Raises:
             ValueError: see the class.
@@ -333,7 +333,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         self._checked.add(event_shape)
 
     def _check_structure(self, y: Tensor, s: Tensor) -> None:
-        """Whether noise depends on the state as declared: not at all, or within a dimension."""
+        """Raise ValueError unless noise depends on the state as declared."""
         s = s[:1].expand(len(y))
         here = check_dispersion(self, self.dispersion(y, s), y)
         if not self.noise_depends_on_state:
@@ -378,7 +378,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Also the arguments of a subclass that are numbers, strings or None."""
+        """Settings, the arguments of a subclass that are numbers, strings or None among them."""
         in_buffers = ("num_variables", "initial_variance")
         own = {name: v for name, v in super().settings().items() if name not in in_buffers}
         return own | {

@@ -50,7 +50,7 @@ class Posterior(NamedTuple):
     resolution: Tensor  # (…): how far rounding y_r to float64 moves ``whitener y_r``, see below
 
     def at(self, i: int) -> Posterior:
-        """That of the i-th of N steps; of one law for each data dimension, as a batch of 1."""
+        """The law of the i-th of N steps; one for each data dimension comes as a batch of 1."""
         return Posterior(*(t[place(self.log_det, i)] for t in self))
 
 
@@ -78,8 +78,8 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> Posterior:
             f"{later[wrong][0].item():.6g}, expected s > r > 0; generation runs backward and stops "
             "before 0"
         )
-    found: Posterior = diffusion.each(_posterior, later, earlier)
-    return found
+    law: Posterior = diffusion.each(_posterior, later, earlier)
+    return law
 
 
 def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> Posterior:

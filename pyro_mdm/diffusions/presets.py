@@ -11,10 +11,9 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pyro_mdm.diffusions.clocks import LearnedBeta
-from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.diffusions.learned import Learned, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 
@@ -150,10 +149,6 @@ def _critical_couplings(K: int) -> list[Fraction]:
     return [first[i + 1] / first[i - 1] for i in range(K - 1, 0, -1)]
 
 
-SMALLEST = 1e-3
-"""The least entry of a learned diagonal D, as in the paper's released code."""
-
-
 class LearnedDiffusion(LearnedFamily):
     r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
 
@@ -178,6 +173,8 @@ class LearnedDiffusion(LearnedFamily):
     It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
     :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
     """
+
+    matrices: Learned
 
     def __init__(
         self,
@@ -206,11 +203,10 @@ class LearnedDiffusion(LearnedFamily):
         Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
         D = torch.zeros(K, K, dtype=torch.float64)
         D.diagonal()[K - rank :] = 0.5
-        self._rank, self._diagonal, self._seed = rank, diagonal, seed
         if learn_beta:
             horizon = options.get("horizon", 1.0)
             options["beta"] = LearnedBeta(options.get("beta"), horizon=horizon)
-        super().__init__(Q, D, **options)
+        super().__init__(Learned(Q, D, rank, diagonal, seed), **options)
 
     @classmethod
     def from_diffusion(
@@ -233,101 +229,13 @@ class LearnedDiffusion(LearnedFamily):
         """
         fix = "e.g. LearnedDiffusion.from_diffusion(CLD())"
         check_instance("start", start, LinearDiffusion, fix)
-        K = start.num_variables
-        settings: dict[str, Any] = {
-            "beta": start.beta,
-            "horizon": start.horizon,
-            "stationary_variance": start.stationary_covariance.detach(),
-            "initial_variance": start.initial_covariance[1:, 1:],
-            "max_log_snr": start.max_log_snr,
-            "min_log_snr": start.min_log_snr,
-        }
-        if start.cut_time is not None and not {"max_log_snr", "min_log_snr"} & set(options):
-            settings["cut_time"] = start.cut_time
-        learned = cls(K, rank, learn_beta, **(settings | options))
-        if learned._diagonal:
-            learned._start_diagonal(start)
-            return learned
-        values, vectors = torch.linalg.eigh(start.D.detach())
-        smallest = 1e-12 * values.max()
-        needed = int((values > smallest).sum())
-        if needed > learned._rank:
-            raise ValueError(
-                f"rank is {learned._rank}, but D of {type(start).__name__} has rank {needed}; "
-                f"expected rank ≥ {needed}"
-            )
-        roots = vectors * values.maximum(smallest).sqrt()
-        with torch.no_grad():
-            learned.lower.copy_(start.Q[learned._row, learned._column])
-            learned.B.copy_(roots.flip(-1)[:, : learned._rank])
+        settings = start.options()
+        if {"max_log_snr", "min_log_snr"} & set(options):
+            settings.pop("cut_time", None)
+        learned = cls(start.num_variables, rank, learn_beta, **(settings | options))
+        learned.matrices.begin_at(start)
         return learned
-
-    def _start_diagonal(self, start: LinearDiffusion) -> None:
-        D = start.D.detach()
-        values = D.diagonal()
-        if bool((D - torch.diag(values)).any()) or not bool((values > SMALLEST).all()):
-            raise ValueError(
-                f"D of {type(start).__name__} is {D.tolist()}, expected a diagonal one with "
-                f"entries above {SMALLEST}; leave diagonal out"
-            )
-        with torch.no_grad():
-            self.lower.copy_(start.Q[self._row, self._column])
-            self.d.copy_(_inverse_softplus(values - SMALLEST))
-
-    def _register_matrices(self, Q: Tensor, D: Tensor) -> None:
-        K = len(Q)
-        self._row, self._column = torch.tril_indices(K, K, offset=-1).unbind()
-        B = torch.diag(D.diagonal().sqrt())[:, K - self._rank :].clone()
-        d = _inverse_softplus(D.diagonal() - SMALLEST) if self._diagonal else D.diagonal()
-        if self._seed is not None:
-            generator = torch.Generator().manual_seed(self._seed)
-
-            def uniform(*shape: int) -> Tensor:
-                unit = torch.rand(shape, dtype=torch.float64, generator=generator)
-                return (2 * unit - 1) / math.sqrt(K)
-
-            W = uniform(K, K)
-            Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)
-        self.lower = nn.Parameter(Q[self._row, self._column])
-        if self._diagonal:
-            self.d = nn.Parameter(d)
-        else:
-            self.B = nn.Parameter(B)
-
-    @property
-    def Q(self) -> Tensor:
-        """W - Wᵀ, (K, K)."""
-        W = self.lower.new_zeros(self.num_variables, self.num_variables)
-        W = W.index_put((self._row, self._column), self.lower)
-        return W - W.mT
-
-    @property
-    def D(self) -> Tensor:
-        """B Bᵀ or diag(softplus(d) + 0.001), (K, K)."""
-        if self._diagonal:
-            return torch.diag(nn.functional.softplus(self.d) + SMALLEST)
-        return self.B @ self.B.mT
-
-    def hides_noise(self) -> bool:
-        """D = B Bᵀ has half of the digits that B has."""
-        if self._diagonal:
-            return False
-        values = self._cached("spread of B", lambda: torch.linalg.svdvals(self.B)).detach()
-        part = values / values[0].clamp_min(1e-300)
-        return bool(((part > 1e-15) & (part < 1e-7)).any())
-
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """√2 B and columns of zeros, differentiable where a symmetric root of D is not, or that
-        root if D is diagonal."""
-        if self._diagonal:
-            return torch.diag((2 * self.D.diagonal()).sqrt())
-        return math.sqrt(2) * nn.functional.pad(self.B, (0, self.num_variables - self._rank))
 
 
 def _positive(name: str, value: float) -> float:
     return check_number(name, value, "a positive number, e.g. 1.0", positive=True)
-
-
-def _inverse_softplus(value: Tensor) -> Tensor:
-    return value + torch.log(-torch.expm1(-value))

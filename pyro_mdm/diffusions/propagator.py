@@ -1,4 +1,4 @@
-r"""How a linear diffusion moves between two clock times: the one thing that its uses ask of it.
+r"""Propagators: how a linear diffusion moves between two clock times, which is all its uses ask.
 
 For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
 
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.linear import LinearDiffusion
 
 __all__ = ["ConstantPropagator", "Halves", "Propagator", "Root"]
 
@@ -73,7 +71,7 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def decay(self) -> Tensor:
-        """How fast the slowest mode decays, at least about 1e-12; 0-dim, without gradient."""
+        """The rate of decay of the slowest mode, at least about 1e-12; 0-dim, without gradient."""
 
     @abstractmethod
     def travelled(self, tau: Tensor) -> Tensor:
@@ -84,8 +82,8 @@ class Propagator(ABC):
         """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient: what log det Σ lacks to increase."""
 
     @abstractmethod
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
-        """``∫ tr A``, (…)."""
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
+        """``∫ tr A`` of ``copies`` dimensions together, (…)."""
 
     @abstractmethod
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +106,7 @@ class Propagator(ABC):
 
     @abstractmethod
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
+        """M^{-1} and P̃ from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
 
         Where :meth:`travelled` is small, below 20. :meth:`moments` of τ may have shared its work.
         """
@@ -127,7 +125,7 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def new(self) -> int:
-        """How many columns of a root noise enters by, see :meth:`root`; all where it turns."""
+        """The number of columns of a :meth:`root` that noise enters by; all where it turns."""
 
     @abstractmethod
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
@@ -135,22 +133,39 @@ class Propagator(ABC):
 
     @abstractmethod
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        """From the end of each step back to its start, by the diffusion of (-Q, D)."""
+        """Both halves of each step from its end back to its start, by the diffusion of (-Q, D)."""
+
+
+Basis = tuple[Tensor, Tensor]
 
 
 class ConstantPropagator(Propagator):
-    """Of constant Q and D: closed forms of the duration alone.
+    """The propagator of constant Q and D: closed forms of the duration alone.
 
     Args:
-        diffusion: what it moves. Its matrices are read once, here.
+        drift, noise: A and g² per unit of clock time, (K, K).
+        backward: A of the diffusion of (-Q, D), which runs backwards.
+        root: G per unit of clock time.
+        basis: one that shows what noise reaches, as ``kernels.noise_basis`` finds it.
+        hides_noise: whether there is noise in some direction that rounding of D hides.
     """
 
-    def __init__(self, diffusion: LinearDiffusion) -> None:
-        self._diffusion = diffusion
-        self._A, self._GG = diffusion.unit_drift, diffusion.unit_noise
+    def __init__(
+        self,
+        drift: Tensor,
+        noise: Tensor,
+        *,
+        backward: Callable[[], Tensor],
+        root: Callable[[], Tensor],
+        basis: Callable[[], Basis],
+        hides_noise: Callable[[], bool],
+    ) -> None:
+        self._A, self._GG = drift, noise
+        self._reversed, self._root = backward, root
+        self._basis, self._hides_noise = basis, hides_noise
 
     def detached(self) -> ConstantPropagator:
-        """For moments without gradients, by the series that those with gradients are made of."""
+        """A copy for moments without gradients, by the series of those with gradients."""
         other = copy.copy(self)
         other._A, other._GG = self._A.detach(), self._GG.detach()
         other.speed = self.speed
@@ -167,15 +182,17 @@ class ConstantPropagator(Propagator):
         return self._GG
 
     def dispersion(self, tau: Tensor) -> Tensor:
-        return self._diffusion.unit_dispersion
+        return self._root()
 
     @cached_property
     def speed(self) -> Tensor:
-        return torch.linalg.matrix_norm(self._A.detach(), ord=2)
+        norm: Tensor = torch.linalg.matrix_norm(self._A.detach(), ord=2)
+        return norm
 
     @property
     def decay(self) -> Tensor:
-        return (-torch.linalg.eigvals(self._A.detach()).real.max()).clamp_min(1e-12)
+        slowest: Tensor = -torch.linalg.eigvals(self._A.detach()).real.max()
+        return slowest.clamp_min(1e-12)
 
     def travelled(self, tau: Tensor) -> Tensor:
         return tau.detach() * self.speed
@@ -183,8 +200,8 @@ class ConstantPropagator(Propagator):
     def effort(self, tau: Tensor) -> Tensor:
         return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
 
-    def trace(self, start: Tensor | None, duration: Tensor) -> Tensor:
-        return self._A.diagonal().sum() * duration
+    def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
+        return copies * self._A.diagonal().sum() * duration
 
     @cached_property
     def _forward(self) -> kernels.Series:
@@ -205,7 +222,7 @@ class ConstantPropagator(Propagator):
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """As of every propagator; the second pair to times ``back``, like τ, if these are given."""
+        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, if these are given."""
         both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
         M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
         return (M[0], P[0]), (M[1], P[1])
@@ -220,29 +237,25 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, level = self._diffusion.noise_basis()
+        U, level = self._basis()
         basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
         return self._rooted(self._A, duration, basis)
 
-    def _rooted(self, A: Tensor, duration: Tensor, basis: tuple[Tensor, Tensor]) -> Root:
+    def _rooted(self, A: Tensor, duration: Tensor, basis: Basis) -> Root:
         root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
-        if self._diffusion.hides_noise():
+        if self._hides_noise():
             growth = torch.full_like(growth, torch.inf)
         return Root(root, inverse, log_det, growth)
 
     @property
     def new(self) -> int:
-        return int((self._diffusion.noise_basis()[1] == 0).sum())
+        return int((self._basis()[1] == 0).sum())
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        basis = self._diffusion.noise_basis()
-        return self._rooted(-self._A, duration, basis)
+        return self._rooted(-self._A, duration, self._basis())
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        diffusion = self._diffusion
-        precision = torch.linalg.inv(diffusion.stationary_covariance)
-        A, half = (diffusion.Q - diffusion.D) @ precision, duration / 2
+        A, half = self._reversed(), duration / 2
         M, _ = kernels.transition_moments(A, self._GG, half)
-        basis = diffusion.noise_basis()
-        root, _, _, growth = kernels.transition_factor(A, self._GG, half, basis)
+        root, _, _, growth = kernels.transition_factor(A, self._GG, half, self._basis())
         return Halves(M, root, M, root, growth)

@@ -22,15 +22,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.base import Diffusion
+__all__ = ["ForwardSDE", "Noising", "ReverseSDE", "check_dispersion", "fold", "unfold"]
 
-__all__ = ["ForwardSDE", "ReverseSDE", "check_dispersion", "fold", "unfold"]
+
+class Noising(Protocol):
+    """A noising diffusion as far as its equation goes; every
+    :class:`~pyro_mdm.diffusions.Diffusion` is one."""
+
+    num_variables: int
+    horizon: float
+    maps: bool
+    noise_depends_on_state: bool
+
+    def drift(self, y: Tensor, s: Tensor) -> Tensor: ...
+
+    def dispersion(self, y: Tensor, s: Tensor) -> Tensor: ...
+
+    def noise_divergence(self, y: Tensor, s: Tensor) -> Tensor: ...
 
 
 def fold(y: Tensor) -> Tensor:
@@ -51,7 +64,7 @@ def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
     return states.reshape(-1, *event_shape, states.shape[-1]).movedim(-1, 1)
 
 
-def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
+def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
     """G(y, s) as (batch, d or 1, K, K), if it has the shape that its diffusion declares.
 
     Raises:
@@ -75,11 +88,11 @@ def check_dispersion(diffusion: Diffusion, G: Tensor, y: Tensor) -> Tensor:
 
 
 class _DiffusionSDE(nn.Module):
-    """What both directions share: Itô noise, K×K dispersions."""
+    """An Itô SDE of K×K dispersions, in either direction."""
 
     sde_type = "ito"
 
-    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int]) -> None:
+    def __init__(self, diffusion: Noising, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.diffusion = diffusion
         self.event_shape = torch.Size(event_shape)
@@ -122,7 +135,7 @@ class ForwardSDE(_DiffusionSDE):
         ValueError: states of another shape, a time outside [0, T].
     """
 
-    def __init__(self, diffusion: Diffusion, event_shape: Sequence[int] = ()) -> None:
+    def __init__(self, diffusion: Noising, event_shape: Sequence[int] = ()) -> None:
         super().__init__(diffusion, event_shape)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
@@ -150,7 +163,7 @@ class ReverseSDE(_DiffusionSDE):
 
     def __init__(
         self,
-        diffusion: Diffusion,
+        diffusion: Noising,
         score: Callable[[Tensor, Tensor], Tensor],
         event_shape: Sequence[int],
     ) -> None:

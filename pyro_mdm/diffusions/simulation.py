@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torchsde
@@ -21,9 +21,6 @@ from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.diffusions.sde import check_dispersion, fold, unfold
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.settings import Recorded
-
-if TYPE_CHECKING:
-    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 
 __all__ = ["LIMIT", "Simulation", "SimulationError", "advance", "noise_root"]
 
@@ -37,7 +34,7 @@ class SimulationError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Simulation(Recorded):
-    """How paths are simulated and the bound is estimated on them.
+    """Settings of how paths are simulated and the bound is estimated on them.
 
     Args:
         step_size: the average step, as a part of the way from ε to T
@@ -128,7 +125,7 @@ class _TimedSDE(nn.Module):
 
     def __init__(
         self,
-        diffusion: NonlinearDiffusion,
+        diffusion: Diffusion,
         begin: Tensor,
         end: Tensor,
         interval: tuple[float, float],
@@ -184,7 +181,7 @@ class _TimedSDE(nn.Module):
 
 
 def advance(
-    diffusion: NonlinearDiffusion,
+    diffusion: Diffusion,
     y: Tensor,
     knots: Tensor,
     steps: int,
@@ -216,7 +213,7 @@ def advance(
         brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
     # a step must end at every knot, and not a rounding error before it
     options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
-    found, states = [], fold(y.to(dtype))
+    seen, states = [], fold(y.to(dtype))
     for i in range(M):
         interval = (i / M, (i + 1) / M)
         sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
@@ -229,11 +226,11 @@ def advance(
                 ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
                 ends = torchsde.sdeint(sde, states, ts, **options)
         states = ends[-1]
-        found.append(unfold(states, event_shape).to(y.dtype))
-        sde.check(found[-1], knots[i + 1])
-    return torch.stack(found)
+        seen.append(unfold(states, event_shape).to(y.dtype))
+        sde.check(seen[-1], knots[i + 1])
+    return torch.stack(seen)
 
 
-def noise_root(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor) -> Tensor:
+def noise_root(diffusion: Diffusion, y: Tensor, s: Tensor) -> Tensor:
     """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
     return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)

@@ -3,15 +3,16 @@ r"""Linear diffusions whose Q(s) and D(s) vary in time, without commuting: given
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
-from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
 from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
@@ -38,11 +39,393 @@ class _Near(NamedTuple):
     rates: MovedCells
 
     def at(self, scale: Tensor) -> MovedCells:
-        """Those for a scale that is the same but for its gradient, or rounding."""
+        """Moves of cells for a scale that is the same but for its gradient, or rounding."""
         more = scale / self.scale - 1
         return MovedCells(
             *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
         )
+
+
+class Varying(Matrices, ABC):
+    """Matrices that are functions of time, over a grid of cells.
+
+    Args:
+        cells: how many.
+    """
+
+    searched = 1
+
+    def __init__(self, cells: int) -> None:
+        check_count("cells", cells, "the number of Magnus cells between 0 and T")
+        self._num_cells = cells
+
+    @abstractmethod
+    def evaluate(self, name: str, s: Tensor) -> Tensor:
+        """Q or D, by its name, at times s (…) in float64, (…, K, K)."""
+
+    @property
+    def moments(self) -> Tensor:
+        s = torch.linspace(0.0, self.of.horizon, 65, dtype=torch.float64)
+        return self.of.as_tensor(s)
+
+    @property
+    def when(self) -> str:
+        return f"({self.of.horizon / 2:g})"
+
+    def check(self) -> None:
+        self._check_values(self.moments)
+
+    def _check_values(self, s: Tensor) -> None:
+        """Raise ValueError unless Q is skew and D positive semi-definite at times s (n,)."""
+        for name, check in (("Q", check_skew), ("D", check_semidefinite)):
+            matrices = self.at(name, s)
+            try:
+                check(f"{name}(s)", matrices, 1e-12)
+            except ValueError:
+                for moment, one in zip(s.tolist(), matrices, strict=True):
+                    check(f"{name}(s) at s = {moment:.6g}", one, 1e-12)
+                raise
+
+    # -- matrices ----------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"{type(self.of).__name__} has no constant {name}: it varies in time; use {name}_at(s)"
+        )
+
+    def at(self, name: str, s: Times) -> Tensor:
+        return self.evaluate(name, self.of.checked_time("s", s))
+
+    def root(self, s: Times | None = None) -> Tensor:
+        return self.constant("D") if s is None else self.root_at(self.of.checked_time("s", s))
+
+    def root_at(self, s: Tensor) -> Tensor:
+        """A root of 2 D(s), (*s.shape, K, K), differentiable."""
+        return kernels.semidefinite_cholesky(2 * self.evaluate("D", s))
+
+    def settings(self) -> dict[str, Any]:
+        return {"cells": self._num_cells}
+
+    # -- the grid ----------------------------------------------------------------------------------
+
+    def propagator(self) -> MagnusPropagator:
+        def build() -> MagnusPropagator:
+            scale = self.of.clock_scale()
+            move = self.propagator_at(scale)
+            if scale.requires_grad and self.of.min_log_snr is not None:
+                move = move.with_moved(self._near(scale.detach()).at(scale))
+            if not torch.is_grad_enabled():
+                bounds = self.of.time_at_clock(move.bounds).clamp(0.0, self.of.horizon)
+                self._check_values(bounds)
+            return move
+
+        return self.of.kept("propagator", build)
+
+    def propagator_at(self, scale: Tensor) -> MagnusPropagator:
+        """The propagator with the clock multiplied by ``scale``, 0-dim."""
+        return self._grid(scale).slowed(scale)
+
+    def _grid(self, scale: Tensor) -> MagnusPropagator:
+        """The propagator with β as it is, on cells short enough for ``scale`` times that."""
+        with torch.no_grad():
+            s, uncut = self._bounds(scale)
+        return self.of.kept("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
+
+    def _unscaled(self, s: Tensor) -> MagnusPropagator:
+        def time(tau: Tensor) -> Tensor:
+            s = self.of.beta.inverse(tau)
+            return s - (s.detach() - self.of.horizon).clamp_min(0) - s.detach().clamp_max(0)
+
+        return MagnusPropagator(
+            lambda tau: self.evaluate("Q", time(tau)),
+            lambda tau: self.evaluate("D", time(tau)),
+            self.of.stationary_covariance,
+            self.of.beta.integral(s),
+            lambda tau: self.root_at(time(tau)),
+        )
+
+    def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
+        """Times of the cells' bounds, (n + 1,), and whether all cells are as long as usual."""
+        s, tau, norm = self.of.kept("bounds", self._uncut_bounds)
+        parts = norm * scale / REACH
+        total = parts.sum().item()
+        if not total < MAX_CELLS:
+            raise kernels.KernelPrecisionError(
+                f"the drift moves by ‖A‖τ = {REACH * total:.3g} over the whole clock, expected at "
+                f"most {REACH * MAX_CELLS:.0f} with Q and D that vary; scale Q, D or the clock down"
+            )
+        parts = parts.ceil().clamp_min(1).long()
+        if int(parts.max()) == 1:
+            return s, True
+        first = torch.repeat_interleave(torch.arange(len(parts), device=s.device), parts)
+        place = torch.arange(len(first), device=s.device) - (parts.cumsum(0) - parts)[first]
+        inner = torch.lerp(tau[first], tau[first + 1], (place / parts[first]).to(tau))
+        cut = self.of.beta.inverse(inner).clamp(0, self.of.horizon)
+        cut = torch.where(place == 0, s[first], cut)
+        return torch.cat([cut, s[-1:]]), False
+
+    def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Times of the bounds, the integral of β there, and ‖A‖ times its length in each cell."""
+        x = torch.linspace(
+            0, 1, self._num_cells + 1, dtype=torch.float64, device=self.of.initial_covariance.device
+        )
+        s = self.of.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
+        kinks = self.of.beta.kinks().to(s)
+        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.of.horizon)]]).unique()
+        s[-1] = self.of.horizon
+        tau = self.of.beta.integral(s)
+        A = self.evaluate("Q", s) + self.evaluate("D", s)
+        A = A @ torch.linalg.inv(self.of.stationary_covariance)
+        norm = torch.linalg.matrix_norm(A)
+        return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
+
+    # -- the ends ----------------------------------------------------------------------------------
+
+    def last_clock(self) -> float:
+        return self.of.clock(self.of.horizon).log().item() + 1e-6  # later times are taken for T
+
+    def end_clock(self, guess: Tensor | None) -> Tensor:
+        def compute() -> Tensor:
+            with torch.no_grad():
+                root = self.of.kept("end root", lambda: self._find_end(guess))
+            learned = self.of.is_learned()
+            return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
+
+        return self.of.kept("end_clock", compute)
+
+    def _end_gradient(self, root: Tensor) -> Tensor:
+        """The end of the clock, given as a number: one Newton step carries its gradient."""
+        end = self.of.unscaled_end()
+        near = self._near((root / end).detach())
+        leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
+        log_snr = self._terminal_of(near.move.with_moved(leaves))
+        slopes = torch.autograd.grad(log_snr, leaves, allow_unused=True)
+        slope, moved = torch.zeros_like(end), log_snr.detach()
+        for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
+            if by is not None:
+                slope = slope + (by * rate).sum()
+                moved = moved + (by * (cells - cells.detach())).sum()
+        if not bool(slope.isfinite()) or slope.item() == 0:
+            raise self._end_unreachable(root.item(), log_snr.item())
+        more = (self.of.terminal_log_snr - moved) / slope
+        return near.scale * (1 + more) * end
+
+    def _near(self, scale: Tensor) -> _Near:
+        """Cells for a scale of the clock, from which those for ones beside it are found."""
+
+        def compute() -> _Near:
+            move = self._grid(scale).slowed(scale)
+            return _Near(scale, move, move.moved_rates())
+
+        return self.of.kept("near", compute)
+
+    def _terminal_at(self, end: Tensor) -> Tensor:
+        """λ(T) with a clock that ends at ``end``, 0-dim."""
+        scale = end / self.of.unscaled_end()
+        return self._terminal_of(self.propagator_at(scale))
+
+    def _terminal_of(self, move: MagnusPropagator) -> Tensor:
+        """λ(T), 0-dim, of cells alone."""
+        M, P = move.whole()
+        factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
+        if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
+            W, pulled = move.whole_pulled_back()  # near the data still
+            near = kernels.pulled_back_factor(M, W, pulled, self.of.initial_covariance)
+            factor = near if near.amplification < factor.amplification else factor
+        return factor.log_snr
+
+    def _find_end(self, guess: Tensor | None) -> Tensor:
+        """The clock time of T by secants in log τ, kept within a bracket once there is one."""
+        target = float(self.of.min_log_snr or 0.0)
+        end = self.of.unscaled_end()
+        if guess is not None and len(guess) == 2:
+            end = guess[1]
+        x, per_error = self._about_end(end.log().item(), target)
+        low, high, last, error = -math.inf, math.inf, None, math.nan
+        for _ in range(80):
+            try:
+                error = self._terminal_at(self.of.as_tensor(x).exp()).item() - target
+            except kernels.KernelPrecisionError:
+                error = -math.inf if math.isfinite(low) else math.nan
+            if not math.isfinite(error):
+                break
+            low, high = (max(low, x), high) if error > 0 else (low, min(high, x))
+            if last is not None and last[0] != x and last[1] != error:
+                per_error = -(x - last[0]) / (error - last[1])
+            step = min(max(per_error * error, -1.5), 1.5)
+            if abs(error) < 1e-11 or abs(step) < 1e-15:
+                return self.of.as_tensor(x).exp()
+            if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
+                return self.of.as_tensor(x + step).exp()  # a secant as short as this misses nothing
+            last, moved = (x, error), x + step
+            if not low < moved < high:
+                moved = (
+                    (low + high) / 2 if math.isfinite(low + high) else x + math.copysign(1, error)
+                )
+            if moved == x:
+                return self.of.as_tensor(x).exp()
+            x = moved
+        raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
+
+    def _about_end(self, x: float, target: float) -> tuple[float, float]:
+        """About where λ(T) is ``target``: the log of the clock's end, and -1 / dλ(T) by it.
+
+        By few cells at many clocks around the log end ``x``.
+        """
+        s = self.of.kept("bounds", self._uncut_bounds)[0]
+        grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
+        per_error = 0.1
+        for width in (1.2, 0.1):
+            ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
+            M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
+            factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
+            log_snr = factor.log_snr.tolist()
+            above = sum(value > target for value in log_snr)
+            i = min(max(above, 2), len(log_snr) - 2)
+            values, places = log_snr[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
+            reached = 0 < above < len(log_snr)
+            if not (reached and values[0] > values[1] > values[2] > values[3]):
+                break
+            x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
+            per_error = (lower - x) / 1e-3
+        return x, per_error
+
+    def _end_unreachable(self, end: float, log_snr: float) -> UnreachableError:
+        self.of.check_controllable()
+        return UnreachableError(
+            f"{type(self.of).__name__}: min_log_snr {self.of.min_log_snr:g} is out of reach of "
+            f"float64, whatever the clock: with {self.of.shown()} log SNR is {log_snr:.4g} where "
+            f"the clock ends at {end:.4g}; ask for a higher log SNR, or bring the time scales of Q "
+            f"and D together{self.remedy}"
+        )
+
+
+class Functions(Varying):
+    """Matrices that are given as functions of time; see :class:`TimeVaryingDiffusion`.
+
+    Args:
+        Q, D: times (…) -> (…, K, K).
+        cells: of the grid.
+    """
+
+    def __init__(self, Q: MatrixFunction, D: MatrixFunction, cells: int) -> None:
+        super().__init__(cells)
+        for name, given in (("Q", Q), ("D", D)):
+            if not callable(given):
+                raise TypeError(
+                    f"{name} is {describe(given)}, expected a function of times s (…) that returns "
+                    f"(…, K, K); use LinearDiffusion for constant matrices"
+                )
+        self._given = Q, D
+
+    def register(self) -> int:
+        Q, D = self._given
+        for name, given in (("Q", Q), ("D", D)):
+            setattr(self.of, f"{name}_function", given)
+        s = self.moments
+        with torch.no_grad():
+            K = _num_variables("Q", Q, s[:1])
+        self.of.num_variables = K
+        for name, given in (("Q", Q), ("D", D)):
+            for shaped in (s, s[:6].reshape(2, 3), s[0]):
+                matrix = self._checked(name, given, shaped)
+            if matrix.requires_grad and not isinstance(given, nn.Module):
+                raise ValueError(
+                    f"{name} is {describe(given)} and returns a tensor that requires a gradient, "
+                    "expected one of constants, or an nn.Module that holds what is learned; write "
+                    "it as a module with parameters"
+                )
+        return K
+
+    def _checked(self, name: str, function: MatrixFunction, s: Tensor) -> Tensor:
+        """Matrices of a function at times s (…), of a shape and dtype that are checked."""
+        matrix = function(s)
+        K = self.of.num_variables
+        if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
+            got = matrix.dtype if isinstance(matrix, Tensor) else describe(matrix)
+            raise TypeError(
+                f"{name}(s) is {got}, expected a tensor of torch.float64, like s; make its "
+                "constants torch.float64 and compute in the dtype of s"
+            )
+        if matrix.shape != (*s.shape, K, K):
+            raise ValueError(
+                f"{name}(s) has shape {tuple(matrix.shape)} for times of shape {tuple(s.shape)}, "
+                f"expected {(*s.shape, K, K)}; write functions of time with s[..., None, None]"
+            )
+        finite = matrix.detach().isfinite().flatten(-2).all(-1)
+        if not bool(finite.all()):
+            worst = s.detach().flatten()[~finite.flatten()][0].item()
+            raise ValueError(
+                f"{name}(s) is not finite at s = {worst:.6g}, expected finite numbers on all of "
+                f"[0, T] = [0, {self.of.horizon:g}]"
+            )
+        return matrix
+
+    def evaluate(self, name: str, s: Tensor) -> Tensor:
+        return self._checked(name, getattr(self.of, f"{name}_function"), s)
+
+    def settings(self) -> dict[str, Any]:
+        functions = {name: getattr(self.of, f"{name}_function") for name in ("Q", "D")}
+        return super().settings() | {name: described(f) for name, f in functions.items()}
+
+
+class Polynomials(Varying):
+    """Matrices that are learned polynomials of time; see :class:`TimeVaryingLearnedDiffusion`.
+
+    Args:
+        start: constant ones, where they begin.
+        degree: of the polynomials.
+        cells: of the grid.
+    """
+
+    remedy = REMEDY
+
+    def __init__(self, start: LearnedDiffusion, degree: int, cells: int) -> None:
+        super().__init__(cells)
+        K = start.num_variables
+        self._degree, self._below = degree, tuple(torch.tril_indices(K, K, offset=-1))
+        self._start = K, start.lower.detach(), start.B.detach()
+
+    def register(self) -> int:
+        K, *start = self._start
+        for name, constant in zip(("lower", "B"), start, strict=True):
+            more = constant.new_zeros(self._degree, *constant.shape)
+            self.of.register_parameter(name, nn.Parameter(torch.cat([constant[None], more])))
+        return K
+
+    def _polynomials(self, s: Tensor) -> Tensor:
+        """T_0, …, T_degree, (*s.shape, degree + 1)."""
+        x = 2 * s / self.of.horizon - 1
+        T = [torch.ones_like(x), x]
+        while len(T) <= self._degree:
+            T.append(2 * x * T[-1] - T[-2])
+        return torch.stack(T[: self._degree + 1], -1)
+
+    def _entries(self, name: str, s: Tensor) -> Tensor:
+        parameter: Tensor = getattr(self.of, name)
+        summed = self._polynomials(s) @ parameter.flatten(1)
+        return summed.reshape(*s.shape, *parameter.shape[1:])
+
+    def evaluate(self, name: str, s: Tensor) -> Tensor:
+        if name == "D":
+            B = self._entries("B", s)
+            return B @ B.mT
+        K = self.of.num_variables
+        if K == 1:
+            return s.new_zeros(*s.shape, 1, 1)
+        W = s.new_zeros(*s.shape, K, K)
+        W[..., self._below[0], self._below[1]] = self._entries("lower", s)
+        return W - W.mT
+
+    def _check_values(self, s: Tensor) -> None:
+        """Q(s) is skew and D(s) positive semi-definite by construction."""
+
+    def root_at(self, s: Tensor) -> Tensor:
+        B = self._entries("B", s)
+        return math.sqrt(2) * nn.functional.pad(B, (0, self.of.num_variables - B.shape[-1]))
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"degree": self._degree}
 
 
 class TimeVaryingDiffusion(LinearDiffusion):
@@ -85,427 +468,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
     def __init__(
         self, Q: MatrixFunction, D: MatrixFunction, *, cells: int = 256, **options: Any
     ) -> None:
-        check_count("cells", cells, "the number of Magnus cells between 0 and T")
-        self._num_cells = cells
-        super().__init__(Q, D, **options)  # type: ignore[arg-type]
-
-    def _take_matrices(self, Q: Any, D: Any) -> int:
-        for name, given in (("Q", Q), ("D", D)):
-            if not callable(given):
-                raise TypeError(
-                    f"{name} is {describe(given)}, expected a function of times s (…) that returns "
-                    f"(…, K, K); use LinearDiffusion for constant matrices"
-                )
-        self.Q_function, self.D_function = Q, D
-        s = self._sampled_times()
-        with torch.no_grad():
-            K = _num_variables("Q", Q, s[:1])
-        self.num_variables = K
-        for name, given in (("Q", Q), ("D", D)):
-            for shaped in (s, s[:6].reshape(2, 3), s[0]):
-                found = self._checked(name, given, shaped)
-            outside = found.requires_grad and not isinstance(given, nn.Module)
-            if outside:
-                raise ValueError(
-                    f"{name} is {describe(given)} and returns a tensor that requires a gradient, "
-                    "expected one of constants, or an nn.Module that holds what is learned; write "
-                    "it as a module with parameters"
-                )
-        return K
-
-    def _sampled_times(self) -> Tensor:
-        return torch.linspace(0.0, self.horizon, 65, dtype=torch.float64)
-
-    def _checked(self, name: str, function: MatrixFunction, s: Tensor) -> Tensor:
-        """What a function returns for times s (…), its shape and dtype checked."""
-        found = function(s)
-        K = self.num_variables
-        if not isinstance(found, Tensor) or found.dtype != torch.float64:
-            got = found.dtype if isinstance(found, Tensor) else describe(found)
-            raise TypeError(
-                f"{name}(s) is {got}, expected a tensor of torch.float64, like s; make its "
-                "constants torch.float64 and compute in the dtype of s"
-            )
-        if found.shape != (*s.shape, K, K):
-            raise ValueError(
-                f"{name}(s) has shape {tuple(found.shape)} for times of shape {tuple(s.shape)}, "
-                f"expected {(*s.shape, K, K)}; write functions of time with s[..., None, None]"
-            )
-        finite = found.detach().isfinite().flatten(-2).all(-1)
-        if not bool(finite.all()):
-            worst = s.detach().flatten()[~finite.flatten()][0].item()
-            raise ValueError(
-                f"{name}(s) is not finite at s = {worst:.6g}, expected finite numbers on all of "
-                f"[0, T] = [0, {self.horizon:g}]"
-            )
-        return found
-
-    def _check_family(self) -> None:
-        with torch.no_grad():
-            self._check_values(self._sampled_times().to(self._device()))
-        self._check_controllable()
-
-    def _check_values(self, s: Tensor) -> None:
-        """Whether Q is skew and D positive semi-definite at times s (n,)."""
-        for name, at, check in (("Q", self.Q_at, check_skew), ("D", self.D_at, check_semidefinite)):
-            found = at(s)
-            try:
-                check(f"{name}(s)", found, 1e-12)
-            except ValueError:
-                for moment, one in zip(s.tolist(), found, strict=True):
-                    check(f"{name}(s) at s = {moment:.6g}", one, 1e-12)
-                raise
-
-    def _reached(self) -> int:
-        s = self._sampled_times().to(self._device())
-        D = self.D_at(s)
-        A = -(self.Q_at(s) + D) @ torch.linalg.inv(self.stationary_covariance)
-        return kernels.noise_basis(A, D, tolerance=1e-10)[0].shape[1]
-
-    def _matrices(self) -> str:
-        middle = self.horizon / 2
-        found = (("Q", self.Q_at(middle).detach()), ("D", self.D_at(middle).detach()))
-        return ", ".join(
-            f"{name}({middle:g}) = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
-            for name, matrix in found
-        )
-
-    # -- matrices ----------------------------------------------------------------------------------
-
-    @property
-    def Q(self) -> Tensor:
-        """None: it varies.
-
-        Raises:
-            TypeError: always; see :meth:`Q_at`.
-        """
-        raise TypeError(self._varies("Q", "Q_at(s)"))
-
-    @property
-    def D(self) -> Tensor:
-        """None: it varies.
-
-        Raises:
-            TypeError: always; see :meth:`D_at`.
-        """
-        raise TypeError(self._varies("D", "D_at(s)"))
-
-    @property
-    def unit_drift(self) -> Tensor:
-        """None: it varies.
-
-        Raises:
-            TypeError: always; see :meth:`drift_matrix`.
-        """
-        raise TypeError(self._varies("drift matrix", "drift_matrix(s)"))
-
-    @property
-    def unit_noise(self) -> Tensor:
-        """None: it varies.
-
-        Raises:
-            TypeError: always; see :meth:`clock_noise`.
-        """
-        raise TypeError(self._varies("noise covariance", "clock_noise(s)"))
-
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """None: it varies.
-
-        Raises:
-            TypeError: always; see :meth:`dispersion_matrix`.
-        """
-        raise TypeError(self._varies("dispersion", "dispersion_matrix(s)"))
-
-    def _varies(self, what: str, instead: str) -> str:
-        return f"{type(self).__name__} has no constant {what}: it varies in time; use {instead}"
-
-    def Q_at(self, s: Times) -> Tensor:
-        """Q(s), (*s.shape, K, K), skew-symmetric."""
-        return self._evaluate("Q", self.checked_time("s", s))
-
-    def D_at(self, s: Times) -> Tensor:
-        """D(s), (*s.shape, K, K), positive semi-definite."""
-        return self._evaluate("D", self.checked_time("s", s))
-
-    def _evaluate(self, name: str, s: Tensor) -> Tensor:
-        """Q or D at times s (…) in float64."""
-        return self._checked(name, getattr(self, f"{name}_function"), s)
-
-    def _dispersion_at(self, s: Tensor) -> Tensor:
-        """A root of 2 D(s), (*s.shape, K, K), differentiable."""
-        return kernels.semidefinite_cholesky(2 * self.D_at(s))
-
-    def drift_matrix(self, s: Times) -> Tensor:
-        s = self.checked_time("s", s)
-        A = -torch.linalg.solve(self.stationary_covariance, self.Q_at(s) + self.D_at(s), left=False)
-        return self.rate(s)[..., None, None] * A
-
-    def clock_noise(self, s: Times) -> Tensor:
-        return 2 * self.D_at(s)
-
-    def dispersion_matrix(self, s: Times) -> Tensor:
-        s = self.checked_time("s", s)
-        return self.rate(s).sqrt()[..., None, None] * self._dispersion_at(s)
-
-    def frozen(self) -> Matrices:
-        s = self.time_at_clock(self.clock(self.horizon) / 2)
-        Q, D = self.Q_at(s), self.D_at(s)
-        return Matrices(Q, D, -(Q + D) @ torch.linalg.inv(self.stationary_covariance))
-
-    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
-        start = self.clock(r)
-        return dimensions * self.propagator.trace(start, self.clock(s) - start)
-
-    def noise_basis(self) -> tuple[Tensor, Tensor]:
-        return self._magnus.basis
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept: a copy's grid must ask the copy for its matrices."""
-        return self.__dict__ | {"_cache": {}}
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"cells": self._num_cells} | self._described()
-
-    def _described(self) -> dict[str, Any]:
-        """What the matrices are made of, that is no parameter or buffer."""
-        return {"Q": described(self.Q_function), "D": described(self.D_function)}
-
-    # -- the grid ----------------------------------------------------------------------------------
-
-    @property
-    def propagator(self) -> MagnusPropagator:
-        return self._magnus
-
-    @property
-    def _magnus(self) -> MagnusPropagator:
-        def build() -> MagnusPropagator:
-            scale = self._clock_scale()
-            found = self.propagator_at(scale)
-            if scale.requires_grad and self.min_log_snr is not None:
-                found = found.with_moved(self._near(scale.detach()).at(scale))
-            if not torch.is_grad_enabled():
-                self._check_values(self._time(found.bounds))
-            return found
-
-        kept: MagnusPropagator = self._cached("propagator", build)
-        return kept
-
-    def propagator_at(self, scale: Tensor) -> MagnusPropagator:
-        """With the clock multiplied by ``scale``, 0-dim."""
-        return self._grid(scale).slowed(scale)
-
-    def _grid(self, scale: Tensor) -> MagnusPropagator:
-        """With β as it is, on cells short enough for a clock of ``scale`` times that."""
-        with torch.no_grad():
-            s, uncut = self._bounds(scale)
-        kept: MagnusPropagator = (
-            self._cached("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
-        )
-        return kept
-
-    def _unscaled(self, s: Tensor) -> MagnusPropagator:
-        def time(tau: Tensor) -> Tensor:
-            s = self.beta.inverse(tau)
-            return s - (s.detach() - self.horizon).clamp_min(0) - s.detach().clamp_max(0)
-
-        return MagnusPropagator(
-            lambda tau: self._evaluate("Q", time(tau)),
-            lambda tau: self._evaluate("D", time(tau)),
-            self.stationary_covariance,
-            self.beta.integral(s),
-            lambda tau: self._dispersion_at(time(tau)),
-        )
-
-    def _time(self, tau: Tensor) -> Tensor:
-        return self.time_at_clock(tau).clamp(0.0, self.horizon)
-
-    def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
-        """Times of the cells' bounds, (n + 1,), and whether all cells are as long as usual."""
-        s, tau, norm = self._cached("bounds", self._uncut_bounds)
-        parts = norm * scale / REACH
-        total = parts.sum().item()
-        if not total < MAX_CELLS:
-            raise kernels.KernelPrecisionError(
-                f"the drift moves by ‖A‖τ = {REACH * total:.3g} over the whole clock, expected at "
-                f"most {REACH * MAX_CELLS:.0f} with Q and D that vary; scale Q, D or the clock down"
-            )
-        parts = parts.ceil().clamp_min(1).long()
-        if int(parts.max()) == 1:
-            return s, True
-        first = torch.repeat_interleave(torch.arange(len(parts), device=s.device), parts)
-        place = torch.arange(len(first), device=s.device) - (parts.cumsum(0) - parts)[first]
-        inner = torch.lerp(tau[first], tau[first + 1], (place / parts[first]).to(tau))
-        cut = self.beta.inverse(inner).clamp(0, self.horizon)
-        cut = torch.where(place == 0, s[first], cut)
-        return torch.cat([cut, s[-1:]]), False
-
-    def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Times of the bounds, the integral of β there, and ‖A‖ times its length in each cell."""
-        x = torch.linspace(0, 1, self._num_cells + 1, dtype=torch.float64, device=self._device())
-        s = self.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
-        kinks = self.beta.kinks().to(s)
-        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.horizon)]]).unique()
-        s[-1] = self.horizon
-        tau = self.beta.integral(s)
-        A = self._evaluate("Q", s) + self._evaluate("D", s)
-        A = A @ torch.linalg.inv(self.stationary_covariance)
-        norm = torch.linalg.matrix_norm(A)
-        return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
-
-    # -- the ends ----------------------------------------------------------------------------------
-
-    def _last_clock(self) -> float:
-        return self.clock(self.horizon).log().item() + 1e-6  # later times are taken for T
-
-    def _clock_scale(self) -> Tensor:
-        def scale() -> Tensor:
-            end = self.beta.integral(self.as_tensor(self.horizon))
-            return torch.ones_like(end) if self.min_log_snr is None else self._end_clock() / end
-
-        found: Tensor = self._cached("clock_scale", scale)
-        return found
-
-    def end_clocks(self) -> Tensor:
-        def compute() -> Tensor:
-            end = self.clock(self.horizon).reshape(1)
-            with torch.no_grad():
-                low = self.factorization(end)[2].log_snr.item()
-            if self._cut_time is None and not self.max_log_snr > low:
-                self._check_controllable()
-                raise UnreachableError(
-                    f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
-                    f"{self._matrices()}: nothing is left between the start time and T; use a "
-                    f"faster clock, or set min_log_snr{self._remedy()}"
-                )
-            target = self._given_ends()[:1]
-            guess = None if self._guess is None else self._guess[:1]
-            with torch.no_grad():
-                root = self._cached("roots", lambda: self._inversion.root(target, guess))
-            start = self._inversion.with_gradient(root, target)
-            return start if self.min_log_snr is None else torch.cat([start, end])
-
-        found: Tensor = self._cached("end_clocks", compute)
-        return found
-
-    def _end_clock(self) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
-
-        def compute() -> Tensor:
-            with torch.no_grad():
-                root = self._cached("end root", self._find_end)
-            learned = any(p.requires_grad for p in self.parameters())
-            return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
-
-        found: Tensor = self._cached("end_clock", compute)
-        return found
-
-    def _end_gradient(self, root: Tensor) -> Tensor:
-        """The end of the clock, given as a number: one Newton step carries its gradient."""
-        end = self.beta.integral(self.as_tensor(self.horizon))
-        near = self._near((root / end).detach())
-        leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
-        found = self._terminal_of(near.move.with_moved(leaves))
-        slopes = torch.autograd.grad(found, leaves, allow_unused=True)
-        slope, moved = torch.zeros_like(end), found.detach()
-        for by, cells, rate in zip(slopes, near.move.moved, near.rates, strict=True):
-            if by is not None:
-                slope = slope + (by * rate).sum()
-                moved = moved + (by * (cells - cells.detach())).sum()
-        if not bool(slope.isfinite()) or slope.item() == 0:
-            raise self._end_unreachable(root.item(), found.item())
-        more = (self._given_ends()[1] - moved) / slope
-        return near.scale * (1 + more) * end
-
-    def _near(self, scale: Tensor) -> _Near:
-        """Cells for a scale of the clock, from which those for ones beside it are found."""
-
-        def compute() -> _Near:
-            move = self._grid(scale).slowed(scale)
-            return _Near(scale, move, move.moved_rates())
-
-        found: _Near = self._cached("near", compute)
-        return found
-
-    def _terminal_at(self, end: Tensor) -> Tensor:
-        """λ(T) with a clock that ends at ``end``, 0-dim."""
-        scale = end / self.beta.integral(self.as_tensor(self.horizon))
-        return self._terminal_of(self.propagator_at(scale))
-
-    def _terminal_of(self, move: MagnusPropagator) -> Tensor:
-        """λ(T), 0-dim, of cells alone."""
-        M, P = move.whole()
-        factor = kernels.direct_factor(P + M @ self.initial_covariance @ M.mT, M[..., 0])
-        if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
-            W, pulled = move.whole_pulled_back()  # near the data still
-            near = kernels.pulled_back_factor(M, W, pulled, self.initial_covariance)
-            factor = near if near.amplification < factor.amplification else factor
-        return factor.log_snr
-
-    def _find_end(self) -> Tensor:
-        """By secants in log τ, kept within a bracket once there is one."""
-        target = float(self.min_log_snr or 0.0)
-        end = self.beta.integral(self.as_tensor(self.horizon))
-        if self._guess is not None and len(self._guess) == 2:
-            end = self._guess[1]
-        x, per_error = self._about_end(end.log().item(), target)
-        low, high, last, error = -math.inf, math.inf, None, math.nan
-        for _ in range(80):
-            try:
-                error = self._terminal_at(self.as_tensor(x).exp()).item() - target
-            except kernels.KernelPrecisionError:
-                error = -math.inf if math.isfinite(low) else math.nan
-            if not math.isfinite(error):
-                break
-            low, high = (max(low, x), high) if error > 0 else (low, min(high, x))
-            if last is not None and last[0] != x and last[1] != error:
-                per_error = -(x - last[0]) / (error - last[1])
-            step = min(max(per_error * error, -1.5), 1.5)
-            if abs(error) < 1e-11 or abs(step) < 1e-15:
-                return self.as_tensor(x).exp()
-            if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
-                return self.as_tensor(x + step).exp()  # a secant as short as this misses nothing
-            last, moved = (x, error), x + step
-            if not low < moved < high:
-                moved = (
-                    (low + high) / 2 if math.isfinite(low + high) else x + math.copysign(1, error)
-                )
-            if moved == x:
-                return self.as_tensor(x).exp()
-            x = moved
-        raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
-
-    def _about_end(self, x: float, target: float) -> tuple[float, float]:
-        """About where λ(T) is ``target``: the log of the clock's end, and -1 / dλ(T) by it.
-
-        By few cells at many clocks around the log end ``x``.
-        """
-        s = self._cached("bounds", self._uncut_bounds)[0]
-        grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
-        per_error = 0.1
-        for width in (1.2, 0.1):
-            ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
-            M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
-            factor = kernels.direct_factor(P + M @ self.initial_covariance @ M.mT, M[..., 0])
-            found = factor.log_snr.tolist()
-            above = sum(value > target for value in found)
-            i = min(max(above, 2), len(found) - 2)
-            values, places = found[i - 2 : i + 2], ends[i - 2 : i + 2].tolist()
-            reached = 0 < above < len(found)
-            if not (reached and values[0] > values[1] > values[2] > values[3]):
-                break
-            x, lower = (_through(values, places, target - d) for d in (0.0, 1e-3))
-            per_error = (lower - x) / 1e-3
-        return x, per_error
-
-    def _end_unreachable(self, end: float, found: float) -> UnreachableError:
-        self._check_controllable()
-        return UnreachableError(
-            f"{type(self).__name__}: min_log_snr {self.min_log_snr:g} is out of reach of float64, "
-            f"whatever the clock: with {self._matrices()} log SNR is {found:.4g} where the clock "
-            f"ends at {end:.4g}; ask for a higher log SNR, or bring the time scales of Q and D "
-            f"together{self._remedy()}"
-        )
+        super().__init__(Functions(Q, D, cells), **options)
 
 
 class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
@@ -528,9 +491,6 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     See :meth:`from_diffusion` to start elsewhere.
     """
 
-    lower: nn.Parameter
-    B: nn.Parameter
-
     def __init__(
         self,
         num_variables: int = 2,
@@ -547,7 +507,7 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         start = LearnedDiffusion(num_variables, rank, learn_beta, **options)
         options["beta"] = start.beta
         options |= {"learn_ends": learn_ends, "learn_stationary": learn_stationary}
-        super().__init__((start, degree), None, cells=cells, **options)
+        LearnedFamily.__init__(self, Polynomials(start, degree, cells), **options)
 
     @classmethod
     def from_diffusion(
@@ -560,7 +520,7 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         cells: int = 256,
         **options: Any,
     ) -> TimeVaryingLearnedDiffusion:
-        """The one that begins as a diffusion of constant Q and D.
+        """The learned diffusion that begins as one of constant Q and D.
 
         Args:
             start, rank, learn_beta, options: as for ``LearnedDiffusion.from_diffusion``.
@@ -569,69 +529,15 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         names = ("learn_ends", "learn_stationary")
         learned = {name: options.pop(name) for name in names if name in options}
         constant = LearnedDiffusion.from_diffusion(start, rank, learn_beta, **options)
-        ends: dict[str, Any] = {"max_log_snr": constant.max_log_snr}
-        if constant.cut_time is not None:
-            ends = {"cut_time": constant.cut_time}
-        found = cls(
-            constant.num_variables,
-            constant.B.shape[1],
-            degree=degree,
-            cells=cells,
-            beta=constant.beta,
-            horizon=constant.horizon,
-            stationary_variance=constant.stationary_covariance,
-            initial_variance=constant.initial_covariance[1:, 1:],
-            min_log_snr=constant.min_log_snr,
-            **ends,
-            **learned,
-        )
+        settings = constant.options() | learned
+        if "cut_time" in settings:
+            del settings["max_log_snr"]
+        K, rank = constant.B.shape
+        varying = cls(K, rank, degree=degree, cells=cells, **settings)
         with torch.no_grad():
-            found.lower[0].copy_(constant.lower)
-            found.B[0].copy_(constant.B)
-        return found
-
-    def _take_matrices(self, Q: Any, D: Any) -> int:
-        start, self._degree = Q
-        K = int(start.num_variables)
-        self._row, self._column = torch.tril_indices(K, K, offset=-1).unbind()
-        for name in ("lower", "B"):
-            constant = start.get_parameter(name).detach()
-            more = constant.new_zeros(self._degree, *constant.shape)
-            self.register_parameter(name, nn.Parameter(torch.cat([constant[None], more])))
-        return K
-
-    def _polynomials(self, s: Tensor) -> Tensor:
-        """T_0, …, T_degree, (*s.shape, degree + 1)."""
-        x = 2 * s / self.horizon - 1
-        found = [torch.ones_like(x), x]
-        while len(found) <= self._degree:
-            found.append(2 * x * found[-1] - found[-2])
-        return torch.stack(found[: self._degree + 1], -1)
-
-    def _entries(self, parameter: Tensor, s: Tensor) -> Tensor:
-        summed = self._polynomials(s) @ parameter.flatten(1)
-        return summed.unflatten(-1, parameter.shape[1:])
-
-    def _evaluate(self, name: str, s: Tensor) -> Tensor:
-        if name == "D":
-            B = self._entries(self.B, s)
-            return B @ B.mT
-        K = self.num_variables
-        if K == 1:
-            return s.new_zeros(*s.shape, 1, 1)
-        W = s.new_zeros(*s.shape, K, K)
-        W[..., self._row, self._column] = self._entries(self.lower, s)
-        return W - W.mT
-
-    def _check_values(self, s: Tensor) -> None:
-        """Q(s) is skew and D(s) positive semi-definite by construction."""
-
-    def _dispersion_at(self, s: Tensor) -> Tensor:
-        B = self._entries(self.B, s)
-        return math.sqrt(2) * nn.functional.pad(B, (0, self.num_variables - B.shape[-1]))
-
-    def _described(self) -> dict[str, Any]:
-        return {"degree": self._degree}
+            varying.lower[0].copy_(constant.lower)
+            varying.B[0].copy_(constant.B)
+        return varying
 
 
 def _through(x: list[float], y: list[float], at: float) -> float:
@@ -641,9 +547,9 @@ def _through(x: list[float], y: list[float], at: float) -> float:
 
 
 def _num_variables(name: str, function: MatrixFunction, s: Tensor) -> int:
-    found = function(s)
-    shape = tuple(found.shape) if isinstance(found, Tensor) else describe(found)
-    if not isinstance(found, Tensor) or found.dim() != 3 or shape[1] != shape[2] or not shape[1]:
+    matrix = function(s)
+    shape = tuple(matrix.shape) if isinstance(matrix, Tensor) else describe(matrix)
+    if not isinstance(matrix, Tensor) or matrix.dim() != 3 or shape[1] != shape[2] or not shape[1]:
         raise ValueError(
             f"{name}(s) has shape {shape} for times of shape (1,), expected (1, K, K); write "
             "functions of time with s[..., None, None]"

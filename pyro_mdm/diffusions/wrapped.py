@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, Transition
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.kernels import Factor
-from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
+from pyro_mdm.diffusions.linear import Frozen, LinearDiffusion
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.propagator import Propagator
 from pyro_mdm.support.checks import check_instance
@@ -173,7 +173,7 @@ class WrappedDiffusion(OneBlock):
     def time_at_log_volume(self, value: Times) -> Tensor:
         return self.base.time_at_log_volume(value)
 
-    def frozen(self) -> Matrices:
+    def frozen(self) -> Frozen:
         return self.base.frozen()
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:

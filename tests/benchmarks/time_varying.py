@@ -53,9 +53,9 @@ def step(diffusion: LinearDiffusion) -> None:
 
 def grid(diffusion: TimeVaryingLearnedDiffusion, gradients: bool) -> None:
     end = diffusion.clock(diffusion.horizon).detach()
-    scale = end / diffusion.beta.integral(diffusion.as_tensor(diffusion.horizon))
+    scale = end / diffusion.unscaled_end()
     with torch.set_grad_enabled(gradients):
-        move = diffusion.propagator_at(scale)
+        move = diffusion.matrices.propagator_at(scale)
         _, Sigma, factor = diffusion.factorization_by(move, torch.stack([end / 1000, end]))
         if gradients:
             (Sigma.sum() + factor.log_snr.sum()).backward()

@@ -1,0 +1,91 @@
+r"""λ and κ of a linear diffusion over its clock time, by the route that keeps digits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+
+__all__ = ["Curve", "decay", "times", "volume_rate"]
+
+FEW = 16  # times, for which it costs less to compute too much than to choose
+
+
+class Curve(NamedTuple):
+    """The laws of a state given x over clock time, of which log SNR and log volume are read."""
+
+    move: Propagator
+    initial: Tensor  # Σ_0, (K, K)
+
+    def log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
+        """κ at clock times τ at which ``log_det`` is log det Σ."""
+        return log_det - 2 * self.move.trace(None, tau)
+
+    def factorized(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
+        """M, a, Σ and its factor at clock times τ.
+
+        Late by Σ itself; early by way of time 0, of those two the one that keeps more digits.
+        """
+        move, Sigma0, shape = self.move, self.initial, tau.shape
+        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has lost every digit there is
+        back = None
+        if tau.numel() > 0 and bool(near.all()):
+            (M, P), back = move.both_moments(tau)
+        elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
+            (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
+        else:
+            M, P = move.moments(None, tau)
+        a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
+        if back is not None:
+            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
+            pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
+            better = near & (pulled.amplification < direct.amplification)
+            if bool(better.all()):
+                return M, a, Sigma, pulled
+            fields = []
+            for d, p in zip(direct, pulled, strict=True):
+                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
+                fields.append(torch.where(here, p, d))
+            return M, a, Sigma, kernels.Factor(*fields)
+        direct = kernels.direct_factor(Sigma, a)
+        if not bool(near.any()):
+            return M, a, Sigma, direct
+        index = near.flatten().nonzero()[:, 0]
+        near_tau = tau.flatten()[index]
+        pulled = kernels.pulled_back_factor(
+            M.reshape(-1, *M.shape[-2:])[index], *move.pulled_back_at(near_tau, tau, index), Sigma0
+        )
+        log_det = pulled.log_det + 2 * move.trace(None, near_tau)
+        pulled = pulled._replace(log_det=log_det)
+        better = pulled.amplification < direct.amplification.flatten()[index]
+        index = index[better]
+        fields = []
+        for d, p in zip(direct, pulled, strict=True):
+            flat = d.reshape(-1, *d.shape[len(shape) :])
+            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        return M, a, Sigma, kernels.Factor(*fields)
+
+
+def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """-dλ/dτ = SNR kᵀ g² k."""
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
+        return root[..., 0].square() * unit_noise[..., 0, 0]
+    return (times(unit_noise, root) * root).sum(-1)
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(…, K, K) and (…, K) -> (…, K)."""
+    if matrix.dim() == 2:
+        return vector @ matrix.mT
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²)."""
+    W = factor.whitener
+    return ((W @ unit_noise) * W).sum((-2, -1))
