@@ -24,10 +24,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from inference.bounds import Bound, baseline, bound_of
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.compare_figure import comparison_figure
-from inference.evaluate import Bound, baseline, bound_of
 from inference.loading import Programs, load_trained
 from inference.names import short_name
 from inference.output import Row, aligned, csv_bytes, png
@@ -36,6 +36,7 @@ from inference.runs import RunError
 from models import Problem
 from models.base import ImageProblem
 from models.files import spread
+from models.kinds import kind_of
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
@@ -82,7 +83,7 @@ class Entry(NamedTuple):
     @property
     def simulated(self) -> bool:
         """Whether the diffusion has no closed form."""
-        return not self.programs.model.diffusion.closed_form
+        return kind_of(self.programs.model.diffusion).simulated
 
 
 class Tables(NamedTuple):
@@ -486,15 +487,14 @@ def compare(
     for entry in entries:
         entry.programs.model.to(device)
     x, log_det, levels = _shared_data(entries, part, seed)
-    parts = {entry.name: entry.programs.problem.part(part) for entry in entries}
-    if num_data is not None and num_data < len(x):
-        chosen = spread(len(x), num_data)
-        x, log_det = x[chosen], log_det[chosen]
-        parts = {name: found[chosen] for name, found in parts.items()}
-    given = {name: found.context for name, found in parts.items()}
-    problem = entries[0].programs.problem
+    few = num_data is not None and num_data < len(x)
+    chosen = spread(len(x), num_data) if few and num_data is not None else slice(None)
+    x, log_det = x[chosen], log_det[chosen]
+    pairs = {
+        e.name: e.programs.given(e.programs.problem.part(part)[chosen].context)[1:] for e in entries
+    }
     comparison = evaluation.compare(
-        {e.name: e.programs.given(given[e.name])[1:] for e in entries},
+        pairs,
         x.to(device),
         draws=draws,
         half_width=half_width,
@@ -503,25 +503,30 @@ def compare(
         baseline=baseline([entry.programs for entry in entries]),
         progress=True,
     )
-    found = tables(entries, comparison, log_det, levels)
+    problem = entries[0].programs.problem
     kind = "images" if isinstance(problem, ImageProblem) else "data"
-    what = f"{len(x)} {part} {kind} of {problem.name}"
-    if levels is not None:
-        what += " (dequantized)"
-    print(report(found, comparison, f"{what}, seed {seed}", draws))
+    dequantized = "" if levels is None else " (dequantized)"
+    what = f"{len(x)} {part} {kind} of {problem.name}{dequantized}"
+    numbers = tables(entries, comparison, log_det, levels)
+    print(report(numbers, comparison, f"{what}, seed {seed}", draws))
     print(*_of_given(entries), sep="\n", end="")
-    numbers = (
-        csv_bytes(found.bounds, list(found.bounds[0])),
-        csv_bytes(found.differences, DIFFERENCE_COLUMNS),
-        csv_bytes(found.by_log_snr, list(found.by_log_snr[0])),
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(FILES[:-1], numbers, strict=True):
-        write_atomically(out / name, content)
-    figure = comparison_figure(found.bounds, found.differences, found.by_log_snr, title=what)
-    write_atomically(out / FILES[-1], png(figure))
+    _write(out, numbers, what)
     print(f"{out}: {', '.join(FILES)}")
     return comparison
+
+
+def _write(out: Path, numbers: Tables, title: str) -> None:
+    """Write the files of a comparison."""
+    out.mkdir(parents=True, exist_ok=True)
+    bounds, differences, by_log_snr = numbers
+    contents = (
+        csv_bytes(bounds, list(bounds[0])),
+        csv_bytes(differences, DIFFERENCE_COLUMNS),
+        csv_bytes(by_log_snr, list(by_log_snr[0])),
+        png(comparison_figure(bounds, differences, by_log_snr, title=title)),
+    )
+    for name, content in zip(FILES, contents, strict=True):
+        write_atomically(out / name, content)
 
 
 def _of_given(entries: Sequence[Entry]) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def posterior(
     check_out(out, (".png",), overwrite=overwrite)
     if save is not None:
         check_out(save, (), overwrite=overwrite, option="save")
-    found = AmortizedPosterior.fit(
+    learned = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
         chosen.observed,
@@ -103,34 +103,50 @@ def posterior(
         progress=True,
     )
     if save is not None:
-        found.save_pretrained(save)
+        learned.save_pretrained(save)
         print(
             f"{save}: open it by AmortizedPosterior.from_pretrained({str(save)!r}, program), which "
             f"needs the program of {simulator} too; the folder holds no code"
         )
-    more: dict[str, Any] = {"vectorized": vectorized, "progress": True}
-    truth = simulate(chosen.program, scored, seed=seed + 1, **more)
-    density = found.log_prob(truth, truth, seed=seed, progress=True)
-    ranks = calibrate(found, chosen.program, calibration, DRAWS, seed=seed + 2, **more)
+    truth, said = _checked(learned, chosen, scored, calibration, vectorized, seed)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
-    print(_scores(density.value, found, chosen, truth))
-    print(_calibration(ranks))
+    print(said)
     few = {name: value[:SHOWN] for name, value in truth.items()}
-    drawn = found.sample(few, POINTS, seed=seed)
+    drawn = learned.sample(few, POINTS, seed=seed)
     write_atomically(out, png(_figure(few, drawn)))
     print(out)
-    return found
+    return learned
+
+
+def _checked(
+    learned: AmortizedPosterior,
+    simulator: Simulator,
+    scored: int,
+    calibration: int,
+    vectorized: bool,
+    seed: int,
+) -> tuple[dict[str, Tensor], str]:
+    """New simulations, and what a posterior's scores and ranks are of such, for people."""
+    program = simulator.program
+    truth = simulate(program, scored, seed=seed + 1, vectorized=vectorized, progress=True)
+    density = learned.log_prob(truth, truth, seed=seed, progress=True)
+    ranks = calibrate(
+        learned, program, calibration, DRAWS, seed=seed + 2, vectorized=vectorized, progress=True
+    )
+    scores = _scores(density.value, learned, simulator, truth)
+    return truth, f"{scores}\n{_calibration(ranks)}"
 
 
 def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) -> Simulator:
-    found: Any = find("simulator", name)
-    if isinstance(found, Simulator):
-        ours = found._asdict()
-        given = {"latent": latent, "observed": observed}
-        return Simulator(**ours | {k: tuple(v) for k, v in given.items() if v is not None})
-    if not callable(found):
+    named = find("simulator", name)
+    if isinstance(named, Simulator):
+        return named._replace(
+            latent=named.latent if latent is None else tuple(latent),
+            observed=named.observed if observed is None else tuple(observed),
+        )
+    if not callable(named):
         raise TypeError(
-            f"--simulator {name} is {found!r}, expected a Pyro program without arguments, or a "
+            f"--simulator {name} is {named!r}, expected a Pyro program without arguments, or a "
             "Simulator of inference.simulators"
         )
     if latent is None or observed is None:
@@ -138,7 +154,7 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
             f"--simulator {name} is a program of your own, of which parameters and data are not "
             "known; name their sites, e.g. --latent [theta] --observed [x]"
         )
-    return Simulator(found, tuple(latent), tuple(observed))
+    return Simulator(named, tuple(latent), tuple(observed))
 
 
 def _scores(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from inference.loading import load_trained, seed_from
 from inference.output import check_out, png
 from inference.processes import start
 from inference.runs import RunError
-from inference.sample import contexts, draw
+from inference.sample import Drawing, contexts, draw
 from models import ImageProblem, Problem
 from models.base import Part
+from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels
 from pyro_mdm.measurements import (
     Blur,
@@ -70,7 +71,7 @@ class Restored(NamedTuple):
 
 
 def restored(
-    model: Any,
+    model: DiffusionModel,
     truth: Tensor,
     operator: LinearOperator,
     noise: float,
@@ -80,7 +81,9 @@ def restored(
     batch_size: int = 256,
     covariance_from: float = 0.0,
     max_iterations: int = 3,
-    **options: Any,
+    sampler: str | None = None,
+    steps: int | None = None,
+    progress: bool = False,
 ) -> Restored:
     """Posterior samples of images (n, C, H, W) given noisy measurements of them.
 
@@ -90,7 +93,7 @@ def restored(
         batch_size: about how many are drawn together.
         covariance_from, max_iterations: of
             :func:`~pyro_mdm.measurements.condition_on_measurements`.
-        options: of :func:`~inference.sample.draw`.
+        sampler, steps, progress: of :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
@@ -104,8 +107,9 @@ def restored(
         covariance_from=covariance_from,
         max_iterations=max_iterations,
     )
-    together = n * max(1, batch_size // n)
-    x = draw(given, n * num_samples, seed=seed, batch_size=together, **options)
+    options = Drawing(sampler=sampler, steps=steps, progress=progress)
+    options |= Drawing(seed=seed, batch_size=n * max(1, batch_size // n))
+    x = draw(given, n * num_samples, **options)
     return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
 
 
@@ -265,8 +269,40 @@ def restore(
         )
     out = run / f"restored-{task}-{seed}.png" if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
-    _, programs, _ = load_trained(run)
-    problem = programs.problem
+    programs = load_trained(run)[1]
+    problem = _images(run, programs.problem, num_images)
+    fabric = start(accelerator)
+    programs.model.to(fabric.device)
+    part = problem.part("test")[:num_images]
+    context, said = told(problem, part, given)
+    images = restored(
+        programs.given(context).model,
+        problem.to_model_space(part.data),
+        TASKS[task](problem.event_shape),
+        noise,
+        num_samples,
+        seed=seed,
+        batch_size=batch_size,
+        covariance_from=covariance_from,
+        max_iterations=max_iterations,
+        sampler=sampler,
+        steps=steps,
+        progress=True,
+    )
+    write_atomically(out, png(picture(problem, images)))
+    if said is not None:
+        print(said)
+    print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(images)}")
+    print(out)
+
+
+def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
+    """The data set of a run, which is of images of levels, and of so many at least.
+
+    Raises:
+        RunError: it is of other data.
+        ValueError: it has fewer test images.
+    """
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
             f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "
@@ -276,22 +312,7 @@ def restore(
         raise ValueError(
             f"--num_images is {num_images}, expected at most the {len(problem.test)} test images"
         )
-    fabric = start(accelerator)
-    programs.model.to(fabric.device)
-    part = problem.part("test")[:num_images]
-    context, said = told(problem, part, given)
-    model, truth = programs.given(context).model, problem.to_model_space(part.data)
-    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
-    options |= {"covariance_from": covariance_from, "max_iterations": max_iterations}
-    operator = TASKS[task](problem.event_shape)
-    found = restored(
-        model, truth, operator, noise, num_samples, seed=seed, progress=True, **options
-    )
-    write_atomically(out, png(picture(problem, found)))
-    if said is not None:
-        print(said)
-    print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(found)}")
-    print(out)
+    return problem
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from inference import evaluate, loading, names, recipe, sample, trust
+from inference import loading, names, recipe, sample, trust
 from inference.augmentation import Augmentation
 from inference.batches import Batches
+from inference.bounds import Bound
 from inference.checkpoints import (
     ArchitectureError,
     Checkpoint,
@@ -76,7 +77,7 @@ LATE = 0.75
 
 def train(
     model: str = "digits", guide: str = "learned", score: str = "default", **options: Any
-) -> evaluate.Bound:
+) -> Bound:
     """Fit a model and its guide, and report the test bound.
 
     Args:
@@ -114,7 +115,7 @@ def train(
         return _fit(fabric, run, programs, resumed=False)
 
 
-def _resume(given: Options, folder: Path) -> evaluate.Bound:
+def _resume(given: Options, folder: Path) -> Bound:
     """Go on with a run, which has its own settings."""
     own = ("resume", "threads")
     if others := [f"--{name}" for name in given.given if name not in own]:
@@ -218,7 +219,7 @@ def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
 # -- the loop --------------------------------------------------------------------------------------
 
 
-def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> evaluate.Bound:
+def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> Bound:
     """Train a run from where it is to its end."""
     from inference import report  # loads matplotlib
 
@@ -286,7 +287,7 @@ def _fit(fabric: Fabric, run: Run, programs: Programs, *, resumed: bool) -> eval
         if caught.number:  # in the last measurement; everything is saved
             raise _stopped(run, done, caught.number)
 
-    def keep(bound: evaluate.Bound) -> None:
+    def keep(bound: Bound) -> None:
         spent = {"steps": done, "seconds": time.monotonic() - began}
         run.write_json("results.json", bound.as_json() | spent)
 
