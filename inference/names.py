@@ -17,7 +17,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -281,12 +281,12 @@ def slug(name: str) -> str:
 # -- what is found ---------------------------------------------------------------------------------
 
 
-def takes(function: Any, name: str) -> bool:
+def takes(function: object, name: str) -> bool:
     """Whether ``function`` has a keyword of that name of its own."""
     return callable(function) and name in inspect.signature(function).parameters
 
 
-def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Those of ``options`` that ``function`` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -295,7 +295,9 @@ def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in names}
 
 
-def make(option: str, name: str, found: Any, kind: type[Any], options: Mapping[str, Any]) -> Any:
+def make(
+    option: str, name: str, found: object, kind: type[Any], options: Mapping[str, object]
+) -> Any:
     """What was found by ``name``, as an object of ``kind``.
 
     Args:
@@ -315,7 +317,9 @@ def make(option: str, name: str, found: Any, kind: type[Any], options: Mapping[s
     return made
 
 
-def call(option: str, name: str, found: Any, options: Mapping[str, Any]) -> Any:
+def call(
+    option: str, name: str, found: Callable[..., object], options: Mapping[str, object]
+) -> object:
     """What a class or function returns for those of ``options`` that it takes.
 
     Raises:
@@ -333,7 +337,7 @@ def call(option: str, name: str, found: Any, options: Mapping[str, Any]) -> Any:
 
 
 def wrong_kind(
-    option: str, name: str, value: Any, kind: type[Any], *, returned: bool = False
+    option: str, name: str, value: object, kind: type, *, returned: bool = False
 ) -> TypeError:
     """The error of a name that stands for something of another kind."""
     itself = "" if option == "score" else ", or one itself"  # a network is made for its data

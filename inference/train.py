@@ -42,6 +42,7 @@ from inference.checkpoints import (
 from inference.cli import check_positive, command_line
 from inference.effects import check_effects, check_patience, start_note
 from inference.environment import Threads, choose_threads, keep_threads
+from inference.fingerprints import fingerprint
 from inference.loading import Programs
 from inference.optimizers import hidden_weights
 from inference.options import GROUPS, Decided, Options, Training
@@ -53,7 +54,7 @@ from inference.processes import (
     loss_scale,
     start,
 )
-from inference.runs import Run, RunError, create_default, fingerprint
+from inference.runs import Run, RunError, create_default
 from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness

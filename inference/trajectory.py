@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from inference.names import accepted
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
 from pyro_mdm.support.modules import evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["FRAMES", "MOST", "animation", "trajectory"]
 
@@ -94,7 +97,7 @@ def animation(
     return buffer.getvalue()
 
 
-def _of_images(axes: Any, v: Tensor) -> None:
+def _of_images(axes: Axes, v: Tensor) -> None:
     """A grid of one variable, grey at 0, white or black at two standard deviations or 1."""
     from pyro_mdm.plots.pictures import image_grid
 
@@ -104,7 +107,7 @@ def _of_images(axes: Any, v: Tensor) -> None:
     axes.set_axis_off()
 
 
-def _of_points(axes: Any, v: Tensor, width: float) -> None:
+def _of_points(axes: Axes, v: Tensor, width: float) -> None:
     v = v.flatten(1)
     second = v[:, 1] if v.shape[1] > 1 else torch.zeros(len(v))
     axes.plot(v[:, 0].numpy(), second.numpy(), "C0.", ms=3, alpha=0.6)

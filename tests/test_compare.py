@@ -16,7 +16,8 @@ from PIL import Image
 
 from inference import trust
 from inference.checkpoints import Checkpoint
-from inference.compare import FILES, PRINTED, compare, main, short_names, turned
+from inference.compare import FILES, compare, main, short_names
+from inference.compare_tables import PRINTED, turned
 from inference.compare_figure import comparison_figure
 from inference.evaluate import measure
 from inference.loading import build, load_trained

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe, report, runs
+from inference import fingerprints, recipe, report, runs
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
@@ -995,7 +995,7 @@ def test_mean_and_error_from_sums() -> None:
 def test_data_are_hashed_once(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed, fingerprint = [], runs.fingerprint
+    hashed, fingerprint = [], fingerprints.fingerprint
 
     def counted(parts: Any) -> Any:
         hashed.append(sorted(parts))

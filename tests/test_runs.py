@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from inference import checkpoints as ck
 from inference import environment, runs
-from inference.runs import LATER, Run, RunError, create_default, default_folder, fingerprint
+from inference.fingerprints import fingerprint
+from inference.runs import LATER, Run, RunError, create_default, default_folder
 
 
 def checkpoint(step: int) -> ck.Checkpoint:
