@@ -27,7 +27,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from inference import trust
 from inference.checkpoints import ArchitectureError, CheckpointError
 from inference.names import NAMED, NameNotFoundError
-from inference.runs import RunError
+from inference.runs import RunError, without_removed
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -156,7 +156,7 @@ class _Parser(ArgumentParser):
         with contextlib.suppress(yaml.YAMLError):
             found = yaml.safe_load(content)
             if self.option_groups and isinstance(found, dict):
-                content = yaml.safe_dump(self._flat(found))
+                content = yaml.safe_dump(self._flat(without_removed(found)))
         return super().parse_string(content, *arguments, **options)
 
     def _flat(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class _Config(ActionConfigFile):
     ) -> None:
         try:
             super().__call__(parser, cfg, values, option_string)
-        except (OptionError, TypeError) as error:
+        except (OptionError, RunError, TypeError) as error:
             reason = str(error).removeprefix('Parser key "config": ')
             raise OptionError(f"--config {values}: {reason}") from error
 

@@ -7,7 +7,6 @@ from typing import Any
 from inference.loading import Programs, check_ends
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
-from pyro_mdm.networks import Ensemble, Located
 
 __all__ = ["check_effects", "check_patience", "start_note"]
 
@@ -30,22 +29,10 @@ def check_effects(settings: Training, programs: Programs) -> None:
     if not diffusion.closed_form:
         _check_simulation(settings, diffusion)
     network: Any = programs.model.score_function.network
-    parts = list(programs.model.score_function.modules())
-    ensembles = [len(part.members) for part in parts if isinstance(part, Ensemble)]
-    if settings.members > 1 and settings.members not in ensembles:
-        raise ValueError(
-            f"--members {settings.members} has no effect: {settings.score} makes its network "
-            "itself; leave it out, or make a pyro_mdm.networks.Ensemble of problem.members there"
-        )
     if settings.optimizer == "muon" and not hidden_weights(programs.model):
         raise ValueError(
             f"--optimizer is muon, which is for the convolutions inside a U-Net, and "
             f"{settings.model} has none; use adam"
-        )
-    if settings.augment and not any(isinstance(part, Located) for part in parts):
-        raise ValueError(
-            f"--augment {settings.augment} cannot be told to {settings.score}, which makes its "
-            "network itself; leave it out, or put pyro_mdm.networks.Located around that network"
         )
     if settings.channels_last and all(weight.dim() != 4 for weight in network.parameters()):
         raise ValueError(

@@ -19,7 +19,7 @@ from inference.checkpoints import ArchitectureError, Checkpoint, load_module
 from inference.names import GUIDES, LIKELIHOODS, accepted, find, make, takes, wrong_kind
 from inference.options import Reach, StationaryVariance, Training
 from inference.runs import LATER, Run
-from models import DataError, ImageProblem, Problem
+from models import DataError, Problem
 from models.base import SCORES, ScoreKind
 from pyro_mdm import (
     Diffusion,
@@ -403,10 +403,6 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
     )
     maps = settings.get("maps") or problem.default_maps
     problem.maps = maps is not None
-    problem.members = settings.get("members", 1)
-    problem.located = bool(settings.get("augment"))
-    if problem.located:
-        _check_augmented(settings, problem, diffusion)
     model = problem.build(diffusion, score=score, likelihood=likelihood, fitted=fitted)
     if maps is not None:
         _train_at_maps({**settings, "maps": maps}, model)
@@ -439,25 +435,6 @@ def build(settings: Mapping[str, Any], *, fitted: bool = True) -> Programs:
             )
         score.times = times
     return Programs(problem, model, DiffusionGuide(diffusion))
-
-
-def _check_augmented(settings: Mapping[str, Any], problem: Problem, diffusion: Diffusion) -> None:
-    """Whether networks can be told where the pixels of augmented images come from."""
-    share, what = settings["augment"], f"--augment is {settings['augment']}"
-    if not 0 < share <= 1:
-        raise ValueError(f"{what}, expected the part of a batch, from 0, none, to 1, all of it")
-    if not isinstance(problem, ImageProblem):
-        raise ValueError(f"{what}, which turns and moves images; {settings['model']} has none")
-    if not diffusion.closed_form:
-        raise ValueError(
-            f"{what}, which is for guides with a closed form, and {settings['guide']} is "
-            "simulated; leave it out"
-        )
-    if diffusion.context is not None:
-        raise ValueError(
-            f"{what}, but the law of the latent context of {settings['guide']} cannot be told, and "
-            "would be that of augmented images; leave it out"
-        )
 
 
 CONTEXT_DROPOUT = 0.1

@@ -63,9 +63,6 @@ class Data:
             digits and mnist5k are split by default, for published numbers, and older runs are.
             Give it with --config of an older run, which does not say how it was split.
         flip: mirror training images left to right at random.
-        augment: of images: the part of each batch that is turned, stretched and moved at random,
-            such as 0.7, which the network is told. For few data and long trainings: the training
-            objective is then of all these images, and all measurements are of images as they are.
         condition: what each datum is given, for a model of data given it: labels, of digits,
             mnist5k, mnist, fashion_mnist, cifar10 and toy, or what a data set of yours names in
             contexts. All bounds are then of data given it.
@@ -82,7 +79,6 @@ class Data:
     holdout: bool = True
     split_seed: Literal["index"] | int | None = None
     flip: bool = False
-    augment: float = 0.0
     condition: str | None = None
     context_dropout: float | None = None
 
@@ -158,9 +154,6 @@ class Score:
             without a closed form.
         network: of images: small, paper, … see the data set's file; by default the one it names
             for training, or its first.
-        members: networks that are trained side by side, each on its part of every batch, and whose
-            mean is the score's. With as many times the batch size each is trained as one alone;
-            the bound of their mean is better where one learns few data by heart.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
             network_posterior, module:Name or file.py:Name; by default the data set's own.
         decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
@@ -180,7 +173,6 @@ class Score:
 
     score: str = "default"
     network: str | None = None
-    members: int = 1
     likelihood: str | None = None
     decoder: Literal["tweedie", "joint_tweedie"] | None = None
     decoder_in_loss: bool = True

@@ -69,6 +69,7 @@ __all__ = [
     "default_folder",
     "has_checkpoint",
     "refuse_links",
+    "without_removed",
 ]
 
 RUNS = Path("runs")
@@ -128,8 +129,6 @@ LATER: dict[str, Any] = {
     "learn_stationary": False,
     "condition": None,
     "context_dropout": None,
-    "members": 1,
-    "augment": 0.0,
     "optimizer": "adam",
     "split_seed": None,
     "threads": None,
@@ -137,8 +136,28 @@ LATER: dict[str, Any] = {
 }
 """Settings younger than some run folders: what inference.train did before it had them."""
 
+REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
+"""Options that inference.train had and that did not pay: the values at which they did nothing."""
+
 CHANGES_LIMIT = 1 << 20
 """Bytes of changes.patch; more is not kept."""
+
+
+def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the options of :data:`REMOVED`.
+
+    Raises:
+        RunError: one of these is there and did something; says what to do.
+    """
+    for name, nothing in REMOVED.items():
+        if (value := config.get(name, nothing)) != nothing:
+            raise RunError(
+                f"{name} is {value}, an option that was removed since it did not pay, as "
+                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
+                "run that was trained with it opens in the version that its environment.json says. "
+                "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
+            )
+    return {name: value for name, value in config.items() if name not in REMOVED}
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -519,4 +538,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
-    return LATER | config
+    try:
+        return LATER | without_removed(config)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from None

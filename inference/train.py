@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from inference import loading, names, recipe, sample, trust
-from inference.augmentation import Augmentation
 from inference.batches import Batches
 from inference.bounds import Bound
 from inference.checkpoints import (
@@ -61,7 +60,6 @@ from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
-from pyro_mdm.networks import Located
 from pyro_mdm.support.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -363,12 +361,6 @@ class Trainee:
             pieces=(self.mine, self.count),
             flip=settings.flip,
         )
-        self.augmentation: Augmentation | None = None
-        if settings.augment:
-            size, seed = settings.batch_size, settings.seed
-            self.augmentation = Augmentation(settings.augment, size, seed)
-            parts = model.score_function.modules()
-            self.located = [part for part in parts if isinstance(part, Located)]
         context = problem.part("train").context
         self.contexts = (
             None
@@ -404,12 +396,10 @@ class Trainee:
         if self.density is not None:
             # processes and float16 scale the loss, and a run may go on with others
             self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
-        # of M members each has a gradient that is an M-th of that of one alone
-        share = settings.members**-0.5
         clipped = self.fabric.clip_gradients(
-            self.loss_of, self.stepper, max_norm=settings.clip * share, error_if_nonfinite=False
+            self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
         )
-        norm = float(torch.as_tensor(clipped)) / share
+        norm = float(torch.as_tensor(clipped))
         total, stop = _sum(self.fabric, nats, signal_number)
         levels = self.programs.problem.dequantized_levels
         bits = total / math.log(2) + math.log2(levels or 1)
@@ -435,12 +425,7 @@ class Trainee:
             torch.manual_seed(loading.seed_from(seed, "dropout", step, r))
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
-                with ExitStack() as stack:
-                    stack.enter_context(randomness.piece(r, self.count, noise_seed))
-                    if self.augmentation is not None:
-                        part, places = self.augmentation(part, step, r, self.count)
-                        for network in self.located:
-                            stack.enter_context(network.told(places))
+                with randomness.piece(r, self.count, noise_seed):
                     x, log_det = problem.transform(part)
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
                 # processes are averaged, and their sum is meant
@@ -626,7 +611,7 @@ def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
 
 def _check(settings: Decided, programs: Programs, processes: int) -> None:
     problem, diffusion = programs.problem, programs.model.diffusion
-    positive = "steps batch_size micro_batches members learning_rate log_every measure_every clip "
+    positive = "steps batch_size micro_batches learning_rate log_every measure_every clip "
     positive += "checkpoint_every draws num_samples sampler_steps threads patience"
     check_positive(**{name: getattr(settings, name) for name in positive.split()})
     for name in ("warmup", "weight_decay"):
@@ -647,13 +632,6 @@ def _check(settings: Decided, programs: Programs, processes: int) -> None:
         raise ValueError(
             f"--batch_size {settings.batch_size} is shared by {processes} processes with "
             f"{settings.micro_batches} micro-batches each; expected a multiple of {pieces}"
-        )
-    shared = pieces * settings.members
-    if settings.batch_size % shared:
-        fitting = max(1, round(settings.batch_size / shared)) * shared
-        raise ValueError(
-            f"--members {settings.members} share --batch_size {settings.batch_size} in {pieces} "
-            f"piece{'s' if pieces > 1 else ''}; expected a multiple of {shared}, such as {fitting}"
         )
     for name in ("train", "validation", "test"):
         n = len(getattr(problem, name))

@@ -36,7 +36,7 @@ from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import Ensemble, Located, UNet
+from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score, Times
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -186,12 +186,6 @@ class Problem(ABC):
 
     contexts: ClassVar[tuple[str, ...]] = ()
     """What its data may be given, by name: whole numbers are labels, others vectors."""
-
-    members: int = 1
-    """How many networks a score has the mean of, see :class:`~pyro_mdm.networks.Ensemble`."""
-
-    located: bool = False
-    """Whether networks of images see where pixels are, see :class:`~pyro_mdm.networks.Located`."""
 
     maps: bool = False
     """Whether denoisers are told maps of log SNR, also where a diffusion has one for all."""
@@ -619,15 +613,9 @@ class Problem(ABC):
         """A new network that is told contexts, if there are any: of its own accord, or as further
         channels."""
         latent = 0 if diffusion.context is None else diffusion.context.size
-        inputs += 2 if self.located else 0
         network = self.network(inputs + latent, outputs)
-        if more := self._told_as_channels(network):
-            inputs, latent = inputs + more, 0
-            network = self.network(inputs, outputs)
-        if self.members > 1:
-            others = [self.network(inputs + latent, outputs) for _ in range(self.members - 1)]
-            network = Ensemble([network, *others])
-        return Located(network, *self.event_shape[1:]) if self.located else network
+        more = self._told_as_channels(network)
+        return self.network(inputs + more, outputs) if more else network
 
     def _told_as_channels(self, network: nn.Module) -> int:
         """How many channels more a network needs for what its data are given."""
@@ -804,11 +792,6 @@ class ImageProblem(Problem):
             )
         options = dict(self.networks[self.network_name])
         options.pop("form", None)
-        if "members" in options:
-            raise ValueError(
-                f"networks of {type(self).__name__} has members for {self.network_name!r}, and it "
-                "is an option of every data set: leave it out there, and give --members"
-            )
         return UNet(inputs, outputs, **options)
 
     @property

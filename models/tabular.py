@@ -16,7 +16,7 @@ from models.columns import Column, categories, decode, encode, fit_columns, to_m
 from models.files import DataError, spread
 from pyro_mdm import Diffusion, MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
-from pyro_mdm.networks import MLP, Ensemble, MapMLP
+from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.mixed import Elsewhere
 from pyro_mdm.support.covariance import joint_moments
@@ -153,7 +153,7 @@ class Tabular(Problem):
     def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
         if kind is not MixedDenoiser:
             return super().score_function(kind, diffusion)
-        return mixed_denoiser(self.columns, self.fit_x(), self.members)
+        return mixed_denoiser(self.columns, self.fit_x())
 
     def encode(self, table: DataFrame) -> Tensor:
         """Another table with these columns in model space, (n, d), NaN where an entry is missing.
@@ -168,18 +168,14 @@ class Tabular(Problem):
         return decode(self.columns, x)
 
 
-def mixed_denoiser(columns: Sequence[Column], x: Tensor, members: int = 1) -> MixedDenoiser:
-    """The denoiser of rows x (N, d) in model space, over a network, or the mean of several, that
-    starts from the Gaussian law of all columns together."""
+def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
+    """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
+    law of all columns together."""
     found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
     some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
     _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
     scale = found.data_variance.sqrt()
-    networks = [
-        MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
-        for _ in range(members)
-    ]
-    found.network = networks[0] if members == 1 else Ensemble(networks)
+    found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
     return found
 
 

@@ -9,15 +9,13 @@ denoiser's bound is that of its baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
@@ -25,8 +23,6 @@ __all__ = [
     "MAP_LIMIT",
     "MAP_UNIT",
     "MLP",
-    "Ensemble",
-    "Located",
     "LogSNREmbedding",
     "MapMLP",
     "UNet",
@@ -408,119 +404,6 @@ class UNet(Restorable, nn.Module):
                 f"the size {self.levels - 1} times and need at least {smallest}×{smallest}; give "
                 "fewer multipliers"
             )
-
-
-class Ensemble(Recorded, nn.Module):
-    """Networks that are trained apart, each on its part of every batch, and averaged in use.
-
-    In training row i of a call is the i mod M-th member's alone, so that a step costs what one
-    member's does. In evaluation mode the output is the average of all of them, and costs M calls.
-    Where an average of outputs means nothing, as of mixtures, a score asks for each in turn, see
-    :meth:`only`. What one member has learned by heart of few data is not what another has.
-
-    Args:
-        members: M networks, called alike.
-
-    Call: as of each member.
-
-    Raises:
-        ValueError: no members.
-
-    Example:
-        >>> network = Ensemble([UNet(1, base=8, multipliers=(1,)) for _ in range(2)])
-        >>> network.eval()(torch.randn(4, 1, 8, 8), torch.zeros(4)).shape
-        torch.Size([4, 1, 8, 8])
-    """
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        if not len(self.members):
-            raise ValueError("members is empty, expected networks, e.g. [UNet(1), UNet(1)]")
-        self.context_size = int(getattr(self.members[0], "context_size", 0))
-        self._only: int | None = None
-
-    @contextmanager
-    def only(self, member: int) -> Iterator[None]:
-        """In here, in evaluation mode, it is that member alone."""
-        self._only = member
-        try:
-            yield
-        finally:
-            self._only = None
-
-    def forward(self, x: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
-        M = len(self.members)
-        if not self.training and self._only is not None:
-            alone: Tensor = self.members[self._only](x, log_snr, *context)
-            return alone
-        if not self.training:
-            return torch.stack([member(x, log_snr, *context) for member in self.members]).mean(0)
-        rows = [torch.arange(i, len(x), M, device=x.device) for i in range(min(M, len(x)))]
-        parts = [
-            member(x[mine], log_snr[mine], *(c[mine] for c in context))
-            for member, mine in zip(self.members, rows, strict=False)
-        ]
-        return torch.cat(parts)[torch.cat(rows).argsort()]
-
-
-class Located(Recorded, nn.Module):
-    """A network of images that sees where each of their pixels is, in two more channels.
-
-    Images that were turned or moved may be told from others by it: it is for training on both, see
-    :meth:`told`. Otherwise a pixel is where it is: row and column from -1 to 1.
-
-    Args:
-        network: called with (n, C + 2, H, W), log SNR (n,) and contexts.
-        height, width: H and W.
-
-    Call: as of the network, with two channels less.
-    """
-
-    own: Tensor
-
-    def __init__(self, network: nn.Module, height: int, width: int) -> None:
-        super().__init__()
-        self.network = network
-        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-        self.register_buffer("own", places, persistent=False)
-        self.context_size = int(getattr(network, "context_size", 0))
-        self._told: Tensor | None = None
-
-    @contextmanager
-    def told(self, places: Tensor) -> Iterator[None]:
-        """Where pixels come from, (n, 2, H, W), of the data that it is called with in here.
-
-        Several calls in one have all data in turn, or those of :func:`randomness.rows_asked`.
-
-        Raises, from the call:
-            ValueError: another number of data.
-        """
-        self._told = places
-        try:
-            yield
-        finally:
-            self._told = None
-
-    def forward(self, x: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
-        if self._told is None:
-            places = self.own.expand(len(x), -1, -1, -1)
-        else:
-            places = self._of_rows(self._told, len(x))
-        found: Tensor = self.network(torch.cat([x, places.to(x.dtype)], 1), log_snr, *context)
-        return found
-
-    def _of_rows(self, told: Tensor, n: int) -> Tensor:
-        rows = randomness.rows_asked()
-        if rows is not None and len(rows) == n:
-            return told[rows]
-        if n % len(told):
-            raise ValueError(
-                f"the network is called with {n} images and told where the pixels of {len(told)} "
-                "come from; expected as many, or a multiple of them"
-            )
-        return told.repeat(n // len(told), 1, 1, 1)
 
 
 class _ResidualBlock(nn.Module):

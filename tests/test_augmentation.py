@@ -1,4 +1,4 @@
-"""Augmentation that networks are told: what is moved where, by whom it is seen, and when."""
+"""The ladder's augmentation: what is moved where, which networks are told, and when."""
 
 from __future__ import annotations
 
@@ -11,21 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from inference import train as training
-from inference.augmentation import Augmentation
 from inference.loading import build
 from inference.options import Training
 from inference.processes import start
-from inference.train import Trainee
 from models.digits import Digits
-from pyro_mdm.networks import Located
 from pyro_mdm.scores.denoiser import DenoiserScore
+from tests.benchmarks.ladder.augmentation import Augmentation
+from tests.benchmarks.ladder.few_data import Moved
+from tests.benchmarks.ladder.networks import Located, located
 
 
-def trainee(**changes: Any) -> Trainee:
-    options = {"model": "digits", "guide": "cld", "steps": 5, "accelerator": "cpu"} | changes
+class DigitsTold(Digits):
+    def network(self, inputs: int, outputs: int) -> Located:
+        return located(inputs, outputs, self, **Digits.networks["small"])
+
+
+def trainee(monkeypatch: pytest.MonkeyPatch, share: float = 1.0, **changes: Any) -> Moved:
+    monkeypatch.setattr(Moved, "share", share)
+    options = {
+        "model": f"{__file__}:DigitsTold",
+        "guide": "cld",
+        "steps": 5,
+        "accelerator": "cpu",
+    } | changes
     asked = Training(**options)
     programs = build(asdict(asked))
-    return Trainee(start("cpu", "32-true"), programs, training.decide(asked, programs))
+    return Moved(start("cpu", "32-true"), programs, training.decide(asked, programs))
 
 
 def test_places_say_where_each_pixel_comes_from() -> None:
@@ -56,18 +67,6 @@ def test_maps_are_of_the_step_and_pieces_of_a_batch_have_those_of_the_whole() ->
         assert torch.equal(part, whole[r::3]) and torch.equal(told, places[r::3])
     assert not torch.equal(drawn.maps(2), drawn.maps(3))
     assert not torch.equal(drawn.maps(2), Augmentation(1.0, 6, seed=6).maps(2))
-
-
-def test_a_data_set_that_is_used_again_is_not_told() -> None:
-    given = asdict(Training(model=f"{__file__}:ready", guide="cld"))
-    kinds = [
-        [type(m) for m in build(given | {"augment": share}).model.modules()]
-        for share in (0.0, 0.5, 0.0)
-    ]
-    assert Located in kinds[1] and Located not in kinds[0] + kinds[2]
-
-
-ready = Digits(holdout=True)
 
 
 class Seen(nn.Module):
@@ -101,24 +100,25 @@ def test_a_network_is_told_in_training_alone() -> None:
 def test_a_step_sees_augmented_images_and_measurements_do_not(
     score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = trainee(score=score, augment=1.0, batch_size=16)
-    (located,), (part,) = found.located, found.batches(0)
+    found = trainee(monkeypatch, score=score, batch_size=16)
+    (network,), (part,) = found.batches.networks, found.batches.batches(0)
     seen: list[Tensor] = []
-    located.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    network.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     found.step(0)
     moved, places = Augmentation(1.0, 16, 0)(part, 0, 0, 1)
     assert torch.equal(seen[0][:, -2:], places) and not torch.equal(moved, part)
     averaged = next(m for m in found.averaged.model.modules() if isinstance(m, Located))
     averaged.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     training.evaluate.measure(found.averaged, found.programs.problem.validation[:8], draws=1)
-    assert torch.equal(seen[-1][:, -2:], located.own.expand(len(seen[-1]), -1, -1, -1))
+    assert torch.equal(seen[-1][:, -2:], network.own.expand(len(seen[-1]), -1, -1, -1))
 
 
-def test_pieces_of_a_batch_are_augmented_as_the_whole() -> None:
+def test_pieces_of_a_batch_are_augmented_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second step too, where networks say something of what they are told."""
-    whole, pieces = (trainee(augment=0.7, batch_size=16, micro_batches=n) for n in (1, 4))
-    other = trainee(augment=0.7, batch_size=16)
-    other.augmentation = Elsewhere(0.7, 16, seed=0)
+    whole, pieces, other = (
+        trainee(monkeypatch, 0.7, batch_size=16, micro_batches=n) for n in (1, 4, 1)
+    )
+    other.batches.moves = Elsewhere(0.7, 16, seed=0)
     steps = [[each.step(n) for n in range(2)] for each in (whole, pieces, other)]
     for ours, theirs, _ in zip(*steps, strict=True):
         assert theirs.bits == pytest.approx(ours.bits, rel=1e-4)
@@ -139,11 +139,11 @@ class Elsewhere(Augmentation):
 def test_ends_that_are_learned_ask_about_some_data_again_and_are_told_of_these(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"guide": "learned", "learn_ends": 1.0, "augment": 1.0, "batch_size": 32}
-    found = trainee(**options, micro_batches=32 // size)
-    (located,) = found.located
+    options = {"guide": "learned", "learn_ends": 1.0, "batch_size": 32}
+    found = trainee(monkeypatch, **options, micro_batches=32 // size)
+    (network,) = found.batches.networks
     calls: list[Tensor] = []
-    located.network.register_forward_pre_hook(lambda module, given: calls.append(given[0]))
+    network.network.register_forward_pre_hook(lambda module, given: calls.append(given[0]))
     rows: list[tuple[Tensor, Tensor]] = []
     integrand = DenoiserScore.integrand
 

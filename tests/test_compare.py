@@ -17,8 +17,8 @@ from PIL import Image
 from inference import trust
 from inference.checkpoints import Checkpoint
 from inference.compare import FILES, compare, main, short_names
-from inference.compare_tables import PRINTED, turned
 from inference.compare_figure import comparison_figure
+from inference.compare_tables import PRINTED, turned
 from inference.evaluate import measure
 from inference.loading import build, load_trained
 from inference.names import own_names

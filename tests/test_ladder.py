@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
 import torch
 
 from inference.processes import start
-from tests.benchmarks import ladder
-from tests.benchmarks.ladder import RUNGS, trainee_of
+from pyro_mdm import DiscreteDenoiser, randomness
+from pyro_mdm.networks import MLP
+from tests.benchmarks.ladder import __main__ as ladder
+from tests.benchmarks.ladder import rungs
+from tests.benchmarks.ladder.__main__ import trainee_of
+from tests.benchmarks.ladder.networks import Ensemble, MeanDenoiser
+from tests.benchmarks.ladder.rungs import RUNGS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,10 @@ def test_shifted_images_are_told_where_each_pixel_was(fabric):
     trainee = trainee_of("digits", RUNGS["shifts, told"], 0, 10, fabric)
     (before,) = trainee.batches.gather(3)
     with RUNGS["shifts, told"].during(trainee):
-        after, places = trainee.augmentation(before, 3, 0, 1)
+        after, places = trainee.batches.moves(before, 3, 0, 1)
+        (seen,) = trainee.batches(3)
+        assert torch.equal(seen, after)
+        assert math.isfinite(trainee.step(3).bits)
     moved = (after != before).flatten(1).any(1)
     assert 0.2 < moved.float().mean() < 0.8
     rows, columns = ((places * 3.5 + 3.5).round().long()).unbind(1)
@@ -33,13 +42,55 @@ def test_shifted_images_are_told_where_each_pixel_was(fabric):
     assert (after[:, 0][~inside] == 0).all() and not inside.all()
 
 
+def test_members_of_an_ensemble_are_trained_apart_and_averaged():
+    torch.manual_seed(0)
+    members = [MLP(3, hidden=8, depth=1) for _ in range(2)]
+    for member in members:
+        torch.nn.init.normal_(member.outlet.weight)
+    network, x, log_snr = Ensemble(members), torch.randn(5, 3), torch.linspace(-3, 3, 5)
+    each = torch.stack([member(x, log_snr) for member in members])
+    out = network.train()(x, log_snr)
+    torch.testing.assert_close(out, each[torch.arange(5) % 2, torch.arange(5)])
+    torch.testing.assert_close(network.eval()(x, log_snr), each.mean(0))
+    network.train()(x, log_snr)[0].sum().backward()  # of the first datum, the first member's
+    assert members[0].outlet.weight.grad.any() and not members[1].outlet.weight.grad.any()
+    assert network(x[:1], log_snr[:1]).shape == (1, 3)  # fewer data than members
+    with pytest.raises(ValueError, match="members is empty"):
+        Ensemble([])
+
+
+def test_members_that_say_mixtures_are_averaged_as_probabilities():
+    torch.manual_seed(3)
+    x = torch.linspace(-1, 1, 40)[torch.randint(40, (64, 4))]
+    networks = [MLP(4, hidden=16, depth=1, out_features=9 * 4) for _ in range(3)]
+    for network in networks:
+        torch.nn.init.normal_(network.outlet.weight, std=0.5)
+    score = MeanDenoiser.fit(Ensemble(networks), x, levels=40, form="mixture")
+    score.eval()
+    z = x + 0.3 * torch.randn_like(x)
+    found, law = score.x_hat(z, 2.4), score.posterior(z, 2.4)
+    means, probabilities = [], []
+    for network in networks:
+        alone = DiscreteDenoiser.fit(network.eval(), x, levels=40, form="mixture")
+        means.append(alone.x_hat(z, 2.4))
+        probabilities.append(alone.posterior(z, 2.4).log_probs().exp())
+    expected = torch.stack(probabilities).mean(0)
+    torch.testing.assert_close(law.log_probs().exp(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=0, atol=1e-6)
+    assert (found - means[0]).abs().max() > 0.01
+    torch.testing.assert_close(found, law.mean, rtol=0, atol=1e-3)
+    said = score.train().x_hat(z, 2.4)[1::3]  # a row is one member's
+    alone = DiscreteDenoiser.fit(networks[1].train(), x, levels=40, form="mixture")
+    torch.testing.assert_close(said, alone.x_hat(z[1::3], 2.4), rtol=0, atol=1e-5)
+
+
 def test_antithetic_noise_and_clipping_are_put_back(fabric):
-    normal = ladder.randomness.normal
+    normal = randomness.normal
     trainee = trainee_of("digits", RUNGS["base"], 0, 10, fabric)
     with RUNGS["antithetic noise"].during(trainee):
-        drawn = ladder.randomness.normal((6, 2), torch.float32, "cpu")
+        drawn = randomness.normal((6, 2), torch.float32, "cpu")
         assert torch.equal(drawn[:3], -drawn[3:])
-    assert ladder.randomness.normal is normal
+    assert randomness.normal is normal
     clip = trainee.fabric.clip_gradients
     with RUNGS["clip at the median"].during(trainee):
         trainee.step(0)
@@ -49,11 +100,11 @@ def test_antithetic_noise_and_clipping_are_put_back(fabric):
 def test_averages_by_power_weigh_steps_as_they_say(fabric):
     """Weights t^γ have the standard deviation that was asked for, in parts of all steps."""
     for width in (0.05, 0.1):
-        gamma, t = ladder.power(width), torch.arange(1, 20_001, dtype=torch.float64) / 20_000
+        gamma, t = rungs.power(width), torch.arange(1, 20_001, dtype=torch.float64) / 20_000
         weights = t**gamma / (t**gamma).sum()
         mean = (weights * t).sum()
         assert (weights * (t - mean) ** 2).sum().sqrt() == pytest.approx(width, rel=1e-3)
-    gamma = ladder.power(0.1)
+    gamma = rungs.power(0.1)
     trainee = trainee_of("digits", RUNGS["averages of a tenth of all"], 0, 10, fabric)
     model, values = trainee.programs.model, []
     weight = next(model.score_function.network.parameters())

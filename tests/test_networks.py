@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel
-from pyro_mdm.contexts import Labels
-from pyro_mdm.networks import MLP, Ensemble, LogSNREmbedding, UNet
+from pyro_mdm.networks import MLP, LogSNREmbedding, UNet
 
 NETWORKS = {
     "mlp": (lambda: MLP(3, hidden=16, depth=2, out_features=5), (3,), (5,)),
@@ -252,36 +250,3 @@ def test_dropout_of_each_level():
             rates[name.partition(".dropout")[0]] = module.p
     assert set(rates.values()) == {0.5}
     assert set(rates) == {"down.2", "middle.0", "middle.1", "up.0"}  # none at full resolution
-
-
-def test_members_of_an_ensemble_are_trained_apart_and_averaged():
-    torch.manual_seed(0)
-    members = [MLP(3, hidden=8, depth=1) for _ in range(2)]
-    for member in members:
-        torch.nn.init.normal_(member.outlet.weight)
-    network, x, log_snr = Ensemble(members), torch.randn(5, 3), torch.linspace(-3, 3, 5)
-    each = torch.stack([member(x, log_snr) for member in members])
-    out = network.train()(x, log_snr)
-    torch.testing.assert_close(out, each[torch.arange(5) % 2, torch.arange(5)])
-    torch.testing.assert_close(network.eval()(x, log_snr), each.mean(0))
-    network.train()(x, log_snr)[0].sum().backward()  # of the first datum, the first member's
-    assert members[0].outlet.weight.grad.any() and not members[1].outlet.weight.grad.any()
-    assert network(x[:1], log_snr[:1]).shape == (1, 3)  # fewer data than members
-    with pytest.raises(ValueError, match="members is empty"):
-        Ensemble([])
-
-
-def test_an_ensemble_is_saved_and_told_contexts(tmp_path):
-    diffusion, x = VPSDE(max_log_snr=7.0), torch.randn(64, 3)
-    network = Ensemble([MLP(5, hidden=8, depth=1, out_features=3) for _ in range(2)])
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    score = Denoiser.fit(network, x)
-    model = DiffusionModel(diffusion, score, context=Labels(2))
-    loss = MDM_ELBO()(model, DiffusionGuide(diffusion))
-    loss(x, torch.arange(64) % 2).backward()
-    assert all(p.grad is not None for p in network.parameters())
-    model.save_pretrained(tmp_path)
-    found = DiffusionModel.from_pretrained(tmp_path).eval().score_function
-    said = [s.given_context(torch.tensor([1.0, 0.0])).x_hat(x, 1.0) for s in (found, score.eval())]
-    torch.testing.assert_close(*said)

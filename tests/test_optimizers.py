@@ -17,6 +17,7 @@ from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from inference.options import Training
 from inference.train import decide, train, with_recipe
 from models.digits import Digits
+from tests.benchmarks.ladder import few_data
 from tests.brief import SHORT
 
 
@@ -94,7 +95,7 @@ def test_a_matrix_moves_as_by_torchs_muon() -> None:
 
 
 def test_convolutions_inside_every_unet_are_muons() -> None:
-    given = asdict(Training(model="digits", guide="cld", members=2, augment=0.5))
+    given = asdict(Training(model=f"{few_data.__file__}:FourTold", guide="cld"))
     model = build(given).model
     names = hidden_weights(model)
     parameters = dict(model.named_parameters())
@@ -103,7 +104,7 @@ def test_convolutions_inside_every_unet_are_muons() -> None:
     left = {n.split(".", 4)[-1] for n, p in parameters.items() if p.dim() == 4} - {
         n.split(".", 4)[-1] for n in names
     }
-    assert len(left) == 4 and all(".inlet." in n or ".outlet." in n for n in left)
+    assert len(left) == 8 and all(".inlet." in n or ".outlet." in n for n in left)
     assert len(names) == len(set(names)) and len(names) % 2 == 0
     assert hidden_weights(build(asdict(Training(model="toy", guide="cld"))).model) == []
 

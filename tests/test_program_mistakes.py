@@ -120,10 +120,6 @@ def no_score(problem, diffusion):
     return 3
 
 
-def alone(problem, diffusion):
-    return RawScore(MLP(4, hidden=8, depth=1))
-
-
 class Needy(RawScore):
     def __init__(self, network, depth):
         super().__init__(network)
@@ -401,42 +397,10 @@ CASES: dict[str, tuple[str, int, str]] = {
     "channels of points": (f"{POINTS} --channels_last", 1, "--channels_last has no effect on MLP"),
     "nothing to overwrite": (f"{POINTS} --overwrite", 1, "--overwrite replaces a run in .*--run"),
     "a large batch": (f"{POINTS} --batch_size 81", 1, "is 81, expected at most the 80 training"),
-    "no members": (f"{POINTS} --members 0", 1, "--members is 0, expected a positive number"),
-    "members without data": (
-        f"{POINTS} --members 20",
-        1,
-        "--members 20 share --batch_size 16 in 1 piece; expected a multiple of 20, such as 20",
-    ),
-    "members of a network of one's own": (
-        f"{POINTS} --guide cld --score {{own}}/own.py:alone --members 2",
-        1,
-        "has no effect: .*own.py:alone makes its network itself",
-    ),
-    "augmented points": (f"{POINTS} --augment 0.5", 1, "turns and moves images; .* has none"),
-    "all and more augmented": (
-        f"{PICTURES} --augment 50",
-        1,
-        "--augment is 50.0, expected the part",
-    ),
-    "augmented and simulated": (
-        f"{PICTURES} --augment 0.5 --guide {{own}}/own.py:simulated",
-        1,
-        "own.py:simulated is simulated; leave it out",
-    ),
-    "augmented with a latent context": (
-        f"{PICTURES} --augment 0.5 --guide inference.guides.latent_context:discrete",
-        1,
-        "the law of the latent context of .* cannot be told",
-    ),
     "muon for points": (
         f"{POINTS} --optimizer muon",
         1,
         "--optimizer is muon, .* has none; use adam",
-    ),
-    "augmented for a network of one's own": (
-        f"{PICTURES} --augment 0.5 --guide cld --score {{own}}/own.py:alone",
-        1,
-        "cannot be told to .*own.py:alone, which makes its network itself",
     ),
     "an uneven batch": (f"{POINTS} --micro_batches 3", 1, "expected a multiple of 3"),
     "no steps": (f"{POINTS} --steps 0", 1, "--steps is 0, expected a positive number"),

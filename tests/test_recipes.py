@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,18 +13,15 @@ import yaml
 from torch import Tensor
 
 from inference.cli import command_line
-from inference.loading import build, build_diffusion, load_trained
+from inference.loading import build_diffusion, load_trained
 from inference.options import GROUPS, Training
-from inference.processes import start
 from inference.runs import Run
-from inference.train import Trainee, decide, train, with_recipe
+from inference.train import train, with_recipe
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
-from pyro_mdm import MDM_ELBO, DiffusionGuide
 from pyro_mdm.likelihoods.gaussian import JointTweedie
-from pyro_mdm.networks import MLP, Ensemble, MapMLP, UNet
-from tests.brief import SHORT
+from pyro_mdm.networks import UNet
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -136,91 +132,3 @@ def test_a_data_set_is_trained_by_the_network_that_it_names() -> None:
     older = Mnist5k()  # as a run that names no network builds it
     assert (older.network_name, older.form) == ("small", "tilt")
     assert Mnist5k(network="mixture").form == "mixture"
-
-
-def test_members_are_trained_apart_and_averaged_in_every_program(tmp_path: Path) -> None:
-    options = SHORT | {"members": 2, "batch_size": 8, "score": "noise", "guide": "cld"}
-    train(run=tmp_path / "run", **options)
-    model = load_trained(tmp_path / "run")[1].model
-    network = model.score_function.network
-    assert isinstance(network, Ensemble) and len(network.members) == 2
-    first, second = (member.state_dict() for member in network.members)
-    assert any(not torch.equal(first[name], second[name]) for name in first)
-    x, log_snr = torch.randn(4, 4), torch.zeros(4)
-    apart = [member(x, log_snr) for member in network.members]
-    torch.testing.assert_close(network(x, log_snr), (apart[0] + apart[1]) / 2)
-    assert model(batch_size=3).shape == (3, 2)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"model": "digits", "guide": "inference.guides.encoder:cld"},
-        {"model": "digits", "guide": "inference.guides.by_dimension:per_pixel"},
-        {"model": "digits", "condition": "labels", "guide": "cld"},
-        {"model": "toy", "maps": "mixed", "guide": "vpsde"},
-        {"model": "tabular", "data": "wine", "guide": "vpsde"},
-    ],
-    ids=["encoder", "pixels", "labels", "maps", "a table"],
-)
-def test_members_are_told_what_one_network_is(options: dict[str, Any]) -> None:
-    given = asdict(Training(**options, members=3, score="default"))
-    several, alone = build(given), build(given | {"members": 1})
-    (found,) = (m for m in several.model.score_function.modules() if isinstance(m, Ensemble))
-    networks = (
-        m for m in alone.model.score_function.modules() if isinstance(m, UNet | MLP | MapMLP)
-    )
-    one = max(networks, key=lambda m: sum(p.numel() for p in m.parameters()))
-    with torch.no_grad():
-        for p in one.parameters():  # at first it says nothing
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    assert len(found.members) == 3
-    for member in found.members:
-        member.load_state_dict(one.state_dict())
-    part = alone.problem.part("train")[:7]
-    x = alone.problem.to_model_space(part.data)
-    losses = []
-    for programs in (several, alone):
-        torch.manual_seed(0)
-        model = programs.given(part.context).model.train()
-        losses.append(MDM_ELBO().loss(model, DiffusionGuide(model.diffusion), x))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        one.outlet.register_forward_hook(lambda module, given, out: 1.1 * out)
-        model = alone.given(part.context).model
-        changed = MDM_ELBO().loss(model, DiffusionGuide(model.diffusion), x)
-    assert changed != pytest.approx(losses[0], rel=1e-4)  # the networks are heard
-
-
-def clipped(members: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
-    """The norm of a step's gradient and its limit, where every member has its part of ones."""
-    asked = Training(
-        **{"model": "toy", "guide": "cld", "score": "noise", "accelerator": "cpu"},
-        **{"members": members, "batch_size": 8, "steps": 2, "clip": 1e-3},
-    )
-    programs = build(asdict(asked))
-    trainee = Trainee(start("cpu", "32-true"), programs, decide(asked, programs))
-
-    def gradients(step: int) -> Tensor:
-        for p in trainee.programs.model.parameters():
-            p.grad = torch.full_like(p, 1 / members)
-        return torch.zeros(())
-
-    limits = []
-    clip = trainee.fabric.clip_gradients
-
-    def clipping(*given: Any, max_norm: float, **options: Any) -> Any:
-        limits.append(max_norm)
-        return clip(*given, max_norm=max_norm, **options)
-
-    monkeypatch.setattr(trainee, "_gradients", gradients)
-    monkeypatch.setattr(trainee.fabric, "clip_gradients", clipping)
-    return trainee.step(0).norm, limits[0]
-
-
-def test_the_gradient_of_members_is_clipped_as_that_of_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    norm, limit = clipped(1, monkeypatch)
-    assert clipped(2, monkeypatch) == pytest.approx((norm, limit / 2**0.5), rel=1e-5)

@@ -25,8 +25,11 @@ from torch import Tensor, nn
 
 from inference import checkpoints as ck
 from inference import environment, runs
+from inference.cli import command_line
 from inference.fingerprints import fingerprint
+from inference.options import GROUPS
 from inference.runs import LATER, Run, RunError, create_default, default_folder
+from inference.train import train
 
 
 def checkpoint(step: int) -> ck.Checkpoint:
@@ -434,6 +437,28 @@ def test_settings_that_older_runs_lack_are_what_was_done_then(
     with pytest.raises(RunError, match=r"lacks the setting 'shape'; another version"):
         run.config["shape"]
     assert "colour" not in (tmp_path / "old" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("name", "value"), [("members", 4), ("augment", 0.85)])
+def test_options_that_were_removed_are_ignored_where_they_did_nothing(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    Run.create(tmp_path / "run", {"seed": 0, "members": 1, "augment": 0.0}).close()
+    with Run.resume(tmp_path / "run") as run:
+        assert run.config == LATER | {"seed": 0}
+    (tmp_path / "run" / "config.yaml").write_text(f"{name}: {value}")
+    expected = (
+        rf"config\.yaml: {name} is {value}, .* removed .*tests/benchmarks/README\.md .*new run"
+    )
+    for opened in (Run.open, Run.resume):
+        with pytest.raises(RunError, match=expected):
+            opened(tmp_path / "run")
+    words = [f"--config={tmp_path / 'run' / 'config.yaml'}", "--print_config"]
+    with pytest.raises(SystemExit, match="2"):
+        command_line(train, words, groups=GROUPS)
+    (tmp_path / "run" / "config.yaml").write_text("members: 1")
+    with pytest.raises(SystemExit, match="0"):
+        command_line(train, words, groups=GROUPS)
 
 
 def test_the_folder_explains_itself(tmp_path: Path) -> None:

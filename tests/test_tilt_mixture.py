@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import DiscreteDenoiser
-from pyro_mdm.networks import MLP, Ensemble
+from pyro_mdm.networks import MLP
 
 
 def mixture(n: int = 40) -> tuple[DiscreteDenoiser, Tensor]:
@@ -62,30 +62,3 @@ def test_a_mixture_without_output_is_the_histogram_and_its_parts_part_ways():
     parts = F.reshape(64, 9, 4)
     assert (parts[:, :3].cumsum(1).std(1) > 1e-3).all()  # different tilts
     assert parts[:, 6:].std(1).max() > 1e-3  # and weights that are not even
-
-
-def test_members_that_say_mixtures_are_averaged_as_probabilities():
-    score, x = mixture()
-    networks = [MLP(4, hidden=16, depth=1, out_features=9 * 4) for _ in range(3)]
-    for network in networks:
-        torch.nn.init.normal_(network.outlet.weight, std=0.5)
-    score.network = Ensemble(networks)
-    score.eval()
-    z = x + 0.3 * torch.randn_like(x)
-    found, law = score.x_hat(z, 2.4), score.posterior(z, 2.4)
-    means, probabilities = [], []
-    for network in networks:
-        score.network = network.eval()
-        means.append(score.x_hat(z, 2.4))
-        probabilities.append(score.posterior(z, 2.4).log_probs().exp())
-    expected = torch.stack(probabilities).mean(0)
-    torch.testing.assert_close(law.log_probs().exp(), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=0, atol=1e-6)
-    assert (found - means[0]).abs().max() > 0.01
-    torch.testing.assert_close(found, law.mean, rtol=0, atol=1e-3)
-    score.network = Ensemble(networks)
-    score.train()  # a row is one member's
-    alone = networks[1].train()
-    said = score.x_hat(z, 2.4)[1::3]
-    score.network = alone
-    torch.testing.assert_close(said, score.x_hat(z[1::3], 2.4), rtol=0, atol=1e-5)

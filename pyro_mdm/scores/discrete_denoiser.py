@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,11 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.networks import Ensemble
 from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 from pyro_mdm.support.checks import describe
 
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
-
-T = TypeVar("T")
 
 Form = Literal["tilt", "mixture", "logits"]
 
@@ -138,30 +135,8 @@ class DiscreteDenoiser(DenoiserScore):
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z] = Σ_k v_k p_θ(v_k | z, λ), like z."""
-
-        def said() -> Tensor:
-            F, lam = self._network_output(z, log_snr)
-            return self.read(z, lam, F)
-
-        each = self._each(said)
-        return each[0] if len(each) == 1 else torch.stack(each).mean(0)
-
-    def _each(self, say: Callable[[], T]) -> list[T]:
-        """What the network says; of an ensemble of mixtures what every member does, in turn.
-
-        The mean of their probabilities is meant, as components of one are not those of another. A
-        score that calls :meth:`read` itself, of states, has the average of their outputs.
-        """
-        ensembles: list[Ensemble] = []
-        if self.form == "mixture" and not self.network.training:
-            ensembles = [m for m in self.network.modules() if isinstance(m, Ensemble)]
-        if len(ensembles) != 1:
-            return [say()]
-        found = []
-        for member in range(len(ensembles[0].members)):
-            with ensembles[0].only(member):
-                found.append(say())
-        return found
+        F, lam = self._network_output(z, log_snr)
+        return self.read(z, lam, F)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -199,10 +174,7 @@ class DiscreteDenoiser(DenoiserScore):
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One call of the network."""
         if self.form == "mixture":
-            each = self._each(lambda: self._mixed_log_probs(z, log_snr))
-            mixed = each[0]
-            if len(each) > 1:
-                mixed = torch.stack(each).logsumexp(0) - math.log(len(each))
+            mixed = self._mixed_log_probs(z, log_snr)
             return likelihoods.LevelCategorical(self.levels, mixed, z.dim() - self._batch_dim(z))
         F, lam = self._network_output(z, log_snr)
         F = F.unflatten(self._batch_dim(z), (self.outputs, -1))

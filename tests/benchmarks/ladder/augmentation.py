@@ -8,13 +8,17 @@ learned is not told, and is that of all images together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from inference.loading import seed_from
-
-__all__ = ["Augmentation"]
+from inference.train import Trainee
+from tests.benchmarks.ladder.networks import Located, places_of
 
 ANGLE, STRETCH, SHEAR, SHIFT = 0.35, 0.2, 0.3, 0.25
 """Limits: radians, the log of a factor for each axis, a factor, and units of half the image."""
@@ -67,3 +71,60 @@ class Augmentation:
         moved = F.grid_sample(images.float(), grid, align_corners=True).round().to(images.dtype)
         moved = torch.where(same[:, None, None, None], images, moved)
         return moved, grid.flip(-1).movedim(-1, 1)
+
+
+class Shifts:
+    """Half of each batch is moved by a pixel; in place of :class:`Augmentation`."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, images: Tensor, step: int, piece: int, pieces: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed_from(self.seed, step))
+        by = torch.randint(-1, 2, (len(images), 2), generator=generator)
+        by[torch.rand(len(images), generator=generator) < 0.5] = 0
+        H, W = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1))
+        places = F.pad(places_of(H, W).to(images.device), (1, 1, 1, 1), value=1.5)
+        windows = [
+            (slice(None), slice(1 - dy, 1 - dy + H), slice(1 - dx, 1 - dx + W))
+            for dy, dx in by.tolist()
+        ]
+        moved = torch.stack([x[w] for x, w in zip(padded, windows, strict=True)])
+        return moved, torch.stack([places[window] for window in windows])
+
+
+class Moves(Protocol):
+    """Changes a piece of the batch of a step, and says where its pixels come from."""
+
+    def __call__(
+        self, images: Tensor, step: int, piece: int, pieces: int
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Told:
+    """The batches of a training, moved; its networks are told of a piece while it is used.
+
+    Args:
+        trainee: whose batches they are, in place of these.
+        moves: what is done to each piece.
+    """
+
+    def __init__(self, trainee: Trainee, moves: Moves) -> None:
+        self.trainee, self.batches, self.moves = trainee, trainee.batches, moves
+        parts = trainee.programs.model.score_function.modules()
+        self.networks = [part for part in parts if isinstance(part, Located)]
+
+    def __call__(self, step: int) -> Iterator[Tensor]:
+        """The pieces of this process of the batch of ``step``, in turn."""
+        mine, pieces = self.trainee.mine, self.trainee.count
+        for piece, images in zip(mine, self.batches(step), strict=True):
+            moved, places = self.moves(images, step, piece, pieces)
+            with ExitStack() as stack:
+                for network in self.networks:
+                    stack.enter_context(network.told(places))
+                yield moved
+
+    def close(self) -> None:
+        """Stop gathering data."""
+        self.batches.close()

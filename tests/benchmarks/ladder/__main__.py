@@ -19,35 +19,30 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from scipy import optimize, stats
+from scipy import stats
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference import evaluate, loading
 from inference.loading import Programs
 from inference.options import Decided
 from inference.processes import start
 from inference.train import Trainee
-from models.base import FINE, SMALL, ImageProblem
+from models.base import SMALL, ImageProblem
 from models.digits import Digits
 from models.fashion_mnist import FashionMNIST
 from models.mnist5k import Mnist5k
-from pyro_mdm import VPSDE, DiffusionGuide, randomness
+from pyro_mdm import VPSDE, DiffusionGuide
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95
-from pyro_mdm.networks import UNet
 from pyro_mdm.support.progress import progress_bar
+from tests.benchmarks.ladder.rungs import RUNGS, Rung
 
 
 class Photographs(ImageProblem):
@@ -83,209 +78,6 @@ PROBLEMS: dict[str, type[ImageProblem]] = {
 MOST = 1_000  # validation images measured
 
 
-# -- changes that are no options of inference.train ------------------------------------------------
-
-
-class Fourier(nn.Module):
-    """A network that also sees sin and cos of z with periods of two levels and of one (VDM)."""
-
-    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
-        super().__init__()
-        self.network = UNet(5 * inputs, outputs, **options)
-        gap = 2 / (problem.num_levels - 1)
-        self.rates = [math.pi / gap, 2 * math.pi / gap]
-        x = problem.fit_x().double()
-        mean, variance = x.mean(0), x.var(0)
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("variance", variance.clamp_min(0.5 * variance.mean()).float())
-
-    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        v = torch.exp(-log_snr).reshape(-1, *[1] * (x.dim() - 1))
-        z = self.mean + x * (self.variance + v).sqrt()
-        waves = [wave(rate * z) for rate in self.rates for wave in (torch.sin, torch.cos)]
-        out: Tensor = self.network(torch.cat([x, *waves], 1), log_snr)
-        return out
-
-
-class SelfConditioned(nn.Module):
-    """A network that sees what it has said itself, of the same z; in training half of the time.
-
-    It stays a function of z and log SNR, so that the bound stays one, of two calls.
-    """
-
-    def __init__(self, inputs: int, outputs: int, problem: ImageProblem, **options: Any) -> None:
-        super().__init__()
-        self.network = UNet(inputs + outputs, outputs, **options)
-        self.outputs = outputs
-
-    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        said = x.new_zeros(len(x), self.outputs, *x.shape[2:])
-        if not self.training or torch.rand(()) < 0.5:
-            with torch.no_grad():
-                said = self.network(torch.cat([x, said], 1), log_snr).tanh()
-        out: Tensor = self.network(torch.cat([x, said], 1), log_snr)
-        return out
-
-
-class Shifts:
-    """Half of each batch is moved by a pixel; in place of :class:`Augmentation`."""
-
-    def __init__(self, seed: int, own: Tensor) -> None:
-        self.seed, self.own = seed, own
-
-    def __call__(self, images: Tensor, step: int, piece: int, pieces: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(loading.seed_from(self.seed, step))
-        by = torch.randint(-1, 2, (len(images), 2), generator=generator)
-        by[torch.rand(len(images), generator=generator) < 0.5] = 0
-        padded = nn.functional.pad(images, (1, 1, 1, 1))
-        places = nn.functional.pad(self.own, (1, 1, 1, 1), value=1.5)
-        H, W = images.shape[2:]
-        windows = [
-            (slice(None), slice(1 - dy, 1 - dy + H), slice(1 - dx, 1 - dx + W))
-            for dy, dx in by.tolist()
-        ]
-        moved = torch.stack([x[w] for x, w in zip(padded, windows, strict=True)])
-        return moved, torch.stack([places[window] for window in windows])
-
-
-def shifting(trainee: Trainee) -> AbstractContextManager[Any]:
-    shifts = Shifts(trainee.settings.seed, trainee.located[0].own)
-    return mock.patch.object(trainee, "augmentation", shifts)
-
-
-@contextmanager
-def antithetic(trainee: Trainee) -> Iterator[None]:
-    """The second half of a batch has the noise of the first with the other sign."""
-    normal = randomness.normal
-
-    def mirrored(shape: Any, dtype: torch.dtype, device: Any) -> Tensor:
-        drawn = normal(shape, dtype, device)
-        half = len(drawn) // 2
-        return torch.cat([drawn[:half], -drawn[:half], drawn[2 * half :]])
-
-    with mock.patch.object(randomness, "normal", mirrored):
-        yield
-
-
-@contextmanager
-def clipping(trainee: Trainee) -> Iterator[None]:
-    """Gradients are clipped to the median of their last 200 norms (after Seetharaman 2020)."""
-    norms: list[float] = []
-    clip = trainee.fabric.clip_gradients
-
-    def by_median(*arguments: Any, max_norm: float, **options: Any) -> Any:
-        bound = statistics.median(norms[-200:]) if norms else max_norm
-        norm = clip(*arguments, max_norm=bound, **options)
-        norms.append(float(norm))
-        return norm
-
-    with mock.patch.object(trainee.fabric, "clip_gradients", by_median):
-        yield
-
-
-def power(width: float) -> float:
-    """γ of the average with weights t^γ whose standard deviation is a part of all steps."""
-
-    def excess(gamma: float) -> float:
-        return float((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) - width**2)
-
-    return float(optimize.brentq(excess, 0.0, 1e6))
-
-
-def averaged_by_power(width: float) -> Callable[[Trainee], AbstractContextManager[Any]]:
-    """Averages over a part of all steps, whatever their number (Karras et al. 2024).
-
-    They are what post-hoc averaging finds of its snapshots for this width.
-    """
-    gamma = power(width)
-
-    def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
-        keep = (1 - 1 / (int(number) + 1)) ** (gamma + 1)
-        get_ema_multi_avg_fn(keep)(averages, values, number)
-
-    def during(trainee: Trainee) -> AbstractContextManager[Any]:
-        return mock.patch.object(trainee.ema, "multi_avg_fn", average)
-
-    return during
-
-
-# -- rungs -----------------------------------------------------------------------------------------
-
-
-def _untouched(trainee: Trainee) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One change of the base."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Options of ``inference.train``; those that are factors are relative to the data set's."""
-    network: Mapping[str, Any] = field(default_factory=dict)
-    """Of the data set's network, as ``networks`` has them."""
-    around: Callable[..., nn.Module] | None = None
-    """A network in place of it."""
-    during: Callable[[Trainee], AbstractContextManager[None]] = _untouched
-
-
-OFTEN = {"times": "adaptive", "batch_size": 32}
-"""Small batches, whose times are drawn where gradients vary."""
-
-THREE = "adaptive times, batches of 32, mixture"
-
-MUON = OFTEN | {"optimizer": "muon"}
-
-PIXELS = FINE | {"patch": 1}
-
-RUNGS: dict[str, Rung] = {
-    "base": Rung(),
-    "adaptive times": Rung({"times": "adaptive"}),
-    "batches of 64": Rung({"batch_size": 64}),
-    "batches of 32": Rung({"batch_size": 32}),
-    "batches of 256": Rung({"batch_size": 256}),
-    "rate × ½": Rung({"rate": 0.5}),
-    "rate × 2": Rung({"rate": 2.0}),
-    "dropout 0.1": Rung(network={"dropout": 0.1}),
-    "dropout 0.3": Rung(network={"dropout": 0.3}),
-    "dropout 0.6 but at full resolution": Rung(network={"dropout": (0.0, 0.6, 0.6)}),
-    "weight decay 0.1": Rung({"weight_decay": 0.1}),
-    "weight decay 1": Rung({"weight_decay": 1.0}),
-    "¾ of the channels": Rung(network={"base": 24}),
-    "1½ of the channels": Rung(network={"base": 48}),
-    "¾ of the channels, rate × 1⅓": Rung({"rate": 4 / 3}, {"base": 24}),
-    "1½ of the channels, rate × ⅔": Rung({"rate": 2 / 3}, {"base": 48}),
-    "two blocks a level": Rung(network={"blocks": 2}),
-    "attention": Rung(network={"attention": (1,), "heads": 4}),
-    "shifts, told": Rung({"augment": 0.5}, during=shifting),
-    "turned and moved, told": Rung({"augment": 0.7}),
-    "Fourier features": Rung(around=Fourier),
-    "self-conditioning": Rung(around=SelfConditioned),
-    "two tilts": Rung(network={"form": "tilt"}),
-    "mixture of three tilts": Rung(network={"form": "mixture"}),
-    "antithetic noise": Rung(during=antithetic),
-    "constant rate": Rung({"decay": "constant"}),
-    "averages of 1,000 steps": Rung({"ema_decay": 0.999}),
-    "averages of a twentieth of all": Rung(during=averaged_by_power(0.05)),
-    "averages of a tenth of all": Rung(during=averaged_by_power(0.1)),
-    "constant rate, averages of a tenth": Rung(
-        {"decay": "constant"}, during=averaged_by_power(0.1)
-    ),
-    "clip at the median": Rung(during=clipping),
-    "Muon": Rung({"optimizer": "muon"}),
-    "two members": Rung({"members": 2}),
-    "adaptive times, batches of 32": Rung(OFTEN),
-    THREE: Rung(OFTEN, {"form": "mixture"}),
-    f"{THREE}, rate × 2": Rung(OFTEN | {"rate": 2.0}, {"form": "mixture"}),
-    f"{THREE}, Muon": Rung(MUON, {"form": "mixture"}),
-    f"{THREE}, every pixel": Rung(OFTEN, PIXELS),
-    f"{THREE}, every pixel, Muon": Rung(MUON, PIXELS),
-    "adaptive times, dropout, two members": Rung(
-        {"times": "adaptive", "members": 2}, {"dropout": (0.0, 0.3, 0.3)}
-    ),
-}
-
-
 def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) -> Trainee:
     """What is trained; all rungs of a seed have one order of the data, noise and first weights."""
     cls = PROBLEMS[model]
@@ -301,8 +93,6 @@ def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) ->
 
     torch.manual_seed(loading.seed_from(seed, "weights"))
     problem = Changed(holdout=True)
-    problem.members = rung.settings.get("members", 1)
-    problem.located = "augment" in rung.settings
     diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
     programs = Programs(problem, problem.build(diffusion), DiffusionGuide(diffusion))
     settings = {"times": "log_volume", "batch_size": 128, "rate": 1.0} | dict(rung.settings)
