@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from inference.loading import Programs
 from inference.output import Row
-from models.base import SCORES, Part
+from inference.plan import Programs
+from models.base import SCORES, Assembly, Part
 from models.files import spread
 from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
@@ -199,11 +199,11 @@ def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
     if not closed or any(isinstance(p.model.score_function, DenoiserScore) for p in closed):
         return None
     problem, diffusion = closed[0].problem, closed[0].model.diffusion
-    pixels = kind_of(diffusion).transform is None
+    pixels = kind_of(diffusion).coordinates is None
     levels = "discrete" in problem.scores and pixels
     name = "discrete" if levels else "denoiser"
     with torch.random.fork_rng():  # its network, untrained, is not used
-        score = problem.score_function(SCORES[name], diffusion)
+        score = Assembly(problem, diffusion).score(SCORES[name])
     score = score.to(diffusion.start_time.device)
     return score if isinstance(score, DenoiserScore) else None
 

@@ -33,7 +33,7 @@ from inference.output import csv_bytes, png
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
-from models.base import ImageProblem
+from models.base import Assembly, ImageProblem
 from models.files import spread
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
@@ -83,7 +83,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
     for name, folder in zip(short_names(folders), folders, strict=True):
         run, programs, checkpoint = load_trained(folder)
         config = run.config
-        score = programs.problem.score_name(config["score"], programs.model.diffusion)
+        score = Assembly(programs.problem, programs.model.diffusion).score_name(config["score"])
         guide, score = short_name(config["guide"]), short_name(score)
         entries.append(
             Entry(name, folder, programs, guide, score, config["protocol"], checkpoint.step)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from inference.bounds import Bound, bound_of
-from inference.loading import Programs
 from inference.output import Row, aligned
+from inference.plan import Programs
 from models.kinds import kind_of
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
 from pyro_mdm.support.measured import ALL_TERMS, TERMS

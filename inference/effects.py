@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
-from inference.loading import Programs, check_ends
+from torch import nn
+
+from inference.diffusion import check_ends
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
+from inference.plan import Programs
+from models.kinds import kind_of
+from pyro_mdm import LinearDiffusion, NonlinearDiffusion
 
 __all__ = ["check_effects", "check_patience", "start_note"]
 
@@ -18,17 +23,18 @@ def check_effects(settings: Training, programs: Programs) -> None:
         ValueError: one does not; says why.
     """
     diffusion = programs.model.diffusion
-    check_ends(settings.guide, diffusion, settings.max_log_snr, settings.min_log_snr)
+    check_ends(settings, diffusion)
     if settings.diffusion_learning_rate == 0:
         _check_learned(settings)
-    if settings.learn_ends is not None and not diffusion.reference.learns_ends:
+    kind = kind_of(diffusion)
+    if settings.learn_ends is not None and not kind.learned_ends:
         raise ValueError(
             f"--learn_ends {settings.learn_ends} has no effect: both ends are held; leave it out, "
             "or give a number above 0"
         )
-    if not diffusion.closed_form:
-        _check_simulation(settings, diffusion)
-    network: Any = programs.model.score_function.network
+    if kind.simulated:
+        _check_simulation(settings, cast(NonlinearDiffusion, diffusion))
+    network: nn.Module = programs.model.score_function.network
     if settings.optimizer == "muon" and not hidden_weights(programs.model):
         raise ValueError(
             f"--optimizer is muon, which is for the convolutions inside a U-Net, and "
@@ -85,7 +91,8 @@ def start_note(settings: Training, programs: Programs) -> str | None:
     """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
-    at_a_time = diffusion.closed_form and diffusion.cut_time is not None
+    closed = not kind_of(diffusion).simulated
+    at_a_time = closed and cast(LinearDiffusion, diffusion).cut_time is not None
     if settings.max_log_snr is not None or at_a_time or abs(own - usual) <= 1e-6:
         return None
     return (
@@ -94,7 +101,7 @@ def start_note(settings: Training, programs: Programs) -> str | None:
     )
 
 
-def _check_simulation(settings: Training, diffusion: Any) -> None:
+def _check_simulation(settings: Training, diffusion: NonlinearDiffusion) -> None:
     learned = any(p.requires_grad for p in diffusion.parameters())
     if settings.backpropagation is not None and (
         not learned or settings.diffusion_learning_rate == 0

@@ -36,8 +36,8 @@ from inference.bounds import (
 )
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import Programs
 from inference.output import check_out, csv_bytes
+from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Opened, against_own, open_run
 from models import Tabular
@@ -260,7 +260,7 @@ def _notes(
     if kind.simulated and bound.probe_error:
         error = bound.probe_error
         notes.append(f"Hutchinson's probes: {error:.4f} bits/dim of the next (nan for one)")
-    if kind.drifts_by_data:
+    if kind.telling:
         notes.append(path_gap(programs, data, seed=seed))
     error = bound.monte_carlo_error
     notes.append(f"Monte Carlo error {error:.4f} bits/dim (part of the ± below)")

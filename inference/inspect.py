@@ -27,10 +27,11 @@ from inference.diffusion import (
     give_learned_end,
 )
 from inference.inspection import FORMING, MIXED, look, prior_kl_curve, table, time_of_clock
-from inference.loading import build_problem, load_trained
+from inference.loading import load_trained
 from inference.names import slug
-from inference.options import Guide, StationaryVariance
+from inference.options import Data, Guide, StationaryVariance
 from inference.output import check_out, png
+from inference.problems import build_problem, with_split
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
@@ -64,7 +65,9 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     # of several blocks and clocks the first, as in the table
-    shown = [cast(LinearDiffusion, d.reference) if kind_of(d).maps else d for d in diffusions]
+    shown = [
+        cast(LinearDiffusion, d.reference) if kind_of(d).by_dimension else d for d in diffusions
+    ]
     _draw_overview(parts[0], names, shown, x)
     for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
@@ -173,7 +176,8 @@ def inspect(
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    problem = build_problem(model, protocol=protocol, data=data, image_size=image_size)
+    of = Data(model=model, protocol=protocol, data=data, image_size=image_size, holdout=False)
+    problem = build_problem(with_split(of))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]

@@ -95,7 +95,7 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     start: what could be computed is there, and ``errors`` says what could not.
     """
     x = x.double()
-    if kind_of(diffusion).maps:
+    if kind_of(diffusion).by_dimension:
         name = f"{name}, first block"
     diffusion = cast(LinearDiffusion, diffusion.reference)
     frozen = diffusion.frozen()

@@ -23,11 +23,12 @@ from torch.utils.tensorboard import SummaryWriter
 from inference import bounds, sample
 from inference.bounds import Bound, Draws
 from inference.checkpoints import write_atomically
-from inference.loading import Programs, seed_from
 from inference.output import png
+from inference.plan import Programs
 from inference.runs import Run
+from inference.seeds import seed_from
 from inference.shown import shown
-from models.base import Part, Problem
+from models.base import Assembly, Part, Problem
 from models.kinds import kind_of
 from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
@@ -90,7 +91,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
-        "score": problem.score_name(config["score"], diffusion).rpartition("/")[2],
+        "score": Assembly(problem, diffusion).score_name(config["score"]).rpartition("/")[2],
         "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
         "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
@@ -294,7 +295,7 @@ def _log_bound(
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
     earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    always = ["prior_kl"] if kind_of(programs.model.diffusion).learns_ends else []
+    always = ["prior_kl"] if kind_of(programs.model.diffusion).learned_ends else []
     terms = _noticeable([*earlier, bound.terms], always)
     if not earlier or terms != _noticeable(earlier, always):
         _lay_out(writer, programs.problem, terms)

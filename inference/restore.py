@@ -16,11 +16,12 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import load_trained, seed_from
+from inference.loading import load_trained
 from inference.output import check_out, png
 from inference.processes import start
 from inference.runs import RunError
 from inference.sample import Drawing, contexts, draw
+from inference.seeds import seed_from
 from models import ImageProblem, Problem
 from models.base import Part
 from pyro_mdm import DiffusionModel

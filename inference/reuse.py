@@ -11,9 +11,12 @@ from torch import Tensor
 
 from inference.bounds import Bound, Draws, bound_of, in_model_space, of_data
 from inference.checkpoints import Checkpoint
-from inference.loading import Programs, build_diffusion, load_trained, title
+from inference.diffusion import build_diffusion, title
+from inference.loading import load_trained
 from inference.names import GUIDES
+from inference.options import Guide
 from inference.output import aligned
+from inference.plan import Programs
 from inference.runs import Run, RunError
 from models.base import Part
 from models.kinds import kind_of
@@ -151,13 +154,8 @@ def _other(
         diffusion = _with_closed_form(guide, other)
         diffusion.max_log_snr = start
         return diffusion
-    made = build_diffusion(
-        guide,
-        max_log_snr=start,
-        num_variables=num_variables,
-        rank=rank,
-        event_shape=own.problem.event_shape,
-    )
+    asked = Guide(guide=guide, max_log_snr=start, num_variables=num_variables, rank=rank)
+    made = build_diffusion(asked, event_shape=own.problem.event_shape)
     diffusion = copy.deepcopy(_with_closed_form(guide, made))
     if max_log_snr is not None:
         diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import seed_from
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, png
 from inference.picture import columns, contexts, picture
 from inference.processes import start
 from inference.reuse import open_run
+from inference.seeds import seed_from
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
 from models.kinds import kind_of
@@ -212,7 +212,7 @@ def _draw_batch(
         try:
             model.sampler = sampler
             with randomness.stream(seed_from(seed, "states"), first):
-                latent = kind_of(model.diffusion).context
+                latent = kind_of(model.diffusion).latent
                 context = None if latent is None else latent.draw(n)
                 path = model.path_law(context).expand((n,)).sample()
         finally:

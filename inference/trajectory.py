@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inference.loading import seed_from
 from inference.names import accepted
+from inference.seeds import seed_from
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
 from pyro_mdm.support.modules import evaluating

@@ -26,22 +26,22 @@ class Kind:
         simulated: paths are simulated, since only the law at the start time has a closed form.
         score: name of the score that is used if none is asked for; None: the data set's first.
         sampler: name of the sampler of runs that named none.
-        maps: every data dimension has a log SNR of its own, which networks are told.
-        context: the latent context of a datum, which networks are told too, if there is one.
-        transform: coordinates of the data that states hold, if they do not hold the data.
-        learns_ends: λ(ε) or λ(T) is learned.
-        drifts_by_data: paths tell more than their ends, which no network wins back.
+        by_dimension: every data dimension has a log SNR of its own, which networks are told.
+        latent: the latent context of a datum, which networks are told too, if there is one.
+        coordinates: those of the data that states hold, if they do not hold the data.
+        learned_ends: λ(ε) or λ(T) is learned.
+        telling: paths tell more than their ends, which no network wins back.
         unserved: methods of likelihood that do not serve it, and what each of them needs.
     """
 
     simulated: bool
     score: str | None
     sampler: str
-    maps: bool = False
-    context: Context | None = None
-    transform: Transform | None = None
-    learns_ends: bool = False
-    drifts_by_data: bool = False
+    by_dimension: bool = False
+    latent: Context | None = None
+    coordinates: Transform | None = None
+    learned_ends: bool = False
+    telling: bool = False
     unserved: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -56,8 +56,8 @@ def kind_of(diffusion: Diffusion) -> Kind:
 @kind_of.register(PerDimensionDiffusion)
 @kind_of.register(WrappedDiffusion)
 def _closed(diffusion: Diffusion) -> Kind:
-    context, driven = diffusion.context, diffusion.drifts_by_data
-    led = driven or context is not None
+    latent, driven = diffusion.context, diffusion.drifts_by_data
+    led = driven or latent is not None
     unserved = {"flow": "a drift that does not see the data"} if led else {}
     if led or diffusion.starts_at_data:
         unserved["importance"] = "a diffusion that does not see the data"
@@ -65,10 +65,10 @@ def _closed(diffusion: Diffusion) -> Kind:
         simulated=False,
         score=None,
         sampler="splitting",
-        maps=diffusion.maps,
-        context=context,
-        transform=diffusion.transform,
-        learns_ends=diffusion.reference.learns_ends,
-        drifts_by_data=driven,
+        by_dimension=diffusion.maps,
+        latent=latent,
+        coordinates=diffusion.transform,
+        learned_ends=diffusion.reference.learns_ends,
+        telling=driven,
         unserved=unserved,
     )

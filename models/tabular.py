@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import Problem, ScoreKind
 from models.checks import check_shape
 from models.columns import Column, categories, decode, encode, fit_columns, to_model_space
 from models.files import DataError, spread
-from pyro_mdm import Diffusion, MixedDenoiser
+from models.problem import Assembly, Problem
+from pyro_mdm import MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.base import Score
@@ -150,10 +150,8 @@ class Tabular(Problem):
         """All training rows: of a part of them a column may have no value."""
         return self.to_model_space(self.train)
 
-    def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
-        if kind is not MixedDenoiser:
-            return super().score_function(kind, diffusion)
-        return mixed_denoiser(self.columns, self.fit_x())
+    def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
+        return mixed_denoiser(self.columns, self.fit_x()) if kind is MixedDenoiser else None
 
     def encode(self, table: DataFrame) -> Tensor:
         """Another table with these columns in model space, (n, d), NaN where an entry is missing.

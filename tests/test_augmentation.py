@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from inference import train as training
-from inference.loading import build
 from inference.options import Training
+from inference.plan import build
 from inference.processes import start
 from models.digits import Digits
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -35,7 +34,7 @@ def trainee(monkeypatch: pytest.MonkeyPatch, share: float = 1.0, **changes: Any)
         "accelerator": "cpu",
     } | changes
     asked = Training(**options)
-    programs = build(asdict(asked))
+    programs = build(asked)
     return Moved(start("cpu", "32-true"), programs, training.decide(asked, programs))
 
 

@@ -14,10 +14,12 @@ import yaml
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from inference import evaluate, sample
+from inference import bounds, evaluate, sample
 from inference.compare import compare
 from inference.evaluate import measure, told_nothing
-from inference.loading import build, load_trained
+from inference.loading import load_trained
+from inference.options import Training
+from inference.plan import build
 from inference.runs import RunError
 from inference.train import train
 from models import Problem, Toy
@@ -109,7 +111,9 @@ def test_labels_go_with_their_data() -> None:
 
 
 def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path) -> None:
-    programs = build(_settings(tmp_path, model=regression, condition="temperature", guide="vpsde"))
+    programs = build(
+        Training.of(_settings(tmp_path, model=regression, condition="temperature", guide="vpsde"))
+    )
     context: Any = programs.model.context
     assert isinstance(context, Vectors) and context.size == 3
     assert programs.model.score_function.network.context_size == 3
@@ -132,7 +136,7 @@ def test_contexts_that_are_wrong_are_named(
     name: str, text: str, regression: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=text):
-        build(_settings(tmp_path, model=regression, condition=name))
+        build(Training.of(_settings(tmp_path, model=regression, condition=name)))
 
 
 def _settings(folder: Path, **options: Any) -> dict[str, Any]:
@@ -225,7 +229,7 @@ def test_evaluate_says_what_the_bound_is_of(
     evaluate.evaluate(labelled, classify=True, **options)
     said = capsys.readouterr().out.splitlines()
     programs = load_trained(labelled)[1]
-    data = evaluate.some(programs.problem.part("test"), 40)
+    data = bounds.some(programs.problem.part("test"), 40)
     nothing = told_nothing(programs, data)
     assert nothing is not None and isinstance(data, Part)
     expected = measure(programs, data, draws=2)
@@ -251,7 +255,7 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
 
     problem = load_trained(labelled)[1].problem
     problem_labels = problem.load_context("labels")
-    assert [*rows["row"]] == evaluate.some(problem.numbers("test"), 40).tolist()
+    assert [*rows["row"]] == bounds.some(problem.numbers("test"), 40).tolist()
     assert [*rows["label"]] == problem_labels[rows["row"].tolist()].tolist()
     printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])  # type: ignore[index]
     assert rows["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
@@ -394,7 +398,7 @@ def test_runs_that_are_given_different_things_are_compared_with_a_word(
     found = compare([labelled, plain], draws=2, half_width=None, num_data=40, out=tmp_path / "c")
     assert "labelled: of data given what --condition says" in capsys.readouterr().out
     programs = load_trained(labelled)[1]
-    data = evaluate.some(programs.problem.part("test"), 40)
+    data = bounds.some(programs.problem.part("test"), 40)
     bound = measure(programs, data, draws=2)
     unit = 2 * np.log(2)
     assert found.estimates["labelled"].mean / -unit == pytest.approx(bound.bits_per_dim[0], abs=0.2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inference.evaluate import path_gap
 from inference.guides.driven import means_and_scales
 from inference.guides.driven import scales as scales_alone
-from inference.loading import Programs
+from inference.plan import Programs
 from models import MODELS
 from pyro_mdm import (
     CLD,

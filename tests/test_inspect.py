@@ -16,7 +16,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from inference.cli import command_line
 from inference.inspect import figure, inspect, look, prior_kl_curve, table
-from inference.loading import build
+from inference.options import Training
+from inference.plan import build
 from inference.runs import Run, RunError
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
@@ -272,7 +273,7 @@ def test_the_diffusion_of_a_run(
     settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
     settings |= {"holdout": False, "learn_beta": False}
     settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
-    model = build(settings).model
+    model = build(Training.of(settings)).model
     with torch.no_grad():
         model.diffusion.get_parameter("lower").fill_(0.25)  # (μ + ½)² + 1/16
     run = Run.create(tmp_path / "run", settings)

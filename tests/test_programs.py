@@ -32,10 +32,12 @@ from inference.checkpoints import (
     latest_checkpoint,
     save_checkpoint,
 )
+from inference.diffusion import build_diffusion
 from inference.evaluate import evaluate, measure
-from inference.loading import build, build_diffusion, load_trained
+from inference.loading import load_trained
 from inference.names import NameNotFoundError
-from inference.options import Optimization
+from inference.options import Guide, Optimization, Training
+from inference.plan import build
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
 from inference.train import train
@@ -364,10 +366,10 @@ def test_tensorboard_has_every_page(trained: Path) -> None:
 
 
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
-    from inference.loading import build
+    from inference.plan import build
 
     run, programs, checkpoint = load_trained(trained)
-    start = build(run.config).model
+    start = build(Training.of(run.config)).model
     end = checkpoint.part("model")
     for name, parameter in start.named_parameters():
         assert not torch.equal(parameter, end[name]), name
@@ -570,7 +572,7 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     name = "inference.guides.damped_chain:DampedChain"
-    assert build_diffusion(name, max_log_snr=9.0).max_log_snr == 9.0
+    assert build_diffusion(Guide(guide=name, max_log_snr=9.0)).max_log_snr == 9.0
     (tmp_path / "mine.py").write_text(
         "from pyro_mdm import CLD, LinearDiffusion\n"
         "class Mine(LinearDiffusion):\n"
@@ -583,19 +585,24 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
         "def needy(mass): return CLD()\n"
         "class Unrelated: pass\n"
     )
-    mine = build_diffusion(f"{tmp_path}/mine.py:Mine", max_log_snr=9.0)
+    mine = build_diffusion(Guide(guide=f"{tmp_path}/mine.py:Mine", max_log_snr=9.0))
     assert mine.Q[1, 0] == 2.0 and mine.max_log_snr == 9.0
-    assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
-    assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
+    assert (
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:ready", max_log_snr=9.0)).max_log_snr
+        == 5.0
+    )
+    assert (
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:made", max_log_snr=9.0)).max_log_snr == 6.0
+    )
     for wrong, message in {
         "wrong": "wrong returns 3, expected a Diffusion",
         "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():
         with pytest.raises(TypeError, match=message):
-            build_diffusion(f"{tmp_path}/mine.py:{wrong}", max_log_snr=9.0)
+            build_diffusion(Guide(guide=f"{tmp_path}/mine.py:{wrong}", max_log_snr=9.0))
     with pytest.raises(NameNotFoundError, match=r"has no 'Nine'; it defines .*Mine"):
-        build_diffusion(f"{tmp_path}/mine.py:Nine", max_log_snr=9.0)
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:Nine", max_log_snr=9.0))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -867,7 +874,7 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
         "def fixed(max_log_snr): return CLD(max_log_snr=max_log_snr)\n"
         "ready = LearnedDiffusion(2, max_log_snr=9.0)\n"
     )
-    own_clock = build_diffusion("learned", max_log_snr=9.0).terminal_log_snr.item()
+    own_clock = build_diffusion(Guide(guide="learned", max_log_snr=9.0)).terminal_log_snr.item()
 
     def end(guide: str, **others: Any) -> float:
         run = tmp_path / f"{guide}-{len(list(tmp_path.iterdir()))}"
@@ -896,7 +903,7 @@ def test_runs_from_before_keep_the_clock_of_a_guide_of_ones_own(tiny: str) -> No
     settings: dict[str, Any] = {"model": tiny, "score": "default", "seed": 0, "holdout": False}
     settings |= {"guide": "inference.guides.published:learned2", "learn_beta": False}
     settings |= dict.fromkeys(("num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert build(settings).model.diffusion.min_log_snr is None
+    assert build(Training.of(settings)).model.diffusion.min_log_snr is None
 
 
 LOSING = """
@@ -1008,7 +1015,7 @@ def test_data_are_hashed_once(
 
 def test_presets_by_name_are_the_library_s_own() -> None:
     for name, K in {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3}.items():
-        diffusion = build_diffusion(name, max_log_snr=8.0)
+        diffusion = build_diffusion(Guide(guide=name, max_log_snr=8.0))
         assert isinstance(diffusion, LinearDiffusion) and diffusion.num_variables == K
         assert diffusion.max_log_snr == 8.0
-    assert torch.equal(build_diffusion("cld", max_log_snr=8.0).Q, CLD().Q)
+    assert torch.equal(build_diffusion(Guide(guide="cld", max_log_snr=8.0)).Q, CLD().Q)

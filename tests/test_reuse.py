@@ -15,7 +15,8 @@ import torch
 
 from inference.checkpoints import Checkpoint
 from inference.evaluate import Bound, against_own, measure
-from inference.loading import Programs, load_trained
+from inference.loading import load_trained
+from inference.plan import Programs
 from inference.reuse import open_run, reuse
 from inference.runs import Run, RunError
 from inference.sample import draw

@@ -10,9 +10,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
+from inference.diffusion import build_diffusion
 from inference.evaluate import evaluate
 from inference.inspect import inspect
-from inference.loading import build_diffusion, load_trained
+from inference.loading import load_trained
+from inference.options import Guide
 from inference.sample import draw
 from inference.train import train
 from pyro_mdm import DiffusionModel
@@ -91,7 +93,7 @@ def test_a_run_goes_on_where_it_stopped(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", GUIDES)
 @torch.no_grad()
 def test_what_it_makes_of_data_is_drawn(name: str, shape: tuple[int, ...]) -> None:
-    diffusion = build_diffusion(GUIDES[name], max_log_snr=9.0, event_shape=shape)
+    diffusion = build_diffusion(Guide(guide=GUIDES[name], max_log_snr=9.0), event_shape=shape)
     for p in diffusion.parameters():
         p.add_(0.1 * torch.ones_like(p))
     x = normal(0, 8, *shape).float()

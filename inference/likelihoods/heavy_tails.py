@@ -3,8 +3,6 @@
 python -m inference.train --model toy --likelihood inference.likelihoods.heavy_tails:HeavyTails
 """
 
-from __future__ import annotations
-
 from pyro.distributions import StudentT
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor

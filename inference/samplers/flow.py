@@ -3,30 +3,28 @@
 python -m inference.sample RUN --sampler inference.samplers.flow:Flow
 """
 
+from typing import Any
+
 from torch import Tensor
 
-from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import apply_matrix
 from pyro_mdm.samplers import Sampler, information_grid
-from pyro_mdm.samplers.base import Noise, Questions
-
-Plan = tuple[LinearDiffusion, Tensor, Tensor]
 
 
 class Flow(Sampler):
     """dy/ds = f(y, s) - ½ g² s_θ(y, s), backwards by the midpoint rule; only y_T is random."""
 
-    def times(self, diffusion: LinearDiffusion) -> Tensor:
+    def times(self, diffusion: Any) -> Tensor:
         return information_grid(diffusion, self.steps)
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> Plan:
+    def plan(self, diffusion: Any, times: Tensor) -> Any:
         return diffusion, times[:-1], times.diff()
 
-    def step(self, plan: Plan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+    def step(self, plan: Any, i: int, y: Tensor, ask: Any, noise: Any) -> Tensor:
         diffusion, s, h = plan[0], plan[1][i], plan[2][i]
         half = y + h / 2 * velocity(diffusion, ask, y, s)
         return y + h * velocity(diffusion, ask, half, s + h / 2)
 
 
-def velocity(diffusion: LinearDiffusion, ask: Questions, y: Tensor, s: Tensor) -> Tensor:
+def velocity(diffusion: Any, ask: Any, y: Tensor, s: Tensor) -> Tensor:
     return diffusion.drift(y, s) - apply_matrix(diffusion.noise_covariance(s), ask.score(y, s)) / 2
