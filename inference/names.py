@@ -79,12 +79,6 @@ SAMPLERS: dict[str, Any] = {
     "torchsde": samplers.TorchSDE,
 }
 
-RETIRED = {
-    "predictor_corrector": "it was worse than ancestral, its predictor, at as many network calls; "
-    "use ancestral, or exponential, the default (to resume a run, write it in its config.yaml)"
-}
-"""Names that earlier versions knew, and what to use."""
-
 SIMULATORS: dict[str, Any] = {"two_moons": TWO_MOONS, "linear_gaussian": LINEAR_GAUSSIAN}
 
 NAMED: dict[str, Mapping[str, Any]] = {
@@ -121,8 +115,6 @@ def find(option: str, name: str) -> Any:
             f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
             "take alone; --resume goes on with a run"
         )
-    if name in RETIRED:
-        raise NameNotFoundError(f"the {option} {name!r} is retired: {RETIRED[name]}")
     place, colon, attribute = name.rpartition(":")
     if not colon:
         close = difflib.get_close_matches(name, known, n=1)

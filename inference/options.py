@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from inference.processes import Precision
-from inference.runs import LATER
 
 __all__ = [
     "GROUPS",
@@ -298,14 +297,12 @@ class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, 
 
     @classmethod
     def of(cls: type[T], config: Mapping[str, Any]) -> T:
-        """Those in a config.yaml; what an older run lacks is what was done then.
+        """Those in the configuration of a run.
 
         Raises:
             RunError: one is missing.
         """
-        missing = {name: value for name, value in LATER.items() if name not in config}
-        named = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: missing[name] if name in missing else config[name] for name in named})
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,11 +115,6 @@ class DiffusionModel(Registered):
         check_context(context, diffusion, score)
         self.context = context
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "context" not in state["_modules"]:  # a model without, of an earlier version too
-            state.setdefault("context", None)
-        super().__setstate__(state)
-
     def arguments(self) -> dict[str, Any]:
         ours = {} if self.context is None else {"context": self.context}
         return ours | {

@@ -282,44 +282,14 @@ class UNet(Restorable, nn.Module):
         patch: int = 1,
     ) -> None:
         super().__init__()
-        out_channels = channels if out_channels is None else out_channels
-        if not isinstance(multipliers, Sequence):
-            raise TypeError(
-                f"multipliers is {describe(multipliers)}, expected one factor for each level of "
-                "resolution, e.g. (1, 2)"
-            )
+        rates = _dropout_by_level(multipliers, attention, dropout)
         _check_positive(base=base)
+        out_channels = channels if out_channels is None else out_channels
         embedding = 2 * base if embedding is None else embedding
-        _check_positive(
-            channels=channels,
-            out_channels=out_channels,
-            base=base,
-            blocks=blocks,
-            heads=heads,
-            groups=groups,
-            embedding=embedding,
-            patch=patch,
-            **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
-        )
-        if not multipliers:
-            raise ValueError("multipliers is empty; give one factor per resolution, e.g. (1, 2)")
-        if wrong := [level for level in attention if not 0 <= level < len(multipliers)]:
-            raise ValueError(
-                f"attention at levels {wrong}, but {len(multipliers)} multipliers make levels "
-                f"0 to {len(multipliers) - 1}"
-            )
-        rates = dropout if isinstance(dropout, Sequence) else [dropout] * len(multipliers)
-        if len(rates) != len(multipliers) or not all(0.0 <= rate < 1.0 for rate in rates):
-            raise ValueError(
-                f"dropout is {dropout}; expected a number in [0, 1), or one for each of the "
-                f"{len(multipliers)} levels"
-            )
-        self.channels = channels
-        self.levels = len(multipliers)
-        self.heads = heads
-        self.groups = groups
-        self.lean = lean
-        self.patch = patch
+        _check_positive(channels=channels, out_channels=out_channels, blocks=blocks, heads=heads)
+        _check_positive(groups=groups, embedding=embedding, patch=patch)
+        self.channels, self.levels, self.patch = channels, len(multipliers), patch
+        self.heads, self.groups, self.lean = heads, groups, lean
         widths = [base * m for m in multipliers]
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
@@ -329,24 +299,19 @@ class UNet(Restorable, nn.Module):
 
         self.embedding = LogSNREmbedding(embedding)
         self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)
-
         # Outputs on the way down are stored; `stored` keeps their channels for the way up.
         stored, width = [] if lean else [base], base
         self.down = nn.ModuleList()
         for level in range(self.levels):
             if level > 0:
                 self.down.append(_Down(width))
-                if not lean:
-                    stored.append(width)
+                stored += [] if lean else [width]
             for _ in range(blocks):
                 self.down.append(block(width, level, level in attention))
                 width = widths[level]
                 stored.append(width)
-
-        self.middle = nn.ModuleList(
-            [block(width, -1, bool(attention)), block(width, -1, attend=False)]
-        )
-
+        middle = [block(width, -1, bool(attention)), block(width, -1, attend=False)]
+        self.middle = nn.ModuleList(middle)
         self.up = nn.ModuleList()
         for level in reversed(range(self.levels)):
             if level + 1 < self.levels:
@@ -354,12 +319,8 @@ class UNet(Restorable, nn.Module):
             for _ in range(blocks if lean else blocks + 1):
                 self.up.append(block(width + stored.pop(), level, level in attention))
                 width = widths[level]
-
-        self.outlet = nn.Sequential(
-            group_norm(width, groups),
-            nn.SiLU(),
-            _zeroed(nn.Conv2d(width, out_channels * patch**2, 3, padding=1)),
-        )
+        outlet = _zeroed(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
+        self.outlet = nn.Sequential(group_norm(width, groups), nn.SiLU(), outlet)
 
     def settings(self) -> dict[str, Any]:
         """What the shapes of weights do not tell; dropout is for training alone."""
@@ -485,6 +446,32 @@ def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
     limit = min(groups, max(1, channels // 4))
     divisor = max(g for g in range(1, limit + 1) if channels % g == 0)
     return nn.GroupNorm(divisor, channels, affine=affine)
+
+
+def _dropout_by_level(
+    multipliers: Sequence[int], attention: Sequence[int], dropout: float | Sequence[float]
+) -> Sequence[float]:
+    """The dropout probability of each level of a U-Net, if its levels are possible."""
+    if not isinstance(multipliers, Sequence):
+        raise TypeError(
+            f"multipliers is {describe(multipliers)}, expected one factor for each level of "
+            "resolution, e.g. (1, 2)"
+        )
+    if not multipliers:
+        raise ValueError("multipliers is empty; give one factor per resolution, e.g. (1, 2)")
+    levels = len(multipliers)
+    _check_positive(**{f"multipliers[{i}]": m for i, m in enumerate(multipliers)})
+    if wrong := [level for level in attention if not 0 <= level < levels]:
+        raise ValueError(
+            f"attention at levels {wrong}, but {levels} multipliers make levels 0 to {levels - 1}"
+        )
+    rates = dropout if isinstance(dropout, Sequence) else [dropout] * levels
+    if len(rates) != levels or not all(0.0 <= rate < 1.0 for rate in rates):
+        raise ValueError(
+            f"dropout is {dropout}; expected a number in [0, 1), or one for each of the {levels} "
+            "levels"
+        )
+    return rates
 
 
 def _zeroed(module: _M) -> _M:

@@ -173,7 +173,6 @@ CASES: dict[str, tuple[str, int, str]] = {
     "config no truth": ("train --config {own}/truth.yaml", 2, "--holdout is '3', expected true or"),
     # names
     "no such guide": (f"{POINTS} --guide clt", 1, r"unknown guide 'clt' \(did you mean cld\?\)"),
-    "a sampler of before": (f"{POINTS} --sampler predictor_corrector", 1, "retired: .*use ances"),
     "no such model": ("train --model digit", 1, r"unknown model 'digit' \(did you mean digits\?"),
     "a file alone": ("train --model own.py", 1, r"own\.py' \(which class .*\? own\.py:Name\)"),
     "no such file": (f"{POINTS} --guide no.py:A", 1, r"--guide: there is no file .*no\.py"),

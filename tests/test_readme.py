@@ -152,7 +152,9 @@ def program(words: list[str]) -> tuple[Path | None, list[str]]:
         return ROOT / "inference" / f"{words[1]}.py", words[2:]
     for i, word in enumerate(words[:6]):
         if re.fullmatch(r"(inference|tests)(\.\w+)+", word):
-            return ROOT / f"{word.replace('.', '/')}.py", words[i + 1 :]
+            place = ROOT / word.replace(".", "/")
+            file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+            return file, words[i + 1 :]
         if word.startswith("tests/") and word.endswith(".py"):
             return ROOT / word, words[i + 1 :]
     raise AssertionError(f"{words} runs nothing that is known here")

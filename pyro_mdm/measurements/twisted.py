@@ -84,11 +84,6 @@ class Particles(NamedTuple):
         error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
         return mean, error
 
-    @property
-    def effective_size(self) -> float:
-        """1 / Σ w² of all particles, from 1 to R P; copies of one count as several."""
-        return float(1 / self.weights.square().sum())
-
     def resampled(self, n: int) -> Tensor:
         """Data drawn by their weights, (n, *event_shape)."""
         chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
