@@ -26,8 +26,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 
 from inference import trust
 from inference.checkpoints import ArchitectureError, CheckpointError
+from inference.config import without_removed
 from inference.names import NAMED, NameNotFoundError
-from inference.runs import RunError, without_removed
+from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError

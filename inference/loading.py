@@ -6,9 +6,10 @@ from pathlib import Path
 
 from inference import trust
 from inference.checkpoints import ArchitectureError, Checkpoint, load_module
+from inference.config import LATER
 from inference.options import Training
 from inference.plan import Programs, build
-from inference.runs import LATER, Run
+from inference.runs import Run
 from models import DataError
 from pyro_mdm import DiffusionModel
 

@@ -50,6 +50,7 @@ from inference.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
+from inference.config import Settings, read_settings
 from inference.fingerprints import differences
 from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
@@ -60,7 +61,6 @@ from pyro_mdm.support.files import temporary
 from pyro_mdm.support.measured import ALL_TERMS
 
 __all__ = [
-    "LATER",
     "RUNS",
     "Run",
     "RunError",
@@ -69,7 +69,6 @@ __all__ = [
     "default_folder",
     "has_checkpoint",
     "refuse_links",
-    "without_removed",
 ]
 
 RUNS = Path("runs")
@@ -98,66 +97,8 @@ CONTENT = (
     "tensorboard",
 )
 
-LATER: dict[str, Any] = {
-    "learned_from": None,
-    "figures": True,
-    "data": None,
-    "test_size": None,
-    "columns": None,
-    "image_size": None,
-    "network": None,
-    "flip": False,
-    "decay": "cosine",
-    "compile": None,
-    "channels_last": False,
-    "step_size": None,
-    "points": None,
-    "solver": None,
-    "objective": None,
-    "probes": None,
-    "probe_law": None,
-    "backpropagation": None,
-    "stationary_variance": None,
-    "logit_margin": None,
-    "decoder": None,
-    "decoder_in_loss": True,
-    "times": None,
-    "maps": None,
-    "likelihood": None,
-    "time_varying": False,
-    "learn_ends": None,
-    "learn_stationary": False,
-    "condition": None,
-    "context_dropout": None,
-    "optimizer": "adam",
-    "split_seed": None,
-    "threads": None,
-    "patience": None,
-}
-"""Settings younger than some run folders: what inference.train did before it had them."""
-
-REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
-"""Options that inference.train had and that did not pay: the values at which they did nothing."""
-
 CHANGES_LIMIT = 1 << 20
 """Bytes of changes.patch; more is not kept."""
-
-
-def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the options of :data:`REMOVED`.
-
-    Raises:
-        RunError: one of these is there and did something; says what to do.
-    """
-    for name, nothing in REMOVED.items():
-        if (value := config.get(name, nothing)) != nothing:
-            raise RunError(
-                f"{name} is {value}, an option that was removed since it did not pay, as "
-                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
-                "run that was trained with it opens in the version that its environment.json says. "
-                "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
-            )
-    return {name: value for name, value in config.items() if name not in REMOVED}
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -181,16 +122,6 @@ def create_default(
         except FileExistsError:
             continue
         return Run.create(folder, config)
-
-
-class Settings(dict[str, Any]):
-    """The settings of a run; one that is missing is a mistake with an explanation."""
-
-    def __missing__(self, name: str) -> Any:
-        raise RunError(
-            f"config.yaml lacks the setting {name!r}; another version of inference.train wrote it. "
-            "Add the setting, or use the version in environment.json"
-        )
 
 
 class Run:
@@ -250,7 +181,7 @@ class Run:
         Raises:
             RunError: there is none, or its config.yaml cannot be read.
         """
-        return cls(folder, _read_settings(folder))
+        return cls(folder, read_settings(folder))
 
     @classmethod
     def resume(cls, folder: Path) -> Run:
@@ -260,14 +191,14 @@ class Run:
             RunError: there is none, its config.yaml cannot be read, it is being written, or what
                 would be written is a link.
         """
-        _read_settings(folder)  # nothing is touched in what is no run folder
+        read_settings(folder)  # nothing is touched in what is no run folder
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
         lock = WriteLock(folder)
         try:
             _remove_temporary_files(folder)
-            return cls(folder, _read_settings(folder), lock)
+            return cls(folder, read_settings(folder), lock)
         except BaseException:
             lock.release()
             raise
@@ -524,21 +455,3 @@ def _remove_temporary_files(folder: Path) -> None:
     for path in _temporary_files(folder):
         path.unlink(missing_ok=True)
     remove_leftovers(folder / "checkpoints")
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
-        known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
-        raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
-    try:
-        config = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise RunError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
-    try:
-        return LATER | without_removed(config)
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import train as training
+from inference.bounds import measure
 from inference.options import Training
 from inference.plan import build
 from inference.processes import start
@@ -108,7 +109,7 @@ def test_a_step_sees_augmented_images_and_measurements_do_not(
     assert torch.equal(seen[0][:, -2:], places) and not torch.equal(moved, part)
     averaged = next(m for m in found.averaged.model.modules() if isinstance(m, Located))
     averaged.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    training.evaluate.measure(found.averaged, found.programs.problem.validation[:8], draws=1)
+    measure(found.averaged, found.programs.problem.validation[:8], draws=1)
     assert torch.equal(seen[-1][:, -2:], network.own.expand(len(seen[-1]), -1, -1, -1))
 
 

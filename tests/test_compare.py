@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from inference import trust
-from inference.checkpoints import Checkpoint
+from inference.bounds import measure
+from inference.checkpoints import Checkpoint, RunError
 from inference.compare import FILES, compare, main, short_names
 from inference.compare_figure import comparison_figure
 from inference.compare_tables import PRINTED, turned
-from inference.evaluate import measure
 from inference.loading import load_trained
 from inference.names import own_names
 from inference.options import Training
 from inference.plan import build
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95

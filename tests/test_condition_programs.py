@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from inference import bounds, evaluate, sample
+from inference.bounds import measure, told_nothing
+from inference.checkpoints import RunError
 from inference.compare import compare
-from inference.evaluate import measure, told_nothing
 from inference.loading import load_trained
 from inference.options import Training
 from inference.plan import build
-from inference.runs import RunError
 from inference.train import train
 from models import Problem, Toy
 from models.base import Part

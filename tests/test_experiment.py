@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from inference import experiment, experiment_summary
+from inference.checkpoints import RunError
 from inference.diffusion import build_diffusion
 from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
 from inference.experiment_summary import (
@@ -25,7 +26,6 @@ from inference.experiment_summary import (
 )
 from inference.options import Guide
 from inference.output import png
-from inference.runs import RunError
 from tests.brief import be_brief_here
 from tests.processes import Program
 from tests.test_programs import TINY

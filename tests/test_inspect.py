@@ -14,11 +14,13 @@ from PIL import Image
 from scipy.optimize import brentq
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from inference.checkpoints import RunError
 from inference.cli import command_line
-from inference.inspect import figure, inspect, look, prior_kl_curve, table
+from inference.inspect import figure, inspect
+from inference.inspection import look, prior_kl_curve, table
 from inference.options import Training
 from inference.plan import build
-from inference.runs import Run, RunError
+from inference.runs import Run
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal

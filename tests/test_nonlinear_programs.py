@@ -15,15 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from inference import recipe, report
-from inference.checkpoints import latest_checkpoint
+from inference.bounds import StepBias
+from inference.checkpoints import RunError, latest_checkpoint
 from inference.diffusion import build_diffusion
-from inference.evaluate import StepBias, evaluate
+from inference.evaluate import evaluate
 from inference.inspect import inspect
 from inference.loading import load_trained
 from inference.names import SAMPLERS
 from inference.options import Data, Guide, SimulatedGuide, Training
 from inference.problems import build_problem, with_split
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
 from inference.train import train
 from pyro_mdm import (

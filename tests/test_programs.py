@@ -26,19 +26,21 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import fingerprints, recipe, report
+from inference.bounds import measure
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
+    RunError,
     latest_checkpoint,
     save_checkpoint,
 )
 from inference.diffusion import build_diffusion
-from inference.evaluate import evaluate, measure
+from inference.evaluate import evaluate
 from inference.loading import load_trained
 from inference.names import NameNotFoundError
 from inference.options import Guide, Optimization, Training
 from inference.plan import build
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from inference.checkpoints import Checkpoint
-from inference.evaluate import Bound, against_own, measure
+from inference.bounds import Bound, measure
+from inference.checkpoints import Checkpoint, RunError
 from inference.loading import load_trained
 from inference.plan import Programs
-from inference.reuse import open_run, reuse
-from inference.runs import Run, RunError
+from inference.reuse import against_own, open_run, reuse
+from inference.runs import Run
 from inference.sample import draw
 from inference.train import train
 from pyro_mdm import CLD

@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from inference import checkpoints as ck
 from inference import environment, runs
+from inference.checkpoints import RunError
 from inference.cli import command_line
+from inference.config import LATER
 from inference.fingerprints import fingerprint
 from inference.options import GROUPS
-from inference.runs import LATER, Run, RunError, create_default, default_folder
+from inference.runs import Run, create_default, default_folder
 from inference.train import train
 
 

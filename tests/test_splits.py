@@ -14,11 +14,12 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from inference.checkpoints import RunError
 from inference.compare import compare
 from inference.loading import load_trained
 from inference.options import Data
 from inference.problems import build_problem
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.train import train
 from models import DataError, Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
+from inference.checkpoints import RunError
 from inference.evaluate import evaluate
 from inference.impute import center_of, impute
 from inference.loading import load_trained
 from inference.options import Data
 from inference.problems import build_problem, with_split
-from inference.runs import RunError
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular

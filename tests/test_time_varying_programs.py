@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
-from inference.inspect import inspect, look
+from inference.inspect import inspect
+from inference.inspection import look
 from inference.loading import load_trained
 from inference.options import Guide, Training
 from inference.plan import build

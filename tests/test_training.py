@@ -23,11 +23,11 @@ from torch import Tensor
 from inference import report
 from inference.batches import Batches
 from inference.bounds import Bound, measure
-from inference.checkpoints import latest_checkpoint
+from inference.checkpoints import RunError, latest_checkpoint
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.train import check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
