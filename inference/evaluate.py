@@ -39,7 +39,7 @@ from inference.cli import check_positive, command_line
 from inference.output import check_out, csv_bytes
 from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
-from inference.reuse import Opened, against_own, open_run
+from inference.reuse import Another, Opened, against_own, open_run
 from models import Tabular
 from models.base import Part
 from models.kinds import kind_of
@@ -140,15 +140,8 @@ def evaluate(
     _check_bounds(method, classify, out, overwrite)
     fabric = start(accelerator, precision)
     lead, several = fabric.is_global_zero, fabric.world_size > 1
-    opened = open_run(
-        run,
-        reuse,
-        guide,
-        max_log_snr=max_log_snr,
-        min_log_snr=min_log_snr,
-        num_variables=num_variables,
-        rank=rank,
-    )
+    other = Another(guide, max_log_snr, min_log_snr, num_variables, rank)
+    opened = open_run(run, reuse, other)
     for programs in opened.all_programs:
         programs.model.to(fabric.device)
         programs.model.score_function.autocast_dtype = autocast_dtype(precision)

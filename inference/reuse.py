@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,19 +29,20 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Opened", "Paired", "Reused", "against_own", "open_run", "reuse"]
+__all__ = ["Another", "Opened", "Paired", "Reused", "against_own", "open_run", "reuse"]
 
 RANGE_TOLERANCE = 1e-3
 """How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
-class Another(TypedDict, total=False):
-    """What :func:`reuse` may be told of the other diffusion."""
+class Another(NamedTuple):
+    """The diffusion that a run's denoiser is put under, as :func:`reuse` takes it."""
 
-    max_log_snr: float | None
-    min_log_snr: float | None
-    num_variables: int | None
-    rank: int | None
+    guide: str | None = None
+    max_log_snr: float | None = None
+    min_log_snr: float | None = None
+    num_variables: int | None = None
+    rank: int | None = None
 
 
 class Reused(NamedTuple):
@@ -217,39 +218,35 @@ class Opened(NamedTuple):
         return [self.programs, *([] if self.reused is None else [self.reused.own])]
 
 
-def open_run(
-    run: Path | None, reused: Path | None, guide: str | None, **options: Unpack[Another]
-) -> Opened:
+def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
     """What a program that reads a run was asked for: ``RUN``, or ``--reuse RUN --guide NAME``.
-
-    Args:
-        options: those of :func:`reuse`; None for what is not given.
 
     Raises:
         RunError: both of run and reuse or neither, or an option without what it belongs to.
             Otherwise as :func:`load_trained` and :func:`reuse` do.
     """
+    given = {name: value for name, value in other._asdict().items() if value is not None}
     if run is not None and reused is None:
-        given_options = {"guide": guide, **options}
-        if surplus := [f"--{k}" for k, v in given_options.items() if v is not None]:
+        if given:
+            surplus = ", ".join(f"--{name}" for name in given)
             raise RunError(
-                f"{', '.join(surplus)} needs --reuse; {run} alone has the diffusion it was trained "
+                f"{surplus} needs --reuse; {run} alone has the diffusion it was trained "
                 f"with. Use --reuse {run} --guide NAME"
             )
         _, programs, checkpoint = load_trained(run)
         return Opened(run, programs, checkpoint)
     if reused is None or run is not None:
-        given = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
+        both = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
         raise RunError(
-            f"{given}: name the run folder for the run as it was trained, or "
+            f"{both}: name the run folder for the run as it was trained, or "
             "--reuse RUN --guide NAME for its network under another diffusion"
         )
-    if guide is None:
+    if other.guide is None:
         raise RunError(
             f"--reuse {reused} needs --guide NAME, the diffusion to use: {', '.join(GUIDES)}, "
             "module:Name, file.py:Name or run:FOLDER"
         )
-    result = reuse(reused, guide, **options)
+    result = reuse(reused, **given)
     return Opened(reused, result.programs, result.checkpoint, result)
 
 

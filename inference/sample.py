@@ -28,7 +28,7 @@ from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_k
 from inference.output import check_out, png
 from inference.picture import columns, contexts, picture
 from inference.processes import start
-from inference.reuse import open_run
+from inference.reuse import Another, open_run
 from inference.seeds import seed_from
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
@@ -286,15 +286,8 @@ def sample(
             are then of no model whose density is known.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
-    opened = open_run(
-        run,
-        reuse,
-        guide,
-        max_log_snr=max_log_snr,
-        min_log_snr=min_log_snr,
-        num_variables=num_variables,
-        rank=rank,
-    )
+    other = Another(guide, max_log_snr, min_log_snr, num_variables, rank)
+    opened = open_run(run, reuse, other)
     problem, model = opened.programs.problem, opened.programs.model
     if out is None:
         chosen = sampler or default_sampler(model)

@@ -27,10 +27,9 @@ from inference.bounds import Bound
 from inference.checkpoints import explain_full_disk
 from inference.cli import check_positive, command_line
 from inference.decisions import decide, with_absolute_names, with_recipe
-from inference.effects import check_effects, check_patience, start_note
 from inference.environment import Threads, choose_threads, keep_threads
 from inference.fingerprints import fingerprint
-from inference.mistakes import check_training
+from inference.mistakes import check_effects, check_patience, check_training, start_note
 from inference.options import GROUPS, Decided, Options
 from inference.plan import Programs, build
 from inference.problems import check_split, with_split

@@ -75,13 +75,6 @@ class Problem(DataSet):
 
     Subclasses set the class attributes and define :meth:`load` (or :meth:`split`, where the parts
     are official), :meth:`network` and, where data are not stored in model space, :meth:`transform`.
-
-    Args:
-        holdout: see :class:`~models.data.DataSet`.
-
-    Raises:
-        TypeError: an attribute is missing, or data are no tensor and no NumPy array.
-        ValueError: data of another shape or kind than the class says, or none.
     """
 
     needed: ClassVar = {**DataSet.needed, "max_log_snr": "9.0"}
