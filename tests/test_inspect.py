@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -272,10 +271,8 @@ def test_the_diffusion_of_a_run(
     from inference.checkpoints import Checkpoint
 
     monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
-    model = build(Training.of(settings)).model
+    settings = Training(model="toy", guide="learned", holdout=False)
+    model = build(settings).model
     with torch.no_grad():
         model.diffusion.get_parameter("lower").fill_(0.25)  # (μ + ½)² + 1/16
     run = Run.create(tmp_path / "run", settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -770,8 +769,8 @@ def test_a_start_that_nobody_asked_for_is_noted(
 
 
 def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
-    build = functools.partial(build_diffusion, "learned", max_log_snr=9.0)
-    learned = build(num_variables=3, rank=1, min_log_snr=-8.0)
+    ends = {"max_log_snr": 9.0, "min_log_snr": -8.0}
+    learned = build_diffusion(Guide(guide="learned", num_variables=3, rank=1, **ends))
     assert learned.num_variables == 3
     assert torch.linalg.matrix_rank(learned.D.detach()) == 1
     assert learned.terminal_log_snr.item() == pytest.approx(-8.0, abs=1e-9)
@@ -902,10 +901,8 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
 
 
 def test_runs_from_before_keep_the_clock_of_a_guide_of_ones_own(tiny: str) -> None:
-    settings: dict[str, Any] = {"model": tiny, "score": "default", "seed": 0, "holdout": False}
-    settings |= {"guide": "inference.guides.published:learned2", "learn_beta": False}
-    settings |= dict.fromkeys(("num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert build(Training.of(settings)).model.diffusion.min_log_snr is None
+    settings = Training(model=tiny, guide="inference.guides.published:learned2", holdout=False)
+    assert settings.min_log_snr is None and build(settings).model.diffusion.min_log_snr is None
 
 
 LOSING = """

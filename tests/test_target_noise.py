@@ -154,10 +154,8 @@ def test_a_tensor_is_kept_as_numbers_and_resumed(options: dict[str, Any]) -> Non
 
 
 def test_runs_from_before_the_option_have_unit_noise() -> None:
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert build(Training.of(settings)).model.diffusion.stationary_covariance.tolist() == [
+    settings = Training(model="toy", guide="learned", holdout=False)
+    assert build(settings).model.diffusion.stationary_covariance.tolist() == [
         [1, 0],
         [0, 1],
     ]

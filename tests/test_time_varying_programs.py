@@ -82,8 +82,8 @@ def test_it_begins_as_another_guide() -> None:
     torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
     with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld says itself"):
         build_diffusion(Guide(guide="cld", time_varying=True, **ends))
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}  # of before there was the option
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert type(build(Training.of(settings)).model.diffusion) is LearnedDiffusion
+    settings = Training(
+        model="toy", guide="learned", holdout=False
+    )  # of before there was the option
+    assert type(build(settings).model.diffusion) is LearnedDiffusion
     torch.testing.assert_close(CLD().frozen().Q, CLD().Q)
