@@ -311,17 +311,17 @@ def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int)
     data = some(data, BIAS_DATA)
     x, _ = in_model_space(programs, data, seed)
     _, model, guide = of_data(programs, data)
-    found = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
+    bias = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
-    return StepBias(found.step_size, found.difference / unit, found.standard_error / unit)
+    return StepBias(bias.step_size, bias.difference / unit, bias.standard_error / unit)
 
 
 def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
     """What paths whose drift sees the data lose whatever the network, in words; of a law that is
     known, that of some of the data."""
     points, _ = in_model_space(programs, some(data), seed)
-    found = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
-    gap = found.gap.scaled(1 / (points[0].numel() * math.log(2)))
+    information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
+    gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))
     return (
         f"part of the bound that no network wins back, as paths tell more than their ends: {gap} "
         f"bits/dim, if {len(points)} of the data were all there are"

@@ -155,14 +155,14 @@ class _Parser(ArgumentParser):
     def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
         """A file of options, of which some may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
-            found = yaml.safe_load(content)
-            if self.option_groups and isinstance(found, dict):
-                content = yaml.safe_dump(self._flat(without_removed(found)))
+            content_of = yaml.safe_load(content)
+            if self.option_groups and isinstance(content_of, dict):
+                content = yaml.safe_dump(self._flat(without_removed(content_of)))
         return super().parse_string(content, *arguments, **options)
 
-    def _flat(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _flat(self, options_of: Mapping[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
-        for name, value in found.items():
+        for name, value in options_of.items():
             empty = value is None and name in self.option_groups and name not in self.hints
             options = {} if empty else value if isinstance(value, dict) else {"": value}
             for key, v in options.items():

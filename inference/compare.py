@@ -244,10 +244,10 @@ def _of_given(entries: Sequence[Entry]) -> list[str]:
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder for the comparison")
-    found = [name for name in FILES if (out / name).exists()]
-    if found and not overwrite:
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not overwrite:
         raise RunError(
-            f"{out} already holds {', '.join(found)}; replace them with --overwrite true, or give "
+            f"{out} already holds {', '.join(there)}; replace them with --overwrite true, or give "
             "another --out"
         )
 

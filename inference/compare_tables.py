@@ -142,12 +142,12 @@ def _cell_rows(run: str, estimate: Estimate) -> list[Row]:
     ]
 
 
-def _by_term(found: Bound | Difference) -> Row:
+def _by_term(bound: Bound | Difference) -> Row:
     """The columns of the terms and their errors."""
     return {
         f"{term}{of}_bits_per_dim": number
         for term in ALL_TERMS
-        for of, number in zip(("", "_standard_error"), getattr(found, term), strict=True)
+        for of, number in zip(("", "_standard_error"), getattr(bound, term), strict=True)
     }
 
 
@@ -181,18 +181,18 @@ def turned(row: Row) -> Row:
 # -- the report ------------------------------------------------------------------------------------
 
 
-def report(found: Tables, comparison: Comparison, what: str, draws: int) -> str:
+def report(numbers: Tables, comparison: Comparison, what: str, draws: int) -> str:
     """The tables as text for the terminal, with what their columns mean.
 
     Args:
         what: the data, such as "180 test images of digits".
         draws: the most network calls per datum and run for the diffusion term.
     """
-    terms = ALL_TERMS if any(row["context_bits_per_dim"] for row in found.bounds) else TERMS
-    parts = [f"{what}\n", _bounds_text(found.bounds, terms)]
-    if found.differences:
-        parts += ["", *_differences_text(found, terms)]
-    parts += ["", *_notes(found, comparison, draws)]
+    terms = ALL_TERMS if any(row["context_bits_per_dim"] for row in numbers.bounds) else TERMS
+    parts = [f"{what}\n", _bounds_text(numbers.bounds, terms)]
+    if numbers.differences:
+        parts += ["", *_differences_text(numbers, terms)]
+    parts += ["", *_notes(numbers, comparison, draws)]
     return "\n".join(parts)
 
 
@@ -227,12 +227,12 @@ def _bounds_text(bounds: Sequence[Row], terms: Sequence[str]) -> str:
     return aligned([header, *rows], left=(0, 1, 3))
 
 
-def _differences_text(found: Tables, terms: Sequence[str]) -> list[str]:
+def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
     """Differences of the worse less the better run, or from the best where pairs are many."""
-    rank = {row["run"]: i for i, row in enumerate(found.bounds)}
+    rank = {row["run"]: i for i, row in enumerate(numbers.bounds)}
     rows = [
         row if rank[row["first"]] > rank[row["second"]] else turned(row)
-        for row in found.differences
+        for row in numbers.differences
     ]
     rows.sort(key=lambda row: (rank[row["second"]], rank[row["first"]]))
     note = []
@@ -259,17 +259,17 @@ def _differences_text(found: Tables, terms: Sequence[str]) -> list[str]:
     return [aligned([header, *cells], left=(0, 1)), *note]
 
 
-def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
+def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
     """The calls, what the signs mean, and a warning where ranges of log SNR differ."""
-    n, bounds = found.bounds[0]["num_data"], found.bounds
+    n, bounds = numbers.bounds[0]["num_data"], numbers.bounds
     notes = [
-        _calls(found, comparison, draws),
+        _calls(numbers, comparison, draws),
         f"± s.e.: standard error over the {n} data, the noise included. noise ±: half of the 95% "
         "interval that\nother noise for the same data would give; more network calls make it "
         "small, more data the rest.",
     ]
-    if found.differences:
-        many = len(found.differences)
+    if numbers.differences:
+        many = len(numbers.differences)
         notes.append(
             "95% interval: over the data, paired, for that difference alone. resolved: not 0, by "
             f"Holm's procedure\nover all {many} differences at a family-wise error rate of 5%."
@@ -298,12 +298,13 @@ def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
     return notes
 
 
-def _calls(found: Tables, comparison: Comparison, draws: int) -> str:
+def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
     """How many network calls were made, and what they tell."""
-    each = comparison.network_calls / (found.bounds[0]["num_data"] * len(found.bounds))
+    each = comparison.network_calls / (numbers.bounds[0]["num_data"] * len(numbers.bounds))
     calls = f"network calls: {comparison.network_calls:,} in all, {each:.1f} per datum and run"
     width = max(
-        row["monte_carlo_half_width_95_bits_per_dim"] for row in found.bounds + found.differences
+        row["monte_carlo_half_width_95_bits_per_dim"]
+        for row in numbers.bounds + numbers.differences
     )
     widest = f"the widest is ± {width:.4f}"
     if comparison.half_width is None:

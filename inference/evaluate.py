@@ -292,23 +292,22 @@ def classes(
     train = problem.part("train").context
     assert train is not None and data.context is not None
     counts = train.bincount(minlength=programs.problem.context.num_classes).double()
-    found = class_posterior(model, guide, x, prior=counts / counts.sum(), seed=seed, **calls)
+    posterior = class_posterior(model, guide, x, prior=counts / counts.sum(), seed=seed, **calls)
     labels = data.context
-    right, loss = found.accuracy(labels), found.log_loss(labels)
-    bits = bits_per_dim(
-        found.mixture, found.num_dims, log_det=log_det, num_levels=problem.dequantized_levels
-    )
+    right, loss = posterior.accuracy(labels), posterior.log_loss(labels)
+    d, levels = posterior.num_dims, problem.dequantized_levels
+    bits = bits_per_dim(posterior.mixture, d, log_det=log_det, num_levels=levels)
     mixture = Measured.of(bits)
-    noise = found.mixture_gap / (found.num_dims * math.log(2))
+    noise = posterior.mixture_gap / (d * math.log(2))
     said = (
-        f"classes by Bayes' rule from the bounds, {found.network_calls:,} network calls: accuracy "
-        f"{right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
+        f"classes by Bayes' rule from the bounds, {posterior.network_calls:,} network calls: "
+        f"accuracy {right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
         f"{loss.standard_error:.3f} nats, expected calibration error "
-        f"{found.calibration_error(labels):.3f}\n"
+        f"{posterior.calibration_error(labels):.3f}\n"
         f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± "
         f"{math.hypot(mixture.standard_error, noise):.3f}"
     )
-    return said, found
+    return said, posterior
 
 
 # -- likelihoods by weights ------------------------------------------------------------------------

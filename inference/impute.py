@@ -123,12 +123,12 @@ def _write(
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """A table with ``values`` where its own columns of these names are empty."""
-    found = table.copy()
+    whole = table.copy()
     for name in values.columns:
-        own, empty = found[name], found[name].isna()
+        own, empty = whole[name], whole[name].isna()
         if empty.any():
-            found[name] = own.astype(object).where(~empty, values[name]).infer_objects()
-    return found
+            whole[name] = own.astype(object).where(~empty, values[name]).infer_objects()
+    return whole
 
 
 def center_of(draws: list[pd.Series], kind: str, center: Center) -> pd.Series | np.ndarray:

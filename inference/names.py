@@ -288,44 +288,44 @@ def accepted(function: Callable[..., object], options: Mapping[str, object]) -> 
 
 
 def make(
-    option: str, name: str, found: object, kind: type[Any], options: Mapping[str, object]
+    option: str, name: str, named: object, kind: type[Any], options: Mapping[str, object]
 ) -> Any:
-    """What was found by ``name``, as an object of ``kind``.
+    """The object of ``kind`` that a name stands for.
 
     Args:
-        found: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
+        named: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
             function, likewise; or an object, which is copied.
 
     Raises:
         TypeError: it is something else, or needs other arguments.
     """
-    made = found
-    if isinstance(found, kind):
-        return copy.deepcopy(found)
-    if callable(found) and not (inspect.isclass(found) and not issubclass(found, kind)):
-        made = call(option, name, found, options)
+    made = named
+    if isinstance(named, kind):
+        return copy.deepcopy(named)
+    if callable(named) and not (inspect.isclass(named) and not issubclass(named, kind)):
+        made = call(option, name, named, options)
     if not isinstance(made, kind):
-        raise wrong_kind(option, name, made, kind, returned=made is not found)
+        raise wrong_kind(option, name, made, kind, returned=made is not named)
     return made
 
 
 def call(
-    option: str, name: str, found: Callable[..., object], options: Mapping[str, object]
+    option: str, name: str, named: Callable[..., object], options: Mapping[str, object]
 ) -> object:
     """What a class or function returns for those of ``options`` that it takes.
 
     Raises:
         TypeError: it needs other arguments.
     """
-    given = accepted(found, options)
+    given = accepted(named, options)
     try:
-        inspect.signature(found).bind(**given)
+        inspect.signature(named).bind(**given)
     except TypeError as error:
         raise TypeError(
             f"{name} cannot be called with {sorted(given)} alone ({error}); give its other "
             f"arguments defaults, or name a function without arguments that returns the {option}"
         ) from error
-    return found(**given)
+    return named(**given)
 
 
 def wrong_kind(

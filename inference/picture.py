@@ -47,12 +47,12 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
             f"--given is {given}, but the run is a model of data that are given nothing; leave it "
             "out, or use a run with --condition"
         )
-    found = torch.as_tensor(given)
+    values = torch.as_tensor(given)
     if isinstance(context, Labels):
-        found = found.reshape(-1)[torch.arange(n) % found.numel()]
-        whole = found.round().long()
-        return context.check(whole if bool((whole == found).all()) else found)
-    return context.check(found.float().reshape(1, -1).expand(n, -1))
+        values = values.reshape(-1)[torch.arange(n) % values.numel()]
+        whole = values.round().long()
+        return context.check(whole if bool((whole == values).all()) else values)
+    return context.check(values.float().reshape(1, -1).expand(n, -1))
 
 
 def picture(

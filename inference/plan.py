@@ -189,11 +189,11 @@ def _score_kind(name: str) -> str | ScoreKind:
     """A score's name if it is one of :mod:`models`, or else what it stands for."""
     if name == "default" or name in SCORES:
         return name
-    found: ScoreKind = find("score", name)
-    other = inspect.isclass(found) and not issubclass(found, Score)
-    if not callable(found) or other or isinstance(found, Score):
-        raise wrong_kind("score", name, found, Score)
-    return found
+    kind: ScoreKind = find("score", name)
+    other = inspect.isclass(kind) and not issubclass(kind, Score)
+    if not callable(kind) or other or isinstance(kind, Score):
+        raise wrong_kind("score", name, kind, Score)
+    return kind
 
 
 def _is_denoiser(score: str | ScoreKind, problem: Problem) -> bool:

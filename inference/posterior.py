@@ -158,7 +158,7 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
 
 
 def _scores(
-    value: Tensor, found: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
+    value: Tensor, learned: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
 ) -> str:
     """Mean log densities of true parameters: ours, the exact one, and what is easily had."""
     rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
@@ -180,14 +180,14 @@ def _scores(
             ["ours less the prior's, paired", str(gain)],
         ]
         better += ["the prior"] if gain.mean < -2 * gain.standard_error else []
-    if found.gaussian is None:
+    if learned.gaussian is None:
         notes.append(
             "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
             "must not tell a parameter exactly"
         )
     else:
-        theta, log_det = found.coordinates(truth)
-        gaussian = found.gaussian.log_prob(theta, found.data(truth)) + log_det.double()
+        theta, log_det = learned.coordinates(truth)
+        gaussian = learned.gaussian.log_prob(theta, learned.data(truth)) + log_det.double()
         gain = Measured.of(value - gaussian)
         rows += [
             ["of a Gaussian, its mean linear in the data", str(Measured.of(gaussian))],
@@ -202,16 +202,16 @@ def _scores(
     return "\n".join([aligned(rows), *notes])
 
 
-def _calibration(found: Calibration) -> str:
-    n = len(next(iter(found.ranks.values())))
+def _calibration(drawn: Calibration) -> str:
+    n = len(next(iter(drawn.ranks.values())))
     values = ", ".join(
         f"{name} {' '.join(f'{p:.2g}' for p in values.reshape(-1).tolist())}"
-        for name, values in found.p_values().items()
+        for name, values in drawn.p_values().items()
     )
-    word = "uniform, as far as that tells" if found.smallest > 0.05 else "NOT uniform"
+    word = "uniform, as far as that tells" if drawn.smallest > 0.05 else "NOT uniform"
     return (
-        f"ranks of the truth among {found.draws} draws, {n} simulations: {word} (p-values of a χ² "
-        f"test: {values}; smallest times their number {found.smallest:.2g})"
+        f"ranks of the truth among {drawn.draws} draws, {n} simulations: {word} (p-values of a χ² "
+        f"test: {values}; smallest times their number {drawn.smallest:.2g})"
     )
 
 

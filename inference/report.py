@@ -311,8 +311,8 @@ def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) ->
         return value is None or not abs(value) < NEGLIGIBLE
 
     def is_noticed(term: str) -> bool:
-        found = (terms.get(term, (0.0, 0.0)) for terms in measured)
-        return term in always or any(any(map(differs, pair)) for pair in found)
+        values = (terms.get(term, (0.0, 0.0)) for terms in measured)
+        return term in always or any(any(map(differs, pair)) for pair in values)
 
     return [term for term in tensorboard.TERMS if is_noticed(term)]
 

@@ -114,13 +114,13 @@ def restored(
     return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
 
 
-def psnr(found: Tensor, truth: Tensor) -> Measured:
+def psnr(estimate: Tensor, truth: Tensor) -> Measured:
     """Of images (n, C, H, W), in dB, mean over images ± standard error."""
-    square = (found - truth).double().square().flatten(1).mean(1)
+    square = (estimate - truth).double().square().flatten(1).mean(1)
     return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
 
 
-def coverage(found: Restored, seed: int = 0) -> tuple[float, Measured]:
+def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
     """How often intervals of each pixel hold the truth, over what is not seen as it is.
 
     Ends are the k-th sample from below and from above, with k = ⌊(S + 1) / 20⌋; samples equal to
@@ -130,49 +130,53 @@ def coverage(found: Restored, seed: int = 0) -> tuple[float, Measured]:
     Returns:
         that probability, and the mean over images ± standard error of the part of their pixels.
     """
-    S = len(found.samples)
+    S = len(restored.samples)
     k = math.floor((1 - INTERVAL) / 2 * (S + 1) + 1e-9)
-    below = (found.samples < found.truth).sum(0).double()
-    equal = (found.samples == found.truth).sum(0).double()
+    below = (restored.samples < restored.truth).sum(0).double()
+    equal = (restored.samples == restored.truth).sum(0).double()
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(below.shape, generator=generator, dtype=torch.float64)
     rank = (below + (u * (equal + 1)).floor()).flatten(1)
     inside = ((rank >= k) & (rank <= S - k)).double()
-    if isinstance(found.operator, Mask):
-        inside = inside[:, ~found.operator.seen.flatten()]
+    if isinstance(restored.operator, Mask):
+        inside = inside[:, ~restored.operator.seen.flatten()]
     return 1 - 2 * k / (S + 1), Measured.of(inside.mean(1))
 
 
-def summary(found: Restored) -> str:
+def summary(restored: Restored) -> str:
     """What the program prints."""
-    mean = found.samples.double().mean(0)
-    rest = found.operator(found.samples.double()) - found.obs
-    probability, covered = coverage(found)
+    mean = restored.samples.double().mean(0)
+    rest = restored.operator(restored.samples.double()) - restored.obs
+    probability, covered = coverage(restored)
     return (
-        f"PSNR {psnr(mean, found.truth)} dB of the posterior mean, "
-        f"{psnr(found.samples[0], found.truth)} of a sample; "
+        f"PSNR {psnr(mean, restored.truth)} dB of the posterior mean, "
+        f"{psnr(restored.samples[0], restored.truth)} of a sample; "
         f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
         f"{100 * covered.standard_error:.1f}% of the pixels; "
         f"{float(rest.square().mean().sqrt()):.3f} from what was measured, by sample"
     )
 
 
-def picture(problem: Problem, found: Restored) -> Tensor:
+def picture(problem: Problem, restored: Restored) -> Tensor:
     """A row for each image: measurement, posterior mean, samples, truth; uint8 (3, H, W)."""
     from pyro_mdm.plots.pictures import image_grid  # loads matplotlib
 
-    shown = found.samples[:SHOWN]
-    columns = [_seen(found), found.samples.double().mean(0), *shown, found.truth]
+    shown = restored.samples[:SHOWN]
+    columns = [_seen(restored), restored.samples.double().mean(0), *shown, restored.truth]
     images = problem.to_images(torch.stack(columns, 1).flatten(0, 1).float())
     assert images is not None
     return image_grid(images, columns=len(columns), side=1024)
 
 
-def _seen(found: Restored) -> Tensor:
+def _seen(restored: Restored) -> Tensor:
     """Measurements as images (n, C, H, W): grey where nothing is seen."""
-    if isinstance(found.operator, Downsample):
-        return found.operator.adjoint(found.obs) * found.operator.factor**2
-    return found.obs if isinstance(found.operator, Blur) else found.operator.adjoint(found.obs)
+    if isinstance(restored.operator, Downsample):
+        return restored.operator.adjoint(restored.obs) * restored.operator.factor**2
+    return (
+        restored.obs
+        if isinstance(restored.operator, Blur)
+        else restored.operator.adjoint(restored.obs)
+    )
 
 
 def told(
@@ -192,7 +196,7 @@ def told(
     """
     context = problem.context
     if given is not None:
-        found = contexts(problem, len(part), given)
+        given_to = contexts(problem, len(part), given)
     elif context is None:
         return None, None
     elif not context.dropout:
@@ -202,14 +206,14 @@ def told(
             "--given 3 or --given '[3, 5]' in turn"
         )
     else:
-        found = context.unknown.expand(len(part), *context.shape)
+        given_to = context.unknown.expand(len(part), *context.shape)
     known = isinstance(context, Labels)
     what = "labels" if known else "contexts"
     if given is None:
-        return found, f"the network is not told the {what} of the images (--given tells it)"
-    said = f"the network is told the {what} {_listed(found) if known else given}"
+        return given_to, f"the network is not told the {what} of the images (--given tells it)"
+    said = f"the network is told the {what} {_listed(given_to) if known else given}"
     own = f"; those of the images are {_listed(part.context)}" if known else ""
-    return found, said + own
+    return given_to, said + own
 
 
 def _listed(labels: Tensor | None) -> str:

@@ -423,22 +423,22 @@ def _check_ours(folder: Path) -> set[str]:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    found -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
-    if found and "config.yaml" not in found:
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    held -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
+    if held and "config.yaml" not in held:
         raise RunError(
-            f"{folder} is not a run folder and holds {', '.join(sorted(found)[:5])}; it is left as "
+            f"{folder} is not a run folder and holds {', '.join(sorted(held)[:5])}; it is left as "
             "it is, give another --run"
         )
-    return found
+    return held
 
 
-def _is_worth_keeping(found: set[str], folder: Path) -> bool:
+def _is_worth_keeping(names: set[str], folder: Path) -> bool:
     """Whether what ``folder`` holds is more than the start of a run without a checkpoint."""
-    if not found:
+    if not names:
         return False
-    begun = "environment.json" in found  # else config.yaml may be anyone's
-    return not begun or "results.json" in found or has_checkpoint(folder)
+    begun = "environment.json" in names  # else config.yaml may be anyone's
+    return not begun or "results.json" in names or has_checkpoint(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:

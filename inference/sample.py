@@ -90,12 +90,12 @@ def make_sampler(
         TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
     steps = default_steps(name) if steps is None else steps
-    found = sampler = find("sampler", name)
-    other = inspect.isclass(found) and not issubclass(found, Sampler)
-    if callable(found) and not (other or takes(found, "shape")):
-        sampler = call("sampler", name, found, {"steps": steps})
+    named = sampler = find("sampler", name)
+    other = inspect.isclass(named) and not issubclass(named, Sampler)
+    if callable(named) and not (other or takes(named, "shape")):
+        sampler = call("sampler", name, named, {"steps": steps})
     if other or not takes(sampler, "shape"):
-        returned = sampler is not found
+        returned = sampler is not named
         raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
     if takes(sampler, "steps"):
         sampler = functools.partial(sampler, steps=steps)

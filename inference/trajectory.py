@@ -42,13 +42,13 @@ def trajectory(
     Raises:
         TypeError: a sampler of one's own that does not take ``watch``.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    frames: list[tuple[Tensor, Tensor]] = []
     every = max(1, math.ceil(getattr(sampler, "steps", 1) / FRAMES))
     seen = itertools.count()
 
     def watch(s: Tensor, y: Tensor) -> None:
         if next(seen) % every == 0 or bool(s <= model.diffusion.start_time):
-            found.append((s.cpu(), y.float().cpu()))
+            frames.append((s.cpu(), y.float().cpu()))
 
     if not accepted(sampler, {"watch": watch}):
         raise TypeError(
@@ -58,7 +58,7 @@ def trajectory(
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     with evaluating(model), randomness.stream(seed_from(seed, "states")), torch.no_grad():
         sampler(*model.drawn(n), shape, watch=watch)
-    return found
+    return frames
 
 
 @torch.no_grad()

@@ -179,12 +179,12 @@ class DataSet(ABC):
             return None  # contexts are split by split_context alone
         for name in self.contexts:
             try:
-                found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+                known = as_tensor(self.load_context(name), f"{self.name}: the {name}")
             except TypeError:
                 continue
-            whole = not (found.is_floating_point() or found.is_complex())
-            if whole and found.shape == (n,) and 2 * len(found.unique()) <= n:
-                return found.long()
+            whole = not (known.is_floating_point() or known.is_complex())
+            if whole and known.shape == (n,) and 2 * len(known.unique()) <= n:
+                return known.long()
         return None
 
     def numbers(self, part: str) -> Tensor:
@@ -244,16 +244,16 @@ class DataSet(ABC):
 
     def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The same for train, validation and test, split as the data are unless overridden."""
-        found = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+        context = as_tensor(self.load_context(name), f"{self.name}: the {name}")
         # by index, if a split of one's own says nothing of its rows
-        rows = split_rows(len(found), holdout, None) if self.rows is None else self.rows
+        rows = split_rows(len(context), holdout, None) if self.rows is None else self.rows
         n = sum(map(len, rows[:3]))
-        if len(found) != n:
+        if len(context) != n:
             raise ValueError(
-                f"{self.name}: {len(found)} {name} of {n} data, expected one for each, in the "
+                f"{self.name}: {len(context)} {name} of {n} data, expected one for each, in the "
                 "order of load"
             )
-        return found[rows.train], found[rows.validation], found[rows.test]
+        return context[rows.train], context[rows.validation], context[rows.test]
 
     def condition_on(self, name: str, dropout: float = 0.0) -> None:
         """From now on programs are of the data given this context.

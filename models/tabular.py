@@ -40,9 +40,9 @@ def _with_classes(name: str) -> Callable[[], DataFrame]:
     def read() -> DataFrame:
         from sklearn import datasets
 
-        found = getattr(datasets, f"load_{name}")(as_frame=True)
-        table: DataFrame = found.frame
-        return table.assign(target=[str(found.target_names[k]) for k in table["target"]])
+        data = getattr(datasets, f"load_{name}")(as_frame=True)
+        table: DataFrame = data.frame
+        return table.assign(target=[str(data.target_names[k]) for k in table["target"]])
 
     return read
 
@@ -169,17 +169,17 @@ class Tabular(Problem):
 def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
     """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
     law of all columns together."""
-    found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
+    score = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
     some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
     _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
-    scale = found.data_variance.sqrt()
-    found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
-    return found
+    scale = score.data_variance.sqrt()
+    score.network = MapMLP(covariance, scale, HIDDEN, DEPTH, score.channels, score.direct)
+    return score
 
 
 def _kinds(columns: str | None) -> dict[str, str]:
     """Kinds of columns by name, of ``"age=continuous,zip=drop"``."""
-    found = {}
+    kinds = {}
     for part in (columns or "").split(","):
         name, equals, kind = part.strip().rpartition("=")
         if part.strip() and not (equals and name):
@@ -188,8 +188,8 @@ def _kinds(columns: str | None) -> dict[str, str]:
                 "age=continuous,zip=drop"
             )
         if equals:
-            found[name.strip()] = kind.strip()
-    return found
+            kinds[name.strip()] = kind.strip()
+    return kinds
 
 
 def read_table(source: Path | str) -> DataFrame:
