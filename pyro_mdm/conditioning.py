@@ -29,10 +29,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_mdm import likelihoods
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.matrices import of_counted, with_event_dims
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
 from pyro_mdm.model import DiffusionModel, leaving_out
-from pyro_mdm.scores.base import Number, Score, of_counted, with_event_dims
+from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
@@ -136,17 +137,9 @@ def condition(
 
 
 def _check_noised_apart(model: DiffusionModel) -> None:
-    if model.diffusion.transform is not None:
-        raise ValueError(
-            f"the states of {type(model.diffusion).__name__} hold "
-            f"{describe(model.diffusion.transform)} of the data, of which no coordinate is an "
-            "observed dimension; use a diffusion without a transform"
-        )
-    if model.diffusion.drifts_by_data or model.diffusion.context is not None:
-        raise ValueError(
-            f"the paths of {type(model.diffusion).__name__} are led by all dimensions of a "
-            "datum, observed or not; use a linear diffusion, whose dimensions are noised apart"
-        )
+    needed = (Cap.DATA_STATES, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)
 
 
 def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
@@ -444,7 +437,7 @@ class ConditionedLikelihood(Likelihood):
         return self.likelihood.network_calls
 
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> ConditionedDecoder:
         """The decoder's distribution of x, see :class:`ConditionedDecoder`."""
         check_instance(

@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.paths.generative import BoundScore
@@ -145,8 +146,8 @@ class MDM(TorchDistribution):
         """Whether few steps of the flow of z have the density: a denoiser of continuous data, few
         of them, of all dimensions, over a diffusion that sees no data."""
         score, diffusion = self.model.score_function, self.model.diffusion
-        sees = diffusion.context is not None or diffusion.drifts_by_data or diffusion.starts_at_data
-        if not score.denoises or sees or math.prod(self.event_shape) > MOST:
+        plain = {Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT} <= diffusion.caps
+        if not score.denoises or not plain or math.prod(self.event_shape) > MOST:
             return False
         some = score.counts(torch.zeros(1, *self.event_shape)) is not None
         return not some and not self.support.is_discrete

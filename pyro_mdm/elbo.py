@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.linear import shared_ends
+from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
-from pyro_mdm.scores.base import of_counted
 from pyro_mdm.support.checks import describe, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
@@ -397,11 +398,7 @@ def _scaled(value: Tensor, site: Any) -> Tensor:
 
 def _start_entropy(noising: Any, score: Any) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
-    if not noising.diffusion.closed_form:
-        raise ValueError(
-            f"decoder=False needs the entropy of y_ε given x, and {type(noising).__name__} has "
-            "none in closed form; leave decoder out"
-        )
+    require(noising.diffusion, Cap.KERNELS, who="decoder=False", fix="leave decoder out")
     Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]
     log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
     if Sigma_v.shape[-1]:

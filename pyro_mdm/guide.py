@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.model import check_diffusion, check_times
 from pyro_mdm.paths.base import NoisingLaw
@@ -58,11 +58,8 @@ class DiffusionGuide(Registered):
         check_times(times)
         if simulation is not None:
             check_instance("simulation", simulation, Simulation, "e.g. Simulation(step_size=0.02)")
-        if simulation is not None and diffusion.closed_form:
-            raise ValueError(
-                f"simulation is given, but {type(diffusion).__name__} is known in closed form; "
-                "leave it out, or simulate with Simulated(diffusion)"
-            )
+            fix = "leave it out, or simulate with Simulated(diffusion)"
+            require(diffusion, Cap.SIMULATED, who="simulation", fix=fix)
         self.diffusion = diffusion
         self.times = times
         self.simulation = simulation
@@ -106,9 +103,8 @@ class DiffusionGuide(Registered):
             x = torch.where(x.isnan(), 0, x)  # a missing entry, at whose noise the model won't look
         law = self.law(x, times)
         with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
-            if self.diffusion.context is not None:
-                posterior = self.diffusion.context.posterior(law.x, law.x_dim)
-                context = pyro.sample("context", posterior)
+            if (latent := self.diffusion.context) is not None:
+                context = pyro.sample("context", latent.posterior(law.x, law.x_dim))
                 law = self.law(x, times, context)
             return pyro.sample("path", law)
 

@@ -2,7 +2,6 @@ r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
@@ -31,6 +30,7 @@ from pyro_mdm.support.checks import (
     floating_dtypes,
     tensor_device,
 )
+from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
 
 if TYPE_CHECKING:
@@ -93,11 +93,6 @@ class DiffusionModel(Registered):
         check_times(times)
         check_ends(diffusion)
         shape = _event_shape(event_shape, score)
-        if times is not None and not diffusion.closed_form:
-            raise ValueError(
-                f"times is {times}, but {type(diffusion).__name__} has no closed-form kernels for "
-                "a chain on a grid; leave out times"
-            )
         if times is not None:
             check_chain(diffusion)
         self.diffusion: Any = diffusion
@@ -258,7 +253,7 @@ class DiffusionModel(Registered):
         if drop and told.dim() > 1:
             told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
         score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
-        return self._with_score(score, context=None)
+        return replace(self, score_function=score, context=None)
 
     def checked_context(self, context: Any) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
@@ -282,17 +277,7 @@ class DiffusionModel(Registered):
         For a model whose context, or what is observed, is given for each of n data.
         """
         score = self.score_function.for_rows(rows)
-        return self if score is self.score_function else self._with_score(score)
-
-    def _with_score(self, score: Score, **modules: Any) -> DiffusionModel:
-        """The same with another score, of the same parameters."""
-        new = copy.copy(self)
-        new.__dict__ = dict(self.__dict__)
-        new._modules = {**self._modules, "score_function": score}
-        for name, module in modules.items():
-            new._modules.pop(name, None)
-            new.__dict__[name] = module
-        return new
+        return self if score is self.score_function else replace(self, score_function=score)
 
     def given(self, context: Tensor | None) -> tuple[Any, Any]:
         """Diffusion and score of data with latent contexts (*batch, size); as they are for None."""
@@ -303,9 +288,10 @@ class DiffusionModel(Registered):
     def drawn(self, n: int) -> tuple[Any, BoundScore]:
         """Diffusion and ``bound_score`` for samplers of n data: where they depend on a context,
         those of contexts drawn from its prior."""
-        context = self.diffusion.context
-        diffusion, score = self.given(None if context is None else context.draw(n))
-        return diffusion, BoundScore(diffusion, score)
+        drawn, score = self.diffusion.for_samples(n), self.score_function
+        if drawn.context is not None:
+            score = score.given_context(drawn.context)
+        return drawn.diffusion, BoundScore(drawn.diffusion, score)
 
     def forward(
         self,
@@ -349,8 +335,8 @@ class DiffusionModel(Registered):
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None
-            if self.diffusion.context is not None:
-                context = pyro.sample("context", self.diffusion.context.prior())
+            if (latent := self.diffusion.context) is not None:
+                context = pyro.sample("context", latent.prior())
             with OnePath():
                 path = pyro.sample("path", present.path_law(context))
             y = path.select(-2 - event_dim, 0)
@@ -452,8 +438,9 @@ def check_context(context: Any, diffusion: Any, score: Any) -> None:
     """Raises unless the network is told what the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:
-        latent = 0 if diffusion.context is None else diffusion.context.size
-        if size not in (0, latent) and score.told is None:
+        latent = diffusion.context
+        known = (0,) if latent is None else (0, latent.size)
+        if size not in known and score.told is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers and the model has none; pass "
                 f"context=Labels({size}), or build the network without context"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,22 @@ from pyro_mdm.support.checks import check_instance, check_number
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
+    "Asked",
+    "Cap",
     "Diffusion",
+    "Drawn",
+    "Level",
     "Marginal",
     "Matrix",
     "Noised",
     "Times",
     "Transition",
     "UnreachableError",
+    "UnsupportedDiffusionError",
     "check_clock",
     "check_horizon",
     "place",
+    "require",
     "same_time",
 ]
 
@@ -39,6 +46,23 @@ class UnreachableError(ValueError):
 
     Of given matrices it is a mistake; of learned ones, where their training has led.
     """
+
+
+class UnsupportedDiffusionError(TypeError, ValueError):
+    """A diffusion of a kind that what is asked of it is not for; see :func:`require`."""
+
+
+class Cap(Enum):
+    """What one may need of a diffusion, and not every diffusion has."""
+
+    KERNELS = "closed-form kernels"
+    SIMULATED = "paths that are simulated"
+    ONE_LEVEL = "one log SNR for all data dimensions"
+    READOUT = "a readout z that says all that the state says of the data"
+    OWN_DRIFT = "a drift that does not see the data"
+    NO_CONTEXT = "one law of paths for all data"
+    DATA_STATES = "states that hold the data themselves"
+    PLAIN_NOISE = "noise that does not depend on the state"
 
 
 class Marginal(NamedTuple):
@@ -80,6 +104,49 @@ class Noised(NamedTuple):
     share: Tensor | None = None  # (n,); None: 1
 
 
+REASONS = {
+    Cap.KERNELS: "its law past the start time has no closed form",
+    Cap.SIMULATED: "its paths are known in closed form",
+    Cap.ONE_LEVEL: "its data dimensions have log SNRs of their own",
+    Cap.READOUT: "the mean of its v_0 depends on the data",
+    Cap.OWN_DRIFT: "its paths are driven by the data",
+    Cap.NO_CONTEXT: "its paths are led by a context of each datum",
+    Cap.DATA_STATES: "its states hold a transform of the data",
+    Cap.PLAIN_NOISE: "its noise depends on the state",
+}
+"""Why a diffusion does not have it."""
+
+
+def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
+    """Raises :class:`UnsupportedDiffusionError` for a diffusion that lacks one of these.
+
+    Args:
+        who: needs them, as the subject of a sentence;  fix: what to do instead.
+    """
+    for cap in caps:
+        if cap not in diffusion.caps:
+            raise UnsupportedDiffusionError(
+                f"{who} needs {cap.value}, which {type(diffusion).__name__} does not have: "
+                f"{REASONS[cap]}; {fix}"
+            )
+
+
+class Level(NamedTuple):
+    """Log SNR on the way from ε to T, by the part u of the way that has passed."""
+
+    log_snr: Tensor  # λ (n,), or by data dimension (n, *event_shape), with sizes of 1 if shared
+    rate: Tensor  # -dλ/du > 0, likewise
+
+
+class Drawn(NamedTuple):
+    """A diffusion for each of n data, by a draw of the context that their noising depends on."""
+
+    diffusion: Any  # a Diffusion of these n data, in their order
+    context: Tensor | None  # c (n, size); None: the noising depends on none
+    kl: Tensor  # KL(q(c | x) ‖ p(c)), (n,) nats; 0 without a context
+    log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
+
+
 def same_time(s: Times) -> Tensor | None:
     """The one time, 0-dim, that ``s`` repeats for every datum, if it was made by ``expand``."""
     if isinstance(s, Tensor) and s.numel() > 1 and not any(s.stride()):
@@ -92,13 +159,23 @@ def place(of_law: Tensor, i: int) -> int | slice:
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
+class Asked(Protocol):
+    """What velocities are made of, in float64; a sampler asks the network for it."""
+
+    def score(self, y: Tensor, s: Tensor) -> Tensor:
+        """s_θ(y, s), like y (n, K, *event_shape), at one time s."""
+
+    def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
+        """x̂ (n, *event_shape), for a process with the part η of the noise."""
+
+
 class Diffusion(Restorable, nn.Module, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
     where the generative process takes its prior. What lies between has a closed form or is
-    simulated (:attr:`closed_form`): the first for a :class:`LinearDiffusion`, the second for a
-    :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
+    simulated (:attr:`closed_form`): the first for :class:`~pyro_mdm.diffusions.Kernels`, the second
+    for a :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
 
     Log SNR counts the way from ε to T: ``log_snr(s)`` falls from :attr:`max_log_snr` to
     :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by.
@@ -124,6 +201,21 @@ class Diffusion(Restorable, nn.Module, ABC):
     """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
     drifts_by_data: bool = False
     """Whether the drift of noising paths depends on the data, and not only where they start."""
+
+    @property
+    def caps(self) -> frozenset[Cap]:
+        """What it has of what one may need; :func:`require` refuses what it lacks."""
+        has = {
+            Cap.KERNELS: self.closed_form,
+            Cap.SIMULATED: not self.closed_form,
+            Cap.ONE_LEVEL: not self.maps,
+            Cap.READOUT: not self.starts_at_data,
+            Cap.OWN_DRIFT: not self.drifts_by_data,
+            Cap.NO_CONTEXT: self.origin.context is None,
+            Cap.DATA_STATES: self.transform is None,
+            Cap.PLAIN_NOISE: not self.noise_depends_on_state,
+        }
+        return frozenset(cap for cap, there in has.items() if there)
 
     @abstractmethod
     def drift(self, y: Tensor, s: Times) -> Tensor:
@@ -208,27 +300,67 @@ class Diffusion(Restorable, nn.Module, ABC):
     def clock(self, s: Times) -> Tensor:
         """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
 
-    def marginal(self, s: Times) -> Marginal:
-        """The law of y_s given x per data dimension, for s (…), if it has a closed form.
+    @abstractmethod
+    def rate(self, s: Times) -> Tensor:
+        """db/ds, like s."""
 
-        Raises:
-            NotImplementedError: it has none.
+    @abstractmethod
+    def inverse_clock(self, tau: Tensor) -> Tensor:
+        """The inverse of :meth:`clock`, which rounding may put past T; like τ."""
+
+    # -- the way from ε to T -----------------------------------------------------------------------
+
+    def time_on_the_way(self, u: Tensor) -> Tensor:
+        """The time when the part u of the way from ε to T has passed, like u.
+
+        The way is what the diffusion term and the flow of states are integrated over: log SNR,
+        or, in closed form, log volume.
         """
-        raise NotImplementedError(self._no_closed_form())
+        start, end = self.start_log_snr, self.terminal_log_snr
+        return self.time_at_log_snr(start + u.clamp(0, 1) * (end - start))
 
-    def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        """The law of y_s given y_r per data dimension, s > r (…), if it has a closed form.
+    def speed_on_the_way(self, s: Tensor) -> Tensor:
+        """ds/du, like s."""
+        return (self.start_log_snr - self.terminal_log_snr) / self.log_snr_rate(s)
 
-        Raises:
-            NotImplementedError: it has none.
+    def pace(self, s: Tensor) -> Tensor:
+        """An increasing function of time in which flows are smooth, like s: -λ, or, in closed form,
+        the logarithm of the clock."""
+        return -self.log_snr(s)
+
+    def pace_rate(self, s: Tensor) -> Tensor:
+        """Its derivative in s, like s."""
+        return self.log_snr_rate(s)
+
+    def time_at_pace(self, pace: Tensor) -> Tensor:
+        """Its inverse, which rounding may put outside of [ε, T]; like the pace."""
+        return self.time_at_log_snr(-pace)
+
+    @abstractmethod
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
+        """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
+        part η of the noise.
+
+        Args:
+            y: states (n, K, *event_shape) in float64;  s: one time, 0-dim.
+            ask: says the score and x̂.
         """
-        raise NotImplementedError(self._no_closed_form())
+
+    # -- what is seen of the data ------------------------------------------------------------------
 
     @property
     def context(self) -> Any:
         """The latent context of a datum that its noising depends on, a
         :class:`~pyro_mdm.diffusions.Context`; None: there is none, or it is given."""
         return None
+
+    def for_data(self, x: Tensor) -> Drawn:
+        """The diffusion of these data (n, *event_shape), by a draw of the context of each."""
+        return Drawn(self, None, x.new_zeros(len(x)), None)
+
+    def for_samples(self, n: int) -> Drawn:
+        """The diffusion of n data that are to be generated, by contexts from their prior."""
+        return Drawn(self, None, torch.zeros(n), None)
 
     @property
     def origin(self) -> Diffusion:
@@ -238,6 +370,11 @@ class Diffusion(Restorable, nn.Module, ABC):
     def given(self, context: Tensor) -> Diffusion:
         """The diffusion of data with these contexts (*batch, size), where it depends on them."""
         raise NotImplementedError(f"{type(self).__name__} depends on no context")
+
+    def typical(self, x: Tensor) -> Diffusion:
+        """The diffusion of these data (n, *event_shape) at a typical context of each, to look
+        at."""
+        return self
 
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
         """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.
@@ -259,28 +396,34 @@ class Diffusion(Restorable, nn.Module, ABC):
         """
         return y
 
-    def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
-        """States y_s of data, and the score to be learned there, where the drift sees the data.
+    def score_tells(self, noise: float) -> bool:
+        """Whether the score of the state tells of the process with the part η of the noise too, as
+        it does wherever the drift does not see the data."""
+        return True
+
+    def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+        """z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64.
 
         Args:
-            x: data (n, *event_shape);  s: times (n,).
-            noise: standard normal (n, K, *event_shape).
+            y: the state at ε, (*batch, K, *event_shape).
         """
-        raise NotImplementedError(f"the drift of {type(self).__name__} does not depend on the data")
+        start, y = self.start, self.without_displacement(y, event_dim)
+        rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
+        return rows @ start.readout, start.log_snr
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """What the diffusion makes of data x (n, *event_shape), to look at: by name, tensors
         (columns, n, *event_shape) of as many stages. Empty where nothing depends on the data."""
         return {}
 
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """``law(self, *times)``; where data dimensions have blocks of their own, that of each.
+    def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
+        """``plan(self, times)``, the plan of a sampler, by data dimension where these differ.
 
         Args:
-            law: of a diffusion and so many times, all of one shape, to tensors that begin with that
-                shape, or named tuples of them.
+            plan: of a diffusion and times (N + 1, …), to the times or a named tuple of tensors
+                (N, …), with a field ``s`` of common times.
         """
-        return law(self, *times)
+        return plan(self, times)
 
     @property
     def transform(self) -> Any:
@@ -300,11 +443,10 @@ class Diffusion(Restorable, nn.Module, ABC):
         """What the common time is of: this, or the first of several blocks."""
         return self
 
-    def _no_closed_form(self) -> str:
-        return (
-            f"the law of {type(self).__name__} past its start time has no closed form; simulate "
-            "it, DiffusionGuide(diffusion).law(x, times).sample()"
-        )
+    @property
+    def for_grids(self) -> Diffusion:
+        """What grids of times are made by: this, unless its times differ between data."""
+        return self
 
     def check(self, event_shape: Sequence[int]) -> None:
         """What the diffusion declares, tried on states of this event shape, where it can be wrong.

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.base import Diffusion, Drawn, Marginal
 from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import Restorable, described
 
 __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
@@ -310,21 +313,55 @@ class ContextDiffusion(PerDimensionDiffusion):
         (…, 1) for all data.
         """
         clocks: Any = self.clocks
-        known = object.__new__(type(self))
-        known.__dict__.update(self.__dict__)
-        known._modules = dict(self._modules)
+        of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
+        rows = math.prod(context.shape[:-1])
+        known = replace(self, clocks=of_rows, _kept={}, rows=rows)
         known._modules["context"] = None
-        known._modules["clocks"] = clocks.given(context.reshape(-1, context.shape[-1]))
-        known._kept = {}
-        known.rows = math.prod(context.shape[:-1])
         known.__dict__["_whole"] = self
         return known
 
     @property
     def origin(self) -> ContextDiffusion:
-        """That of which this is a part, given contexts; itself otherwise."""
-        found: ContextDiffusion = self.__dict__.get("_whole", self)
-        return found
+        """The diffusion that contexts were given to; itself, if none were."""
+        origin: ContextDiffusion = self.__dict__.get("_whole", self)
+        return origin
+
+    def for_data(self, x: Tensor) -> Drawn:
+        context: Any = self.context
+        law = context.posterior(x)
+        c = context.drawn(law)
+        kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
+        log_q = None if context.reparameterized else law.log_prob(c).to(x.dtype)
+        return Drawn(self.given(c), c, kl, log_q)
+
+    def for_samples(self, n: int) -> Drawn:
+        context: Any = self.context
+        c = context.draw(n)
+        return Drawn(self.given(c), c, torch.zeros(n), None)
+
+    def typical(self, x: Tensor) -> ContextDiffusion:
+        context: Any = self.context
+        return self.given(context.typical(x))
+
+    @property
+    def for_grids(self) -> Diffusion:
+        return self if self.rows is None else self.reference
+
+    def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
+        """What the block plans for each datum and dimension, (N, n, *event_shape, …)."""
+        common = plan(self.reference, times)
+        if isinstance(common, Tensor):
+            return common
+        return self.each(plan, times.unsqueeze(1))._replace(s=common.s)
+
+    def time_on_the_way(self, u: Tensor) -> Tensor:
+        """By the log SNR of the block, which is common to all data."""
+        return Diffusion.time_on_the_way(self, u)
+
+    def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
+        width = self.start_log_snr - self.terminal_log_snr
+        by_time = self.rate(s) / self.log_snr_rate(s)
+        return width * 0.5 * square * by_time
 
     @property
     def terminal(self) -> Marginal:
@@ -334,10 +371,9 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``log SNR less the common one`` at three parts of the way, at typical contexts."""
-        context: Any = self.context
-        known = self.given(context.typical(x))
+        known = self.typical(x)
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
-        maps, _ = known.log_snr_map(u[:, None])
+        maps = known.level(u[:, None]).log_snr
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
         apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
         return {"log SNR less the common one": apart.expand(3, *x.shape)}

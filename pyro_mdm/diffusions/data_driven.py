@@ -32,14 +32,15 @@ Diffusion Models", NeurIPS 2024.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised, Times
+from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Noised, Times
+from pyro_mdm.diffusions.closed import Denoise
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import apply_vector, outer
 from pyro_mdm.diffusions.volatility import Volatility
 from pyro_mdm.diffusions.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_count, check_network, check_number
@@ -216,24 +217,34 @@ class DataDrivenDiffusion(WrappedDiffusion):
         found: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
         return found
 
-    def driven(self, x: Tensor, s: Tensor, noise: Tensor) -> Noised:
-        marginal = self.marginal(s)
-        path = self.path(x.double(), marginal.log_snr)
-        z = path.place(marginal.log_snr, noise[:, 0].double())
-        target = self._score(path.aims(z), z, marginal)
-        state = marginal.mean.reshape(-1, *[1] * (x.dim() - 1)) * z
-        share = self.volatility(self.way(marginal.log_snr))
+    def noised(
+        self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
+    ) -> Noised:
+        path = self.path(x.double(), law.log_snr)
+        z = path.place(law.log_snr, noise[:, 0].double())
+        target = self._score(path.aims(z), z, law)
+        state = law.mean.reshape(-1, *[1] * (x.dim() - 1)) * z
+        share = self.volatility(self.way(law.log_snr))
         return Noised(state.unsqueeze(1).to(x.dtype), target, share)
 
-    def score(self, x: Tensor, z: Tensor, s: Tensor) -> Tensor:
-        """The s_θ of a model that takes data for x: (*batch, 1, *event_shape) in float64.
+    def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
+        """The s_θ of a model that takes x for the data, like y, in float64."""
+        z = apply_vector(law.readout, y.double()).to(y.dtype).double()
+        return self._score(self.aims(x.double(), z, law.log_snr), z, law)
 
-        Args:
-            x, z: (*batch, *event_shape);  s: times (*batch), or a number for one batch dimension.
-        """
-        marginal = self.marginal(s)
-        x, z = x.double(), z.double()
-        return self._score(self.aims(x, z, marginal.log_snr), z, marginal)
+    def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
+        return self.aims(x, z, log_snr).with_noise(noise)
+
+    def score_tells(self, noise: float) -> bool:
+        return noise == 1.0 and not bool(self.volatility.log_knots.any())
+
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
+        if noise == 1.0:  # the process that a score is of
+            return super().velocity(y, s, noise, ask)
+        law = self.marginal(s)
+        rest = apply_vector(law.readout, y) - ask.denoise(y, s, noise)
+        pull = self.log_snr_rate(s) * rest
+        return self.base.drift(y, s) + (1 + noise) / 2 * outer(law.mean, pull)
 
     def _score(self, aims: Aims, z: Tensor, marginal: Marginal) -> Tensor:
         """-b/(ρ α), with which the drift of the paths is A y - ρ g² s_θ."""
@@ -245,17 +256,13 @@ class DataDrivenDiffusion(WrappedDiffusion):
         pull = (z - aims.flow) + rho * (z - aims.score)
         return -(scale * pull).unsqueeze(z.dim() - event_dim)
 
-    def aim_error(
-        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Callable[[Tensor, Tensor], Tensor]
+    def denoising_error(
+        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
     ) -> Tensor:
-        """One draw of what the bound loses per unit of λ where x̂ takes the place of x, (n,) nats.
+        """⅛ e^λ/ρ ‖ΔU + ρ ΔR‖², (n,), of all dimensions: each sees all data.
 
         In training, with gradients, the errors are taken into the averages that ρ follows, after
         this draw has been made with the ρ of those before.
-
-        Args:
-            x: data (n, *event_shape);  level: λ (n,);  noise: standard normal, like x.
-            denoiser: x̂(z, λ), like x.
         """
         path = self.path(x, level)
         z = path.place(level, noise)
@@ -274,24 +281,18 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     def noise_covariance(self, s: Times) -> Tensor:
         """ρ g² (*s.shape, 1, 1)."""
-        found: Tensor = self.volatility_at(s)[..., None, None] * self.base.noise_covariance(s)
-        return found
+        return self.volatility_at(s)[..., None, None] * self.base.noise_covariance(s)
 
     def dispersion_matrix(self, s: Times) -> Tensor:
         """√ρ G (*s.shape, 1, 1)."""
-        found: Tensor = self.volatility_at(s).sqrt()[..., None, None] * self.base.dispersion_matrix(
-            s
-        )
-        return found
-
-    def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        return self.dispersion_matrix(s)
+        G = self.base.dispersion_matrix(s)
+        return self.volatility_at(s).sqrt()[..., None, None] * G
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> NoReturn:
         """Raises TypeError: paths go on from data, and not from a state alone."""
         raise TypeError(
             f"paths of {type(self).__name__} are driven by the data that they started from, "
-            "which a state does not hold; see DataDrivenDiffusion.driven for their law at a time"
+            "which a state does not hold; see DataDrivenDiffusion.noised for their law at a time"
         )
 
     def forward_sde(self, event_shape: Any = ()) -> NoReturn:

@@ -97,8 +97,13 @@ class EncodedDiffusion(WrappedDiffusion):
 
     def push(self, s: Times) -> Tensor:
         """The columns of M(s) that v_0 is multiplied by, (*s.shape, K, K-1)."""
-        found: Tensor = self.base.propagator.moments(None, self.clock(s))[0][..., 1:]
-        return found
+        M, _ = self.base.propagator.moments(None, self.clock(s))
+        return M[..., 1:]
+
+    def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
+        """M at clock times τ (…), (…, K, K): the columns of x and of v_0."""
+        M, _ = self.base.propagator.moments(None, tau)
+        return M
 
     def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
         """y_ε - M(ε) (0, m_φ(x_0)), see the class; float64. One call of m_φ."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm import randomness
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
     Diffusion,
@@ -24,10 +23,10 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
+from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion, decay, volume_rate
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
-    apply_matrix,
     check_semidefinite,
     check_skew,
     covariance_matrix,
@@ -82,7 +81,7 @@ def shared(owner: object, name: Any, compute: Callable[[], Any]) -> Any:
     return _shared[id(owner), name]
 
 
-class LinearDiffusion(Diffusion):
+class LinearDiffusion(OneBlock):
     r"""``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
@@ -110,11 +109,8 @@ class LinearDiffusion(Diffusion):
         torch.Size([2, 2])
     """
 
-    closed_form = True
     _Q: Tensor
     _D: Tensor
-    stationary_covariance: Tensor
-    initial_covariance: Tensor
 
     def __init__(
         self,
@@ -366,13 +362,8 @@ class LinearDiffusion(Diffusion):
         """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""
         return self.rate(s).sqrt()[..., None, None] * self.unit_dispersion
 
-    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
-        """G(s), (*s.shape, K, K), whatever the state."""
-        return self.dispersion_matrix(s)
-
-    def drift(self, y: Tensor, s: Times) -> Tensor:
-        """A(s) y, like y (*batch, K, *event_shape)."""
-        return apply_matrix(self.drift_matrix(s), y)
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        return law(self, *times)
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """``dimensions · ∫_r^s tr A``: by how much log volumes of states grow, (…)."""
@@ -407,14 +398,6 @@ class LinearDiffusion(Diffusion):
         F, _, log_det, growth = move.root(start, tau)
         self.check_precision(growth, tau, "the transition covariance")
         return Transition(M, P, kernels.lower_triangular(F), log_det)
-
-    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
-        """Paths by their exact transitions; ``simulation`` has no effect on them."""
-        states, steps = [y], self.transition(times[1:], times[:-1])
-        for M, L in zip(steps.matrix, steps.scale_tril, strict=True):
-            noise = randomness.normal(y.shape, y.dtype, y.device)
-            states.append(apply_matrix(M, states[-1]) + apply_matrix(L, noise))
-        return torch.stack(states, 1)
 
     def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the columns noise enters by.

@@ -21,9 +21,11 @@ __all__ = [
     "check_skew",
     "covariance_matrix",
     "full_precision",
+    "of_counted",
     "outer",
     "square_matrix",
     "symmetric_root",
+    "with_event_dims",
 ]
 
 # rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
@@ -159,3 +161,13 @@ def covariance_matrix(name: str, value: Any, size: int) -> Tensor:
             f"{dependence:.1e}, expected at most {MAX_AMPLIFICATION:.0e}; lower correlations"
         )
     return matrix
+
+
+def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
+    """A value per datum, (*batch), as (*batch, 1, …, 1); a map, (*batch, *event), as it is."""
+    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
+    """A value per dimension, (*batch, *event_shape), where the dimension counts, and else 0."""
+    return value if counted is None else torch.where(counted, value, 0)

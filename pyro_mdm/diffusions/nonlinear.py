@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, check_clock, check_horizon
+from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Times, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.matrices import (
@@ -282,6 +282,13 @@ class NonlinearDiffusion(Diffusion, ABC):
         pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(self.prior.score(y))))
         drift = self.drift(y, s).to(y.dtype)
         return drift - 0.5 * (pulled.mT.reshape(y.shape) + self.noise_divergence(y, s))
+
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
+        at, score = s.expand(len(y)), ask.score(y, s)
+        G = noise_root(self, y, at)
+        pull = apply_to_rows(G, apply_to_rows(G.mT, as_rows(score))).mT.reshape(y.shape)
+        pull = pull + self.noise_divergence(y, at).double()
+        return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
         """What the diffusion declares, tried on a few states from the prior; once per shape.

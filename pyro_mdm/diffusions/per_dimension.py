@@ -25,11 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Times, Transition, same_time
+from pyro_mdm.diffusions.base import Diffusion, Level, Marginal, Times, Transition, same_time
+from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_instance
@@ -41,7 +40,7 @@ KNOTS = 65
 """Of the table that inverts log volume."""
 
 
-class PerDimensionDiffusion(Diffusion):
+class PerDimensionDiffusion(Kernels):
     """A linear diffusion for each data dimension: one of several blocks, on one of several clocks.
 
     Its common time is that of the first block, the *reference*: ε, T, ``log_snr(s)`` and
@@ -73,7 +72,6 @@ class PerDimensionDiffusion(Diffusion):
         torch.Size([1, 3, 1, 1, 2, 2])
     """
 
-    closed_form = True
     maps = True
     block_of: Tensor
     clock_of: Tensor
@@ -204,7 +202,7 @@ class PerDimensionDiffusion(Diffusion):
 
     # -- maps --------------------------------------------------------------------------------------
 
-    def log_snr_map(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def level(self, u: Tensor) -> Level:
         """λ_j and -dλ_j/du when the part u (n,) of the reference's log SNR has passed.
 
         Each (n, *event_shape), with sizes of 1 along dimensions that share; differentiable in u,
@@ -213,11 +211,11 @@ class PerDimensionDiffusion(Diffusion):
         width = self._widths()
         lam = self.start_log_snr - self._of_cells(self.clocks(u)) * width
         rate = self._of_cells(self.clocks.rate(u)) * width
-        return self._spread(lam, u.shape), self._spread(rate, u.shape)
+        return Level(self._spread(lam, u.shape), self._spread(rate, u.shape))
 
     def log_snr_map_at(self, s: Times) -> Tensor:
         """λ_j at times s (n,), (n, *event_shape) likewise."""
-        return self.log_snr_map(self.progress(self._vector(s)))[0]
+        return self.level(self.progress(self._vector(s))).log_snr
 
     def progress(self, s: Tensor) -> Tensor:
         """u, the part of the reference's log SNR that has passed at s, like s."""
@@ -244,6 +242,25 @@ class PerDimensionDiffusion(Diffusion):
         return found.unflatten(dim, tuple(self.block_of.shape))
 
     # -- kernels -----------------------------------------------------------------------------------
+
+    def denoising_error(
+        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
+    ) -> Tensor:
+        width = self.max_log_snr - self.terminal_log_snr.detach()
+        u = (self.max_log_snr - level) / width
+        return self.error_on_the_way(x, u, noise, denoiser, counted) / width.to(x.dtype)
+
+    def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+        rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
+        z = (rows * self.start.readout).sum(-1)
+        return self.from_coordinates(z), self.start_log_snr  # λ(ε) is that of all
+
+    def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
+        """What each block plans: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
+        common = plan(self.reference, times)
+        if isinstance(common, Tensor):
+            return common  # the times themselves
+        return _by_step(self.each(plan, times))._replace(s=common.s)
 
     def local_times(self, s: Tensor) -> list[Tensor]:
         """The time of each cell in its own block, (*s.shape, cells of the block) by block.
@@ -350,12 +367,12 @@ class PerDimensionDiffusion(Diffusion):
         return self._of_blocks(lambda block: block.prior_covariance)
 
     @property
-    def stationary_covariance(self) -> Tensor:
+    def stationary_covariance(self) -> Tensor:  # type: ignore[override]
         """Σ_∞, (1, *event_shape, K, K)."""
         return self._of_blocks(lambda block: block.stationary_covariance)
 
     @property
-    def initial_covariance(self) -> Tensor:
+    def initial_covariance(self) -> Tensor:  # type: ignore[override]
         """Σ_0, that of y at time 0 given x, (1, *event_shape, K, K)."""
         return self._of_blocks(lambda block: block.initial_covariance)
 
@@ -421,30 +438,12 @@ class PerDimensionDiffusion(Diffusion):
         g2, rate = self.noise_covariance(s), self.rate(s)
         return g2 / rate.reshape(*rate.shape, *[1] * (g2.dim() - rate.dim()))
 
-    def drift(self, y: Tensor, s: Times) -> Tensor:
-        return apply_matrix(self.drift_matrix(s), y)
-
-    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
-        """G(s), (*s.shape or 1, *event_shape, K, K), with sizes of 1 where dimensions share."""
-        return self.dispersion_matrix(s)
-
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """``Σ_j ∫_r^s tr A_j`` over ``dimensions`` dimensions, (…) as s and r, 0-dim as (1,)."""
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
         found = self.each(lambda block, s, r: block.divergence(s, r), *ends)
         average: Tensor = found.flatten(max(ends[0].dim(), 1)).mean(-1)
         return dimensions * average
-
-    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
-        """Paths by their exact transitions; ``simulation`` has no effect on them."""
-        states, steps = [y], self.transition(times[1:], times[:-1])
-        for i in range(len(times) - 1):
-            step = steps.at(i)
-            noise = randomness.normal(y.shape, y.dtype, y.device)
-            states.append(
-                apply_matrix(step.matrix, states[-1]) + apply_matrix(step.scale_tril, noise)
-            )
-        return torch.stack(states, 1)
 
     # -- log volume --------------------------------------------------------------------------------
 
@@ -556,6 +555,13 @@ def _merged(found: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any
         return join(list(found))
     joined = [_merged(leaf, join) for leaf in zip(*found, strict=True)]
     return type(one)(*joined) if hasattr(one, "_fields") else tuple(joined)
+
+
+def _by_step(plan: Any) -> Any:
+    """Fields (steps, *event_shape, …) with a batch dimension of 1 after the steps."""
+    if plan is None:
+        return None
+    return plan.unsqueeze(1) if isinstance(plan, Tensor) else type(plan)(*map(_by_step, plan))
 
 
 def _check_blocks(blocks: list[Any]) -> None:

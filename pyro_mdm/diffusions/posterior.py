@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Diffusion, Times, place
+from pyro_mdm.diffusions.base import Times, place
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
 __all__ = ["Posterior", "posterior"]
@@ -53,7 +54,7 @@ class Posterior(NamedTuple):
         return Posterior(*(t[place(self.log_det, i)] for t in self))
 
 
-def posterior(diffusion: Diffusion, s: Times, r: Times) -> Posterior:
+def posterior(diffusion: Kernels, s: Times, r: Times) -> Posterior:
     r"""The law of y_r given y_s and x, for times s > r > 0 broadcast together to shape (…).
 
     Where data dimensions have blocks of their own there is one for each, see

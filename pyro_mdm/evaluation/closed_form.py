@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.base import Cap, Marginal
+from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
@@ -26,7 +27,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.likelihood import given_draw
-from pyro_mdm.scores.base import noised, rotated
+from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import floating_dtypes
 from pyro_mdm.support.measured import Measured
@@ -140,7 +141,7 @@ class ClosedFormComparison:
             density=self._first_density(known) if adapt and known is not None else None,
             adapt=adapt,
         )
-        self.latent = any(m.diffusion.context is not None for m in self.models)
+        self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         parts = x.split(batch_size)
         self.context = torch.stack(
             [torch.cat([given_draw(m, p).kl for p in parts]).double().cpu() for m in self.models]
@@ -153,9 +154,9 @@ class ClosedFormComparison:
 
         self.prior_kl = torch.stack(
             [
-                torch.cat([prior(m, part) for part in parts])
-                if m.diffusion.starts_at_data  # by a network
-                else prior(m, x)
+                prior(m, x)
+                if Cap.READOUT in m.diffusion.caps
+                else torch.cat([prior(m, part) for part in parts])  # by a network
                 for m in self.models
             ]
         )
@@ -339,11 +340,13 @@ class ClosedFormComparison:
     def _given(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
         """Diffusion and score of the data of these indices (m,); at a draw of the latent context,
         if there is one, by torch's generator, which :func:`compare` gives back as it was."""
-        if model.diffusion.context is None:
+        if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
-        found = given_draw(model, self.x[datum])
-        return found.diffusion, found.score
+        given = given_draw(model, self.x[datum])
+        if given.diffusion is model.diffusion:
+            return model.diffusion, model.score_function.for_rows(datum)
+        return given.diffusion, given.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """That of these data (m,)."""
@@ -529,7 +532,7 @@ def _edges_along(diffusion: Any, edges: Tensor, event_shape: Sequence[int]) -> T
     """The λ of each dimension, flattened, where the reference has ``edges``, (S + 1, d)."""
     high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.detach()
     with torch.no_grad():
-        maps, _ = diffusion.log_snr_map(((high - edges) / (high - low)).clamp(0, 1))
+        maps = diffusion.level(((high - edges) / (high - low)).clamp(0, 1)).log_snr
     return maps.expand(len(edges), *event_shape).flatten(1)
 
 
@@ -546,7 +549,7 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
 def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
     """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
     if marginal.mean.dim() > 1:  # one for each data dimension
-        return noised(marginal, x, rotated(marginal, noise))
+        return noised_state(marginal, x, rotated(marginal, noise))
     one = Marginal(*(t.unsqueeze(0) for t in marginal))
     noise = rotated(one, noise.transpose(0, 1).flatten(1).unsqueeze(0))
-    return noised(marginal, x, noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1))
+    return noised_state(marginal, x, noise.reshape(-1, len(x), *x.shape[1:]).transpose(0, 1))

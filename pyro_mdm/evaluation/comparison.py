@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate, Weighted
@@ -190,9 +191,10 @@ def compare(
         )
         return run.until(draws, half_width)
 
-    linear = {name: pair for name, pair in programs.items() if pair[0].diffusion.closed_form}
+    caps = {name: model.diffusion.caps for name, (model, _) in programs.items()}
+    linear = {name: pair for name, pair in programs.items() if Cap.KERNELS in caps[name]}
+    latent = any(Cap.NO_CONTEXT not in of_one for of_one in caps.values())
     models = [model for model, _ in programs.values()]
-    latent = any(model.diffusion.context is not None for model in models)
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness as seeded
+from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share, precisions
 from pyro_mdm.evaluation.estimates import (
     Z95,
@@ -84,10 +85,8 @@ def step_size_bias(
     Raises:
         ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
     """
-    if model.diffusion.closed_form:
-        raise ValueError(
-            f"{type(model.diffusion).__name__} is known in closed form and has no step size"
-        )
+    fix = "ask it of a NonlinearDiffusion, or of Simulated(diffusion)"
+    require(model.diffusion, Cap.SIMULATED, who="the bias of a step size", fix=fix)
     if len(x) < 8 or draws < 1:
         raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
     found = torch.zeros(draws, len(x), dtype=torch.float64)

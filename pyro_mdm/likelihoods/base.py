@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -63,7 +63,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
 
     @abstractmethod
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """The decoder's distribution of x.
 
@@ -143,7 +143,7 @@ class Reading(NamedTuple):
     batch_dim: int
 
 
-def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None) -> Reading:
+def read_state(diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None) -> Reading:
     """What the state at ε says about x; arguments as for :class:`Likelihood`."""
     if event_dim is None:
         known = getattr(score, "event_shape", None)
@@ -154,10 +154,4 @@ def read_state(diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int
             f"y has shape {tuple(y.shape)}, expected (*batch, K, *event_shape) with K = {K} "
             f"variables and {event_dim} event dimensions"
         )
-    y = diffusion.without_displacement(y, event_dim)
-    start, rows = diffusion.start, y.double().movedim(batch_dim, -1)
-    if diffusion.maps:  # at one level of noise
-        high = diffusion.start_log_snr
-        z = (rows * start.readout).sum(-1)
-        return Reading(diffusion.from_coordinates(z), high, batch_dim)
-    return Reading(rows @ start.readout, start.log_snr, batch_dim)
+    return Reading(*diffusion.read_start(y, event_dim), batch_dim)

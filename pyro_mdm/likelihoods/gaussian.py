@@ -12,9 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
 
@@ -55,7 +54,7 @@ class Gaussian(Likelihood):
         self.register_buffer("prior_variance", variance)
 
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """N(x; …), see the class; differentiable in y and the diffusion."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
@@ -63,7 +62,7 @@ class Gaussian(Likelihood):
         ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
         mean = z + ratio / (1 + ratio) * (self.prior_mean - z)
         law = _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
-        if diffusion.transform is None:
+        if Cap.DATA_STATES in diffusion.caps:
             return law
         return dist.TransformedDistribution(law, [_OfCoordinates(diffusion, len(law.event_shape))])
 
@@ -95,7 +94,7 @@ class Tweedie(Likelihood):
     network_calls = 1
 
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """N(x; x̂, e^{-λ})."""
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
@@ -126,28 +125,15 @@ class JointTweedie(Likelihood):
     network_calls = 1
 
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> JointTweedieDecoder:
         """The decoder at y_ε. The network is called when that is first asked for a number.
 
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
-        if diffusion.starts_at_data:
-            raise TypeError(
-                f"JointTweedie counts on v_0 ~ N(0, Σ_v), and that of {type(diffusion).__name__} "
-                "has a mean which depends on the data; decode with Tweedie"
-            )
-        if diffusion.maps:
-            raise TypeError(
-                f"JointTweedie is made of one law of y_ε for all data dimensions, and "
-                f"{type(diffusion).__name__} has one for each; decode with Tweedie"
-            )
-        if not diffusion.closed_form:
-            raise TypeError(
-                f"JointTweedie is made of the law of y_ε given x and v_0, and "
-                f"{type(diffusion).__name__} has none in closed form; decode with Gaussian"
-            )
+        needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.KERNELS)
+        require(diffusion, *needed, who="JointTweedie", fix="decode with Tweedie or Gaussian")
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
         return JointTweedieDecoder(diffusion, score, y, batch_dim)
 
@@ -159,7 +145,7 @@ class JointTweedieDecoder(DecoderDistribution):
     p(x, v_0 | y_ε); for K = 1 it is that density.
     """
 
-    def __init__(self, diffusion: LinearDiffusion, score: Any, y: Tensor, batch_dim: int) -> None:
+    def __init__(self, diffusion: Any, score: Any, y: Tensor, batch_dim: int) -> None:
         self._diffusion, self._score, self._y = diffusion, score, y
         self._known: Tensor | None = None
         self._root: JointTweedieDecoder = self  # has what an expanded one needs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
 from pyro_mdm.likelihoods.discrete import LevelSupport
 from pyro_mdm.support.parts import Parts
@@ -40,14 +40,11 @@ class MixedLikelihood(Likelihood):
         return {"parts": list(self.parts), "part_of": self.part_of}
 
     def forward(
-        self, diffusion: LinearDiffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
     ) -> MixedDecoder:
         """The decoder's distribution of x, for states (*batch, K, d)."""
-        if diffusion.maps:
-            raise ValueError(
-                f"{type(diffusion).__name__} has a clock for each dimension, expected one for all "
-                "of a MixedLikelihood; use a diffusion without dimension clocks"
-            )
+        fix = "use a diffusion without clocks for each dimension"
+        require(diffusion, Cap.ONE_LEVEL, who=type(self).__name__, fix=fix)
         dims = Parts(self.part_of)
         of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # in which nothing is displaced

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.matrices import with_event_dims
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
 from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.scores.base import Number, Score, with_event_dims
+from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser, of_rows
 from pyro_mdm.support.checks import (
@@ -282,22 +284,9 @@ def _checked_denoiser(score: Any) -> DenoiserScore:
 
 
 def _check_diffusion(diffusion: Any) -> None:
-    name = type(diffusion).__name__
-    if not diffusion.closed_form:
-        raise TypeError(
-            f"{name} has no closed form, so that no z tells all that a state does of x; use a "
-            "linear diffusion"
-        )
-    if diffusion.drifts_by_data or diffusion.context is not None:
-        raise ValueError(
-            f"the paths of {name} are led by the data themselves, measured or not; use a linear "
-            "diffusion, whose dimensions are noised apart"
-        )
-    if diffusion.transform is not None:
-        raise ValueError(
-            f"the states of {name} hold {describe(diffusion.transform)} of the data, of which H "
-            "is no measurement; use a diffusion without a transform"
-        )
+    needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(diffusion, *needed, who="conditioning on a measurement", fix=fix)
 
 
 def _checked_obs(obs: Any, shape: tuple[int, ...]) -> Tensor:

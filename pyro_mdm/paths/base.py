@@ -22,7 +22,6 @@ __all__ = [
     "Self",
     "check_counts_all",
     "checked_times",
-    "driven_error",
     "gaussian_log_prob",
     "num_batch_dims",
     "times_text",
@@ -173,15 +172,6 @@ def check_counts_all(score: Any, y: Tensor, what: str) -> None:
             f"{what} is a density of all dimensions together, and some are observed or left out "
             "here; use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
         )
-
-
-def driven_error(diffusion: Diffusion, what: str) -> ValueError:
-    """What is wrong with ``what``, which is made of kernels, where data drive the paths."""
-    return ValueError(
-        f"{what} is made of the kernels of a linear diffusion, and the paths of "
-        f"{type(diffusion).__name__} are driven by the data; use the bound of the SDE: "
-        "elbo_terms, bound, MDM_ELBO, or method='elbo'"
-    )
 
 
 def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 
 if TYPE_CHECKING:
@@ -30,14 +30,10 @@ __all__ = ["GenerativeChain", "check_chain"]
 
 
 def check_chain(diffusion: Diffusion) -> None:
-    """Raises TypeError for a diffusion whose steps back on a grid need more than x̂."""
-    by_context = diffusion.context is not None or diffusion.rows is not None
-    if diffusion.starts_at_data or diffusion.drifts_by_data or by_context:
-        raise TypeError(
-            f"a chain on a grid steps back by x̂ alone, and paths of {type(diffusion).__name__} "
-            "depend on more of the data; use the model in continuous time (leave out times), and "
-            "its bound"
-        )
+    """Raises UnsupportedDiffusionError where steps back on a grid need more than kernels and x̂."""
+    needed = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
+    fix = "use the model in continuous time (leave out times), and its bound"
+    require(diffusion, *needed, who="a chain on a grid, which steps back by x̂ alone,", fix=fix)
 
 
 class GenerativeChain(GenerativeLaw):
@@ -55,7 +51,7 @@ class GenerativeChain(GenerativeLaw):
 
     def __init__(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Kernels,
         score: Score,
         event_shape: Sequence[int],
         times: Tensor,

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
-from pyro_mdm.diffusions.encoded import EncodedDiffusion
+from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.paths.base import check_counts_all, driven_error
+from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
@@ -60,15 +59,10 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     return diffusion.prior.log_prob(y) - gain.value
 
 
-@density_bound.register(DataDrivenDiffusion)
-def _driven(diffusion: Any, score: Score, y: Tensor) -> Tensor:
-    raise driven_error(diffusion, "the bound on log p(y_ε) of a state alone")
-
-
-@density_bound.register(EncodedDiffusion)
-@density_bound.register(LinearDiffusion)
-@density_bound.register(PerDimensionDiffusion)
-def _closed_form(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+@density_bound.register(Kernels)
+def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
+    fix = "use the bound of the SDE: elbo_terms, bound, MDM_ELBO, or method='elbo'"
+    require(diffusion, Cap.OWN_DRIFT, who="the bound on log p(y_ε) of a state alone", fix=fix)
     check_counts_all(score, y, "log p(y_ε)")
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
@@ -110,7 +104,7 @@ class _Flip(NamedTuple):
     sign: Tensor  # (n, K), -1 for what G adds last
 
 
-def _flipping_root(diffusion: Any, s: Tensor, start: Tensor) -> _Flip:
+def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
     def law(block: LinearDiffusion, s: Tensor, r: Tensor) -> _Flip:
         M, F, inverse, m = block.noise_last_root(s, r)
         sign = torch.ones(M.shape[-1]).to(M)
@@ -121,7 +115,7 @@ def _flipping_root(diffusion: Any, s: Tensor, start: Tensor) -> _Flip:
     return found
 
 
-def _expected_prior_log_prob(diffusion: LinearDiffusion, mean: Tensor, P: Tensor) -> Tensor:
+def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Tensor:
     """E log N(y; 0, Σ_π) for y ~ N(mean, P) per dimension; mean (n, K, *event), result (n,)."""
     prior = diffusion.prior_covariance
     K, d = diffusion.num_variables, mean[0, 0].numel()
@@ -131,9 +125,7 @@ def _expected_prior_log_prob(diffusion: LinearDiffusion, mean: Tensor, P: Tensor
     return constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
 
 
-def _stationary_expectation(
-    diffusion: LinearDiffusion, g2: Tensor, mean: Tensor, F: Tensor
-) -> Tensor:
+def _stationary_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) -> Tensor:
     """E[ s · g² (∇ log q - ½ s) ] for s = -Σ_∞^{-1} y and y ~ q = N(mean, F Fᵀ); result (n,).
 
     By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_∞^{-1}) per dimension.

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
 from pyro_mdm.paths.base import NoisingLaw, PathKL, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.scores.base import of_counted
 
 __all__ = [
     "chain_kl",
@@ -64,14 +63,14 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
 
 
 def prior_kl(
-    diffusion: LinearDiffusion, x: Tensor, event_dim: int, counted: Tensor | None = None
+    diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None = None
 ) -> Tensor:
     """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats.
 
     Args:
         counted: which dimensions count, bool, broadcastable to x; None: all.
     """
-    if diffusion.maps or counted is not None:
+    if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
     moved = diffusion.displacement(x, diffusion.horizon, event_dim)
     end, prior = diffusion.terminal, diffusion.prior_covariance
@@ -89,7 +88,7 @@ def prior_kl(
 
 
 def _prior_kl_by_dimension(
-    diffusion: Any, x: Tensor, event_dim: int, counted: Tensor | None
+    diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None
 ) -> Tensor:
     end, prior = diffusion.terminal, diffusion.prior_covariance
     trace = torch.linalg.solve(prior, end.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -135,10 +134,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     x = noising.x.reshape(-1, *noising.x_shape)
     marginal = diffusion.marginal(generative.times[1:])
     n, N = len(x), len(generative.times) - 1
-    if diffusion.maps:
-        snr = diffusion.log_snr_map_at(generative.times).exp()
-    else:
-        snr = diffusion.log_snr(generative.times).exp()
+    snr = diffusion.log_snr_map_at(generative.times).exp()
     shape = (n, *noising.event_shape[1:])
     terms = []
     score, counted = generative.score.given(x), generative.score.counts(x)
@@ -149,7 +145,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
         s = generative.times[i + 1].expand(n)
         error = of_counted((x - score.denoise(diffusion, y, s)).square(), counted)
         weight = (snr[i] - snr[i + 1]).to(x.dtype)
-        if diffusion.maps:
+        if weight.dim():  # by data dimension
             terms.append(0.5 * (weight * error).flatten(1).sum(1))
         else:
             terms.append(0.5 * weight * error.flatten(1).sum(1))

@@ -18,13 +18,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.divergence import divergence, own_node
 from pyro_mdm.diffusions.matrices import (
     apply_matrix,
@@ -34,7 +36,7 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.simulation import Simulation, noise_root
-from pyro_mdm.paths.base import check_counts_all, driven_error
+from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.support.checks import check_count, check_number
@@ -103,29 +105,20 @@ def flow_log_prob(
         score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
 
     Raises:
-        TypeError: a diffusion led by contexts.
-        ValueError: one whose paths are driven by the data; a score of which some dimensions are
-            observed or left out.
+        UnsupportedDiffusionError: a diffusion led by contexts, or driven by the data.
+        ValueError: a score of which some dimensions are observed or left out.
     """
     import torchdiffeq  # loads scipy
 
-    if diffusion.context is not None or diffusion.rows is not None:
-        raise TypeError(
-            "the probability flow is one ODE for all data, and paths of "
-            f"{type(diffusion).__name__} are led by a context of each; use the "
-            "bound, method='elbo'"
-        )
-    if diffusion.drifts_by_data:
-        raise driven_error(diffusion, "log p_ode(y_ε)")
+    fix = "use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
+    needed = (Cap.NO_CONTEXT, Cap.OWN_DRIFT)
+    require(diffusion, *needed, who="log p_ode(y_ε), of one flow for all data,", fix=fix)
     check_counts_all(score, y, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     y = y.double()
-    flow: _Flow
-    if score.denoises and not diffusion.starts_at_data:
-        flow = _DenoiserFlow(diffusion, score, solver, seed)
-    else:
-        flow = _StateFlow(diffusion, score, solver, seed)
+    by_z = score.denoises and Cap.READOUT in diffusion.caps
+    flow = (_DenoiserFlow if by_z else _StateFlow)(diffusion, score, solver, seed)
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
@@ -170,8 +163,7 @@ class _Flow(ABC):
 class _StateFlow(_Flow):
     """That of the whole state, for scores that see it.
 
-    u is counted in log volume where there is a closed form, as log SNR may pause, and else in noise
-    level.
+    u is the part of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
     """
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -182,35 +174,34 @@ class _StateFlow(_Flow):
         return found
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        s, speed = self._time(u)
-        v, change = self._by_time(y, s.expand(len(y)), graph)
+        s = self.diffusion.time_on_the_way(u)
+        speed, at = self.diffusion.speed_on_the_way(s), s.expand(len(y))
+        v, change = _flow_by_time(self.diffusion, self.score, y, at, self.trace, graph)
         return speed * v, speed * change
 
-    def _time(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """s at the part u of the way, and ds/du."""
-        diffusion = self.diffusion
-        if diffusion.closed_form:
-            start, end = diffusion.log_volume_ends
-            s = diffusion.time_at_log_volume(start + u * (end - start))
-            return s, (end - start) / diffusion.log_volume_rate(s)
-        start, end = diffusion.max_log_snr, diffusion.terminal_log_snr
-        s = diffusion.time_at_log_snr(start + u * (end - start))
-        return s, (start - end) / diffusion.log_snr_rate(s)
 
-    def _by_time(self, y: Tensor, s: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        diffusion = self.diffusion
-        if diffusion.closed_form:
-            theta, of_score = self.score.with_divergence(y, s, self.trace, create_graph=graph)
-            A = diffusion.drift_matrix(s)
-            v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
-            trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
-            own = y[0, 0].numel() * (trace.flatten(1).mean(1) if diffusion.maps else trace)
-            return v, own - 0.5 * of_score
-        theta = self.score(y, s)
-        G = noise_root(diffusion, y, s)
-        pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
-        v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
-        return v, divergence(v, y, None, self.trace, create_graph=graph).value
+@singledispatch
+def _flow_by_time(
+    diffusion: Any, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """The velocity f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
+    theta = score(y, s)
+    G = noise_root(diffusion, y, s)
+    pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
+    v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
+    return v, divergence(v, y, None, how, create_graph=graph).value
+
+
+@_flow_by_time.register(Kernels)
+def _linear_flow(
+    diffusion: Kernels, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
+) -> tuple[Tensor, Tensor]:
+    theta, of_score = score.with_divergence(y, s, how, create_graph=graph)
+    A = diffusion.drift_matrix(s)
+    v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
+    trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
+    own = y[0, 0].numel() * (trace.flatten(1).mean(1) if trace.dim() > s.dim() else trace)
+    return v, own - 0.5 * of_score
 
 
 class _DenoiserFlow(_Flow):
@@ -243,7 +234,7 @@ class _DenoiserFlow(_Flow):
         """λ at the part u of the way, a number or a map, and dλ/du."""
         diffusion = self.diffusion
         if diffusion.maps:
-            log_snr, rate = diffusion.log_snr_map(u.reshape(1))
+            log_snr, rate = diffusion.level(u.reshape(1))
             return log_snr[0], -rate[0]
         ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
         start, end = ((ends - self.middle) / self.WIDTH).asinh()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.paths.base import NoisingLaw, driven_error
+from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.paths.simulated import SimulatedPath
 
 __all__ = ["noising_law"]
 
 
+@singledispatch
 def noising_law(
-    diffusion: Diffusion,
+    diffusion: Any,
     x: Tensor,
     times: Tensor | None = None,
     *,
@@ -25,20 +29,41 @@ def noising_law(
 ) -> NoisingLaw:
     """q(path | x): in closed form where there is one, else simulated.
 
+    It is dispatched on the kind of diffusion. A kind of one's own that is no
+    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+
     Args:
         x: data (batch, *event_shape).
         times: (N,) at which it is seen; None for continuous time.
         event_dim, simulation: as of :class:`~pyro_mdm.DiffusionGuide`.
     """
-    if times is not None and diffusion.drifts_by_data:
-        raise driven_error(diffusion, "the law of a path at several times")
-    if times is not None and diffusion.origin.context is not None:
-        raise ValueError(
-            f"times are given, but the clocks of {type(diffusion).__name__} differ between data, "
-            "and the law of a path at several times is made of one grid for all; leave out times"
-        )
-    if diffusion.closed_form:
-        known: Any = diffusion
-        return NoisingPath(known, x, times, event_dim=event_dim)
-    nonlinear: Any = diffusion
-    return SimulatedPath(nonlinear, x, times, event_dim=event_dim, simulation=simulation)
+    raise NotImplementedError(
+        f"no law of noising paths is registered for {type(diffusion).__name__}; see noising_law"
+    )
+
+
+@noising_law.register(Kernels)
+def _closed_form(
+    diffusion: Kernels,
+    x: Tensor,
+    times: Tensor | None = None,
+    *,
+    event_dim: int | None = None,
+    simulation: Simulation | None = None,
+) -> NoisingLaw:
+    if times is not None:
+        needed = (Cap.OWN_DRIFT, Cap.NO_CONTEXT)
+        require(diffusion, *needed, who="a path seen at several times", fix="leave out times")
+    return NoisingPath(diffusion, x, times, event_dim=event_dim)
+
+
+@noising_law.register(NonlinearDiffusion)
+def _simulated(
+    diffusion: NonlinearDiffusion,
+    x: Tensor,
+    times: Tensor | None = None,
+    *,
+    event_dim: int | None = None,
+    simulation: Simulation | None = None,
+) -> NoisingLaw:
+    return SimulatedPath(diffusion, x, times, event_dim=event_dim, simulation=simulation)

@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
 from pyro_mdm.paths.base import NoisingLaw
@@ -134,13 +133,11 @@ class Estimator:
         if self.method == "flow":
             noising = noising_law(model.diffusion, x.double())
             return flow_weight(model, noising, x, self.solver)[0]
-        if model.diffusion.context is None:
-            return _bound(model, given_draw(model, x), x)
-        return self._of_context(x)
+        return self._lower_bound(x)
 
-    def _of_context(self, x: Tensor) -> Tensor:
-        """The bound at a draw of the context; two draws, each the baseline of the other, where
-        its gradient is that of the score function."""
+    def _lower_bound(self, x: Tensor) -> Tensor:
+        """The bound at a draw of the context, if there is one; at two, each the baseline of the
+        other, where its gradient is that of the score function."""
         model = self.model
         one = given_draw(model, x)
         if one.log_q is None or not torch.is_grad_enabled():
@@ -166,14 +163,9 @@ class Given(NamedTuple):
 
 def given_draw(model: Generative, x: Tensor) -> Given:
     """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape)."""
-    context = model.diffusion.context
-    if context is None:
-        return Given(model.diffusion, model.score_function, x.new_zeros(len(x)), None)
-    law = context.posterior(x)
-    c = context.drawn(law)
-    kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
-    log_q = None if context.reparameterized else law.log_prob(c).to(x.dtype)
-    return Given(model.diffusion.given(c), model.score_function.given_context(c), kl, log_q)
+    diffusion, context, kl, log_q = model.diffusion.for_data(x)
+    score = model.score_function
+    return Given(diffusion, score if context is None else score.given_context(context), kl, log_q)
 
 
 def _bound(model: Generative, given: Given, x: Tensor) -> Tensor:
@@ -194,12 +186,6 @@ def chain_of(model: Generative, times: int | Tensor | None = None) -> Generative
         ValueError: a diffusion without closed-form kernels.
     """
     diffusion = model.diffusion
-    if not diffusion.closed_form:
-        raise ValueError(
-            f"importance weights need the exact densities of a chain on a grid, and "
-            f"{type(diffusion).__name__} has no closed-form kernels; use the bound, or the "
-            "probability flow"
-        )
     times = TIMES if times is None else times
     grid = diffusion.log_snr_grid(times) if isinstance(times, int) else times
     return GenerativeChain(diffusion, model.score_function, model.event_shape, grid)

@@ -379,7 +379,7 @@ def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> F
     are those of images, pictures of it at three times; blue is noised early.
     """
     u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
-    maps = diffusion.log_snr_map(u)[0].cpu()
+    maps = diffusion.level(u).log_snr.cpu()
     high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
     common = (high - u * (high - low)).cpu()
     apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))

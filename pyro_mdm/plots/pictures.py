@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.plots.figures import new_figure, variable_name
-from pyro_mdm.scores.base import noised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,33 +155,22 @@ def noising_figure(
 
 
 @torch.no_grad()
-def _states(diffusion: Any, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+def _states(diffusion: Kernels, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
     """States at each of the times (N,), (N, n, K, *event_shape), on the CPU, for noise as there."""
     device = s.device
     x = diffusion.coordinates(x.detach().to(device).double())
-    if diffusion.drifts_by_data:
-        noise = noise.to(device)
-        found = [diffusion.driven(x, at.expand(len(x)), noise).state for at in s]
-        return torch.stack(found).cpu()
-    each = _marginals(diffusion, x, s)
-    states = [noised(Marginal(*(field.cpu() for field in at)), x.cpu(), noise) for at in each]
-    moved = [diffusion.displacement(x, at) for at in s]
-    states = [y if m is None else y + m.cpu() for y, m in zip(states, moved, strict=True)]
+    known, n, noise = diffusion.typical(x), len(x), noise.to(device)
+    states = []
+    for at in s:
+        law = known.marginal(at.expand(n))
+        whitener = inverse_tril(law.scale_tril)
+        states.append(known.noised(x, at.expand(n), noise, law, whitener).state.cpu())
     return torch.stack(states)
-
-
-def _marginals(diffusion: Any, x: Tensor, s: Tensor) -> list[Marginal]:
-    """The law of y_s given x at each of the times (N,), at a typical context of each datum."""
-    if diffusion.context is None:
-        marginal = diffusion.marginal(s)
-        return [marginal.at(i) for i in range(len(s))]
-    known = diffusion.given(diffusion.context.typical(x))
-    return [known.marginal(at) for at in s]
 
 
 def draw_noising(
     figure: Figure | SubFigure,
-    diffusion: LinearDiffusion,
+    diffusion: Kernels,
     x: Tensor,
     *,
     columns: int = 9,

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
 from pyro_mdm.plots.pictures import image_grid
-from pyro_mdm.scores.base import noised
 from pyro_mdm.support import measured
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def write_simulated(
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
     states = {
-        "data": (noised(diffusion.start, x.double(), noise), diffusion.start_time),
+        "data": (noised_state(diffusion.start, x.double(), noise), diffusion.start_time),
         "prior": (diffusion.prior.sample(shape, generator), diffusion.as_tensor(diffusion.horizon)),
     }
     for name, (y, s) in states.items():

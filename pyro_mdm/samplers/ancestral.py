@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Cap
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.posterior import Posterior, posterior
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
@@ -29,9 +30,9 @@ class Ancestral(Sampler):
 
     default_grid = "log_snr"
     noise = 1.0
-    reads_x = True
+    needs = (Cap.KERNELS, Cap.READOUT)
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _AncestralPlan:
+    def plan(self, diffusion: Kernels, times: Tensor) -> _AncestralPlan:
         return _AncestralPlan(times[:-1], posterior(diffusion, times[:-1], times[1:]))
 
     def step(self, plan: _AncestralPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:

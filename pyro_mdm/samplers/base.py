@@ -11,17 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import (
-    apply_matrix,
-    apply_to_rows,
-    apply_vector,
-    as_rows,
-    outer,
-)
-from pyro_mdm.diffusions.simulation import LIMIT, SimulationError, noise_root
+from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.randomness import for_data
-from pyro_mdm.samplers.grids import Grid, check_grid, grid_times
+from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
 from pyro_mdm.support.checks import check_count, check_instance, describe
@@ -51,14 +44,10 @@ class Sampler(Recorded, ABC):
             denoiser that answers in another shape or with entries that are not finite.
     """
 
-    serves_nonlinear: ClassVar[bool] = False
-    """Whether it serves diffusions without a closed form too."""
-    reads_x: ClassVar[bool] = False
-    """Whether it asks for x̂ alone, which is not all where v_0's mean depends on the data."""
+    needs: ClassVar[tuple[Cap, ...]] = (Cap.KERNELS,)
+    """What it needs of a diffusion."""
     default_grid: ClassVar[str] = "information"
     """For diffusions with a closed form; for others it is ``progress``."""
-    serves_driven: ClassVar[bool] = True
-    """Whether it serves diffusions whose noising paths are driven by the data."""
     noise: float | None = None
     """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
     SDE; None: that of the score, whatever its noise."""
@@ -72,9 +61,8 @@ class Sampler(Recorded, ABC):
 
     def times(self, diffusion: Any) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
-        usual = self.default_grid if diffusion.closed_form else "progress"
-        common = diffusion if diffusion.rows is None else diffusion.reference
-        return grid_times(usual if self.grid is None else self.grid, common, self.steps)
+        grid = usual_grid(diffusion, self.default_grid) if self.grid is None else self.grid
+        return grid_times(grid, diffusion.for_grids, self.steps)
 
     @abstractmethod
     def plan(self, diffusion: Any, times: Tensor) -> Any:
@@ -85,21 +73,6 @@ class Sampler(Recorded, ABC):
                 the steps first. A named tuple with a field ``s``, the times at which the score is
                 asked, or the times themselves.
         """
-
-    def planned(self, diffusion: Diffusion, times: Tensor) -> Any:
-        """:meth:`plan`; where data dimensions have blocks of their own, what each block plans.
-
-        Then what a step takes from a plan, ``plan.field[i]``, is (1, *event_shape, …), and the
-        field ``s`` has the common times.
-        """
-        if not diffusion.maps:
-            return self.plan(diffusion, times)
-        plan = self.plan(diffusion.reference, times)
-        if isinstance(plan, Tensor):
-            return plan  # the times themselves
-        if diffusion.rows is not None:
-            return diffusion.each(self.plan, times.unsqueeze(1))._replace(s=plan.s)
-        return _by_step(diffusion.each(self.plan, times))._replace(s=plan.s)
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
@@ -117,35 +90,16 @@ class Sampler(Recorded, ABC):
         Args:
             score: what it would ask; None if that is not known yet.
         """
-        if not (diffusion.closed_form or self.serves_nonlinear):
-            raise TypeError(
-                f"{type(self).__name__} needs the closed-form kernels of a LinearDiffusion, and "
-                f"{type(diffusion).__name__} has none; use EulerMaruyama({self.steps})"
-            )
-        if self.reads_x and diffusion.starts_at_data:
-            raise TypeError(
-                f"{type(self).__name__} steps by x̂ alone, and v_0 of {type(diffusion).__name__} "
-                "has a mean that depends on the data; use StochasticExponentialIntegrator or "
-                "EulerMaruyama"
-            )
-        if diffusion.drifts_by_data:
-            self._check_driven(diffusion, getattr(score, "parameterization", score))
-
-    def _check_driven(self, diffusion: Diffusion, score: Any) -> None:
-        """The same where the drift of noising paths sees the data."""
-        if not self.serves_driven:
-            raise TypeError(
-                f"{type(self).__name__} is made of the score of a linear diffusion, and the paths "
-                f"of {type(diffusion).__name__} are driven by the data; use "
-                f"EulerMaruyama({self.steps})"
-            )
+        fix = f"use EulerMaruyama({self.steps})"
+        require(diffusion, *self.needs, who=type(self).__name__, fix=fix)
+        score = getattr(score, "parameterization", score)
         if self.noise is not None and isinstance(score, Parameterization):
             score.check_process(diffusion, self.noise)
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
-        plan = self.planned(ask.diffusion, times)
+        plan = ask.diffusion.planned(self.plan, times)
         for i in range(self.steps):
             ask.watch(times[i], y)
             y = self.step(plan, i, y, ask, noise)
@@ -193,7 +147,7 @@ class Sampler(Recorded, ABC):
                 f"variables of {type(diffusion).__name__}"
             )
         if diffusion.context is not None:
-            raise ValueError(
+            raise UnsupportedDiffusionError(
                 f"the noising of {type(diffusion).__name__} depends on a context, which is not "
                 f"given; draw it from its prior: sampler(*model.drawn({shape[0]}), shape)"
             )
@@ -277,21 +231,7 @@ class Questions:
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
         part η of the noise, at one time s, for any diffusion."""
-        diffusion, at, share = self.diffusion, s.expand(len(y)), (1 + noise) / 2
-        if diffusion.drifts_by_data and noise != 1.0:
-            base = diffusion.reference
-            z = apply_vector(base.marginal(s).readout, y)
-            pull = base.log_snr_rate(s) * (z - self.denoise(y, s, noise))
-            return base.drift(y, s) + share * outer(base.marginal(s).mean, pull)
-        score = self.score(y, s)
-        if diffusion.closed_form:
-            pull = apply_matrix(diffusion.noise_covariance(s), score)
-            return apply_matrix(diffusion.drift_matrix(s), y) - share * pull
-        G = noise_root(diffusion, y, at)
-        white = apply_to_rows(G.mT, as_rows(score))
-        pull = apply_to_rows(G, white).mT.reshape(y.shape)
-        pull = pull + diffusion.noise_divergence(y, at).double()
-        return diffusion.drift(y, at).double() - share * pull
+        return self.diffusion.velocity(y, s, noise, self)
 
     def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
         if out.shape != shape:
@@ -308,13 +248,6 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
         f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
         "apart in reverse until the score is learned), or train on"
     )
-
-
-def _by_step(plan: Any) -> Any:
-    """Fields (steps, *event_shape, …) with a batch dimension of 1 after the steps."""
-    if plan is None:
-        return None
-    return plan.unsqueeze(1) if isinstance(plan, Tensor) else type(plan)(*map(_by_step, plan))
 
 
 def _check_score(score: Any) -> None:

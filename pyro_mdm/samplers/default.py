@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
@@ -23,9 +23,8 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
     without noise does not forget, and ``EulerMaruyama(256)`` without a closed form, or where v_0's
     mean depends on data and the score does not estimate it.
     """
-    if not diffusion.closed_form:
-        return EulerMaruyama(256)
-    if diffusion.starts_at_data and not hasattr(score, "start_hat"):
+    known = Cap.KERNELS in diffusion.caps
+    if not known or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
         return EulerMaruyama(256)
     if score is None or score.denoises:
         return ExponentialIntegrator(25)

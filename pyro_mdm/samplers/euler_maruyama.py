@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
 from pyro_mdm.diffusions.simulation import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
@@ -27,16 +29,10 @@ class EulerMaruyama(Sampler):
     For any diffusion.
     """
 
-    serves_nonlinear = True
+    needs = ()
 
     def plan(self, diffusion: Any, times: Tensor) -> _EulerPlan | Tensor:
-        if not diffusion.closed_form:
-            return times
-        s, h = times[:-1], (times[:-1] - times[1:])[..., None, None]
-        A = diffusion.drift_matrix(s)
-        eye = torch.eye(diffusion.num_variables).to(A)
-        root = h.sqrt() * diffusion.dispersion_matrix(s)
-        return _EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)
+        return _planned(diffusion, times)
 
     def step(
         self, plan: _EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
@@ -57,3 +53,18 @@ class EulerMaruyama(Sampler):
         moved = (G @ (h * white + h.sqrt() * as_rows(noise).unsqueeze(-1))).squeeze(-1)
         drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)
         return y - h * drift.double() + moved.mT.reshape(y.shape)
+
+
+@singledispatch
+def _planned(diffusion: Any, times: Tensor) -> _EulerPlan | Tensor:
+    """The times themselves, or, in closed form, what is the same for all states."""
+    return times
+
+
+@_planned.register(Kernels)
+def _in_closed_form(diffusion: Kernels, times: Tensor) -> _EulerPlan:
+    s, h = times[:-1], (times[:-1] - times[1:])[..., None, None]
+    A = diffusion.drift_matrix(s)
+    eye = torch.eye(diffusion.num_variables).to(A)
+    root = h.sqrt() * diffusion.dispersion_matrix(s)
+    return _EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.samplers.grids import Grid
@@ -46,14 +46,11 @@ class _Exponential(Sampler):
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
         super().check(diffusion, score)
-        if diffusion.starts_at_data and score is not None and not hasattr(score, "start_hat"):
-            raise TypeError(
-                f"{type(self).__name__} steps by estimates of x and of v_0's mean, of which this "
-                f"score of {type(diffusion).__name__} tells none; use StateDenoiser, or a sampler "
-                "by the score alone, such as EulerMaruyama(256)"
-            )
+        if score is not None and not hasattr(score, "start_hat"):
+            fix = "use StateDenoiser, or a sampler by the score alone, such as EulerMaruyama(256)"
+            require(diffusion, Cap.READOUT, who=f"{type(self).__name__} by x̂", fix=fix)
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _ExponentialPlan:
+    def plan(self, diffusion: OneBlock, times: Tensor) -> _ExponentialPlan:
         powers = 3 if self.order == 3 else 1
         gain, moments, tril, volume = transport(diffusion, times, self.noise, powers)
         return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril)
@@ -61,7 +58,7 @@ class _Exponential(Sampler):
     def step(
         self, plan: _ExponentialPlan, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
-        s, at_data = plan.s[i], ask.diffusion.starts_at_data
+        s, at_data = plan.s[i], plan.weights.shape[-1] > y.shape[1]  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         y = apply_matrix(plan.gain[i], y)
         for b, found in zip(plan.weights[i].unbind(-2), ask.past, strict=False):

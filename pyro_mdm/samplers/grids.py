@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import describe, real_tensor
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Tabulated",
     "check_grid",
     "grid_times",
+    "usual_grid",
     "information_grid",
     "karras_grid",
     "log_snr_grid",
@@ -42,7 +45,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def log_volume_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
+def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
     """(steps + 1,) decreasing times from T to ε, equally spaced in log volume κ.
 
     See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
@@ -81,7 +84,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
+def information_grid(diffusion: Kernels, steps: int) -> Tensor:
     r"""(steps + 1,) decreasing times from T to ε, even in what noise does to all variables.
 
     The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
@@ -90,19 +93,22 @@ def information_grid(diffusion: LinearDiffusion, steps: int) -> Tensor:
     so long that explicit steps of the score overshoot. Where data dimensions have blocks and clocks
     of their own, it is at every time that of the one for which most happens.
     """
-    if diffusion.maps:
-        return _fastest_grid(diffusion, steps)
-    one: Any = diffusion
-    move = one.propagator
-    table = Tabulated(one, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
+    return _information_grid(diffusion, steps)
+
+
+@singledispatch
+def _information_grid(diffusion: Any, steps: int) -> Tensor:
+    move = diffusion.propagator
+    table = Tabulated(diffusion, lambda tau, f: f.log_det - 2 * move.trace(None, tau) - f.log_snr)
     start, end = table.values[0], table.values[-1]
     wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
-    s = one.inverse_clock(table.inverse(wanted))
+    s = diffusion.inverse_clock(table.inverse(wanted))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 
 
-def _fastest_grid(diffusion: Any, steps: int) -> Tensor:
+@_information_grid.register(PerDimensionDiffusion)
+def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
     knots = diffusion.log_snr_grid(FINE)
     change = diffusion.each(lambda block, t: block.log_volume(t) - block.log_snr(t), knots)
     fastest = change.diff(dim=0).flatten(1).amax(1)
@@ -129,8 +135,8 @@ GRIDS: dict[str, Callable[[Any, int], Tensor]] = {
 """Grids by name. ``information`` and ``log_volume`` need a closed form, ``progress`` is for
 diffusions without one, and the others are for all."""
 
-NEED = {"information": True, "log_volume": True, "progress": False}
-"""Of a diffusion's ``closed_form``."""
+NEED = {"information": Cap.KERNELS, "log_volume": Cap.KERNELS, "progress": Cap.SIMULATED}
+"""What a grid needs of a diffusion; others serve all."""
 
 
 FINE = 513
@@ -144,9 +150,7 @@ class Tabulated:
         measure: of clock times (n,) and the factorization of Σ there.
     """
 
-    def __init__(
-        self, diffusion: LinearDiffusion, measure: Callable[[Tensor, Factor], Tensor]
-    ) -> None:
+    def __init__(self, diffusion: OneBlock, measure: Callable[[Tensor, Factor], Tensor]) -> None:
         end = diffusion.clock(diffusion.horizon)
         start = diffusion.clock(diffusion.start_time)
         fraction = torch.linspace(0, 1, 1024).to(end)
@@ -234,13 +238,12 @@ def _check_times(times: Tensor, steps: int) -> None:
 
 
 def _check_need(grid: str, diffusion: Diffusion) -> None:
-    need = NEED.get(grid)
-    if need is None or need == diffusion.closed_form:
-        return
-    has = "has a closed form" if diffusion.closed_form else "has none"
-    kind = "a closed form" if need else "paths that are simulated"
-    others = ", ".join(name for name in GRIDS if NEED.get(name, not need) != need)
-    raise TypeError(
-        f"grid {grid!r} is for a diffusion with {kind}, and {type(diffusion).__name__} {has}; use "
-        f"one of {others}, or {describe(None)} for the sampler's own"
-    )
+    if grid in NEED:
+        others = ", ".join(name for name in GRIDS if NEED.get(name) != NEED[grid])
+        fix = f"use one of {others}, or {describe(None)} for the sampler's own"
+        require(diffusion, NEED[grid], who=f"grid {grid!r}", fix=fix)
+
+
+def usual_grid(diffusion: Diffusion, closed: str) -> str:
+    """The name of a sampler's own grid, ``closed`` in closed form."""
+    return closed if Cap.KERNELS in diffusion.caps else "progress"

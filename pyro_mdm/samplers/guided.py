@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_number, describe
 from pyro_mdm.support.settings import Recorded
@@ -84,11 +85,8 @@ class Guided(Recorded):
 
     def check(self, diffusion: Any, score: Any = None) -> None:
         """As that of the sampler."""
-        if self.log_snr is not None and not diffusion.closed_form:
-            raise TypeError(
-                f"log_snr is {self.log_snr}, an interval of log SNR, which "
-                f"{type(diffusion).__name__} has none of; leave it out"
-            )
+        if self.log_snr is not None:
+            require(diffusion, Cap.KERNELS, who="an interval of log SNR", fix="leave log_snr out")
         if hasattr(self.sampler, "check"):
             self.sampler.check(diffusion, score)
 

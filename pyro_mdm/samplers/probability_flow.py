@@ -8,8 +8,6 @@ clock, in which what happens near the data takes as long as the rest.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -54,7 +52,7 @@ class ProbabilityFlow(Sampler):
     Equations", ICLR 2021, equation 13.
     """
 
-    serves_nonlinear = True
+    needs = ()
     noise = 0.0
 
     def __init__(
@@ -83,9 +81,9 @@ class ProbabilityFlow(Sampler):
         check_size(y, plan[i], i, len(plan) - 1)
         diffusion = ask.diffusion
         s, later = plan[i], plan[i + 1]
-        h = _way(diffusion, later) - _way(diffusion, s)
-        here = ask.velocity(y, s) / _way_rate(diffusion, s)
-        there = ask.velocity(y + h * here, later) / _way_rate(diffusion, later)
+        h = diffusion.pace(later) - diffusion.pace(s)
+        here = ask.velocity(y, s) / diffusion.pace_rate(s)
+        there = ask.velocity(y + h * here, later) / diffusion.pace_rate(later)
         return y + h / 2 * (here + there)
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
@@ -105,7 +103,7 @@ class ProbabilityFlow(Sampler):
 
         flow = _Flow(ask, bar)
         start = ask.diffusion.start_time
-        ends = _way(ask.diffusion, torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
+        ends = ask.diffusion.pace(torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
         try:
             found: Tensor = torchdiffeq.odeint(
                 flow,
@@ -129,7 +127,7 @@ class ProbabilityFlow(Sampler):
 
 
 class _Flow:
-    """dy/dw as torchdiffeq calls it, w the way of :func:`_way`; counts the steps it takes."""
+    """dy/dw as torchdiffeq calls it, w the diffusion's pace; counts the steps it takes."""
 
     def __init__(self, ask: Questions, bar: Progress) -> None:
         self.ask, self.bar, self.steps = ask, bar, 0
@@ -137,7 +135,7 @@ class _Flow:
 
     def __call__(self, w: Tensor, y: Tensor) -> Tensor:
         s = _time(self.ask.diffusion, w)
-        return self.ask.velocity(y, s) / _way_rate(self.ask.diffusion, s)
+        return self.ask.velocity(y, s) / self.ask.diffusion.pace_rate(s)
 
     def callback_accept_step(self, w: Tensor, y: Tensor, dw: Tensor) -> None:
         self.steps += 1
@@ -146,22 +144,6 @@ class _Flow:
         self.bar.update()
 
 
-def _way(diffusion: Any, s: Tensor) -> Tensor:
-    """The variable that the ODE is followed in, like s; increasing."""
-    return diffusion.clock(s).log() if diffusion.closed_form else -diffusion.log_snr(s)
-
-
-def _way_rate(diffusion: Any, s: Tensor) -> Tensor:
-    """Its derivative in s, like s."""
-    if diffusion.closed_form:
-        return diffusion.rate(s) / diffusion.clock(s)
-    return diffusion.log_snr_rate(s)
-
-
-def _time(diffusion: Any, way: Tensor) -> Tensor:
-    """Its inverse, kept within [ε, T], like way."""
-    if diffusion.closed_form:
-        s = diffusion.inverse_clock(way.exp())
-    else:
-        s = diffusion.time_at_log_snr(-way)
-    return s.clamp(diffusion.start_time.item(), diffusion.horizon)
+def _time(diffusion: Diffusion, pace: Tensor) -> Tensor:
+    """The time at this pace, kept within [ε, T], like it."""
+    return diffusion.time_at_pace(pace).clamp(diffusion.start_time.item(), diffusion.horizon)

@@ -8,7 +8,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.sde import ReverseSDE, fold, unfold
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 from pyro_mdm.samplers.grids import Grid
@@ -38,7 +38,7 @@ class TorchSDE(Sampler):
     al., "Efficient and Accurate Gradients for Neural SDEs", NeurIPS 2021.
     """
 
-    serves_nonlinear = True
+    needs = ()
 
     def __init__(self, steps: int, method: str = "srk", grid: Grid | None = None) -> None:
         super().__init__(steps, grid)
@@ -48,11 +48,9 @@ class TorchSDE(Sampler):
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
         super().check(diffusion, score)
-        if diffusion.noise_depends_on_state and self.method != "euler":
-            raise TypeError(
-                f"method {self.method!r} is for noise that does not depend on the state, and that "
-                f"of {type(diffusion).__name__} does; use method='euler'"
-            )
+        if self.method != "euler":
+            who = f"method {self.method!r}"
+            require(diffusion, Cap.PLAIN_NOISE, who=who, fix="use method='euler'")
 
     def plan(self, diffusion: Any, times: Tensor) -> Tensor:
         return times

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion, Transition
+from pyro_mdm.diffusions.base import Cap, Diffusion, Transition, require
+from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
-from pyro_mdm.scores.base import noised
 from pyro_mdm.scores.derived import of_rows
 from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
 from pyro_mdm.support.progress import Progress
@@ -73,7 +73,6 @@ class Replacement(Sampler):
         self.sampler, self.observed, self.repeats = sampler, observed, repeats
         self.values = torch.where(observed, values, 0.0)
         self.default_grid, self.noise = sampler.default_grid, sampler.noise  # type: ignore[misc]
-        self.reads_x = sampler.reads_x  # type: ignore[misc]
 
     def plan(self, diffusion: Any, times: Tensor) -> Any:
         return self.sampler.plan(diffusion, times)
@@ -83,27 +82,20 @@ class Replacement(Sampler):
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
         self.sampler.check(diffusion, score)
-        if not diffusion.closed_form or diffusion.drifts_by_data or diffusion.starts_at_data:
-            raise TypeError(
-                f"Replacement draws observed dimensions of y_s given x, apart from others, and "
-                f"{type(diffusion).__name__} has no such law; use a linear diffusion"
-            )
-        if diffusion.transform is not None:
-            raise TypeError(
-                f"the states of {type(diffusion).__name__} hold {describe(diffusion.transform)} of "
-                "the data, of which no coordinate is an observed dimension"
-            )
+        needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES)
+        who = "Replacement, which draws observed dimensions of y_s apart from others,"
+        require(diffusion, *needed, who=who, fix="use a linear diffusion of the data")
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         times = self.times(ask.diffusion)
-        plan = self.planned(ask.diffusion, times)
+        plan = ask.diffusion.planned(self.plan, times)
         laws, steps = ask.diffusion.marginal(times), ask.diffusion.transition(times[:-1], times[1:])
         observed = self.observed.to(y.device)
         values = of_rows(self.values.to(y.device), observed.dim(), y.shape[:1])
         values = values.expand(len(y), *observed.shape)
 
         def replaced(y: Tensor, i: int) -> Tensor:
-            return torch.where(observed, noised(laws.at(i), values, noise()), y)
+            return torch.where(observed, noised_state(laws.at(i), values, noise()), y)
 
         for i in range(self.steps):
             y = replaced(y, i)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.base import Cap
+from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.propagator import Halves
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
@@ -40,7 +41,7 @@ class Splitting(Sampler):
     Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
     """
 
-    serves_driven = False
+    needs = (Cap.KERNELS, Cap.OWN_DRIFT)
 
     def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
         super().__init__(steps, grid)
@@ -48,7 +49,7 @@ class Splitting(Sampler):
             raise ValueError(f"order is {order}, expected 1 (Euler) or 2 (midpoint)")
         self.order = order
 
-    def plan(self, diffusion: LinearDiffusion, times: Tensor) -> _SplittingPlan:
+    def plan(self, diffusion: OneBlock, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)
         tau = clock[:-1] - clock[1:]
         precision = torch.linalg.inv(diffusion.stationary_covariance)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
@@ -26,15 +26,7 @@ class StochasticHeun(Sampler):
     for additive noise.
     """
 
-    serves_nonlinear = True
-
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
-        super().check(diffusion, score)
-        if diffusion.noise_depends_on_state:
-            raise TypeError(
-                f"{type(self).__name__} is for noise that does not depend on the state, and that "
-                f"of {type(diffusion).__name__} does; use EulerMaruyama({self.steps})"
-            )
+    needs = (Cap.PLAIN_NOISE,)
 
     def plan(self, diffusion: Any, times: Tensor) -> Tensor:
         return times

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.samplers.grids import Tabulated
 
 __all__ = ["Transport", "transport"]
@@ -55,9 +55,7 @@ class Transport(NamedTuple):
     volume: Tensor  # κ(s) - κ(r) > 0, (N,)
 
 
-def transport(
-    diffusion: LinearDiffusion, times: Tensor, noise: float = 0.0, powers: int = 1
-) -> Transport:
+def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: int = 1) -> Transport:
     """The steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
 
     Those of many grids, (N + 1, …), are (N, …) wherever it says N.
@@ -75,9 +73,7 @@ def transport(
     eye, move = torch.eye(diffusion.num_variables).to(knots), diffusion.propagator
     h = knots.diff(dim=0)  # (pieces, N)
     a, _, factor = diffusion.factorization(knots)
-    start_mean = a[..., None]  # what moves with the data, by column
-    if diffusion.starts_at_data:
-        start_mean, _ = move.moments(None, knots)
+    start_mean = diffusion.data_columns(knots, a)
     diffusion.check_precision(factor.amplification, knots, "the marginal covariance")
     F, W = factor.root, factor.whitener
     start = W[:-1, :, None]
@@ -117,9 +113,7 @@ def transport(
     return Transport(*parts)
 
 
-def _of_one_variable(
-    diffusion: LinearDiffusion, times: Tensor, noise: float, powers: int
-) -> Transport:
+def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:
     """The same for K = 1, where noises of all times commute: for grids as many as data have
     dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
     volume = -diffusion.log_volume(times).diff(dim=0)
@@ -163,7 +157,7 @@ def _collocation(q: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _knots(diffusion: LinearDiffusion, times: Tensor) -> Tensor:
+def _knots(diffusion: OneBlock, times: Tensor) -> Tensor:
     """Clock times (pieces + 1, N) from each step's end up to its beginning, in short pieces.
 
     Where a step is cut decides nothing, so that no gradient is needed there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Noised
+from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.divergence import divergence
 from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
@@ -28,7 +27,7 @@ from pyro_mdm.support.checks import (
     check_weights,
     tensor_device,
 )
-from pyro_mdm.support.modules import ExactBuffers
+from pyro_mdm.support.modules import ExactBuffers, replace
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -39,12 +38,9 @@ __all__ = [
     "check_fit",
     "level_of",
     "map_channels",
-    "noised",
-    "of_counted",
     "project",
     "rotated",
     "weighted",
-    "with_event_dims",
 ]
 
 Number = float | Tensor
@@ -144,10 +140,10 @@ class Score(Restorable, ExactBuffers, ABC):
         """Raises TypeError for a diffusion whose noising paths the score is not made for."""
 
     @abstractmethod
-    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """x̂ (*batch, *event_shape), the expected data given the state y at time s.
 
         Unless overridden by the projection on g² s_θ, for linear diffusions only.
@@ -156,18 +152,15 @@ class Score(Restorable, ExactBuffers, ABC):
             TypeError: paths that start at an encoding of the data, at another time than ε.
         """
         self.check_process(diffusion, 1.0)
-        state = y
-        if diffusion.starts_at_data:
-            s = diffusion.as_tensor(s)
-            if not bool((s == diffusion.start_time).all()):
-                raise TypeError(
-                    f"{type(self).__name__} gives x̂ under {type(diffusion).__name__} only at the "
-                    "start time ε: g² s_θ does not tell x from m(x); use StateDenoiser"
-                )
-            state = diffusion.without_displacement(y, y.dim() - 1 - (s.dim() or 1))
+        state, at = y, diffusion.as_tensor(s)
+        if bool((at == diffusion.start_time).all()):
+            state = diffusion.without_displacement(y, y.dim() - 1 - (at.dim() or 1))
+        else:  # g² s_θ does not tell x from m(x)
+            who = f"{type(self).__name__}, asked for x̂ at another time than ε,"
+            require(diffusion, Cap.READOUT, who=who, fix="use StateDenoiser")
         return project(diffusion, self.score(diffusion, y, s), state, s)
 
-    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
+    def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
         """Where a process that is run back with the part η of the noise is drawn to, like x̂.
 
         That is x̂ whatever η is, unless the drift of noising paths sees the data.
@@ -178,26 +171,25 @@ class Score(Restorable, ExactBuffers, ABC):
         self.check_process(diffusion, noise)
         return self.denoise(diffusion, y, s)
 
-    def check_process(self, diffusion: Any, noise: float) -> None:
+    def check_process(self, diffusion: Diffusion, noise: float) -> None:
         """Raises TypeError for a score that does not know the process that is run back with the
         part η of the noise.
 
         One of the raw state knows the process that it was trained for, and where the drift sees the
         data no other follows from it.
         """
-        if not diffusion.drifts_by_data or self.denoises:
+        if self.denoises or diffusion.score_tells(noise):
             return
-        if noise != 1.0 or diffusion.volatility.log_knots.any():
-            raise TypeError(
-                f"{type(self).__name__} knows one process alone, that of the noise it was trained "
-                f"for, and one with the part {noise:g} of that of the base of "
-                f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
-                "train a denoiser"
-            )
+        raise UnsupportedDiffusionError(
+            f"{type(self).__name__} knows one process alone, that of the noise it was trained "
+            f"for, and one with the part {noise:g} of that of the base of "
+            f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
+            "train a denoiser"
+        )
 
     def with_divergence(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Kernels,
         y: Tensor,
         s: Tensor,
         how: Simulation,
@@ -250,11 +242,7 @@ class Score(Restorable, ExactBuffers, ABC):
         Args:
             knows_unknown: whether the network was trained on data whose context it is not told.
         """
-        known = copy.copy(self)
-        known.__dict__ = dict(self.__dict__)
-        known.__dict__["_modules"] = dict(self._modules)
-        known._context_told, known._knows_unknown = context, knows_unknown
-        return known
+        return replace(self, _context_told=context, _knows_unknown=knows_unknown)
 
     def without_context(self) -> Any:
         """The score of data whose context is not known.
@@ -294,7 +282,7 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         return likelihoods.Gaussian()
 
-    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+    def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
 
         Scores of the raw state are integrated over log volume κ
@@ -317,7 +305,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return weighted(value, weight), log_snr.detach()
 
     def integrand(
-        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
+        self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
 
@@ -337,14 +325,14 @@ class Score(Restorable, ExactBuffers, ABC):
         value, _ = self._on_the_way(diffusion, x, (high - level) / (high - low), noise)
         return value / (high - low).to(value.dtype)
 
-    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+    def log_snr_at(self, diffusion: Kernels, level: Tensor) -> Tensor:
         """λ where :meth:`integrand` is evaluated at ``level``, like it; increasing."""
         high, low = diffusion.max_log_snr, diffusion.terminal_log_snr
-        return diffusion.log_snr(_time_on_the_way(diffusion, (high - level) / (high - low)))
+        return diffusion.log_snr(diffusion.time_on_the_way((high - level) / (high - low)))
 
     def _on_the_way(
         self,
-        diffusion: LinearDiffusion,
+        diffusion: Kernels,
         x: Tensor,
         u: Tensor,
         noise: Tensor | None,
@@ -355,7 +343,7 @@ class Score(Restorable, ExactBuffers, ABC):
         if times == "vpsde":
             s, clock_rate = _importance_time(diffusion, u)
         else:
-            s, clock_rate = _time_on_the_way(diffusion, u), None
+            s, clock_rate = diffusion.time_on_the_way(u), None
         marginal, g2 = diffusion.marginal(s), diffusion.clock_noise(s)
         if noise is None:
             shape = (len(x), diffusion.num_variables, *x.shape[1:])
@@ -364,24 +352,17 @@ class Score(Restorable, ExactBuffers, ABC):
             noise = rotated(marginal, noise)
         with full_precision(x):
             W = inverse_tril(marginal.scale_tril)
-        found = _noised(diffusion, marginal, W, x, s, noise)
-        theta = self.score(diffusion, found.state, s)
+        noised = diffusion.noised(x, s, noise, marginal, W)
+        theta = self.score(diffusion, noised.state, s)
         with full_precision(x):
-            error = theta.double() - found.target
+            error = theta.double() - noised.target
             square = (error * apply_matrix(g2, error)).flatten(1).sum(1)
-            if found.share is not None:
-                square = found.share * square
-            if clock_rate is not None:
-                return (clock_rate * 0.5 * square).to(x.dtype), level_of(diffusion, marginal, s)
-            if diffusion.rows is not None:
-                width = diffusion.start_log_snr - diffusion.terminal_log_snr
-                by_time = diffusion.rate(s) / diffusion.log_snr_rate(s)
-                return (width * 0.5 * square * by_time).to(x.dtype), diffusion.log_snr(s)
-            rate = ((W @ g2) * W).sum((-2, -1))  # dκ by clock time, as the square is
-            if diffusion.maps:
-                rate = rate.flatten(1).mean(1)
-            start, end = diffusion.log_volume_ends
-            value = (end - start) * 0.5 * square / rate
+            if noised.share is not None:
+                square = noised.share * square
+            if clock_rate is None:
+                value = diffusion.on_the_way(square, s, W, g2)
+            else:
+                value = clock_rate * 0.5 * square
             return value.to(x.dtype), level_of(diffusion, marginal, s)
 
     # -- the door ----------------------------------------------------------------------------------
@@ -430,11 +411,9 @@ class Score(Restorable, ExactBuffers, ABC):
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
         """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
-        if not (self.serves_nonlinear or diffusion.closed_form):
-            raise TypeError(
-                f"{type(self).__name__} is made of the closed-form law of y_s given x, and "
-                f"{type(diffusion).__name__} has none; use ResidualScore or RawScore"
-            )
+        if not self.serves_nonlinear:
+            fix = "use ResidualScore or RawScore"
+            require(diffusion, Cap.KERNELS, who=type(self).__name__, fix=fix)
         K = diffusion.num_variables
         s = torch.as_tensor(s, dtype=torch.float64, device=y.device)
         batch_dim = s.dim() or 1
@@ -566,7 +545,7 @@ def _rows_of_context(context: Tensor, inputs: Tensor) -> Tensor:
     return rows.repeat(n // len(rows), 1)
 
 
-def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> Tensor:
+def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
     r"""The denoiser of any score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
     Args:
@@ -575,12 +554,8 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
     """
-    if not diffusion.closed_form:
-        raise TypeError(
-            f"a score gives back a denoiser by the closed-form law of y_s given x, and "
-            f"{type(diffusion).__name__} has none; decode with Gaussian or another likelihood that "
-            "reads y_ε alone"
-        )
+    fix = "decode with Gaussian or another likelihood that reads y_ε alone"
+    require(diffusion, Cap.KERNELS, who="x̂ by a score", fix=fix)
     marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
     with full_precision(y):
         k = marginal.readout.unsqueeze(-1)  # Σ^{-1} a / SNR
@@ -592,16 +567,7 @@ def project(diffusion: LinearDiffusion, score: Tensor, y: Tensor, s: Number) -> 
         return x.to(y.dtype)
 
 
-def _time_on_the_way(diffusion: LinearDiffusion, u: Tensor) -> Tensor:
-    """The time at which the part u of the log volume between ε and T has passed, like u."""
-    if diffusion.origin.context is not None:  # clocks of each datum: by the common one
-        high, low = diffusion.start_log_snr, diffusion.terminal_log_snr
-        return diffusion.time_at_log_snr(high - u.clamp(0, 1) * (high - low))
-    start, end = diffusion.log_volume_ends
-    return diffusion.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
-
-
-def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Tensor]:
+def _importance_time(diffusion: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
     """The time at the part u of the way by F = log(e^b - 1), which is -λ of VPSDE on the same clock
     b, and db/du there, like u."""
     start = diffusion.clock(diffusion.start_time)
@@ -610,27 +576,6 @@ def _importance_time(diffusion: LinearDiffusion, u: Tensor) -> tuple[Tensor, Ten
     F = low + u.clamp(0, 1) * (high - low)
     tau = torch.logaddexp(F, torch.zeros_like(F))
     return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
-
-
-def noised(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
-    """y = a x + L η, like η (n, K, *event_shape), for data (n, *event_shape), in their dtype.
-
-    Args:
-        marginal: of times (n,), or of one time for all.
-    """
-    return outer(marginal.mean, x) + apply_matrix(marginal.scale_tril, noise)
-
-
-def _noised(
-    diffusion: Diffusion, marginal: Marginal, W: Tensor, x: Tensor, s: Tensor, noise: Tensor
-) -> Noised:
-    """States of data (n, *event_shape) at times s (n,), W = L^{-1}, and what a score is to say."""
-    if diffusion.drifts_by_data:
-        return diffusion.driven(x, s, noise)
-    state, moved = noised(marginal, x, noise), diffusion.displacement(x, s)
-    with full_precision(x):
-        target = -apply_matrix(W.mT, noise.double())
-    return Noised(state if moved is None else state + moved, target)
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
@@ -656,7 +601,7 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
 
 def level_of(diffusion: Any, marginal: Marginal, s: Tensor) -> Tensor:
     """λ at times s, like s: one number for all dimensions, of the reference if they differ."""
-    return diffusion.log_snr(s) if diffusion.maps else marginal.log_snr
+    return marginal.log_snr if marginal.log_snr.dim() == s.dim() else diffusion.log_snr(s)
 
 
 def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:
@@ -671,16 +616,6 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
 def weighted(value: Tensor, weight: Tensor | None) -> Tensor:
     """A value per datum (n,) times its weight, if it has one."""
     return value if weight is None else value * weight.to(value.dtype)
-
-
-def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
-    """A value per datum, (*batch), as (*batch, 1, …, 1); a map, (*batch, *event), as it is."""
-    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
-
-
-def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
-    """A value per dimension, (*batch, *event_shape), where the dimension counts, and else 0."""
-    return value if counted is None else torch.where(counted, value, 0)
 
 
 def check_fit(network: Any, train_x: Any, *, missing: bool = False) -> None:

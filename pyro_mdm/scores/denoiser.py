@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Diffusion, Marginal
-from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
-from pyro_mdm.scores.base import Number, Score, check_fit, of_counted, weighted, with_event_dims
+from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
+from pyro_mdm.diffusions.matrices import (
+    apply_vector,
+    full_precision,
+    of_counted,
+    with_event_dims,
+)
+from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
 
@@ -159,47 +162,29 @@ class DenoiserScore(Score):
         """
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
-        if diffusion.starts_at_data:
-            raise TypeError(
-                f"{type(self).__name__} reads z alone, and noising paths of "
-                f"{type(diffusion).__name__} tell more of the data than z does; put it into one "
-                "that sees it: StateDenoiser(denoiser)"
-            )
+        fix = "put it into a score that sees the whole state: StateDenoiser(denoiser)"
+        require(diffusion, Cap.READOUT, who=type(self).__name__, fix=fix)
 
-    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
         x = self.x_hat(z, marginal.log_snr)
-        if diffusion.drifts_by_data:
-            driven: Any = diffusion
-            return driven.score(x, z, s).to(y.dtype)
-        return self._score(marginal, x, y, s)
-
-    @staticmethod
-    def _score(marginal: Marginal, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         with full_precision(y):
-            event_dim = y.dim() - (s.dim() or 1) - 1
-            W = inverse_tril(marginal.scale_tril)
-            noise = apply_matrix(W, y.double() - outer(marginal.mean, x.double(), event_dim))
-            return -apply_matrix(W.mT, noise).to(y.dtype)
+            return diffusion.score_from(x, y, s, marginal).to(y.dtype)
 
-    def denoise(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
         return self.aim(diffusion, y, s, 1.0)
 
-    def aim(self, diffusion: LinearDiffusion, y: Tensor, s: Number, noise: float) -> Tensor:
+    def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
-        x = self.x_hat(z, marginal.log_snr)
-        if diffusion.drifts_by_data:
-            driven: Any = diffusion
-            return driven.aims(x, z, marginal.log_snr).with_noise(noise)
-        return x
+        return diffusion.aim(self.x_hat(z, marginal.log_snr), z, marginal.log_snr, noise)
 
-    def diffusion_term(self, diffusion: LinearDiffusion, x: Tensor) -> tuple[Tensor, Tensor]:
+    def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
         """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
 
         λ is drawn uniformly, or as :attr:`times` says, and with low discrepancy over the batch. The
@@ -220,7 +205,10 @@ class DenoiserScore(Score):
             way = 1 - u
             level = diffusion.max_log_snr - way * (diffusion.max_log_snr - low.detach())
             with self._watching(u, weight):
-                value = self._along_clocks(diffusion, x, way)
+                knowing: Any = self.given(x)
+                value = diffusion.error_on_the_way(
+                    x, way, _epsilon(x), knowing.x_hat, self.counts(x)
+                )
             return weighted(value, weight), level
         if diffusion.cut_time is not None and low.requires_grad:
             raise ValueError(
@@ -248,7 +236,7 @@ class DenoiserScore(Score):
         return each, log_snr
 
     def integrand(
-        self, diffusion: LinearDiffusion, x: Tensor, level: Tensor, noise: Tensor | None = None
+        self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen.
 
@@ -256,42 +244,16 @@ class DenoiserScore(Score):
         summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it. Where the
         drift sees the data, it is what x̂ in the place of x costs there.
         """
-        if diffusion.drifts_by_data:
-            driven: Any = diffusion
-            epsilon = _epsilon(x) if noise is None else noise[:, 0]
-            return driven.aim_error(x, level, epsilon, self._knowing(x).x_hat)
-        if diffusion.maps:
-            width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
-            u = (diffusion.max_log_snr - level) / width
-            return self._along_clocks(diffusion, x, u, noise) / width.to(x.dtype)
-        return self._error(x, self._noised(x, level, noise), level, self._knowing(x).x_hat)
+        epsilon = _epsilon(x) if noise is None else noise[:, 0]
+        denoiser: Any = self.given(x)  # one of its kind
+        return diffusion.denoising_error(x, level, epsilon, denoiser.x_hat, self.counts(x))
 
-    def _knowing(self, x: Tensor) -> DenoiserScore:
-        found: Any = self.given(x)  # one of its kind
-        return found
-
-    def _along_clocks(
-        self,
-        diffusion: Any,
-        x: Tensor,
-        u: Tensor,
-        noise: Tensor | None = None,
-        denoiser: Callable[[Tensor, Number], Tensor] | None = None,
-    ) -> Tensor:
-        """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at the parts u (n,) of the way, (n,)."""
-        log_snr, rate = diffusion.log_snr_map(u.clamp(0, 1))
-        z = self._noised(x, log_snr, noise)
-        denoiser = denoiser or self._knowing(x).x_hat
-        square = (x - denoiser(z, log_snr.expand(x.shape))).square()
-        weight = 0.5 * (rate * log_snr.exp()).to(x.dtype)
-        return of_counted(weight * square, self.counts(x)).flatten(1).sum(1)
-
-    def _at_maps(self, law: MapLaw, diffusion: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _at_maps(self, law: MapLaw, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_j w_j ½ e^λ_j (x_j - x̂_j)² at random maps, (n,), and their mean λ over dimensions."""
         low = diffusion.terminal_log_snr
         moves = low.requires_grad or diffusion.start_log_snr.requires_grad
-        if diffusion.maps or diffusion.drifts_by_data or moves:
-            raise ValueError(
+        if moves or not {Cap.ONE_LEVEL, Cap.OWN_DRIFT} <= diffusion.caps:
+            raise UnsupportedDiffusionError(
                 f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
                 f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
                 "min_log_snr is given and not learned, or leave out training_maps"
@@ -301,14 +263,14 @@ class DenoiserScore(Score):
         maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
         between = maps.weight > 0
         log_snr = torch.where(between, maps.log_snr, 0.0)
-        z = torch.where(maps.log_snr == OBSERVED, x, self._noised(x, log_snr, None))
+        z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))
         square = (x - self.x_hat(z, maps.log_snr)).square()
         weight = (0.5 * maps.weight * log_snr.exp()).to(x.dtype)
         count = between.flatten(1).sum(1)
         level = (log_snr * between).flatten(1).sum(1) / count.clamp_min(1)
         return (weight * square).flatten(1).sum(1), level
 
-    def log_snr_at(self, diffusion: LinearDiffusion, level: Tensor) -> Tensor:
+    def log_snr_at(self, diffusion: Kernels, level: Tensor) -> Tensor:
         """The level itself."""
         return level
 
@@ -317,19 +279,16 @@ class DenoiserScore(Score):
         x: Tensor,
         log_snr: Tensor,
         noise: Tensor | None = None,
-        diffusion: Diffusion | None = None,
+        diffusion: Kernels | None = None,
     ) -> Tensor:
         """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call.
 
         Args:
             diffusion: with clocks of its own for each dimension, if it is to follow these.
         """
-        if diffusion is not None and diffusion.maps:
-            width = diffusion.max_log_snr - diffusion.terminal_log_snr.detach()
-            u = (diffusion.max_log_snr - log_snr) / width
-            found = self._along_clocks(diffusion, x, u, noise, self.baseline_x_hat)
-            return found / width.to(x.dtype)
-        return self._error(x, self._noised(x, log_snr, noise), log_snr, self.baseline_x_hat)
+        epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
+        error = denoising_error if diffusion is None else diffusion.denoising_error
+        return error(x, log_snr, epsilon, self.baseline_x_hat, counted)
 
     def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """μ, σ² and v = e^{-λ}, broadcastable to z, in its dtype."""
@@ -340,18 +299,6 @@ class DenoiserScore(Score):
         """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
         spread = s2 / (s2 + v) * v
         return torch.where(v.isinf(), s2, spread) if self.maps else spread
-
-    @staticmethod
-    def _noised(x: Tensor, log_snr: Tensor, noise: Tensor | None) -> Tensor:
-        """z = x + e^{-λ/2} ε."""
-        epsilon = _epsilon(x) if noise is None else noise[:, 0]
-        return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * epsilon
-
-    def _error(
-        self, x: Tensor, z: Tensor, log_snr: Tensor, denoiser: Callable[[Tensor, Number], Tensor]
-    ) -> Tensor:
-        square = of_counted((x - denoiser(z, log_snr)).square(), self.counts(x)).flatten(1).sum(1)
-        return 0.5 * torch.exp(log_snr).to(x.dtype) * square
 
     def set_trained_range(self, low: float, high: float) -> None:
         """Declares the λ the network was trained on; :meth:`x_hat` refuses others."""

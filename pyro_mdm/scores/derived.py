@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.support.modules import replace
 
 __all__ = ["DerivedDenoiser", "of_rows"]
 
@@ -40,12 +41,8 @@ class DerivedDenoiser(DenoiserScore):
         to be right."""
         denoiser = self.denoiser if denoiser is None else denoiser
         new = type(self).__new__(type(self), **self.arguments() | {"denoiser": denoiser} | buffers)
-        made = new.__dict__["_given"]
-        new.__dict__.update(self.__dict__)  # settings and other modules are shared
-        modules = {**self._modules, "denoiser": denoiser}
-        changed = {**self._buffers, **buffers}
-        new.__dict__ |= {"_given": made, "_buffers": changed, "_modules": modules}
-        return new
+        made = new.__dict__["_given"]  # what it would have been made with
+        return replace(self, denoiser=denoiser, _given=made, **buffers)
 
     # -- contexts, which the denoiser is told ------------------------------------------------------
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
-from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.matrices import full_precision, of_counted, with_event_dims
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.scores.base import Number, check_fit, of_counted, with_event_dims
+from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
-from pyro_mdm.support.checks import describe
 
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 
@@ -126,12 +125,8 @@ class DiscreteDenoiser(DenoiserScore):
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
-        if diffusion.transform is not None:
-            raise TypeError(
-                f"the levels of a {type(self).__name__} are of the data, and the states of "
-                f"{type(diffusion).__name__} hold {describe(diffusion.transform)} of them; use a "
-                "Denoiser, fitted to diffusion.coordinates(x)"
-            )
+        fix = "use a Denoiser, fitted to diffusion.coordinates(x)"
+        require(diffusion, Cap.DATA_STATES, who=f"a {type(self).__name__} of levels", fix=fix)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z] = Σ_k v_k p_θ(v_k | z, λ), like z."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
@@ -149,11 +149,8 @@ class MixedDenoiser(DenoiserScore):
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
-        if diffusion.maps:
-            raise TypeError(
-                f"{type(diffusion).__name__} has a clock for each dimension, expected one for all "
-                "kinds of a MixedDenoiser; use a diffusion without dimension clocks"
-            )
+        fix = "use a diffusion without clocks for each dimension"
+        require(diffusion, Cap.ONE_LEVEL, who=type(self).__name__, fix=fix)
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
         """Every part with its dimensions of x (…, d) and of what is like x; None, and numbers of a

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision
 from pyro_mdm.scores.base import Number, Score, call_on_state, level_of
 
@@ -31,7 +31,7 @@ class NoisePrediction(Score):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
 
-    def score(self, diffusion: LinearDiffusion, y: Tensor, s: Number) -> Tensor:
+    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """-L^{-T} ε_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)

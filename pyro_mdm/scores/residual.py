@@ -2,6 +2,7 @@ r"""A score in coordinates in which noised data have unit variance, for any diff
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -9,16 +10,15 @@ from torch import Tensor, nn
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.kernels import inverse_tril
-from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
 from pyro_mdm.diffusions.simulation import advance
 from pyro_mdm.scores.base import (
     Number,
     Score,
     call_on_state,
     check_fit,
-    noised,
-    with_event_dims,
 )
 from pyro_mdm.support.checks import check_count, check_finite, check_instance
 
@@ -96,24 +96,7 @@ class ResidualScore(Score):
         with torch.no_grad():
             s = diffusion.log_snr_grid(num_levels).flip(0)
             levels = diffusion.log_snr(s)
-            device = s.device
-            if diffusion.closed_form:
-                marginal = diffusion.marginal(s)
-                x = train_x.to(device).double()
-                aa = marginal.mean.unsqueeze(-1) * marginal.mean.unsqueeze(-2)
-                variance = x.var(0, unbiased=False)[..., None, None]
-                if diffusion.maps:
-                    mean = marginal.mean.movedim(-1, 1) * x.mean(0)
-                    return cls(network, levels, mean, marginal.covariance + variance * aa)
-                a = marginal.mean.reshape(*marginal.mean.shape, *[1] * (x.dim() - 1))
-                shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
-                covariance = marginal.covariance.reshape(shape) + variance * aa.reshape(shape)
-                return cls(network, levels, a * x.mean(0), covariance)
-            with randomness.piece(0, 1, seed):
-                states = _noised_data(diffusion, train_x, s, num_paths)
-            mean = states.mean(1)
-            rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
-            covariance = torch.einsum("mn...i,mn...j->m...ij", rest, rest) / num_paths
+            mean, covariance = _fitted(diffusion, train_x, s, num_paths, seed)
             return cls(network, levels, mean, covariance)
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
@@ -142,6 +125,33 @@ class ResidualScore(Score):
         return m, W
 
 
+@singledispatch
+def _fitted(
+    diffusion: Diffusion, train_x: Tensor, s: Tensor, num_paths: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of noised data at times
+    s (M,)."""
+    with randomness.piece(0, 1, seed):
+        states = _noised_data(diffusion, train_x, s, num_paths)
+    mean = states.mean(1)
+    rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
+    return mean, torch.einsum("mn...i,mn...j->m...ij", rest, rest) / num_paths
+
+
+@_fitted.register(Kernels)
+def _known(
+    diffusion: Kernels, train_x: Tensor, s: Tensor, num_paths: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    law, x = diffusion.marginal(s), train_x.to(s.device).double()
+    aa = law.mean.unsqueeze(-1) * law.mean.unsqueeze(-2)
+    variance = x.var(0, unbiased=False)[..., None, None]
+    if law.mean.dim() > 2:  # by data dimension
+        return law.mean.movedim(-1, 1) * x.mean(0), law.covariance + variance * aa
+    a = law.mean.reshape(*law.mean.shape, *[1] * (x.dim() - 1))
+    shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
+    return a * x.mean(0), law.covariance.reshape(shape) + variance * aa.reshape(shape)
+
+
 def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> Tensor:
     """States (M, n, K, *event_shape) of ``num_paths`` paths from data to each time of s (M,)."""
     chosen = torch.arange(num_paths) * len(train_x) // num_paths
@@ -149,7 +159,7 @@ def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> 
     diffusion.check(x.shape[1:])
     x = x.repeat(len(s), *[1] * (x.dim() - 1))
     noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[1:]), x.dtype, x.device)
-    y = noised(diffusion.start, x, noise)
+    y = noised_state(diffusion.start, x, noise)
     start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
     knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
     settings = diffusion.simulation

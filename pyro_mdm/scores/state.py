@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.scores.base import Number, rotated
@@ -34,7 +34,7 @@ class StateDenoiser(WrappedDenoiser):
             wrong shape, NaN, a network output of another shape.
     """
 
-    suits = "starts_at_data"
+    instead_of = Cap.READOUT
 
     @staticmethod
     def more_inputs(diffusion: Diffusion) -> int:

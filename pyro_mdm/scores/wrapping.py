@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_instance
@@ -32,8 +32,8 @@ class WrappedDenoiser(Score):
         ValueError: one that is told maps of log SNR, or that does not know the shape of its data.
     """
 
-    suits: ClassVar[str] = ""
-    """The property of diffusions that need this score."""
+    instead_of: ClassVar[Cap | None] = None
+    """What diffusions that need this score lack, and a denoiser alone would need."""
 
     def __init__(self, denoiser: DenoiserScore) -> None:
         fix = "e.g. Denoiser.fit(network, train_x)"
@@ -50,7 +50,7 @@ class WrappedDenoiser(Score):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.suits:
+        if cls.instead_of is not None:
             WRAPPERS.append(cls)
 
     @staticmethod
@@ -77,8 +77,8 @@ class WrappedDenoiser(Score):
         return {"denoiser": self.denoiser}
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
-        if not getattr(diffusion, self.suits):
-            raise TypeError(
+        if self.instead_of in diffusion.caps:
+            raise UnsupportedDiffusionError(
                 f"{type(self).__name__} is for diffusions that data decide more of, and "
                 f"{type(diffusion).__name__} is none; use the denoiser itself"
             )
@@ -97,4 +97,4 @@ class WrappedDenoiser(Score):
 
 def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:
     """The score that a denoiser is put into for this diffusion; None: it is itself the score."""
-    return next((cls for cls in WRAPPERS if getattr(diffusion, cls.suits)), None)
+    return next((cls for cls in WRAPPERS if cls.instead_of not in diffusion.caps), None)

@@ -1,4 +1,4 @@
-"""Modules whose buffers keep their digits, and evaluation mode for a while."""
+"""Modules whose buffers keep their digits, copies that share, and evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers", "evaluating", "in_eval_mode"]
+__all__ = ["ExactBuffers", "evaluating", "in_eval_mode", "replace"]
 
 M = TypeVar("M", bound="ExactBuffers")
+N = TypeVar("N", bound=nn.Module)
 
 
 class ExactBuffers(nn.Module):
@@ -25,6 +26,28 @@ class ExactBuffers(nn.Module):
             if moved is not None and not buffer.is_meta:
                 self._buffers[name] = buffer.to(moved.device)
         return self
+
+
+def replace(module: N, **parts: Any) -> N:
+    """A module like this one but for these parts, which shares all else with it: parameters too.
+
+    Args:
+        parts: by name: modules and buffers in the place of those that there are; other attributes,
+            and what takes a module's place, are set.
+    """
+    copy = object.__new__(type(module))
+    copy.__dict__.update(module.__dict__)
+    for kind in ("_modules", "_buffers", "_parameters"):
+        copy.__dict__[kind] = dict(module.__dict__[kind])
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            copy._modules[name] = part
+        elif name in copy._buffers:
+            copy._buffers[name] = part
+        else:
+            copy._modules.pop(name, None)
+            copy.__dict__[name] = part
+    return copy
 
 
 @contextmanager

@@ -1,0 +1,316 @@
+"""What every diffusion in closed form answers: kernels, and what scores make of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import (
+    Asked,
+    Diffusion,
+    Level,
+    Marginal,
+    Noised,
+    Times,
+    Transition,
+)
+from pyro_mdm.diffusions.kernels import Factor, inverse_tril
+from pyro_mdm.diffusions.matrices import (
+    apply_matrix,
+    full_precision,
+    of_counted,
+    outer,
+    with_event_dims,
+)
+from pyro_mdm.diffusions.propagator import Propagator
+
+__all__ = ["Denoise", "Kernels", "OneBlock", "denoising_error", "noised_data", "noised_state"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""x̂ (n, *event_shape) of z and λ."""
+
+
+class Kernels(Diffusion):
+    """A diffusion whose paths are a Gaussian chain given the data, and known in closed form.
+
+    Laws are per data dimension. Where dimensions have laws of their own (:attr:`maps`), these have
+    the dimensions of a datum after those of the times, with sizes of 1 along dimensions that share,
+    and a batch dimension of 1 for one time.
+    """
+
+    closed_form = True
+    stationary_covariance: Tensor
+    """Σ_∞ (K, K), of the law at rest."""
+    initial_covariance: Tensor
+    """Σ_0 (K, K), of y at time 0 given x: 0 for x, Σ_v for v_0."""
+
+    # -- kernels -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def marginal(self, s: Times) -> Marginal:
+        """The law of y_s given x, for s (…) in (0, T], differentiable in the diffusion."""
+
+    @abstractmethod
+    def transition(self, s: Times, r: Times = 0.0) -> Transition:
+        """The law of y_s given y_r, for s > r broadcast together to (…), likewise."""
+
+    @property
+    @abstractmethod
+    def terminal(self) -> Marginal:
+        """The law of y_T given x."""
+
+    @property
+    @abstractmethod
+    def prior_covariance(self) -> Tensor:
+        """Σ_π (K, K), of the prior N(0, Σ_π)."""
+
+    @abstractmethod
+    def drift_matrix(self, s: Times) -> Tensor:
+        """A(s), (*s.shape, K, K)."""
+
+    @abstractmethod
+    def noise_covariance(self, s: Times) -> Tensor:
+        """g²(s) = G Gᵀ, (*s.shape, K, K)."""
+
+    @abstractmethod
+    def dispersion_matrix(self, s: Times) -> Tensor:
+        """G(s), (*s.shape, K, K)."""
+
+    @abstractmethod
+    def clock_noise(self, s: Times) -> Tensor:
+        """g² per unit of clock time, (*s.shape, K, K), or (K, K) where it is constant."""
+
+    @abstractmethod
+    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
+        """``∫_r^s tr A`` over ``dimensions`` data dimensions, (…) as s and r."""
+
+    @abstractmethod
+    def frozen(self) -> Any:
+        """Q, D and A per unit of clock time when half of the clock has run, to look at."""
+
+    @abstractmethod
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        """``law(linear, *times)`` of the linear diffusion that data dimensions run, or of each.
+
+        Args:
+            law: of a linear diffusion and so many times, all of one shape, to tensors that begin
+                with that shape, or named tuples of them.
+        """
+
+    def drift(self, y: Tensor, s: Times) -> Tensor:
+        """A(s) y, like y (*batch, K, *event_shape)."""
+        return apply_matrix(self.drift_matrix(s), y)
+
+    def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
+        """G(s), whatever the state."""
+        return self.dispersion_matrix(s)
+
+    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+        """Paths by their exact transitions; ``simulation`` has no effect on them."""
+        states, steps = [y], self.transition(times[1:], times[:-1])
+        for i in range(len(times) - 1):
+            step, noise = steps.at(i), randomness.normal(y.shape, y.dtype, y.device)
+            states.append(
+                apply_matrix(step.matrix, states[-1]) + apply_matrix(step.scale_tril, noise)
+            )
+        return torch.stack(states, 1)
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def min_log_snr(self) -> float | None:
+        """λ(T) that the clock is scaled to, or None for the clock as it is."""
+
+    @property
+    @abstractmethod
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time."""
+
+    def typical(self, x: Tensor) -> Kernels:
+        return self
+
+    # -- log volume, and the way -------------------------------------------------------------------
+
+    @abstractmethod
+    def log_volume(self, s: Times) -> Tensor:
+        """κ(s) = log det Σ - 2 ∫ tr A, like s, or its average over data dimensions; increasing."""
+
+    @abstractmethod
+    def log_volume_rate(self, s: Times) -> Tensor:
+        """dκ/ds = tr(Σ^{-1} g²) > 0, like s."""
+
+    @property
+    @abstractmethod
+    def log_volume_ends(self) -> Tensor:
+        """κ at ε and T, (2,)."""
+
+    @abstractmethod
+    def time_at_log_volume(self, value: Times) -> Tensor:
+        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both."""
+
+    @abstractmethod
+    def time_at_clock(self, tau: Tensor) -> Tensor:
+        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
+
+    def time_on_the_way(self, u: Tensor) -> Tensor:
+        start, end = self.log_volume_ends
+        return self.time_at_log_volume(start + u.clamp(0, 1) * (end - start))
+
+    def speed_on_the_way(self, s: Tensor) -> Tensor:
+        start, end = self.log_volume_ends
+        return (end - start) / self.log_volume_rate(s)
+
+    def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
+        """½ ‖·‖²_{g²} per unit of the way, (n,), by that per unit of clock time.
+
+        Args:
+            square: ‖·‖² in g² per unit of clock time, (n,);  s: times (n,).
+            whitener: L^{-1} of the law of y_s given x;  g2: :meth:`clock_noise`.
+        """
+        rate = ((whitener @ g2) * whitener).sum((-2, -1))  # dκ by clock time, as the square is
+        if rate.dim() > s.dim():
+            rate = rate.flatten(1).mean(1)
+        start, end = self.log_volume_ends
+        return (end - start) * 0.5 * square / rate
+
+    def pace(self, s: Tensor) -> Tensor:
+        return self.clock(s).log()
+
+    def pace_rate(self, s: Tensor) -> Tensor:
+        return self.rate(s) / self.clock(s)
+
+    def time_at_pace(self, pace: Tensor) -> Tensor:
+        return self.inverse_clock(pace.exp())
+
+    def level(self, u: Tensor) -> Level:
+        """Log SNR when the part u (n,) of that of the common clock has passed."""
+        width = self.start_log_snr - self.terminal_log_snr
+        return Level(self.start_log_snr - u * width, width.expand_as(u))
+
+    def log_snr_map_at(self, s: Times) -> Tensor:
+        """λ at times s (n,), (n,), or by data dimension (n, *event_shape)."""
+        return self.log_snr(s)
+
+    # -- scores and velocities ---------------------------------------------------------------------
+
+    def noised(
+        self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
+    ) -> Noised:
+        """States y_s of data, and what a score is to say there.
+
+        Args:
+            x: data (n, *event_shape), in coordinates;  s: times (n,).
+            noise: standard normal (n, K, *event_shape).
+            law: :meth:`marginal` at these times;  whitener: its L^{-1}.
+        """
+        state, moved = noised_state(law, x, noise), self.displacement(x, s)
+        with full_precision(x):
+            target = -apply_matrix(whitener.mT, noise.double())
+        return Noised(state if moved is None else state + moved, target)
+
+    def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
+        """s_θ = -Σ^{-1} (y - a x), like y, in float64: of a model that takes x for the data.
+
+        Args:
+            x: (*batch, *event_shape);  y: states (*batch, K, *event_shape).
+            s: times (*batch), or a number for one batch dimension;  law: :meth:`marginal` there.
+        """
+        event_dim = y.dim() - (s.dim() or 1) - 1
+        W = inverse_tril(law.scale_tril)
+        noise = apply_matrix(W, y.double() - outer(law.mean, x.double(), event_dim))
+        return -apply_matrix(W.mT, noise)
+
+    def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
+        """What z is drawn to by a process that runs back to x with the part η of the noise, like x:
+        x itself, unless the drift sees the data.
+
+        Args:
+            x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number.
+        """
+        return x
+
+    def denoising_error(
+        self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
+    ) -> Tensor:
+        """One draw of what the bound loses per unit of λ where x̂ takes the place of x, (n,) nats:
+        ½ e^λ ‖x - x̂(z, λ)‖², unless data dimensions have levels of their own or drive the drift.
+
+        Args:
+            x: data (n, *event_shape), in coordinates;  level: λ of the common clock, (n,).
+            noise: standard normal, like x;  denoiser: x̂(z, λ), like x.
+            counted: which dimensions count, bool, broadcastable to x; None: all.
+        """
+        return denoising_error(x, level, noise, denoiser, counted)
+
+    def error_on_the_way(
+        self, x: Tensor, u: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
+    ) -> Tensor:
+        """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at the parts u (n,) of the way, (n,);
+        arguments else as for :meth:`denoising_error`."""
+        log_snr, rate = self.level(u.clamp(0, 1))
+        z = noised_data(x, log_snr, noise)
+        told = log_snr if log_snr.dim() == 1 else log_snr.expand(x.shape)
+        square = (x - denoiser(z, told)).square()
+        weight = with_event_dims(0.5 * (rate * log_snr.exp()).to(x.dtype), x)
+        return of_counted(weight * square, counted).flatten(1).sum(1)
+
+    def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
+        pull = apply_matrix(self.noise_covariance(s), ask.score(y, s))
+        return apply_matrix(self.drift_matrix(s), y) - (1 + noise) / 2 * pull
+
+
+class OneBlock(Kernels):
+    """A diffusion that is one linear diffusion for all data dimensions.
+
+    What is asked at clock times is of that: its propagator and factors.
+    """
+
+    @property
+    @abstractmethod
+    def propagator(self) -> Propagator:
+        """How states move between clock times: what all kernels are made of."""
+
+    @abstractmethod
+    def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, Factor]:
+        """a, Σ and its factorization at clock times τ (…)."""
+
+    @abstractmethod
+    def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
+
+    def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
+        """What the mean of a state is made of, (…, K, columns): the column a, that of x.
+
+        Args:
+            tau: clock times (…);  a: there, (…, K).
+        """
+        return a[..., None]
+
+
+def denoising_error(
+    x: Tensor, log_snr: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None = None
+) -> Tensor:
+    """½ e^λ ‖x - x̂(z, λ)‖², (n,), at one z = x + e^{-λ/2} ε; arguments as for
+    :meth:`Kernels.denoising_error`."""
+    square = (x - denoiser(noised_data(x, log_snr, noise), log_snr)).square()
+    return 0.5 * torch.exp(log_snr).to(x.dtype) * of_counted(square, counted).flatten(1).sum(1)
+
+
+def noised_data(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
+    """z = x + e^{-λ/2} ε, like data x (n, *event_shape), for λ (n,) or maps of it."""
+    return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * noise
+
+
+def noised_state(law: Marginal, x: Tensor, noise: Tensor) -> Tensor:
+    """y = a x + L η, like η (n, K, *event_shape), for data (n, *event_shape), in their dtype.
+
+    Args:
+        law: of times (n,), or of one time for all.
+    """
+    return outer(law.mean, x) + apply_matrix(law.scale_tril, noise)
