@@ -15,7 +15,8 @@ from inference.plan import Programs
 from inference.sample import make_sampler
 from models import ImageProblem
 from models.kinds import kind_of
-from pyro_mdm import LinearDiffusion, NonlinearDiffusion
+from pyro_mdm import NonlinearDiffusion
+from pyro_mdm.diffusions.closed import Kernels
 
 __all__ = ["check_effects", "check_patience", "check_training", "start_note"]
 
@@ -185,8 +186,7 @@ def start_note(settings: Training, programs: Programs) -> str | None:
     """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
-    closed = not kind_of(diffusion).simulated
-    at_a_time = closed and cast(LinearDiffusion, diffusion).cut_time is not None
+    at_a_time = isinstance(diffusion, Kernels) and diffusion.cut_time is not None
     if settings.max_log_snr is not None or at_a_time or abs(own - usual) <= 1e-6:
         return None
     return (

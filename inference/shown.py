@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_mdm import Diffusion, LinearDiffusion, NonlinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.diffusions.wrapped import WrappedDiffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.plots import tensorboard
 
-__all__ = ["Kernels", "Paths", "shown"]
+__all__ = ["ShownKernels", "ShownPaths", "shown"]
 
 Data = Callable[[int], Tensor]
 """Gives so many training data, at most, in model space."""
@@ -26,7 +25,7 @@ CURVES, VIEWS = 256, 512
 
 
 @dataclass(frozen=True)
-class Kernels:
+class ShownKernels:
     """What there is to see of a diffusion in closed form."""
 
     diffusion: LinearDiffusion
@@ -62,7 +61,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Paths:
+class ShownPaths:
     """The same of a diffusion whose paths are simulated."""
 
     diffusion: NonlinearDiffusion
@@ -86,13 +85,11 @@ class Paths:
 
 
 @functools.singledispatch
-def shown(diffusion: Diffusion, seed: int = 0) -> Kernels | Paths:
+def shown(diffusion: Diffusion, seed: int = 0) -> ShownKernels | ShownPaths:
     """What there is to see of a diffusion, by its kind; ``seed`` is of paths and noise."""
-    return Paths(cast(NonlinearDiffusion, diffusion), seed)
+    return ShownPaths(cast(NonlinearDiffusion, diffusion), seed)
 
 
-@shown.register(LinearDiffusion)
-@shown.register(PerDimensionDiffusion)
-@shown.register(WrappedDiffusion)
-def _(diffusion: Diffusion, seed: int = 0) -> Kernels:
-    return Kernels(cast(LinearDiffusion, diffusion), seed)
+@shown.register(Kernels)
+def _(diffusion: Kernels, seed: int = 0) -> ShownKernels:
+    return ShownKernels(cast(LinearDiffusion, diffusion), seed)

@@ -9,11 +9,10 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pyro_mdm import Diffusion, LinearDiffusion
+from pyro_mdm import Diffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.context import Context
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.transforms import Transform
-from pyro_mdm.diffusions.wrapped import WrappedDiffusion
 
 __all__ = ["Kind", "kind_of"]
 
@@ -52,10 +51,8 @@ def kind_of(diffusion: Diffusion) -> Kind:
     return Kind(simulated=True, score="residual", sampler="euler", unserved=needed)
 
 
-@kind_of.register(LinearDiffusion)
-@kind_of.register(PerDimensionDiffusion)
-@kind_of.register(WrappedDiffusion)
-def _closed(diffusion: Diffusion) -> Kind:
+@kind_of.register(Kernels)
+def _closed(diffusion: Kernels) -> Kind:
     latent, driven = diffusion.context, diffusion.drifts_by_data
     led = driven or latent is not None
     unserved = {"flow": "a drift that does not see the data"} if led else {}
