@@ -250,8 +250,8 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     assert f"the bound of each datum: {out}" in said
     rows = pd.read_csv(out)
     probabilities = [f"probability_{c}" for c in range(8)]
-    bounds = ["bits_per_dim", "bits_per_dim_standard_error"]
-    assert [*rows.columns] == ["row", "label", *bounds, *probabilities] and len(rows) == 40
+    measured = ["bits_per_dim", "bits_per_dim_standard_error"]
+    assert [*rows.columns] == ["row", "label", *measured, *probabilities] and len(rows) == 40
 
     problem = load_trained(labelled)[1].problem
     problem_labels = problem.load_context("labels")

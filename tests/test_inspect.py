@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -275,9 +276,9 @@ def test_the_diffusion_of_a_run(
     model = build(settings).model
     with torch.no_grad():
         model.diffusion.get_parameter("lower").fill_(0.25)  # (μ + ½)² + 1/16
-    run = Run.create(tmp_path / "run", settings)
+    run = Run.create(tmp_path / "run", asdict(settings))
     tensors = {f"ema/{name}": tensor for name, tensor in model.state_dict().items()}
-    run.save(Checkpoint(1, tensors, {"config": settings}))
+    run.save(Checkpoint(1, tensors, {"config": asdict(settings)}))
     inspect(f"run:{run.folder}", model="toy", out=tmp_path / "run.png")
     assert "-0.5±0.25i" in capsys.readouterr().out
     with pytest.raises(RunError, match="not a run folder"):
