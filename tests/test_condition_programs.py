@@ -266,9 +266,9 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     again, more = tmp_path / "again.csv", {**options, "seed": 1}
     evaluate.evaluate(labelled, out=again, **more)  # type: ignore[arg-type]
     other = pd.read_csv(again)
-    assert [*other.columns] == ["row", "label", *bounds]
+    assert [*other.columns] == ["row", "label", *measured]
     apart = (rows["bits_per_dim"] - other["bits_per_dim"]) / np.hypot(
-        rows[bounds[1]], other[bounds[1]]
+        rows[measured[1]], other[measured[1]]
     )
     assert 0.4 < float((apart**2).mean()) < 3.0  # 1 ± 0.22, but for tails of so few draws
     reused = {"reuse": labelled, "guide": "vpsde", "min_log_snr": -4.0}
@@ -278,9 +278,9 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
 
     few = {"half_width": 5.0, "test_size": 1000}  # so wide that some data are never drawn
     evaluate.evaluate(labelled, out=again, overwrite=True, **options | few)  # type: ignore[arg-type]
-    empty = pd.read_csv(again)[bounds].isna()
+    empty = pd.read_csv(again)[measured].isna()
     assert 0 < empty["bits_per_dim"].sum() < 1000  # not the baseline's prediction
-    assert bool(empty[bounds[1]][empty["bits_per_dim"]].all())
+    assert bool(empty[measured[1]][empty["bits_per_dim"]].all())
 
     with pytest.raises(RunError, match=r"again\.csv exists; give another --out, or --overwrite"):
         evaluate.evaluate(labelled, out=again)
