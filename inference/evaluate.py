@@ -253,7 +253,7 @@ def _notes(
     if kind.simulated and bound.probe_error:
         error = bound.probe_error
         notes.append(f"Hutchinson's probes: {error:.4f} bits/dim of the next (nan for one)")
-    if kind.telling:
+    if kind.path_gap:
         notes.append(path_gap(programs, data, seed=seed))
     error = bound.monte_carlo_error
     notes.append(f"Monte Carlo error {error:.4f} bits/dim (part of the ± below)")

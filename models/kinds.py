@@ -29,7 +29,7 @@ class Kind:
         latent: the latent context of a datum, which networks are told too, if there is one.
         coordinates: those of the data that states hold, if they do not hold the data.
         learned_ends: λ(ε) or λ(T) is learned.
-        telling: paths tell more than their ends, which no network wins back.
+        path_gap: paths tell more than their ends, which no network wins back.
         unserved: methods of likelihood that do not serve it, and what each of them needs.
     """
 
@@ -40,7 +40,7 @@ class Kind:
     latent: Context | None = None
     coordinates: Transform | None = None
     learned_ends: bool = False
-    telling: bool = False
+    path_gap: bool = False
     unserved: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,6 +66,6 @@ def _closed(diffusion: Kernels) -> Kind:
         latent=latent,
         coordinates=diffusion.transform,
         learned_ends=diffusion.reference.learns_ends,
-        telling=driven,
+        path_gap=driven,
         unserved=unserved,
     )
