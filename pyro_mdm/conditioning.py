@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -31,7 +31,12 @@ from torch import Tensor
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import of_counted, with_event_dims
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
+from pyro_mdm.likelihoods.base import (
+    DecoderDistribution,
+    Likelihood,
+    StateScore,
+    log_prob_by_dimension,
+)
 from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -55,7 +60,7 @@ def condition(
     values: Tensor | None = None,
     left_out: Tensor | None = None,
     *,
-    context: Any = None,
+    context: object = None,
 ) -> DiffusionModel:
     """The model of the rest of the dimensions, given those observed: p(x_u | x_o), or of data given
     their context: p(x | c); or both.
@@ -437,14 +442,14 @@ class ConditionedLikelihood(Likelihood):
         return self.likelihood.network_calls
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> ConditionedDecoder:
         """The decoder's distribution of x, see :class:`ConditionedDecoder`."""
-        check_instance(
-            "score", score, ConditionedDenoiser, "condition(model, observed, values) makes both"
-        )
-        asked = score.as_noised() if self.network_calls else score
-        return ConditionedDecoder(self.likelihood(diffusion, asked, y, event_dim), score)
+        fix = "condition(model, observed, values) makes both"
+        check_instance("score", score, ConditionedDenoiser, fix)
+        ours = cast(ConditionedDenoiser, score)
+        asked = ours.as_noised() if self.network_calls else ours
+        return ConditionedDecoder(self.likelihood(diffusion, asked, y, event_dim), ours)
 
 
 class ConditionedDecoder(DecoderDistribution):
@@ -498,7 +503,7 @@ class ConditionedDecoder(DecoderDistribution):
 # -- the door --------------------------------------------------------------------------------------
 
 
-def _checked_denoiser(score: Any) -> DenoiserScore:
+def _checked_denoiser(score: Score) -> DenoiserScore:
     if isinstance(score, DerivedDenoiser):
         raise TypeError(
             "the model is conditioned already, expected one of all dimensions; condition that one "
@@ -517,7 +522,7 @@ def _checked_denoiser(score: Any) -> DenoiserScore:
     return score
 
 
-def _mask(name: str, mask: Any, event: tuple[int, ...]) -> Tensor:
+def _mask(name: str, mask: object, event: tuple[int, ...]) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         what = f"{describe(mask)} of {mask.dtype}" if isinstance(mask, Tensor) else describe(mask)
         raise TypeError(f"{name} is {what}, expected a Tensor of bool; write {name}.bool()")

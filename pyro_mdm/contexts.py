@@ -70,7 +70,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     def numbers(self, context: Tensor) -> Tensor:
         """What a network is told of contexts that are known, (n, *shape) -> (n, size)."""
 
-    def check(self, context: Any) -> Tensor:
+    def check(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
 
         Raises:
@@ -90,7 +90,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     def _shapes(self) -> str:
         return f"({', '.join(['*batch', *map(str, self.shape)])})"
 
-    def encode(self, context: Any) -> Tensor:
+    def encode(self, context: object) -> Tensor:
         """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known.
 
         Raises:
@@ -153,7 +153,7 @@ class Labels(GivenContext):
     def unknown(self) -> Tensor:
         return torch.tensor(-1)
 
-    def check(self, context: Any) -> Tensor:
+    def check(self, context: object) -> Tensor:
         found = super().check(context)
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             raise TypeError(
@@ -194,7 +194,7 @@ class Vectors(GivenContext):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, mean: Any, scale: Any, dropout: float = 0.0) -> None:
+    def __init__(self, mean: object, scale: object, dropout: float = 0.0) -> None:
         mean, scale = (real_tensor(n, v, "(m,)") for n, v in (("mean", mean), ("scale", scale)))
         if mean.dim() != 1 or mean.shape != scale.shape or not bool((scale > 0).all()):
             raise ValueError(
@@ -222,7 +222,7 @@ class Vectors(GivenContext):
     def unknown(self) -> Tensor:
         return torch.full(self.shape, math.nan)
 
-    def check(self, context: Any) -> Tensor:
+    def check(self, context: object) -> Tensor:
         found = super().check(context)
         if found.is_complex() or found.dtype == torch.bool:
             raise TypeError(f"context is {found.dtype}, expected real numbers {self._shapes}")
@@ -269,7 +269,7 @@ class EncodedContext(GivenContext):
     def unknown(self) -> Tensor:
         return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
 
-    def check(self, context: Any) -> Tensor:
+    def check(self, context: object) -> Tensor:
         found = super().check(context)
         if self.whole == found.is_floating_point():
             kind = "whole" if self.whole else "real"

@@ -114,7 +114,7 @@ class MDM(TorchDistribution):
         times: int | Tensor | None = None,
         solver: Solver | None = None,
         batch_shape: torch.Size | tuple[int, ...] = (),
-        context: Any = None,
+        context: object = None,
         validate_args: bool | None = None,
     ) -> None:
         check_instance(

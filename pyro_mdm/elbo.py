@@ -37,6 +37,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
+from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import describe, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
@@ -151,7 +152,7 @@ class MDM_ELBO(ELBO):
         return float(torch_item(loss))
 
     def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: object, kwargs: object
     ) -> tuple[Any, Any]:
         return run_programs(model, guide, args, kwargs, self.max_plate_nesting)
 
@@ -167,10 +168,10 @@ class MDM_ELBO(ELBO):
         (one, ours), (other, theirs) = traces
         return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
 
-    def _particle_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
+    def _particle_loss(self, model_trace: object, guide_trace: object) -> Tensor:
         return self._loss(guide_trace, list(_terms(model_trace, guide_trace, self.decoder)), [])
 
-    def _loss(self, guide_trace: Any, terms: list[_Term], baseline: list[_Term]) -> Tensor:
+    def _loss(self, guide_trace: object, terms: list[_Term], baseline: list[_Term]) -> Tensor:
         """The negative bound by its terms; those of another draw are a baseline for gradients."""
         loss: Tensor | float = 0.0
         for term in terms:
@@ -223,7 +224,7 @@ def _latent(name: str, model_trace: Any, guide_trace: Any) -> _Term:
     return _Term(p, log_p + _minus_log_q(q), drawn=True)
 
 
-def _minus_log_q(site: Any) -> Tensor:
+def _minus_log_q(site: object) -> Tensor:
     """-log q at the draw, scaled and masked; of its gradient, the part that reparameterizes."""
     parts = _score_parts(site)
     rest = torch.as_tensor(parts.log_prob - parts.entropy_term).detach()
@@ -339,7 +340,7 @@ def _is_alike(q: Any, p: Any) -> bool:
     return _same(q["scale"], p["scale"]) and _same(q["mask"], p["mask"])
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if a is b or a is None or b is None:
         return a is b
     a, b = torch.as_tensor(a), torch.as_tensor(b)
@@ -360,7 +361,7 @@ def _text(value: Any) -> str:
     return f"of shape {tuple(value.shape)}" if getattr(value, "ndim", 0) else f"{value}"
 
 
-def _drawn_later(name: str, model_trace: Any, guide_trace: Any) -> list[str]:
+def _drawn_later(name: str, model_trace: object, guide_trace: object) -> list[str]:
     """Latent sites that come before this one in the model and after it in the guide."""
     order = [n for n, _ in _samples(guide_trace)]
     later = set(order[order.index(name) :])
@@ -368,7 +369,7 @@ def _drawn_later(name: str, model_trace: Any, guide_trace: Any) -> list[str]:
     return [n for n in before if n in later]
 
 
-def _warn_of_order(name: str, model_trace: Any, guide_trace: Any) -> None:
+def _warn_of_order(name: str, model_trace: object, guide_trace: object) -> None:
     if later := _drawn_later(name, model_trace, guide_trace):
         warnings.warn(
             f"the guide draws the path {name!r} before {later}, the model after it. Its divergence "
@@ -378,7 +379,7 @@ def _warn_of_order(name: str, model_trace: Any, guide_trace: Any) -> None:
         )
 
 
-def _check_no_decoder(model_trace: Any, guide_trace: Any) -> None:
+def _check_no_decoder(model_trace: object, guide_trace: object) -> None:
     observed = [n for n, site in _samples(model_trace) if site["is_observed"]]
     paths = [n for n, site in _samples(guide_trace) if isinstance(site["fn"], NoisingLaw)]
     if len(observed) > len(paths):
@@ -396,7 +397,7 @@ def _scaled(value: Tensor, site: Any) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
-def _start_entropy(noising: Any, score: Any) -> Tensor:
+def _start_entropy(noising: Any, score: Score) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
     require(noising.diffusion, Cap.KERNELS, who="decoder=False", fix="leave decoder out")
     Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]

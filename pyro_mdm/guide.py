@@ -85,7 +85,7 @@ class DiffusionGuide(Registered):
     def forward(
         self,
         x: Tensor | None = None,
-        given: Any = None,
+        given: object = None,
         *,
         batch_size: int | None = None,
         num_data: int | None = None,

@@ -236,7 +236,7 @@ class DiffusionModel(Registered):
         times = grid_times(self.diffusion, self.times)
         return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
 
-    def given_context(self, context: Any, *, drop: bool = False) -> DiffusionModel:
+    def given_context(self, context: object, *, drop: bool = False) -> DiffusionModel:
         """The model of data with these contexts, (*shape) of one or (*batch, *shape), with the
         parameters of this one; itself for None.
 
@@ -255,7 +255,7 @@ class DiffusionModel(Registered):
         score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
         return replace(self, score_function=score, context=None)
 
-    def checked_context(self, context: Any) -> Tensor:
+    def checked_context(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
 
         Raises:
@@ -296,7 +296,7 @@ class DiffusionModel(Registered):
     def forward(
         self,
         x: Tensor | None = None,
-        given: Any = None,
+        given: object = None,
         *,
         batch_size: int | None = None,
         num_data: int | None = None,
@@ -388,7 +388,7 @@ class DiffusionModel(Registered):
 
 
 @singledispatch
-def leaving_out(score: Any, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
     """The model of what is there of data with missing entries, of the same parameters.
 
     It is dispatched on the score. A kind of one's own that can leave out dimensions registers how:
@@ -407,7 +407,9 @@ def leaving_out(score: Any, model: DiffusionModel, missing: Tensor) -> Diffusion
     )
 
 
-def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any = None) -> None:
+def check_parts(
+    diffusion: Diffusion, score: Score, likelihood: object = None, sampler: object = None
+) -> None:
     """Raises TypeError unless all are objects of their kind, the diffusion first."""
     from pyro_mdm.likelihoods.base import Likelihood
     from pyro_mdm.scores.base import Score
@@ -434,7 +436,7 @@ def check_parts(diffusion: Any, score: Any, likelihood: Any = None, sampler: Any
         )
 
 
-def check_context(context: Any, diffusion: Any, score: Any) -> None:
+def check_context(context: Any, diffusion: Diffusion, score: Score) -> None:
     """Raises unless the network is told what the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:
@@ -459,7 +461,7 @@ def check_context(context: Any, diffusion: Any, score: Any) -> None:
         )
 
 
-def check_diffusion(diffusion: Any) -> None:
+def check_diffusion(diffusion: Diffusion) -> None:
     """Raises TypeError unless it is a diffusion."""
     if isinstance(diffusion, DiffusionModel):
         raise TypeError(
@@ -477,7 +479,7 @@ def check_ends(diffusion: Diffusion) -> None:
         _ = diffusion.start_time
 
 
-def check_times(times: Any) -> None:
+def check_times(times: object) -> None:
     """Raises unless it is None, a number of times from 2 on, or the times themselves."""
     if times is None or isinstance(times, (Tensor, list, tuple)):
         return

@@ -105,7 +105,7 @@ class _Writer:
         self._places: dict[int, tuple[str, Any]] = {}  # the object too: its id stays its own
         self._yours: dict[str, Any] = {}
 
-    def encode(self, value: Any, place: str) -> Any:
+    def encode(self, value: object, place: str) -> Any:
         if isinstance(value, np.ndarray | np.generic):
             value = torch.as_tensor(value) if value.ndim else value.item()
         if isinstance(value, torch.device):
@@ -129,7 +129,7 @@ class _Writer:
             self.tensors[name], self._names[id(value)] = value, name
         return self._names[id(value)]
 
-    def _object(self, value: Any, place: str) -> dict[str, Any]:
+    def _object(self, value: object, place: str) -> dict[str, Any]:
         cls = type(value)
         if isinstance(value, Recorded):
             named = "class" if _is_library(cls) else "your_class"
@@ -139,7 +139,7 @@ class _Writer:
             return {"your_function": self._your_name(value, place)}
         return {"your_class": self._your_name(cls, place), "arguments": None}
 
-    def _your_name(self, what: Any, place: str) -> str:
+    def _your_name(self, what: object, place: str) -> str:
         name: str = getattr(what, "__name__", type(what).__name__)
         if name == "<lambda>":
             raise PretrainedError(
@@ -244,7 +244,7 @@ class _Reader:
         self._built: dict[str, Any] = {}
         self._used: set[int] = set()
 
-    def decode(self, content: Any, place: str) -> Any:
+    def decode(self, content: object, place: str) -> Any:
         if is_plain(content):
             return content
         if isinstance(content, list):
@@ -315,7 +315,7 @@ class _Reader:
                 f"{name}(…)}}, or the object itself"
             ) from error
 
-    def _once(self, given: Any, place: str) -> Any:
+    def _once(self, given: object, place: str) -> Any:
         """The object ``given``, which has one place."""
         if id(given) in self._used:
             raise PretrainedError(

@@ -263,7 +263,7 @@ class _Rows(torchsde.BaseBrownian):
         self._whole, self._rows = whole, rows
 
     def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+        self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
         found = self._whole(ta, tb, return_U=return_U, return_A=return_A)
         if isinstance(found, tuple):

@@ -82,7 +82,7 @@ def test_the_cosine_transform_is_orthonormal_and_scipys() -> None:
 def test_blurred_frequencies_have_the_log_snr_of_the_paper() -> None:
     blurred = diffusion()
     u = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
-    of_map, _ = blurred.log_snr_map(u)
+    of_map, _ = blurred.level(u)
     i = torch.arange(4).double() / 4
     squares = math.pi**2 * (i[:, None].square() + i.square())
     tau = 0.5 * 2.0**2 * torch.sin(math.pi * u / 2).square()
@@ -113,7 +113,7 @@ def test_the_bound_is_on_the_density_of_the_images(likelihood: Any) -> None:
     mean = LEVEL + C.mT @ torch.full((16,), 0.2, dtype=torch.float64)
     log_p = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x.flatten(1))
     found = bound(model, DiffusionGuide(blurred), x, draws=4)
-    low, _ = blurred.log_snr_map(torch.ones(1, dtype=torch.float64))
+    low, _ = blurred.level(torch.ones(1, dtype=torch.float64))
     at_end = bright().baseline_kl(blurred.coordinates(x), low.expand(n, *SHAPE))
     ratio = math.exp(-8.0) / variances()  # v/σ²
     lost = {"NoneType": 0 * ratio, "Gaussian": ratio.log1p()}

@@ -24,6 +24,7 @@ from pyro_mdm import (
     Simulated,
     elbo_terms,
 )
+from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -340,9 +341,6 @@ def test_a_kind_of_diffusion_without_a_bound_says_so() -> None:
         density_bound(object(), denoiser(), torch.zeros(2, 1, 2))
 
 
-def test_what_has_no_closed_form_says_so() -> None:
-    diffusion = Simulated(CLD())
-    assert CLD().closed_form and not diffusion.closed_form
-    for ask in (diffusion.marginal, diffusion.transition):
-        with pytest.raises(NotImplementedError, match=r"Simulated past its start .* simulate it"):
-            ask(0.5)
+def test_what_has_no_closed_form_has_no_kernels() -> None:
+    assert Cap.KERNELS in CLD().caps and Cap.KERNELS not in Simulated(CLD()).caps
+    assert not hasattr(Simulated(CLD()), "marginal")

@@ -318,7 +318,7 @@ def test_it_begins_as_another_diffusion(kind: str) -> None:
 def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     block = moved("constant")
     diffusion = PerDimensionDiffusion([block], [0, 0])
-    log_snr, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    log_snr, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(log_snr[0].unique(), block.start_log_snr.reshape(1))
     torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
     gradient = torch.autograd.grad(log_snr.sum(), block.ends)[0]

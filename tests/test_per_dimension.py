@@ -292,7 +292,7 @@ def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
     diffusion, x = CASES[name](), data(200)
     model, guide = programs(diffusion, exact())
     found = bound(model, guide, x, draws=2)
-    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     known = exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])
     assert found.diffusion.mean == pytest.approx(float(known.mean()), rel=1e-9)
@@ -324,7 +324,7 @@ def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
     diffusion, x = CASES[name](), data(4000)
     torch.manual_seed(0)
     value, level = exact().diffusion_term(diffusion, x)
-    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     rest = value - exact().baseline_kl(x, ends[0]) + exact().baseline_kl(x, ends[1])
     assert abs(float(rest.mean())) < 4.5 * float(rest.std()) / math.sqrt(len(x))
@@ -339,11 +339,11 @@ def test_the_end_decides_and_not_the_way_where_the_denoiser_is_exact() -> None:
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(64))
     for name in ("blocks", "clocks", "both"):
         diffusion = CASES[name]()
-        of_map, rate = diffusion.log_snr_map((nodes + 1) / 2)
+        of_map, rate = diffusion.level((nodes + 1) / 2)
         V = torch.diag_embed((-of_map).exp().expand(64, D))
         left = (C - C @ torch.linalg.solve(C + V, C)).diagonal(dim1=-2, dim2=-1)
         found = (weights / 2 * (0.5 * rate * of_map.exp() * left).sum(1)).sum()
-        ends, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        ends, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
         eye = torch.eye(D, dtype=torch.float64)
         high, low = (0.5 * torch.logdet(eye + C * e.exp().expand(D)) for e in ends)
         assert float(found) == pytest.approx(float(high - low), rel=1e-6)
@@ -395,7 +395,7 @@ def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> 
             return exact().score(diffusion, y, s)
 
     terms = elbo_terms(*programs(diffusion, OfDenoiser(MLP(2 * D).double())), x)
-    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     known = (exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])).mean()
     error = terms.diffusion.std() / math.sqrt(len(x))
@@ -424,7 +424,7 @@ def test_a_discrete_denoiser_has_the_bound_of_its_histogram() -> None:
     diffusion = CASES["clocks"]()
     model = DiffusionModel(diffusion, score)
     found = bound(model, DiffusionGuide(diffusion), x, draws=2)
-    of_map, _ = diffusion.log_snr_map(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     high, low = (float(e[0]) for e in of_map)
     known = (score.baseline_kl(x, high) - score.baseline_kl(x, low)).mean()
     assert found.diffusion.mean == pytest.approx(float(known), rel=1e-6)
@@ -504,7 +504,9 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
         return y
 
     model = programs(diffusion, exact())[0]
-    found = run(diffusion, model.bound_score, times, sampler.planned(diffusion, times), slice(None))
+    found = run(
+        diffusion, model.bound_score, times, diffusion.planned(sampler.plan, times), slice(None)
+    )
     for j in range(D):
         if isinstance(sampler, Splitting) and not (name == "blocks" and j != 1):
             continue

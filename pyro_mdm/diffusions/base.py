@@ -501,11 +501,11 @@ class Diffusion(Restorable, nn.Module, ABC):
         return s
 
 
-def check_horizon(horizon: Any) -> float:
+def check_horizon(horizon: object) -> float:
     """T, a positive finite number."""
     return check_number("horizon", horizon, "a positive end time T, e.g. 1.0", positive=True)
 
 
-def check_clock(beta: Any) -> None:
+def check_clock(beta: object) -> None:
     """Raises TypeError unless β is a clock."""
     check_instance("beta", beta, Clock, "e.g. ConstantBeta(4.0) or LinearBeta(0.1, 20.0)")

@@ -295,7 +295,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
             "which a state does not hold; see DataDrivenDiffusion.noised for their law at a time"
         )
 
-    def forward_sde(self, event_shape: Any = ()) -> NoReturn:
+    def forward_sde(self, event_shape: object = ()) -> NoReturn:
         """Raises TypeError, as :meth:`simulate`."""
         self.simulate(torch.zeros(()), torch.zeros(()))
 

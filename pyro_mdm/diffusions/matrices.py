@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -135,7 +133,7 @@ def square_matrix(name: str, value: Matrix) -> Tensor:
     return matrix
 
 
-def covariance_matrix(name: str, value: Any, size: int) -> Tensor:
+def covariance_matrix(name: str, value: object, size: int) -> Tensor:
     """A number, ``size`` variances or a (size, size) matrix, as a positive definite matrix."""
     v = real_tensor(name, value, f"a number, {size} variances or a ({size}, {size}) covariance")
     if v.dim() <= 1 and v.shape in ((), (size,)):

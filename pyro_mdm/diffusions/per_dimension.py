@@ -583,7 +583,7 @@ def _check_blocks(blocks: list[Any]) -> None:
 
 
 def _index_maps(
-    block_of: Any, num_blocks: int, clock_of: Any, num_clocks: int
+    block_of: object, num_blocks: int, clock_of: object, num_clocks: int
 ) -> tuple[Tensor, Tensor]:
     """Both, checked, of one shape."""
     if block_of is None and clock_of is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Marginal
-from pyro_mdm.diffusions.closed import noised_state
+from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
@@ -528,7 +528,7 @@ def _shared_clocks(diffusions: list[Any]) -> Any:
     return None
 
 
-def _edges_along(diffusion: Any, edges: Tensor, event_shape: Sequence[int]) -> Tensor:
+def _edges_along(diffusion: Kernels, edges: Tensor, event_shape: Sequence[int]) -> Tensor:
     """The λ of each dimension, flattened, where the reference has ``edges``, (S + 1, d)."""
     high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.detach()
     with torch.no_grad():

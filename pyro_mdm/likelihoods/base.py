@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "DecoderDistribution",
     "Likelihood",
     "Reading",
+    "StateScore",
     "bits_per_dim",
     "log_prob_by_dimension",
     "read_state",
@@ -63,7 +64,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
 
     @abstractmethod
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """The decoder's distribution of x.
 
@@ -135,6 +136,18 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
     )
 
 
+class StateScore(Protocol):
+    """What decoders ask of a score: a :class:`~pyro_mdm.scores.Score` is one."""
+
+    event_shape: tuple[int, ...] | None
+
+    def score(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:
+        """s_θ(y, s), like y (*batch, K, *event_shape)."""
+
+    def denoise(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:
+        """x̂ (*batch, *event_shape)."""
+
+
 class Reading(NamedTuple):
     """z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64."""
 
@@ -143,7 +156,9 @@ class Reading(NamedTuple):
     batch_dim: int
 
 
-def read_state(diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None) -> Reading:
+def read_state(
+    diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
+) -> Reading:
     """What the state at ε says about x; arguments as for :class:`Likelihood`."""
     if event_dim is None:
         known = getattr(score, "event_shape", None)

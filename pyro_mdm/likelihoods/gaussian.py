@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 
@@ -54,7 +55,7 @@ class Gaussian(Likelihood):
         self.register_buffer("prior_variance", variance)
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """N(x; …), see the class; differentiable in y and the diffusion."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
@@ -94,7 +95,7 @@ class Tweedie(Likelihood):
     network_calls = 1
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """N(x; x̂, e^{-λ})."""
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
@@ -125,7 +126,7 @@ class JointTweedie(Likelihood):
     network_calls = 1
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> JointTweedieDecoder:
         """The decoder at y_ε. The network is called when that is first asked for a number.
 
@@ -135,7 +136,8 @@ class JointTweedie(Likelihood):
         needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.KERNELS)
         require(diffusion, *needed, who="JointTweedie", fix="decode with Tweedie or Gaussian")
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
-        return JointTweedieDecoder(diffusion, score, y, batch_dim)
+        known: Any = diffusion
+        return JointTweedieDecoder(known, score, y, batch_dim)
 
 
 class JointTweedieDecoder(DecoderDistribution):
@@ -145,7 +147,7 @@ class JointTweedieDecoder(DecoderDistribution):
     p(x, v_0 | y_ε); for K = 1 it is that density.
     """
 
-    def __init__(self, diffusion: Any, score: Any, y: Tensor, batch_dim: int) -> None:
+    def __init__(self, diffusion: Kernels, score: StateScore, y: Tensor, batch_dim: int) -> None:
         self._diffusion, self._score, self._y = diffusion, score, y
         self._known: Tensor | None = None
         self._root: JointTweedieDecoder = self  # has what an expanded one needs

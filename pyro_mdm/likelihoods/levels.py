@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.likelihoods import discrete
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, read_state
+from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 
 __all__ = [
     "DiscretizedGaussian",
@@ -249,7 +249,7 @@ class DiscretizedGaussian(Likelihood):
         self.register_buffer("log_prior", log_prior)
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> LevelPosterior:
         """p(x | y_ε), differentiable in y and the diffusion; no network call."""
         if event_dim is None and self.log_prior is not None:
@@ -285,7 +285,7 @@ class NetworkPosterior(Likelihood):
     network_calls = 1
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> LevelDistribution:
         """p_θ(x | z_ε, λ)."""
         if not hasattr(score, "posterior"):

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
-from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, log_prob_by_dimension
+from pyro_mdm.likelihoods.base import (
+    DecoderDistribution,
+    Likelihood,
+    StateScore,
+    log_prob_by_dimension,
+)
 from pyro_mdm.likelihoods.discrete import LevelSupport
 from pyro_mdm.support.parts import Parts
 
@@ -40,7 +45,7 @@ class MixedLikelihood(Likelihood):
         return {"parts": list(self.parts), "part_of": self.part_of}
 
     def forward(
-        self, diffusion: Diffusion, score: Any, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> MixedDecoder:
         """The decoder's distribution of x, for states (*batch, K, d)."""
         fix = "use a diffusion without clocks for each dimension"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning import ConditionedDenoiser
-from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import with_event_dims
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
 from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
@@ -267,7 +267,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
 
 
-def _checked_denoiser(score: Any) -> DenoiserScore:
+def _checked_denoiser(score: Score) -> DenoiserScore:
     if isinstance(score, (ConditionedDenoiser, MeasuredDenoiser)):
         raise TypeError(
             "the model is conditioned already, expected one of all data; measure everything that "
@@ -283,13 +283,13 @@ def _checked_denoiser(score: Any) -> DenoiserScore:
     return score
 
 
-def _check_diffusion(diffusion: Any) -> None:
+def _check_diffusion(diffusion: Diffusion) -> None:
     needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(diffusion, *needed, who="conditioning on a measurement", fix=fix)
 
 
-def _checked_obs(obs: Any, shape: tuple[int, ...]) -> Tensor:
+def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
     obs = real_tensor("obs", obs, "what is measured, (*obs_shape)")
     if obs.shape[max(obs.dim() - len(shape), 0) :] != shape or obs.dim() > len(shape) + 1:
         sizes = ", ".join(map(str, shape))
@@ -301,7 +301,7 @@ def _checked_obs(obs: Any, shape: tuple[int, ...]) -> Tensor:
     return obs
 
 
-def _checked_variance(value: Any, shape: tuple[int, ...]) -> Tensor:
+def _checked_variance(value: object, shape: tuple[int, ...]) -> Tensor:
     variance = real_tensor("noise_variance", value, "a number, or one for each observation")
     if variance.dim() and variance.shape != shape:
         raise ValueError(

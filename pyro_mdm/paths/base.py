@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_data, tensor_device
 
 __all__ = [
@@ -160,7 +161,7 @@ def num_batch_dims(diffusion: Diffusion, x: Tensor, event_dim: int | None) -> in
     return x.dim() - event_dim
 
 
-def check_counts_all(score: Any, y: Tensor, what: str) -> None:
+def check_counts_all(score: Score, y: Tensor, what: str) -> None:
     """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count.
 
     Args:

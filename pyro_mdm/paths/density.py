@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
@@ -31,7 +31,7 @@ __all__ = ["density_bound"]
 
 
 @singledispatch
-def density_bound(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+def density_bound(diffusion: Diffusion, score: Score, y: Tensor) -> Tensor:
     """One estimate of a lower bound on log p_θ(y_ε) for each state y (n, K, *event_shape), (n,).
 
     In closed form it is the denoising score matching bound from y, at one random time per state

@@ -28,7 +28,7 @@ __all__ = [
 
 
 @singledispatch
-def path_divergence(noising: Any, generative: Any, path: Tensor | None = None) -> PathKL:
+def path_divergence(noising: object, generative: object, path: Tensor | None = None) -> PathKL:
     """The divergence of a noising path from a generative one, by part, for each datum.
 
     It is dispatched on the noising law. A law of one's own registers its divergence:
@@ -52,7 +52,7 @@ def path_divergence(noising: Any, generative: Any, path: Tensor | None = None) -
 
 
 @path_divergence.register(NoisingPath)
-def _closed_form(noising: NoisingPath, generative: GenerativeLaw, _: Any = None) -> PathKL:
+def _closed_form(noising: NoisingPath, generative: GenerativeLaw, _: object = None) -> PathKL:
     return (path_kl if generative.times is None else chain_kl)(noising, generative)
 
 
@@ -156,7 +156,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     )
 
 
-def different_diffusions(guide: Any, model: Any) -> str:
+def different_diffusions(guide: object, model: object) -> str:
     """What is wrong with two programs over these two diffusions, and what tells the two apart."""
     one, other = _described(guide), _described(model)
     if one == other:
@@ -173,12 +173,12 @@ def different_diffusions(guide: Any, model: Any) -> str:
     return f"{what}. Build both over one diffusion object: DiffusionGuide(model.diffusion)"
 
 
-def _described(diffusion: Any) -> str:
+def _described(diffusion: object) -> str:
     extra = diffusion.extra_repr() if isinstance(diffusion, torch.nn.Module) else ""
     return f"{type(diffusion).__name__}({extra})"
 
 
-def _in_short(value: Any) -> str:
+def _in_short(value: object) -> str:
     if isinstance(value, Tensor):
         return str([[round(float(e), 4) for e in row] for row in value.reshape(-1, len(value))])
     return str(value)

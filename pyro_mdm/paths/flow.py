@@ -118,7 +118,8 @@ def flow_log_prob(
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
-    flow = (_DenoiserFlow if by_z else _StateFlow)(diffusion, score, solver, seed)
+    known: Any = diffusion
+    flow = (_DenoiserFlow if by_z else _StateFlow)(known, score, solver, seed)
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
@@ -131,9 +132,9 @@ def flow_log_prob(
 class _Flow(ABC):
     """A velocity and its divergence per unit of u in [0, 1], the part of the way from ε to T."""
 
-    def __init__(self, diffusion: Any, score: Score, solver: Solver, seed: int) -> None:
-        self.diffusion, self.seed = diffusion, seed
-        self.score = BoundScore(diffusion, score)
+    def __init__(self, diffusion: Diffusion, score: Score, solver: Solver, seed: int) -> None:
+        self.diffusion = diffusion
+        self.seed, self.score = seed, BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
         self.learned = any(p.requires_grad for m in (diffusion, score) for p in m.parameters())
         self.calls = 0
@@ -221,8 +222,9 @@ class _DenoiserFlow(_Flow):
     """
 
     WIDTH = 4.0
+    diffusion: Kernels
 
-    def __init__(self, diffusion: Any, score: Score, solver: Solver, seed: int) -> None:
+    def __init__(self, diffusion: Kernels, score: Score, solver: Solver, seed: int) -> None:
         super().__init__(diffusion, score, solver, seed)
         denoiser: Any = score
         self.x_hat: Callable[..., Tensor] = denoiser.x_hat

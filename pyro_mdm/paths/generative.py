@@ -31,7 +31,7 @@ class GenerativeLaw(PathLaw):
     times: Any = None
     """The grid of a chain, (N,); None for a law in continuous time, seen at ε alone."""
 
-    def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self: Self, batch_shape: object, _instance: object = None) -> Self:
         return self.expanded(batch_shape, _instance)
 
 

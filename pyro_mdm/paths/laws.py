@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
@@ -20,7 +19,7 @@ __all__ = ["noising_law"]
 
 @singledispatch
 def noising_law(
-    diffusion: Any,
+    diffusion: Diffusion,
     x: Tensor,
     times: Tensor | None = None,
     *,

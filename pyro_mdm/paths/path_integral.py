@@ -28,7 +28,7 @@ authors, "What's the score? Automated Denoising Score Matching for Nonlinear Dif
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def path_integral(
     simulation: Simulation,
     *,
     fraction: Tensor | None = None,
-    brownian: Any = None,
+    brownian: object = None,
     noise: Tensor | None = None,
     to_end: bool = False,
 ) -> PathIntegral:

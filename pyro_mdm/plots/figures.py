@@ -142,7 +142,7 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
 
 
-def diffusion_term_figure(edges: Any, mean: Any, standard_error: Any) -> Figure:
+def diffusion_term_figure(edges: object, mean: object, standard_error: object) -> Figure:
     """The density of the diffusion term over log SNR: its integral is the diffusion term.
 
     Args:

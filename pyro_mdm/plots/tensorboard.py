@@ -247,7 +247,7 @@ def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> No
 
 
 def write_diffusion_term(
-    writer: SummaryWriter, tag: str, edges: Any, mean: Any, standard_error: Any, step: int
+    writer: SummaryWriter, tag: str, edges: object, mean: object, standard_error: object, step: int
 ) -> None:
     """Write the density of the diffusion term as ``tag``.
 
@@ -310,7 +310,7 @@ def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
 
 @torch.no_grad()
 def write_simulated(
-    writer: SummaryWriter, diffusion: Any, x: Tensor, step: int, *, seed: int = 0
+    writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
     """Write what is known of a diffusion without a closed form, as scalars.
 
@@ -343,7 +343,7 @@ def write_simulated(
         writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
 
 
-def write_views(writer: SummaryWriter, diffusion: Any, x: Tensor, step: int) -> None:
+def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``diffusion/what_it_makes_of_data/…``.
 
     Nothing is written of a diffusion for which all data are alike.

@@ -59,7 +59,7 @@ class Sampler(Recorded, ABC):
         check_grid(grid, steps)
         self.steps, self.grid = steps, grid
 
-    def times(self, diffusion: Any) -> Tensor:
+    def times(self, diffusion: Diffusion) -> Tensor:
         """The decreasing grid of times, (steps + 1,), from T to ε."""
         grid = usual_grid(diffusion, self.default_grid) if self.grid is None else self.grid
         return grid_times(grid, diffusion.for_grids, self.steps)
@@ -194,9 +194,10 @@ class Questions:
     """
 
     def __init__(
-        self, diffusion: Any, score: Score, dtype: torch.dtype, watch: Watch | None = None
+        self, diffusion: Diffusion, score: Score, dtype: torch.dtype, watch: Watch | None = None
     ) -> None:
-        self.diffusion, self._score, self.dtype = diffusion, score, dtype
+        self.diffusion: Any = diffusion
+        self._score, self.dtype = score, dtype
         self.calls = 0
         self._watch = watch
         self.past: deque[Any] = deque(maxlen=3)

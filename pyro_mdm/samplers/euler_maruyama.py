@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
 from pyro_mdm.diffusions.simulation import noise_root
@@ -31,7 +32,7 @@ class EulerMaruyama(Sampler):
 
     needs = ()
 
-    def plan(self, diffusion: Any, times: Tensor) -> _EulerPlan | Tensor:
+    def plan(self, diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
         return _planned(diffusion, times)
 
     def step(
@@ -56,7 +57,7 @@ class EulerMaruyama(Sampler):
 
 
 @singledispatch
-def _planned(diffusion: Any, times: Tensor) -> _EulerPlan | Tensor:
+def _planned(diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
     """The times themselves, or, in closed form, what is the same for all states."""
     return times
 

@@ -177,7 +177,7 @@ def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 # -- the door --------------------------------------------------------------------------------------
 
 
-def check_grid(grid: Any, steps: int) -> None:
+def check_grid(grid: object, steps: int) -> None:
     """Raises unless ``grid`` is a known name, steps + 1 decreasing times, a function, or None."""
     if grid is None or callable(grid):
         return

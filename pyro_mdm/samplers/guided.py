@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.support.checks import check_number, describe
 from pyro_mdm.support.settings import Recorded
@@ -83,7 +83,7 @@ class Guided(Recorded):
         """How often the last run asked the network, at most."""
         return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
-    def check(self, diffusion: Any, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: Any = None) -> None:
         """As that of the sampler."""
         if self.log_snr is not None:
             require(diffusion, Cap.KERNELS, who="an interval of log SNR", fix="leave log_snr out")
@@ -92,10 +92,10 @@ class Guided(Recorded):
 
     def __call__(
         self,
-        diffusion: Any,
+        diffusion: Diffusion,
         score: Any,
         shape: Sequence[int],
-        generator: Any = None,
+        generator: object = None,
         **options: Any,
     ) -> Tensor:
         """y_ε of the given shape, as the sampler returns it."""

@@ -52,7 +52,7 @@ class TorchSDE(Sampler):
             who = f"method {self.method!r}"
             require(diffusion, Cap.PLAIN_NOISE, who=who, fix="use method='euler'")
 
-    def plan(self, diffusion: Any, times: Tensor) -> Tensor:
+    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
         return times
 
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
@@ -103,7 +103,7 @@ class _Step(torchsde.BaseBrownian):
         self._W, self._U = W, U
 
     def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+        self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
         return (self._W, self._U) if return_U else self._W
 

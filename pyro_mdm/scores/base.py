@@ -599,7 +599,7 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     return apply_matrix(-sign.unsqueeze(-1) * reflection, noise[:, :K])
 
 
-def level_of(diffusion: Any, marginal: Marginal, s: Tensor) -> Tensor:
+def level_of(diffusion: Diffusion, marginal: Marginal, s: Tensor) -> Tensor:
     """λ at times s, like s: one number for all dimensions, of the reference if they differ."""
     return marginal.log_snr if marginal.log_snr.dim() == s.dim() else diffusion.log_snr(s)
 

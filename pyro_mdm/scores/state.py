@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.scores.base import Number, rotated
@@ -44,7 +45,7 @@ class StateDenoiser(WrappedDenoiser):
     def more_outputs(diffusion: Diffusion) -> int:
         return diffusion.num_variables - 1
 
-    def score(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+    def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """-Σ^{-1} (y - M ŵ), like y; the linear algebra in float64."""
         marginal, state, s, x, m = self._estimates(diffusion, y, s)
         with full_precision(y):
@@ -53,11 +54,11 @@ class StateDenoiser(WrappedDenoiser):
             found: Tensor = -apply_matrix(W.mT, apply_matrix(W, rest))
         return found.to(y.dtype).reshape(y.shape)
 
-    def denoise(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+    def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """x̂, (*batch, *event_shape)."""
         return self.start_hat(diffusion, y, s).select(y.dim() - 1 - self._event_dim, 0)
 
-    def start_hat(self, diffusion: Any, y: Tensor, s: Number) -> Tensor:
+    def start_hat(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """ŵ = (x̂, m̂), like y: the state at time 0, expected given y, less the noise of v_0."""
         *_, x, m = self._estimates(diffusion, y, s)
         return torch.cat([x.unsqueeze(1), m], 1).reshape(y.shape)
@@ -67,7 +68,7 @@ class StateDenoiser(WrappedDenoiser):
         return len(self.event_shape or ())
 
     def _estimates(
-        self, diffusion: Any, y: Tensor, s: Number
+        self, diffusion: Kernels, y: Tensor, s: Number
     ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
         """Marginal, state and times flattened to n; x̂ (n, *event_shape), m̂ (n, K-1, …)."""
         s = self.checked_state(diffusion, y, s)

@@ -32,7 +32,7 @@ __all__ = [
 
 
 # -- kinds of objects ------------------------------------------------------------------------------
-def check_instance(name: str, value: Any, kind: type | tuple[type, ...], fix: str) -> None:
+def check_instance(name: str, value: object, kind: type | tuple[type, ...], fix: str) -> None:
     """Raises TypeError unless ``value`` is an object of ``kind``; ``fix`` ends the message."""
     if isinstance(value, kind):
         return
@@ -48,7 +48,7 @@ def _class_for_object(name: str, cls: type, fix: str) -> TypeError:
     return TypeError(f"{is_class}, expected an object of it: {cls.__name__}(…); {fix}")
 
 
-def check_network(name: str, network: Any, *others: type) -> None:
+def check_network(name: str, network: object, *others: type) -> None:
     """Raises TypeError unless ``network`` can be called as a network, and is none of ``others``.
 
     A score is no network, nor are data: they are what is handed over in its place.
@@ -88,7 +88,7 @@ def _takes(network: Any, number: int) -> bool:
     return True
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A short name of a value for messages."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -124,7 +124,7 @@ def check_number(name: str, value: Any, expected: str, *, positive: bool = False
     return number
 
 
-def real_tensor(name: str, value: Any, expected: str) -> Tensor:
+def real_tensor(name: str, value: object, expected: str) -> Tensor:
     """Real numbers of any shape, in float64, without gradient."""
     try:
         given = hasattr(value, "dtype")  # else Python's floats, which are float64
@@ -145,7 +145,7 @@ def real_tensor(name: str, value: Any, expected: str) -> Tensor:
 
 # -- data ------------------------------------------------------------------------------------------
 def check_data(
-    name: str, x: Any, device: torch.device | None = None, *, missing: bool = False
+    name: str, x: object, device: torch.device | None = None, *, missing: bool = False
 ) -> None:
     """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
 
@@ -194,7 +194,7 @@ def check_data(
         )
 
 
-def _not_a_tensor(name: str, x: Any) -> str:
+def _not_a_tensor(name: str, x: object) -> str:
     expected = "expected a torch tensor"
     if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor):
         kind = type(x).__name__
@@ -235,7 +235,7 @@ def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float 
 
 
 # -- modules ---------------------------------------------------------------------------------------
-def floating_dtypes(module: Any) -> set[torch.dtype]:
+def floating_dtypes(module: object) -> set[torch.dtype]:
     """The precisions of a module's parameters; a plain function has none."""
     if not isinstance(module, nn.Module):
         return set()
@@ -248,7 +248,7 @@ def tensor_device(module: nn.Module) -> torch.device | None:
     return next((t.device for t in tensors), None)
 
 
-def check_weights(network: Any) -> None:
+def check_weights(network: object) -> None:
     """Raises ValueError if a parameter of a network is NaN or infinite."""
     if not isinstance(network, nn.Module):
         return

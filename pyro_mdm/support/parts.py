@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class Parts:
         self._order = torch.cat(self.dims).argsort()
 
     @staticmethod
-    def checked(part_of: Any, count: int) -> Tensor:
+    def checked(part_of: object, count: int) -> Tensor:
         """``part_of`` as a tensor (d,) int64.
 
         Raises:

@@ -76,7 +76,7 @@ class Recorded:
         return {name: v for name, v in now.items() if is_plain(v) and name not in buffers}
 
 
-def _without_graph(value: Any) -> Any:
+def _without_graph(value: object) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
@@ -136,12 +136,12 @@ class Restorable(Recorded):
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Whether it is a number, a string or None."""
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def described(value: Any) -> Any:
+def described(value: object) -> Any:
     """A setting as JSON can hold it: an object by its class and settings, a function by its name.
 
     Two that are described alike may differ in what a function of the user's computes.
@@ -158,7 +158,7 @@ def described(value: Any) -> Any:
     return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
 
 
-def _compared(saved: Any) -> Any:
+def _compared(saved: object) -> Any:
     """Without what is remembered, which older versions saved with the settings of parts too."""
     if isinstance(saved, dict):
         return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
