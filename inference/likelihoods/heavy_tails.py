@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_mdm import Diffusion
 from pyro_mdm.likelihoods import Likelihood, read_state
-from pyro_mdm.scores import Score
+from pyro_mdm.likelihoods.base import StateScore
 
 __all__ = ["HeavyTails"]
 
@@ -22,7 +22,7 @@ class HeavyTails(Likelihood):
         self.degrees = degrees
 
     def forward(
-        self, diffusion: Diffusion, score: Score, y: Tensor, event_dim: int | None = None
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         """p(x | y_ε)."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
