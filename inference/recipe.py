@@ -132,8 +132,15 @@ class Window:
 
 
 def close_range(*models: DiffusionModel) -> None:
-    """Declare the log SNRs that denoisers were trained on: others are an error from here on."""
+    """Declare the log SNRs that denoisers were trained on: others are an error from here on.
+
+    Args:
+        models: of one training, whose learned ends may differ a little: averaged weights, and the
+            last ones. Each serves what any of them covers.
+    """
+    diffusions = [model.diffusion for model in models]
+    low = min(diffusion.terminal_log_snr.item() for diffusion in diffusions)
+    high = max(diffusion.max_log_snr for diffusion in diffusions)
     for model in models:
         if isinstance(model.score_function, DenoiserScore):
-            low = model.diffusion.terminal_log_snr.item()
-            model.score_function.set_trained_range(low, model.diffusion.max_log_snr)
+            model.score_function.set_trained_range(low, high)

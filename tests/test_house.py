@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
@@ -154,3 +159,57 @@ def test_what_others_import_is_exported(module: str) -> None:
     names = {i.name for i in all_imports() if i.of == module}
     wanted = {name for name in names if name not in (None, "*")}
     assert not wanted - exported
+
+
+# -- the protocol of diffusions --------------------------------------------------------------------
+
+FLAGS = {
+    "closed_form",
+    "context",
+    "drifts_by_data",
+    "learns_ends",
+    "learns_stationary",
+    "maps",
+    "noise_depends_on_state",
+    "rows",
+    "starts_at_data",
+    "transform",
+}
+"""What says of which kind a diffusion is."""
+OF_ONE_KIND = {"beta", "num_cells", "path", "push", "volatility", "way"}
+"""What only they read who are made for one kind: a score, a measurement, a figure."""
+
+
+def of_diffusions(module: str) -> Iterator[tuple[int, str]]:
+    """What a module reads of diffusions, by line: ``diffusion.name``, however it came by one."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            whose = ast.unparse(node.value).rpartition(".")[2]
+            if whose == "diffusion":
+                yield node.lineno, node.attr
+
+
+OUTSIDE = [m for m in MODULES if not m.startswith("pyro_mdm.diffusions")]
+
+
+def test_callers_seldom_ask_what_kind_a_diffusion_is() -> None:
+    """They require what they need, call a method, or register a function by kind."""
+    asked = [
+        f"{module}:{line} {name}"
+        for module in OUTSIDE
+        for line, name in of_diffusions(module)
+        if name in FLAGS | {"caps"}
+    ]
+    assert len(asked) <= 70, "\n".join(asked)
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
+    """By Diffusion, by Kernels for those in closed form, or by NonlinearDiffusion."""
+    declared = {*dir(nn.Module()), *dir(Tensor), *OF_ONE_KIND}  # terms of bounds are tensors
+    for kind in (Diffusion, OneBlock, NonlinearDiffusion):
+        for one in kind.__mro__[:-1]:
+            if one.__module__.startswith("pyro_mdm."):
+                declared |= {*vars(one), *vars(one).get("__annotations__", ())}
+    undeclared = [f"{name}, line {n}" for n, name in of_diffusions(module) if name not in declared]
+    assert not undeclared

@@ -479,7 +479,8 @@ class Diffusion(Restorable, nn.Module, ABC):
         return ReverseSDE(self, score, event_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        value: Diffusion = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        return value
 
     def as_tensor(self, value: Times) -> Tensor:
         """A number or tensor in float64 on the device of the diffusion."""

@@ -164,7 +164,8 @@ class Kernels(Diffusion):
 
     def speed_on_the_way(self, s: Tensor) -> Tensor:
         start, end = self.log_volume_ends
-        return (end - start) / self.log_volume_rate(s)
+        value: Tensor = (end - start) / self.log_volume_rate(s)
+        return value
 
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
         """½ ‖·‖²_{g²} per unit of the way, (n,), by that per unit of clock time.
@@ -177,7 +178,8 @@ class Kernels(Diffusion):
         if rate.dim() > s.dim():
             rate = rate.flatten(1).mean(1)
         start, end = self.log_volume_ends
-        return (end - start) * 0.5 * square / rate
+        value: Tensor = (end - start) * 0.5 * square / rate
+        return value
 
     def pace(self, s: Tensor) -> Tensor:
         return self.clock(s).log()

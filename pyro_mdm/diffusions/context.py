@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -97,7 +97,8 @@ class Context(Restorable, nn.Module, ABC):
         return out.reshape(*x.shape[:batch_dim], outputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Context:
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        value: Context = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        return value
 
     def settings(self) -> dict[str, Any]:
         return {"size": self.size}
@@ -303,8 +304,7 @@ class ContextDiffusion(PerDimensionDiffusion):
     @property
     def context(self) -> Context | None:
         """What it depends on; None once that is given."""
-        found: Any = self._modules["context"]
-        return found
+        return cast("Context | None", self._modules["context"])
 
     def given(self, context: Tensor) -> ContextDiffusion:
         """The diffusion of n data, or of as many as the batch has, given contexts (*batch, size).

@@ -254,7 +254,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         event_dim = z.dim() - (lam.dim() or 1)
         scale, rho = (t.reshape(*t.shape, *[1] * event_dim) for t in over)
         pull = (z - aims.flow) + rho * (z - aims.score)
-        return -(scale * pull).unsqueeze(z.dim() - event_dim)
+        value: Tensor = -(scale * pull).unsqueeze(z.dim() - event_dim)
+        return value
 
     def denoising_error(
         self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
@@ -271,7 +272,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
         u, weight = self.way(level), level.exp().to(x.dtype)
         rho = self.volatility(u).to(x.dtype)
         both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score
-        value = weight / (8 * rho) * both.square().flatten(1).sum(1)
+        value: Tensor = weight / (8 * rho) * both.square().flatten(1).sum(1)
         if self.training and torch.is_grad_enabled():
             squares = (weight * t.square().flatten(1).sum(1) for t in (flow, score))
             self.volatility.record(u, *(t.detach() for t in squares))

@@ -34,7 +34,8 @@ class Clocks(Restorable, nn.Module, ABC):
         """dF/du > 0, likewise."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Clocks:
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        value: Clocks = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
+        return value
 
 
 class SharedClock(Clocks):

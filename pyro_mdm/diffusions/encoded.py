@@ -83,7 +83,8 @@ class EncodedDiffusion(WrappedDiffusion):
                 f"the encoder {type(self.encoder).__name__} returned values that are not finite; "
                 "lower --diffusion_learning_rate, at which it is trained"
             )
-        return out.to(x.dtype).unflatten(1, (K - 1, C))
+        value: Tensor = out.to(x.dtype).unflatten(1, (K - 1, C))
+        return value
 
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor:
         """M(s) (0, m_φ(x)), like a state (*batch, K, *event_shape), in x's dtype."""
@@ -93,7 +94,8 @@ class EncodedDiffusion(WrappedDiffusion):
         key = ("encoded", flat.data_ptr(), flat.shape, flat.stride(), flat.dtype)
         m, _ = shared(self, key, lambda: (self.encode(flat), flat))
         moved = (self.push(s).to(x.dtype) @ m.flatten(2)).reshape(len(flat), -1, *event)
-        return moved.reshape(*batch, self.num_variables, *event)
+        value: Tensor = moved.reshape(*batch, self.num_variables, *event)
+        return value
 
     def push(self, s: Times) -> Tensor:
         """The columns of M(s) that v_0 is multiplied by, (*s.shape, K, K-1)."""

@@ -89,10 +89,10 @@ def _exp(X: Tensor) -> Tensor:
     powers = torch.stack([eye, X, X2, X2 @ X], -3).flatten(-2)
     groups = (COEFFICIENTS.to(X) @ powers).unflatten(-1, (K, K))
     fourth = X2 @ X2
-    found = groups[..., -1, :, :]
+    sum_: Tensor = groups[..., -1, :, :]
     for j in range(len(COEFFICIENTS) - 2, -1, -1):
-        found = groups[..., j, :, :] + fourth @ found
-    return found
+        sum_ = groups[..., j, :, :] + fourth @ sum_
+    return sum_
 
 
 def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
@@ -109,9 +109,11 @@ def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     powers = torch.cat([low, low * (second * second)[..., None]], -1)
     hyperbolic = (powers @ EVEN_AND_ODD.to(A1)) * t.exp()[..., None]
     found = torch.cat([hyperbolic[..., :1], hyperbolic[..., 1:] * w], -1)
-    return (found @ MATRIX.to(A1)).unflatten(-1, (2, 2))
+    value: Tensor = (found @ MATRIX.to(A1)).unflatten(-1, (2, 2))
+    return value
 
 
 def _bracket(x: Tensor, y: Tensor) -> Tensor:
     """The commutator by h, e, f, (…, 3)."""
-    return torch.linalg.cross(x, y, dim=-1) @ BRACKET.to(x)
+    value: Tensor = torch.linalg.cross(x, y, dim=-1) @ BRACKET.to(x)
+    return value

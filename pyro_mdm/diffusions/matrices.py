@@ -118,7 +118,8 @@ def check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
 def symmetric_root(matrix: Tensor) -> Tensor:
     """The symmetric S with S S = matrix (K, K), positive semi-definite."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+    value: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+    return value
 
 
 def square_matrix(name: str, value: Matrix) -> Tensor:

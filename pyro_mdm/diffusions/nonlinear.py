@@ -90,6 +90,8 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     stationary_prior: bool = False
     initial_covariance: Tensor
+    simulation: Simulation
+    """How paths are simulated."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ Singhal, Goldstein & Ranganath, ICLR 2023, for K variables under one clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +130,7 @@ class PerDimensionDiffusion(Kernels):
     @property
     def reference(self) -> LinearDiffusion:
         """The first block, whose time is the common one."""
-        found: Any = self.blocks[0]
-        return found
+        return cast(LinearDiffusion, self.blocks[0])
 
     @property
     def max_log_snr(self) -> float:
@@ -238,8 +237,9 @@ class PerDimensionDiffusion(Kernels):
     def _spread(self, value: Tensor, shape: Sequence[int]) -> Tensor:
         """Of cells (*shape, cells, …) to dimensions (*shape, *index map, …)."""
         dim = len(shape)
-        found = value.index_select(dim, self._cell_of)
-        return found.unflatten(dim, tuple(self.block_of.shape))
+        entries: Tensor = value.index_select(dim, self._cell_of)
+        spread: Tensor = entries.unflatten(dim, tuple(self.block_of.shape))
+        return spread
 
     # -- kernels -----------------------------------------------------------------------------------
 
@@ -341,7 +341,8 @@ class PerDimensionDiffusion(Kernels):
     @property
     def start(self) -> Marginal:
         """The law of y_ε given x, (1, *event_shape) by dimension."""
-        return self._at_end([block.start for block in self._each_block()])
+        value: Marginal = self._at_end([block.start for block in self._each_block()])
+        return value
 
     @property
     def terminal(self) -> Marginal:
@@ -464,7 +465,8 @@ class PerDimensionDiffusion(Kernels):
             return self.log_snr_map_rate(at).flatten(1).mean(-1).reshape(s.shape)
         rates = iter(self._speed(at, self.local_times(at)))
         found = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
-        return found.flatten(1).mean(-1).reshape(s.shape)
+        value: Tensor = found.flatten(1).mean(-1).reshape(s.shape)
+        return value
 
     @property
     def log_volume_ends(self) -> Tensor:
@@ -487,7 +489,9 @@ class PerDimensionDiffusion(Kernels):
         times, found = self._unless_moved("log volume", self.start_time, self._table)
         i = torch.searchsorted(found, wanted).clamp(1, KNOTS - 1)
         low, high = times[i - 1], times[i]
-        s = low + (high - low) * ((wanted - found[i - 1]) / found[i].sub(found[i - 1])).clamp(0, 1)
+        s: Tensor = low + (high - low) * (
+            (wanted - found[i - 1]) / found[i].sub(found[i - 1])
+        ).clamp(0, 1)
         for _ in range(60):
             error = self.log_volume(s) - wanted
             low, high = torch.where(error < 0, s, low), torch.where(error < 0, high, s)

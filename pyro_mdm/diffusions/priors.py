@@ -107,9 +107,8 @@ class GaussianPrior(Prior):
         with torch.autocast(y.device.type, enabled=False):
             if precision.dim() > 2:
                 return -apply_to_dimensions(precision, y, y.dim() - 2)
-            if y.dim() == 2:
-                return -(y @ precision)
-            return -(precision @ y.flatten(2)).reshape(y.shape)
+            pull: Tensor = y @ precision if y.dim() == 2 else precision @ y.flatten(2)
+            return -pull.reshape(y.shape)
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         root = torch.linalg.cholesky(self.covariance)
@@ -117,7 +116,8 @@ class GaussianPrior(Prior):
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
         if root.dim() > 2:
             return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
-        return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
+        value: Tensor = (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
+        return value
 
     def entropy(self, num_dims: int = 1) -> Tensor:
         K = self.num_variables

@@ -36,7 +36,10 @@ def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
     if scale_tril.dim() > 2:
         return apply_matrix(inverse_tril(scale_tril), y, event_dim)
     flat = y.reshape(*y.shape[: y.dim() - event_dim], -1)
-    return torch.linalg.solve_triangular(scale_tril.to(y.dtype), flat, upper=False).reshape(y.shape)
+    value: Tensor = torch.linalg.solve_triangular(
+        scale_tril.to(y.dtype), flat, upper=False
+    ).reshape(y.shape)
+    return value
 
 
 def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
@@ -95,7 +98,7 @@ class PathLaw(TorchDistribution):
 
     def expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
         """A copy of the law with another batch shape; what depends on data is the caller's."""
-        new = self._get_checked_instance(type(self), _instance)
+        new: Self = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         new._batch_shape = torch.Size(batch_shape)
         return new
@@ -139,8 +142,8 @@ class NoisingLaw(PathLaw):
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
     def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
-        new: Any = self.expanded(batch_shape, _instance)
-        new.x = self.x.expand(*batch_shape, *self.x_shape)
+        new = self.expanded(batch_shape, _instance)
+        new.__dict__["x"] = self.x.expand(*batch_shape, *self.x_shape)
         return new
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:

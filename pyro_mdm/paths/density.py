@@ -56,7 +56,8 @@ def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
         return score.score(diffusion, y, s)
 
     gain = path_integral(diffusion, score_at, y, diffusion.simulation)
-    return diffusion.prior.log_prob(y) - gain.value
+    value: Tensor = diffusion.prior.log_prob(y) - gain.value
+    return value
 
 
 @density_bound.register(Kernels)
@@ -122,7 +123,8 @@ def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Ten
     trace = torch.linalg.solve(prior, P).diagonal(dim1=-2, dim2=-1).sum(-1).mean()
     constant = -0.5 * d * (trace + torch.logdet(prior).mean() + K * math.log(2 * math.pi))
     quadratic = mean * apply_matrix(torch.linalg.inv(prior), mean)
-    return constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
+    value: Tensor = constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
+    return value
 
 
 def _stationary_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) -> Tensor:
@@ -135,4 +137,7 @@ def _stationary_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Ten
     d = mean[0, 0].numel()
     traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
     traces = traces.flatten(1).mean(1) if traces.dim() > 1 else traces
-    return (d * traces).to(mean.dtype) - 0.5 * (mean * apply_matrix(W, mean)).flatten(1).sum(1)
+    value: Tensor = (d * traces).to(mean.dtype) - 0.5 * (mean * apply_matrix(W, mean)).flatten(
+        1
+    ).sum(1)
+    return value

@@ -81,10 +81,13 @@ def prior_kl(
     if moved is not None:
         mean = outer(end.mean, x, event_dim) + moved
         pull = apply_matrix(torch.linalg.inv(prior), mean, event_dim)
-        return constant.to(x.dtype) + 0.5 * (mean * pull).sum(tuple(range(-event_dim - 1, 0)))
+        half: Tensor = (mean * pull).sum(tuple(range(-event_dim - 1, 0))) * 0.5
+        whole: Tensor = constant.to(x.dtype) + half
+        return whole
     quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
-    return constant.to(x.dtype) + quadratic.to(x.dtype) * square
+    of_all: Tensor = constant.to(x.dtype) + quadratic.to(x.dtype) * square
+    return of_all
 
 
 def _prior_kl_by_dimension(

@@ -82,7 +82,8 @@ class SimulatedPath(NoisingLaw):
         first = bool(self.times[0] <= begin)
         times = self.times if first else torch.cat([begin.reshape(1), self.times])
         path = self.diffusion.simulate(flat, times, self.simulation)
-        return path[:, 0 if first else 1 :].reshape(*lead, *self.event_shape)
+        value: Tensor = path[:, 0 if first else 1 :].reshape(*lead, *self.event_shape)
+        return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(y_ε | x), (*batch), nats.
@@ -154,7 +155,8 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
         knots, steps = diffusion.time_at_progress(whole), settings.steps() // settings.points
         end = advance(diffusion, y, knots, steps, settings)[-1]
     entropy = diffusion.prior.entropy(noising.num_dims).to(end)
-    return (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
+    value: Tensor = (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
+    return value
 
 
 @path_divergence.register(SimulatedPath)

@@ -232,7 +232,8 @@ class Questions:
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
         """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
         part η of the noise, at one time s, for any diffusion."""
-        return self.diffusion.velocity(y, s, noise, self)
+        value: Tensor = self.diffusion.velocity(y, s, noise, self)
+        return value
 
     def _checked(self, name: str, out: Tensor, shape: torch.Size) -> Tensor:
         if out.shape != shape:

@@ -53,7 +53,8 @@ class EulerMaruyama(Sampler):
         white = G.mT @ as_rows(ask.score(y, s[0])).unsqueeze(-1)
         moved = (G @ (h * white + h.sqrt() * as_rows(noise).unsqueeze(-1))).squeeze(-1)
         drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)
-        return y - h * drift.double() + moved.mT.reshape(y.shape)
+        value: Tensor = y - h * drift.double() + moved.mT.reshape(y.shape)
+        return value
 
 
 @singledispatch

@@ -104,7 +104,8 @@ def _information_grid(diffusion: Any, steps: int) -> Tensor:
     wanted = start + (end - start) * torch.linspace(0, 1, steps + 1).to(start)
     s = diffusion.inverse_clock(table.inverse(wanted))
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
-    return s.flip(0)
+    value: Tensor = s.flip(0)
+    return value
 
 
 @_information_grid.register(PerDimensionDiffusion)

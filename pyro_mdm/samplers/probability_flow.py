@@ -84,7 +84,8 @@ class ProbabilityFlow(Sampler):
         h = diffusion.pace(later) - diffusion.pace(s)
         here = ask.velocity(y, s) / diffusion.pace_rate(s)
         there = ask.velocity(y + h * here, later) / diffusion.pace_rate(later)
-        return y + h / 2 * (here + there)
+        value: Tensor = y + h / 2 * (here + there)
+        return value
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         if self.solver == "heun":
@@ -135,7 +136,8 @@ class _Flow:
 
     def __call__(self, w: Tensor, y: Tensor) -> Tensor:
         s = _time(self.ask.diffusion, w)
-        return self.ask.velocity(y, s) / self.ask.diffusion.pace_rate(s)
+        value: Tensor = self.ask.velocity(y, s) / self.ask.diffusion.pace_rate(s)
+        return value
 
     def callback_accept_step(self, w: Tensor, y: Tensor, dw: Tensor) -> None:
         self.steps += 1

@@ -137,7 +137,8 @@ def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)
     ones = torch.eye(K).to(rate).repeat(1, q).expand(*h.shape, K, q * K)
     found = torch.linalg.solve(system, ones, left=False)
-    return found.unflatten(-1, (q, K)).movedim(-2, -3)
+    value: Tensor = found.unflatten(-1, (q, K)).movedim(-2, -3)
+    return value
 
 
 def _collocation(q: int) -> tuple[Tensor, Tensor, Tensor]:
