@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from inference.loading import seed_from
 from inference.recipe import indices
+from inference.seeds import seed_from
 
 __all__ = ["Batches"]
 

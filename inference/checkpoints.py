@@ -286,7 +286,7 @@ def _step(description: Path) -> int:
     return int(description.stem.removeprefix("step-"))
 
 
-def _digest(body: Any) -> str:
+def _digest(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ command line win), ``--print_config`` and ``--help``, and ``--trust``, which no 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import inspect
@@ -16,18 +17,18 @@ import json
 import re
 import sys
 import typing
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from inference import trust
 from inference.checkpoints import ArchitectureError, CheckpointError
+from inference.config import without_removed
 from inference.names import NAMED, NameNotFoundError
-from inference.runs import RunError, without_removed
+from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -112,7 +113,7 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
     return said[-1:] == ["true"], [word for word in words if not word.startswith("--trust=")]
 
 
-def _code(options: Any, named: set[str], listed: Sequence[str]) -> list[str]:
+def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
     """The names of code that are words of the command line itself, not of a file of --config."""
     found: list[str] = []
     for name in (*NAMED, "simulator"):
@@ -151,17 +152,17 @@ class _Parser(ArgumentParser):
             return f"; {alone} is in {known[0]}" if known else _nearest(alone, self.hints, dashes)
         return _nearest(name, [*self.hints, *self.option_groups, "config"], dashes)
 
-    def parse_string(self, content: str, *arguments: Any, **options: Any) -> Any:
+    def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
         """A file of options, of which some may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
-            found = yaml.safe_load(content)
-            if self.option_groups and isinstance(found, dict):
-                content = yaml.safe_dump(self._flat(without_removed(found)))
+            content_of = yaml.safe_load(content)
+            if self.option_groups and isinstance(content_of, dict):
+                content = yaml.safe_dump(self._flat(without_removed(content_of)))
         return super().parse_string(content, *arguments, **options)
 
-    def _flat(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _flat(self, options_of: Mapping[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
-        for name, value in found.items():
+        for name, value in options_of.items():
             empty = value is None and name in self.option_groups and name not in self.hints
             options = {} if empty else value if isinstance(value, dict) else {"": value}
             for key, v in options.items():
@@ -194,7 +195,13 @@ class _Parser(ArgumentParser):
 class _Config(ActionConfigFile):
     """Says which file has an error."""
 
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        cfg: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
         try:
             super().__call__(parser, cfg, values, option_string)
         except (OptionError, RunError, TypeError) as error:
@@ -202,7 +209,7 @@ class _Config(ActionConfigFile):
             raise OptionError(f"--config {values}: {reason}") from error
 
 
-class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the paragraphs of a docstring."""
 
 
@@ -294,7 +301,7 @@ NAMES: dict[Any, list[str]] = {
 }
 
 
-def _kinds(hint: Any) -> list[str]:
+def _kinds(hint: object) -> list[str]:
     """What an annotation stands for, in words."""
     parts = typing.get_args(hint)
     if hint in NAMES:

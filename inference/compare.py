@@ -14,89 +14,33 @@ every difference to --half_width, as far as the noise goes. The folder holds
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from inference.bounds import baseline
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.compare_figure import comparison_figure
-from inference.evaluate import Bound, baseline, bound_of
-from inference.loading import Programs, load_trained
+from inference.compare_tables import DIFFERENCE_COLUMNS, Entry, Tables, report, tables
+from inference.loading import load_trained
 from inference.names import short_name
-from inference.output import Row, aligned, csv_bytes, png
+from inference.output import csv_bytes, png
 from inference.processes import start
 from inference.runs import RunError
 from models import Problem
-from models.base import ImageProblem
+from models.base import Assembly, ImageProblem
 from models.files import spread
 from pyro_mdm import evaluation
-from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference
-from pyro_mdm.support.measured import ALL_TERMS, TERMS
+from pyro_mdm.evaluation.estimates import Comparison
 
-__all__ = ["Entry", "Tables", "compare", "main", "open_runs", "report", "short_names", "tables"]
+__all__ = ["FILES", "compare", "main", "open_runs", "short_names"]
 
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
-PRINTED = 15
-"""Differences that are printed; with more pairs, those from the best run."""
-
-DIFFERENCE_COLUMNS = (
-    "first",
-    "second",
-    "difference_bits_per_dim",
-    "standard_error_bits_per_dim",
-    "low_95_bits_per_dim",
-    "high_95_bits_per_dim",
-    "monte_carlo_half_width_95_bits_per_dim",
-    *(f"{term}{of}_bits_per_dim" for term in ALL_TERMS for of in ("", "_standard_error")),
-    "p_value",
-    "resolved",
-)
-RANGE_TOLERANCE = 1e-3
-"""How far the ends of log SNR of two runs may differ without a word about it."""
-
-
-class Entry(NamedTuple):
-    """A run to be compared."""
-
-    name: str
-    folder: Path
-    programs: Programs
-    guide: str
-    score: str
-    protocol: str | None
-    training_steps: int
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        """λ(T), which is nominal for a simulated diffusion, and λ(ε)."""
-        diffusion = self.programs.model.diffusion
-        return diffusion.terminal_log_snr.item(), diffusion.max_log_snr
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the diffusion has no closed form."""
-        return not self.programs.model.diffusion.closed_form
-
-
-class Tables(NamedTuple):
-    """What the three CSV files hold, a mapping from column to value for each row.
-
-    ``bounds`` is sorted by bits/dim, best first; ``differences`` are of first less second, in the
-    order in which the runs were given. Numbers are bits/dim where their column's name ends so.
-    """
-
-    bounds: list[Row]
-    differences: list[Row]
-    by_log_snr: list[Row]
-
-
 # -- what is compared ------------------------------------------------------------------------------
 
 
@@ -139,7 +83,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
     for name, folder in zip(short_names(folders), folders, strict=True):
         run, programs, checkpoint = load_trained(folder)
         config = run.config
-        score = programs.problem.score_name(config["score"], programs.model.diffusion)
+        score = Assembly(programs.problem, programs.model.diffusion).score_name(config["score"])
         guide, score = short_name(config["guide"]), short_name(score)
         entries.append(
             Entry(name, folder, programs, guide, score, config["protocol"], checkpoint.step)
@@ -197,250 +141,6 @@ def _data(entry: Entry, part: str) -> str:
     return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
-def tables(
-    entries: Sequence[Entry],
-    comparison: Comparison,
-    log_det: Tensor | float = 0.0,
-    levels: int | None = None,
-) -> Tables:
-    """The numbers of a comparison in bits/dim, as tables.
-
-    Args:
-        entries: the runs, named as in ``comparison``.
-        log_det: log|det ∂x/∂w| (n,) in nats of the data as transformed;  levels: their number if
-            noise made them continuous, else None. They count with the reconstruction, whose own
-            standard error is then unknown (NaN).
-    """
-    bounds: list[Row] = []
-    by_log_snr: list[Row] = []
-    for entry in entries:
-        estimate = comparison.estimates[entry.name]
-        unit = estimate.num_dims * math.log(2)
-        found = bound_of(estimate, log_det, levels)
-        (value, error), (low, high) = found.bits_per_dim, entry.log_snr_range
-        bounds.append(
-            {
-                "run": entry.name,
-                "folder": str(entry.folder),
-                "guide": entry.guide,
-                "num_variables": entry.programs.model.diffusion.num_variables,
-                "score": entry.score,
-                "simulated": entry.simulated,
-                "training_steps": entry.training_steps,
-                "log_snr_min": low,
-                "log_snr_max": high,
-                "bits_per_dim": value,
-                "standard_error_bits_per_dim": error,
-                "low_95_bits_per_dim": value - Z95 * error,
-                "high_95_bits_per_dim": value + Z95 * error,
-                "monte_carlo_half_width_95_bits_per_dim": Z95 * found.monte_carlo_error,
-                **_by_term(found),
-                "num_data": estimate.num_data,
-                "network_calls_per_datum": estimate.network_calls / estimate.num_data,
-            }
-        )
-        edges = estimate.log_snr_edges.tolist()
-        cells = zip(
-            itertools.pairwise(edges),
-            (estimate.density / unit).tolist(),
-            (estimate.density_error / unit).tolist(),
-            strict=True,
-        )
-        by_log_snr += [
-            {
-                "run": entry.name,
-                "log_snr_low": left,
-                "log_snr_high": right,
-                "diffusion_bits_per_dim": density * (right - left),
-                "diffusion_bits_per_dim_per_log_snr": density,
-                "monte_carlo_error_bits_per_dim_per_log_snr": density_error,
-            }
-            for (left, right), density, density_error in cells
-        ]
-    bounds.sort(key=lambda row: row["bits_per_dim"])
-    return Tables(bounds, [_difference_row(d) for d in comparison.differences], by_log_snr)
-
-
-def _by_term(found: Bound | Difference) -> Row:
-    """The columns of the terms and their errors."""
-    return {
-        f"{term}{of}_bits_per_dim": number
-        for term in ALL_TERMS
-        for of, number in zip(("", "_standard_error"), getattr(found, term), strict=True)
-    }
-
-
-def _difference_row(difference: Difference) -> Row:
-    return {
-        "first": difference.first,
-        "second": difference.second,
-        "difference_bits_per_dim": difference.bits_per_dim[0],
-        "standard_error_bits_per_dim": difference.bits_per_dim[1],
-        "low_95_bits_per_dim": difference.interval[0],
-        "high_95_bits_per_dim": difference.interval[1],
-        "monte_carlo_half_width_95_bits_per_dim": Z95 * difference.monte_carlo_error,
-        **_by_term(difference),
-        "p_value": difference.p_value,
-        "resolved": difference.resolved,
-    }
-
-
-def turned(row: Row) -> Row:
-    """A row of differences for second less first."""
-    signed = ("difference_bits_per_dim", *(f"{term}_bits_per_dim" for term in ALL_TERMS))
-    return row | {
-        "first": row["second"],
-        "second": row["first"],
-        "low_95_bits_per_dim": 0.0 - row["high_95_bits_per_dim"],  # never -0.0
-        "high_95_bits_per_dim": 0.0 - row["low_95_bits_per_dim"],
-        **{name: 0.0 - row[name] for name in signed},
-    }
-
-
-# -- the report ------------------------------------------------------------------------------------
-
-
-def report(found: Tables, comparison: Comparison, what: str, draws: int) -> str:
-    """The tables as text for the terminal, with what their columns mean.
-
-    Args:
-        what: the data, such as "180 test images of digits".
-        draws: the most network calls per datum and run for the diffusion term.
-    """
-    terms = ALL_TERMS if any(row["context_bits_per_dim"] for row in found.bounds) else TERMS
-    parts = [f"{what}\n", _bounds_text(found.bounds, terms)]
-    if found.differences:
-        parts += ["", *_differences_text(found, terms)]
-    parts += ["", *_notes(found, comparison, draws)]
-    return "\n".join(parts)
-
-
-TITLES = {"reconstruction": "recon.", "prior_kl": "prior KL"}
-"""Of terms in printed tables; others go by their names."""
-
-
-def _titles(terms: Sequence[str]) -> list[str]:
-    return [TITLES.get(term, term) for term in terms]
-
-
-def _bounds_text(bounds: Sequence[Row], terms: Sequence[str]) -> str:
-    header = (
-        *("run", "guide", "K", "score", "log SNR", "bits/dim ± s.e.", "noise ±"),
-        *(*_titles(terms), "calls", "steps"),
-    )
-    rows = [
-        (
-            row["run"],
-            row["guide"],
-            str(row["num_variables"]),
-            row["score"],
-            f"{row['log_snr_min']:.1f} to {row['log_snr_max']:.1f}",
-            f"{row['bits_per_dim']:.4f} ± {row['standard_error_bits_per_dim']:.4f}",
-            f"{row['monte_carlo_half_width_95_bits_per_dim']:.4f}",
-            *(f"{row[f'{term}_bits_per_dim']:.4f}" for term in terms),
-            f"{row['network_calls_per_datum']:.1f}",
-            str(row["training_steps"]),
-        )
-        for row in bounds
-    ]
-    return aligned([header, *rows], left=(0, 1, 3))
-
-
-def _differences_text(found: Tables, terms: Sequence[str]) -> list[str]:
-    """Differences of the worse less the better run, or from the best where pairs are many."""
-    rank = {row["run"]: i for i, row in enumerate(found.bounds)}
-    rows = [
-        row if rank[row["first"]] > rank[row["second"]] else turned(row)
-        for row in found.differences
-    ]
-    rows.sort(key=lambda row: (rank[row["second"]], rank[row["first"]]))
-    note = []
-    if len(rows) > PRINTED:
-        best = [row for row in rows if rank[row["second"]] == 0]
-        note = [f"({len(best[:PRINTED])} of {len(rows)} differences; differences.csv has all)"]
-        rows = best[:PRINTED]
-    header = (
-        *("difference (bits/dim)", "", "", "95% interval", "noise ±"),
-        *(*_titles(terms), "resolved"),
-    )
-    cells = [
-        (
-            row["first"],
-            f"- {row['second']}",
-            _signed(row["difference_bits_per_dim"]),
-            f"[{_signed(row['low_95_bits_per_dim'])}, {_signed(row['high_95_bits_per_dim'])}]",
-            f"{row['monte_carlo_half_width_95_bits_per_dim']:.4f}",
-            *(_signed(row[f"{term}_bits_per_dim"]) for term in terms),
-            "yes" if row["resolved"] else "no",
-        )
-        for row in rows
-    ]
-    return [aligned([header, *cells], left=(0, 1)), *note]
-
-
-def _notes(found: Tables, comparison: Comparison, draws: int) -> list[str]:
-    """The calls, what the signs mean, and a warning where ranges of log SNR differ."""
-    n, runs = found.bounds[0]["num_data"], len(found.bounds)
-    each = comparison.network_calls / (n * runs)
-    calls = f"network calls: {comparison.network_calls:,} in all, {each:.1f} per datum and run"
-    width = max(
-        row["monte_carlo_half_width_95_bits_per_dim"] for row in found.bounds + found.differences
-    )
-    widest = f"the widest is ± {width:.4f}"
-    if comparison.half_width is None:
-        calls += f"; {widest}"
-    elif comparison.reached:
-        calls += f";\n± {comparison.half_width:g} is reached for all ({widest})"
-    else:
-        calls += (
-            f";\n± {comparison.half_width:g} is NOT reached with --draws {draws} ({widest}): raise "
-            "--draws, or if\nthey are not spent (the pilot foresaw too few), lower --half_width"
-        )
-    notes = [
-        calls,
-        f"± s.e.: standard error over the {n} data, the noise included. noise ±: half of the 95% "
-        "interval that\nother noise for the same data would give; more network calls make it "
-        "small, more data the rest.",
-    ]
-    if found.differences:
-        many = len(found.differences)
-        notes.append(
-            "95% interval: over the data, paired, for that difference alone. resolved: not 0, by "
-            f"Holm's procedure\nover all {many} differences at a family-wise error rate of 5%."
-            if many > 1
-            else "95% interval: over the data, paired. resolved: not 0, at the 5% level."
-        )
-    simulated = [row["run"] for row in found.bounds if row["simulated"]]
-    if simulated:
-        notes.append(
-            f"simulated: {', '.join(simulated)}. The step of the simulation is an error that no ± "
-            "holds (see\npyro_mdm.evaluation.simulated.step_size_bias), log SNR is a nominal noise "
-            "level but for that at ε, and only sums of\nprior KL and diffusion term compare with "
-            "those of others."
-        )
-    for side, what in (
-        ("max", "where the decoder takes over, log SNR at ε,"),
-        ("min", "what is left to the prior, log SNR at T,"),
-    ):
-        known = [row for row in found.bounds if side == "max" or not row["simulated"]]
-        values = [row[f"log_snr_{side}"] for row in known]
-        if values and max(values) - min(values) > RANGE_TOLERANCE:
-            notes.append(
-                f"warning: {what} is {min(values):.4g} to {max(values):.4g}: differences include "
-                "that truncation, not\nthe diffusion and the network alone. To exclude it train "
-                f"with one --{side}_log_snr."
-            )
-    return notes
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.4f}"
-    return text if float(text) else "0.0000"
-
-
 # -- the program -----------------------------------------------------------------------------------
 
 
@@ -486,15 +186,14 @@ def compare(
     for entry in entries:
         entry.programs.model.to(device)
     x, log_det, levels = _shared_data(entries, part, seed)
-    parts = {entry.name: entry.programs.problem.part(part) for entry in entries}
-    if num_data is not None and num_data < len(x):
-        chosen = spread(len(x), num_data)
-        x, log_det = x[chosen], log_det[chosen]
-        parts = {name: found[chosen] for name, found in parts.items()}
-    given = {name: found.context for name, found in parts.items()}
-    problem = entries[0].programs.problem
+    few = num_data is not None and num_data < len(x)
+    chosen = spread(len(x), num_data) if few and num_data is not None else slice(None)
+    x, log_det = x[chosen], log_det[chosen]
+    pairs = {
+        e.name: e.programs.given(e.programs.problem.part(part)[chosen].context)[1:] for e in entries
+    }
     comparison = evaluation.compare(
-        {e.name: e.programs.given(given[e.name])[1:] for e in entries},
+        pairs,
         x.to(device),
         draws=draws,
         half_width=half_width,
@@ -503,25 +202,31 @@ def compare(
         baseline=baseline([entry.programs for entry in entries]),
         progress=True,
     )
-    found = tables(entries, comparison, log_det, levels)
+    problem = entries[0].programs.problem
     kind = "images" if isinstance(problem, ImageProblem) else "data"
-    what = f"{len(x)} {part} {kind} of {problem.name}"
-    if levels is not None:
-        what += " (dequantized)"
-    print(report(found, comparison, f"{what}, seed {seed}", draws))
+    dequantized = "" if levels is None else " (dequantized)"
+    what = f"{len(x)} {part} {kind} of {problem.name}{dequantized}"
+    numbers = tables(entries, comparison, log_det, levels)
+    print(report(numbers, comparison, f"{what}, seed {seed}", draws))
     print(*_of_given(entries), sep="\n", end="")
-    numbers = (
-        csv_bytes(found.bounds, list(found.bounds[0])),
-        csv_bytes(found.differences, DIFFERENCE_COLUMNS),
-        csv_bytes(found.by_log_snr, list(found.by_log_snr[0])),
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(FILES[:-1], numbers, strict=True):
-        write_atomically(out / name, content)
-    figure = comparison_figure(found.bounds, found.differences, found.by_log_snr, title=what)
-    write_atomically(out / FILES[-1], png(figure))
+    _write(out, numbers, what)
     print(f"{out}: {', '.join(FILES)}")
     return comparison
+
+
+def _write(out: Path, numbers: Tables, title: str) -> None:
+    """Write the files of a comparison, the numbers before the picture, which may fail."""
+    out.mkdir(parents=True, exist_ok=True)
+    bounds, differences, by_log_snr = numbers
+    contents = (
+        csv_bytes(bounds, list(bounds[0])),
+        csv_bytes(differences, DIFFERENCE_COLUMNS),
+        csv_bytes(by_log_snr, list(by_log_snr[0])),
+    )
+    for name, content in zip(FILES[:-1], contents, strict=True):
+        write_atomically(out / name, content)
+    figure = comparison_figure(bounds, differences, by_log_snr, title=title)
+    write_atomically(out / FILES[-1], png(figure))
 
 
 def _of_given(entries: Sequence[Entry]) -> list[str]:
@@ -539,10 +244,10 @@ def _of_given(entries: Sequence[Entry]) -> list[str]:
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder for the comparison")
-    found = [name for name in FILES if (out / name).exists()]
-    if found and not overwrite:
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not overwrite:
         raise RunError(
-            f"{out} already holds {', '.join(found)}; replace them with --overwrite true, or give "
+            f"{out} already holds {', '.join(there)}; replace them with --overwrite true, or give "
             "another --out"
         )
 

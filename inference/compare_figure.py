@@ -29,7 +29,7 @@ def comparison_figure(
     """Bounds and paired differences as a forest plot, best run on top; the diffusion term by λ.
 
     Args:
-        bounds, differences, by_log_snr: as in :class:`inference.compare.Tables`.
+        bounds, differences, by_log_snr: as in :class:`inference.compare_tables.Tables`.
         title: what was compared.
     """
     from matplotlib.figure import Figure

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from torch import Tensor
 
 from inference import trust
 from inference.checkpoints import write_atomically
@@ -89,12 +90,28 @@ def impute(
         name = sampler or trained.config["sampler"] or "exponential"
         with nullcontext() if sampler else trust.named_by(run):
             model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
+    x = x.to(fabric.device)
     model.to(fabric.device)
-    options: dict[str, Any] = {"num": num, "batch_size": batch_size, "seed": seed}
-    drawn = completions(model, x.to(fabric.device), progress=True, **options)
-    tables = [problem.to_table(rows) for rows in drawn]
+    drawn = completions(model, x, num=num, batch_size=batch_size, seed=seed, progress=True)
+    _write(out, draws_out, table, problem, drawn, center)
+    rows = int(missing.any(1).sum())
+    print(
+        f"{int(missing.sum())} missing entries in {rows} of {len(table)} rows; {out}; {draws_out}"
+    )
+
+
+def _write(
+    out: Path,
+    draws_out: Path,
+    table: pd.DataFrame,
+    problem: Tabular,
+    drawn: Tensor,
+    center: Center,
+) -> None:
+    """Write a table with the middle of the draws (num, n, d) of its missing entries, and all."""
     import pandas as pd
 
+    tables = [problem.to_table(rows) for rows in drawn]
     middle = {
         column.name: center_of([own[column.name] for own in tables], column.kind, center)
         for column in problem.columns
@@ -102,23 +119,19 @@ def impute(
     each = [filled(table, own).assign(draw=k) for k, own in enumerate(tables)]
     write_atomically(draws_out, _csv(pd.concat(each)))
     write_atomically(out, _csv(filled(table, pd.DataFrame(middle))))
-    rows = int(missing.any(1).sum())
-    print(
-        f"{int(missing.sum())} missing entries in {rows} of {len(table)} rows; {out}; {draws_out}"
-    )
 
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """A table with ``values`` where its own columns of these names are empty."""
-    found = table.copy()
+    whole = table.copy()
     for name in values.columns:
-        own, empty = found[name], found[name].isna()
+        own, empty = whole[name], whole[name].isna()
         if empty.any():
-            found[name] = own.astype(object).where(~empty, values[name]).infer_objects()
-    return found
+            whole[name] = own.astype(object).where(~empty, values[name]).infer_objects()
+    return whole
 
 
-def center_of(draws: list[pd.Series], kind: str, center: Center) -> Any:
+def center_of(draws: list[pd.Series], kind: str, center: Center) -> pd.Series | np.ndarray:
     """The middle of draws (n,) of a column, (n,): the mean or the median of a continuous one, the
     median level of an ordinal one, the most frequent category of a categorical one."""
     import pandas as pd

@@ -1,346 +1,47 @@
-r"""What to know of a diffusion before training with it: a table and a figure, without a network.
+"""What to know of a diffusion before training with it: a table and a figure, without a network.
 
     python -m inference.inspect --guide cld
     python -m inference.inspect --guide vpsde,cld,malda,alda --model mnist5k
     python -m inference.inspect --guide run:runs/digits-learned-0-0
 
-Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s) = ∫_0^s β:
-
-- *prior KL* at s: mean of KL(q(y_s | x) ‖ N(0, Σ_∞)) over test data. It is I(x; y_s), which the
-  diffusion term would cost if the path went on, plus the *mismatch* KL(q(y_s) ‖ N(0, Σ_∞)), which
-  is lost. Both vanish with a longer clock; only the mismatch is gained by the bound. I is taken for
-  Gaussian data of the same covariance C, ½ log det(1 + SNR C): right to the second order in SNR.
-- *relaxation time*: 1 / min |Re μ| over the eigenvalues μ of A_0, in units of the clock, and the s
-  at which b(s) equals it: there the slowest mode has decayed to e⁻¹.
-- *mixing time*: the first s at which the prior KL falls to 0.001 bits/dim.
-- *damping* is that of the slowest mode: underdamped if μ is complex, critical if two modes meet in
-  one (a double eigenvalue with a single eigenvector), else overdamped. Its *quality* is
-  |μ| / (2 |Re μ|) for a complex pair and √(μ_1 μ_2) / |μ_1 + μ_2| for the two slowest real modes:
-  ½ at critical damping, less above it, more below it.
-- *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
-- *amplification* is the growth of rounding errors in the factors of Σ: 1 keeps 15.7 digits.
+What is printed is defined in :mod:`inference.inspection`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import command_line
-from inference.loading import (
+from inference.diffusion import (
     LEARNED_MIN_LOG_SNR,
     build_diffusion,
-    build_problem,
     check_ends,
     give_learned_end,
-    load_trained,
 )
+from inference.inspection import FORMING, MIXED, look, prior_kl_curve, table, time_of_clock
+from inference.loading import load_trained
 from inference.names import slug
-from inference.options import StationaryVariance
-from inference.output import aligned, check_out, png
+from inference.options import Data, Guide, StationaryVariance
+from inference.output import check_out, png
+from inference.problems import build_problem, with_split
+from models import Problem
+from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
-from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
-from pyro_mdm.paths.divergence import prior_kl
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["Inspection", "figure", "inspect", "look", "prior_kl_curve", "table"]
+__all__ = ["figure", "inspect"]
 
-CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
-MIXED = 1e-3  # bits/dim
-FORMING = 5.0  # images form between log SNR -5 and 5
-POINTS = 65  # of [ε, T], equally spaced in log SNR
-STEPS = 256  # of the ancestral sampler, as inference.sample uses it
-EPSILON_32 = 2.0**-23
-EPSILON_64 = 2.0**-52
 DPI = 110
-
-T = TypeVar("T")
-
-
-@dataclass
-class Inspection:
-    """What :func:`look` finds; None where float64 cannot hold it, with the reason in ``errors``."""
-
-    name: str
-    num_variables: int
-    rank: int  # of D
-    clock: float | None = None  # b(T)
-    start_time: float | None = None  # ε
-    start_log_snr: float | None = None  # λ(ε)
-    cut_log_snr: float | None = None  # λ(0.001 T)
-    terminal_log_snr: float | None = None  # λ(T)
-    prior_kl: tuple[float, float] | None = None  # mean, standard error over data; bits/dim
-    mismatch: float | None = None  # KL(q(y_T) ‖ π), bits/dim
-    eigenvalues: list[complex] = field(default_factory=list)  # of A_0, slowest first
-    damping: str = ""
-    quality: float | None = None
-    relaxation: float | None = None  # in units of the clock
-    relaxation_time: float | None = None  # s; inf if not by T
-    mixing_time: float | None = None  # s; inf if not by T
-    condition: dict[str, tuple[float, float]] | None = None  # raw, correlation
-    amplification: float | None = None
-    step_amplification: float | None = None  # of the transitions between 256 steps
-    forming: float | None = None  # share of [0, T] with log SNR in [-5, 5]
-    errors: list[str] = field(default_factory=list)
-    advice: list[str] = field(default_factory=list)
-
-
-@torch.no_grad()
-def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
-    """Inspect a diffusion on data x (n, *event_shape), n ≥ 2, in model space.
-
-    Where dimensions have blocks of their own, the first one.
-
-    Nothing is raised for a diffusion whose kernels float64 cannot hold, or that never reaches its
-    start: what could be computed is there, and ``errors`` says what could not.
-    """
-    x = x.double()
-    if diffusion.maps:
-        name = f"{name}, first block"
-    diffusion = cast(LinearDiffusion, diffusion.reference)
-    end, d = diffusion.horizon, x[0].numel()
-    frozen = diffusion.frozen()
-    rank = int(torch.linalg.matrix_rank(frozen.D, hermitian=True))
-    found = Inspection(name, diffusion.num_variables, rank)
-
-    def attempt(compute: Callable[[], T]) -> T | None:
-        try:
-            return compute()
-        except (kernels.KernelPrecisionError, ValueError) as error:
-            if str(error) not in found.errors:
-                found.errors.append(str(error))
-            return None
-
-    mu = torch.linalg.eigvals(frozen.unit_drift)
-    mu = mu[torch.argsort(-mu.real, stable=True)]
-    found.eigenvalues = [complex(value) for value in mu.tolist()]
-    found.damping, found.quality = _damping(frozen.unit_drift)
-    found.relaxation = 1 / -found.eigenvalues[0].real
-
-    found.clock = attempt(lambda: diffusion.clock(end).item())
-    found.start_log_snr = diffusion.max_log_snr
-    found.start_time = attempt(lambda: diffusion.start_time.item())
-    found.cut_log_snr = attempt(lambda: diffusion.log_snr(CUT * end).item())
-    found.terminal_log_snr = attempt(lambda: diffusion.log_snr(end).item())
-    if found.clock is not None:
-        found.relaxation_time = _time_of_clock(diffusion, found.relaxation)
-
-    def prior() -> tuple[float, float]:
-        bits = prior_kl(diffusion, x, x.dim() - 1) / (d * math.log(2))
-        return bits.mean().item(), bits.std().item() / math.sqrt(len(x))
-
-    if found.start_time is None:
-        _advise(found, diffusion, x)
-        return found
-    start = found.start_time
-    found.prior_kl = attempt(prior)
-    if found.prior_kl is not None and found.terminal_log_snr is not None:
-        found.mismatch = found.prior_kl[0] - _information(x, found.terminal_log_snr)
-    found.mixing_time = attempt(
-        lambda: _first(lambda s: prior_kl_curve(diffusion, x, s).item() <= MIXED, start, end)
-    )
-    found.condition = attempt(lambda: _conditions(diffusion))
-    found.amplification = attempt(lambda: _amplification(diffusion))
-    found.step_amplification = attempt(lambda: _step_amplification(diffusion))
-    found.forming = attempt(lambda: _forming(diffusion))
-    _advise(found, diffusion, x)
-    return found
-
-
-def prior_kl_curve(diffusion: LinearDiffusion, x: Tensor, s: float | Tensor) -> Tensor:
-    """Mean KL(q(y_s | x) ‖ N(0, Σ_π)) over x (n, *event_shape) in bits/dim, like s in (0, T]."""
-    marginal, prior = diffusion.marginal(s), diffusion.prior_covariance
-    inverse = torch.linalg.inv(prior)
-    trace = (inverse @ marginal.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
-    log_det = torch.logdet(prior) - marginal.log_det
-    a = marginal.mean
-    quadratic = torch.einsum("...i,ij,...j->...", a, inverse, a) * x.double().square().mean()
-    return 0.5 * (trace - diffusion.num_variables + log_det + quadratic) / math.log(2)
-
-
-def _information(x: Tensor, log_snr: float) -> float:
-    """I(x; z) in bits/dim for Gaussian data of the covariance of x (n, *event_shape)."""
-    flat = x.flatten(1) - x.flatten(1).mean(0)
-    values = torch.linalg.svdvals(flat).square() / len(x)
-    return 0.5 * (math.exp(log_snr) * values).log1p().sum().item() / flat.shape[1] / math.log(2)
-
-
-def _damping(A: Tensor) -> tuple[str, float | None]:
-    """The regime of the slowest mode and its quality, see the module's docstring."""
-    mu, vectors = torch.linalg.eig(A)
-    slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the one that turns most
-    first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
-    order = torch.argsort(-mu.real, stable=True)
-    order = torch.cat([first[None], order[order != first]])
-    mu, vectors = mu[order], vectors[:, order]
-    # a double eigenvalue splits by √rounding, a triple one by its cube root
-    near = (mu - mu[0]).abs() < 1e-4 * mu[0].abs()
-    if int(near.sum()) > 1:
-        angles = torch.linalg.svdvals(vectors[:, near])
-        if (angles[-1] / angles[0]).item() < 1e-3:
-            return "critical", 0.5
-    if abs(mu[0].imag.item()) > 1e-8 * abs(mu[0].item()):
-        return "underdamped", (mu[0].abs() / (2 * mu[0].real.abs())).item()
-    real = mu.real[mu.imag.abs() <= 1e-8 * mu.abs()]
-    if len(real) < 2:
-        return "overdamped", None
-    return "overdamped", ((real[0] * real[1]).sqrt() / (real[0] + real[1]).abs()).item()
-
-
-def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The first time in [low, high] at which a condition that stays true holds; inf if never."""
-    if low > 0 and holds(low):
-        return low
-    if not holds(high):
-        return math.inf
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
-def _time_of_clock(diffusion: LinearDiffusion, tau: float) -> float:
-    """When the clock has run for ``tau``; inf if not by T."""
-    return _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, diffusion.horizon)
-
-
-def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
-    """Condition numbers of Σ, raw and as a correlation: at ε, half way in λ, T, and the largest.
-
-    From its root: the singular values of L keep digits that eigenvalues of Σ lose.
-    """
-    marginal = diffusion.marginal(diffusion.log_snr_grid(POINTS))
-    L = marginal.scale_tril
-    rows = marginal.covariance.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-1)
-    both = torch.stack([torch.linalg.cond(L).square(), torch.linalg.cond(L / rows).square()], -1)
-    at = {"ε": both[0], "mid": both[POINTS // 2], "T": both[-1], "worst": both.amax(0)}
-    return {where: (raw.item(), scaled.item()) for where, (raw, scaled) in at.items()}
-
-
-def _amplification(diffusion: LinearDiffusion) -> float:
-    _, _, factor = diffusion.factorization(diffusion.clock(diffusion.log_snr_grid(POINTS)))
-    return factor.amplification.max().item()
-
-
-def _step_amplification(diffusion: LinearDiffusion) -> float:
-    s = diffusion.log_snr_grid(STEPS + 1)
-    tau = diffusion.clock(s).diff()
-    growth = diffusion.propagator.root(diffusion.clock(s[:-1]), tau).growth
-    diffusion.check_precision(growth, tau, f"a step of {STEPS} (the ancestral sampler)")
-    return growth.max().item()
-
-
-def _forming(diffusion: LinearDiffusion) -> float:
-    last = diffusion.terminal_log_snr.item()
-    ends = torch.tensor([max(FORMING, last), max(-FORMING, last)], dtype=torch.float64)
-    s = diffusion.time_at_log_snr(ends)
-    return (s[1] - s[0]).item() / diffusion.horizon
-
-
-def _advise(found: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
-    """What is wrong, if anything, and what to do about it."""
-    say = found.advice.append
-    if found.mismatch is not None and found.mismatch > MIXED:
-        say(
-            f"the prior's mismatch costs {found.mismatch:.2g} bits/dim: raise β, or set "
-            f"--min_log_snr {LEARNED_MIN_LOG_SNR:g} (now {found.terminal_log_snr:.3g})"
-        )
-    resolved = -2 * math.log(EPSILON_32) - x.square().mean().log().item()
-    if diffusion.max_log_snr > resolved:
-        say(
-            f"single precision resolves these data's noise to log SNR {resolved:.0f}, but ε is at "
-            f"{diffusion.max_log_snr:.3g}: lower --max_log_snr, or use a double-precision network"
-        )
-
-
-# -- the table -------------------------------------------------------------------------------------
-
-
-def table(found: Sequence[Inspection]) -> str:
-    """One column for each inspection, aligned, units in the first; then errors and advice."""
-
-    def number(value: float | None, digits: int = 4) -> str:
-        if value is None:
-            return "–"
-        return "not by T" if math.isinf(value) else f"{value:.{digits}g}"
-
-    def pair(value: tuple[float, float] | None) -> str:
-        return "–" if value is None else f"{value[0]:.3g} ± {value[1]:.1g}"
-
-    def share(f: Inspection) -> str:
-        if f.mismatch is None or f.prior_kl is None:
-            return "–"
-        return f"{f.mismatch:.3g} ({f.mismatch / f.prior_kl[0]:.0%})"
-
-    def growth(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3g}, {-math.log10(value * EPSILON_64):.1f}"
-
-    def condition(f: Inspection, where: str) -> str:
-        return "–" if f.condition is None else ", ".join(f"{c:.3g}" for c in f.condition[where])
-
-    def quality(f: Inspection) -> str:
-        return f.damping + ("" if f.quality is None else f", {f.quality:.3g}")
-
-    rows: list[tuple[str, Callable[[Inspection], str]]] = [
-        ("variables K, rank of D", lambda f: f"{f.num_variables}, {f.rank}"),
-        ("clock b(T)", lambda f: number(f.clock)),
-        ("start time ε", lambda f: number(f.start_time)),
-        ("log SNR at ε", lambda f: number(f.start_log_snr)),
-        (f"log SNR at s = {CUT} T", lambda f: number(f.cut_log_snr)),
-        ("log SNR at T", lambda f: number(f.terminal_log_snr)),
-        (f"share of [0, T] at |log SNR| < {FORMING:g}", lambda f: number(f.forming, 3)),
-        ("prior KL, bits/dim", lambda f: pair(f.prior_kl)),
-        ("  mismatch, a longer clock gains it", share),
-        (f"mixing time, s: prior KL ≤ {MIXED}", lambda f: number(f.mixing_time)),
-        ("relaxation time, s: b(s) = next row", lambda f: number(f.relaxation_time)),
-        ("  1/min|Re μ|, units of the clock", lambda f: number(f.relaxation)),
-        ("eigenvalues μ of A_0 (unit clock)", lambda f: ", ".join(_complex(f.eigenvalues))),
-        ("damping of the slowest, quality", quality),
-        ("cond Σ, raw and as correlations, at ε", lambda f: condition(f, "ε")),
-        ("  half way in log SNR", lambda f: condition(f, "mid")),
-        ("  at T", lambda f: condition(f, "T")),
-        ("  at the worst s", lambda f: condition(f, "worst")),
-        ("rounding grows by, digits left", lambda f: growth(f.amplification)),
-        (f"  in steps of {STEPS} (ancestral)", lambda f: growth(f.step_amplification)),
-    ]
-    cells = [["", *(f.name for f in found)]]
-    cells += [[label, *(cell(f) for f in found)] for label, cell in rows]
-    lines = [aligned(cells)]
-    lines.append(f"digits of 15.7; growth above {MAX_AMPLIFICATION:.0e} is refused")
-    for f in found:
-        lines += [f"{f.name}: {error}" for error in f.errors]
-        lines += [f"{f.name}: {text}" for text in f.advice]
-    return "\n".join(lines)
-
-
-def _complex(values: Sequence[complex]) -> list[str]:
-    """Real ones as they are, conjugate pairs once, as -0.5±1i; multiples as -1 (×2)."""
-    texts: list[str] = []
-    for value in values:
-        scale = 1e-6 * abs(value)
-        if abs(value.imag) <= max(scale, 1e-4 * abs(value) * any(_close(value, values))):
-            texts.append(f"{value.real:.3g}")
-        elif value.imag > 0:
-            texts.append(f"{value.real:.3g}±{value.imag:.3g}i")
-    unique = list(dict.fromkeys(texts))
-    return [t if texts.count(t) == 1 else f"{t} (×{texts.count(t)})" for t in unique]
-
-
-def _close(value: complex, values: Sequence[complex]) -> list[bool]:
-    return [0 < abs(value - other) < 1e-4 * abs(value) for other in values]
-
-
-# -- the figure ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -364,7 +65,9 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
     parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     # of several blocks and clocks the first, as in the table
-    shown = [cast(LinearDiffusion, d.reference) if d.maps else d for d in diffusions]
+    shown = [
+        cast(LinearDiffusion, d.reference) if kind_of(d).by_dimension else d for d in diffusions
+    ]
     _draw_overview(parts[0], names, shown, x)
     for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
@@ -375,7 +78,7 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
 
 
 def _draw_overview(
-    part: Any, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
+    part: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
 ) -> None:
     snr, kl, plane = part.subplots(1, 3)
     for i, (name, diffusion) in enumerate(zip(names, diffusions, strict=True)):
@@ -386,7 +89,7 @@ def _draw_overview(
         kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=name)
         mu = torch.linalg.eigvals(diffusion.frozen().unit_drift)
         tau = (1 / -mu.real.max()).item()
-        relaxed = _time_of_clock(diffusion, tau)
+        relaxed = time_of_clock(diffusion, tau)
         if start < relaxed < math.inf:
             kl.axvline(relaxed, color=color, ls=":", lw=1)
         plane.plot(mu.real, mu.imag, "o", color=color, ms=9 - i % 4 * 2, mew=1.5, mfc="none")
@@ -407,7 +110,7 @@ def _draw_overview(
         axes.set_ylabel(label)
 
 
-def _draw_moments(part: Any, diffusion: LinearDiffusion) -> None:
+def _draw_moments(part: SubFigure, diffusion: LinearDiffusion) -> None:
     from pyro_mdm.plots.figures import draw_moments
 
     left, right = part.subplots(1, 2)
@@ -457,53 +160,68 @@ def inspect(
         overwrite: replace ``out`` if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
-    slugs = map(slug, (model, *names))
-    given: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-    given |= {"stationary_variance": stationary_variance, "time_varying": time_varying or None}
-    surplus = [f"--{key}" for key, value in given.items() if value is not None]
-    if surplus and "learned" not in names:
+    asked = Guide(
+        num_variables=num_variables,
+        rank=rank,
+        time_varying=time_varying,
+        stationary_variance=stationary_variance,
+        max_log_snr=max_log_snr,
+        min_log_snr=min_log_snr,
+    )
+    if "learned" not in names and (surplus := _for_learned(asked)):
         raise ValueError(
             f"{', '.join(surplus)} is for --guide learned, and {guide} says itself what it is; "
             "leave it out, or add learned to the guides"
         )
+    slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    problem = build_problem(model, protocol=protocol, data=data, image_size=image_size)
+    of = Data(model=model, protocol=protocol, data=data, image_size=image_size, holdout=False)
+    problem = build_problem(with_split(of))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
-    start = problem.max_log_snr if max_log_snr is None else max_log_snr
-
-    found, drawn = [], {}
-    for name in names:
-        options: dict[str, Any] = {"max_log_snr": start, "min_log_snr": min_log_snr}
-        if name == "learned":
-            options |= {key: value for key, value in given.items() if value is not None}
-            options["min_log_snr"] = LEARNED_MIN_LOG_SNR if min_log_snr is None else min_log_snr
-        diffusion: Any
-        if name.startswith("run:"):
-            for option, value in (("max_log_snr", max_log_snr), ("min_log_snr", min_log_snr)):
-                if value is not None:
-                    raise ValueError(
-                        f"--{option} is {value:g}, but {name} ended with its own; leave it out"
-                    )
-            diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
-        else:
-            diffusion = build_diffusion(name, event_shape=problem.event_shape, **options)
-            check_ends(name, diffusion, max_log_snr, min_log_snr)
-            give_learned_end(diffusion)
-        if not diffusion.closed_form:
-            raise ValueError(
-                f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
-                "closed form, which only a LinearDiffusion has. See its paths and its drift: "
-                "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
-            )
-        found.append(look(name, diffusion, x))
-        if not found[-1].errors:
-            drawn[name] = diffusion
+    diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]
+    seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
+    each = zip(names, diffusions, seen, strict=True)
+    drawn = {name: diffusion for name, diffusion, own in each if not own.errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
-    print(table(found))
+    print(table(seen))
     if drawn:
         write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
+
+
+def _for_learned(asked: Guide) -> list[str]:
+    """The options that were given, of those that are for learned."""
+    names = ("num_variables", "rank", "stationary_variance")
+    given = [name for name in names if getattr(asked, name) is not None]
+    return [f"--{name}" for name in [*given, *(["time_varying"] if asked.time_varying else [])]]
+
+
+def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
+    """A diffusion with the ends that were asked for, or its own."""
+    name, high, low = asked.guide, asked.max_log_snr, asked.min_log_snr
+    if name.startswith("run:"):
+        for option, value in (("max_log_snr", high), ("min_log_snr", low)):
+            if value is not None:
+                raise ValueError(
+                    f"--{option} is {value:g}, but {name} ended with its own; leave it out"
+                )
+        diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
+    else:
+        guide = asked if name == "learned" else Guide(guide=name, min_log_snr=low)
+        if name == "learned" and low is None:
+            guide = replace(guide, min_log_snr=LEARNED_MIN_LOG_SNR)
+        guide = replace(guide, max_log_snr=problem.max_log_snr if high is None else high)
+        diffusion = build_diffusion(guide, event_shape=problem.event_shape)
+        check_ends(asked, diffusion)
+        give_learned_end(diffusion)
+    if kind_of(diffusion).simulated:
+        raise ValueError(
+            f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
+            "closed form, which only a LinearDiffusion has. See its paths and its drift: "
+            "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
+        )
+    return cast(LinearDiffusion, diffusion)
 
 
 if __name__ == "__main__":

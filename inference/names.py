@@ -17,7 +17,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -273,12 +273,12 @@ def slug(name: str) -> str:
 # -- what is found ---------------------------------------------------------------------------------
 
 
-def takes(function: Any, name: str) -> bool:
+def takes(function: object, name: str) -> bool:
     """Whether ``function`` has a keyword of that name of its own."""
     return callable(function) and name in inspect.signature(function).parameters
 
 
-def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Those of ``options`` that ``function`` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -287,45 +287,49 @@ def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in names}
 
 
-def make(option: str, name: str, found: Any, kind: type[Any], options: Mapping[str, Any]) -> Any:
-    """What was found by ``name``, as an object of ``kind``.
+def make(
+    option: str, name: str, named: object, kind: type[Any], options: Mapping[str, object]
+) -> Any:
+    """The object of ``kind`` that a name stands for.
 
     Args:
-        found: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
+        named: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
             function, likewise; or an object, which is copied.
 
     Raises:
         TypeError: it is something else, or needs other arguments.
     """
-    made = found
-    if isinstance(found, kind):
-        return copy.deepcopy(found)
-    if callable(found) and not (inspect.isclass(found) and not issubclass(found, kind)):
-        made = call(option, name, found, options)
+    made = named
+    if isinstance(named, kind):
+        return copy.deepcopy(named)
+    if callable(named) and not (inspect.isclass(named) and not issubclass(named, kind)):
+        made = call(option, name, named, options)
     if not isinstance(made, kind):
-        raise wrong_kind(option, name, made, kind, returned=made is not found)
+        raise wrong_kind(option, name, made, kind, returned=made is not named)
     return made
 
 
-def call(option: str, name: str, found: Any, options: Mapping[str, Any]) -> Any:
+def call(
+    option: str, name: str, named: Callable[..., object], options: Mapping[str, object]
+) -> object:
     """What a class or function returns for those of ``options`` that it takes.
 
     Raises:
         TypeError: it needs other arguments.
     """
-    given = accepted(found, options)
+    given = accepted(named, options)
     try:
-        inspect.signature(found).bind(**given)
+        inspect.signature(named).bind(**given)
     except TypeError as error:
         raise TypeError(
             f"{name} cannot be called with {sorted(given)} alone ({error}); give its other "
             f"arguments defaults, or name a function without arguments that returns the {option}"
         ) from error
-    return found(**given)
+    return named(**given)
 
 
 def wrong_kind(
-    option: str, name: str, value: Any, kind: type[Any], *, returned: bool = False
+    option: str, name: str, value: object, kind: type, *, returned: bool = False
 ) -> TypeError:
     """The error of a name that stands for something of another kind."""
     itself = "" if option == "score" else ", or one itself"  # a network is made for its data

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def posterior(
     check_out(out, (".png",), overwrite=overwrite)
     if save is not None:
         check_out(save, (), overwrite=overwrite, option="save")
-    found = AmortizedPosterior.fit(
+    learned = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
         chosen.observed,
@@ -103,34 +103,50 @@ def posterior(
         progress=True,
     )
     if save is not None:
-        found.save_pretrained(save)
+        learned.save_pretrained(save)
         print(
             f"{save}: open it by AmortizedPosterior.from_pretrained({str(save)!r}, program), which "
             f"needs the program of {simulator} too; the folder holds no code"
         )
-    more: dict[str, Any] = {"vectorized": vectorized, "progress": True}
-    truth = simulate(chosen.program, scored, seed=seed + 1, **more)
-    density = found.log_prob(truth, truth, seed=seed, progress=True)
-    ranks = calibrate(found, chosen.program, calibration, DRAWS, seed=seed + 2, **more)
+    truth, said = _checked(learned, chosen, scored, calibration, vectorized, seed)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
-    print(_scores(density.value, found, chosen, truth))
-    print(_calibration(ranks))
+    print(said)
     few = {name: value[:SHOWN] for name, value in truth.items()}
-    drawn = found.sample(few, POINTS, seed=seed)
+    drawn = learned.sample(few, POINTS, seed=seed)
     write_atomically(out, png(_figure(few, drawn)))
     print(out)
-    return found
+    return learned
+
+
+def _checked(
+    learned: AmortizedPosterior,
+    simulator: Simulator,
+    scored: int,
+    calibration: int,
+    vectorized: bool,
+    seed: int,
+) -> tuple[dict[str, Tensor], str]:
+    """New simulations, and what a posterior's scores and ranks are of such, for people."""
+    program = simulator.program
+    truth = simulate(program, scored, seed=seed + 1, vectorized=vectorized, progress=True)
+    density = learned.log_prob(truth, truth, seed=seed, progress=True)
+    ranks = calibrate(
+        learned, program, calibration, DRAWS, seed=seed + 2, vectorized=vectorized, progress=True
+    )
+    scores = _scores(density.value, learned, simulator, truth)
+    return truth, f"{scores}\n{_calibration(ranks)}"
 
 
 def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) -> Simulator:
-    found: Any = find("simulator", name)
-    if isinstance(found, Simulator):
-        ours = found._asdict()
-        given = {"latent": latent, "observed": observed}
-        return Simulator(**ours | {k: tuple(v) for k, v in given.items() if v is not None})
-    if not callable(found):
+    named = find("simulator", name)
+    if isinstance(named, Simulator):
+        return named._replace(
+            latent=named.latent if latent is None else tuple(latent),
+            observed=named.observed if observed is None else tuple(observed),
+        )
+    if not callable(named):
         raise TypeError(
-            f"--simulator {name} is {found!r}, expected a Pyro program without arguments, or a "
+            f"--simulator {name} is {named!r}, expected a Pyro program without arguments, or a "
             "Simulator of inference.simulators"
         )
     if latent is None or observed is None:
@@ -138,11 +154,11 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
             f"--simulator {name} is a program of your own, of which parameters and data are not "
             "known; name their sites, e.g. --latent [theta] --observed [x]"
         )
-    return Simulator(found, tuple(latent), tuple(observed))
+    return Simulator(named, tuple(latent), tuple(observed))
 
 
 def _scores(
-    value: Tensor, found: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
+    value: Tensor, learned: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
 ) -> str:
     """Mean log densities of true parameters: ours, the exact one, and what is easily had."""
     rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
@@ -164,14 +180,14 @@ def _scores(
             ["ours less the prior's, paired", str(gain)],
         ]
         better += ["the prior"] if gain.mean < -2 * gain.standard_error else []
-    if found.gaussian is None:
+    if learned.gaussian is None:
         notes.append(
             "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
             "must not tell a parameter exactly"
         )
     else:
-        theta, log_det = found.coordinates(truth)
-        gaussian = found.gaussian.log_prob(theta, found.data(truth)) + log_det.double()
+        theta, log_det = learned.coordinates(truth)
+        gaussian = learned.gaussian.log_prob(theta, learned.data(truth)) + log_det.double()
         gain = Measured.of(value - gaussian)
         rows += [
             ["of a Gaussian, its mean linear in the data", str(Measured.of(gaussian))],
@@ -186,16 +202,16 @@ def _scores(
     return "\n".join([aligned(rows), *notes])
 
 
-def _calibration(found: Calibration) -> str:
-    n = len(next(iter(found.ranks.values())))
+def _calibration(drawn: Calibration) -> str:
+    n = len(next(iter(drawn.ranks.values())))
     values = ", ".join(
         f"{name} {' '.join(f'{p:.2g}' for p in values.reshape(-1).tolist())}"
-        for name, values in found.p_values().items()
+        for name, values in drawn.p_values().items()
     )
-    word = "uniform, as far as that tells" if found.smallest > 0.05 else "NOT uniform"
+    word = "uniform, as far as that tells" if drawn.smallest > 0.05 else "NOT uniform"
     return (
-        f"ranks of the truth among {found.draws} draws, {n} simulations: {word} (p-values of a χ² "
-        f"test: {values}; smallest times their number {found.smallest:.2g})"
+        f"ranks of the truth among {drawn.draws} draws, {n} simulations: {word} (p-values of a χ² "
+        f"test: {values}; smallest times their number {drawn.smallest:.2g})"
     )
 
 

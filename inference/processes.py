@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import MixedPrecision
+
+T = TypeVar("T")
 
 __all__ = ["Precision", "Stopped", "autocast_dtype", "catch_signals", "loss_scale", "start"]
 
@@ -116,10 +119,10 @@ def _loss_scaling(accelerator: str) -> MixedPrecision:
         def forward_context(self) -> AbstractContextManager[None]:
             return nullcontext()
 
-        def convert_input(self, data: Any) -> Any:
+        def convert_input(self, data: T) -> T:
             return data
 
-        def convert_output(self, data: Any) -> Any:
+        def convert_output(self, data: T) -> T:
             return data
 
     return LossScaling("16-mixed", accelerator)
@@ -184,7 +187,7 @@ def catch_signals() -> Iterator[Signals]:
         yield caught
         return
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and caught.number:
             raise KeyboardInterrupt
         caught.number = number

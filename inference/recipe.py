@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from inference.loading import seed_from
 from inference.optimizers import Muon, hidden_weights
 from inference.options import Optimization
+from inference.seeds import seed_from
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 

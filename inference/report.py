@@ -9,26 +9,34 @@ closed form there are simulated paths and the drift.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from inference import evaluate, sample
+from inference import bounds, sample
+from inference.bounds import Bound, Draws
 from inference.checkpoints import write_atomically
-from inference.loading import Programs, seed_from
 from inference.output import png
+from inference.plan import Programs
 from inference.runs import Run
-from models.base import Part, Problem
-from pyro_mdm import DiffusionModel, bits_per_dim
+from inference.seeds import seed_from
+from inference.shown import shown
+from models.base import Assembly, Part, Problem
+from models.kinds import kind_of
+from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training", "objective"]
 
@@ -67,11 +75,8 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
     """The run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
     tensorboard.write_settings(writer, columns(of_run), METRICS)
-    matrices = diffusion.frozen() if diffusion.closed_form else ()
-    starts = {
-        f"{name} at the start": str(m.cpu().tolist())
-        for name, m in zip(("Q", "D"), matrices, strict=False)
-    }
+    matrices = shown(diffusion).matrices
+    starts = {f"{name} at the start": str(m.cpu().tolist()) for name, m in matrices.items()}
     tensorboard.write_text(writer, "settings", of_run | starts)
     _log_diffusion(run, writer, programs, 0)
     if run.config["figures"]:
@@ -86,12 +91,12 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     numbers = "steps batch_size learning_rate diffusion_learning_rate"
     return {
         **names,
-        "score": problem.score_name(config["score"], diffusion).rpartition("/")[2],
+        "score": Assembly(problem, diffusion).score_name(config["score"]).rpartition("/")[2],
         "num_variables": str(diffusion.num_variables),  # numbers get four decimals there
         "seed": str(config["seed"]),
         **{name: config[name] for name in numbers.split()},
-        "rank of D": _rank(diffusion),
-        "simulation": _simulation(diffusion),
+        "rank of D": shown(diffusion).rank,
+        "simulation": shown(diffusion).simulation,
         "learn_beta": str(config["learn_beta"]),
         "time_varying": str(config["time_varying"]),
         "learn_ends": str(config["learn_ends"] or "False"),
@@ -120,22 +125,8 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     return first | {"others": ", ".join(others)}
 
 
-def _or_default(value: Any) -> str:
+def _or_default(value: object) -> str:
     return "default" if value is None else str(value)
-
-
-def _rank(diffusion: Any) -> str:
-    if not diffusion.closed_form:
-        return "–"  # runs of one table have the same columns
-    return str(int(torch.linalg.matrix_rank(diffusion.frozen().D.detach())))
-
-
-def _simulation(diffusion: Any) -> str:
-    """How paths are simulated and the bound is estimated; every run has an entry."""
-    if diffusion.closed_form:
-        return "closed form"
-    settings = diffusion.simulation
-    return f"{settings.solver(diffusion)}, steps of {settings.step_size:g}, {settings.objective}"
 
 
 def objective(
@@ -164,16 +155,16 @@ def at_step(
     what averaging gives. All processes call this; the one that has the writer writes.
     """
     problem, model, _ = programs
-    options: dict[str, Any] = {"draws": 2, "seed": run.config["seed"], "distributed": distributed}
-    parts = {name: evaluate.some(problem.part(name)) for name in ("train", "validation")}
+    options, seed = Draws(draws=2, distributed=distributed), run.config["seed"]
+    parts = {name: bounds.some(problem.part(name)) for name in ("train", "validation")}
     for part, data in parts.items():
         if len(data):
-            bound = evaluate.measure(programs, data, **options)
+            bound = bounds.measure(programs, data, seed=seed, **options)
             if writer is not None:
                 _log_bound(run, writer, programs, part, bound, step)
     if len(problem.validation):
         with _parameters_of(current, model):
-            bound = evaluate.measure(programs, parts["validation"], **options)
+            bound = bounds.measure(programs, parts["validation"], seed=seed, **options)
         if writer is not None:
             run.log(step, UNAVERAGED, bound.columns)
             whole = {"bits_per_dim": bound.terms["bits_per_dim"]}
@@ -181,7 +172,7 @@ def at_step(
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = _samples(programs, _few(problem), steps=32, seed=run.config["seed"])
+    few = _samples(programs, _few(problem), steps=32, seed=seed)
     if few is not None:
         told = problem.contexts_in_turn(len(few))
         width = sample.columns(problem) or 6
@@ -194,21 +185,22 @@ def at_step(
         draw_training(run, writer, programs, step)
 
 
-def _samples(programs: Programs, n: int, **options: Any) -> Tensor | None:
+def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> Tensor | None:
     """Data that the model generates, or None, with a word, if they are not finite.
 
     The reverse drift of a nonlinear diffusion may grow faster than a young score holds it, or than
     a few steps can follow: that spoils a picture, and no run.
     """
     model, context = programs.model, programs.problem.contexts_in_turn(n)
+    simulated = kind_of(model.diffusion).simulated
     try:
         x = sample.draw(model, n, context=context, **options)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
-        if model.diffusion.closed_form:
+        if not simulated:
             raise
         reason = str(error)
     else:
-        if model.diffusion.closed_form or bool(x.isfinite().all()):
+        if not simulated or bool(x.isfinite().all()):
             return x
         reason = "they are not finite"
     print(f"no samples in {options['steps']} steps: {reason}", flush=True)
@@ -243,10 +235,10 @@ def at_end(
     writer: SummaryWriter | None,
     programs: Programs,
     step: int,
-    save: Callable[[evaluate.Bound], None],
+    save: Callable[[Bound], None],
     *,
     distributed: bool = False,
-) -> evaluate.Bound:
+) -> Bound:
     """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
 
     ``step`` is the last one. The process that has the writer calls ``save`` with the bound before
@@ -256,23 +248,22 @@ def at_end(
     draws, n, sampler, sampler_steps, seed = (
         run.config[name] for name in ("draws", "num_samples", "sampler", "sampler_steps", "seed")
     )
-    options: dict[str, Any] = {"draws": draws, "seed": seed, "distributed": distributed}
-    progress = writer is not None
+    calls = Draws(draws=draws, distributed=distributed, progress=writer is not None)
+    kind = kind_of(model.diffusion)
     size = run.config["test_size"]
     test = problem.part("test")
-    test = test if size is None else evaluate.some(test, size)
-    bound = evaluate.measure(programs, test, progress=progress, **options)
+    test = test if size is None else bounds.some(test, size)
+    bound = bounds.measure(programs, test, seed=seed, **calls)
     if writer is None:
         return bound
     _log_bound(run, writer, programs, "test", bound, step)
-    if not model.diffusion.closed_form:
-        found = evaluate.step_bias(programs, problem.part("test"), draws=draws, seed=seed)
-        writer.add_scalar("test/half_the_step_changes_bits_per_dim", found.change, step)
-        print(found)
-        bound = replace(bound, step_bias=found)
+    if kind.simulated:
+        bias = bounds.step_bias(programs, problem.part("test"), draws=draws, seed=seed)
+        writer.add_scalar("test/half_the_step_changes_bits_per_dim", bias.change, step)
+        print(bias)
+        bound = replace(bound, step_bias=bias)
     save(bound)
-    if sampler is None:  # of a run that began when this was the default
-        sampler = "splitting" if model.diffusion.closed_form else "euler"
+    sampler = sampler or kind.sampler  # None of a run that began when this was the default
     samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
         by_class, told = sample.columns(problem), problem.contexts_in_turn(n)
@@ -295,7 +286,7 @@ def _log_bound(
     writer: SummaryWriter,
     programs: Programs,
     part: str,
-    bound: evaluate.Bound,
+    bound: Bound,
     step: int,
 ) -> None:
     run.log(step, part, bound.columns)
@@ -304,7 +295,7 @@ def _log_bound(
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
     earlier = [record["terms"] for record in run.history() if "terms" in record]
     run.record(step, part, record | {"num_data": bound.num_data})
-    always = ["prior_kl"] if programs.model.diffusion.reference.learns_ends else []
+    always = ["prior_kl"] if kind_of(programs.model.diffusion).learned_ends else []
     terms = _noticeable([*earlier, bound.terms], always)
     if not earlier or terms != _noticeable(earlier, always):
         _lay_out(writer, programs.problem, terms)
@@ -320,8 +311,8 @@ def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) ->
         return value is None or not abs(value) < NEGLIGIBLE
 
     def is_noticed(term: str) -> bool:
-        found = (terms.get(term, (0.0, 0.0)) for terms in measured)
-        return term in always or any(any(map(differs, pair)) for pair in found)
+        values = (terms.get(term, (0.0, 0.0)) for terms in measured)
+        return term in always or any(any(map(differs, pair)) for pair in values)
 
     return [term for term in tensorboard.TERMS if is_noticed(term)]
 
@@ -337,23 +328,19 @@ def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
 def _log_diffusion(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     diffusion = programs.model.diffusion
     run.record(step, "diffusion", snapshot(diffusion))
-    if not _learned(diffusion):
-        return  # its curves would be flat
-    if diffusion.closed_form:
-        tensorboard.write_diffusion(writer, diffusion, step)
-    else:
-        seed = run.config["seed"]
-        tensorboard.write_simulated(writer, diffusion, _data(run, programs, 256), step, seed=seed)
+    if _learned(diffusion):  # else its curves would be flat
+        data = functools.partial(_data, run, programs)
+        shown(diffusion, run.config["seed"]).write_numbers(writer, data, step)
 
 
-def _learned(diffusion: Any) -> bool:
+def _learned(diffusion: Diffusion) -> bool:
     return any(parameter.requires_grad for parameter in diffusion.parameters())
 
 
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
     """Some training data in model space."""
     generator = torch.Generator().manual_seed(run.config["seed"])
-    data = evaluate.some(programs.problem.train, most)
+    data = bounds.some(programs.problem.train, most)
     return _complete(programs.problem.to_model_space(data, generator))
 
 
@@ -381,12 +368,8 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
             tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
-        if diffusion.closed_form:
-            tensorboard.write_curves(writer, diffusion, step)
-            tensorboard.write_views(writer, diffusion, _data(run, programs, 512), step)
-        else:
-            seed = run.config["seed"]
-            tensorboard.write_paths(writer, diffusion, _data(run, programs, 256), step, seed=seed)
+        data = functools.partial(_data, run, programs)
+        shown(diffusion, run.config["seed"]).write_figures(writer, data, step)
         # a run of an older version, finished when it was resumed, has no record of its diffusion
         snapshots = history.get("diffusion") or [{"step": step, **snapshot(diffusion)}]
         tensorboard.write_diffusion_history(writer, snapshots, diffusion, step)
@@ -397,8 +380,7 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
     problem, model, _ = programs
     seed = run.config["seed"]
     x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
-    if model.diffusion.closed_form:
-        tensorboard.write_noising(writer, model.diffusion, x, step, seed=seed)
+    shown(model.diffusion, seed).write_noising(writer, x, step)
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
@@ -409,8 +391,8 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
             drawn = _samples(programs, n, sampler=sampler, steps=number, seed=seed)
             if drawn is not None:
                 told = problem.contexts_in_turn(n)
-                shown = sample.picture(problem, drawn, context=told)
-                pictures[f"{sampler}, {number} calls"] = shown
+                picture = sample.picture(problem, drawn, context=told)
+                pictures[f"{sampler}, {number} calls"] = picture
     if pictures:
         columns = max(2, len(samplers))
         tensorboard.write_pictures(writer, "samples/by_sampler", pictures, columns, step)
@@ -426,7 +408,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     unlucky in the choice does not count. Of many images, some are looked at.
     """
     problem = programs.problem
-    test = evaluate.some(problem.part("test"), RANKED_OF)
+    test = bounds.some(problem.part("test"), RANKED_OF)
     order = _bits(programs, test, draws=DRAWS, seed=seed_from(seed, "choice")).argsort()
     k = min(RANKED, len(order) // 2)
     data = test[torch.cat([order[:k], order[-k:]])]
@@ -441,8 +423,8 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
 
 def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:
     """The bound of each datum in bits/dim, (n,)."""
-    problem, model, guide = evaluate.of_data(programs, data)
-    x, log_det = evaluate.in_model_space(programs, data, seed)
+    problem, model, guide = bounds.of_data(programs, data)
+    x, log_det = bounds.in_model_space(programs, data, seed)
     estimate = evidence_lower_bound(model, guide, x, draws=draws, seed=seed)
     d, levels = estimate.num_dims, problem.dequantized_levels
     return bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)

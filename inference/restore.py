@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import load_trained, seed_from
+from inference.loading import load_trained
 from inference.output import check_out, png
 from inference.processes import start
 from inference.runs import RunError
-from inference.sample import contexts, draw
+from inference.sample import Drawing, contexts, draw
+from inference.seeds import seed_from
 from models import ImageProblem, Problem
 from models.base import Part
+from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels
 from pyro_mdm.measurements import (
     Blur,
@@ -70,7 +72,7 @@ class Restored(NamedTuple):
 
 
 def restored(
-    model: Any,
+    model: DiffusionModel,
     truth: Tensor,
     operator: LinearOperator,
     noise: float,
@@ -80,7 +82,9 @@ def restored(
     batch_size: int = 256,
     covariance_from: float = 0.0,
     max_iterations: int = 3,
-    **options: Any,
+    sampler: str | None = None,
+    steps: int | None = None,
+    progress: bool = False,
 ) -> Restored:
     """Posterior samples of images (n, C, H, W) given noisy measurements of them.
 
@@ -90,7 +94,7 @@ def restored(
         batch_size: about how many are drawn together.
         covariance_from, max_iterations: of
             :func:`~pyro_mdm.measurements.condition_on_measurements`.
-        options: of :func:`~inference.sample.draw`.
+        sampler, steps, progress: of :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
@@ -104,18 +108,19 @@ def restored(
         covariance_from=covariance_from,
         max_iterations=max_iterations,
     )
-    together = n * max(1, batch_size // n)
-    x = draw(given, n * num_samples, seed=seed, batch_size=together, **options)
+    options = Drawing(sampler=sampler, steps=steps, progress=progress)
+    options |= Drawing(seed=seed, batch_size=n * max(1, batch_size // n))
+    x = draw(given, n * num_samples, **options)
     return Restored(truth, obs, x.reshape(num_samples, *truth.shape), operator.cpu())
 
 
-def psnr(found: Tensor, truth: Tensor) -> Measured:
+def psnr(estimate: Tensor, truth: Tensor) -> Measured:
     """Of images (n, C, H, W), in dB, mean over images ± standard error."""
-    square = (found - truth).double().square().flatten(1).mean(1)
+    square = (estimate - truth).double().square().flatten(1).mean(1)
     return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
 
 
-def coverage(found: Restored, seed: int = 0) -> tuple[float, Measured]:
+def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
     """How often intervals of each pixel hold the truth, over what is not seen as it is.
 
     Ends are the k-th sample from below and from above, with k = ⌊(S + 1) / 20⌋; samples equal to
@@ -125,49 +130,53 @@ def coverage(found: Restored, seed: int = 0) -> tuple[float, Measured]:
     Returns:
         that probability, and the mean over images ± standard error of the part of their pixels.
     """
-    S = len(found.samples)
+    S = len(restored.samples)
     k = math.floor((1 - INTERVAL) / 2 * (S + 1) + 1e-9)
-    below = (found.samples < found.truth).sum(0).double()
-    equal = (found.samples == found.truth).sum(0).double()
+    below = (restored.samples < restored.truth).sum(0).double()
+    equal = (restored.samples == restored.truth).sum(0).double()
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(below.shape, generator=generator, dtype=torch.float64)
     rank = (below + (u * (equal + 1)).floor()).flatten(1)
     inside = ((rank >= k) & (rank <= S - k)).double()
-    if isinstance(found.operator, Mask):
-        inside = inside[:, ~found.operator.seen.flatten()]
+    if isinstance(restored.operator, Mask):
+        inside = inside[:, ~restored.operator.seen.flatten()]
     return 1 - 2 * k / (S + 1), Measured.of(inside.mean(1))
 
 
-def summary(found: Restored) -> str:
+def summary(restored: Restored) -> str:
     """What the program prints."""
-    mean = found.samples.double().mean(0)
-    rest = found.operator(found.samples.double()) - found.obs
-    probability, covered = coverage(found)
+    mean = restored.samples.double().mean(0)
+    rest = restored.operator(restored.samples.double()) - restored.obs
+    probability, covered = coverage(restored)
     return (
-        f"PSNR {psnr(mean, found.truth)} dB of the posterior mean, "
-        f"{psnr(found.samples[0], found.truth)} of a sample; "
+        f"PSNR {psnr(mean, restored.truth)} dB of the posterior mean, "
+        f"{psnr(restored.samples[0], restored.truth)} of a sample; "
         f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
         f"{100 * covered.standard_error:.1f}% of the pixels; "
         f"{float(rest.square().mean().sqrt()):.3f} from what was measured, by sample"
     )
 
 
-def picture(problem: Problem, found: Restored) -> Tensor:
+def picture(problem: Problem, restored: Restored) -> Tensor:
     """A row for each image: measurement, posterior mean, samples, truth; uint8 (3, H, W)."""
     from pyro_mdm.plots.pictures import image_grid  # loads matplotlib
 
-    shown = found.samples[:SHOWN]
-    columns = [_seen(found), found.samples.double().mean(0), *shown, found.truth]
+    shown = restored.samples[:SHOWN]
+    columns = [_seen(restored), restored.samples.double().mean(0), *shown, restored.truth]
     images = problem.to_images(torch.stack(columns, 1).flatten(0, 1).float())
     assert images is not None
     return image_grid(images, columns=len(columns), side=1024)
 
 
-def _seen(found: Restored) -> Tensor:
+def _seen(restored: Restored) -> Tensor:
     """Measurements as images (n, C, H, W): grey where nothing is seen."""
-    if isinstance(found.operator, Downsample):
-        return found.operator.adjoint(found.obs) * found.operator.factor**2
-    return found.obs if isinstance(found.operator, Blur) else found.operator.adjoint(found.obs)
+    if isinstance(restored.operator, Downsample):
+        return restored.operator.adjoint(restored.obs) * restored.operator.factor**2
+    return (
+        restored.obs
+        if isinstance(restored.operator, Blur)
+        else restored.operator.adjoint(restored.obs)
+    )
 
 
 def told(
@@ -187,7 +196,7 @@ def told(
     """
     context = problem.context
     if given is not None:
-        found = contexts(problem, len(part), given)
+        given_to = contexts(problem, len(part), given)
     elif context is None:
         return None, None
     elif not context.dropout:
@@ -197,14 +206,14 @@ def told(
             "--given 3 or --given '[3, 5]' in turn"
         )
     else:
-        found = context.unknown.expand(len(part), *context.shape)
+        given_to = context.unknown.expand(len(part), *context.shape)
     known = isinstance(context, Labels)
     what = "labels" if known else "contexts"
     if given is None:
-        return found, f"the network is not told the {what} of the images (--given tells it)"
-    said = f"the network is told the {what} {_listed(found) if known else given}"
+        return given_to, f"the network is not told the {what} of the images (--given tells it)"
+    said = f"the network is told the {what} {_listed(given_to) if known else given}"
     own = f"; those of the images are {_listed(part.context)}" if known else ""
-    return found, said + own
+    return given_to, said + own
 
 
 def _listed(labels: Tensor | None) -> str:
@@ -265,8 +274,40 @@ def restore(
         )
     out = run / f"restored-{task}-{seed}.png" if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
-    _, programs, _ = load_trained(run)
-    problem = programs.problem
+    programs = load_trained(run)[1]
+    problem = _images(run, programs.problem, num_images)
+    fabric = start(accelerator)
+    programs.model.to(fabric.device)
+    part = problem.part("test")[:num_images]
+    context, said = told(problem, part, given)
+    images = restored(
+        programs.given(context).model,
+        problem.to_model_space(part.data),
+        TASKS[task](problem.event_shape),
+        noise,
+        num_samples,
+        seed=seed,
+        batch_size=batch_size,
+        covariance_from=covariance_from,
+        max_iterations=max_iterations,
+        sampler=sampler,
+        steps=steps,
+        progress=True,
+    )
+    write_atomically(out, png(picture(problem, images)))
+    if said is not None:
+        print(said)
+    print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(images)}")
+    print(out)
+
+
+def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
+    """The data set of a run, which is of images of levels, and of so many at least.
+
+    Raises:
+        RunError: it is of other data.
+        ValueError: it has fewer test images.
+    """
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
             f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "
@@ -276,22 +317,7 @@ def restore(
         raise ValueError(
             f"--num_images is {num_images}, expected at most the {len(problem.test)} test images"
         )
-    fabric = start(accelerator)
-    programs.model.to(fabric.device)
-    part = problem.part("test")[:num_images]
-    context, said = told(problem, part, given)
-    model, truth = programs.given(context).model, problem.to_model_space(part.data)
-    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "batch_size": batch_size}
-    options |= {"covariance_from": covariance_from, "max_iterations": max_iterations}
-    operator = TASKS[task](problem.event_shape)
-    found = restored(
-        model, truth, operator, noise, num_samples, seed=seed, progress=True, **options
-    )
-    write_atomically(out, png(picture(problem, found)))
-    if said is not None:
-        print(said)
-    print(f"{task} of {num_images} test images, {num_samples} samples of each: {summary(found)}")
-    print(out)
+    return problem
 
 
 if __name__ == "__main__":

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
+from inference.bounds import Bound, Draws, bound_of, in_model_space, of_data
 from inference.checkpoints import Checkpoint
-from inference.loading import Programs, build_diffusion, load_trained, title
+from inference.diffusion import build_diffusion, title
+from inference.loading import load_trained
 from inference.names import GUIDES
+from inference.options import Guide
+from inference.output import aligned
+from inference.plan import Programs
 from inference.runs import Run, RunError
-from models import Problem
-from pyro_mdm import DiffusionGuide, DiffusionModel, LinearDiffusion
+from models.base import Part
+from models.kinds import kind_of
+from pyro_mdm import Diffusion, DiffusionGuide, DiffusionModel, LinearDiffusion
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.evaluation.comparison import compare
+from pyro_mdm.evaluation.estimates import Difference, Estimate
 from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = ["Reused", "open_run", "reuse"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Another", "Opened", "Paired", "Reused", "against_own", "open_run", "reuse"]
 
 RANGE_TOLERANCE = 1e-3
 """How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
+
+
+class Another(NamedTuple):
+    """The diffusion that a run's denoiser is put under, as :func:`reuse` takes it."""
+
+    guide: str | None = None
+    max_log_snr: float | None = None
+    min_log_snr: float | None = None
+    num_variables: int | None = None
+    rank: int | None = None
 
 
 class Reused(NamedTuple):
@@ -65,45 +87,15 @@ def reuse(
         NameNotFoundError, TypeError, ValueError: see :func:`build_diffusion`.
     """
     run, own, checkpoint = load_trained(folder)
-    score, source = own.model.score_function, own.model.diffusion
-    if not source.closed_form:
-        raise RunError(
-            f"{folder} was trained under {title(source)}, and its score is for that alone: only a "
-            "denoiser serves other diffusions, and it is for those with a closed form. "
-            f"Train for the other one: python -m inference.train --guide {guide}"
-        )
-    if not isinstance(score, DenoiserScore):
-        raise RunError(
-            f"{folder} was trained with --score {run.config['score']}: its network saw the raw "
-            f"state (x, v_1, …) of {title(source)}, which another diffusion does not produce. "
-            "Reuse a run with a denoiser (--score denoiser, or discrete for images), which reads z "
-            f"alone, or train one: python -m inference.train --guide {guide} --score denoiser"
-        )
-    if not torch.isfinite(torch.stack([score.trained_min, score.trained_max])).all():
-        score.set_trained_range(source.terminal_log_snr.item(), source.max_log_snr)  # unfinished
+    score, source = _denoiser(folder, own, run.config["score"], guide)
     low, high = score.trained_min.item(), score.trained_max.item()
     trained = f"the network of {folder} was trained on log SNR [{low:.6g}, {high:.6g}]"
     notes = [f"{trained} under {title(source)}, to step {checkpoint.step}"]
-
-    if guide.startswith("run:"):
-        if num_variables is not None or rank is not None:
-            raise ValueError(f"--num_variables and --rank are for --guide learned, not {guide}")
-        trained_under = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
-        diffusion = _with_closed_form(guide, trained_under)
-        diffusion.max_log_snr = source.max_log_snr if max_log_snr is None else max_log_snr
-    else:
-        wanted = source.max_log_snr if max_log_snr is None else max_log_snr
-        options: dict[str, Any] = {"num_variables": num_variables, "rank": rank}
-        options["event_shape"] = own.problem.event_shape
-        diffusion = copy.deepcopy(
-            _with_closed_form(guide, build_diffusion(guide, max_log_snr=wanted, **options))
+    if guide == "learned":
+        notes.append(
+            "learned is as it is before its first step; run:FOLDER is what a run ended with"
         )
-        if max_log_snr is not None:
-            diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own
-        if guide == "learned":
-            notes.append(
-                "learned is as it is before its first step; run:FOLDER is what a run ended with"
-            )
+    diffusion = _other(guide, own, max_log_snr, num_variables, rank)
     if diffusion.max_log_snr > high + RANGE_TOLERANCE:
         raise RunError(
             f"{guide} would start at log SNR {diffusion.max_log_snr:.6g}, but {trained}; "
@@ -114,25 +106,71 @@ def reuse(
     except KernelPrecisionError as error:
         raise RunError(f"{guide}: {error}") from error
     notes.append(f"{guide}: {title(diffusion)}, {ends}")
-
-    model = DiffusionModel(
-        diffusion, score, own.model.likelihood, own.model.event_shape, context=own.model.context
-    )
-    return Reused(run, checkpoint, own, _programs(own.problem, model.eval()), notes)
-
-
-def _programs(problem: Problem, model: DiffusionModel) -> Programs:
-    return Programs(problem, model, DiffusionGuide(model.diffusion))
+    likelihood, shape, context = own.model.likelihood, own.model.event_shape, own.model.context
+    model = DiffusionModel(diffusion, score, likelihood, shape, context=context).eval()
+    programs = Programs(own.problem, model, DiffusionGuide(diffusion))
+    return Reused(run, checkpoint, own, programs, notes)
 
 
-def _with_closed_form(guide: str, diffusion: Any) -> LinearDiffusion:
-    if diffusion.closed_form:
+def _denoiser(
+    folder: Path, own: Programs, name: str, guide: str
+) -> tuple[DenoiserScore, LinearDiffusion]:
+    """The trained denoiser of a run, called ``name`` there, and the diffusion it was trained under.
+
+    Raises:
+        RunError: its score is no denoiser.
+    """
+    score, source = own.model.score_function, own.model.diffusion
+    if kind_of(source).simulated:
+        raise RunError(
+            f"{folder} was trained under {title(source)}, and its score is for that alone: only a "
+            "denoiser serves other diffusions, and it is for those with a closed form. "
+            f"Train for the other one: python -m inference.train --guide {guide}"
+        )
+    if not isinstance(score, DenoiserScore):
+        raise RunError(
+            f"{folder} was trained with --score {name}: its network saw the raw "
+            f"state (x, v_1, …) of {title(source)}, which another diffusion does not produce. "
+            "Reuse a run with a denoiser (--score denoiser, or discrete for images), which reads z "
+            f"alone, or train one: python -m inference.train --guide {guide} --score denoiser"
+        )
+    if not torch.isfinite(torch.stack([score.trained_min, score.trained_max])).all():
+        score.set_trained_range(source.terminal_log_snr.item(), source.max_log_snr)  # unfinished
+    return score, cast(LinearDiffusion, source)
+
+
+def _other(
+    guide: str,
+    own: Programs,
+    max_log_snr: float | None,
+    num_variables: int | None,
+    rank: int | None,
+) -> LinearDiffusion:
+    """The diffusion that a denoiser is put under, with its own clock."""
+    start = own.model.diffusion.max_log_snr if max_log_snr is None else max_log_snr
+    if guide.startswith("run:"):
+        if num_variables is not None or rank is not None:
+            raise ValueError(f"--num_variables and --rank are for --guide learned, not {guide}")
+        other = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
+        diffusion = _with_closed_form(guide, other)
+        diffusion.max_log_snr = start
         return diffusion
-    raise RunError(
-        f"{guide} is {title(diffusion)}, which is known by simulation alone. A denoiser reads "
-        "z = aᵀ Σ^{-1} y / SNR, of the closed-form law of y_s given x; train a score for it "
-        f"instead: python -m inference.train --guide {guide}"
-    )
+    asked = Guide(guide=guide, max_log_snr=start, num_variables=num_variables, rank=rank)
+    made = build_diffusion(asked, event_shape=own.problem.event_shape)
+    diffusion = copy.deepcopy(_with_closed_form(guide, made))
+    if max_log_snr is not None:
+        diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own
+    return diffusion
+
+
+def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
+    if kind_of(diffusion).simulated:
+        raise RunError(
+            f"{guide} is {title(diffusion)}, which is known by simulation alone. A denoiser reads "
+            "z = aᵀ Σ^{-1} y / SNR, of the closed-form law of y_s given x; train a score for it "
+            f"instead: python -m inference.train --guide {guide}"
+        )
+    return cast(LinearDiffusion, diffusion)
 
 
 @torch.no_grad()
@@ -161,39 +199,97 @@ def _fit_clock(
     return ends + f"its clock, which ends at {own:.6g}, is scaled by {factor:.3g} to reach {why}"
 
 
-def open_run(
-    run: Path | None, reused: Path | None, guide: str | None, **options: Any
-) -> tuple[Path, Programs, Checkpoint, Reused | None]:
-    """What a program that reads a run was asked for: ``RUN``, or ``--reuse RUN --guide NAME``.
+class Opened(NamedTuple):
+    """A run that a program reads, as it was trained or under another diffusion."""
 
-    Returns:
-        The run's folder, its programs (over ``guide``, if reused), its checkpoint, and what
-        :func:`reuse` returned, or None.
+    folder: Path
+    programs: Programs
+    checkpoint: Checkpoint
+    reused: Reused | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What people are to know of the other diffusion."""
+        return [] if self.reused is None else self.reused.notes
+
+    @property
+    def all_programs(self) -> list[Programs]:
+        """The programs, and those that were trained where they are others."""
+        return [self.programs, *([] if self.reused is None else [self.reused.own])]
+
+
+def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
+    """What a program that reads a run was asked for: ``RUN``, or ``--reuse RUN --guide NAME``.
 
     Raises:
         RunError: both of run and reuse or neither, or an option without what it belongs to.
             Otherwise as :func:`load_trained` and :func:`reuse` do.
     """
-    if (run is None) == (reused is None):
-        given = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
-        raise RunError(
-            f"{given}: name the run folder for the run as it was trained, or "
-            "--reuse RUN --guide NAME for its network under another diffusion"
-        )
-    if run is not None:
-        given_options = {"guide": guide} | options
-        if surplus := [f"--{k}" for k, v in given_options.items() if v is not None]:
+    given = {name: value for name, value in other._asdict().items() if value is not None}
+    if run is not None and reused is None:
+        if given:
+            surplus = ", ".join(f"--{name}" for name in given)
             raise RunError(
-                f"{', '.join(surplus)} needs --reuse; {run} alone has the diffusion it was trained "
+                f"{surplus} needs --reuse; {run} alone has the diffusion it was trained "
                 f"with. Use --reuse {run} --guide NAME"
             )
         _, programs, checkpoint = load_trained(run)
-        return run, programs, checkpoint, None
-    if guide is None:
+        return Opened(run, programs, checkpoint)
+    if reused is None or run is not None:
+        both = "neither a run nor --reuse" if run is None else f"both {run} and --reuse {reused}"
+        raise RunError(
+            f"{both}: name the run folder for the run as it was trained, or "
+            "--reuse RUN --guide NAME for its network under another diffusion"
+        )
+    if other.guide is None:
         raise RunError(
             f"--reuse {reused} needs --guide NAME, the diffusion to use: {', '.join(GUIDES)}, "
             "module:Name, file.py:Name or run:FOLDER"
         )
-    assert reused is not None
-    result = reuse(reused, guide, **options)
-    return reused, result.programs, result.checkpoint, result
+    result = reuse(reused, **given)
+    return Opened(reused, result.programs, result.checkpoint, result)
+
+
+# -- both bounds -----------------------------------------------------------------------------------
+
+
+class Paired(NamedTuple):
+    """The bounds of a reused denoiser under its own diffusion and another, at the same draws."""
+
+    own: Bound
+    new: Bound
+    difference: Difference  # new - own
+    estimate: Estimate  # the new one, in nats
+    log_det: Tensor  # (n,), nats
+    diffusions: tuple[str, str]  # the names of their classes, own first
+
+    @property
+    def table(self) -> str:
+        """The bounds by term under both diffusions, and what differs at the same draws."""
+        names = map("{} ({})".format, ("own", "new"), self.diffusions)
+        rows = [["", *names, "new - own, paired"]]
+        for term in self.own.terms:
+            row = (self.own.terms[term], self.new.terms[term], getattr(self.difference, term))
+            cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0
+            rows.append([term, *cells])
+        return aligned(rows)
+
+
+def against_own(
+    reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
+) -> Paired:
+    """The bound of a reused denoiser under its own diffusion and the other, and other - own.
+
+    Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
+    ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
+    :func:`~inference.bounds.measure`.
+    """
+    x, log_det = in_model_space(reused.own, data, seed)
+    both = {"new": reused.programs, "own": reused.own}
+    pairs = {name: of_data(programs, data)[1:] for name, programs in both.items()}
+    comparison = compare(pairs, x, seed=seed, **options)
+    levels, estimates = reused.own.problem.dequantized_levels, comparison.estimates
+    own, new = (bound_of(estimates[name], log_det, levels) for name in ("own", "new"))
+    trained, other = (type(p.model.diffusion).__name__ for p in (reused.own, reused.programs))
+    names, difference = (trained, other), comparison.differences[0]
+    return Paired(own, new, difference, estimates["new"], log_det, names)

@@ -22,28 +22,22 @@ Nothing of an existing folder is overwritten unless asked, and no two processes 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
-import math
 import os
 import platform
-import re
 import shutil
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
-from torch import Tensor
 
 from inference import environment
 from inference.checkpoints import (
@@ -52,29 +46,29 @@ from inference.checkpoints import (
     StorageError,
     explain_full_disk,
     latest_checkpoint,
-    raw_bytes,
     remove_leftovers,
     save_checkpoint,
     write_atomically,
 )
+from inference.config import Settings, read_settings
+from inference.fingerprints import differences
+from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
+from inference.records import Record, append, encode, finite, flush, is_row, now, read_lines
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.measured import ALL_TERMS
 
 __all__ = [
-    "LATER",
     "RUNS",
     "Run",
     "RunError",
     "StorageError",
     "create_default",
     "default_folder",
-    "fingerprint",
     "has_checkpoint",
     "refuse_links",
-    "without_removed",
 ]
 
 RUNS = Path("runs")
@@ -102,68 +96,9 @@ CONTENT = (
     TENSORS,
     "tensorboard",
 )
-LOCK, WRITER = ".lock", ".writer.json"
-
-LATER: dict[str, Any] = {
-    "learned_from": None,
-    "figures": True,
-    "data": None,
-    "test_size": None,
-    "columns": None,
-    "image_size": None,
-    "network": None,
-    "flip": False,
-    "decay": "cosine",
-    "compile": None,
-    "channels_last": False,
-    "step_size": None,
-    "points": None,
-    "solver": None,
-    "objective": None,
-    "probes": None,
-    "probe_law": None,
-    "backpropagation": None,
-    "stationary_variance": None,
-    "logit_margin": None,
-    "decoder": None,
-    "decoder_in_loss": True,
-    "times": None,
-    "maps": None,
-    "likelihood": None,
-    "time_varying": False,
-    "learn_ends": None,
-    "learn_stationary": False,
-    "condition": None,
-    "context_dropout": None,
-    "optimizer": "adam",
-    "split_seed": None,
-    "threads": None,
-    "patience": None,
-}
-"""Settings younger than some run folders: what inference.train did before it had them."""
-
-REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
-"""Options that inference.train had and that did not pay: the values at which they did nothing."""
 
 CHANGES_LIMIT = 1 << 20
 """Bytes of changes.patch; more is not kept."""
-
-
-def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the options of :data:`REMOVED`.
-
-    Raises:
-        RunError: one of these is there and did something; says what to do.
-    """
-    for name, nothing in REMOVED.items():
-        if (value := config.get(name, nothing)) != nothing:
-            raise RunError(
-                f"{name} is {value}, an option that was removed since it did not pay, as "
-                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
-                "run that was trained with it opens in the version that its environment.json says. "
-                "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
-            )
-    return {name: value for name, value in config.items() if name not in REMOVED}
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -189,78 +124,6 @@ def create_default(
         return Run.create(folder, config)
 
 
-def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Shape, dtype and SHA-256 of the bytes of each part of a data set; copies none of them."""
-    prints = {}
-    for name, tensor in parts.items():
-        digest = hashlib.sha256()
-        for piece in raw_bytes(tensor):
-            digest.update(piece)
-        prints[name] = {
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "sha256": digest.hexdigest(),
-        }
-    return prints
-
-
-class Settings(dict[str, Any]):
-    """The settings of a run; one that is missing is a mistake with an explanation."""
-
-    def __missing__(self, name: str) -> Any:
-        raise RunError(
-            f"config.yaml lacks the setting {name!r}; another version of inference.train wrote it. "
-            "Add the setting, or use the version in environment.json"
-        )
-
-
-class _WriteLock:
-    """The right to write into a run folder.
-
-    It ends when it is released or collected, or with its process, however that ends: the system
-    then drops the lock. The file ``.lock`` stays and means nothing by itself.
-
-    Raises:
-        RunError: another run object holds it, in this process or another, or its files are links.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        refuse_links([folder / LOCK, folder / WRITER])  # older filelocks empty what one leads to
-        self._writer, self._pid = folder / WRITER, os.getpid()
-        self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)
-        try:
-            with explain_full_disk(folder / LOCK, 0):
-                self._lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{folder} is being written by {_read_writer(self._writer)}; wait until it ends or "
-                "stop it, or give another --run"
-            ) from None
-        me = {"pid": self._pid, "host": platform.node(), "since": _now(), "command": sys.argv}
-        try:
-            write_atomically(self._writer, json.dumps(me, indent=1).encode())
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def release(self) -> None:
-        if self._lock.is_locked and self._pid == os.getpid():  # not in a fork of the process
-            with contextlib.suppress(OSError):
-                self._writer.unlink(missing_ok=True)
-            self._lock.release()
-
-
-def _read_writer(path: Path) -> str:
-    """Who holds the lock, as far as it can be told."""
-    try:
-        writer = json.loads(path.read_bytes())
-        mine = (writer["pid"], writer["host"]) == (os.getpid(), platform.node())
-        who = "this process" if mine else f"process {writer['pid']} on {writer['host']}"
-        return f"{who} since {writer['since']} ({' '.join(writer['command'])})"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "another process"
-
-
 class Run:
     """An open run folder: its settings, its table, its checkpoints. See the module's docstring.
 
@@ -269,7 +132,7 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], lock: _WriteLock | None = None
+        self, folder: Path, config: Mapping[str, Any], lock: WriteLock | None = None
     ) -> None:
         self.folder = folder
         self.config = Settings(config)
@@ -288,7 +151,7 @@ class Run:
         """
         _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _WriteLock(folder)
+        lock = WriteLock(folder)
         try:
             if _is_worth_keeping(_check_ours(folder), folder) and not overwrite:
                 raise RunError(
@@ -318,7 +181,7 @@ class Run:
         Raises:
             RunError: there is none, or its config.yaml cannot be read.
         """
-        return cls(folder, _read_settings(folder))
+        return cls(folder, read_settings(folder))
 
     @classmethod
     def resume(cls, folder: Path) -> Run:
@@ -328,14 +191,14 @@ class Run:
             RunError: there is none, its config.yaml cannot be read, it is being written, or what
                 would be written is a link.
         """
-        _read_settings(folder)  # nothing is touched in what is no run folder
+        read_settings(folder)  # nothing is touched in what is no run folder
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
-        lock = _WriteLock(folder)
+        lock = WriteLock(folder)
         try:
             _remove_temporary_files(folder)
-            return cls(folder, _read_settings(folder), lock)
+            return cls(folder, read_settings(folder), lock)
         except BaseException:
             lock.release()
             raise
@@ -358,13 +221,13 @@ class Run:
 
     # -- what the numbers depend on ----------------------------------------------------------------
 
-    def begin_session(self, step: int, **facts: Any) -> None:
+    def begin_session(self, step: int, **facts: object) -> None:
         """Append to sessions.jsonl that training starts or goes on at ``step``, and with what.
 
         Warns if PyTorch or the code is not what the run was started with.
         """
         session = {
-            "started": _now(),
+            "started": now(),
             "step": step,
             "command": sys.argv,
             "host": platform.node(),
@@ -372,8 +235,8 @@ class Run:
             "git_commit": environment.git_commit(),
             "torch": torch.__version__,
         }
-        line = json.dumps(_finite(session | facts), ensure_ascii=False)
-        _append(self.folder / "sessions.jsonl", line + "\n")
+        line = json.dumps(finite(session | facts), ensure_ascii=False)
+        append(self.folder / "sessions.jsonl", line + "\n")
         first = self._first_versions()
         changed = [
             f"{what} {first[key]}, now {session[key]}"
@@ -387,9 +250,9 @@ class Run:
                 stacklevel=2,
             )
 
-    def sessions(self) -> list[dict[str, Any]]:
+    def sessions(self) -> list[Record]:
         """What :meth:`begin_session` wrote, in order; empty for a run that has none."""
-        return _read_lines(self.folder / "sessions.jsonl", {"started", "step"})
+        return read_lines(self.folder / "sessions.jsonl", {"started", "step"})
 
     def _first_versions(self) -> dict[str, Any]:
         """PyTorch and git commit when the run was created; nothing if that cannot be read."""
@@ -400,7 +263,8 @@ class Run:
             return {}
 
     def check_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Hold the data set to the one that the run was started on: see :func:`fingerprint`.
+        """Hold the data set, by its :func:`~inference.fingerprints.fingerprint`, to the one that
+        the run was started on.
 
         The first time, it is written to data.json, unless the run is open for reading only.
 
@@ -408,10 +272,10 @@ class Run:
             RunError: a part differs, is new or is missing.
         """
         path = self.folder / "data.json"
-        found = json.loads(json.dumps(_finite(dict(fingerprint))))
+        here = json.loads(json.dumps(finite(dict(fingerprint))))
         if not path.exists():
             if self._lock is not None:
-                self.write_json("data.json", found)
+                self.write_json("data.json", here)
             return
         try:
             started = dict(json.loads(path.read_bytes()))
@@ -420,14 +284,8 @@ class Run:
                 f"{path} is damaged ({error}), so that the data set cannot be compared with the "
                 "one the run was started on; if you know it to be the same, remove that file"
             ) from error
-        differences = [
-            f"{name}: {_print(started.get(name))} when it was started, {_print(found.get(name))} "
-            "now"
-            for name in [*started, *(name for name in found if name not in started)]
-            if started.get(name) != found.get(name)
-        ]
-        if differences:
-            lines = "\n  ".join(differences)
+        if differing := differences(started, here):
+            lines = "\n  ".join(differing)
             raise RunError(
                 f"the data set is not the one that {self.folder} was started on; these parts "
                 f"differ:\n  {lines}\nRestore the data, or start a new run"
@@ -472,19 +330,19 @@ class Run:
             raise ValueError(f"unknown columns {sorted(unknown)}, expected some of {COLUMNS}")
         row = io.StringIO()
         csv.DictWriter(row, COLUMNS).writerow({"step": step, "part": part, **values})
-        _append(self.folder / "metrics.csv", row.getvalue())
+        append(self.folder / "metrics.csv", row.getvalue())
 
     def record(self, step: int, part: str, values: Mapping[str, Any]) -> None:
         """Append a line to history.jsonl; numbers that are not finite become null."""
-        line = json.dumps(_finite({"step": step, "part": part, **values}), ensure_ascii=False)
-        _append(self.folder / "history.jsonl", line + "\n")
+        line = json.dumps(finite({"step": step, "part": part, **values}), ensure_ascii=False)
+        append(self.folder / "history.jsonl", line + "\n")
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Record]:
         """What :meth:`record` wrote, in order: ``step``, ``part`` and the values of each.
 
         Empty for a run that has none. A line that was torn when the run was killed is left out.
         """
-        return _read_lines(self.folder / "history.jsonl", {"step", "part"})
+        return read_lines(self.folder / "history.jsonl", {"step", "part"})
 
     def rewind(self, step: int, *, measured: bool = True) -> None:
         """Drop what a run resumed at ``step`` writes again: later, test and torn rows.
@@ -499,14 +357,14 @@ class Run:
 
         kept = [r for r in self.history() if keeps(r["step"], r["part"])]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        write_atomically(self.folder / "history.jsonl", _encode(lines))
+        write_atomically(self.folder / "history.jsonl", encode(lines))
         path = self.folder / "metrics.csv"
         text = path.read_bytes().decode(errors="replace") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1].replace("\0", "")
-        rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if _is_row(row)]
+        rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if is_row(row)]
         self._write_rows([r for r in rows if keeps(int(r["step"]), r["part"])])
 
-    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+    def _write_rows(self, rows: list[Record]) -> None:
         table = io.StringIO()
         writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -521,7 +379,7 @@ class Run:
         The rows that go with it are on the disk before it is.
         """
         for name in ("metrics.csv", "history.jsonl"):
-            _flush(self.folder / name)
+            flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
     def save_model(self, model: DiffusionModel) -> None:
@@ -548,35 +406,10 @@ class Run:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""
         return latest_checkpoint(self.folder / "checkpoints")
 
-    def write_json(self, name: str, content: Any) -> None:
+    def write_json(self, name: str, content: object) -> None:
         """Write ``content`` as readable JSON; numbers that are not finite become null."""
-        text = json.dumps(_finite(content), indent=1, ensure_ascii=False)
-        write_atomically(self.folder / name, _encode(text + "\n"))
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _encode(text: str) -> bytes:
-    """UTF-8; what it cannot hold, as in a file name that is no text, is escaped as JSON does."""
-    return text.encode(errors="backslashreplace")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _print(part: Any) -> str:
-    """A part of a data set, in a message."""
-    if not isinstance(part, dict) or "sha256" not in part:
-        return "absent" if part is None else str(part)
-    rest = " ".join(f"{value}" for name, value in part.items() if name != "sha256")
-    return f"SHA-256 {str(part['sha256'])[:12]}… {rest}".rstrip()
+        text = json.dumps(finite(content), indent=1, ensure_ascii=False)
+        write_atomically(self.folder / name, encode(text + "\n"))
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -590,36 +423,22 @@ def _check_ours(folder: Path) -> set[str]:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    found -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
-    if found and "config.yaml" not in found:
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    held -= {LOCK, WRITER} | {path.name for path in _temporary_files(folder)}
+    if held and "config.yaml" not in held:
         raise RunError(
-            f"{folder} is not a run folder and holds {', '.join(sorted(found)[:5])}; it is left as "
+            f"{folder} is not a run folder and holds {', '.join(sorted(held)[:5])}; it is left as "
             "it is, give another --run"
         )
-    return found
+    return held
 
 
-def refuse_links(paths: Iterable[Path]) -> None:
-    """Links in somebody's run folder would have training write elsewhere, to files of the user's.
-
-    Raises:
-        RunError: one of the paths is a link.
-    """
-    for path in paths:
-        if path.is_symlink():
-            raise RunError(
-                f"{path} is a link to {os.readlink(path)}, where the run would write; put what it "
-                "leads to in its place"
-            )
-
-
-def _is_worth_keeping(found: set[str], folder: Path) -> bool:
+def _is_worth_keeping(names: set[str], folder: Path) -> bool:
     """Whether what ``folder`` holds is more than the start of a run without a checkpoint."""
-    if not found:
+    if not names:
         return False
-    begun = "environment.json" in found  # else config.yaml may be anyone's
-    return not begun or "results.json" in found or has_checkpoint(folder)
+    begun = "environment.json" in names  # else config.yaml may be anyone's
+    return not begun or "results.json" in names or has_checkpoint(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -636,69 +455,3 @@ def _remove_temporary_files(folder: Path) -> None:
     for path in _temporary_files(folder):
         path.unlink(missing_ok=True)
     remove_leftovers(folder / "checkpoints")
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
-        known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
-        raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
-    try:
-        config = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise RunError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
-    try:
-        return LATER | without_removed(config)
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from None
-
-
-def _append(path: Path, line: str) -> None:
-    """Append a line, whole; one that was torn before is ended first.
-
-    Raises:
-        StorageError: there is no space for it; the file is as it was.
-    """
-    data = _encode(line)
-    with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end > 0:
-            file.seek(end - 1)
-            data = data if file.read(1) == b"\n" else b"\n" + data
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-def _flush(path: Path) -> None:
-    """Have what was appended to ``path`` on the disk."""
-    if path.exists():
-        with explain_full_disk(path, 0), open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def _read_lines(path: Path, keys: set[str]) -> list[dict[str, Any]]:
-    """The JSON objects with ``keys``, one of them the step, in the lines of a file."""
-    records = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and keys <= record.keys() and isinstance(record["step"], int):
-            records.append(record)
-    return records
-
-
-def _is_row(row: Mapping[str | None, Any]) -> bool:
-    """Whether a row of metrics.csv is neither torn nor damaged."""
-    if None in row or None in row.values() or not {"step", "part"} <= row.keys():
-        return False
-    return re.fullmatch(r"\d{1,18}", row["step"]) is not None

@@ -11,10 +11,11 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import numpy as np
 import torch
@@ -23,15 +24,16 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.loading import seed_from
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, png
+from inference.picture import columns, contexts, picture
 from inference.processes import start
-from inference.reuse import open_run
+from inference.reuse import Another, open_run
+from inference.seeds import seed_from
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
+from models.kinds import kind_of
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
-from pyro_mdm.contexts import Labels
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.modules import evaluating
@@ -39,9 +41,11 @@ from pyro_mdm.support.progress import progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from matplotlib.axes import Axes
+    from typing_extensions import Unpack
 
 __all__ = [
+    "Drawing",
+    "Sampling",
     "columns",
     "contexts",
     "default_sampler",
@@ -86,12 +90,12 @@ def make_sampler(
         TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
     """
     steps = default_steps(name) if steps is None else steps
-    found = sampler = find("sampler", name)
-    other = inspect.isclass(found) and not issubclass(found, Sampler)
-    if callable(found) and not (other or takes(found, "shape")):
-        sampler = call("sampler", name, found, {"steps": steps})
+    named = sampler = find("sampler", name)
+    other = inspect.isclass(named) and not issubclass(named, Sampler)
+    if callable(named) and not (other or takes(named, "shape")):
+        sampler = call("sampler", name, named, {"steps": steps})
     if other or not takes(sampler, "shape"):
-        returned = sampler is not found
+        returned = sampler is not named
         raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
     if takes(sampler, "steps"):
         sampler = functools.partial(sampler, steps=steps)
@@ -105,9 +109,6 @@ def make_sampler(
 
 PICTURE = 4096
 """Samples that a picture can show."""
-
-LEGEND = 12
-"""The most labels whose colours a picture names."""
 
 PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
 """Samplers of one call a step, whose samples TensorBoard shows beside each other."""
@@ -125,44 +126,41 @@ def samplers_for(
     return names
 
 
-def draw(
-    model: DiffusionModel,
-    num_samples: int,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: bool = False,
-    context: Tensor | None = None,
-    guidance: float | None = None,
-) -> Tensor:
+class Sampling(TypedDict, total=False):
+    """How the generative program is simulated, see :func:`draw`."""
+
+    sampler: str | None
+    steps: int | None
+    batch_size: int
+    seed: int
+    progress: bool
+
+
+class Drawing(Sampling, total=False):
+    """The same, and what data are given."""
+
+    context: Tensor | None
+    guidance: float | None
+
+
+def draw(model: DiffusionModel, num_samples: int, **options: Unpack[Drawing]) -> Tensor:
     """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
 
     The i-th of a seed is the same, to rounding, however many are drawn and at a time (but for
     samplers of one's own that draw for themselves or choose steps by the batch). The random state
-    of the caller stays as it is. ``progress`` shows how far it is.
+    of the caller stays as it is.
 
     Args:
-        context: what each datum is given, (num_samples, …), of a model that has a context.
-        guidance: the weight of classifier-free guidance, see :class:`~pyro_mdm.samplers.Guided`.
+        options: ``sampler``, by name; ``steps`` of it; ``batch_size``, 256 by default; ``seed``, 0
+            by default; ``progress`` shows how far it is; ``context`` is what each datum is given,
+            (num_samples, …), of a model that has a context; ``guidance`` is the weight of
+            classifier-free guidance, see :class:`~pyro_mdm.samplers.Guided`.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
         ValueError: numbers below 1, or states that are not finite: too few steps.
     """
-    parts = draw_batches(
-        model,
-        num_samples,
-        sampler=sampler,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-        context=context,
-        guidance=guidance,
-    )
-    return torch.cat([x for _, x in parts])
+    return torch.cat([x for _, x in draw_batches(model, num_samples, **options)])
 
 
 def draw_batches(
@@ -214,7 +212,7 @@ def _draw_batch(
         try:
             model.sampler = sampler
             with randomness.stream(seed_from(seed, "states"), first):
-                latent = model.diffusion.context
+                latent = kind_of(model.diffusion).latent
                 context = None if latent is None else latent.draw(n)
                 path = model.path_law(context).expand((n,)).sample()
         finally:
@@ -230,122 +228,6 @@ def _draw_batch(
             law = model.likelihood(*given, y[i], len(model.event_shape))
             parts.append(law.sample()[rows])
     return torch.cat(parts).cpu()
-
-
-def columns(problem: Problem) -> int | None:
-    """How many columns a picture of data given each class in turn has: one for each class; None
-    for other data."""
-    context = problem.context
-    return context.num_classes if isinstance(context, Labels) else None
-
-
-def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
-    """What each of n samples is given; None if data are given nothing.
-
-    Args:
-        given: a class, several in turn, or a vector; None: each class in turn, or what test data
-            are given.
-
-    Raises:
-        ValueError: something is given, and data are given nothing.
-    """
-    context = problem.context
-    if given is None:
-        return problem.contexts_in_turn(n)
-    if context is None:
-        raise ValueError(
-            f"--given is {given}, but the run is a model of data that are given nothing; leave it "
-            "out, or use a run with --condition"
-        )
-    found = torch.as_tensor(given)
-    if isinstance(context, Labels):
-        found = found.reshape(-1)[torch.arange(n) % found.numel()]
-        whole = found.round().long()
-        return context.check(whole if bool((whole == found).all()) else found)
-    return context.check(found.float().reshape(1, -1).expand(n, -1))
-
-
-def picture(
-    problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
-) -> Tensor:
-    """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
-
-    Points are shown by their first two coordinates, beside test data; those of a run with labels
-    have a colour for each label, and so have the test data.
-
-    Args:
-        columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
-        context: what each of x was given, (n, …), if anything; colours points.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from pyro_mdm.plots.pictures import image_grid
-
-    images = problem.to_images(x)
-    if images is not None:
-        return image_grid(images, columns=columns)
-    test = problem.part("test")[:500]
-    data = problem.to_model_space(test.data).flatten(1)
-    labelled = isinstance(problem.context, Labels) and context is not None
-    figure = Figure((3.9 if labelled else 3.2, 3.2), dpi=160, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    if labelled:
-        assert isinstance(problem.context, Labels)
-        _draw_labelled(axes, data, test.context, x.flatten(1), context, problem.context.num_classes)
-        figure.legend(loc="outside right upper", fontsize=7)
-    else:
-        for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
-            axes.plot(*_plane(points), style, ms=3, alpha=0.6, label=label)
-        axes.legend(loc="upper right", fontsize=8)
-    axes.set_xlabel("x_0")
-    axes.set_ylabel("x_1")
-    axes.set_aspect("equal", adjustable="datalim")
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0)
-
-
-def _plane(points: Tensor) -> tuple[Any, Any]:
-    """The first two coordinates of points (n, d), the second 0 where there is one."""
-    second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-    return points[:, 0].numpy(), second.numpy()
-
-
-def _draw_labelled(
-    axes: Axes,
-    data: Tensor,
-    labels: Tensor | None,
-    x: Tensor,
-    given: Tensor | None,
-    num_classes: int,
-) -> None:
-    """Test data as crosses and samples as dots, in the colours of their labels; black where a
-    label is not known."""
-    from matplotlib import colormaps
-
-    ten = num_classes <= 10
-    colours = colormaps["tab10" if ten else "turbo"]
-
-    def colour(label: int) -> Any:
-        return "black" if label < 0 else colours(label if ten else label / (num_classes - 1))
-
-    def scatter(points: Any, colours: Any, size: float, marker: str, **options: Any) -> None:
-        width = 0.7 if marker == "+" else 0.0
-        axes.scatter(
-            points[0], points[1], s=size, c=colours, marker=marker, linewidths=width, **options
-        )
-
-    for points, own, marker, size, alpha, what in (
-        (data, labels, "+", 12, 0.35, "test data"),
-        (x, given, "o", 7, 0.9, "samples"),
-    ):
-        known = [-1] * len(points) if own is None else own.tolist()
-        scatter(_plane(points), [colour(k) for k in known], size, marker, alpha=alpha)
-        scatter(([], []), "0.4", 14, marker, label=what)
-    for k in range(num_classes if num_classes <= LEGEND else 0):
-        scatter(([], []), [colour(k)], 14, "s", label=f"label {k}")
 
 
 def sample(
@@ -404,17 +286,39 @@ def sample(
             are then of no model whose density is known.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
-    ends = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
-    shape = {"num_variables": num_variables, "rank": rank}
-    folder, programs, _, reused = open_run(run, reuse, guide, **ends, **shape)
+    other = Another(guide, max_log_snr, min_log_snr, num_variables, rank)
+    opened = open_run(run, reuse, other)
+    problem, model = opened.programs.problem, opened.programs.model
     if out is None:
-        chosen = sampler or default_sampler(programs.model)
+        chosen = sampler or default_sampler(model)
         number = default_steps(chosen) if steps is None else steps
         parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number), str(seed)]
         asked = {"given": given, "guided": guidance}
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
-        out = folder / f"samples-{'-'.join(parts)}.png"
-    tables = [".csv"] if isinstance(programs.problem, Tabular) else []
+        out = opened.folder / f"samples-{'-'.join(parts)}.png"
+    _check_file(out, problem, num_samples, overwrite)
+    fabric = start(accelerator)
+    model.to(fabric.device)
+    told = contexts(problem, num_samples, given)
+    told = None if told is None else told.to(fabric.device)
+    for note in opened.notes if fabric.is_global_zero else []:
+        print(note)
+    options = Drawing(sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
+    options |= Drawing(progress=fabric.is_global_zero, context=told, guidance=guidance)
+    if out.suffix != ".gif":
+        with _partial(out, fabric) as partial:
+            _draw_into(partial, fabric, model, num_samples, options)
+            if fabric.is_global_zero:
+                _write(out, partial, problem, told, in_turn=given is None)
+    elif fabric.is_global_zero:
+        _animate(out, problem, model, num_samples, options)
+    if fabric.is_global_zero:
+        print(out)
+
+
+def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -> None:
+    """Whether a file may be written, and holds so many samples."""
+    tables = [".csv"] if isinstance(problem, Tabular) else []
     check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
     most = {".png": PICTURE, ".gif": MOST}.get(out.suffix, num_samples)
     if num_samples > most:
@@ -422,42 +326,39 @@ def sample(
             f"--num_samples is {num_samples}, expected at most {most} in a {out.suffix}; a .npy "
             "file holds any number"
         )
-    fabric = start(accelerator)
-    model = programs.model.to(fabric.device)
-    told = contexts(programs.problem, num_samples, given)
-    told = None if told is None else told.to(fabric.device)
-    if fabric.is_global_zero and reused is not None:
-        print(*reused.notes, sep="\n")
-    if out.suffix == ".gif":
-        if fabric.is_global_zero:
-            name = sampler or default_sampler(model)
-            chosen_sampler = make_sampler(name, steps, model.diffusion, model.score_function)
-            if guidance is not None:
-                chosen_sampler = samplers.Guided(chosen_sampler, guidance)
-            states = trajectory(model.given_context(told), num_samples, chosen_sampler, seed)
-            write_atomically(out, animation(programs.problem, model, states))
-            print(out)
+
+
+def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options: Drawing) -> None:
+    """Write a picture of n samples on their way from noise."""
+    name, guidance = options["sampler"] or default_sampler(model), options["guidance"]
+    sampler = make_sampler(name, options["steps"], model.diffusion, model.score_function)
+    if guidance is not None:
+        sampler = samplers.Guided(sampler, guidance)
+    states = trajectory(model.given_context(options["context"]), n, sampler, options["seed"])
+    write_atomically(out, animation(problem, model, states))
+
+
+def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool) -> None:
+    """Turn a file of samples into what was asked for; ``in_turn``: each class was, in a column."""
+    if out.suffix == ".npy":
+        drawn.replace(out)
         return
-    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "seed": seed}
-    options |= {"batch_size": batch_size, "progress": fabric.is_global_zero}
-    options |= {"context": told, "guidance": guidance}
+    x = torch.from_numpy(np.load(drawn))
+    if isinstance(problem, Tabular) and out.suffix == ".csv":
+        write_atomically(out, problem.to_table(x).to_csv(index=False).encode())
+        return
+    width = columns(problem) if in_turn else None
+    write_atomically(out, png(picture(problem, x, columns=width, context=told)))
+
+
+@contextmanager
+def _partial(out: Path, fabric: Fabric) -> Iterator[Path]:
+    """The name of a file beside ``out`` that is gone in the end, however that comes."""
     partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
     in_main = threading.current_thread() is threading.main_thread()
-    usual = signal.signal(signal.SIGTERM, _end) if in_main else None  # so that nothing is left
+    usual = signal.signal(signal.SIGTERM, _end) if in_main else None
     try:
-        _draw_into(partial, fabric, model, num_samples, options)
-        if fabric.is_global_zero:
-            if out.suffix == ".npy":
-                partial.replace(out)
-            elif isinstance(programs.problem, Tabular) and out.suffix == ".csv":
-                rows = programs.problem.to_table(torch.from_numpy(np.load(partial)))
-                write_atomically(out, rows.to_csv(index=False).encode())
-            else:
-                x = torch.from_numpy(np.load(partial))
-                shape = {"columns": columns(programs.problem)} if given is None else {}
-                pixels = picture(programs.problem, x, context=told, **shape)
-                write_atomically(out, png(pixels))
-            print(out)
+        yield partial
     finally:
         if fabric.is_global_zero:
             partial.unlink(missing_ok=True)
@@ -465,13 +366,11 @@ def sample(
             signal.signal(signal.SIGTERM, usual)
 
 
-def _end(number: int, frame: Any) -> NoReturn:
+def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _draw_into(
-    file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: dict[str, Any]
-) -> None:
+def _draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:
     """Write n samples to a file in NumPy's format, in the memory of a batch for each process."""
     if fabric.is_global_zero:
         file.unlink(missing_ok=True)  # a link would be followed

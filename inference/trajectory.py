@@ -6,18 +6,21 @@ import io
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from inference.loading import seed_from
 from inference.names import accepted
+from inference.seeds import seed_from
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
 from pyro_mdm.support.modules import evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["FRAMES", "MOST", "animation", "trajectory"]
 
@@ -39,13 +42,13 @@ def trajectory(
     Raises:
         TypeError: a sampler of one's own that does not take ``watch``.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    frames: list[tuple[Tensor, Tensor]] = []
     every = max(1, math.ceil(getattr(sampler, "steps", 1) / FRAMES))
     seen = itertools.count()
 
     def watch(s: Tensor, y: Tensor) -> None:
         if next(seen) % every == 0 or bool(s <= model.diffusion.start_time):
-            found.append((s.cpu(), y.float().cpu()))
+            frames.append((s.cpu(), y.float().cpu()))
 
     if not accepted(sampler, {"watch": watch}):
         raise TypeError(
@@ -55,7 +58,7 @@ def trajectory(
     shape = (n, model.diffusion.num_variables, *model.event_shape)
     with evaluating(model), randomness.stream(seed_from(seed, "states")), torch.no_grad():
         sampler(*model.drawn(n), shape, watch=watch)
-    return found
+    return frames
 
 
 @torch.no_grad()
@@ -94,7 +97,7 @@ def animation(
     return buffer.getvalue()
 
 
-def _of_images(axes: Any, v: Tensor) -> None:
+def _of_images(axes: Axes, v: Tensor) -> None:
     """A grid of one variable, grey at 0, white or black at two standard deviations or 1."""
     from pyro_mdm.plots.pictures import image_grid
 
@@ -104,7 +107,7 @@ def _of_images(axes: Any, v: Tensor) -> None:
     axes.set_axis_off()
 
 
-def _of_points(axes: Any, v: Tensor, width: float) -> None:
+def _of_points(axes: Axes, v: Tensor, width: float) -> None:
     v = v.flatten(1)
     second = v[:, 1] if v.shape[1] > 1 else torch.zeros(len(v))
     axes.plot(v[:, 0].numpy(), second.numpy(), "C0.", ms=3, alpha=0.6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 __all__ = ["as_tensor", "check_images", "check_numbers", "check_shape"]
 
 
-def as_tensor(data: Any, what: str) -> Tensor:
+def as_tensor(data: object, what: str) -> Tensor:
     """A tensor or a NumPy array as a tensor, without a copy where that can be.
 
     Args:

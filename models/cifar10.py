@@ -5,7 +5,7 @@ Krizhevsky 2009, *Learning multiple layers of features from tiny images*.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, python_command, unpickle_arrays
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10 as Official
 
 __all__ = ["CIFAR10"]
 
@@ -55,7 +58,7 @@ class CIFAR10(FileImages):
         return train, test
 
     def _joined(
-        self, official: Any, files: list[list[str]], key: str, shape: tuple[int, ...]
+        self, official: type[Official], files: list[list[str]], key: str, shape: tuple[int, ...]
     ) -> Tensor:
         # torchvision's own class would unpickle the files; this only fetches them
         fetch = python_command(

@@ -147,7 +147,7 @@ class _Levels(Column):
             raise DataError(self._unknown(values[unknown].iloc[0]))
         return np.asarray(found)
 
-    def _unknown(self, value: Any) -> str:
+    def _unknown(self, value: object) -> str:
         known = ", ".join(map(repr, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
             f"column {self.name!r} holds {value!r}, which the training rows never have; expected "

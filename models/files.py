@@ -191,10 +191,10 @@ def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "i
 class _Dtype:
     """Stands in for numpy.dtype: its name."""
 
-    def __init__(self, name: str, *_: Any) -> None:
+    def __init__(self, name: str, *_: object) -> None:
         self.name = name
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Byte order and fields, which single bytes have not."""
 
 
@@ -215,7 +215,7 @@ class _Array:
         return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape), order=order)
 
 
-def _reconstruct(*_: Any) -> _Array:
+def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import Problem, ScoreKind
 from models.checks import check_shape
 from models.columns import Column, categories, decode, encode, fit_columns, to_model_space
 from models.files import DataError, spread
-from pyro_mdm import Diffusion, MixedDenoiser
+from models.problem import Assembly, Problem
+from pyro_mdm import MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.base import Score
@@ -40,9 +40,9 @@ def _with_classes(name: str) -> Callable[[], DataFrame]:
     def read() -> DataFrame:
         from sklearn import datasets
 
-        found = getattr(datasets, f"load_{name}")(as_frame=True)
-        table: DataFrame = found.frame
-        return table.assign(target=[str(found.target_names[k]) for k in table["target"]])
+        data = getattr(datasets, f"load_{name}")(as_frame=True)
+        table: DataFrame = data.frame
+        return table.assign(target=[str(data.target_names[k]) for k in table["target"]])
 
     return read
 
@@ -150,10 +150,8 @@ class Tabular(Problem):
         """All training rows: of a part of them a column may have no value."""
         return self.to_model_space(self.train)
 
-    def score_function(self, kind: ScoreKind, diffusion: Diffusion) -> Score:
-        if kind is not MixedDenoiser:
-            return super().score_function(kind, diffusion)
-        return mixed_denoiser(self.columns, self.fit_x())
+    def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
+        return mixed_denoiser(self.columns, self.fit_x()) if kind is MixedDenoiser else None
 
     def encode(self, table: DataFrame) -> Tensor:
         """Another table with these columns in model space, (n, d), NaN where an entry is missing.
@@ -171,17 +169,17 @@ class Tabular(Problem):
 def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
     """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
     law of all columns together."""
-    found = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
+    score = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
     some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
     _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
-    scale = found.data_variance.sqrt()
-    found.network = MapMLP(covariance, scale, HIDDEN, DEPTH, found.channels, found.direct)
-    return found
+    scale = score.data_variance.sqrt()
+    score.network = MapMLP(covariance, scale, HIDDEN, DEPTH, score.channels, score.direct)
+    return score
 
 
 def _kinds(columns: str | None) -> dict[str, str]:
     """Kinds of columns by name, of ``"age=continuous,zip=drop"``."""
-    found = {}
+    kinds = {}
     for part in (columns or "").split(","):
         name, equals, kind = part.strip().rpartition("=")
         if part.strip() and not (equals and name):
@@ -190,8 +188,8 @@ def _kinds(columns: str | None) -> dict[str, str]:
                 "age=continuous,zip=drop"
             )
         if equals:
-            found[name.strip()] = kind.strip()
-    return found
+            kinds[name.strip()] = kind.strip()
+    return kinds
 
 
 def read_table(source: Path | str) -> DataFrame:

@@ -22,9 +22,9 @@ from torch.distributions.transforms import (
     StackTransform,
 )
 
+from inference.checkpoints import RunError
 from inference.posterior import _figure, _scores
 from inference.posterior import posterior as program_of_posteriors
-from inference.runs import RunError
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm import amortized

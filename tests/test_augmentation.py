@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from inference import train as training
-from inference.loading import build
+from inference.bounds import measure
 from inference.options import Training
+from inference.plan import build
 from inference.processes import start
 from models.digits import Digits
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -35,7 +35,7 @@ def trainee(monkeypatch: pytest.MonkeyPatch, share: float = 1.0, **changes: Any)
         "accelerator": "cpu",
     } | changes
     asked = Training(**options)
-    programs = build(asdict(asked))
+    programs = build(asked)
     return Moved(start("cpu", "32-true"), programs, training.decide(asked, programs))
 
 
@@ -109,7 +109,7 @@ def test_a_step_sees_augmented_images_and_measurements_do_not(
     assert torch.equal(seen[0][:, -2:], places) and not torch.equal(moved, part)
     averaged = next(m for m in found.averaged.model.modules() if isinstance(m, Located))
     averaged.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    training.evaluate.measure(found.averaged, found.programs.problem.validation[:8], draws=1)
+    measure(found.averaged, found.programs.problem.validation[:8], draws=1)
     assert torch.equal(seen[-1][:, -2:], network.own.expand(len(seen[-1]), -1, -1, -1))
 
 

@@ -15,14 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from inference import trust
-from inference.checkpoints import Checkpoint
-from inference.compare import FILES, PRINTED, compare, main, short_names, turned
+from inference.bounds import measure
+from inference.checkpoints import Checkpoint, RunError
+from inference.compare import FILES, compare, main, short_names
 from inference.compare_figure import comparison_figure
-from inference.evaluate import measure
-from inference.loading import build, load_trained
+from inference.compare_tables import PRINTED, turned
+from inference.loading import load_trained
 from inference.names import own_names
 from inference.options import Training
-from inference.runs import Run, RunError
+from inference.plan import build
+from inference.runs import Run
 from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
@@ -88,7 +90,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_run(folder: Path, *, step: int = 3, weights: int = 0, **settings: Any) -> Path:
     """A run as ``inference.train`` leaves it, with random weights instead of trained ones."""
     run = Run.create(folder, asdict(Training(**settings)))
-    programs = build(run.config)
+    programs = build(Training.of(run.config))
     trust.remember(own_names(run.config))
     torch.manual_seed(weights)
     with torch.no_grad():

@@ -14,11 +14,13 @@ import yaml
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from inference import evaluate, sample
+from inference import bounds, evaluate, sample
+from inference.bounds import measure, told_nothing
+from inference.checkpoints import RunError
 from inference.compare import compare
-from inference.evaluate import measure, told_nothing
-from inference.loading import build, load_trained
-from inference.runs import RunError
+from inference.loading import load_trained
+from inference.options import Training
+from inference.plan import build
 from inference.train import train
 from models import Problem, Toy
 from models.base import Part
@@ -109,7 +111,9 @@ def test_labels_go_with_their_data() -> None:
 
 
 def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path) -> None:
-    programs = build(_settings(tmp_path, model=regression, condition="temperature", guide="vpsde"))
+    programs = build(
+        Training.of(_settings(tmp_path, model=regression, condition="temperature", guide="vpsde"))
+    )
     context: Any = programs.model.context
     assert isinstance(context, Vectors) and context.size == 3
     assert programs.model.score_function.network.context_size == 3
@@ -132,7 +136,7 @@ def test_contexts_that_are_wrong_are_named(
     name: str, text: str, regression: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=text):
-        build(_settings(tmp_path, model=regression, condition=name))
+        build(Training.of(_settings(tmp_path, model=regression, condition=name)))
 
 
 def _settings(folder: Path, **options: Any) -> dict[str, Any]:
@@ -225,7 +229,7 @@ def test_evaluate_says_what_the_bound_is_of(
     evaluate.evaluate(labelled, classify=True, **options)
     said = capsys.readouterr().out.splitlines()
     programs = load_trained(labelled)[1]
-    data = evaluate.some(programs.problem.part("test"), 40)
+    data = bounds.some(programs.problem.part("test"), 40)
     nothing = told_nothing(programs, data)
     assert nothing is not None and isinstance(data, Part)
     expected = measure(programs, data, draws=2)
@@ -246,12 +250,12 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     assert f"the bound of each datum: {out}" in said
     rows = pd.read_csv(out)
     probabilities = [f"probability_{c}" for c in range(8)]
-    bounds = ["bits_per_dim", "bits_per_dim_standard_error"]
-    assert [*rows.columns] == ["row", "label", *bounds, *probabilities] and len(rows) == 40
+    measured = ["bits_per_dim", "bits_per_dim_standard_error"]
+    assert [*rows.columns] == ["row", "label", *measured, *probabilities] and len(rows) == 40
 
     problem = load_trained(labelled)[1].problem
     problem_labels = problem.load_context("labels")
-    assert [*rows["row"]] == evaluate.some(problem.numbers("test"), 40).tolist()
+    assert [*rows["row"]] == bounds.some(problem.numbers("test"), 40).tolist()
     assert [*rows["label"]] == problem_labels[rows["row"].tolist()].tolist()
     printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])  # type: ignore[index]
     assert rows["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
@@ -262,9 +266,9 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     again, more = tmp_path / "again.csv", {**options, "seed": 1}
     evaluate.evaluate(labelled, out=again, **more)  # type: ignore[arg-type]
     other = pd.read_csv(again)
-    assert [*other.columns] == ["row", "label", *bounds]
+    assert [*other.columns] == ["row", "label", *measured]
     apart = (rows["bits_per_dim"] - other["bits_per_dim"]) / np.hypot(
-        rows[bounds[1]], other[bounds[1]]
+        rows[measured[1]], other[measured[1]]
     )
     assert 0.4 < float((apart**2).mean()) < 3.0  # 1 ± 0.22, but for tails of so few draws
     reused = {"reuse": labelled, "guide": "vpsde", "min_log_snr": -4.0}
@@ -274,9 +278,9 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
 
     few = {"half_width": 5.0, "test_size": 1000}  # so wide that some data are never drawn
     evaluate.evaluate(labelled, out=again, overwrite=True, **options | few)  # type: ignore[arg-type]
-    empty = pd.read_csv(again)[bounds].isna()
+    empty = pd.read_csv(again)[measured].isna()
     assert 0 < empty["bits_per_dim"].sum() < 1000  # not the baseline's prediction
-    assert bool(empty[bounds[1]][empty["bits_per_dim"]].all())
+    assert bool(empty[measured[1]][empty["bits_per_dim"]].all())
 
     with pytest.raises(RunError, match=r"again\.csv exists; give another --out, or --overwrite"):
         evaluate.evaluate(labelled, out=again)
@@ -394,7 +398,7 @@ def test_runs_that_are_given_different_things_are_compared_with_a_word(
     found = compare([labelled, plain], draws=2, half_width=None, num_data=40, out=tmp_path / "c")
     assert "labelled: of data given what --condition says" in capsys.readouterr().out
     programs = load_trained(labelled)[1]
-    data = evaluate.some(programs.problem.part("test"), 40)
+    data = bounds.some(programs.problem.part("test"), 40)
     bound = measure(programs, data, draws=2)
     unit = 2 * np.log(2)
     assert found.estimates["labelled"].mean / -unit == pytest.approx(bound.bits_per_dim[0], abs=0.2)

@@ -11,10 +11,10 @@ import torch
 from problems import generator, normal
 from torch import Tensor, nn
 
-from inference.evaluate import path_gap
+from inference.bounds import path_gap
 from inference.guides.driven import means_and_scales
 from inference.guides.driven import scales as scales_alone
-from inference.loading import Programs
+from inference.plan import Programs
 from models import MODELS
 from pyro_mdm import (
     CLD,

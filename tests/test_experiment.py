@@ -8,12 +8,14 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import torch
 
 from inference import experiment, experiment_summary
+from inference.checkpoints import RunError
+from inference.diffusion import build_diffusion
 from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
 from inference.experiment_summary import (
     markdown,
@@ -22,9 +24,8 @@ from inference.experiment_summary import (
     summary_figure,
     summary_rows,
 )
-from inference.loading import build_diffusion
+from inference.options import Guide
 from inference.output import png
-from inference.runs import RunError
 from tests.brief import be_brief_here
 from tests.processes import Program
 from tests.test_programs import TINY
@@ -303,7 +304,9 @@ def test_every_start_is_where_the_learned_guide_starts() -> None:
         both = []
         for options in (guides[name], guides[start]):
             options = {k: v for k, v in options.items() if k != "diffusion_learning_rate"}
-            both.append(build_diffusion(options.pop("guide"), max_log_snr=9.0, **options))
+            both.append(
+                build_diffusion(Guide(guide=options.pop("guide"), max_log_snr=9.0, **options))
+            )
         learned, fixed = both
         assert torch.equal(learned.Q, fixed.Q)
         torch.testing.assert_close(learned.D, fixed.D, rtol=1e-12, atol=1e-11)
@@ -358,8 +361,12 @@ def test_every_guide_of_a_table_is_one(table: str) -> None:
     cells = list(TABLES[table].cells())
     assert len({cell.name for cell in cells}) == len(cells)
     names = ("num_variables", "min_log_snr", "learned_from")
-    shape = (1, 8, 8)
-    build = functools.cache(functools.partial(build_diffusion, max_log_snr=9.0, event_shape=shape))
+
+    @functools.cache
+    def build(guide: str, **options: Any) -> Any:
+        settings = Guide(guide=guide, max_log_snr=9.0, **options)
+        return build_diffusion(settings, event_shape=(1, 8, 8))
+
     for cell in cells:
         options = {k: v for k, v in cell.options.items() if k in names}
         diffusion = build(cell.options["guide"], **options)
@@ -379,7 +386,7 @@ def test_the_papers_learned_diffusions_are_as_released_and_start_by_the_seed_of_
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(build_diffusion(name, max_log_snr=9.0))
+        found.append(build_diffusion(Guide(guide=name, max_log_snr=9.0)))
         assert torch.equal(torch.get_rng_state(), state)  # networks begin as with other guides
     one, same, other = found
     assert torch.equal(one.D, same.D) and torch.equal(one.Q, same.Q)
@@ -388,5 +395,7 @@ def test_the_papers_learned_diffusions_are_as_released_and_start_by_the_seed_of_
     assert one.cut_time == 1e-3 and one.initial_covariance[1, 1] == 0.01
     log_snr = {"vpsde": 9.2, "cld": 27.2, "malda": 26.5, "alda": 48.1}
     for guide, expected in log_snr.items():
-        diffusion = build_diffusion(f"inference.guides.published:{guide}_at_time", max_log_snr=9.0)
+        diffusion = build_diffusion(
+            Guide(guide=f"inference.guides.published:{guide}_at_time", max_log_snr=9.0)
+        )
         assert diffusion.max_log_snr == pytest.approx(expected, abs=0.06)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +14,13 @@ from PIL import Image
 from scipy.optimize import brentq
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from inference.checkpoints import RunError
 from inference.cli import command_line
-from inference.inspect import figure, inspect, look, prior_kl_curve, table
-from inference.loading import build
-from inference.runs import Run, RunError
+from inference.inspect import figure, inspect
+from inference.inspection import look, prior_kl_curve, table
+from inference.options import Training
+from inference.plan import build
+from inference.runs import Run
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal
@@ -269,15 +272,13 @@ def test_the_diffusion_of_a_run(
     from inference.checkpoints import Checkpoint
 
     monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
+    settings = Training(model="toy", guide="learned", holdout=False)
     model = build(settings).model
     with torch.no_grad():
         model.diffusion.get_parameter("lower").fill_(0.25)  # (μ + ½)² + 1/16
-    run = Run.create(tmp_path / "run", settings)
+    run = Run.create(tmp_path / "run", asdict(settings))
     tensors = {f"ema/{name}": tensor for name, tensor in model.state_dict().items()}
-    run.save(Checkpoint(1, tensors, {"config": settings}))
+    run.save(Checkpoint(1, tensors, {"config": asdict(settings)}))
     inspect(f"run:{run.folder}", model="toy", out=tmp_path / "run.png")
     assert "-0.5±0.25i" in capsys.readouterr().out
     with pytest.raises(RunError, match="not a run folder"):

@@ -9,9 +9,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
+from inference.diffusion import build_diffusion
 from inference.evaluate import evaluate
 from inference.inspect import inspect
-from inference.loading import build_diffusion, load_trained
+from inference.loading import load_trained
+from inference.options import Guide
 from inference.runs import Run
 from inference.sample import sample
 from inference.train import train
@@ -64,10 +66,10 @@ def test_a_run_is_resumed_measured_sampled_compared_and_looked_at(
 
 
 def test_it_begins_as_another_guide() -> None:
-    found = build_diffusion("learned", learned_from="cld", learn_ends=1.0, **ENDS)
+    found = build_diffusion(Guide(guide="learned", learned_from="cld", learn_ends=1.0, **ENDS))
     assert found.learns_ends and not found.learns_stationary
     with pytest.raises(ValueError, match=r"--learn_ends, --learn_stationary is for --guide learn"):
-        build_diffusion("cld", learn_ends=1.0, learn_stationary=True, **ENDS)
+        build_diffusion(Guide(guide="cld", learn_ends=1.0, learn_stationary=True, **ENDS))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
+from models import problem as programs
 from models.files import spread
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_terms
 from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
@@ -356,13 +357,13 @@ def test_baselines_are_fitted_to_all_data_or_evenly_spread_ones(protocol, monkey
     for limit in ({"FIT_SIZE": 7}, {"FIT_VALUES": 7 * 48 + 1}):
         with monkeypatch.context() as patch:
             for key, value in limit.items():
-                patch.setattr(base, key, value)
+                patch.setattr(programs, key, value)
             torch.manual_seed(5)
             some = problem.to_model_space(problem.train[spread(45, 7)])
             torch.manual_seed(5)
             assert torch.equal(problem.fit_x(), some)
 
-    monkeypatch.setattr(base, "FIT_CHUNK", 48 * 10)  # ten images at a time, and five at last
+    monkeypatch.setattr(programs, "FIT_CHUNK", 48 * 10)  # ten images at a time, and five at last
     chunked = problem.fit_x()
     assert chunked.dtype == torch.float32
     codes = problem.to_images(chunked)
@@ -370,7 +371,7 @@ def test_baselines_are_fitted_to_all_data_or_evenly_spread_ones(protocol, monkey
 
 
 def test_the_fit_sees_no_more_than_it_should(monkeypatch):
-    monkeypatch.setattr(base, "FIT_SIZE", 2)
+    monkeypatch.setattr(programs, "FIT_SIZE", 2)
     problem = Named()
     problem.train = problem.train.clone()
     problem.train[spread(50, 2)] = 3

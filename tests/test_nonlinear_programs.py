@@ -15,12 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from inference import recipe, report
-from inference.checkpoints import latest_checkpoint
-from inference.evaluate import StepBias, evaluate
+from inference.bounds import StepBias
+from inference.checkpoints import RunError, latest_checkpoint
+from inference.diffusion import build_diffusion
+from inference.evaluate import evaluate
 from inference.inspect import inspect
-from inference.loading import build_diffusion, build_problem, load_trained
+from inference.loading import load_trained
 from inference.names import SAMPLERS
-from inference.runs import Run, RunError
+from inference.options import Data, Guide, SimulatedGuide, Training
+from inference.problems import build_problem, with_split
+from inference.runs import Run
 from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
 from inference.train import train
 from pyro_mdm import (
@@ -230,12 +234,12 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
 
 
 def test_parameters_of_network_and_drift_have_moved(runs: dict[str, Path]) -> None:
-    from inference.loading import build
+    from inference.plan import build
 
     run, programs, checkpoint = load_trained(runs["learned"])
     assert isinstance(programs.model.diffusion, LearnedDrift)
     assert isinstance(programs.model.score_function, ResidualScore)
-    start, end = build(run.config).model, checkpoint.part("model")
+    start, end = build(Training.of(run.config)).model, checkpoint.part("model")
     last = ("outlet.weight", "outlet.bias")  # others begin with gradient 0, behind a layer of 0
     moved = {n for n, p in start.named_parameters() if not torch.equal(p, end[n])}
     for part in ("diffusion.network", "score_function.network"):
@@ -261,11 +265,11 @@ def test_micro_batches_change_nothing_but_rounding(
 def test_every_parameter_gets_a_gradient_as_several_processes_need(
     mine: str, objective: str, backpropagation: str
 ) -> None:
-    settings = {"objective": objective, "backpropagation": backpropagation}
-    problem = build_problem(f"{mine}:Points")
+    settings = SimulatedGuide(objective=objective, backpropagation=backpropagation)  # type: ignore[arg-type]
+    problem = build_problem(with_split(Data(model=f"{mine}:Points", holdout=False)))
     shape: Any = problem.event_shape
     diffusion = build_diffusion(
-        f"{mine}:learned", max_log_snr=6.0, event_shape=shape, simulation=settings
+        Guide(guide=f"{mine}:learned", max_log_snr=6.0), event_shape=shape, simulation=settings
     )
     model = problem.build(diffusion)
     MDM_ELBO()(model, DiffusionGuide(diffusion))(problem.train[:8]).backward()
@@ -290,7 +294,7 @@ def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(
         backpropagation="adjoint",
     )
     assert report.settings(run, programs)["simulation"] == "euler, steps of 0.5, local_dsm"
-    own = build_diffusion(f"{mine}:ready", max_log_snr=6.0)
+    own = build_diffusion(Guide(guide=f"{mine}:ready", max_log_snr=6.0))
     assert isinstance(own, Simulated) and own.simulation == Simulation(step_size=0.25)
 
 
@@ -322,7 +326,7 @@ def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path
 
 
 def test_paths_begin_at_the_data_and_keep_the_caller_s_random_state(mine: str) -> None:
-    diffusion = build_diffusion(f"{mine}:relativistic", max_log_snr=9.0)
+    diffusion = build_diffusion(Guide(guide=f"{mine}:relativistic", max_log_snr=9.0))
     x = torch.tensor([[1.0, 0.1], [-1.0, 0.2], [0.5, 0.0]])
     state = torch.get_rng_state()
     figure = figures.paths_figure(diffusion, x, points=9, seed=1)
@@ -346,7 +350,7 @@ def test_paths_begin_at_the_data_and_keep_the_caller_s_random_state(mine: str) -
 
 
 def test_the_field_is_the_drift_of_the_variable_that_has_one(mine: str) -> None:
-    diffusion = build_diffusion(f"{mine}:Pull", max_log_snr=9.0)
+    diffusion = build_diffusion(Guide(guide=f"{mine}:Pull", max_log_snr=9.0))
     figure = figures.field_figure(diffusion, torch.zeros(5, 2), reach=2.0, arrows=3)
     panels = [axes for axes in figure.axes if axes.collections and axes.get_xlabel() == "x_0"]
     assert len(panels) == 3 and panels[0].get_ylabel().startswith("drift of x")
@@ -356,7 +360,7 @@ def test_the_field_is_the_drift_of_the_variable_that_has_one(mine: str) -> None:
     assert corner == pytest.approx(2**0.5 * 2 / 5**0.5, rel=1e-5)
     assert arrows.U[0] == pytest.approx(0.5**0.5, rel=1e-5)  # towards 0
     second = figures.field_figure(
-        build_diffusion(f"{mine}:relativistic", max_log_snr=9.0), times=[0.5]
+        build_diffusion(Guide(guide=f"{mine}:relativistic", max_log_snr=9.0)), times=[0.5]
     )
     assert [a.get_ylabel().split("\n")[0] for a in second.axes if a.get_ylabel()] == ["drift of v1"]
     with pytest.raises(ValueError, match=r"\(5, 3\), expected \(n, 2\)"):
@@ -479,10 +483,14 @@ def test_programs_of_closed_forms_say_so(
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
 def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol: str) -> None:
-    problem = build_problem(f"{mine}:Squares", protocol=protocol)
+    problem = build_problem(
+        with_split(Data(model=f"{mine}:Squares", protocol=protocol, holdout=False))
+    )
     decoder = DiscretizedGaussian if protocol == "discrete" else Gaussian
     x = problem.to_model_space(problem.train[:8], torch.Generator().manual_seed(0))
-    diffusion = build_diffusion(f"{mine}:relativistic", max_log_snr=problem.max_log_snr)
+    diffusion = build_diffusion(
+        Guide(guide=f"{mine}:relativistic", max_log_snr=problem.max_log_snr)
+    )
     for name, kind in (("default", ResidualScore), ("score", RawScore)):
         model = problem.build(diffusion, score=name)
         assert isinstance(model.score_function, kind) and isinstance(model.likelihood, decoder)
@@ -499,7 +507,7 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol
 
 
 def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(mine: str) -> None:
-    problem = build_problem(f"{mine}:Points")
+    problem = build_problem(with_split(Data(model=f"{mine}:Points", holdout=False)))
     model = problem.build(CLD(max_log_snr=6.0), score="residual")
     score = model.score_function
     assert isinstance(score, ResidualScore) and isinstance(score.network, MLP)
@@ -520,7 +528,7 @@ def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(mine: str) -
 
 
 def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:
-    nonlinear = build_diffusion(f"{mine}:Pull", max_log_snr=6.0)
+    nonlinear = build_diffusion(Guide(guide=f"{mine}:Pull", max_log_snr=6.0))
     assert isinstance(nonlinear, NonlinearDiffusion)
     assert samplers_for(nonlinear, ("ancestral", "euler", "stochastic_heun")) == [
         "euler",

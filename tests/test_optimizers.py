@@ -12,10 +12,11 @@ from torch import Tensor
 
 from inference import recipe
 from inference.checkpoints import ArchitectureError, load_optimizer, optimizer_tensors
-from inference.loading import build
+from inference.decisions import decide, with_recipe
 from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from inference.options import Training
-from inference.train import decide, train, with_recipe
+from inference.plan import build
+from inference.train import train
 from models.digits import Digits
 from tests.benchmarks.ladder import few_data
 from tests.brief import SHORT
@@ -96,7 +97,7 @@ def test_a_matrix_moves_as_by_torchs_muon() -> None:
 
 def test_convolutions_inside_every_unet_are_muons() -> None:
     given = asdict(Training(model=f"{few_data.__file__}:FourTold", guide="cld"))
-    model = build(given).model
+    model = build(Training.of(given)).model
     names = hidden_weights(model)
     parameters = dict(model.named_parameters())
     assert all(parameters[name].dim() == 4 for name in names)
@@ -106,12 +107,12 @@ def test_convolutions_inside_every_unet_are_muons() -> None:
     }
     assert len(left) == 8 and all(".inlet." in n or ".outlet." in n for n in left)
     assert len(names) == len(set(names)) and len(names) % 2 == 0
-    assert hidden_weights(build(asdict(Training(model="toy", guide="cld"))).model) == []
+    assert hidden_weights(build(Training(model="toy", guide="cld")).model) == []
 
 
 def test_groups_have_names_in_their_order_and_are_saved_by_them() -> None:
     settings = Training(model="digits", guide="learned", optimizer="muon", learning_rate=1e-3)
-    programs = build(asdict(settings))
+    programs = build(settings)
     names, optimizer = recipe.optimizer(programs.model, settings)
     given = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = dict(programs.model.named_parameters())
@@ -159,7 +160,7 @@ class Renamed(Pictures):
 def test_a_recipes_optimizer_is_for_its_network() -> None:
     def decided(model: str, **options: Any) -> str | None:
         asked = with_recipe(Training(model=model, guide="cld", **options))
-        return decide(asked, build(asdict(asked))).optimizer
+        return decide(asked, build(asked)).optimizer
 
     own = f"{__file__}:Pictures"
     assert decided(own) == "muon"

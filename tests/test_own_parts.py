@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from inference import names, sample
-from inference.loading import build, load_trained
+from inference.loading import load_trained
 from inference.options import Training
+from inference.plan import build
 from inference.runs import Run
 from inference.train import train
 from models import Digits, Toy
@@ -186,7 +187,7 @@ def test_a_file_is_run_once_unless_it_changes(tmp_path: Path, options: dict[str,
     )
     file.write_text(text)
     own = {"score": f"{file}:Half", "likelihood": f"{file}:wide"}
-    build(settings_of(options) | own)
+    build(Training.of(settings_of(options) | own))
     assert file.with_suffix(".log").read_text() == "run "
     assert names.find("likelihood", f"{file}:wide") is names.find("likelihood", f"{file}:wide")
     file.write_text(text + "\nnew = wide\n")
@@ -200,7 +201,9 @@ def test_a_file_may_be_called_like_a_package(
 ) -> None:
     (tmp_path / name).write_text(TINY + OWN)
     own = {"model": f"{tmp_path}/{name}:Tiny", "likelihood": f"{tmp_path}/{name}:wide"}
-    assert float(build(settings_of(options | own)).model.likelihood.prior_variance) == 9.0
+    assert (
+        float(build(Training.of(settings_of(options | own))).model.likelihood.prior_variance) == 9.0
+    )
     assert not hasattr(torch, "wide")
 
 
@@ -243,11 +246,11 @@ def test_a_part_that_does_not_fit_is_refused(
 ) -> None:
     known = name if name in names.LIKELIHOODS else f"{tmp_path}/own.py:{name}"
     with pytest.raises((TypeError, ValueError), match=message):
-        build(settings_of(options) | {kind: known})
+        build(Training.of(settings_of(options) | {kind: known}))
 
 
 def test_a_sampler_must_return_states(tmp_path: Path, options: dict[str, Any]) -> None:
-    model = build(settings_of(options)).model
+    model = build(Training.of(settings_of(options))).model
     shaped = r"returned None, expected y_ε of shape \(3, 2, 2\), \(n, K, \*event_shape\)"
     with pytest.raises(TypeError, match=shaped):
         sample.draw(model, 3, sampler=f"{tmp_path}/own.py:none", steps=5)
@@ -257,16 +260,16 @@ def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> N
     """Classes and functions of scores, objects of likelihoods, functions of samplers."""
     own = f"{tmp_path}/own.py"
     config = settings_of(options)
-    plain = build(config).model
-    half = build(config | {"score": f"{own}:Half"}).model.score_function
+    plain = build(Training.of(config)).model
+    half = build(Training.of(config | {"score": f"{own}:Half"})).model.score_function
     assert isinstance(half, RawScore) and half.network(torch.ones(1, 4), torch.zeros(1)).shape[1]
-    shifted = build(config | {"score": f"{own}:Shifted"}).model.score_function
+    shifted = build(Training.of(config | {"score": f"{own}:Shifted"})).model.score_function
     assert torch.equal(shifted.data_mean, plain.score_function.data_mean)
-    fitted = build(config | {"score": f"{own}:fitted"}).model.score_function
+    fitted = build(Training.of(config | {"score": f"{own}:fitted"})).model.score_function
     assert torch.allclose(fitted.data_mean, plain.score_function.data_mean + 1)
 
-    one = build(config | {"likelihood": f"{own}:wide"}).model.likelihood
-    two = build(config | {"likelihood": f"{own}:wide"}).model.likelihood
+    one = build(Training.of(config | {"likelihood": f"{own}:wide"})).model.likelihood
+    two = build(Training.of(config | {"likelihood": f"{own}:wide"})).model.likelihood
     assert one is not two and float(one.prior_variance) == float(two.prior_variance) == 9.0
 
     diffusion = CLD()
@@ -312,13 +315,13 @@ def test_a_built_in_likelihood_serves_levels_or_densities(
     for protocol in ("discrete", "dequantized"):
         this = config | {"protocol": protocol}
         if of_levels == (protocol == "discrete"):
-            found = build(this).model.likelihood
+            found = build(Training.of(this)).model.likelihood
             assert type(found) is names.LIKELIHOODS[name]
             if name == "discretized_gaussian":
                 assert len(found.levels) == 17
         else:
             with pytest.raises((TypeError, ValueError), match=f"--likelihood {name}"):
-                build(this)
+                build(Training.of(this))
 
 
 def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
@@ -327,12 +330,16 @@ def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
     states = []
     for likelihood in (None, "tweedie", "gaussian"):
         torch.manual_seed(0)
-        states.append(build(config | {"likelihood": likelihood}).model.score_function.state_dict())
+        states.append(
+            build(
+                Training.of(config | {"likelihood": likelihood})
+            ).model.score_function.state_dict()
+        )
         states[-1]["next"] = torch.rand(3)
     for state in states[1:]:
         assert all(torch.equal(state[key], value) for key, value in states[0].items())
     assert isinstance(
-        build(config | {"likelihood": "tweedie"}).model.likelihood, likelihoods.Tweedie
+        build(Training.of(config | {"likelihood": "tweedie"})).model.likelihood, likelihoods.Tweedie
     )
 
 

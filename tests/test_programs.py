@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -25,18 +24,22 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import recipe, report, runs
+from inference import fingerprints, recipe, report
+from inference.bounds import measure
 from inference.checkpoints import (
     ArchitectureError,
     CheckpointError,
+    RunError,
     latest_checkpoint,
     save_checkpoint,
 )
-from inference.evaluate import evaluate, measure
-from inference.loading import build, build_diffusion, load_trained
+from inference.diffusion import build_diffusion
+from inference.evaluate import evaluate
+from inference.loading import load_trained
 from inference.names import NameNotFoundError
-from inference.options import Optimization
-from inference.runs import Run, RunError
+from inference.options import Guide, Optimization, Training
+from inference.plan import build
+from inference.runs import Run
 from inference.sample import draw, sample
 from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
@@ -364,10 +367,10 @@ def test_tensorboard_has_every_page(trained: Path) -> None:
 
 
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
-    from inference.loading import build
+    from inference.plan import build
 
     run, programs, checkpoint = load_trained(trained)
-    start = build(run.config).model
+    start = build(Training.of(run.config)).model
     end = checkpoint.part("model")
     for name, parameter in start.named_parameters():
         assert not torch.equal(parameter, end[name]), name
@@ -570,7 +573,7 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     name = "inference.guides.damped_chain:DampedChain"
-    assert build_diffusion(name, max_log_snr=9.0).max_log_snr == 9.0
+    assert build_diffusion(Guide(guide=name, max_log_snr=9.0)).max_log_snr == 9.0
     (tmp_path / "mine.py").write_text(
         "from pyro_mdm import CLD, LinearDiffusion\n"
         "class Mine(LinearDiffusion):\n"
@@ -583,19 +586,24 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
         "def needy(mass): return CLD()\n"
         "class Unrelated: pass\n"
     )
-    mine = build_diffusion(f"{tmp_path}/mine.py:Mine", max_log_snr=9.0)
+    mine = build_diffusion(Guide(guide=f"{tmp_path}/mine.py:Mine", max_log_snr=9.0))
     assert mine.Q[1, 0] == 2.0 and mine.max_log_snr == 9.0
-    assert build_diffusion(f"{tmp_path}/mine.py:ready", max_log_snr=9.0).max_log_snr == 5.0
-    assert build_diffusion(f"{tmp_path}/mine.py:made", max_log_snr=9.0).max_log_snr == 6.0
+    assert (
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:ready", max_log_snr=9.0)).max_log_snr
+        == 5.0
+    )
+    assert (
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:made", max_log_snr=9.0)).max_log_snr == 6.0
+    )
     for wrong, message in {
         "wrong": "wrong returns 3, expected a Diffusion",
         "Unrelated": "Unrelated is the class Unrelated, expected a Diffusion",
         "needy": "needy cannot be called with",
     }.items():
         with pytest.raises(TypeError, match=message):
-            build_diffusion(f"{tmp_path}/mine.py:{wrong}", max_log_snr=9.0)
+            build_diffusion(Guide(guide=f"{tmp_path}/mine.py:{wrong}", max_log_snr=9.0))
     with pytest.raises(NameNotFoundError, match=r"has no 'Nine'; it defines .*Mine"):
-        build_diffusion(f"{tmp_path}/mine.py:Nine", max_log_snr=9.0)
+        build_diffusion(Guide(guide=f"{tmp_path}/mine.py:Nine", max_log_snr=9.0))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -761,8 +769,8 @@ def test_a_start_that_nobody_asked_for_is_noted(
 
 
 def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
-    build = functools.partial(build_diffusion, "learned", max_log_snr=9.0)
-    learned = build(num_variables=3, rank=1, min_log_snr=-8.0)
+    ends = {"max_log_snr": 9.0, "min_log_snr": -8.0}
+    learned = build_diffusion(Guide(guide="learned", num_variables=3, rank=1, **ends))
     assert learned.num_variables == 3
     assert torch.linalg.matrix_rank(learned.D.detach()) == 1
     assert learned.terminal_log_snr.item() == pytest.approx(-8.0, abs=1e-9)
@@ -867,7 +875,7 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
         "def fixed(max_log_snr): return CLD(max_log_snr=max_log_snr)\n"
         "ready = LearnedDiffusion(2, max_log_snr=9.0)\n"
     )
-    own_clock = build_diffusion("learned", max_log_snr=9.0).terminal_log_snr.item()
+    own_clock = build_diffusion(Guide(guide="learned", max_log_snr=9.0)).terminal_log_snr.item()
 
     def end(guide: str, **others: Any) -> float:
         run = tmp_path / f"{guide}-{len(list(tmp_path.iterdir()))}"
@@ -893,10 +901,8 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
 
 
 def test_runs_from_before_keep_the_clock_of_a_guide_of_ones_own(tiny: str) -> None:
-    settings: dict[str, Any] = {"model": tiny, "score": "default", "seed": 0, "holdout": False}
-    settings |= {"guide": "inference.guides.published:learned2", "learn_beta": False}
-    settings |= dict.fromkeys(("num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert build(settings).model.diffusion.min_log_snr is None
+    settings = Training(model=tiny, guide="inference.guides.published:learned2", holdout=False)
+    assert settings.min_log_snr is None and build(settings).model.diffusion.min_log_snr is None
 
 
 LOSING = """
@@ -995,7 +1001,7 @@ def test_mean_and_error_from_sums() -> None:
 def test_data_are_hashed_once(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed, fingerprint = [], runs.fingerprint
+    hashed, fingerprint = [], fingerprints.fingerprint
 
     def counted(parts: Any) -> Any:
         hashed.append(sorted(parts))
@@ -1008,7 +1014,7 @@ def test_data_are_hashed_once(
 
 def test_presets_by_name_are_the_library_s_own() -> None:
     for name, K in {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3}.items():
-        diffusion = build_diffusion(name, max_log_snr=8.0)
+        diffusion = build_diffusion(Guide(guide=name, max_log_snr=8.0))
         assert isinstance(diffusion, LinearDiffusion) and diffusion.num_variables == K
         assert diffusion.max_log_snr == 8.0
-    assert torch.equal(build_diffusion("cld", max_log_snr=8.0).Q, CLD().Q)
+    assert torch.equal(build_diffusion(Guide(guide="cld", max_log_snr=8.0)).Q, CLD().Q)

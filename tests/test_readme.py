@@ -6,15 +6,14 @@ import re
 import runpy
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from inference.loading import build
 from inference.options import Training
+from inference.plan import build
 from inference.sample import draw
 from inference.samplers.flow import Flow
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
@@ -120,7 +119,7 @@ def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
             file.write_text(block, encoding="utf-8")
             named[option] = f"{file}:{name}"
     assert set(named) == {"model", "guide", "score", "likelihood"}
-    problem, model, guide = build(asdict(Training(**named)))
+    problem, model, guide = build(Training(**named))
     assert [type(part).__name__ for part in (model.score_function, model.likelihood)] == [
         named[option].rpartition(":")[2] for option in ("score", "likelihood")
     ]

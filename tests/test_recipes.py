@@ -13,10 +13,12 @@ import yaml
 from torch import Tensor
 
 from inference.cli import command_line
-from inference.loading import build_diffusion, load_trained
-from inference.options import GROUPS, Training
+from inference.decisions import with_recipe
+from inference.diffusion import build_diffusion
+from inference.loading import load_trained
+from inference.options import GROUPS, Guide, Training
 from inference.runs import Run
-from inference.train import train, with_recipe
+from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
@@ -59,7 +61,7 @@ def test_a_recipe_is_read_and_names_what_there_is(
     expected = 35.5e6 if large else 1.07e6 if found["network"] == "fine" else 1.2e6
     assert size == pytest.approx(expected, rel=0.05)
     assert found["flip"] == path.stem.startswith("cifar10")  # and a comment there says so
-    diffusion = build_diffusion(found["guide"], max_log_snr=9.0)
+    diffusion = build_diffusion(Guide(guide=found["guide"], max_log_snr=9.0))
     if path.stem.endswith("_paper"):
         rates = diffusion.rate(torch.tensor([0.0, 1.0]))
         assert rates.tolist() == pytest.approx([0.1, 10.0])

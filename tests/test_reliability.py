@@ -28,7 +28,8 @@ import yaml
 
 from inference import checkpoints as ck
 from inference import environment, runs
-from inference.runs import Run, RunError, StorageError, create_default
+from inference.checkpoints import RunError, StorageError
+from inference.runs import Run, create_default
 from pyro_mdm.support import files
 from pyro_mdm.support.files import temporary
 

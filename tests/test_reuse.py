@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from inference.checkpoints import Checkpoint
-from inference.evaluate import Bound, against_own, measure
-from inference.loading import Programs, load_trained
-from inference.reuse import open_run, reuse
-from inference.runs import Run, RunError
+from inference.bounds import Bound, measure
+from inference.checkpoints import Checkpoint, RunError
+from inference.loading import load_trained
+from inference.plan import Programs
+from inference.reuse import Another, against_own, open_run, reuse
+from inference.runs import Run
 from inference.sample import draw
 from inference.train import train
 from pyro_mdm import CLD
@@ -266,13 +267,13 @@ def test_a_network_that_saw_the_raw_state_is_not_reused(noise_run: Path) -> None
 
 def test_either_a_run_or_reuse(run: Path) -> None:
     with pytest.raises(RunError, match="neither a run nor --reuse"):
-        open_run(None, None, "cld")
+        open_run(None, None, Another("cld"))
     with pytest.raises(RunError, match=r"both .* and --reuse"):
-        open_run(run, run, "cld")
+        open_run(run, run, Another("cld"))
     with pytest.raises(RunError, match="needs --guide NAME"):
-        open_run(None, run, None)
+        open_run(None, run, Another())
     with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
-        open_run(run, None, "cld", rank=1, max_log_snr=None)
+        open_run(run, None, Another("cld", rank=1))
 
 
 # -- the command lines -----------------------------------------------------------------------------

@@ -25,16 +25,12 @@ from torch import Tensor, nn
 
 from inference import checkpoints as ck
 from inference import environment, runs
+from inference.checkpoints import RunError
 from inference.cli import command_line
+from inference.config import LATER
+from inference.fingerprints import fingerprint
 from inference.options import GROUPS
-from inference.runs import (
-    LATER,
-    Run,
-    RunError,
-    create_default,
-    default_folder,
-    fingerprint,
-)
+from inference.runs import Run, create_default, default_folder
 from inference.train import train
 
 
@@ -435,7 +431,7 @@ def test_settings_that_older_runs_lack_are_what_was_done_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LATER["figures"] is True
-    monkeypatch.setattr(runs, "LATER", {"colour": "grey", "size": 3})
+    monkeypatch.setattr("inference.config.LATER", {"colour": "grey", "size": 3})
     Run.create(tmp_path / "old", {"size": 4, "seed": 0}).close()
     with Run.resume(tmp_path / "old") as resumed:
         for run in (resumed, Run.open(tmp_path / "old")):

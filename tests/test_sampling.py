@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import evaluate, report, sample
+from inference import bounds, evaluate, report, sample
+from inference.plan import Programs
 from inference.runs import Run
 from inference.train import train
 from inference.trajectory import animation, trajectory
@@ -305,10 +306,10 @@ def test_weights_of_dequantized_data_count_levels_and_volume() -> None:
     torch.manual_seed(0)
     problem = Digits(protocol="dequantized")
     model = problem.build(VPSDE(max_log_snr=9.0)).eval()
-    programs = evaluate.Programs(problem, model, DiffusionGuide(model.diffusion))
+    programs = Programs(problem, model, DiffusionGuide(model.diffusion))
     data, options = problem.test[:12], {"samples": 1, "times": 5, "seed": 3}
     said = evaluate.weights(programs, data, "importance", **options)
-    x, log_det = evaluate.in_model_space(programs, data, 3)
+    x, log_det = bounds.in_model_space(programs, data, 3)
     found = importance_weighted(model, programs.guide, x, **options)
     bits = -(found.per_datum + log_det.double()) / (64 * math.log(2)) + math.log2(17)
     assert said.startswith(f"bits/dim {bits.mean():.3f} ± {bits.std() / math.sqrt(12):.3f} (")

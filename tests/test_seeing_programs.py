@@ -10,11 +10,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
+from inference.diffusion import build_diffusion
 from inference.evaluate import evaluate
 from inference.inspect import inspect
-from inference.loading import build_diffusion, load_trained
+from inference.loading import load_trained
+from inference.options import Guide
 from inference.sample import draw
+from inference.shown import shown
 from inference.train import train
+from models.kinds import kind_of
 from pyro_mdm import DiffusionModel
 from pyro_mdm.plots.tensorboard import write_views
 from tests.brief import SHORT
@@ -71,6 +75,28 @@ def test_it_is_trained_resumed_opened_compared_and_looked_at(
     assert (tmp_path / "compared" / "differences.csv").exists()
 
 
+KINDS = {
+    "cld": set(),
+    "encoder": {"importance"},
+    "context": {"importance", "flow"},
+    "driven": {"importance", "flow"},
+    "inference.guides.learned_drift:learned": {"importance"},
+}
+"""Methods of likelihood that do not serve a guide, by its name or a part of it."""
+
+
+@pytest.mark.parametrize("name", ["cld", "inference.guides.learned_drift:learned", *GUIDES])
+def test_programs_know_a_diffusion_by_its_kind(name: str) -> None:
+    guide = Guide(guide=GUIDES.get(name, name), max_log_snr=9.0)
+    diffusion = build_diffusion(guide, event_shape=(2,))
+    kind = kind_of(diffusion)
+    expected = next(methods for part, methods in KINDS.items() if part in name)
+    assert set(kind.unserved) == expected and kind.simulated == ("learned_drift" in name)
+    assert (kind.latent is not None) == ("context" in name) and kind.path_gap == ("driven" in name)
+    assert kind.score == ("residual" if kind.simulated else None)
+    assert (shown(diffusion).rank == "–") == kind.simulated
+
+
 def own_classes(model: DiffusionModel) -> dict[str, Any]:
     """The encoder as it is, if there is one: it is of the guide's file."""
     diffusion: Any = model.diffusion
@@ -91,7 +117,7 @@ def test_a_run_goes_on_where_it_stopped(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", GUIDES)
 @torch.no_grad()
 def test_what_it_makes_of_data_is_drawn(name: str, shape: tuple[int, ...]) -> None:
-    diffusion = build_diffusion(GUIDES[name], max_log_snr=9.0, event_shape=shape)
+    diffusion = build_diffusion(Guide(guide=GUIDES[name], max_log_snr=9.0), event_shape=shape)
     for p in diffusion.parameters():
         p.add_(0.1 * torch.ones_like(p))
     x = normal(0, 8, *shape).float()

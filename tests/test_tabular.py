@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
+from inference.checkpoints import RunError
 from inference.evaluate import evaluate
 from inference.impute import center_of, impute
-from inference.loading import build_problem, load_trained
-from inference.runs import RunError
+from inference.loading import load_trained
+from inference.options import Data
+from inference.problems import build_problem, with_split
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular
@@ -236,7 +238,7 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken\.csv cannot be read as a table"):
         Tabular(data=tmp_path / "broken.csv")
     with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
-        build_problem("digits", columns="a=drop")
+        build_problem(with_split(Data(model="digits", columns="a=drop", holdout=False)))
     problem = Tabular(data=file)
     with pytest.raises(DataError, match="no column 'city', expected age, income"):
         problem.encode(people().drop(columns="city"))

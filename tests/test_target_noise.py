@@ -14,8 +14,11 @@ import yaml
 from matplotlib.figure import Figure
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from inference.diffusion import build_diffusion
 from inference.inspect import inspect
-from inference.loading import build, build_diffusion, load_trained
+from inference.loading import load_trained
+from inference.options import Guide, Training
+from inference.plan import build
 from inference.runs import Run
 from inference.train import train
 from pyro_mdm import MALDA, LearnedDiffusion
@@ -31,7 +34,7 @@ SIGMA = torch.tensor(TARGET_NOISE, dtype=torch.float64)
 
 
 def example(**options: Any) -> LearnedDiffusion:
-    found = build_diffusion(EXAMPLE, max_log_snr=9.0, **options)
+    found = build_diffusion(Guide(guide=EXAMPLE, max_log_snr=9.0, **options))
     assert isinstance(found, LearnedDiffusion)
     return found
 
@@ -151,10 +154,11 @@ def test_a_tensor_is_kept_as_numbers_and_resumed(options: dict[str, Any]) -> Non
 
 
 def test_runs_from_before_the_option_have_unit_noise() -> None:
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
-    assert build(settings).model.diffusion.stationary_covariance.tolist() == [[1, 0], [0, 1]]
+    settings = Training(model="toy", guide="learned", holdout=False)
+    assert build(settings).model.diffusion.stationary_covariance.tolist() == [
+        [1, 0],
+        [0, 1],
+    ]
 
 
 @pytest.mark.parametrize(

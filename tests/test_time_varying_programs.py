@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from inference.inspect import inspect, look
-from inference.loading import LEARNED_MIN_LOG_SNR, build, build_diffusion, load_trained
+from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
+from inference.inspect import inspect
+from inference.inspection import look
+from inference.loading import load_trained
+from inference.options import Guide, Training
+from inference.plan import build
 from inference.train import train
 from pyro_mdm import ALDA, CLD, DiffusionModel, LearnedDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.plots import figures
@@ -68,16 +72,18 @@ def test_figures_show_the_middle_of_its_clock() -> None:
 
 def test_it_begins_as_another_guide() -> None:
     ends = {"max_log_snr": 9.0, "min_log_snr": -10.0}
-    found = build_diffusion("learned", time_varying=True, learned_from="alda", rank=1, **ends)
+    found = build_diffusion(
+        Guide(guide="learned", time_varying=True, learned_from="alda", rank=1, **ends)
+    )
     assert isinstance(found, TimeVaryingLearnedDiffusion)
     one = ALDA(**ends)
     torch.testing.assert_close(found.Q_at(0.7), one.Q)
     torch.testing.assert_close(found.D_at(0.2), one.D)
     torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
     with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld says itself"):
-        build_diffusion("cld", time_varying=True, **ends)
-    settings: dict[str, Any] = {"model": "toy", "guide": "learned", "score": "default", "seed": 0}
-    settings |= {"holdout": False, "learn_beta": False}  # of before there was the option
-    settings |= dict.fromkeys(("protocol", "num_variables", "rank", "max_log_snr", "min_log_snr"))
+        build_diffusion(Guide(guide="cld", time_varying=True, **ends))
+    settings = Training(
+        model="toy", guide="learned", holdout=False
+    )  # of before there was the option
     assert type(build(settings).model.diffusion) is LearnedDiffusion
     torch.testing.assert_close(CLD().frozen().Q, CLD().Q)

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from inference import report
 from inference.batches import Batches
-from inference.checkpoints import latest_checkpoint
-from inference.evaluate import Bound, evaluate
+from inference.bounds import Bound, measure
+from inference.checkpoints import RunError, latest_checkpoint
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
 from inference.recipe import indices
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.train import check_alike, train
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
@@ -306,13 +306,13 @@ def test_flips_are_for_images_and_for_training_alone(
     with pytest.raises(ValueError, match="--flip mirrors images"):
         train(**options, flip=True, run=tmp_path / "run")
     seen: list[Tensor] = []
-    log = evaluate.__globals__["log_likelihood"]
+    log = measure.__globals__["evidence_lower_bound"]
 
     def spy(model: Any, guide: Any, x: Tensor, **more: Any) -> Any:
         seen.append(x)
         return log(model, guide, x, **more)
 
-    monkeypatch.setitem(evaluate.__globals__, "log_likelihood", spy)
+    monkeypatch.setitem(measure.__globals__, "evidence_lower_bound", spy)
     options["model"] = tiny.replace(":Tiny", ":Squares")
     train(**options, flip=True, run=tmp_path / "run")
     problem = load_trained(tmp_path / "run")[1].problem

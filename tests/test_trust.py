@@ -24,13 +24,13 @@ import torch
 import yaml
 
 from inference import experiment, impute, names, report, trust
-from inference.checkpoints import CheckpointError, write_atomically
+from inference.checkpoints import CheckpointError, RunError, write_atomically
 from inference.cli import command_line
 from inference.evaluate import evaluate
 from inference.loading import load_trained
 from inference.names import find
 from inference.options import Decided
-from inference.runs import Run, RunError
+from inference.runs import Run
 from inference.train import train
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary

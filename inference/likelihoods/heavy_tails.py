@@ -3,14 +3,13 @@
 python -m inference.train --model toy --likelihood inference.likelihoods.heavy_tails:HeavyTails
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 from pyro.distributions import StudentT
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_mdm import Diffusion
 from pyro_mdm.likelihoods import Likelihood, read_state
+from pyro_mdm.likelihoods.base import StateScore
 
 __all__ = ["HeavyTails"]
 
@@ -22,7 +21,9 @@ class HeavyTails(Likelihood):
         super().__init__()
         self.degrees = degrees
 
-    def forward(self, diffusion: Any, score: Any, y: Tensor, event_dim: int | None = None) -> Any:
+    def forward(
+        self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
+    ) -> TorchDistributionMixin:
         """p(x | y_ε)."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         law = StudentT(self.degrees, z.to(y.dtype), (-log_snr / 2).exp().to(y.dtype))

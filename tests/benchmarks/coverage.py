@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from inference.evaluate import baseline
+from inference.bounds import baseline
 from inference.loading import load_trained
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import compare

@@ -13,18 +13,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
-from inference import loading
 from inference.experiment import TABLES
 from inference.options import Training
+from inference.plan import build
 from pyro_mdm import MDM_ELBO
 
 
 def step_of(options: dict[str, Any]) -> Callable[[], float]:
     """A function that takes a step and returns its processor time in seconds."""
-    problem, model, guide = loading.build(asdict(Training(**options)))
+    problem, model, guide = build(Training(**options))
     loss = MDM_ELBO()(model, guide)
     part = problem.part("train")[:64]
     x = problem.to_model_space(part.data)

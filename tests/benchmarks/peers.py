@@ -35,7 +35,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,14 @@ from scipy import stats
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from inference import loading, recipe
+from inference import options, recipe
+from inference.decisions import decide, with_recipe
 from inference.options import Options
 from inference.output import png
+from inference.plan import build
+from inference.problems import build_problem, with_split
 from inference.processes import start
-from inference.train import Trainee, decide, with_recipe
+from inference.trainee import Trainee
 from models.base import ImageProblem
 from pyro_mdm import bound
 from pyro_mdm.evaluation.estimates import Z95
@@ -103,7 +106,7 @@ class Data:
 
     @classmethod
     def of(cls, model: str) -> Data:
-        problem = loading.build_problem(model, holdout=True)
+        problem = build_problem(with_split(options.Data(model=model)))
         if not isinstance(problem, ImageProblem) or "discrete" not in problem.scores:
             raise ValueError(f"--model is {model}, expected images of discrete levels, as digits")
         return cls(problem, *(p.long() for p in (problem.train, problem.validation, problem.test)))
@@ -257,10 +260,10 @@ def vdm(task: Task, data: Data) -> Trained:
 def diffusion(task: Task, data: Data, **options: Any) -> Trained:
     """As ``inference.train`` with these options does it, in as many steps as there is time for."""
     given = Options(model=task.model, seed=task.seed, accelerator="cpu", **options)
-    asked = loading.with_split(with_recipe(given.training))  # the data of Data.of
+    asked = with_split(with_recipe(given.training))  # the data of Data.of
 
     def trainee(steps: int | None = None) -> Trainee:
-        programs = loading.build(asdict(asked))
+        programs = build(asked)
         settings = decide(asked, programs)
         settings = settings if steps is None else replace(settings, steps=steps)
         return Trainee(start("cpu", settings.precision), programs, settings)

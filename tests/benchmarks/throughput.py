@@ -40,10 +40,10 @@ import torch
 from lightning_fabric import Fabric
 
 from inference.batches import Batches
-from inference.loading import Programs
 from inference.options import Decided
+from inference.plan import Programs
 from inference.processes import start
-from inference.train import Trainee
+from inference.trainee import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide

@@ -29,11 +29,12 @@ from scipy import stats
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from inference import evaluate, loading
-from inference.loading import Programs
+from inference import bounds
 from inference.options import Decided
+from inference.plan import Programs
 from inference.processes import start
-from inference.train import Trainee
+from inference.seeds import seed_from
+from inference.trainee import Trainee
 from models.base import SMALL, ImageProblem
 from models.digits import Digits
 from models.fashion_mnist import FashionMNIST
@@ -91,7 +92,7 @@ def trainee_of(model: str, rung: Rung, seed: int, steps: int, fabric: Fabric) ->
             def network(self, inputs: int, outputs: int) -> nn.Module:
                 return around(inputs, outputs, self, **changed)
 
-    torch.manual_seed(loading.seed_from(seed, "weights"))
+    torch.manual_seed(seed_from(seed, "weights"))
     problem = Changed(holdout=True)
     diffusion = VPSDE(max_log_snr=problem.max_log_snr, min_log_snr=-10.0)
     programs = Programs(problem, problem.build(diffusion), DiffusionGuide(diffusion))
@@ -129,7 +130,7 @@ def run(model: str, name: str, seed: int, steps: int, draws: int, fabric: Fabric
             bar.update()
     spent = time.process_time() - began
     problem, model_, guide = trainee.averaged
-    x = problem.to_model_space(evaluate.some(problem.validation, MOST))
+    x = problem.to_model_space(bounds.some(problem.validation, MOST))
     found = log_likelihood(model_, guide, x, draws=draws, batch_size=250)
     bits = -found.per_datum / (found.num_dims * math.log(2))
     last = objective[-max(1, steps // 10) :]

@@ -17,9 +17,9 @@ from torch import nn
 
 from inference import train
 from inference.cli import command_line
-from inference.loading import Programs
 from inference.options import GROUPS, Decided
-from inference.train import Trainee
+from inference.plan import Programs
+from inference.trainee import Trainee
 from models.digits import Digits
 from models.mnist5k import Mnist5k
 from pyro_mdm.networks import UNet

@@ -14,7 +14,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from inference.train import Trainee
+from inference.trainee import Trainee
 from models.base import FINE
 from pyro_mdm import randomness
 from tests.benchmarks.ladder.augmentation import Augmentation, Shifts, Told

@@ -1,0 +1,119 @@
+"""What a new run is like where settings leave it to the data set, the guide and the machine."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any, TypeGuard
+
+import torch
+
+from inference import names, sample
+from inference.optimizers import hidden_weights
+from inference.options import Decided, Training
+from inference.plan import Programs, settle_end
+from inference.problems import split_word
+from models import ImageProblem, Images, Problem, Tabular
+from models.base import FileImages
+from models.kinds import kind_of
+
+__all__ = ["decide", "with_absolute_names", "with_recipe"]
+
+
+def with_absolute_names(settings: Training) -> Training:
+    """Names of files, found from any folder."""
+    named = {option: getattr(settings, option) for option in names.NAMED}
+    named = {option: names.absolute_name(name) for option, name in named.items() if name}
+    return replace(settings, **named)
+
+
+def with_recipe(settings: Training) -> Training:
+    """The network that the data set is trained with if none is asked for.
+
+    A subclass that has networks or a form of its own does not inherit a recipe.
+    """
+    named = names.find("model", settings.model)
+    if settings.network is not None or not inspect.isclass(named):
+        return settings
+    for cls in named.__mro__:
+        own = vars(cls)
+        if "recipe" in own:
+            return replace(settings, network=own["recipe"])
+        if "networks" in own or "form" in own or "network" in own:
+            break
+    return settings
+
+
+def decide(settings: Training, programs: Programs) -> Decided:
+    """What was left to the data set and the guide, as it came out, so that it stays so.
+
+    A learned guide of one's own may be given another end of log SNR, and a score other times.
+    """
+    problem, model, _ = programs
+    end = settle_end(programs)
+    if settings.stationary_variance is not None:  # also a tensor, which YAML cannot hold
+        exact = torch.as_tensor(settings.stationary_variance, dtype=torch.float64)
+        settings = replace(settings, stationary_variance=exact.tolist())
+    if isinstance(settings.learn_ends, list | tuple):
+        settings = replace(settings, learn_ends=[float(reach) for reach in settings.learn_ends])
+    maps, times = settings.maps or problem.default_maps, settings.times
+    if times is None and maps is None and not kind_of(model.diffusion).simulated:
+        times = model.score_function.times = problem.times
+    steps = problem.steps if settings.steps is None else settings.steps
+    every, rate = settings.measure_every, settings.learning_rate
+    sampler = settings.sampler or sample.default_sampler(model)
+    own_steps = sample.default_steps(sampler)
+    decided: dict[str, Any] = {
+        "data": _where(settings, problem),
+        "split_seed": None if problem.rows is None else split_word(problem.rows.seed),
+        "min_log_snr": settings.min_log_snr if end is None else end,
+        "maps": maps,
+        "times": times,
+        "steps": steps,
+        "batch_size": _batch_size(settings, problem),
+        "learning_rate": problem.learning_rate if rate is None else rate,
+        "optimizer": settings.optimizer or _optimizer(settings, programs),
+        "measure_every": max(250, steps // 10) if every is None else every,
+        "sampler": sampler,
+        "sampler_steps": own_steps if settings.sampler_steps is None else settings.sampler_steps,
+        "threads": settings.threads or torch.get_num_threads(),
+    }
+    return Decided(**vars(settings) | decided)
+
+
+def _where(settings: Training, problem: Problem) -> str | None:
+    """Where the data are, found again from any folder; None if that was not said, nor needs be."""
+    if isinstance(problem, FileImages | Images):
+        return str(problem.root.resolve())
+    if settings.data is None:
+        return None
+    return problem.absolute_source if isinstance(problem, Tabular) else str(settings.data)
+
+
+def _batch_size(settings: Training, problem: Problem) -> int:
+    number = len(problem.train)
+    if settings.batch_size is None:
+        return min(problem.batch_size, number)
+    if settings.batch_size > number:
+        raise ValueError(
+            f"--batch_size is {settings.batch_size}, expected at most the {number} training data "
+            f"of {names.short_name(settings.model)}"
+        )
+    return settings.batch_size
+
+
+def _optimizer(settings: Training, programs: Programs) -> str:
+    """The one of the recipe, where the network is its."""
+    problem = programs.problem
+    if _by_recipe(problem, settings) and hidden_weights(programs.model):
+        return problem.optimizer
+    return "adam"
+
+
+def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
+    """Whether the network is the one that a data set of images is trained with."""
+    return (
+        isinstance(problem, ImageProblem)
+        and problem.recipe is not None
+        and settings.network == problem.recipe
+    )

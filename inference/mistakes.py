@@ -1,0 +1,217 @@
+"""Options of inference.train that no run can have, or that would change nothing: each says so."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from inference.cli import check_positive
+from inference.diffusion import check_ends
+from inference.optimizers import hidden_weights
+from inference.options import Decided, Training
+from inference.plan import Programs
+from inference.sample import make_sampler
+from models import ImageProblem
+from models.kinds import kind_of
+from pyro_mdm import NonlinearDiffusion
+from pyro_mdm.diffusions.closed import Kernels
+
+__all__ = ["check_effects", "check_patience", "check_training", "start_note"]
+
+FEWEST = 8
+"""Data of a part, below which its bound has no error bar."""
+
+POSITIVE = (
+    *("steps", "batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
+    *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "threads", "patience"),
+)
+
+
+def check_training(settings: Decided, programs: Programs, processes: int) -> None:
+    """Whether a run can be trained by its settings.
+
+    Args:
+        processes: how many share the work.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    problem, model, _ = programs
+    _check_numbers(settings, processes)
+    _check_sizes(settings, programs)
+    backend = settings.compile
+    if backend is not None and backend not in torch.compiler.list_backends(None):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"--compile is {backend!r}, expected one of {usual}")
+    if kind_of(model.diffusion).simulated:
+        _check_simulated(settings, cast(NonlinearDiffusion, model.diffusion))
+    if settings.sampler is not None:
+        steps, score = settings.sampler_steps, model.score_function
+        make_sampler(settings.sampler, steps, model.diffusion, score)
+    if settings.flip and not isinstance(problem, ImageProblem):
+        raise ValueError(f"--flip mirrors images; --model {settings.model} has none")
+
+
+def _check_numbers(settings: Decided, processes: int) -> None:
+    check_positive(**{name: getattr(settings, name) for name in POSITIVE})
+    for name in ("warmup", "weight_decay"):
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"--{name} is {getattr(settings, name)}, expected 0 or more")
+    if not settings.diffusion_learning_rate >= 0:
+        raise ValueError(
+            f"--diffusion_learning_rate is {settings.diffusion_learning_rate}, expected a "
+            "positive number, or 0 for a diffusion that is left as it starts"
+        )
+    if not 0 <= settings.ema_decay < 1:
+        raise ValueError(
+            f"--ema_decay is {settings.ema_decay}, expected a number from 0, no averaging, to "
+            "1, excluded; 0.995 averages over some 200 steps"
+        )
+    pieces = processes * settings.micro_batches
+    if settings.batch_size % pieces:
+        raise ValueError(
+            f"--batch_size {settings.batch_size} is shared by {processes} processes with "
+            f"{settings.micro_batches} micro-batches each; expected a multiple of {pieces}"
+        )
+
+
+def _check_sizes(settings: Decided, programs: Programs) -> None:
+    """Whether there are enough data of each part."""
+    for name in ("train", "validation", "test"):
+        n = len(getattr(programs.problem, name))
+        if n < FEWEST and (n or name != "validation"):
+            raise ValueError(
+                f"{settings.model} has {n} {name} data, expected at least {FEWEST} to measure a "
+                "bound on; give more"
+            )
+    size = settings.test_size
+    if size is not None and size < FEWEST:
+        raise ValueError(
+            f"--test_size is {size}, expected at least {FEWEST} data to measure a bound on; leave "
+            "it out for all"
+        )
+
+
+def _check_simulated(settings: Decided, diffusion: NonlinearDiffusion) -> None:
+    if not settings.decoder_in_loss:
+        raise ValueError(
+            f"--decoder_in_loss false needs the law of y_ε given x in closed form, and "
+            f"{settings.guide} is simulated; leave it out"
+        )
+    backend, twice = settings.compile, diffusion.simulation.objective == "ism"
+    if backend not in (None, "eager") and twice:
+        raise ValueError(
+            f"--compile {backend} makes a network that is differentiated once, and --objective "
+            "ism does so twice; use --objective local_dsm, or leave out --compile"
+        )
+
+
+# -- options without effect ------------------------------------------------------------------------
+
+
+def check_effects(settings: Training, programs: Programs) -> None:
+    """Whether each setting of a new run that was given changes something.
+
+    Raises:
+        ValueError: one does not; says why.
+    """
+    diffusion = programs.model.diffusion
+    check_ends(settings, diffusion)
+    if settings.diffusion_learning_rate == 0:
+        _check_learned(settings)
+    kind = kind_of(diffusion)
+    if settings.learn_ends is not None and not kind.learned_ends:
+        raise ValueError(
+            f"--learn_ends {settings.learn_ends} has no effect: both ends are held; leave it out, "
+            "or give a number above 0"
+        )
+    if kind.simulated:
+        _check_simulation(settings, cast(NonlinearDiffusion, diffusion))
+    network: nn.Module = programs.model.score_function.network
+    if settings.optimizer == "muon" and not hidden_weights(programs.model):
+        raise ValueError(
+            f"--optimizer is muon, which is for the convolutions inside a U-Net, and "
+            f"{settings.model} has none; use adam"
+        )
+    if settings.channels_last and all(weight.dim() != 4 for weight in network.parameters()):
+        raise ValueError(
+            f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
+            "convolutions over images; leave it out"
+        )
+
+
+def check_patience(settings: Decided, programs: Programs) -> None:
+    """Whether --patience, if it is given, can stop a new run before its last step.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    patience, steps, every = settings.patience, settings.steps, settings.measure_every
+    if patience is None:
+        return
+    if not len(programs.problem.validation):
+        raise ValueError(
+            f"--patience {patience} has no effect: it is by the bound on validation data, and "
+            "there are none; leave it out, or leave out --holdout false"
+        )
+    if (patience + 1) * every >= steps:  # the first measurement, and so many that are no better
+        raise ValueError(
+            f"--patience {patience} has no effect: the bound is measured every {every:,} of "
+            f"{steps:,} steps, and it would run out at step {(patience + 1) * every:,} at the "
+            "earliest; leave it out, or give a smaller one or a smaller --measure_every"
+        )
+
+
+LEARNED = {
+    "learn_beta": "the clock as it starts",
+    "time_varying": "Q and D constant as they start",
+    "learn_ends": "both ends where they start",
+    "learn_stationary": "Σ_∞ as it starts",
+}
+"""What --diffusion_learning_rate 0 leaves, by the option that asks for more."""
+
+
+def _check_learned(settings: Training) -> None:
+    for name, left in LEARNED.items():
+        if getattr(settings, name):
+            raise ValueError(
+                f"--{name} has no effect with --diffusion_learning_rate 0, which leaves {left}; "
+                "leave out one of them"
+            )
+
+
+def start_note(settings: Training, programs: Programs) -> str | None:
+    """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
+    diffusion = programs.model.diffusion
+    own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
+    at_a_time = isinstance(diffusion, Kernels) and diffusion.cut_time is not None
+    if settings.max_log_snr is not None or at_a_time or abs(own - usual) <= 1e-6:
+        return None
+    return (
+        f"note: {settings.guide} starts at log SNR {own:.4g}, where {settings.model} would "
+        f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
+    )
+
+
+def _check_simulation(settings: Training, diffusion: NonlinearDiffusion) -> None:
+    learned = any(p.requires_grad for p in diffusion.parameters())
+    if settings.backpropagation is not None and (
+        not learned or settings.diffusion_learning_rate == 0
+    ):
+        raise ValueError(
+            f"--backpropagation has no effect: no gradient goes through the paths of "
+            f"{settings.guide}, where nothing is learned; leave it out"
+        )
+    simulation = diffusion.simulation
+    given = [f"--{name}" for name in ("probes", "probe_law") if getattr(settings, name) is not None]
+    if given and simulation.objective == "local_dsm" and diffusion.stationary_prior:
+        raise ValueError(
+            f"{', '.join(given)} has no effect: with --objective local_dsm and a prior that "
+            f"{settings.guide} leaves at rest there is no divergence to estimate; leave it out"
+        )
+    if settings.probe_law is not None and simulation.probes == "exact":
+        raise ValueError(
+            "--probe_law has no effect with --probes exact, which draws none; leave out one of them"
+        )

@@ -1,0 +1,152 @@
+"""Pictures of data that a model generates: images in a grid, or points coloured by label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import Problem
+from pyro_mdm.contexts import Labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["columns", "contexts", "picture"]
+
+LEGEND = 12
+"""The most labels whose colours a picture names."""
+
+
+def columns(problem: Problem) -> int | None:
+    """How many columns a picture of data given each class in turn has: one for each class; None
+    for other data."""
+    context = problem.context
+    return context.num_classes if isinstance(context, Labels) else None
+
+
+def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
+    """What each of n samples is given; None if data are given nothing.
+
+    Args:
+        given: a class, several in turn, or a vector; None: each class in turn, or what test data
+            are given.
+
+    Raises:
+        ValueError: something is given, and data are given nothing.
+    """
+    context = problem.context
+    if given is None:
+        return problem.contexts_in_turn(n)
+    if context is None:
+        raise ValueError(
+            f"--given is {given}, but the run is a model of data that are given nothing; leave it "
+            "out, or use a run with --condition"
+        )
+    values = torch.as_tensor(given)
+    if isinstance(context, Labels):
+        values = values.reshape(-1)[torch.arange(n) % values.numel()]
+        whole = values.round().long()
+        return context.check(whole if bool((whole == values).all()) else values)
+    return context.check(values.float().reshape(1, -1).expand(n, -1))
+
+
+def picture(
+    problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
+) -> Tensor:
+    """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
+
+    Points are shown by their first two coordinates, beside test data; those of a run with labels
+    have a colour for each label, and so have the test data.
+
+    Args:
+        columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
+        context: what each of x was given, (n, …), if anything; colours points.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from pyro_mdm.plots.pictures import image_grid
+
+    images = problem.to_images(x)
+    if images is not None:
+        return image_grid(images, columns=columns)
+    test = problem.part("test")[:500]
+    data = problem.to_model_space(test.data).flatten(1)
+    labelled = isinstance(problem.context, Labels) and context is not None
+    figure = Figure((3.9 if labelled else 3.2, 3.2), dpi=160, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if labelled:
+        assert isinstance(problem.context, Labels)
+        _draw_labelled(axes, data, test.context, x.flatten(1), context, problem.context.num_classes)
+        figure.legend(loc="outside right upper", fontsize=7)
+    else:
+        for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
+            axes.plot(*_plane(points), style, ms=3, alpha=0.6, label=label)
+        axes.legend(loc="upper right", fontsize=8)
+    axes.set_xlabel("x_0")
+    axes.set_ylabel("x_1")
+    axes.set_aspect("equal", adjustable="datalim")
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0)
+
+
+Plane = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""The first two coordinates of points, each (n,)."""
+
+NOWHERE: Plane = (np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+def _plane(points: Tensor) -> Plane:
+    """The first two coordinates of points (n, d), the second 0 where there is one."""
+    second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
+    return points[:, 0].numpy(), second.numpy()
+
+
+def _draw_labelled(
+    axes: Axes,
+    data: Tensor,
+    labels: Tensor | None,
+    x: Tensor,
+    given: Tensor | None,
+    num_classes: int,
+) -> None:
+    """Test data as crosses and samples as dots, in the colours of their labels; black where a
+    label is not known."""
+    from matplotlib import colormaps
+
+    ten = num_classes <= 10
+    colours = colormaps["tab10" if ten else "turbo"]
+
+    def colour(label: int) -> str | tuple[float, float, float, float]:
+        return "black" if label < 0 else colours(label if ten else label / (num_classes - 1))
+
+    def scatter(
+        points: Plane,
+        colours: list[str | tuple[float, float, float, float]] | str,
+        size: float,
+        marker: str,
+        *,
+        alpha: float | None = None,
+        label: str | None = None,
+    ) -> None:
+        width = 0.7 if marker == "+" else 0.0
+        axes.scatter(
+            *points, s=size, c=colours, marker=marker, linewidths=width, alpha=alpha, label=label
+        )
+
+    for points, own, marker, size, alpha, what in (
+        (data, labels, "+", 12, 0.35, "test data"),
+        (x, given, "o", 7, 0.9, "samples"),
+    ):
+        known = [-1] * len(points) if own is None else own.tolist()
+        scatter(_plane(points), [colour(k) for k in known], size, marker, alpha=alpha)
+        scatter(NOWHERE, "0.4", 14, marker, label=what)
+    for k in range(num_classes if num_classes <= LEGEND else 0):
+        scatter(NOWHERE, [colour(k)], 14, "s", label=f"label {k}")

@@ -1,0 +1,262 @@
+"""What was decided of a model and its diffusion, and the two programs over it.
+
+Settings say what was asked for; :class:`Plan` what came of them and the data set. It is made once,
+and all that is built is built from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+
+from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion, give_learned_end
+from inference.names import LIKELIHOODS, find, make, takes, wrong_kind
+from inference.options import Guide, Training
+from inference.problems import build_problem
+from inference.seeds import seed_from
+from models import Problem
+from models.base import SCORES, ScoreKind
+from models.kinds import kind_of
+from pyro_mdm import DiffusionGuide, DiffusionModel
+from pyro_mdm.diffusions.learned import LearnedFamily
+from pyro_mdm.likelihoods import LevelDistribution, Likelihood
+from pyro_mdm.scores.base import Score
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.modules import evaluating
+
+__all__ = ["Plan", "Programs", "build", "settle_end"]
+
+
+class Programs(NamedTuple):
+    """A data set with its generative and its inference program, over one diffusion."""
+
+    problem: Problem
+    model: DiffusionModel
+    guide: DiffusionGuide
+
+    def given(self, context: torch.Tensor | None) -> Programs:
+        """Those of data with these contexts (n, …), if the data set is given any."""
+        if context is None:
+            return self
+        device = self.model.diffusion.start_time.device
+        return self._replace(model=self.model.given_context(context.to(device)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided of a model and its guide.
+
+    Attributes:
+        settings: what was asked for.
+        problem: the data set: its split, its networks, and what data are given.
+        guide: settings of the diffusion with both ends of log SNR as they are to be; λ(T) is None
+            where the diffusion keeps its own clock.
+        score: the name of the score at this data set, its class, or a function that makes it.
+        likelihood: p(x | y_ε); None: the data set's own.
+        maps: at which maps of log SNR the denoiser is trained; None: it is told none.
+    """
+
+    settings: Training
+    problem: Problem
+    guide: Guide
+    score: str | ScoreKind
+    likelihood: Likelihood | None
+    maps: str | None
+
+    @classmethod
+    def of(cls, settings: Training) -> Plan:
+        """What comes of settings: the same settings, the same plan.
+
+        Raises:
+            NameNotFoundError, TypeError, ValueError: settings that name nothing, or do not go with
+                each other.
+        """
+        problem = build_problem(settings, network=settings.network, decoder=settings.decoder)
+        score, likelihood = _score_kind(settings.score), _likelihood(settings, problem)
+        start, end = settings.max_log_snr, settings.min_log_snr
+        if settings.guide == "learned" and end is None and _is_denoiser(score, problem):
+            end = LEARNED_MIN_LOG_SNR
+        guide = Guide(**{field.name: getattr(settings, field.name) for field in fields(Guide)})
+        start = problem.max_log_snr if start is None else start
+        guide = replace(guide, max_log_snr=start, min_log_snr=end)
+        maps = settings.maps or problem.default_maps
+        return cls(settings, problem, guide, score, likelihood, maps)
+
+    def build(self, *, fitted: bool = True) -> Programs:
+        """The untrained programs: the same plan, the same programs.
+
+        Args:
+            fitted: as in :meth:`models.base.Problem.build`.
+        """
+        settings, problem = self.settings, self.problem
+        torch.manual_seed(seed_from(settings.seed, "initial weights"))
+        shape = problem.event_shape
+        diffusion = build_diffusion(self.guide, event_shape=shape, simulation=settings)
+        model = problem.build(
+            diffusion,
+            score=self.score,
+            likelihood=self.likelihood,
+            maps=self.maps is not None,
+            fitted=fitted,
+        )
+        score = model.score_function
+        if self.maps is not None:
+            self._train_at_maps(model, self.maps)
+        if self.likelihood is not None:
+            _try_likelihood(str(settings.likelihood), problem, model)
+        cut = diffusion.cut_time if isinstance(diffusion, LearnedFamily) else None
+        if cut is not None and isinstance(score, DenoiserScore):
+            raise ValueError(
+                f"{settings.guide} is learned and cut at the time {cut:g}, so that log SNR moves "
+                "there, which a denoiser takes as fixed; use --score noise, or a guide that is cut "
+                "at a log SNR"
+            )
+        if settings.times is not None:
+            self._check_times(model)
+            score.times = settings.times
+        return Programs(problem, model, DiffusionGuide(diffusion))
+
+    def _check_times(self, model: DiffusionModel) -> None:
+        """Whether a score can be trained at times of the law that was asked for."""
+        times, score = self.settings.times, model.score_function
+        if kind_of(model.diffusion).simulated:
+            raise ValueError(
+                f"--times is {times}, and {self.settings.guide} is simulated: the times of its "
+                "paths are those of --points; leave it out"
+            )
+        if times == "vpsde" and isinstance(score, DenoiserScore):
+            raise ValueError(
+                f"--times is {times}, which is for scores of the raw state of a linear diffusion; "
+                f"{type(score).__name__} has adaptive and log_volume. Leave it out, or use --score "
+                "noise"
+            )
+        if self.maps is not None:
+            raise ValueError(
+                f"--times is {times}, and denoisers that are trained at maps have times of their "
+                "own; leave it out, or leave out --maps"
+            )
+
+    def _train_at_maps(self, model: DiffusionModel, maps: str) -> None:
+        """Have a denoiser trained at the maps that were asked for."""
+        score, diffusion = model.score_function, model.diffusion
+        if not isinstance(score, DenoiserScore):
+            raise ValueError(
+                f"--maps is {maps}, which is for denoisers, and {type(score).__name__} is none; "
+                "leave it out, or use --score denoiser or discrete"
+            )
+        if maps == "levels":
+            return
+        ends = diffusion.start_log_snr, diffusion.terminal_log_snr
+        if kind_of(diffusion).by_dimension or any(end.requires_grad for end in ends):
+            raise ValueError(
+                f"--maps {maps} replaces clocks and ends of log SNR that {self.settings.guide} has "
+                "for each dimension or learns; use a guide of one clock, give --min_log_snr and "
+                "leave out --learn_ends"
+            )
+        score.training_maps = (
+            RandomMaps() if maps == "mixed" else RandomMaps(**SHARES | {maps: 1.0})
+        )
+
+
+def build(settings: Training, *, fitted: bool = True) -> Programs:
+    """The untrained programs that settings describe, as :meth:`Plan.build` makes them."""
+    return Plan.of(settings).build(fitted=fitted)
+
+
+def settle_end(programs: Programs) -> float | None:
+    """Give a learned diffusion of one's own under a denoiser the λ(T) that ``learned`` has.
+
+    That is of a new run: older ones keep the ends they began with.
+
+    Returns:
+        λ(T) if it was changed.
+    """
+    denoises = isinstance(programs.model.score_function, DenoiserScore)
+    changed = denoises and give_learned_end(programs.model.diffusion)
+    return LEARNED_MIN_LOG_SNR if changed else None
+
+
+SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
+"""Of kinds of maps that are not asked for."""
+
+
+def _score_kind(name: str) -> str | ScoreKind:
+    """A score's name if it is one of :mod:`models`, or else what it stands for."""
+    if name == "default" or name in SCORES:
+        return name
+    kind: ScoreKind = find("score", name)
+    other = inspect.isclass(kind) and not issubclass(kind, Score)
+    if not callable(kind) or other or isinstance(kind, Score):
+        raise wrong_kind("score", name, kind, Score)
+    return kind
+
+
+def _is_denoiser(score: str | ScoreKind, problem: Problem) -> bool:
+    kind = score
+    if isinstance(score, str):
+        kind = SCORES[problem.scores[0] if score == "default" else score]
+    return inspect.isclass(kind) and issubclass(kind, DenoiserScore)
+
+
+def _likelihood(settings: Training, problem: Problem) -> Likelihood | None:
+    """The decoder that was asked for by name; None for the problem's own."""
+    name = settings.likelihood
+    if name is None:
+        return None
+    if settings.decoder is not None:
+        raise ValueError(
+            f"--decoder {settings.decoder} and --likelihood {name} both say what p(x | y_ε) is; "
+            "leave out one of them"
+        )
+    named, levels = find("likelihood", name), getattr(problem, "num_levels", None)
+    if levels is None and name in LIKELIHOODS and _needs(named, "levels"):
+        raise ValueError(
+            f"--likelihood {name} is for images with levels, and {problem.name} is continuous; use "
+            "gaussian or tweedie"
+        )
+    options = {"levels": levels} if levels is not None and takes(named, "levels") else {}
+    likelihood: Likelihood = make("likelihood", name, named, Likelihood, options)
+    return likelihood
+
+
+def _needs(function: Callable[..., object], name: str) -> bool:
+    """Whether ``function`` has an argument of that name without a default."""
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
+    """Whether a decoder is one of such data, under such a diffusion and score: by trying it.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    diffusion, event_shape = model.diffusion, model.event_shape
+    y = torch.zeros(2, diffusion.num_variables, *event_shape)
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        x = problem.to_model_space(problem.train[:2])
+        try:
+            known = problem.part("train").context
+            given = None if known is None else known[:2]
+            score = model.given_context(given).score_function
+            law = model.likelihood(diffusion, score, y, len(event_shape))
+            shape = law.log_prob(x).shape
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"--likelihood {name}: {error}") from error
+    if shape != (2,):
+        raise ValueError(
+            f"--likelihood {name} has log_prob of shape {tuple(shape)} for 2 data of shape "
+            f"{tuple(event_shape)}, expected one number each, (2,); end with "
+            f".to_event({len(event_shape)})"
+        )
+    if "discrete" in problem.scores and not isinstance(law, LevelDistribution):
+        raise ValueError(
+            f"--likelihood {name} is a density, {type(law).__name__}, and {problem.name} has "
+            "levels, whose bits/dim are of probabilities; use a LevelDistribution, such as "
+            "discretized_gaussian, or --protocol dequantized"
+        )

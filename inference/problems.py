@@ -1,0 +1,126 @@
+"""The data set that settings describe: how it is read and split, and what data are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Final, Literal, TypeVar
+
+from inference.names import accepted, find
+from inference.options import Data
+from models import Problem
+from pyro_mdm.support.checks import describe
+
+__all__ = ["build_problem", "check_split", "split_word", "with_split"]
+
+T = TypeVar("T", bound=Data)
+
+OPTIONS = {
+    "protocol": "images",
+    "network": "images",
+    "logit_margin": "images",
+    "decoder": "images",
+    "data": "data sets that are read from files",
+    "columns": "tables",
+    "image_size": "images of your own",
+}
+"""Which data sets have which option."""
+
+BY_INDEX: Final = "index"
+"""--split_seed of data that are split as they lie. In older runs it is null, or not there."""
+
+CONTEXT_DROPOUT = 0.1
+"""The part of a batch whose context is hidden, where none is given."""
+
+
+def build_problem(data: Data, *, network: str | None = None, decoder: str | None = None) -> Problem:
+    """The data set that settings describe, of data given what is asked for.
+
+    Args:
+        data: its ``model`` is a name, see :func:`~inference.names.find`. Without ``split_seed``
+            data are split by index, see :func:`with_split`.
+        network, decoder: of images, see :class:`~models.base.ImageProblem`.
+
+    Raises:
+        NameNotFoundError: see :func:`~inference.names.find`.
+        TypeError: what is named is no data set, or one that takes no ``holdout``.
+        ValueError: an option that this data set does not have, or data that are not what it says.
+    """
+    options = {"network": network, "decoder": decoder}
+    options |= {name: getattr(data, name) for name in OPTIONS if name not in options}
+    given = {name: options[name] for name in OPTIONS if options[name] is not None}
+    problem = _made(data, given)
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"{data.model} is {describe(problem)}, expected a subclass of models.base.Problem: "
+            "see models/digits.py"
+        )
+    if not hasattr(problem, "train"):
+        raise TypeError(f"{data.model} has no data: its __init__ does not call super().__init__()")
+    seed = _seed(data)
+    if problem.rows is not None and problem.rows.seed != seed:
+        raise ValueError(
+            f"{data.model} was split by --split_seed {split_word(problem.rows.seed)} when it was "
+            f"made, and {split_word(seed)} is asked for; name its class, or make it by split_by"
+        )
+    dropout = data.context_dropout
+    if data.condition is not None:
+        problem.condition_on(data.condition, CONTEXT_DROPOUT if dropout is None else dropout)
+    elif dropout is not None:
+        raise ValueError(
+            f"--context_dropout is {dropout}, but the data are given nothing; give --condition "
+            "labels too, or leave it out"
+        )
+    return problem
+
+
+def _made(data: Data, given: Mapping[str, object]) -> object:
+    """What the name stands for; of a class, an object that was made with what was given."""
+    named = find("model", data.model)
+    is_class = inspect.isclass(named) and issubclass(named, Problem)
+    taken = accepted(named, {"holdout": data.holdout, **given}) if is_class else {}
+    for key, value in given.items():
+        if key not in taken:
+            raise ValueError(
+                f"--{key} {value} is for {OPTIONS[key]}; --model {data.model} has none"
+            )
+    if not is_class:
+        return named
+    if "holdout" not in taken:
+        raise TypeError(
+            f"{data.model} does not take holdout; let its __init__ have a keyword holdout and call "
+            "super().__init__(holdout=holdout)"
+        )
+    return named.split_by(_seed(data), **taken)
+
+
+def _seed(data: Data) -> int | None:
+    """By which data are split; None: by index."""
+    return None if data.split_seed == BY_INDEX else data.split_seed
+
+
+def with_split(data: T) -> T:
+    """Settings of a new run, with its data set's own split where none is asked for."""
+    if data.split_seed is not None:
+        return data
+    own = getattr(find("model", data.model), "split_seed", None)
+    return dataclasses.replace(data, split_seed=split_word(own))
+
+
+def split_word(seed: int | None) -> Literal["index"] | int:
+    """What --split_seed is where data are split by ``seed``."""
+    return BY_INDEX if seed is None else seed
+
+
+def check_split(split_seed: Literal["index"] | int | None, problem: Problem) -> None:
+    """Whether a split that was asked for is one of these data.
+
+    Raises:
+        ValueError: their parts are official.
+    """
+    if split_seed is not None and problem.rows is None:
+        raise ValueError(
+            f"--split_seed is {split_seed}, and {problem.name} has official parts, which are never "
+            "split; leave it out"
+        )

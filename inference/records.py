@@ -1,0 +1,87 @@
+"""Lines of JSON and CSV in files that are appended to, and read back where they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from inference.checkpoints import explain_full_disk
+
+__all__ = ["Record", "append", "encode", "finite", "flush", "is_row", "now", "read_lines"]
+
+Record = dict[str, Any]
+"""A JSON object."""
+
+
+def finite(content: object) -> Any:
+    """Content of JSON, with None for numbers that are not finite, which it cannot hold."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; what it cannot hold, as in a file name that is no text, is escaped as JSON does."""
+    return text.encode(errors="backslashreplace")
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line, whole; one that was torn before is ended first.
+
+    Raises:
+        StorageError: there is no space for it; the file is as it was.
+    """
+    data = encode(line)
+    with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end > 0:
+            file.seek(end - 1)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def flush(path: Path) -> None:
+    """Have what was appended to ``path`` on the disk."""
+    if path.exists():
+        with explain_full_disk(path, 0), open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path, keys: set[str]) -> list[Record]:
+    """The JSON objects with ``keys``, one of them the step, in the lines of a file."""
+    records = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and keys <= record.keys() and isinstance(record["step"], int):
+            records.append(record)
+    return records
+
+
+def is_row(row: Mapping[str | None, Any]) -> bool:
+    """Whether a row of metrics.csv is neither torn nor damaged."""
+    if None in row or None in row.values() or not {"step", "part"} <= row.keys():
+        return False
+    return re.fullmatch(r"\d{1,18}", row["step"]) is not None

@@ -1,0 +1,95 @@
+"""What programs say and draw of a diffusion by its kind: kernels in closed form, or paths."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pyro_mdm import Diffusion, LinearDiffusion, NonlinearDiffusion
+from pyro_mdm.diffusions.closed import Kernels
+from pyro_mdm.plots import tensorboard
+
+__all__ = ["ShownKernels", "ShownPaths", "shown"]
+
+Data = Callable[[int], Tensor]
+"""Gives so many training data, at most, in model space."""
+
+CURVES, VIEWS = 256, 512
+"""Data that simulated paths start at, and that views of a diffusion in closed form are of."""
+
+
+@dataclass(frozen=True)
+class ShownKernels:
+    """What there is to see of a diffusion in closed form."""
+
+    diffusion: LinearDiffusion
+    seed: int
+
+    @property
+    def matrices(self) -> dict[str, Tensor]:
+        """Q and D as they are, by name."""
+        return dict(zip(("Q", "D"), self.diffusion.frozen(), strict=False))
+
+    @property
+    def rank(self) -> str:
+        """The rank of D; of others a dash, as runs of one table have the same columns."""
+        return str(int(torch.linalg.matrix_rank(self.diffusion.frozen().D.detach())))
+
+    @property
+    def simulation(self) -> str:
+        """How paths are simulated and the bound is estimated."""
+        return "closed form"
+
+    def write_numbers(self, writer: SummaryWriter, data: Data, step: int) -> None:
+        """Write curves over training of what is learned."""
+        tensorboard.write_diffusion(writer, self.diffusion, step)
+
+    def write_figures(self, writer: SummaryWriter, data: Data, step: int) -> None:
+        """Write figures of the diffusion as it is."""
+        tensorboard.write_curves(writer, self.diffusion, step)
+        tensorboard.write_views(writer, self.diffusion, data(VIEWS), step)
+
+    def write_noising(self, writer: SummaryWriter, x: Tensor, step: int) -> None:
+        """Write a figure of data x (n, *event_shape) at several times."""
+        tensorboard.write_noising(writer, self.diffusion, x, step, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class ShownPaths:
+    """The same of a diffusion whose paths are simulated."""
+
+    diffusion: NonlinearDiffusion
+    seed: int
+    matrices: ClassVar[Mapping[str, Tensor]] = {}
+    rank: ClassVar[str] = "–"
+
+    @property
+    def simulation(self) -> str:
+        own = self.diffusion.simulation
+        return f"{own.solver(self.diffusion)}, steps of {own.step_size:g}, {own.objective}"
+
+    def write_numbers(self, writer: SummaryWriter, data: Data, step: int) -> None:
+        tensorboard.write_simulated(writer, self.diffusion, data(CURVES), step, seed=self.seed)
+
+    def write_figures(self, writer: SummaryWriter, data: Data, step: int) -> None:
+        tensorboard.write_paths(writer, self.diffusion, data(CURVES), step, seed=self.seed)
+
+    def write_noising(self, writer: SummaryWriter, x: Tensor, step: int) -> None:
+        """Nothing: no kernels draw it."""
+
+
+@functools.singledispatch
+def shown(diffusion: Diffusion, seed: int = 0) -> ShownKernels | ShownPaths:
+    """What there is to see of a diffusion, by its kind; ``seed`` is of paths and noise."""
+    return ShownPaths(cast(NonlinearDiffusion, diffusion), seed)
+
+
+@shown.register(Kernels)
+def _(diffusion: Kernels, seed: int = 0) -> ShownKernels:
+    return ShownKernels(cast(LinearDiffusion, diffusion), seed)

@@ -1,0 +1,200 @@
+"""A step of training, and what it changes."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from inference import recipe
+from inference.batches import Batches
+from inference.checkpoints import (
+    ArchitectureError,
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+)
+from inference.loading import load_weights
+from inference.options import Decided
+from inference.plan import Programs
+from inference.processes import LossScale, autocast_dtype, loss_scale
+from inference.runs import Run
+from inference.seeds import seed_from
+from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, randomness
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Progress", "Step", "Trainee"]
+
+
+class Progress(NamedTuple):
+    """How far a run is, as a checkpoint has it beside its tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    window: Sequence[float] = ()  # the losses not yet written, as recipe.Window has them
+    unmeasured: bool = False  # whether the bound is due at this step
+
+
+class Step(NamedTuple):
+    """What a step of training was like."""
+
+    bits: float  # the objective, bits/dim
+    norm: float  # of its gradient, nats/dim
+    rate: float  # learning rate of the network
+    stop: int  # the signal that any process was stopped by, or 0
+
+
+class Trainee:
+    """What training changes, which is what a checkpoint holds, and a step of it.
+
+    Data, noise and learning rates of a step are functions of the seed and the step alone. A batch
+    is in equal pieces, micro-batches of each process, whose noise is the whole batch's. Which data
+    are a member's depends on the pieces.
+
+    Attributes:
+        averaged: the programs with averaged weights, which are evaluated.
+    """
+
+    def __init__(self, fabric: Fabric, programs: Programs, settings: Decided) -> None:
+        self.fabric, self.programs, self.settings = fabric, programs, settings
+        problem, model, guide = programs
+        model.to(fabric.device)
+        network: Any = model.score_function.network
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if settings.diffusion_learning_rate == 0:
+            model.diffusion.requires_grad_(False)
+        self.names, self.optimizer = recipe.optimizer(model, settings)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
+        self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
+        averaged = cast(DiffusionModel, self.ema.module)
+        self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
+        self.scale: LossScale = loss_scale(fabric)
+        model.score_function.autocast_dtype = autocast_dtype(settings.precision)
+        if settings.compile is not None:
+            network.compile(backend=settings.compile)
+        self.density = model.score_function.time_density
+        if self.density is not None:
+            self.density.automatic = False  # pieces of a batch are drawn by one density
+
+        own, rank = settings.micro_batches, fabric.global_rank
+        self.count, self.mine = fabric.world_size * own, range(rank * own, (rank + 1) * own)
+        self.batches = self._gathered(problem.train, flip=settings.flip)
+        context = problem.part("train").context
+        self.contexts = None if context is None else self._gathered(context)
+        objective = MDM_ELBO(decoder=settings.decoder_in_loss)
+        self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
+
+    def _gathered(self, data: Tensor, *, flip: bool = False) -> Batches:
+        size, seed, pieces = self.settings.batch_size, self.settings.seed, (self.mine, self.count)
+        return Batches(data, size, seed, self.fabric.device, pieces=pieces, flip=flip)
+
+    def step(self, step: int, signal_number: int = 0) -> Step:
+        """Take a step; all processes do.
+
+        Args:
+            step: its number, from 0.
+            signal_number: that this process was stopped by, or 0.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite.
+            SimulationError, UnreachableError, KernelPrecisionError: the diffusion was trained into
+                what has no bound.
+        """
+        settings, scale = self.settings, self.scale.value
+        factor = recipe.schedule(step, settings.steps, settings.warmup, settings.decay)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        nats = self._gradients(step)
+        if self.density is not None:
+            # processes and float16 scale the loss, and a run may go on with others
+            self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
+        clipped = self.fabric.clip_gradients(
+            self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
+        )
+        norm = float(torch.as_tensor(clipped))
+        total, stop = _sum(self.fabric, nats, signal_number)
+        levels = self.programs.problem.dequantized_levels
+        bits = total / math.log(2) + math.log2(levels or 1)
+        overflow = not math.isfinite(norm) and self.scale.may_fall
+        if not (math.isfinite(bits) and (math.isfinite(norm) or overflow)):
+            raise FloatingPointError(
+                f"the loss is {bits} bits/dim and the norm of its gradient {norm}"
+            )
+        self.stepper.step()
+        if self.scale.value >= scale:  # else it was too large and the step was left out
+            self.ema.update_parameters(self.programs.model)
+        return Step(bits, norm, self.optimizer.param_groups[0]["lr"], stop)
+
+    def _gradients(self, step: int) -> Tensor:
+        """Gradients of the negative bound in nats/dim, and this process's part of it."""
+        seed, problem = self.settings.seed, self.programs.problem
+        numbers = self.settings.batch_size * math.prod(problem.event_shape)
+        noise_seed = seed_from(seed, "noise", step, 0)
+        self.optimizer.zero_grad(set_to_none=True)
+        nats = torch.zeros((), device=self.fabric.device)
+        given = [None] * len(self.mine) if self.contexts is None else self.contexts(step)
+        for r, part, context in zip(self.mine, self.batches(step), given, strict=True):
+            torch.manual_seed(seed_from(seed, "dropout", step, r))
+            waiting = r != self.mine[-1]
+            with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
+                with randomness.piece(r, self.count, noise_seed):
+                    x, log_det = problem.transform(part)
+                    loss = self.loss_of(x, *([] if context is None else [context])) / numbers
+                # processes are averaged, and their sum is meant
+                self.fabric.backward(loss * self.fabric.world_size)
+            nats += loss.detach() - log_det.sum() / numbers
+        return nats
+
+    def _sum_of_processes(self, values: Tensor) -> Tensor:
+        return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum"))
+
+    def close(self) -> None:
+        """Stop gathering data."""
+        for batches in (self.batches, self.contexts):
+            if batches is not None:
+                batches.close()
+
+    def save(self, run: Run, progress: Progress) -> None:
+        """Write a checkpoint, and the averaged model."""
+        named = {
+            "model": self.programs.model.state_dict(),
+            "ema": self.averaged.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.names),
+        }
+        tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
+        averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
+        state = progress._asdict() | {"config": dict(run.config)} | averages
+        run.save(Checkpoint(progress.step, tensors, state))
+        run.save_model(self.averaged.model)
+
+    def load(self, run: Run) -> Progress:
+        """Go back to the newest checkpoint."""
+        checkpoint = run.latest()
+        before = checkpoint.state.get("config", {}).get("optimizer", "adam")
+        if before != self.settings.optimizer:
+            raise ArchitectureError(
+                f"{run.folder} was trained by {before}, and its config.yaml says "
+                f"{self.settings.optimizer}; set optimizer back, or start a new run"
+            )
+        load_weights(self.programs.model, checkpoint, "model", run)
+        load_weights(self.averaged.model, checkpoint, "ema", run)
+        load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
+        self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
+        self.scale.load(checkpoint.state.get("loss_scale", {}))
+        saved = checkpoint.state
+        return Progress(**{name: saved[name] for name in Progress._fields if name in saved})
+
+
+def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
+    """The loss of all processes, and the signal that any of them was stopped by, or 0."""
+    both = torch.stack([nats.double(), nats.new_tensor(signal_number, dtype=torch.float64)])
+    total, signals = cast(Tensor, fabric.all_reduce(both, reduce_op="sum")).tolist()
+    return total, (signal_number or int(signal.SIGTERM)) if signals else 0

@@ -1,0 +1,327 @@
+"""Data sets: how data are read, split, and what is known of each datum beside itself."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from models.checks import as_tensor, check_numbers, check_shape
+from models.splits import EVERY, Rows, split_rows
+from pyro_mdm.contexts import GivenContext, Labels, Vectors
+
+__all__ = ["DataSet", "Part"]
+
+SHOWN_CLASSES = 20
+"""The most classes of which the number of test data is said."""
+
+D = TypeVar("D", bound="DataSet")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Data as stored, (n, *event_shape), and what is known of each, (n, …), if anything is."""
+
+    data: Tensor
+    context: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: slice | Tensor) -> Part:
+        return Part(self.data[rows], None if self.context is None else self.context[rows])
+
+
+class DataSet(ABC):
+    """Data, their split into parts, and what is known of each datum beside itself.
+
+    Subclasses define :meth:`load`, or :meth:`split` where the parts are official.
+
+    A tenth of the data, drawn by ``split_seed``, is test. With ``holdout`` another tenth, otherwise
+    trained on, is kept for validation: choose settings there, never on test. Where the data have
+    labels, each class is split so; a class with a single datum is trained on. Official parts, such
+    as a published test set, come from :meth:`split` instead of :meth:`load`::
+
+        def split(self, holdout):
+            train, test = …  # tensors or NumPy arrays
+            end = len(train) - 5000 if holdout else len(train)
+            return train[:end], train[end:], test
+
+    What is known of the data beside themselves, such as labels, is named in ``contexts`` and comes
+    from :meth:`load_context` (or :meth:`split_context`), in their order.
+
+    Args:
+        holdout: keep a validation part out of the training data.
+
+    Attributes:
+        train, validation, test: the data as stored, (n, *event_shape); compact (uint8) for images.
+            ``validation`` is empty without ``holdout``.
+        rows: which of the data are in which part, by their numbers in the order of :meth:`load`;
+            None where the parts are official.
+        context: how a network is told what is known of them, after :meth:`condition_on`; None
+            before.
+
+    Raises:
+        TypeError: an attribute is missing, or data are no tensor and no NumPy array.
+        ValueError: data of another shape or kind than the class says, or none.
+    """
+
+    name: str
+    event_shape: tuple[int, ...]
+    """Of a datum; where a class does not say, what its training data have."""
+
+    contexts: ClassVar[tuple[str, ...]] = ()
+    """What its data may be given, by name: whole numbers are labels, others vectors."""
+
+    split_seed: int | None = 0
+    """Of the order in which data without official parts are split; None: every 10th datum is test
+    as they lie, those of index 0, 10, 20, …, and 8, 18, 28, … are validation. :meth:`split_by`
+    gives another."""
+
+    strata: ClassVar[str] = "classes"
+    """What data are split evenly over where they have several, in words."""
+
+    needed: ClassVar[Mapping[str, str]] = {"name": "'mine'"}
+    """What a class has to say, with an example of each."""
+
+    @classmethod
+    def split_by(cls: type[D], split_seed: int | None, **options: Any) -> D:
+        """The data set split by another seed than the class's.
+
+        Args:
+            split_seed: see :attr:`split_seed`.
+            options: what the class is made with, such as ``holdout``.
+        """
+        data = cls.__new__(cls)
+        data.split_seed = split_seed
+        cls.__init__(data, **options)
+        return data
+
+    def __init__(self, *, holdout: bool = False) -> None:
+        for attribute, example in self.needed.items():
+            if not hasattr(self, attribute):
+                raise TypeError(
+                    f"{type(self).__name__} has no {attribute}; give the class one, such as "
+                    f"{attribute} = {example}"
+                )
+        self.holdout = holdout
+        self.rows: Rows | None = None
+        self.context: GivenContext | None = None
+        self._contexts: dict[str, Tensor] = {}
+        parts = self.split(holdout)
+        if not isinstance(parts, tuple | list) or len(parts) != 3:
+            count = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""
+            raise TypeError(
+                f"{self.name}: split returned a {type(parts).__name__}{count}, expected three: "
+                "training, validation (empty without holdout) and test data"
+            )
+        names = ("training", "validation", "test")
+        self.train, self.validation, self.test = (
+            as_tensor(part, f"{self.name}: the {name} data")
+            for name, part in zip(names, parts, strict=True)
+        )
+        if not hasattr(self, "event_shape"):
+            self.event_shape = tuple(self.train.shape[1:])
+        for name, part in zip(names, (self.train, self.validation, self.test), strict=True):
+            if len(part) == 0 and name != "validation":
+                raise ValueError(f"{self.name}: there are no {name} data")
+            self.check(part, f"{self.name}: the {name} data")
+
+    def check(self, data: Tensor, what: str) -> None:
+        """Whether a part of the data is what the class says they are.
+
+        Args:
+            what: it is called in messages.
+
+        Raises:
+            ValueError: it is not.
+        """
+        check_shape(data, self.event_shape, what)
+        check_numbers(data, what)
+
+    def load(self) -> Tensor:
+        """All data, (n, *event_shape), in a fixed order."""
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither load, all data in a fixed order, nor split; "
+            "see models/digits.py"
+        )
+
+    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Train, validation (empty without ``holdout``) and test, by :attr:`split_seed` unless
+        overridden."""
+        data = as_tensor(self.load(), f"{self.name}: the data")
+        labels = None if self.split_seed is None else self._labels(len(data))
+        rows = self.divide(len(data), holdout, labels, [] if labels is None else [labels])
+        return data[rows.train], data[rows.validation], data[rows.test]
+
+    def divide(
+        self,
+        n: int,
+        holdout: bool,
+        strata: Tensor | None = None,
+        categories: Sequence[Tensor] = (),
+    ) -> Rows:
+        """Which of n data are in which part, by :attr:`split_seed`; kept as ``rows``.
+
+        Arguments are those of :func:`~models.splits.split_rows`.
+        """
+        self.rows = split_rows(n, holdout, self.split_seed, strata, categories)
+        return self.rows
+
+    def _labels(self, n: int) -> Tensor | None:
+        """The classes of all n data, if they have any: labels of which there are two of each, on
+        average. What is no tensor of numbers is an error where data are to be given it."""
+        if type(self).load_context is DataSet.load_context:
+            return None  # contexts are split by split_context alone
+        for name in self.contexts:
+            try:
+                known = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+            except TypeError:
+                continue
+            whole = not (known.is_floating_point() or known.is_complex())
+            if whole and known.shape == (n,) and 2 * len(known.unique()) <= n:
+                return known.long()
+        return None
+
+    def numbers(self, part: str) -> Tensor:
+        """The numbers of the data of ``train``, ``validation`` or ``test`` in the order of
+        :meth:`load`, (n,) int64; 0, 1, 2, … of an official part.
+
+        Raises:
+            ValueError: :attr:`rows` are of another number of data than there are.
+        """
+        n = len(getattr(self, part))
+        own: Tensor | None = None if self.rows is None else getattr(self.rows, part)
+        if own is None or len(own) == 0:
+            return torch.arange(n)
+        if len(own) != n:
+            raise ValueError(
+                f"{self.name}: rows says that {len(own)} data are {part}, and there are {n}, so "
+                "that which they are is not known; set rows to those that split returns"
+            )
+        return own
+
+    @property
+    def split_in_words(self) -> str:
+        """How many data there are in each part, and how they were split, for people."""
+        parts = [(len(self.train), "training"), (len(self.validation), "validation")]
+        parts = [(n, part) for n, part in [*parts, (len(self.test), "test")] if n]
+        counts = ", ".join(f"{n:,} {part}" for n, part in parts) + " data"
+        if (rows := self.rows) is None:
+            return f"{counts}, in official parts"
+        if rows.seed is None:
+            how = f"every {EVERY}th is test"
+        else:
+            evenly = f", evenly over {self.strata}" if rows.stratified else ""
+            how = f"split at random by --split_seed {rows.seed}{evenly}"
+        if rows.rare:
+            one = rows.rare == 1
+            how += f"; {rows.rare} {'datum is' if one else 'data are'} of categories too rare to "
+            how += f"be split, and {'is' if one else 'are'} trained on"
+        labels = self._labels(sum(n for n, _ in parts))
+        if labels is not None and int(labels.min()) >= 0 and len(labels.unique()) <= SHOWN_CLASSES:
+            number = labels[rows.test].bincount(minlength=int(labels.max()) + 1).tolist()
+            how += f"; test data of classes 0, 1, …: {', '.join(map(str, number))}"
+        return f"{counts}; {how}"
+
+    # -- what is known of the data -----------------------------------------------------------------
+
+    def load_context(self, name: str) -> Any:
+        """What is known of all data, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
+        numbers, or vectors (n, m). Where it is not known, -1 or NaN, with a dropout above 0.
+
+        Args:
+            name: one of ``contexts``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} names {name} in contexts and defines neither load_context nor "
+            "split_context; see models/digits.py"
+        )
+
+    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for train, validation and test, split as the data are unless overridden."""
+        context = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+        # by index, if a split of one's own says nothing of its rows
+        rows = split_rows(len(context), holdout, None) if self.rows is None else self.rows
+        n = sum(map(len, rows[:3]))
+        if len(context) != n:
+            raise ValueError(
+                f"{self.name}: {len(context)} {name} of {n} data, expected one for each, in the "
+                "order of load"
+            )
+        return context[rows.train], context[rows.validation], context[rows.test]
+
+    def condition_on(self, name: str, dropout: float = 0.0) -> None:
+        """From now on programs are of the data given this context.
+
+        Args:
+            name: one of ``contexts``.
+            dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
+
+        Raises:
+            ValueError: another name; contexts of another number than the data; labels of test data
+                that no training data have.
+        """
+        if name not in self.contexts:
+            known = ", ".join(self.contexts) or "nothing"
+            raise ValueError(
+                f"--condition is {name!r}, and what is known of {self.name} is {known}; leave it "
+                "out, or name it in contexts of a class of your own"
+            )
+        own = type(self).split_context is not DataSet.split_context
+        if own and self.rows is not None and self.split_seed is not None:
+            raise TypeError(
+                f"{type(self).__name__} has a split_context of its own, but its data are split by "
+                "split_seed; return all contexts from load_context in the order of load, or define "
+                "split too"
+            )
+        names = ("train", "validation", "test")
+        parts = dict(zip(names, self.split_context(name, self.holdout), strict=True))
+        for part, context in parts.items():
+            if len(context) != len(getattr(self, part)):
+                raise ValueError(
+                    f"{self.name}: {len(context)} {name} of {len(getattr(self, part))} {part} "
+                    "data, expected one for each, in their order"
+                )
+        if parts["train"].is_floating_point():
+            parts = {
+                part: c.float().reshape(len(c), *c.shape[1:] or (1,)) for part, c in parts.items()
+            }
+            self.context = Vectors.fit(parts["train"], dropout)
+        else:
+            self.context = Labels(self._classes(name, parts, told_always=not dropout), dropout)
+            parts = {part: c.long() for part, c in parts.items()}
+        self._contexts = parts
+
+    def _classes(self, name: str, parts: Mapping[str, Tensor], *, told_always: bool) -> int:
+        """The number of classes of labels: 0, 1, 2, …, and -1 of what is not always told."""
+        train = parts["train"]
+        classes = int(train.max()) + 1
+        given = set(train.unique().tolist()) - (set() if told_always else {-1})
+        missing = set(range(classes)) - given
+        unseen = [c for c in torch.cat(list(parts.values())).unique().tolist() if c >= classes]
+        if missing or unseen or min(given, default=-1) < 0:
+            raise ValueError(
+                f"{self.name}: training data have the {name} {train.unique().tolist()}, expected "
+                f"all of 0, 1, 2, …{f', and {unseen[0]} is among other data' if unseen else ''}; "
+                "number the classes of the training data from 0"
+            )
+        return classes
+
+    def part(self, name: str) -> Part:
+        """``train``, ``validation`` or ``test``, with what is known of the data."""
+        return Part(getattr(self, name), self._contexts.get(name))
+
+    def contexts_in_turn(self, n: int) -> Tensor | None:
+        """Contexts of n data to look at: each class in turn, or those of test data; None if data
+        are given nothing."""
+        if self.context is None:
+            return None
+        if isinstance(self.context, Labels):
+            return torch.arange(n) % self.context.num_classes
+        known = self._contexts["test"]
+        return known[torch.arange(n) % len(known)]

@@ -1,0 +1,372 @@
+"""Problems: data sets with a generative program for each, and how that is put together."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.data import DataSet
+from models.files import spread
+from models.kinds import Kind, kind_of
+from pyro_mdm import (
+    Denoiser,
+    Diffusion,
+    DiffusionModel,
+    DiscreteDenoiser,
+    MixedDenoiser,
+    NoisePrediction,
+    RawScore,
+    ResidualScore,
+)
+from pyro_mdm.likelihoods.base import Likelihood
+from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.scores.base import Score, Times
+from pyro_mdm.scores.coordinates import CoordinateNetwork
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.wrapping import wrapping
+from pyro_mdm.support.checks import describe
+
+__all__ = ["FIT_SIZE", "SCORES", "Assembly", "Problem", "ScoreKind"]
+
+FIT_SIZE = 50_000
+"""The most data that a baseline is fitted to; spread evenly over the training part."""
+
+ROUGH_SIZE = 64
+"""Data for baselines that a checkpoint replaces."""
+
+FIT_VALUES = FIT_SIZE * 3 * 32 * 32
+"""The most numbers that a baseline is fitted to, which counts for images larger than 3×32×32."""
+
+FIT_CHUNK = 2**24
+"""Numbers made continuous at a time, which takes many times their memory."""
+
+FIT_LEVELS = 33
+"""Noise levels that a residual score is fitted at."""
+
+FIT_PATHS, FIT_STATES = 512, 2**25
+"""The most paths to each of them, and the most numbers in the states of all, at least 64 paths."""
+
+P = TypeVar("P", bound="Problem")
+
+ScoreKind = Callable[..., Score]
+"""A class of scores, or a function (problem, diffusion) that returns one."""
+
+SCORES: dict[str, ScoreKind] = {
+    "discrete": DiscreteDenoiser,
+    "denoiser": Denoiser,
+    "noise": NoisePrediction,
+    "score": RawScore,
+    "residual": ResidualScore,
+    "mixed": MixedDenoiser,
+}
+"""Parameterizations by name."""
+
+
+class Problem(DataSet):
+    """A data set and the generative program for it.
+
+    Subclasses set the class attributes and define :meth:`load` (or :meth:`split`, where the parts
+    are official), :meth:`network` and, where data are not stored in model space, :meth:`transform`.
+    """
+
+    needed: ClassVar = {**DataSet.needed, "max_log_snr": "9.0"}
+
+    scores: tuple[str, ...] = tuple(name for name in SCORES if name not in ("discrete", "mixed"))
+    """The parameterizations that can be asked for; the first is the default.
+
+    For a diffusion without a closed form the default is ``residual``, and ``score`` is the other
+    one that can be used.
+    """
+
+    max_log_snr: float
+    """λ at ε, where the decoder takes over. Pass it to the diffusion."""
+
+    default_maps: ClassVar[str | None] = None
+    """At which maps denoisers are trained where nothing is asked for, as ``--maps`` says."""
+
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    times: ClassVar[Times] = "adaptive"
+    """Law of the times of training, of scores of linear diffusions, see
+    :attr:`~pyro_mdm.scores.base.Score.times`."""
+
+    rough: bool = False
+    """Whether baselines are fitted to a few data alone, since a checkpoint replaces them."""
+
+    @abstractmethod
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        """A new network from ``inputs`` to ``outputs`` channels (features, for vectors)."""
+
+    def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """A batch of stored data as x, float32, with log|det ∂x/∂w| in nats, (n,).
+
+        The log-determinant, w being the data on their own scale, is what ``bits_per_dim`` needs: 0
+        where x are the data themselves, or levels that stand for them one to one.
+        """
+        return Dequantized(data.to(torch.float32), torch.zeros(len(data), device=data.device))
+
+    def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A batch of stored data as the x that the model generates."""
+        return self.transform(data, generator).x
+
+    @property
+    def dequantized_levels(self) -> int | None:
+        """The number of levels if noise made them continuous, for ``bits_per_dim``; else None."""
+        return None
+
+    def to_images(self, x: Tensor) -> Tensor | None:
+        """Model-space x as uint8 images (n, C, H, W) to look at; None where x are no images."""
+        return None
+
+    def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
+        """p(x | y_ε) for a score; None for the score's own."""
+        return None
+
+    def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
+        """A new score of a kind that is made otherwise for such data; None: as for all data.
+
+        Args:
+            kind: the class.
+            assembly: what it is for, with networks of the sizes that it takes.
+        """
+        return None
+
+    def fit_x(self) -> Tensor:
+        """The x that baselines are fitted to: all of the training part, or as much as is enough.
+
+        That is :data:`FIT_SIZE` data, or fewer if they have more than :data:`FIT_VALUES` numbers,
+        spread evenly, so that large data are never float32 all at once.
+        """
+        size = math.prod(self.event_shape)
+        most = ROUGH_SIZE if self.rough else FIT_SIZE
+        count = min(most, max(1, FIT_VALUES // size))
+        data = self.train
+        if len(data) > count:
+            data = data[spread(len(data), count)]
+        parts = data.split(max(1, FIT_CHUNK // size))
+        if len(parts) == 1:
+            return self.to_model_space(data)
+        x = torch.empty(len(data), *self.event_shape)
+        for target, part in zip(x.split(len(parts[0])), parts, strict=True):
+            target.copy_(self.to_model_space(part))
+        return x
+
+    def roughly_fitted(self: P) -> P:
+        """The same data, for baselines that a checkpoint replaces."""
+        rough = copy.copy(self)
+        rough.rough = True
+        return rough
+
+    def build(
+        self,
+        diffusion: Diffusion,
+        *,
+        score: str | ScoreKind = "default",
+        likelihood: Likelihood | None = None,
+        maps: bool = False,
+        fitted: bool = True,
+    ) -> DiffusionModel:
+        """The generative program over ``diffusion`` with a new network, fitted baseline included.
+
+        Args:
+            diffusion: made with this problem's ``max_log_snr``.
+            score: one of ``scores``, "default" (the first where the diffusion has a closed form,
+                else ``residual``), or your own, see :meth:`Assembly.score`.
+            likelihood: p(x | y_ε); by default that of :meth:`likelihood`.
+            maps: whether a denoiser is told maps of log SNR, also where the diffusion has one for
+                all dimensions.
+            fitted: False where a checkpoint brings what is fitted, which must be buffers of the
+                score or the likelihood: then it is of a few data alone.
+
+        Raises:
+            TypeError: a function that returns no score.
+            ValueError: a score that these data do not have, or that is made of closed forms which
+                the diffusion does not have.
+            SimulationError: a path exploded, of those that ``residual`` is fitted to.
+        """
+        problem = self if fitted else self.roughly_fitted()
+        return Assembly(problem, diffusion, maps).model(score, likelihood)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a model of a data set over a diffusion, made to fit each other.
+
+    Attributes:
+        problem: the data set.
+        diffusion: made with the problem's ``max_log_snr``.
+        maps: whether a denoiser is told maps of log SNR, also where the diffusion has one for all
+            dimensions.
+    """
+
+    problem: Problem
+    diffusion: Diffusion
+    maps: bool = False
+
+    @property
+    def diffusion_kind(self) -> Kind:
+        """What the diffusion asks of networks and scores."""
+        return kind_of(self.diffusion)
+
+    def score_name(self, score: str = "default") -> str:
+        """What ``score`` is here: "default" is the first of the problem, or ``residual``."""
+        if score != "default":
+            return score
+        return self.diffusion_kind.score or self.problem.scores[0]
+
+    def model(
+        self, score: str | ScoreKind = "default", likelihood: Likelihood | None = None
+    ) -> DiffusionModel:
+        """The generative program; arguments and errors are those of :meth:`Problem.build`."""
+        problem, diffusion = self.problem, self.diffusion
+        function = self.score(self.kind(score))
+        name = score if isinstance(score, str) else getattr(score, "__name__", str(score))
+        if not isinstance(function, Score):
+            raise TypeError(f"{name} returns {describe(function)}, expected a Score")
+        if self.diffusion_kind.simulated and not function.serves_nonlinear:
+            raise ValueError(
+                f"score is {name!r}, which is made of the closed-form law of y_s given x, and "
+                f"{type(diffusion).__name__} has none; use residual (its default) or score, or "
+                "say serves_nonlinear = True in a class of yours that needs no closed form"
+            )
+        if likelihood is None:
+            likelihood = problem.likelihood(function, diffusion)
+        shape, context = problem.event_shape, problem.context
+        return DiffusionModel(diffusion, function, likelihood, shape, context=context)
+
+    def kind(self, score: str | ScoreKind) -> ScoreKind:
+        """The class of scores, or the function, that a name stands for here.
+
+        Raises:
+            ValueError: the data do not have it.
+        """
+        problem = self.problem
+        if not isinstance(score, str):
+            levels = "discrete" in problem.scores
+            if inspect.isclass(score) and issubclass(score, DiscreteDenoiser) and not levels:
+                raise ValueError(
+                    f"{score.__name__} is for images whose levels are not made continuous, and "
+                    f"{problem.name} has none; use a score of continuous data"
+                )
+            return score
+        name = self.score_name(score)
+        if name not in problem.scores:
+            raise ValueError(
+                f"score is {score!r}, expected 'default' ({self.score_name()}) or one of "
+                f"{', '.join(problem.scores)} for {problem.name}"
+            )
+        return SCORES[name]
+
+    def score(self, kind: ScoreKind) -> Score:
+        """A new score, its network and what is fitted included.
+
+        Args:
+            kind: a class, made by its ``fit`` if it is a denoiser or a
+                :class:`~pyro_mdm.ResidualScore`, else of the network alone; or a function of the
+                problem and the diffusion. A denoiser's network has the channels of the data,
+                others see all K variables as channels.
+        """
+        problem, diffusion = self.problem, self.diffusion
+        if not inspect.isclass(kind):
+            try:
+                inspect.signature(kind).bind(problem, diffusion)
+            except TypeError as error:
+                raise TypeError(
+                    f"{getattr(kind, '__name__', kind)} is called with (problem, diffusion), and "
+                    f"{error}; a function that makes a score takes these two"
+                ) from error
+            return kind(problem, diffusion)
+        cls = cast("type[Score]", kind)
+        if (own := problem.own_score(cls, self)) is not None:
+            return own
+        if issubclass(cls, DenoiserScore):
+            return self._denoiser(cls)
+        channels = problem.event_shape[0] * diffusion.num_variables
+        network = self.network(channels, channels)
+        network = self._of_coordinates(network, self._told_as_channels(network))
+        if issubclass(cls, ResidualScore):
+            x, paths = diffusion.coordinates(problem.fit_x()), self._num_paths()
+            return cls.fit(network, diffusion, x, num_levels=FIT_LEVELS, num_paths=paths)
+        try:
+            inspect.signature(cls).bind(network)
+        except TypeError as error:
+            raise TypeError(
+                f"{cls.__name__} cannot be made of a network alone ({error}); give its other "
+                "arguments defaults, or name a function of (problem, diffusion) that returns one"
+            ) from error
+        return cls(network)
+
+    def _denoiser(self, kind: type[DenoiserScore]) -> Score:
+        network = self.denoiser_network(1)
+        told = self.problem.event_shape[0] if self.told_maps else 0
+        network = self._of_coordinates(network, told + self._told_as_channels(network))
+        x = self.diffusion.coordinates(self.problem.fit_x())
+        fit = cast(Any, kind).fit
+        return self.wrapped(fit(network, x, **self.fit_options))
+
+    # -- parts of it -------------------------------------------------------------------------------
+
+    @property
+    def told_maps(self) -> bool:
+        """Whether a denoiser is told the log SNR of every dimension."""
+        return self.maps or self.diffusion_kind.by_dimension
+
+    @property
+    def fit_options(self) -> dict[str, bool]:
+        """What a denoiser's ``fit`` is told of maps."""
+        return {"maps": True} if self.told_maps else {}
+
+    def wrapped(self, denoiser: DenoiserScore) -> Score:
+        """A denoiser in what the diffusion needs around it, if anything."""
+        around = wrapping(self.diffusion)
+        return denoiser if around is None else around(denoiser)
+
+    def denoiser_network(self, outputs: int) -> nn.Module:
+        """A new network of a denoiser, with the channels that the diffusion asks for more.
+
+        Args:
+            outputs: numbers that it gives for each dimension of the data.
+        """
+        inputs, around = 2 if self.told_maps else 1, wrapping(self.diffusion)
+        if around is not None:
+            inputs += around.more_inputs(self.diffusion)
+            outputs += around.more_outputs(self.diffusion)
+        C = self.problem.event_shape[0]
+        return self.network(inputs * C, outputs * C)
+
+    def network(self, inputs: int, outputs: int) -> nn.Module:
+        """A new network that is told contexts, if there are any: of its own accord, or as further
+        channels."""
+        context = self.diffusion_kind.latent
+        latent = 0 if context is None else context.size
+        network = self.problem.network(inputs + latent, outputs)
+        more = self._told_as_channels(network)
+        return self.problem.network(inputs + more, outputs) if more else network
+
+    def _told_as_channels(self, network: nn.Module) -> int:
+        """How many channels more a network needs for what its data are given."""
+        by_itself = getattr(network, "context_size", 0)
+        given = self.problem.context
+        return 0 if by_itself or given is None else given.size
+
+    def _of_coordinates(self, network: nn.Module, told: int = 0) -> nn.Module:
+        """A network of data, also where the diffusion's states hold coordinates of them."""
+        transform = self.diffusion_kind.coordinates
+        return network if transform is None else CoordinateNetwork(network, transform, told)
+
+    def _num_paths(self) -> int:
+        """To each noise level: enough for a covariance of K variables, few enough for memory."""
+        K = self.diffusion.num_variables
+        if self.problem.rough:
+            return 8 * K
+        numbers = FIT_LEVELS * K * math.prod(self.problem.event_shape)
+        return min(FIT_PATHS, max(64, FIT_STATES // numbers))
