@@ -11,7 +11,6 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Predictive, Trace_ELBO
-from torch import Tensor
 
 from pyro_mdm import (
     CLD,
@@ -45,34 +44,21 @@ from pyro_mdm.samplers import (
     StochasticHeun,
     TorchSDE,
 )
-from tests.problems import ExactDenoiser as Exact
 from tests.problems import (
+    ENDS,
+    D,
     GaussianMixture,
     Silent,
     conditional_log_prob,
-    fixed,
+    masks,
     normal,
     part,
+    program,
 )
+from tests.problems import ExactDenoiser as Exact
 from tests.problems import bimodal as mixture
 from tests.problems import correlated as gaussian
 from tests.problems import given_dimensions as posterior
-
-D = 4
-ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
-
-
-def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Random observed and left out; at least one dimension is generated. They are no draws: the
-    same under --seed-offset."""
-    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
-    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
-    return kind == 0, kind == 1
-
-
-def program(problem: GaussianMixture, diffusion: Any, **options: Any) -> DiffusionModel:
-    return DiffusionModel(diffusion, Exact(problem), **options)
-
 
 # -- the denoiser ----------------------------------------------------------------------------------
 
