@@ -86,10 +86,10 @@ def labels_of(images: Array) -> Array:
     return (np.arange(len(images)) % 3).astype(np.uint8)
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+class Python2Pickler(pickle._Pickler):
     """Protocol 2 as Python 2 wrote it: text and bytes are its str, NumPy is that of its day."""
 
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_python2_str(self, value: str | bytes) -> None:
         raw = value.encode("latin1") if isinstance(value, str) else value

@@ -349,10 +349,7 @@ def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
 
 @pytest.mark.parametrize(
     "sampler",
-    [
-        StochasticExponentialIntegrator(24),
-        EulerMaruyama(40),
-    ],
+    [StochasticExponentialIntegrator(24), EulerMaruyama(40)],
     ids=lambda sampler: type(sampler).__name__,
 )
 @torch.no_grad()
