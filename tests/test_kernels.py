@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from mpmath import mp, mpf
-from torch import Tensor
 
 from pyro_mdm.diffusions.base import Marginal, Transition
 from pyro_mdm.diffusions.clocks import ConstantBeta
@@ -22,11 +20,10 @@ from pyro_mdm.diffusions.kernels import (
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, LearnedDiffusion
+from tests.digits import covariance_error, drift_and_noise, exact, log_det, marginal_truth, moments
 from tests.problems import CONSTANT, DISTINCT, chain, learned, normal, random_linear
 
 pytestmark = pytest.mark.quick
-
-Matrix = Any  # mpmath's, which has no stubs
 
 
 @pytest.fixture(autouse=True)
@@ -35,75 +32,7 @@ def _digits():
         yield
 
 
-# -- references ------------------------------------------------------------------------------------
-
-
-def exact(value: Tensor) -> Matrix:
-    """The number each float64 entry is, as a column or a matrix."""
-    columns = value.detach() if value.dim() == 2 else value.detach()[:, None]
-    return mp.matrix([[mpf(x) for x in row] for row in columns.tolist()])
-
-
-def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
-    """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
-    if hasattr(diffusion, "B"):
-        B = exact(diffusion.B)
-        D = B * B.T
-    else:
-        D = exact(diffusion.D)
-    A = -(exact(diffusion.Q) + D) * exact(diffusion.stationary_covariance) ** -1
-    return A, 2 * D
-
-
-def moments(A: Matrix, GG: Matrix, tau: mpf) -> tuple[Matrix, Matrix]:
-    """exp(Aτ) and ∫ exp(Au) GGᵀ exp(Aᵀu) du, which solve M' = A M and P' = A P + P Aᵀ + GGᵀ.
-
-    Taylor series of both over a very short step, then doubling: exact arithmetic here, where no
-    entry loses digits to a larger one as long as there are enough of them.
-    """
-    doublings = max(0, int(mp.ceil(mp.log(max(mp.norm(A, 1) * tau, mpf(1)), 2)))) + 12
-    h = tau / mpf(2) ** doublings
-    M, P = mp.eye(A.rows), GG * h
-    M_term, P_term = M, P
-    small = mpf(10) ** (-mp.dps)
-    for n in range(1, 200):
-        M_term = A * M_term * (h / n)
-        AP = A * P_term
-        P_term = (AP + AP.T) * (h / (n + 1))
-        M, P = M + M_term, P + P_term
-        if mp.norm(M_term, 1) < small:
-            break
-    for _ in range(doublings):
-        M, P = M * M, P + M * P * M.T
-    return M, (P + P.T) / 2
-
-
-def log_det(S: Matrix) -> mpf:
-    L = mp.cholesky(S)
-    return 2 * sum(mp.log(L[i, i]) for i in range(S.rows))
-
-
-def covariance_error(computed: Matrix, S: Matrix) -> float:
-    """Largest error relative to sqrt(Σ_ii Σ_jj)."""
-    sd = [mp.sqrt(S[i, i]) for i in range(S.rows)]
-    K = range(S.rows)
-    return float(max(abs(computed[i, j] - S[i, j]) / sd[i] / sd[j] for i in K for j in K))
-
-
-class Truth(NamedTuple):
-    a: Matrix
-    Sigma: Matrix
-    log_snr: mpf
-    readout: Matrix
-
-
-def marginal_truth(diffusion: LinearDiffusion, tau: float) -> Truth:
-    M, P = moments(*drift_and_noise(diffusion), mpf(tau))
-    a = M[:, 0]
-    Sigma = P + M * exact(diffusion.initial_covariance) * M.T
-    information = Sigma**-1 * a
-    snr = (a.T * information)[0]
-    return Truth(a, Sigma, mp.log(snr), information / snr)
+# -- what is held to the reference -----------------------------------------------------------------
 
 
 def check_marginal(diffusion: LinearDiffusion, s: float) -> None:
