@@ -19,6 +19,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import Denoiser
@@ -31,13 +32,13 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def fixed(seed: int, *shape: int) -> Tensor:
     """Like :func:`normal`, but the same under --seed-offset: the diffusions are no draws."""
     unshifted = type(torch.default_generator)().manual_seed(seed)
-    return torch.randn(*shape, generator=unshifted, dtype=torch.float64)
+    return torch.randn(shape, generator=unshifted, dtype=torch.float64)
 
 
 # -- diffusions ------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def fixed(seed: int, *shape: int) -> Tensor:
 
 def learned(K: int, rank: int, seed: int, **options: object) -> LearnedDiffusion:
     """A learned diffusion some way into its training: random W and B, B nearly blind to x."""
-    diffusion = LearnedDiffusion(K, rank, **options)  # type: ignore[arg-type]
+    diffusion = LearnedDiffusion(K, rank, **options)
     B = fixed(seed + 1, K, rank)
     if K > 1:
         B[0] *= 0.1
@@ -61,12 +62,7 @@ def random_linear(K: int, seed: int, rank: int | None = None, **options: object)
     B = (64 * B).round() / 128  # so few digits that B Bᵀ, and with it the rank of D, is exact
     D = B @ B.mT + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
     Sigma = S @ S.mT / K + 0.5 * torch.eye(K, dtype=torch.float64)
-    return LinearDiffusion(
-        W - W.mT,
-        D,
-        stationary_variance=(Sigma + Sigma.mT) / 2,
-        **options,  # type: ignore[arg-type]
-    )
+    return LinearDiffusion(W - W.mT, D, stationary_variance=(Sigma + Sigma.mT) / 2, **options)
 
 
 def chain(K: int, **options: object) -> LinearDiffusion:
@@ -76,7 +72,7 @@ def chain(K: int, **options: object) -> LinearDiffusion:
     Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
     D = torch.zeros(K, K, dtype=torch.float64)
     D[-1, -1] = 2.0
-    return LinearDiffusion(Q, D, **options)  # type: ignore[arg-type]
+    return LinearDiffusion(Q, D, **options)
 
 
 def learned_clock() -> LinearDiffusion:
@@ -136,7 +132,7 @@ def rubbing(s: Tensor) -> Tensor:
 
 def learned_in_time(K: int, rank: int, seed: int, **options: object) -> TimeVaryingLearnedDiffusion:
     """A learned diffusion that varies in time, some way into its training."""
-    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)  # type: ignore[arg-type]
+    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)
     with torch.no_grad():
         diffusion.lower.add_(0.2 * fixed(seed, *diffusion.lower.shape))
         diffusion.B.add_(0.1 * fixed(seed + 1, *diffusion.B.shape))
@@ -339,8 +335,7 @@ def direction(diffusion: Any, s: Tensor | float) -> Tensor:
     a: Tensor = diffusion.marginal(s).mean
     if not diffusion.starts_at_data:
         return a
-    found: Tensor = a + diffusion.push(s) @ diffusion.encoder.slope
-    return found
+    return a + diffusion.push(s) @ diffusion.encoder.slope
 
 
 @torch.no_grad()
@@ -348,8 +343,7 @@ def times_at(diffusion: Any, log_snr: Tensor) -> Tensor:
     """Of log SNRs; of many by a table, to 1e-6 or so."""
     different, which = log_snr.unique(return_inverse=True)
     if len(different) < 1000:
-        found: Tensor = diffusion.time_at_log_snr(different)[which]
-        return found
+        return diffusion.time_at_log_snr(different)[which]
     s = diffusion.log_snr_grid(4001)
     at = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
     return torch.from_numpy(at).exp()
@@ -396,15 +390,19 @@ class ExactState(nn.Module):
 
 
 class Silent(nn.Module):
-    """A network of no opinion: denoisers are then those of their baseline."""
+    """A network of no opinion: denoisers are then those of their baseline.
 
-    def __init__(self, outputs: int) -> None:
+    Args:
+        shape: of the output for each datum; that of the input by default.
+    """
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.shape = shape
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
+    def forward(self, inputs: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), *(self.shape or inputs.shape[1:]))
 
 
 class ExactDenoiser(Denoiser):
@@ -510,9 +508,7 @@ def bimodal() -> GaussianMixture:
 def part(problem: GaussianMixture, dims: Tensor) -> GaussianMixture:
     """The law of these dimensions, a mask or indices."""
     return GaussianMixture(
-        problem.log_weights.exp(),
-        problem.means[:, dims],
-        problem.covariances[:, dims][:, :, dims],
+        problem.log_weights.exp(), problem.means[:, dims], problem.covariances[:, dims][:, :, dims]
     )
 
 
@@ -640,3 +636,22 @@ class ExactLevels(nn.Module):
         others = problem.log_weights[:, None] + each.sum(-1, keepdim=True) - each
         out = problem.of_level(others) - problem.log_prior
         return self.weight + out.movedim(-1, -2).flatten(1)
+
+
+# -- what is known of each datum -------------------------------------------------------------------
+
+D = 4  # dimensions of ``correlated`` and ``bimodal``
+ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
+
+
+def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Random observed and left out; at least one dimension is generated. They are no draws: the
+    same under --seed-offset."""
+    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
+    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
+    return kind == 0, kind == 1
+
+
+def program(problem: GaussianMixture, diffusion: Any, **options: Any) -> DiffusionModel:
+    """The model whose denoiser is exact, for any mask."""
+    return DiffusionModel(diffusion, ExactDenoiser(problem), **options)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from problems import generator, normal
 from torch import Tensor, nn
 
 from inference.bounds import path_gap
@@ -44,6 +43,9 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.scores.base import Score
+from tests.gradients import assert_gradients, slope
+from tests.mistakes import refused
+from tests.problems import generator, normal
 
 HIGH, LOW = 6.0, -6.0
 VARIANCE = 1.3
@@ -284,8 +286,7 @@ class Plugged(Score):
         self.__dict__["denoiser"] = denoiser
 
     def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
-        found: Tensor = self.denoiser.score(diffusion, y, s)
-        return found
+        return self.denoiser.score(diffusion, y, s)
 
 
 def test_raw_scores_and_denoisers_have_one_loss() -> None:
@@ -321,18 +322,7 @@ def test_gradients_of_the_bound(raw: bool) -> None:
     network: Any = diffusion.network
     parameters = [network.outlet.weight, network.inlet.weight]
     parameters += [linear.B] if raw else []
-    slopes = torch.autograd.grad(term(), parameters)
-    for i, (parameter, slope) in enumerate(zip(parameters, slopes, strict=True)):
-        along = normal(20 + i, *parameter.shape)
-        h, values = 1e-5, []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.add_(sign * h * along)
-                values.append(term())
-                parameter.sub_(sign * h * along)
-        expected = (values[0] - values[1]) / (2 * h)
-        assert expected.abs() > 1e-3
-        torch.testing.assert_close((slope * along).sum(), expected, rtol=1e-5, atol=1e-6)
+    assert_gradients(term, parameters)
 
 
 @pytest.mark.parametrize("end", ["of the clock", "start", "terminal"])
@@ -348,14 +338,14 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
     diffusion = DataDrivenDiffusion(linear, network, means=1e7, scales=1e7).eval()
     score = Denoiser(MLP(1, 4, 1).double(), torch.zeros(1), torch.ones(1))
 
-    def term() -> float:
+    def term() -> Tensor:
         low, high = diffusion.terminal_log_snr.item(), diffusion.max_log_snr
         lam = torch.linspace(low, high, 2001, dtype=torch.float64)
         mean, S2, flow, pull = moments(diffusion, lam)
         c = 1 / (1 + torch.exp(-lam))
         left = VARIANCE * (1 - c * mean).square() + c.square() * S2
         rate = lam.exp() / 8 * (flow + pull).square() * left
-        return float(torch.trapezoid(rate, dx=(high - low) / 2000))
+        return torch.trapezoid(rate, dx=(high - low) / 2000)
 
     slopes = []
     for seed in range(32):
@@ -363,13 +353,9 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
         x = VARIANCE**0.5 * normal(30 + seed, 1024, 1)
         found = score.diffusion_term(diffusion, x)[0].mean()
         slopes.append(torch.autograd.grad(found, parameter)[0].flatten()[int(entry)])
-    values, h = [], 1e-4
-    for sign in (1, -1):
-        with torch.no_grad():
-            parameter.view(-1)[int(entry)].add_(sign * h)
-            values.append(term())
-            parameter.view(-1)[int(entry)].sub_(sign * h)
-    expected, found = (values[0] - values[1]) / (2 * h), torch.stack(slopes)
+    along = torch.zeros_like(parameter)
+    along.view(-1)[int(entry)] = 1
+    expected, found = slope(term, parameter, along, 1e-4), torch.stack(slopes)
     error = found.std() / len(found) ** 0.5
     assert abs(expected) > 6 * error
     assert abs(found.mean() - expected) < 5 * error
@@ -507,38 +493,33 @@ def test_a_saved_model_opens_with_its_volatility(tmp_path: Path) -> None:
 
 def test_mistakes() -> None:
     network = MLP(2, 4, 1, out_features=12)
-    with pytest.raises(ValueError, match="CLD of 2 variables, expected one"):
-        DataDrivenDiffusion(CLD(), network)
-    with pytest.raises(ValueError, match="both 0, and data drive nothing"):
-        DataDrivenDiffusion(VPSDE(), network, means=0.0, scales=0.0)
-    with pytest.raises(ValueError, match=r"means is -1, expected a range"):
-        DataDrivenDiffusion(VPSDE(), network, means=-1)
-    with pytest.raises(ValueError, match="degree is 2, expected at least 3"):
-        DataDrivenDiffusion(VPSDE(), network, degree=2)
-    with pytest.raises(ValueError, match=r"MLP returned \(4, 12\) .* expected \(4, 6\)"):
-        DataDrivenDiffusion(VPSDE(), network, means=0.0).views(torch.randn(4, 2))
+    refused(
+        ValueError,
+        (lambda: DataDrivenDiffusion(CLD(), network), "CLD of 2 variables, expected one"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=0.0, scales=0.0), "both 0, and data"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=-1), "means is -1, expected a range"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, degree=2), "2, expected at least 3"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=0.0).views(torch.randn(4, 2)),
+         r"MLP returned \(4, 12\) .* expected \(4, 6\)"),
+    )  # fmt: skip
 
 
 def test_what_is_made_of_linear_kernels_is_refused() -> None:
     diffusion, x = driven(), normal(17, 8, 2)
     score = Denoiser.fit(MLP(4, 8, 1, out_features=2).double(), x, maps=True)
     model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
-    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
-        DiffusionModel(diffusion, score, times=5)
-    with pytest.raises(ValueError, match="driven by the data; use the bound"):
-        guide.law(x, torch.tensor([0.5, 0.7]))
-    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
-        model.log_prob(x, method="importance")
-    with pytest.raises(ValueError, match=r"log p_ode.* driven by the data"):
-        model.log_prob(x, method="flow")
-    with pytest.raises(ValueError, match=r"log p.* of a state alone is made of"):
-        model.path_law().log_prob(guide.law(x).sample())
-    with pytest.raises(ValueError, match="led by all dimensions of a datum"):
-        condition(model, torch.tensor([True, False]))
-    with pytest.raises(TypeError, match="driven by the data; use EulerMaruyama"):
-        Splitting(5)(diffusion, model.bound_score, (3, 1, 2))
-    with pytest.raises(TypeError, match="which a state does not hold"):
-        diffusion.forward_sde()
+    law = model.path_law()
+    refused(
+        (TypeError, ValueError),
+        (lambda: DiffusionModel(diffusion, score, times=5), "steps back by x̂ alone"),
+        (lambda: guide.law(x, torch.tensor([0.5, 0.7])), "driven by the data; use the bound"),
+        (lambda: model.log_prob(x, method="importance"), "steps back by x̂ alone"),
+        (lambda: model.log_prob(x, method="flow"), r"log p_ode.* driven by the data"),
+        (lambda: law.log_prob(guide.law(x).sample()), r"log p.* of a state alone is made of"),
+        (lambda: condition(model, torch.tensor([True, False])), "led by all dimensions"),
+        (lambda: Splitting(5)(diffusion, model.bound_score, (3, 1, 2)), "use EulerMaruyama"),
+        (lambda: diffusion.forward_sde(), "which a state does not hold"),
+    )
 
 
 def test_a_score_of_the_raw_state_knows_one_process() -> None:

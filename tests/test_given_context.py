@@ -40,10 +40,12 @@ from pyro_mdm.evaluation import (
 from pyro_mdm.evaluation import probability_flow as flow
 from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Share
 from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided
 from pyro_mdm.support.measured import Measured
-from tests.problems import GaussianMixture, learned, normal
+from tests.mistakes import refused
+from tests.problems import GaussianMixture, Silent, learned, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
 DIFFUSIONS = {
@@ -73,22 +75,11 @@ def labelled(problem: GaussianMixture, n: int, seed: int = 0) -> tuple[Tensor, T
     return each[classes, torch.arange(n)], classes
 
 
-class Quiet(nn.Module):
-    """A network that says nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return inputs * 0 + self.weight
-
-
 class Exact(Denoiser):
     """E[x | z, c] of a mixture whose class is c; E[x | z] where it is not known."""
 
     def __init__(self, problem: GaussianMixture) -> None:
-        super().__init__(Quiet(), problem.mean, problem.covariance.diagonal())
+        super().__init__(Silent(), problem.mean, problem.covariance.diagonal())
         self.problem = problem
 
     def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
@@ -129,7 +120,7 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
     expected = {
         "its own": (labels, by_class[labels, torch.arange(600)]),
         "one": (torch.tensor(1), by_class[1]),
-        "none": (model.context.unknown, problem.log_prob(x)),  # type: ignore[union-attr]
+        "none": (model.context.unknown, problem.log_prob(x)),
     }
     for context, known in expected.values():
         found = bound(condition(model, context=context), guide, x, draws=4, batch_size=170)
@@ -227,10 +218,9 @@ def test_a_half_of_the_draws_has_nothing_of_the_noise_of_the_other() -> None:
 def test_the_scores_of_a_classifier() -> None:
     """By hand: three data at confidence 0.8, of which one is right, and two at 0.6, both right."""
     p = torch.tensor([0.8, 0.8, 0.8, 0.6, 0.6]).double()
-    elbo = torch.stack([p.log(), (1 - p).log()], -1)
-    found = ClassPosterior(
-        elbo, elbo.expand(2, -1, -1), torch.full((2,), 0.5).double().log(), 2, 12
-    )
+    prior = torch.tensor([0.25, 0.75]).double()
+    elbo = torch.stack([p, 1 - p], -1).log() - prior.log()
+    found = ClassPosterior(elbo, elbo.expand(2, -1, -1), prior.log(), 2, 12)
     labels = torch.tensor([0, 1, 1, 0, 0])
     assert found.accuracy(labels).mean == pytest.approx(3 / 5)
     log_loss = -(math.log(0.8) + 2 * math.log(0.2) + 2 * math.log(0.6)) / 5
@@ -238,7 +228,7 @@ def test_the_scores_of_a_classifier() -> None:
     assert found.calibration_error(labels, 1) == pytest.approx(3.6 / 5 - 3 / 5)
     one_each = found.calibration_error(labels, 5)
     assert one_each == pytest.approx((0.4 + 0.4 + 0.2 + 0.8 + 0.8) / 5)
-    assert float(found.mixture[0]) == pytest.approx(math.log(0.5))
+    assert float(found.mixture[0]) == pytest.approx(0, abs=1e-12)
     assert found.mixture_gap == pytest.approx(0, abs=1e-12)  # of halves without noise
 
 
@@ -377,7 +367,7 @@ def test_scores_of_the_raw_state_are_told_too() -> None:
     labels = torch.arange(6) % 2
     score = NoisePrediction(MLP(6, out_features=4))
     model = DiffusionModel(CLD(**ENDS), score, event_shape=(2,), context=Labels(2))
-    nn.init.normal_(model.score_function.network.outlet.weight)  # type: ignore[union-attr,arg-type]
+    nn.init.normal_(model.score_function.network.outlet.weight)
     first, second = (condition(model, context=c) for c in (labels, 1 - labels))
     y, s = torch.randn(6, 2, 2), torch.full((6,), 0.3)
     assert not torch.allclose(first.score(y, s), second.score(y, s))
@@ -493,14 +483,13 @@ def test_vectors_are_told_in_units_of_their_spread() -> None:
     torch.testing.assert_close(told, torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
     assert context.size == 3 and torch.equal(context.encode(context.unknown), torch.zeros(3))
     assert context.encode(torch.zeros(4, 2)).shape == (4, 3)
-    with pytest.raises(ValueError, match=r"context has shape \(4, 3\), expected \(\*batch, 2\)"):
-        context.encode(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="1 contexts have entries that are not finite beside"):
-        context.encode(torch.tensor([[1.0, math.nan]]))
-    with pytest.raises(ValueError, match=r"contexts has shape \(4,\), expected \(n, m\)"):
-        Vectors.fit(torch.zeros(4))
-    with pytest.raises(ValueError, match="mean has shape"):
-        Vectors([0.0], [0.0])
+    refused(
+        ValueError,
+        (lambda: context.encode(torch.zeros(4, 3)), r"shape \(4, 3\), expected \(\*batch, 2\)"),
+        (lambda: context.encode(torch.tensor([[1.0, math.nan]])), "1 contexts have .* not finite"),
+        (lambda: Vectors.fit(torch.zeros(4)), r"shape \(4,\), expected \(n, m\)"),
+        (lambda: Vectors([0.0], [0.0]), "mean has shape"),
+    )
 
 
 def test_an_encoder_of_ones_own_is_trained_with_the_model() -> None:
@@ -602,7 +591,7 @@ def test_contexts_that_do_not_fit() -> None:
         (ValueError, "has a latent context of its own",
          lambda: DiffusionModel(latent, Denoiser.fit(MLP(5, 8, 1, 2), x), context=Labels(2))),
         (TypeError, r"context is 3, expected a GivenContext; e.g. Labels\(10\)",
-         lambda: DiffusionModel(diffusion, told, context=3)),  # type: ignore[arg-type]
+         lambda: DiffusionModel(diffusion, told, context=3)),
         (ValueError, r"dropout is 1.0, expected a number in \[0, 1\)", lambda: Labels(3, 1.0)),
         (TypeError, "the model's context is Vectors",
          lambda: class_posterior(of_vectors, guide, x)),
@@ -610,8 +599,7 @@ def test_contexts_that_do_not_fit() -> None:
          lambda: class_posterior(model, guide, x, prior=torch.tensor([0.5, 0.5]))),
     ]  # fmt: skip
     for kind, text, call in cases:
-        with pytest.raises(kind, match=text):
-            call()
+        refused(kind, (call, text))
 
 
 # -- in programs of others -------------------------------------------------------------------------
@@ -632,13 +620,12 @@ def test_a_conditional_model_is_a_distribution_of_other_programs() -> None:
                 obs=labels,
                 infer={"enumerate": "parallel"},
             )
-            law = MDM(model, context=c, draws=16384, seed=0)
-            found: Tensor = pyro.sample("x", law, obs=x)
-            return found
+            law = MDM(model, context=c, solver=Solver("rk4", steps=8), seed=0)
+            return pyro.sample("x", law, obs=x)
 
     loss = TraceEnum_ELBO(max_plate_nesting=1).loss(program, lambda *_: None, x)
-    # over seeds the standard deviation is 0.5; classes without their weights are off by 5
-    assert loss == pytest.approx(-float(exactly), abs=2.5)
+    # classes without their weights are off by 5
+    assert loss == pytest.approx(-float(exactly), abs=0.5)
     trace = poutine.trace(program).get_trace(x, labels)
     trace.compute_log_prob()
     own = torch.stack([of_class(problem, k).log_prob(x) for k in range(3)])[

@@ -28,10 +28,9 @@ from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores import RandomMaps
+from tests.problems import ENDS, D, Silent, conditional_log_prob, masks, normal
 from tests.problems import ExactDenoiser as Exact
-from tests.problems import Silent, conditional_log_prob, normal
 from tests.problems import correlated as gaussian
-from tests.test_conditioning import ENDS, D, masks
 
 NOTHING = torch.zeros(D, dtype=torch.bool)
 

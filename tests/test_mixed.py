@@ -28,10 +28,9 @@ from pyro_mdm import (
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.mixed import Elsewhere
 from pyro_mdm.support.covariance import joint_moments
+from tests.problems import ENDS, D, Silent, fixed, masks, normal
 from tests.problems import ExactDenoiser as Exact
-from tests.problems import Silent, fixed, normal
 from tests.problems import correlated as gaussian
-from tests.test_conditioning import ENDS, D, masks
 
 LEVELS: list[Any] = [None, 3, 2, None, [-1.0, 0.5, 1.0], 2]
 

@@ -24,7 +24,7 @@ from inference.train import train
 from pyro_mdm import MALDA, LearnedDiffusion
 from pyro_mdm.paths.divergence import prior_kl
 from tests.problems import generator, normal
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 

@@ -35,47 +35,10 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 from tests.brief import be_brief, be_brief_here
 from tests.processes import ROOT, Program, finish, together
+from tests.programs import TINY, stop_after
+from tests.programs import Stopped as Killed
 
 CPU = torch.device("cpu")
-
-TINY = """
-import torch
-from models.base import ImageProblem, Problem
-from pyro_mdm.networks import MLP, UNet
-
-
-class Tiny(Problem):
-    name = "tiny"
-    event_shape = (2,)
-    max_log_snr = 9.0
-    steps = 6
-    batch_size = 16
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
-
-
-class Squares(ImageProblem):
-    name = "squares"
-    event_shape = (1, 4, 4)
-    num_levels = 37  # not multiples of a power of two: half precision would move them
-    form = "logits"
-    max_log_snr = 7.0
-    steps = 6
-    batch_size = 16
-    networks = {
-        "tiny": {"base": 8, "multipliers": (1, 2), "dropout": 0.1},
-        "plain": {"base": 8, "multipliers": (1, 2)},
-    }
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(37, (200, 1, 4, 4), generator=generator, dtype=torch.uint8)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,13 +47,6 @@ def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         be_brief(patch)
         yield
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("problem") / "tiny.py"
-    path.write_text(TINY)
-    return f"{path}:Tiny"
 
 
 @pytest.fixture
@@ -147,22 +103,6 @@ def assert_same(one: Path, other: Path, *, rtol: float = 0.0) -> None:
     results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
     values = [r["bits_per_dim"]["value"] for r in results]
     assert values[0] == (values[1] if rtol == 0 else pytest.approx(values[1], rel=rtol))
-
-
-class Killed(BaseException):
-    pass
-
-
-def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """End training once the objective of ``step`` is logged and before its checkpoint."""
-    log = Run.log
-
-    def stopping(self: Run, at: int, part: str, values: Any) -> None:
-        log(self, at, part, values)
-        if at == step and part == "objective":
-            raise Killed
-
-    patch.setattr(Run, "log", stopping)
 
 
 # -- in pieces and in several processes ------------------------------------------------------------
@@ -593,7 +533,7 @@ def test_a_part_too_small_to_measure_is_refused_before_training(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     path = tmp_path / "few.py"
-    path.write_text(TINY.replace("randn(200, 2", "randn(60, 2"))
+    path.write_text(TINY.replace("size, shift = 200", "size, shift = 60"))
     with pytest.raises(ValueError, match="has 6 validation data, expected at least 8"):
         train(**options | {"model": f"{path}:Tiny"}, run=tmp_path / "run")
     with pytest.raises(ValueError, match="has 6 test data, expected at least 8"):
