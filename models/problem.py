@@ -102,6 +102,14 @@ class Problem(DataSet):
     rough: bool = False
     """Whether baselines are fitted to a few data alone, since a checkpoint replaces them."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "score_function" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} defines score_function, which nothing asks; define "
+                "own_score(kind, assembly), see models/README.md"
+            )
+
     @abstractmethod
     def network(self, inputs: int, outputs: int) -> nn.Module:
         """A new network from ``inputs`` to ``outputs`` channels (features, for vectors)."""

@@ -53,6 +53,7 @@ from pyro_mdm.likelihoods import (
     read_state,
 )
 from pyro_mdm.measurements import condition_on_measurements, twisted_smc
+from tests.new_kind import TurnedDiffusion
 from tests.problems import (
     ExactDenoiser,
     ExactLevels,
@@ -138,6 +139,7 @@ KINDS: list[tuple[str, Callable[..., Any]]] = [
             transform=Frequencies(1),
         ),
     ),
+    ("turned", lambda **ends: TurnedDiffusion(CLD(**ends), Frequencies(1))),
     ("encoded", encoded),
     ("context", in_context),
     (
@@ -236,7 +238,7 @@ def test_bounds_are_the_log_likelihood(make: Any, problem: GaussianMixture) -> N
     check_bound(DiffusionModel(diffusion, score, event_shape=(D,)), x, known, noisy(diffusion), 6)
     if diffusion.maps or diffusion.drifts_by_data or problem.log_weights.numel() == 1:
         return
-    raw = NoisePrediction(ExactNoise(problem, diffusion))
+    raw = NoisePrediction(ExactNoise(in_coordinates(problem, diffusion), diffusion))
     check_bound(DiffusionModel(diffusion, raw, event_shape=(D,)), x, known, 0.45, 2)
 
 
@@ -249,7 +251,10 @@ def test_decoders_are_posteriors(make: Any) -> None:
     if diffusion.starts_at_data:
         return
     x, v = problem.sample(n, 2), torch.exp(-diffusion.start_log_snr)
-    score, raw = exact(problem, diffusion), NoisePrediction(ExactNoise(problem, diffusion))
+    score, raw = (
+        exact(problem, diffusion),
+        NoisePrediction(ExactNoise(in_coordinates(problem, diffusion), diffusion)),
+    )
     y = states(diffusion, x, float(diffusion.start_time))
     if diffusion.context is not None:
         diffusion = diffusion.given(diffusion.context.typical(x))
@@ -264,7 +269,7 @@ def test_decoders_are_posteriors(make: Any) -> None:
         (score, Gaussian()),
         (score, Tweedie()),
     ]
-    if not diffusion.maps:
+    if not diffusion.maps and diffusion.transform is None:
         parts = [Gaussian(), Gaussian(problem.mean[1::2], problem.covariance.diagonal()[1::2])]
         decoders.append((score, MixedLikelihood(parts, torch.tensor([0, 1, 0, 1]))))
     if not diffusion.maps and not diffusion.drifts_by_data:

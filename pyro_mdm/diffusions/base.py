@@ -409,7 +409,7 @@ class Diffusion(Restorable, nn.Module, ABC):
         """
         start, y = self.start, self.without_displacement(y, event_dim)
         rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
-        return rows @ start.readout, start.log_snr
+        return self.from_coordinates(rows @ start.readout), start.log_snr
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """What the diffusion makes of data x (n, *event_shape), to look at: by name, tensors

@@ -133,7 +133,7 @@ class JointTweedie(Likelihood):
         Raises:
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
-        needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.KERNELS)
+        needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.DATA_STATES, Cap.KERNELS)
         require(diffusion, *needed, who="JointTweedie", fix="decode with Tweedie or Gaussian")
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
         known: Any = diffusion

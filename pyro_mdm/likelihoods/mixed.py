@@ -48,8 +48,9 @@ class MixedLikelihood(Likelihood):
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> MixedDecoder:
         """The decoder's distribution of x, for states (*batch, K, d)."""
-        fix = "use a diffusion without clocks for each dimension"
-        require(diffusion, Cap.ONE_LEVEL, who=type(self).__name__, fix=fix)
+        fix = "use a diffusion of the data on one clock"
+        needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
+        require(diffusion, *needed, who=type(self).__name__, fix=fix)
         dims = Parts(self.part_of)
         of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # in which nothing is displaced

@@ -149,8 +149,9 @@ class MixedDenoiser(DenoiserScore):
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)
-        fix = "use a diffusion without clocks for each dimension"
-        require(diffusion, Cap.ONE_LEVEL, who=type(self).__name__, fix=fix)
+        fix = "use a diffusion of the data on one clock"
+        needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
+        require(diffusion, *needed, who=type(self).__name__, fix=fix)
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
         """Every part with its dimensions of x (…, d) and of what is like x; None, and numbers of a
