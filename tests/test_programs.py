@@ -9,9 +9,7 @@ import json
 import math
 import re
 import runpy
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +40,6 @@ from inference.train import train
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief
-from tests.processes import Program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")  # ``trained`` has them
 
@@ -232,11 +229,7 @@ def test_the_command_line_is_typed_explained_and_read_from_yaml(
     assert last_line(capsys) == first
 
 
-def test_mistakes_on_the_command_line_end_with_their_message_alone(trained: Path) -> None:
-    with pytest.raises(SystemExit, match=r"error: unknown guide 'clt' \(did you mean cld\?\)"):
-        run_program("train", "--guide", "clt")
-    with pytest.raises(SystemExit, match=r"error: .*already holds a run"):
-        run_program("train", "--model", "toy", "--run", trained)
+def test_a_mistake_on_the_command_line_is_raised_to_be_debugged() -> None:
     with pytest.raises(NameNotFoundError):
         run_program("train", "--debug", "--guide", "clt")
 
@@ -329,7 +322,8 @@ def test_a_checkpoint_from_before_it_had_settings_opens_and_resumes(
     rewrite(run, lambda t: {k: v for k, v in t.items() if not k.endswith("_extra_state")})
     older = load_trained(run)[1].model.state_dict()
     assert all(torch.equal(state[k], older[k]) for k in state)
-    assert train(resume=run) == bound
+    table = (run / "metrics.csv").read_text()
+    assert train(resume=run) == bound and (run / "metrics.csv").read_text() == table
 
 
 def test_settings_of_a_checkpoint_are_taken_over_or_refused(
@@ -428,38 +422,6 @@ def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.other_processes
-def test_killed_without_warning_it_still_resumes(tmp_path: Path, options: dict[str, Any]) -> None:
-    run = tmp_path / "killed"
-    words = [
-        f"--{k}={v}"
-        for k, v in (options | {"run": run, "steps": 4000, "measure_every": 2000}).items()
-    ]
-    process = Program("inference.train", *words)
-    while not list(run.glob("checkpoints/step-*6.json")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    # the killed run had a long way to go; end it at the step its last checkpoint has, plus one
-    done = latest_checkpoint(run / "checkpoints").step
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert 0 < done < 4000 and config["steps"] == 4000
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        stop_after(done + 2, patch)
-        train(resume=run)
-    table = pd.read_csv(run / "metrics.csv")
-    steps = table[table.part == "objective"].step.tolist()
-    assert steps == list(range(2, done + 3, 2))  # none missing, none twice
-
-
-def test_resuming_a_finished_run_changes_no_number(tmp_path: Path, options: dict[str, Any]) -> None:
-    first = train(**options, run=tmp_path / "run")
-    table = (tmp_path / "run" / "metrics.csv").read_text()
-    assert train(resume=tmp_path / "run") == first
-    assert (tmp_path / "run" / "metrics.csv").read_text() == table
-
-
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -530,10 +492,6 @@ def test_nothing_is_overwritten_unless_asked(
     assert out.read_text() == "mine"
     sample(trained, num_samples=2, steps=2, out=out, overwrite=True)
     assert out.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(RunError, match=r"ends in \.png or \.npy"):
-        sample(trained, out=tmp_path / "samples.jpg")
-    with pytest.raises(RunError, match="there is no folder"):
-        sample(trained, out=tmp_path / "a" / "b.png")
 
 
 def test_samples_are_a_function_of_the_seed(tmp_path: Path, trained: Path) -> None:
@@ -601,76 +559,6 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
         patch.chdir(tmp_path)
         train(**options | {"guide": "mine.py:Mine", "steps": 2}, run=tmp_path / "run")
     assert load_trained(tmp_path / "run")[1].model.diffusion.D[1, 1] == 3.0  # from any folder
-
-
-def test_unknown_names_list_the_known_ones(options: dict[str, Any], tmp_path: Path) -> None:
-    known = "vpsde, cld, malda, alda, hold, learned"
-    with pytest.raises(NameNotFoundError, match=f"unknown guide 'diffuse': use one of {known}"):
-        train(**options | {"guide": "diffuse"}, run=tmp_path / "run")
-    with pytest.raises(NameNotFoundError, match=r"unknown model 'digit' \(did you mean digits\?\)"):
-        train(model="digit", run=tmp_path / "run")
-    scores = "discrete, denoiser, noise, score, residual, mixed"
-    with pytest.raises(NameNotFoundError, match=f"unknown score 'magic': use one of {scores}, or"):
-        train(**options | {"score": "magic"}, run=tmp_path / "run")
-    with pytest.raises(NameNotFoundError, match="there is no file"):
-        train(**options | {"guide": "nowhere.py:Mine"}, run=tmp_path / "run")
-    with pytest.raises(NameNotFoundError, match="there is no module 'nowhere'"):
-        train(**options | {"guide": "nowhere:Mine"}, run=tmp_path / "run")
-    with pytest.raises(NameNotFoundError, match=f"unknown guide 'clt' .*: use one of {known}"):
-        train(**options | {"guide": "learned", "learned_from": "clt"}, run=tmp_path / "run")
-    with pytest.raises(TypeError, match=r"expected a subclass of models\.base\.Problem"):
-        train(model="pyro_mdm:CLD", run=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"test_size": 7}, "--test_size is 7, expected at least 8 data .*; leave it out for all"),
-        ({"guide": "cld", "rank": 1}, "--rank is for --guide learned"),
-        ({"guide": "cld", "learned_from": "alda"}, "--learned_from is for --guide learned; cld"),
-        (
-            {"guide": "learned", "learned_from": "alda", "num_variables": 2},
-            r"--num_variables is 2, but --learned_from alda has 3; leave out --num_variables",
-        ),
-        (
-            {"guide": "learned", "learned_from": "inference.guides.relativistic:Relativistic"},
-            r"which has no Q and D; expected a guide with a closed form, such as vpsde, cld",
-        ),
-        ({"guide": "learned", "learned_from": "malda", "rank": 1}, "D of MALDA has rank 2"),
-        (
-            {"guide": "inference.guides.published:cld_at_time", "max_log_snr": 9.0},
-            r"--max_log_snr is 9, but .*cld_at_time sets its own start, log SNR 27\.\d+; leave out",
-        ),
-        (
-            {"guide": "inference.guides.published:learned2_at_time", "min_log_snr": -8.0},
-            r"--min_log_snr is -8, but .* is cut at the time 0\.001, .* leave out --min_log_snr",
-        ),
-        (
-            {"guide": "inference.guides.published:learned2_at_time"},
-            r"learned and cut at the time 0\.001, .* a denoiser takes as fixed; use --score noise",
-        ),
-        ({"diffusion_learning_rate": -0.1}, r"--diffusion_learning_rate is -0\.1, expected a pos"),
-        (
-            {"score": "discrete"},
-            r"score is 'discrete', expected 'default' \(denoiser\) or one of den",
-        ),
-        ({"protocol": "dequantized"}, "is for images"),
-        ({"steps": 0}, "--steps is 0, expected a positive number"),
-        ({"ema_decay": 1.0}, r"--ema_decay is 1\.0, expected a number from 0, no averaging, to 1"),
-        ({"times": "vpsde"}, "--times is vpsde, which is for scores of the raw state"),
-        (
-            {"guide": "inference.guides.relativistic:Relativistic", "decoder_in_loss": False},
-            "--decoder_in_loss false needs .*leave it out",
-        ),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused_before_a_folder_is_made(
-    tmp_path: Path, options: dict[str, Any], wrong: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        train(**options | wrong, run=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_part_of_the_test_data_is_measured_if_asked(
@@ -819,9 +707,6 @@ def test_a_frozen_diffusion_is_a_fixed_one(
 @pytest.mark.parametrize(
     ("name", "score", "end"),
     [
-        ("vpsde", "noise", None),
-        ("cld", "noise", None),
-        ("cld", "denoiser", -10.0),
         ("malda", "denoiser", -10.0),
         ("alda", "noise", None),
     ],
@@ -931,11 +816,8 @@ def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
 
 
-@pytest.mark.parametrize("score", ["noise", "score"])
-def test_the_other_parameterizations_train_too(
-    tmp_path: Path, options: dict[str, Any], score: str
-) -> None:
-    bound = train(**options | {"score": score, "guide": "cld", "steps": 2}, run=tmp_path / "run")
+def test_a_raw_score_trains_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    bound = train(**options | {"score": "score", "steps": 2}, run=tmp_path / "run")
     assert np.isfinite(bound.bits_per_dim[0])
 
 
