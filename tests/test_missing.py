@@ -179,7 +179,7 @@ def test_plates_around_incomplete_rows() -> None:
 @torch.no_grad()
 def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     """Of independent dimensions, whose baseline is exact whatever is observed or left out."""
-    n, diffusion = 6000, VPSDE(max_log_snr=7.0, min_log_snr=-6.0)
+    n, diffusion = 6000, CLD(max_log_snr=7.0, min_log_snr=-6.0)
     score = Denoiser(
         Silent(3), torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 0.3, 2.0]), maps=True
     )
@@ -197,6 +197,10 @@ def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
     assert float(off[missing.sum(1) == 2].mean().abs()) < 4.5 * float(off.std()) / math.sqrt(n / 5)
     assert bool((found.elbo[missing.all(1)] == 0).all())
+    whole, levels = score.eval().diffusion_term(diffusion, x)  # which no map has a part in
+    off = whole - (score.baseline_kl(x, 7.0) - score.baseline_kl(x, -6.0))
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
+    assert float(levels.min()) < -5.9 and float(levels.max()) > 6.9
 
 
 def test_training_has_finite_gradients() -> None:
@@ -227,29 +231,30 @@ def test_fits_ignore_what_is_missing() -> None:
     assert float((prior.exp() - share).abs().max()) < 0.03
 
 
-def refused(kind: type[Exception], text: str) -> Any:
-    return pytest.raises(kind, match=text)
+X = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+TOLD = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
+BLURRING = PerDimensionDiffusion(
+    VPSDE(**ENDS), block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
+)
 
 
-def test_what_cannot_leave_out_is_refused() -> None:
-    x = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
-    diffusion = VPSDE(**ENDS)
-    for score in (Denoiser(MLP(2), torch.zeros(2)), NoisePrediction(MLP(2))):
-        model = DiffusionModel(diffusion, score, event_shape=(2,))
-        with refused(
-            ValueError,
-            "1 entries that are NaN.*; if NaN stands .* make the denoiser with maps=True",
-        ):
-            MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
-    with refused(ValueError, "make the denoiser with maps=True"):
-        Denoiser.fit(MLP(2), x)
-    told = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
-    with refused(ValueError, "2 entries that are infinite, expected finite data, or NaN for miss"):
-        bound(DiffusionModel(diffusion, told), DiffusionGuide(diffusion), x / 0)
-    blurring = PerDimensionDiffusion(
-        diffusion, block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
-    )
-    with refused(ValueError, "without a transform"):
-        elbo_terms(DiffusionModel(blurring, told), DiffusionGuide(blurring), x)
-    with refused(ValueError, r"no value in 1 of its dimensions, e\.g\. at \(1,\)"):
-        Denoiser.fit(MLP(4, out_features=2), x[:1], maps=True)
+def loss_of(score: Any, x: Tensor = X, diffusion: Any = None) -> float:
+    diffusion = VPSDE(**ENDS) if diffusion is None else diffusion
+    model = DiffusionModel(diffusion, score, event_shape=(2,))
+    return MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
+
+
+MISTAKES: list[tuple[Any, str]] = [
+    (lambda: loss_of(Denoiser(MLP(2), torch.zeros(2))), "1 entries .*; if NaN stands .* maps=True"),
+    (lambda: loss_of(NoisePrediction(MLP(2))), "1 entries that are NaN.*; if NaN stands"),
+    (lambda: Denoiser.fit(MLP(2), X), "make the denoiser with maps=True"),
+    (lambda: loss_of(TOLD, X / 0), "2 entries that are infinite, expected finite data, or NaN"),
+    (lambda: loss_of(TOLD, diffusion=BLURRING), "without a transform"),
+    (lambda: Denoiser.fit(MLP(4, out_features=2), X[:1], maps=True), "no value in 1 of its"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_what_cannot_leave_out_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -77,11 +77,6 @@ def test_probabilities_of_a_pixel_cnn_add_up_to_one(shape: tuple[int, int], leve
     assert total.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_pixel_cnn_draws_by_its_probabilities() -> None:
-    peer = disturbed(PixelCNN(flat_prior(2, 2, 2), width=8, depth=1))
-    assert_drawn_by(peer.log_prob(all_images((1, 2, 2), 2)), peer.sample(4000))
-
-
 def assert_drawn_by(log_prob: Tensor, codes: Tensor) -> None:
     """Frequencies of black and white images within five standard errors of their probabilities."""
     place = (codes.flatten(1) * 2 ** torch.arange(codes[0].numel()).flip(0)).sum(1)
@@ -167,16 +162,6 @@ def test_a_gaussian_mixture_of_levels() -> None:
     low, high = peer.log_prob(all_images((1, 1, 2), 2), 256).view(2, 2).exp().unbind(1)
     assert (low > 0.3).all() and (low < 0.5).all() and (high < 0.1).all()
     assert peer.sample(50).unique().tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("covariance", ["full", "tied"])
-def test_mixtures_of_many_components_are_drawn_from(covariance: str) -> None:
-    """Which one is the best hangs on time: a covariance that NumPy doubts is a warning of some."""
-    train = Digits().train[:200, :, 2:6, 2:6].long()
-    for components in (4, 32):
-        peer = Mixture(train, 17, components=components, covariance=covariance, seed=0)
-        assert peer.mixture.covariances_.dtype == np.float64
-        assert peer.sample(8).shape == (8, 1, 4, 4)
 
 
 def test_the_histogram_is_the_baseline_of_the_discrete_denoiser() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -12,6 +11,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import recipe, report, runs
 from inference.checkpoints import (
@@ -33,10 +32,10 @@ from inference.checkpoints import (
 from inference.evaluate import evaluate, measure
 from inference.loading import build, build_diffusion, load_trained
 from inference.names import NameNotFoundError
-from inference.options import Optimization
+from inference.options import Optimization, Training
 from inference.runs import Run, RunError
 from inference.sample import draw, sample
-from inference.train import train
+from inference.train import decide, train, with_recipe
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief
@@ -346,17 +345,6 @@ def test_settings_of_a_checkpoint_are_taken_over_or_refused(
         load_trained(run)
 
 
-def test_tensorboard_has_every_page(trained: Path) -> None:
-    tags = EventAccumulator(str(trained / "tensorboard")).Reload().Tags()
-    for part in ("bound/{}/train", "bound/{}/validation", "test/{}"):
-        for term in ("bits_per_dim", "diffusion"):
-            assert part.format(term) in tags["scalars"]
-            assert f"uncertainty/standard_error/{part.format(term)}" in tags["scalars"]
-    for tag in ("Q/entry_01", "D/entry_11", "Q_eigenvalues/frequency_0", "D_eigenvalues/1"):
-        assert f"diffusion/{tag}" in tags["scalars"]
-    assert {"diffusion/curves", "diffusion/noising", "Overview/samples"} <= set(tags["images"])
-
-
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
     from inference.loading import build
 
@@ -648,19 +636,6 @@ def test_a_start_that_nobody_asked_for_is_noted(
         assert bool(re.search(note, capsys.readouterr().out)) == noted
 
 
-def test_learned_guides(tmp_path: Path, options: dict[str, Any]) -> None:
-    build = functools.partial(build_diffusion, "learned", max_log_snr=9.0)
-    learned = build(num_variables=3, rank=1, min_log_snr=-8.0)
-    assert learned.num_variables == 3
-    assert torch.linalg.matrix_rank(learned.D.detach()) == 1
-    assert learned.terminal_log_snr.item() == pytest.approx(-8.0, abs=1e-9)
-    options |= {"guide": "learned", "steps": 2}
-    fit(**options, num_variables=3, rank=2, learn_beta=True, run=tmp_path / "run")
-    _, programs, _ = load_trained(tmp_path / "run")
-    assert programs.model.diffusion.num_variables == 3
-    assert programs.model.diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
-
-
 HALF = """
 from pyro_mdm import LinearDiffusion
 
@@ -705,11 +680,7 @@ def test_a_frozen_diffusion_is_a_fixed_one(
 
 
 @pytest.mark.parametrize(
-    ("name", "score", "end"),
-    [
-        ("malda", "denoiser", -10.0),
-        ("alda", "noise", None),
-    ],
+    ("name", "score", "end"), [("malda", "denoiser", -10.0), ("alda", "noise", None)]
 )
 def test_a_learned_guide_can_start_from_another(
     tmp_path: Path, options: dict[str, Any], name: str, score: str, end: float | None
@@ -752,21 +723,21 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
         "def fixed(max_log_snr): return CLD(max_log_snr=max_log_snr)\n"
         "ready = LearnedDiffusion(2, max_log_snr=9.0)\n"
     )
-    own_clock = build_diffusion("learned", max_log_snr=9.0).terminal_log_snr.item()
 
     def end(guide: str, **others: Any) -> float:
-        run = tmp_path / f"{guide}-{len(list(tmp_path.iterdir()))}"
         name = guide if guide == "learned" else f"{tmp_path}/mine.py:{guide}"
-        fit(**options | {"guide": name, "steps": 2} | others, run=run)
-        diffusion = load_trained(run)[1].model.diffusion  # from config.yaml alone
-        assert Run.open(run).config["min_log_snr"] == (
+        asked = with_recipe(Training(**options | {"guide": name} | others))
+        decided = decide(asked, build(asdict(asked)))
+        diffusion = build(asdict(decided)).model.diffusion  # as from config.yaml alone
+        assert decided.min_log_snr == (
             others.get("min_log_snr") if guide in ("learned", "own") else diffusion.min_log_snr
         )
         return diffusion.terminal_log_snr.item()
 
+    own_clock = build_diffusion("learned", max_log_snr=9.0).terminal_log_snr.item()
     assert end("learned") == end("Mine") == end("cut") == end("ready") == -10.0
     assert end("own") == -7.0  # says so itself
-    assert end("Mine", score="noise") == pytest.approx(own_clock, abs=1.0)  # trained two steps
+    assert end("Mine", score="noise") == pytest.approx(own_clock)
     for guide in ("cut", "fixed", "own"):  # also where a guide does not take it
         assert end(guide, min_log_snr=-8.0) == -8.0
     # the same diffusion in the same run, whatever it is called

@@ -219,8 +219,6 @@ def clipped(members: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float
     return trainee.step(0).norm, limits[0]
 
 
-def test_the_gradient_of_members_is_clipped_as_that_of_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_gradient_of_members_is_clipped_as_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     norm, limit = clipped(1, monkeypatch)
     assert clipped(2, monkeypatch) == pytest.approx((norm, limit / 2**0.5), rel=1e-5)

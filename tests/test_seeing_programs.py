@@ -36,8 +36,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "score"),
-    [*((name, "denoiser") for name in GUIDES), ("encoder", "noise")],
+    ("name", "score"), [*((name, "denoiser") for name in GUIDES), ("encoder", "noise")]
 )
 def test_it_is_trained_resumed_opened_compared_and_looked_at(
     name: str, score: str, options: dict[str, Any], tmp_path: Path

@@ -35,28 +35,14 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 from tests.brief import be_brief, be_brief_here
 from tests.processes import ROOT, Program, finish, together
+from tests.test_programs import TINY, stop_after
+from tests.test_programs import Stopped as Killed
 
 CPU = torch.device("cpu")
 
-TINY = """
-import torch
-from models.base import ImageProblem, Problem
-from pyro_mdm.networks import MLP, UNet
+SQUARES = """
 
-
-class Tiny(Problem):
-    name = "tiny"
-    event_shape = (2,)
-    max_log_snr = 9.0
-    steps = 6
-    batch_size = 16
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+from models.base import ImageProblem
 
 
 class Squares(ImageProblem):
@@ -89,7 +75,7 @@ def brief() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("problem") / "tiny.py"
-    path.write_text(TINY)
+    path.write_text(TINY + SQUARES)
     return f"{path}:Tiny"
 
 
@@ -147,22 +133,6 @@ def assert_same(one: Path, other: Path, *, rtol: float = 0.0) -> None:
     results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
     values = [r["bits_per_dim"]["value"] for r in results]
     assert values[0] == (values[1] if rtol == 0 else pytest.approx(values[1], rel=rtol))
-
-
-class Killed(BaseException):
-    pass
-
-
-def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """End training once the objective of ``step`` is logged and before its checkpoint."""
-    log = Run.log
-
-    def stopping(self: Run, at: int, part: str, values: Any) -> None:
-        log(self, at, part, values)
-        if at == step and part == "objective":
-            raise Killed
-
-    patch.setattr(Run, "log", stopping)
 
 
 # -- in pieces and in several processes ------------------------------------------------------------
@@ -523,25 +493,6 @@ def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
     assert train(resume=tmp_path / "run") == bound
     assert_same(uninterrupted, tmp_path / "run")
     tables = [pd.read_csv(run / "metrics.csv") for run in (uninterrupted, tmp_path / "run")]
-    pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
-
-
-def test_killed_while_it_measures_nothing_is_lost(
-    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
-) -> None:
-    log = Run.log
-
-    def killed(self: Run, at: int, part: str, values: Any) -> None:
-        log(self, at, part, values)
-        if at == 4 and part == "train":  # validation is never reached
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "log", killed)
-        train(**options, run=tmp_path / "run")
-    assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 4
-    train(resume=tmp_path / "run")
-    tables = [pd.read_csv(run / "metrics.csv") for run in (whole[0], tmp_path / "run")]
     pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
 
 

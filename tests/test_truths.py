@@ -124,10 +124,7 @@ KINDS: list[tuple[str, Callable[..., Any]]] = [
             [CLD(**ends), learned(2, 2, 5, **ends)], torch.tensor([0, 1, 1, 0])
         ),
     ),
-    (
-        "turns",
-        lambda **ends: turns(VPSDE(**ends)),
-    ),
+    ("turns", lambda **ends: turns(VPSDE(**ends))),
     (
         "frequencies",
         lambda **ends: PerDimensionDiffusion(
