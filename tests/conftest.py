@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 
@@ -18,7 +16,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from inference import cli, trust
+from inference import trust
+from tests.programs import TINY
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -99,24 +98,11 @@ def made_once(
     return folder_of
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _parsers_made_once() -> Iterator[None]:
-    """The parser of a program takes most of the time of reading its command line."""
-    made: dict[Any, Any] = {}
-    make = cli._parser
-
-    def parser(
-        function: Callable[..., Any], unnamed: str | None, groups: Mapping[str, type]
-    ) -> Any:
-        signature = str(inspect.signature(function))
-        key = (function.__code__, signature, function.__doc__, unnamed, *groups.items())
-        if key not in made:
-            made[key] = make(function, unnamed, groups)
-        return made[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_parser", parser)
-        yield
+@pytest.fixture(scope="session")
+def tiny(made_once: Callable[..., Path]) -> str:
+    """The problem of most tests of programs, as a person names one of a file of their own."""
+    folder = made_once("tiny", lambda folder: (folder / "tiny.py").write_text(TINY))
+    return f"{folder / 'tiny.py'}:Tiny"
 
 
 @pytest.fixture

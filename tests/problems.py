@@ -19,6 +19,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import Denoiser
@@ -396,15 +397,19 @@ class ExactState(nn.Module):
 
 
 class Silent(nn.Module):
-    """A network of no opinion: denoisers are then those of their baseline."""
+    """A network of no opinion: denoisers are then those of their baseline.
 
-    def __init__(self, outputs: int) -> None:
+    Args:
+        shape: of the output for each datum; that of the input by default.
+    """
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.shape = shape
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
+    def forward(self, inputs: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
+        return self.weight + inputs.new_zeros(len(inputs), *(self.shape or inputs.shape[1:]))
 
 
 class ExactDenoiser(Denoiser):
@@ -640,3 +645,22 @@ class ExactLevels(nn.Module):
         others = problem.log_weights[:, None] + each.sum(-1, keepdim=True) - each
         out = problem.of_level(others) - problem.log_prior
         return self.weight + out.movedim(-1, -2).flatten(1)
+
+
+# -- what is known of each datum -------------------------------------------------------------------
+
+D = 4  # dimensions of ``correlated`` and ``bimodal``
+ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
+
+
+def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Random observed and left out; at least one dimension is generated. They are no draws: the
+    same under --seed-offset."""
+    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
+    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
+    return kind == 0, kind == 1
+
+
+def program(problem: GaussianMixture, diffusion: Any, **options: Any) -> DiffusionModel:
+    """The model whose denoiser is exact, for any mask."""
+    return DiffusionModel(diffusion, ExactDenoiser(problem), **options)

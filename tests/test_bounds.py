@@ -25,7 +25,7 @@ from pyro_mdm import (
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.support.measured import Measured
-from tests.test_elbo import DIMS, MEAN, VARIANCE, Wrong, data, denoiser, exact_bound, programs
+from tests.known_bound import DIMS, MEAN, VARIANCE, Wrong, data, denoiser, exact_bound, programs
 from tests.test_nonlinear import Net, RawScore
 
 UNIT = DIMS * math.log(2)

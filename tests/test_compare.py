@@ -27,43 +27,11 @@ from inference.train import train
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.support.measured import ALL_TERMS
-from tests.test_programs import run_program
+from tests.programs import TINY, run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
-
-TINY = """
-import torch
-from models.base import Problem
-from pyro_mdm.networks import MLP
-
-
-class Tiny(Problem):
-    name = "tiny"
-    event_shape = (2,)
-    max_log_snr = 9.0
-    steps = 2
-    batch_size = 16
-    hidden = 8
-    shift = 0.5
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(300, 2, generator=generator) * torch.tensor([1.0, 0.3])
-        return x + self.shift
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=self.hidden, depth=1, out_features=outputs)
-
-
-class Wide(Tiny):
-    hidden = 12
-
-
-class Moved(Tiny):
-    shift = 0.6
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +49,7 @@ def drawn() -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("problem") / "tiny.py"
-    path.write_text(TINY)
+    path.write_text(TINY.replace("size, shift = 200", "size, shift = 300"))
     return f"{path}:Tiny"
 
 
@@ -536,7 +504,7 @@ def test_a_trained_run(tiny: str, tmp_path: Path) -> None:
     train(tiny, guide="cld", run=tmp_path / "run", accelerator="cpu", **options)
     compare([tmp_path / "run"], None, draws=2, out=tmp_path / "out")
     bounds = read(tmp_path / "out")[0]
-    assert bounds.training_steps.iloc[0] == 2
+    assert bounds.training_steps.iloc[0] == 6
     programs = load_trained(tmp_path / "run")[1]
     bound = measure(programs, programs.problem.test, draws=2, seed=0)
     assert bounds.bits_per_dim.iloc[0] == pytest.approx(bound.bits_per_dim[0], rel=1e-9)

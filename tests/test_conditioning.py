@@ -11,7 +11,6 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Predictive, Trace_ELBO
-from torch import Tensor
 
 from pyro_mdm import (
     CLD,
@@ -45,34 +44,22 @@ from pyro_mdm.samplers import (
     StochasticHeun,
     TorchSDE,
 )
-from tests.problems import ExactDenoiser as Exact
+from tests.mistakes import refused
 from tests.problems import (
+    ENDS,
+    D,
     GaussianMixture,
     Silent,
     conditional_log_prob,
-    fixed,
+    masks,
     normal,
     part,
+    program,
 )
+from tests.problems import ExactDenoiser as Exact
 from tests.problems import bimodal as mixture
 from tests.problems import correlated as gaussian
 from tests.problems import given_dimensions as posterior
-
-D = 4
-ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
-
-
-def masks(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Random observed and left out; at least one dimension is generated. They are no draws: the
-    same under --seed-offset."""
-    kind = torch.bucketize(fixed(seed, *shape, D), torch.tensor([-0.43, 0.43]).double())
-    kind.scatter_(-1, fixed(seed + 1, *shape, D).argmax(-1, keepdim=True), 2)
-    return kind == 0, kind == 1
-
-
-def program(problem: GaussianMixture, diffusion: Any, **options: Any) -> DiffusionModel:
-    return DiffusionModel(diffusion, Exact(problem), **options)
-
 
 # -- the denoiser ----------------------------------------------------------------------------------
 
@@ -479,51 +466,47 @@ def test_it_is_saved_with_one_network(tmp_path: Path) -> None:
 # -- what is refused -------------------------------------------------------------------------------
 
 
-def refused(kind: type[Exception], text: str) -> Any:
-    return pytest.raises(kind, match=text)
-
-
 def test_what_cannot_be_conditioned() -> None:
     observed = torch.tensor([True, False, False, False])
     diffusion = VPSDE(**ENDS)
-    with refused(TypeError, "expected a DenoiserScore"):
+    with pytest.raises(TypeError, match="expected a DenoiserScore"):
         condition(DiffusionModel(diffusion, NoisePrediction(MLP(D)), event_shape=(D,)), observed)
-    with refused(ValueError, "maps=True"):
+    with pytest.raises(ValueError, match="maps=True"):
         condition(DiffusionModel(diffusion, Denoiser(MLP(D)), event_shape=(D,)), observed)
-    with refused(TypeError, "expected a DiffusionModel"):
+    with pytest.raises(TypeError, match="expected a DiffusionModel"):
         condition(Exact(gaussian()), observed)  # type: ignore[arg-type]
     model = program(gaussian(), diffusion)
-    with refused(TypeError, "conditioned already"):
+    with pytest.raises(TypeError, match="conditioned already"):
         condition(condition(model, observed), observed)
-    with refused(TypeError, "JointTweedie"):
+    with pytest.raises(TypeError, match="JointTweedie"):
         condition(program(gaussian(), diffusion, likelihood=JointTweedie()), observed)
     blurring = PerDimensionDiffusion(
         diffusion, block_of=torch.zeros(D, dtype=torch.int64), transform=Frequencies(1)
     )
-    with refused(ValueError, "without a transform"):
+    with pytest.raises(ValueError, match="without a transform"):
         condition(program(gaussian(), blurring), observed)
 
 
 def test_masks_and_values_are_checked() -> None:
     model, observed = program(gaussian(), VPSDE(**ENDS)), torch.tensor([True, False, False, False])
-    with refused(TypeError, r"observed\.bool\(\)"):
+    with pytest.raises(TypeError, match=r"observed\.bool\(\)"):
         condition(model, observed.double())
-    with refused(ValueError, r"observed has shape \(3,\)"):
-        condition(model, observed[:3])
-    with refused(ValueError, r"left_out has shape \(2, 2, 4\)"):
-        condition(model, observed, left_out=observed.expand(2, 2, 4))
-    with refused(ValueError, "no dimension of a datum"):
-        condition(model, observed, left_out=~observed)
-    with refused(ValueError, "both observed and left out"):
-        condition(model, observed, left_out=observed)
-    with refused(ValueError, "for the same number of data"):
-        condition(model, observed.expand(3, D), torch.zeros(2, D))
-    with refused(ValueError, "for the same number of data"):
-        condition(model, observed, torch.zeros(2, D), ~observed.expand(3, D))
-    with refused(ValueError, "1 observed entries that are not finite"):
-        condition(model, observed, torch.full((D,), math.nan))
+    refused(
+        ValueError,
+        (lambda: condition(model, observed[:3]), r"observed has shape \(3,\)"),
+        (lambda: condition(model, observed, left_out=observed.expand(2, 2, 4)),
+         r"left_out has shape \(2, 2, 4\)"),
+        (lambda: condition(model, observed, left_out=~observed), "no dimension of a datum"),
+        (lambda: condition(model, observed, left_out=observed), "both observed and left out"),
+        (lambda: condition(model, observed.expand(3, D), torch.zeros(2, D)),
+         "for the same number of data"),
+        (lambda: condition(model, observed, torch.zeros(2, D), ~observed.expand(3, D)),
+         "for the same number of data"),
+        (lambda: condition(model, observed, torch.full((D,), math.nan)),
+         "1 observed entries that are not finite"),
+    )  # fmt: skip
     levels = DiscreteDenoiser.fit(Silent(2 * D), torch.ones(9, D), 4, "tilt", maps=True)
-    with refused(ValueError, "0.123"):
+    with pytest.raises(ValueError, match=r"0\.123"):
         condition(DiffusionModel(VPSDE(**ENDS), levels), observed, torch.full((D,), 0.123))
 
 
@@ -531,14 +514,14 @@ def test_calls_that_do_not_fit_what_is_observed() -> None:
     problem, x = gaussian(), gaussian().sample(6, 1)
     model, observed = program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False])
     guide = DiffusionGuide(model.diffusion)
-    with refused(ValueError, "no values of what is observed"):
+    with pytest.raises(ValueError, match="no values of what is observed"):
         condition(model, observed)(batch_size=2)
-    with refused(ValueError, "5 observed entries of x differ"):
+    with pytest.raises(ValueError, match="5 observed entries of x differ"):
         elbo_terms(condition(model, observed, x[0]), guide, x)
     of_rows = condition(model, observed.expand(6, D), x)
-    with refused(ValueError, "differs between 6 data, and x has 4"):
+    with pytest.raises(ValueError, match="differs between 6 data, and x has 4"):
         elbo_terms(of_rows, guide, x[:4])
-    with refused(ValueError, "differs between 6 data, and 4 are asked for"):
+    with pytest.raises(ValueError, match="differs between 6 data, and 4 are asked for"):
         of_rows(batch_size=4)
 
 
@@ -547,11 +530,10 @@ def test_densities_of_all_dimensions_together_are_refused() -> None:
     model = condition(program(problem, VPSDE(**ENDS)), torch.tensor([True, False, False, False]), x)
     guide = DiffusionGuide(model.diffusion)
     text = "is a density of all dimensions together"
-    with refused(ValueError, text):
-        Trace_ELBO().loss(model, guide, x)
-    with refused(ValueError, text):
-        importance_weighted(model, guide, x, samples=2, times=5)
-    with refused(ValueError, text):
-        probability_flow(model, guide, x)
-    with refused(ValueError, text):
-        model.log_prob(x, method="flow")
+    refused(
+        ValueError,
+        (lambda: Trace_ELBO().loss(model, guide, x), text),
+        (lambda: importance_weighted(model, guide, x, samples=2, times=5), text),
+        (lambda: probability_flow(model, guide, x), text),
+        (lambda: model.log_prob(x, method="flow"), text),
+    )

@@ -48,7 +48,7 @@ from pyro_mdm.samplers import (
     StochasticExponentialIntegrator,
 )
 from pyro_mdm.samplers.transport import transport
-from tests.problems import fixed, normal
+from tests.problems import Silent, fixed, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
 D = 3  # data dimensions
@@ -72,20 +72,8 @@ def made(kind: str = "gaussian", block: Any = VPSDE, size: int = 2) -> ContextDi
     return diffusion
 
 
-class Silent(nn.Module):
-    """No opinion on the data, whatever the context: a denoiser is then its Gaussian baseline."""
-
-    def __init__(self, outputs: int = D) -> None:
-        super().__init__()
-        self.outputs = outputs
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight + inputs.new_zeros(len(inputs), self.outputs)
-
-
 def exact() -> Denoiser:
-    return Denoiser(Silent(), MEAN, VARIANCE, maps=True)
+    return Denoiser(Silent(D), MEAN, VARIANCE, maps=True)
 
 
 def data(n: int, seed: int = 0) -> Tensor:

@@ -27,7 +27,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.samplers import ExponentialIntegrator
-from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
+from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
 
 BRIEF = Solver("rk4", steps=4)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from scipy.stats import t as student
 from torch import Tensor, nn
 
@@ -44,91 +44,27 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.splitting import Splitting
-from tests.problems import DISTINCT, TYPICAL, learned_ends, normal
-
-MEAN, VARIANCE, DIMS = 0.3, 0.49, 3
-OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
+from tests.known_bound import (
+    DIMS,
+    MEAN,
+    OBJECTIVES,
+    VARIANCE,
+    ExactGaussian,
+    Wrong,
+    check_mean,
+    data,
+    denoiser,
+    exact_bound,
+    numerical_gradient,
+    programs,
+)
+from tests.problems import DISTINCT, TYPICAL, Silent, learned_ends, normal
 
 
 def half(first: int) -> pytest.MarkDecorator:
     """Every second diffusion, of which the others are in the other test."""
     some = DISTINCT[first::2]
     return pytest.mark.parametrize("make", [m for _, m in some], ids=[name for name, _ in some])
-
-
-class Wrong(nn.Module):
-    """F such that x̂ is off by ``size`` · e^{-λ/2} · sqrt(σ²/(σ²+v)): zero is the exact denoiser."""
-
-    def __init__(self, size: float = 0.0) -> None:
-        super().__init__()
-        self.size = nn.Parameter(torch.tensor(size, dtype=torch.float64))
-
-    def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        return torch.ones_like(z) * self.size.to(z.dtype)
-
-
-def denoiser(size: float = 0.0) -> Denoiser:
-    return Denoiser(Wrong(size), data_mean=MEAN, data_variance=VARIANCE)
-
-
-def penalty(x: Tensor, size: float, low: Tensor, high: Tensor) -> Tensor:
-    """What an error of x̂ by δ adds to the diffusion term, like x: ∫ e^λ (½ δ² - δ E[x - x̂_0]) dλ.
-
-    With δ = size σ (v/(σ²+v))^{1/2}, v = e^{-λ}, and E[x - x̂_0 | x] = v/(σ²+v) (x - μ).
-    """
-    ends = torch.stack([low, high])
-    v = (-ends).exp()
-    square = 0.5 * size**2 * torch.log1p(VARIANCE / v)
-    cross = 2 * size / math.sqrt(VARIANCE) * (v / (VARIANCE + v)).sqrt()
-    return square[1] - square[0] + (cross[1] - cross[0]) * (x.double() - MEAN)
-
-
-def exact_bound(diffusion: LinearDiffusion, x: Tensor, size: float = 0.0) -> Tensor:
-    """The bound of each datum in closed form, differentiable in the diffusion."""
-    a, Sigma, prior = (
-        diffusion.terminal.mean,
-        diffusion.terminal.covariance,
-        diffusion.prior_covariance,
-    )
-    log_p = torch.distributions.Normal(MEAN, math.sqrt(VARIANCE)).log_prob(x)
-    total = Sigma + VARIANCE * torch.outer(a, a)  # Cov of y_T
-    mean = a * (x.double().unsqueeze(-1) - MEAN)
-
-    def expected(covariance: Tensor, offset: Tensor) -> Tensor:
-        """E log N(y_T; …) up to the constant that both densities share."""
-        inverse = torch.linalg.inv(covariance)
-        square = torch.einsum("...i,ij,...j->...", offset, inverse, offset)
-        return -0.5 * (square + (inverse @ Sigma).trace() + torch.logdet(covariance))
-
-    mismatch = expected(total, mean) - expected(prior, a * x.double().unsqueeze(-1))
-    low = diffusion.terminal_log_snr
-    return (log_p - mismatch - penalty(x, size, low, diffusion.start_log_snr)).sum(-1)
-
-
-def data(n: int, dims: int = DIMS) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(n, dims, generator=generator, dtype=torch.float64)
-    return MEAN + math.sqrt(VARIANCE) * noise
-
-
-def programs(
-    diffusion: LinearDiffusion, score: nn.Module, dims: int = DIMS, **options: object
-) -> tuple:
-    model = DiffusionModel(diffusion, score, event_shape=(dims,), **options)
-    return model, DiffusionGuide(diffusion, times=model.times)
-
-
-def check_mean(values: Tensor, truth: Tensor | float, largest_error: float) -> None:
-    """The mean of independent values is the truth, at a standard error that means something.
-
-    By Student's t, as few values know their own spread badly: one false alarm in 1e5.
-    """
-    error = float(values.std() / math.sqrt(len(values)))
-    assert error <= largest_error, f"standard error {error:.2e} is too large to test anything"
-    difference = abs(float(values.mean() - truth))
-    assert difference <= student.isf(5e-6, len(values) - 1) * error + 1e-9, (
-        f"off by {difference:.2e}, {difference / error:.1f} s.e."
-    )
 
 
 def estimates(
@@ -213,14 +149,12 @@ def test_evaluation_is_exact_with_the_exact_score(make) -> None:
 def test_untrained_discrete_denoiser_is_the_histogram_model(make, form: str) -> None:
     """At F = 0 the bound is log p_0(x) + m(x), m being the prior's mismatch, for every x."""
 
-    class Zero(nn.Module):
-        def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-            return z.new_zeros(len(z), (2 if form == "tilt" else 5) * DIMS)
-
     diffusion = make()
     diffusion.max_log_snr = 9.0
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)[torch.randint(5, (200, DIMS)) // 2 * 2]
-    score = DiscreteDenoiser.fit(Zero(), x, levels=5, form=form)
+    score = DiscreteDenoiser.fit(
+        Silent((2 if form == "tilt" else 5) * DIMS), x, levels=5, form=form
+    )
     model, guide = programs(diffusion, score)
     estimate = log_likelihood(model, guide, x, draws=2)
     low = diffusion.terminal_log_snr.expand(len(x))
@@ -229,25 +163,6 @@ def test_untrained_discrete_denoiser_is_the_histogram_model(make, form: str) -> 
     assert torch.allclose(estimate.per_datum, truth, atol=1e-4)
     if diffusion.num_variables == 2:
         assert float(mismatch.abs().mean()) > 0.01  # so that dropping it would show
-
-
-class ExactNoise(nn.Module):
-    """ε such that -L^{-T} ε is the exact score (or the score itself) of Gaussian data."""
-
-    def __init__(self, diffusion: LinearDiffusion, raw: bool) -> None:
-        super().__init__()
-        self.diffusion, self.raw = diffusion, raw
-
-    def forward(self, y: Tensor, log_snr: Tensor) -> Tensor:
-        K = self.diffusion.num_variables
-        y = y.unflatten(1, (K, -1))
-        marginal = self.diffusion.marginal(self.diffusion.time_at_log_snr(log_snr.double()))
-        a = marginal.mean
-        total = marginal.covariance + VARIANCE * a.unsqueeze(-1) * a.unsqueeze(-2)
-        score = -torch.linalg.solve(total, y - MEAN * a.unsqueeze(-1))
-        if not self.raw:
-            score = -marginal.scale_tril.mT @ score
-        return score.flatten(1)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +178,8 @@ def test_parameterizations_agree(make, known: str) -> None:
     pairs = [
         programs(diffusion, score, dims, likelihood=Gaussian(MEAN, VARIANCE))
         for score in (
-            NoisePrediction(ExactNoise(diffusion, raw=False)),
-            RawScore(ExactNoise(diffusion, raw=True)),
+            NoisePrediction(ExactGaussian(diffusion, True, MEAN, VARIANCE)),
+            RawScore(ExactGaussian(diffusion, False, MEAN, VARIANCE)),
         )
     ]
     with torch.no_grad():
@@ -323,23 +238,6 @@ def test_what_joint_tweedie_costs_at_the_papers_cut_and_at_a_late_one() -> None:
 
 
 # -- gradients -------------------------------------------------------------------------------------
-
-
-def numerical_gradient(value, parameters: list[nn.Parameter], step: float = 1e-5) -> list[Tensor]:
-    gradients = []
-    with torch.no_grad():
-        for p in parameters:
-            g = torch.zeros_like(p)
-            for i in range(p.numel()):
-                kept = p.view(-1)[i].item()
-                ends = []
-                for change in (step, -step):
-                    p.view(-1)[i] = kept + change
-                    ends.append(float(value()))
-                p.view(-1)[i] = kept
-                g.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
-            gradients.append(g)
-    return gradients
 
 
 @pytest.fixture(scope="module")

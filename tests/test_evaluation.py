@@ -23,17 +23,9 @@ from pyro_mdm.evaluation.estimates import holm, rounding
 from pyro_mdm.evaluation.strata import StratifiedIntegrals
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
-from tests.test_elbo import (
-    MEAN,
-    VARIANCE,
-    ExactNoise,
-    data,
-    denoiser,
-    exact_bound,
-    programs,
-)
+from tests.known_bound import MEAN, VARIANCE, ExactGaussian, data, denoiser, exact_bound, programs
 
-UNIT = 3 * math.log(2)  # nats per bit/dim of the data of test_elbo
+UNIT = 3 * math.log(2)  # nats per bit/dim of the data of known_bound
 
 
 def cut(diffusion, max_log_snr: float = 3.0):
@@ -42,7 +34,7 @@ def cut(diffusion, max_log_snr: float = 3.0):
 
 
 def exact_noise(diffusion, kind=NoisePrediction):
-    score = kind(ExactNoise(diffusion, raw=kind is RawScore))
+    score = kind(ExactGaussian(diffusion, kind is NoisePrediction, MEAN, VARIANCE))
     return programs(diffusion, score, likelihood=Gaussian(MEAN, VARIANCE))
 
 
@@ -148,11 +140,11 @@ def test_a_difference_that_rounding_made_is_none(dtype, max_log_snr) -> None:
     assert d.bits_per_dim[0] != 0  # a small one is none of rounding's
 
 
-class Rounded(ExactNoise):
+class Rounded(ExactGaussian):
     """One that computes in float64 and keeps float32 of it, with weights of both."""
 
-    def __init__(self, diffusion, raw: bool) -> None:
-        super().__init__(diffusion, raw)
+    def __init__(self, diffusion, noise: bool) -> None:
+        super().__init__(diffusion, noise, MEAN, VARIANCE)
         self.fine = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.coarse = torch.nn.Parameter(torch.zeros(1, dtype=torch.float32))
 
@@ -165,7 +157,7 @@ def test_the_coarsest_of_data_and_weights_says_what_rounding_may_have_made() -> 
     forms = {}
     for kind in FORMS:
         diffusion = cut(CLD(), 13.0)
-        score = kind(Rounded(diffusion, raw=kind is RawScore))
+        score = kind(Rounded(diffusion, kind is NoisePrediction))
         forms[kind.__name__] = programs(diffusion, score, likelihood=Gaussian(MEAN, VARIANCE))
     found = compare(forms, data(30), draws=1)
     (d,) = found.differences

@@ -27,7 +27,7 @@ from inference.output import png
 from inference.runs import RunError
 from tests.brief import be_brief_here
 from tests.processes import Program
-from tests.test_programs import TINY
+from tests.programs import TINY
 
 BRIEF = {
     "steps": 4,

@@ -30,20 +30,9 @@ from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
 from pyro_mdm.networks import UNet
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.coordinates import CoordinateNetwork
-from tests.problems import fixed, generator, normal
+from tests.problems import Silent, fixed, generator, normal
 
 SHAPE = (1, 4, 4)
-
-
-class Silent(nn.Module):
-    """No opinion."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return self.weight + inputs.new_zeros(len(inputs), *SHAPE)
 
 
 def variances() -> Tensor:
@@ -59,7 +48,7 @@ def data(n: int) -> Tensor:
 
 def score() -> Denoiser:
     mean = torch.full(SHAPE, 0.2, dtype=torch.float64)
-    return Denoiser(Silent(), mean, variances(), maps=True)
+    return Denoiser(Silent(*SHAPE), mean, variances(), maps=True)
 
 
 def diffusion(low: float = -7.0) -> Any:
@@ -97,7 +86,7 @@ LEVEL = 5.0  # of the pixels, so that one frequency has a mean of 20 and all oth
 
 def bright() -> Denoiser:
     mean = Frequencies()(torch.full(SHAPE, LEVEL, dtype=torch.float64)) + 0.2
-    return Denoiser(Silent(), mean, variances(), maps=True)
+    return Denoiser(Silent(*SHAPE), mean, variances(), maps=True)
 
 
 @pytest.mark.parametrize("likelihood", [None, Gaussian(), Tweedie()])
@@ -146,7 +135,7 @@ def test_levels_are_of_pixels() -> None:
     for decoder in (DiscretizedGaussian(9), DiscretizedGaussian(9, LEVEL_PRIOR)):
         law = decoder(blurred, score(), y)
         assert float(law.log_prob(x).min()) > -1e-3 and torch.equal(law.sample(), x)
-    refused = DiscreteDenoiser(Silent(), 9, LEVEL_PRIOR, "logits", maps=True)
+    refused = DiscreteDenoiser(Silent(*SHAPE), 9, LEVEL_PRIOR, "logits", maps=True)
     with pytest.raises(TypeError, match=r"hold Frequencies.* of them; use a Denoiser, fitted to"):
         DiffusionModel(blurred, refused)
 

@@ -43,7 +43,7 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided
 from pyro_mdm.support.measured import Measured
-from tests.problems import GaussianMixture, learned, normal
+from tests.problems import GaussianMixture, Silent, learned, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 9.0, "min_log_snr": -9.0}
 DIFFUSIONS = {
@@ -73,22 +73,11 @@ def labelled(problem: GaussianMixture, n: int, seed: int = 0) -> tuple[Tensor, T
     return each[classes, torch.arange(n)], classes
 
 
-class Quiet(nn.Module):
-    """A network that says nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
-        return inputs * 0 + self.weight
-
-
 class Exact(Denoiser):
     """E[x | z, c] of a mixture whose class is c; E[x | z] where it is not known."""
 
     def __init__(self, problem: GaussianMixture) -> None:
-        super().__init__(Quiet(), problem.mean, problem.covariance.diagonal())
+        super().__init__(Silent(), problem.mean, problem.covariance.diagonal())
         self.problem = problem
 
     def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:

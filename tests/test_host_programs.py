@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pyro_mdm import CLD, MALDA, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
+from tests.known_bound import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
 from tests.problems import normal
-from tests.test_elbo import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
 
 DIMS = 16
 Program = Callable[..., Any]

@@ -22,7 +22,7 @@ from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal
 from tests.processes import Program, finish
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 DATA = 0.8 * normal(1, 300, 2) @ torch.tensor([[1.0, 0.4], [0.0, 0.9]]).double() + 0.3
 

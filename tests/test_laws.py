@@ -31,8 +31,7 @@ from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import chain_kl
-from tests.problems import DISTINCT
-from tests.test_elbo import (
+from tests.known_bound import (
     DIMS,
     MEAN,
     VARIANCE,
@@ -42,6 +41,7 @@ from tests.test_elbo import (
     exact_bound,
     programs,
 )
+from tests.problems import DISTINCT
 
 diffusions = pytest.mark.parametrize(
     "make", [factory for _, factory in DISTINCT], ids=[name for name, _ in DISTINCT]

@@ -35,9 +35,9 @@ from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
+from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed
 from tests.test_driven import HIGH, LOW, driven, wavy
-from tests.test_elbo import Wrong, exact_bound, numerical_gradient
 
 FAMILIES: dict[str, type[LearnedFamily]] = {
     "constant": LearnedDiffusion,

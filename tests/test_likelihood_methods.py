@@ -37,8 +37,8 @@ from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight
 from tests import problems
+from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
 from tests.test_distribution import with_weights
-from tests.test_elbo import DIMS, MEAN, VARIANCE, data, denoiser, programs
 
 DIFFUSIONS = {
     "vpsde": lambda: VPSDE(max_log_snr=8.0),

@@ -20,7 +20,7 @@ from models import Digits, Toy
 from models.base import SCORES
 from pyro_mdm import CLD, Denoiser, DiffusionModel, RawScore, likelihoods
 from pyro_mdm.samplers import EulerMaruyama
-from tests.test_programs import ROOT, TINY, run_program
+from tests.programs import ROOT, TINY, run_program
 
 EXAMPLES = {
     "score": "inference.scores.beside_the_prior:BesideThePrior",

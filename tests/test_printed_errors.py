@@ -14,8 +14,8 @@ from pyro_mdm import ALDA, VPSDE
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate
 from tests.benchmarks.coverage import lognormal
+from tests.known_bound import DIMS, MEAN, VARIANCE, denoiser, programs
 from tests.problems import normal
-from tests.test_elbo import DIMS, MEAN, VARIANCE, denoiser, programs
 
 REPEATS = 40
 UNIT = DIMS * math.log(2)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from inference import report
 from inference.train import train
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 OWN = """
 import numpy as np

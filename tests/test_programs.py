@@ -7,8 +7,6 @@ import itertools
 import json
 import math
 import re
-import runpy
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -39,49 +37,16 @@ from inference.train import decide, train, with_recipe
 from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief
+from tests.programs import ROOT, TINY, Stopped, assert_same_run, last_line, run_program, stop_after
 
 pytestmark = pytest.mark.usefixtures("few_pictures")  # ``trained`` has them
 
-ROOT = Path(__file__).parent.parent
 IS_RUN = 'if __name__ == "__main__"'
 PROGRAMS = [p for p in sorted((ROOT / "inference").rglob("*.py")) if IS_RUN in p.read_text()]
 LAST_LINE = re.compile(
     r"bits/dim -?\d+\.\d{3} ± \d+\.\d{3} "
     r"\(reconstruction -?\d+\.\d{3}, prior KL -?\d+\.\d{3}, diffusion -?\d+\.\d{3}\)"
 )
-
-TINY = """
-import torch
-from models.base import Problem
-from pyro_mdm.networks import MLP
-
-
-class Tiny(Problem):
-    name = "tiny"
-    event_shape = (2,)
-    max_log_snr = 9.0
-    steps = 6
-    batch_size = 16
-    hidden = 8
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=self.hidden, depth=1, out_features=outputs)
-
-
-class Wide(Tiny):
-    hidden = 12
-"""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("problem") / "tiny.py"
-    path.write_text(TINY)
-    return f"{path}:Tiny"
 
 
 @pytest.fixture
@@ -126,10 +91,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     return folder
 
 
-class Stopped(BaseException):
-    pass
-
-
 def fit(**options: Any) -> None:
     """Train to the last checkpoint, with no measurement on the way or at the end."""
 
@@ -140,18 +101,6 @@ def fit(**options: Any) -> None:
         patch.setattr(report, "at_step", lambda *arguments, **more: None)
         patch.setattr(report, "at_end", stop)
         train(**options)
-
-
-def run_program(name: str, *arguments: object) -> None:
-    """Run a program's ``__main__`` in this process."""
-    words = [f"{name}.py", *map(str, arguments)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
-        runpy.run_path(str(ROOT / "inference" / f"{name}.py"), run_name="__main__")
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().out.rstrip("\n").splitlines()[-1]
 
 
 # -- the command lines -----------------------------------------------------------------------------
@@ -359,32 +308,6 @@ def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> No
 
 
 # -- stopped and resumed ---------------------------------------------------------------------------
-
-
-def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """End training once the objective of ``step`` is logged and before its checkpoint."""
-    log: Callable[..., None] = Run.log
-
-    def stopping(self: Run, at: int, part: str, values: Any) -> None:
-        log(self, at, part, values)
-        if at == step:
-            raise Stopped
-
-    patch.setattr(Run, "log", stopping)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = (latest_checkpoint(p / "checkpoints") for p in (one, other))
-    assert first.step == second.step and first.tensors.keys() == second.tensors.keys()
-    for name, tensor in first.tensors.items():
-        assert torch.equal(tensor, second.tensors[name]), name
-    tables = [pd.read_csv(p / "metrics.csv").drop(columns="seconds") for p in (one, other)]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-    results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
-    for result in results:
-        del result["seconds"]
-    assert results[0] == results[1]
-    assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
 
 
 @pytest.mark.parametrize(

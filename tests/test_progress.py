@@ -12,7 +12,7 @@ from inference.sample import draw
 from pyro_mdm import CLD
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.support.progress import LogProgress, Progress, progress_bar
-from tests.test_elbo import data, denoiser, programs
+from tests.known_bound import data, denoiser, programs
 
 
 class Clock:

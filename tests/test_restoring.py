@@ -19,7 +19,7 @@ from models import Digits, Toy
 from pyro_mdm import CLD
 from pyro_mdm.measurements import Mask
 from tests.brief import SHORT, be_brief
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from inference.runs import Run, RunError
 from inference.sample import draw
 from inference.train import train
 from pyro_mdm import CLD
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 

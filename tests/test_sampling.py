@@ -32,7 +32,7 @@ from pyro_mdm.samplers import (
     default_sampler,
 )
 from tests.processes import Program, together
-from tests.test_programs import TINY, run_program
+from tests.programs import TINY, run_program
 
 SEEDED = (
     *("exponential", "stochastic", "ancestral", "splitting", "euler"),

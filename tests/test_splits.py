@@ -22,7 +22,7 @@ from models import DataError, Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 

@@ -18,7 +18,7 @@ from inference.loading import build, build_diffusion, load_trained
 from inference.runs import Run
 from inference.train import train
 from pyro_mdm import MALDA, LearnedDiffusion
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 

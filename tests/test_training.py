@@ -35,33 +35,10 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 from tests.brief import be_brief, be_brief_here
 from tests.processes import ROOT, Program, finish, together
-from tests.test_programs import TINY, stop_after
-from tests.test_programs import Stopped as Killed
+from tests.programs import TINY, stop_after
+from tests.programs import Stopped as Killed
 
 CPU = torch.device("cpu")
-
-SQUARES = """
-
-from models.base import ImageProblem
-
-
-class Squares(ImageProblem):
-    name = "squares"
-    event_shape = (1, 4, 4)
-    num_levels = 37  # not multiples of a power of two: half precision would move them
-    form = "logits"
-    max_log_snr = 7.0
-    steps = 6
-    batch_size = 16
-    networks = {
-        "tiny": {"base": 8, "multipliers": (1, 2), "dropout": 0.1},
-        "plain": {"base": 8, "multipliers": (1, 2)},
-    }
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(37, (200, 1, 4, 4), generator=generator, dtype=torch.uint8)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,13 +47,6 @@ def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         be_brief(patch)
         yield
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("problem") / "tiny.py"
-    path.write_text(TINY + SQUARES)
-    return f"{path}:Tiny"
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from inference.train import train
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary
 from tests.brief import SHORT, be_brief
-from tests.test_programs import run_program
+from tests.programs import run_program
 
 CODE = """
 import pathlib
