@@ -17,6 +17,7 @@ from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, bits_per_dim, elbo_te
 from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.denoiser import Denoiser
+from tests.mistakes import refused
 
 SIZES = {"toy": 10_000, "digits": 1_797, "mnist5k": 5_000}
 EMBEDDED = {name: MODELS[name] for name in SIZES}
