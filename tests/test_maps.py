@@ -18,6 +18,7 @@ from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.brief import SHORT, be_brief
+from tests.mistakes import refused
 from tests.problems import Silent, normal
 from tests.test_per_dimension import MEAN, VARIANCE, data
 
@@ -134,29 +135,25 @@ def test_runs_are_trained_at_maps(
         assert model.diffusion.maps and model.diffusion.num_cells == 2
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_told() -> None:
     told_one = Denoiser(Silent(3), MEAN, VARIANCE)
-    with pytest.raises(ValueError, match="maps=True"):
-        told_one.training_maps = RandomMaps()
-    with pytest.raises(TypeError, match="RandomMaps"):
-        told_one.training_maps = "subsets"  # type: ignore[assignment]
-    for shares in ((-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)):
-        with pytest.raises(ValueError, match="none below 0"):
-            RandomMaps(*shares)
     score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
     score.training_maps = RandomMaps()
-    with pytest.raises(ValueError, match="min_log_snr is given"):
-        score.diffusion_term(LearnedDiffusion(2), data(4))
     score.diffusion_term(VPSDE(), data(4))
-    with pytest.raises(ValueError, match="log_snr has shape"):
-        score.x_hat(data(4), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="holds nan"):
-        score.x_hat(data(4), torch.full((4, 3), math.nan))
-    run: dict[str, Any] = {"model": "toy", "run": tmp_path / "run", "accelerator": "cpu"}
-    with pytest.raises(ValueError, match="--maps is mixed, which is for denoisers"):
-        train(**run, score="noise", maps="mixed")
-    with pytest.raises(ValueError, match="use a guide of one clock"):
-        train(**run, guide="inference.guides.by_dimension:per_pixel", maps="subsets")
+    run: dict[str, Any] = {"model": "toy", "accelerator": "cpu"}
+    pixels = "inference.guides.by_dimension:per_pixel"
+    refused(
+        (TypeError, ValueError),
+        (lambda: setattr(told_one, "training_maps", RandomMaps()), "maps=True"),
+        (lambda: setattr(told_one, "training_maps", "subsets"), "RandomMaps"),
+        (lambda: RandomMaps(-1.0, 1.0, 1.0), "none below 0"),
+        (lambda: RandomMaps(0.0, 0.0, 0.0), "none below 0"),
+        (lambda: score.diffusion_term(LearnedDiffusion(2), data(4)), "min_log_snr is given"),
+        (lambda: score.x_hat(data(4), torch.zeros(4, 2)), "log_snr has shape"),
+        (lambda: score.x_hat(data(4), torch.full((4, 3), math.nan)), "holds nan"),
+        (lambda: train(**run, score="noise", maps="mixed"), "--maps is mixed, which is for"),
+        (lambda: train(**run, guide=pixels, maps="subsets"), "use a guide of one clock"),
+    )
 
 
 def test_state_dicts_of_before_maps_are_loaded() -> None:

@@ -137,9 +137,12 @@ def test_groups_have_names_in_their_order_and_are_saved_by_them() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
 
 
-def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(run=run, **SHORT | {"model": "digits", "batch_size": 8, "optimizer": "muon"})
+@pytest.mark.usefixtures("few_pictures")
+def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path, tiny: str) -> None:
+    run, images = tmp_path / "run", tiny.replace(":Tiny", ":Squares")
+    train(
+        run=run, **SHORT | {"model": images, "batch_size": 8, "test_size": 8, "optimizer": "muon"}
+    )
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("optimizer: muon", "optimizer: adam"))
     with pytest.raises(ArchitectureError, match=r"was trained by muon, and its config\.yaml says"):

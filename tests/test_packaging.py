@@ -220,9 +220,6 @@ def test_wheel_works_elsewhere_and_its_command_says_where_the_programs_are(wheel
     assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr
 
 
-# -- the command pyro-mdm --------------------------------------------------------------------------
-
-
 def test_the_command_is_installed_under_its_name(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))

@@ -74,7 +74,7 @@ def simulated(**options: Any) -> Simulated:
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     x = data(64, 1)
     model, guide = programs(simulated(**options))
-    found = log_likelihood(model, guide, x, draws=80, seed=1)
+    found = log_likelihood(model, guide, x, draws=48, seed=1)
     bias = step_size_bias(model, guide, x, seed=2)
     gap = found.mean - float(log_prob(x).mean())
     assert abs(gap) < 5 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02
@@ -129,14 +129,14 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
     """Their difference is what it is without it, and a mixed pair reaches the half-width too."""
     x = data(64, 6)
     pairs = {"a": programs(linear(), 0.3), "b": programs(linear(), 0.31)}
-    alone = compare(pairs, x, half_width=0.25 / math.sqrt(2), draws=4000)
+    alone = compare(pairs, x, half_width=0.4 / math.sqrt(2), draws=4000)
     found = compare(
-        pairs | {"c": programs(simulated(step_size=1 / 16), 0.3)}, x, half_width=0.25, draws=4000
+        pairs | {"c": programs(simulated(step_size=1 / 16), 0.3)}, x, half_width=0.4, draws=4000
     )
     assert found.differences[0].bits_per_dim == alone.differences[0].bits_per_dim
     mixed = found.differences[1]
     assert mixed.monte_carlo_error > 3 * alone.differences[0].monte_carlo_error
-    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.25
+    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.4
 
 
 def test_it_stops_when_bounds_and_differences_are_known():
@@ -169,9 +169,6 @@ def test_the_bias_of_a_step_is_what_half_of_it_changes():
 def test_linear_diffusions_have_no_step():
     with pytest.raises(ValueError, match="CLD is known in closed form and has no step size"):
         step_size_bias(*programs(linear()), data(16))
-
-
-# -- what was once wrong ---------------------------------------------------------------------------
 
 
 def test_the_adjoint_takes_parameters_of_another_precision():

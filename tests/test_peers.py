@@ -17,14 +17,11 @@ from pyro_mdm import VPSDE
 from tests.benchmarks import peers
 from tests.benchmarks.peer_models import (
     VAE,
-    DiscretizedLogistics,
     Flow,
     Histogram,
-    Mixture,
     Peer,
     PixelCNN,
     dequantized_log_prob,
-    variational_diffusion,
 )
 
 
@@ -44,9 +41,6 @@ def disturbed(peer: Peer, scale: float = 0.5) -> Peer:
 
 def flat_prior(height: int, width: int, levels: int) -> Tensor:
     return torch.full((1, height, width, levels), -math.log(levels))
-
-
-# -- autoregression --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [5, 40])
@@ -84,21 +78,6 @@ def assert_drawn_by(log_prob: Tensor, codes: Tensor) -> None:
     frequency = torch.bincount(place, minlength=len(p)) / n
     assert (frequency - p).abs().le(5 * (p * (1 - p) / n).sqrt() + 1 / n).all()
     assert p.max() > 1.5 * p.min()
-
-
-@pytest.mark.parametrize("scale", [-7.0, -2.0, 1.0])
-def test_discretized_logistics(scale: float) -> None:
-    parameters = torch.randn(1, 6, 1, 1, 1)
-    parameters[:, 4:] = scale
-    law = DiscretizedLogistics(parameters.expand(20_000, -1, 1, 1, 1), 17)
-    log_p = torch.stack([law.log_prob(torch.full((20_000, 1, 1, 1), k))[0] for k in range(17)])
-    assert log_p.logsumexp(0).item() == pytest.approx(0, abs=1e-5)
-    p = log_p.exp().flatten()
-    frequency = torch.bincount(law.sample().flatten(), minlength=17) / 20_000
-    assert (frequency - p).abs().le(5 * (p * (1 - p) / 20_000).sqrt() + 1e-4).all()
-
-
-# -- bounds ----------------------------------------------------------------------------------------
 
 
 def mean_and_error(x: Tensor) -> tuple[float, float]:
@@ -154,41 +133,12 @@ def test_the_bound_of_a_flow_is_below_its_log_probability_and_tends_to_it() -> N
     assert_drawn_by(exact[:4], peer.sample(4000))
 
 
-@torch.no_grad()
-def test_a_gaussian_mixture_of_levels() -> None:
-    train = torch.randint(2, (500, 1, 1, 2)) * torch.tensor([1, 0])  # the second is always 0
-    peer = Mixture(train, 2, components=1, covariance="full", seed=0)
-    assert peer.num_parameters == 2 + 3
-    low, high = peer.log_prob(all_images((1, 1, 2), 2), 256).view(2, 2).exp().unbind(1)
-    assert (low > 0.3).all() and (low < 0.5).all() and (high < 0.1).all()
-    assert peer.sample(50).unique().tolist() == [0, 1]
-
-
 def test_the_histogram_is_the_baseline_of_the_discrete_denoiser() -> None:
     problem = Digits(holdout=True)
     score = problem.build(VPSDE(max_log_snr=9.0)).score_function
     peer = Histogram(problem.train.long(), 17)
     expected = score.baseline_log_prob(problem.to_model_space(problem.test))
     assert torch.allclose(peer.log_prob(problem.test.long()), expected.float(), rtol=1e-5)
-
-
-def test_the_other_diffusion_is_of_noise_with_a_flat_decoder() -> None:
-    problem = Digits(holdout=True)
-    model = problem.build(VPSDE(max_log_snr=9.0), score=variational_diffusion)
-    assert model.likelihood.log_prior is None
-    network = model.score_function.network
-    seen: list[Tensor] = []
-    network.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    x = problem.to_model_space(problem.test[:2])
-    network(x, torch.zeros(2))
-    assert seen[0].shape[1] == 5
-    # every level is at the same place of the finest wave, the next one tells neighbours apart
-    assert torch.allclose(seen[0][:, 4], torch.ones_like(x[:, 0]), atol=1e-4)
-    assert torch.allclose(seen[0][:, 3].abs(), torch.ones_like(x[:, 0]), atol=1e-4)
-    assert seen[0][:, 3].min() < 0
-
-
-# -- the program -----------------------------------------------------------------------------------
 
 
 class Tiny(ImageProblem):

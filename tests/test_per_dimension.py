@@ -44,6 +44,7 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
+from tests.mistakes import refused
 from tests.problems import Silent, fixed, learned, learned_in_time, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
@@ -476,24 +477,21 @@ def test_images_share_along_dimensions_of_size_1() -> None:
 
 
 def test_mistakes_are_told() -> None:
-    index = torch.tensor([0, 1])
-    for arguments, message in (
-        (([CLD(), VPSDE()], index), "expected one of each"),
-        (([CLD(), CLD(max_log_snr=3.0)], index), "expected one of each"),
-        (([CLD(), CLD()],), "neither block_of nor clock_of"),
-        (([CLD(), CLD()], torch.tensor([0, 2])), "expected integers from 0 to 1"),
-        ((CLD(), None, clocks(2), torch.tensor([0.5, 1.0])), "expected integers"),
-        ((CLD(cut_time=0.01), torch.tensor([0])), "leave out cut_time"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            PerDimensionDiffusion(*arguments)
-    with pytest.raises(TypeError, match="blocks"):
-        PerDimensionDiffusion(["cld"], index)  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="beginning before its end"):
-        TurnClocks([[0.5, 0.2]])
-    told_one = Denoiser(Silent(D), MEAN, VARIANCE)
-    with pytest.raises(ValueError, match="maps=True"):
-        elbo_terms(*programs(CASES["clocks"](), told_one), data(4))
-    with pytest.raises(ValueError, match="shape of a datum"):
-        Denoiser(Silent(1), maps=True)
+    def made(*arguments: Any) -> Callable[[], object]:
+        return lambda: PerDimensionDiffusion(*arguments)
+
+    index, told_one = torch.tensor([0, 1]), Denoiser(Silent(D), MEAN, VARIANCE)
+    refused(
+        (TypeError, ValueError),
+        (made([CLD(), VPSDE()], index), "expected one of each"),
+        (made([CLD(), CLD(max_log_snr=3.0)], index), "expected one of each"),
+        (made([CLD(), CLD()]), "neither block_of nor clock_of"),
+        (made([CLD(), CLD()], torch.tensor([0, 2])), "expected integers from 0 to 1"),
+        (made(CLD(), None, clocks(2), torch.tensor([0.5, 1.0])), "expected integers"),
+        (made(CLD(cut_time=0.01), torch.tensor([0])), "leave out cut_time"),
+        (made(["cld"], index), "blocks"),
+        (lambda: TurnClocks([[0.5, 0.2]]), "beginning before its end"),
+        (lambda: elbo_terms(*programs(CASES["clocks"](), told_one), data(4)), "maps=True"),
+        (lambda: Denoiser(Silent(1), maps=True), "shape of a datum"),
+    )
     assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3

@@ -315,15 +315,16 @@ def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> No
     [
         {"guide": "learned"},
         {"guide": "malda"},
-        {"model": "digits", "optimizer": "muon", "augment": 0.5, "members": 2},
+        {"model": "Squares", "optimizer": "muon", "augment": 0.5, "members": 2},
     ],
     ids=["learned", "malda", "muon, augmented, two members"],
 )
 def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
-    tmp_path: Path, options: dict[str, Any], given: dict[str, Any]
+    tmp_path: Path, tiny: str, options: dict[str, Any], given: dict[str, Any]
 ) -> None:
     options |= {"batch_size": 100, "micro_batches": 2} | given  # epochs end within batches
     options |= {"steps": 4, "log_every": 3, "measure_every": 4}
+    options["model"] = options["model"].replace("Squares", tiny.replace(":Tiny", ":Squares"))
     train(**options, run=tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(3, patch)  # one step past the checkpoint of step 2, in the middle of a window

@@ -63,9 +63,6 @@ def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -
     assert torch.isfinite(MDM_ELBO()(model, guide)(x, *given))
 
 
-# -- what one brings oneself -----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def own() -> dict[str, Any]:
     """Everything that is defined where README.md says how to bring one's own."""
@@ -119,9 +116,6 @@ def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
     assert draw(model, 3, sampler=sampler, steps=8).shape == (3, *problem.event_shape)
 
 
-# -- commands --------------------------------------------------------------------------------------
-
-
 def commands() -> list[Any]:
     """Every line of every shell block: words after the program's, and what the program is."""
     found = []
@@ -172,9 +166,6 @@ def test_the_first_two_commands_are_those_that_the_gate_runs() -> None:
     train, test = blocks("README.md", "bash")[:2]
     assert train.strip().endswith("-m inference.train --model digits --guide learned")
     assert '".[test]"' in test and test.strip().endswith("-m pytest")
-
-
-# -- words and links -------------------------------------------------------------------------------
 
 
 def test_the_first_page_is_short() -> None:

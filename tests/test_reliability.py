@@ -599,8 +599,10 @@ def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
 UNPICKLES = [
     r"^\s*(?:import|from) (?:pickle|_pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal)\b",
     r"\bfrom (?:torch|numpy) import .*\bload\b",
-    r"\btorch\.load\b(?!\([^()]*\bweights_only=True\))",
-    r"\b(?:np|numpy)\.load\b(?!\([^(),*]*(?:, allow_pickle=False)?\))",
+    r"(?<!safetensors\.)\btorch\.load\b(?!\([^()]*\bweights_only=True\))",
+    r"\b(?:np|numpy)\.load\b(?!\()",
+    r"\b(?:np|numpy)\.load\([^()]*(?:\ballow_pickle=(?!False)|\*)",
+    r"\b(?:np|numpy)\.load\([^(),=]+,[^(),=]+,[^(),=]+\)",
     r"\byaml\.(?:load|load_all|full_load|unsafe_load)\b",
     r"\.read_pickle\b",
 ]

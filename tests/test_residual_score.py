@@ -212,21 +212,6 @@ def test_float32_and_float64_agree_where_little_noise_is_left():
         assert float((rough - exact).norm() / exact.norm()) < 1e-3
 
 
-@torch.no_grad()
-def test_a_linear_diffusion_has_a_denoiser_by_projection():
-    """Of Gaussian data: its posterior mean."""
-    diffusion = CLD(max_log_snr=5.0)
-    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
-    level = score.levels[8:9]
-    s = diffusion.time_at_log_snr(level).expand(20)
-    y = problem().noised(diffusion, float(s[0]), 20)
-    marginal = diffusion.marginal(s)
-    z = torch.einsum("nk,nkd->nd", marginal.readout, y)
-    v = (-marginal.log_snr).exp()[:, None]
-    expected = (v * MEAN + SD**2 * z) / (v + SD**2)
-    torch.testing.assert_close(score.denoise(diffusion, y, s), expected, rtol=1e-6, atol=1e-8)
-
-
 LINE, MEANS = torch.tensor([0.0, 1.0]), torch.zeros(2, 2, 3)
 COVARIANCES = torch.eye(2).expand(2, 3, 2, 2)
 NAN = torch.full((4, 3), torch.nan)

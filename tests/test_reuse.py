@@ -87,9 +87,6 @@ def bound(programs: Programs, draws: int = 4) -> Bound:
     return measure(programs, programs.problem.test, draws=draws, seed=3)
 
 
-# -- the bound -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("guide", ["vpsde", "alda", "{own}:Damped"])
 def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding(
     run: Path, own: str, guide: str
@@ -137,9 +134,6 @@ def test_the_same_network_and_weights_serve_both(run: Path) -> None:
     saved = load_trained(run)[1].model.state_dict()
     for name, tensor in result.programs.model.score_function.state_dict().items():
         assert torch.equal(tensor, saved[f"score_function.{name}"])
-
-
-# -- its ends --------------------------------------------------------------------------------------
 
 
 def test_a_clock_that_ends_below_the_trained_range_is_scaled_and_others_are_kept(run: Path) -> None:
@@ -195,9 +189,6 @@ def test_an_unfinished_run_is_held_to_the_range_of_its_own_diffusion(
     assert (float(score.trained_min), float(score.trained_max)) == pytest.approx((-10.0, 9.0))
 
 
-# -- mistakes --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("guide", "options", "message"),
     [
@@ -231,9 +222,6 @@ def test_either_a_run_or_reuse(run: Path) -> None:
         open_run(None, run, None)
     with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
         open_run(run, None, "cld", rank=1, max_log_snr=None)
-
-
-# -- the command lines -----------------------------------------------------------------------------
 
 
 def test_evaluate_prints_both_bounds_and_their_paired_difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -24,6 +25,16 @@ from torch import Tensor, nn
 from inference import checkpoints as ck
 from inference import environment, runs
 from inference.runs import LATER, Run, RunError, create_default, default_folder, fingerprint
+
+PACKAGES = functools.cache(environment._packages)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed is looked up once, and git is asked where a test is of what it says."""
+    monkeypatch.setattr(environment, "_packages", PACKAGES)
+    if "repository" not in request.fixturenames:
+        monkeypatch.setattr(environment, "_git", lambda *arguments: None)
 
 
 def checkpoint(step: int) -> ck.Checkpoint:
@@ -189,41 +200,6 @@ def test_another_architecture_is_named_tensor_by_tensor_and_nothing_is_loaded() 
     assert not torch.equal(wide.weight, before)
 
 
-def test_the_optimizer_goes_on_as_if_nothing_had_happened() -> None:
-    def build() -> tuple[nn.Sequential, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1).double())
-        groups = [
-            {"params": list(module[1].parameters()), "lr": 0.1},  # not the module's own order
-            {"params": list(module[0].parameters()), "lr": 0.2},
-        ]
-        return module, torch.optim.Adam(groups)
-
-    names = ["1.weight", "1.bias", "0.weight", "0.bias"]
-
-    def steps(module: nn.Sequential, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            module[1](module[0](torch.ones(2, 3)).double()).square().sum().backward()
-            optimizer.step()
-
-    module, optimizer = build()
-    steps(module, optimizer, 3)
-    tensors = ck.optimizer_tensors(optimizer, names)
-    assert "1.weight/exp_avg" in tensors and len(tensors) == 12
-    weights = {k: v.clone() for k, v in module.state_dict().items()}
-    tensors = {k: v.clone() for k, v in tensors.items()}
-    steps(module, optimizer, 2)
-    other, resumed = build()
-    other.load_state_dict(weights)
-    ck.load_optimizer(resumed, tensors, names)
-    steps(other, resumed, 2)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
-    with pytest.raises(ck.ArchitectureError, match=r"'1\.weight'"):
-        ck.load_optimizer(resumed, tensors, ["a", "b", "c", "d"])
-
-
 # -- the folder ------------------------------------------------------------------------------------
 
 
@@ -238,9 +214,7 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert run.folder == tmp_path / "new" / "root" / "toy-cld-0-0"
 
 
-def test_an_existing_run_is_refused_unless_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = Run.create(folder, {"seed": 1})
     run.log(3, "train", {"bits_per_dim": 2.0})
@@ -259,7 +233,6 @@ def test_an_existing_run_is_refused_unless_asked(
         Run.create(folder, {"seed": 2})
     assert run.latest().step == 3 and len(pd.read_csv(folder / "metrics.csv")) == 1
     assert set(runs.CONTENT) <= {p.name for p in folder.iterdir()}
-    monkeypatch.setattr(environment, "_git", lambda *arguments: None)
     with Run.create(folder, {"seed": 2}, overwrite=True):
         assert Run.open(folder).config == LATER | {"seed": 2}
     assert (folder / "notes.txt").read_text() == "mine"  # not a run's file

@@ -12,10 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from pyro_mdm import (
@@ -27,14 +25,13 @@ from pyro_mdm import (
     Simulated,
 )
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import apply_vector
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Questions, Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
-from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid, quadratic_grid
+from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE, increments
 from pyro_mdm.samplers.splitting import Splitting
@@ -49,7 +46,6 @@ from tests.problems import (
     ExactScore,
     Reversible,
     generator,
-    learned,
     mixture,
     normal,
     truncation,
@@ -321,60 +317,6 @@ def test_a_step_keeps_the_marginals_and_contains_the_posterior(make, steps):
     )
 
 
-def test_order_1_of_cld_is_gddim():
-    """R of gDDIM by a solver of ODEs (Zhang, Tao & Chen 2023), in clock time."""
-    diffusion = CLD(max_log_snr=5.0)
-    times = quadratic_grid(diffusion, 6)
-    A, GG = diffusion.unit_drift.numpy(), diffusion.unit_noise.numpy()
-
-    def slope(tau: float, flat: np.ndarray) -> np.ndarray:
-        s = diffusion.time_at_clock(torch.tensor(tau).double())
-        precision = np.linalg.inv(diffusion.marginal(s).covariance.numpy())
-        return ((A + 0.5 * GG @ precision) @ flat.reshape(2, 2)).ravel()
-
-    tau = diffusion.clock(times).flip(0).numpy()
-    R0 = diffusion.marginal(times[-1]).scale_tril.numpy()
-    solution = solve_ivp(
-        slope, (tau[0], tau[-1]), R0.ravel(), "DOP853", t_eval=tau, rtol=1e-9, atol=1e-11
-    )
-    R = torch.from_numpy(solution.y.T.reshape(-1, 2, 2).copy()).flip(0)
-    S = diffusion.marginal(times).covariance
-    torch.testing.assert_close(R @ R.mT, S, rtol=1e-6, atol=1e-8)
-    expected = R[1:] @ torch.linalg.inv(R[:-1])
-    torch.testing.assert_close(transport(diffusion, times).gain, expected, rtol=1e-7, atol=1e-8)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-@torch.enable_grad()
-def test_steps_are_differentiable_in_the_diffusion(order):
-    """In D of a learned diffusion, at given times, against finite differences."""
-    diffusion = learned(3, 3, 60, max_log_snr=8.0)
-    sampler, start, data = ExponentialIntegrator(6, order), normal(1, 5, 3, 2), mixture()
-    times = sampler.times(diffusion).detach()
-
-    class Exact(Recorder):
-        def denoise(self, y: Tensor, s: Tensor) -> Tensor:
-            m = diffusion.marginal(s[0])
-            return data.x_hat(apply_vector(m.readout, y), m.log_snr)
-
-    def end() -> Tensor:
-        plan, y = sampler.plan(diffusion, times), start
-        ask = Questions(diffusion, Exact(), torch.float64)
-        for i in range(sampler.steps):
-            y = sampler.step(plan, i, y, ask, lambda: start)
-        return y.square().sum()
-
-    (gradient,) = torch.autograd.grad(end(), diffusion.B)
-    step = torch.zeros_like(diffusion.B)
-    step[0, 1] = 1e-5
-    with torch.no_grad():
-        diffusion.B.add_(step)
-        high = end()
-        diffusion.B.sub_(2 * step)
-        low = end()
-    torch.testing.assert_close((high - low) / 2e-5, gradient[0, 1], rtol=1e-5, atol=1e-6)
-
-
 # -- the published methods that are contained ------------------------------------------------------
 
 
@@ -588,46 +530,3 @@ def test_karras_grid_is_even_in_a_power_of_the_noise():
     lam = diffusion.log_snr(EulerMaruyama(8, grid="karras").times(diffusion))
     root = torch.exp(-lam / 14)
     torch.testing.assert_close(root.diff(), root.diff().mean().expand(8), rtol=1e-6, atol=0)
-
-
-# -- what a sampler can see of the diffusion -------------------------------------------------------
-
-
-def chain_of_z(sampler: Sampler, linear: LinearDiffusion) -> tuple[Tensor, Tensor]:
-    """Exact mean and covariance of (z_T, …, z_ε), all that a denoiser reads, over all steps."""
-    K, steps = linear.num_variables, sampler.steps
-    times = sampler.times(linear)
-    score = TabulatedScore(linear, times)
-    probes = torch.eye(K * (1 + steps) + 1, dtype=torch.float64)[:, :-1, None]
-    noises = iter([probes[:, K * (1 + j) : K * (2 + j)] for j in range(steps)])
-    states: list[Tensor] = []
-    ask = Questions(linear, score, torch.float64, lambda s, y: states.append(y[..., 0]))
-    last = sampler.integrate(probes[:, :K], ask, noises.__next__, SILENT)[..., 0]
-    readout = linear.marginal(times).readout
-    z = torch.stack([(y * k).sum(-1) for y, k in zip([*states, last], readout, strict=True)], 1)
-    M, root = (z[:-1] - z[-1]).mT.split([K, K * steps], 1)
-    mean, covariance = marginal(linear, times[0])
-    return M @ mean + z[-1], M @ covariance @ M.mT + root @ root.mT
-
-
-@pytest.mark.parametrize("name", ["cld", "malda", "alda", "learned_3"])
-def test_exact_posteriors_do_not_see_the_diffusion(name):
-    """Under them z is a chain of its own: that of DDPM, whatever Q, D and K are.
-
-    Others turn through the K noises, or look at the steps before by another clock than λ.
-    """
-    made = (dict(DIFFUSIONS)[n]() for n in ("vpsde", name))
-    laws = {}
-    for diffusion in made:
-        diffusion.max_log_snr, diffusion.min_log_snr = 6.0, -8.0
-        flow, second = ExponentialIntegrator(12, 1, "log_snr"), S(12, 1.0, 2, "log_snr")
-        for sampler in (Ancestral(12), S(12, 1.0, 1, "log_snr"), flow, second):
-            laws.setdefault(repr(sampler), []).append(chain_of_z(sampler, diffusion))
-    for sampler, ((mean, covariance), (other_mean, other)) in laws.items():
-        scale = covariance.diagonal().sqrt()
-        apart = ((covariance - other) / scale / scale[:, None]).abs().max()
-        shift = ((mean - other_mean) / scale).abs().max()
-        if sampler in (repr(flow), repr(second)):
-            assert apart > 1e-2
-        else:
-            assert apart < 1e-7 and shift < 1e-7

@@ -57,18 +57,12 @@ class TabulatedScore:
         return self.readout[i] @ y + self.shift[i]
 
 
-# -- orders ----------------------------------------------------------------------------------------
-
-
 def test_splitting_without_data_leaves_the_stationary_law():
     """With the score of N(0, Σ_∞) the middle step does nothing and the rest is exact."""
     diffusion = dict(DIFFUSIONS)["random_3"]()
     precision = torch.linalg.inv(diffusion.stationary_covariance)
     y = Splitting(5)(diffusion, lambda y, s: -precision @ y, (20000, 3, 1), dtype=torch.float64)
     assert_moments(y[..., 0], torch.zeros(3).double(), diffusion.stationary_covariance)
-
-
-# -- draws -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,9 +87,6 @@ def test_mixtures_are_sampled(make, sampler):
     nearest = torch.cdist(z, data.means).argmin(1).bincount(minlength=3) / n
     expected = torch.cdist(z_true, data.means).argmin(1).bincount(minlength=3) / len(z_true)
     assert (nearest - expected).abs().max() < SE * 0.5 / n**0.5
-
-
-# -- the interface ---------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -186,9 +177,6 @@ def test_wrong_shapes_are_named() -> None:
     refused(ValueError, *MISTAKES)
 
 
-# -- grids -----------------------------------------------------------------------------------------
-
-
 def test_both_grids_agree_for_one_variable():
     a, b = log_snr_grid(VPSDE(), 50), information_grid(VPSDE(), 50)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=0)
@@ -228,11 +216,11 @@ def test_time_ends_where_the_data_begin():
         assert noise.var() == pytest.approx(1.0, abs=SE * (2 / noise.numel()) ** 0.5 + 0.05)
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [ExponentialIntegrator(4), StochasticExponentialIntegrator(4, 0.5), Ancestral(4)],
-    ids=repr,
-)
+SMOOTH = [ExponentialIntegrator(4, 1), ExponentialIntegrator(4), ExponentialIntegrator(4, 3)]
+SMOOTH += [StochasticExponentialIntegrator(4, 0.5), Ancestral(4)]
+
+
+@pytest.mark.parametrize("sampler", SMOOTH, ids=repr)
 def test_states_have_derivatives_by_the_diffusion(sampler) -> None:
     """Through all steps, by finite differences at the same noise and times."""
     diffusion = LearnedDiffusion(2, cut_time=0.05)

@@ -132,9 +132,6 @@ def test_the_default_takes_25_calls(points: DiffusionModel) -> None:
     assert len(calls) <= 26  # one may be the decoder's
 
 
-# -- the program -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
@@ -257,9 +254,6 @@ def test_a_run_that_began_with_splitting_goes_on_with_it(
     (old / "config.yaml").write_text(text.replace("sampler: exponential", "sampler: null"))
     train(resume=old)
     assert drawn[-1] == "splitting"
-
-
-# -- likelihoods of a run --------------------------------------------------------------------------
 
 
 def test_likelihoods_by_several_methods(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

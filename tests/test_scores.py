@@ -746,30 +746,6 @@ def test_shapes_types_gradients_and_batches_of_every_score(name: str) -> None:
             assert parameter.grad is not None and parameter.grad.abs().max() > 0
 
 
-def test_x_hat_outside_autocast_is_exact_and_the_network_may_use_it() -> None:
-    seen: list[torch.dtype] = []
-
-    class Linear(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-            out = self.layer(x)
-            seen.append(out.dtype)
-            return out * 0
-
-    score = Denoiser(Linear(), 0.3, 0.5)
-    z, lam = normal(0, 5, 4).float(), torch.linspace(0, 12, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        x_hat = score.x_hat(z, lam)
-        s = score.score(CLD(), normal(1, 5, 2, 4).float(), 0.3)
-    assert seen[0] == torch.bfloat16 and x_hat.dtype == torch.float32
-    assert s.dtype == torch.float32
-    torch.testing.assert_close(x_hat, score.baseline_x_hat(z, lam))
-    torch.testing.assert_close(s, score.score(CLD(), normal(1, 5, 2, 4).float(), 0.3))
-
-
 def test_buffers_stay_in_float64_and_survive_saving() -> None:
     score = discrete_score("17", "tilt")
     score.set_trained_range(-3.0, 9.0)

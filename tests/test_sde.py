@@ -31,9 +31,6 @@ def assert_moments(states: Tensor, mean: Tensor, covariance: Tensor) -> None:
     assert ((sample - covariance).abs() / sd).max() < SE
 
 
-# -- folding ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("event_shape", [(), (1,), (5,), (2, 3, 4)])
 def test_folding_puts_data_dimensions_into_the_batch(event_shape):
     y = normal(0, 7, 3, *event_shape)
@@ -66,9 +63,6 @@ def test_rounding_of_the_last_time_is_forgiven():
     torch.testing.assert_close(
         sde.f(late, torch.ones(1, 2)), sde.f(torch.tensor(1.0), torch.ones(1, 2))
     )
-
-
-# -- forward ---------------------------------------------------------------------------------------
 
 
 @typical_diffusions
@@ -113,9 +107,6 @@ def test_gradients_flow_through_a_path():
     )
     path[-1].square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in diffusion.parameters())
-
-
-# -- reverse ---------------------------------------------------------------------------------------
 
 
 def scalar(mean: float = 0.7, variance: float = 0.5) -> GaussianMixture:

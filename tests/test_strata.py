@@ -220,10 +220,3 @@ def test_draws_visit_all_data_evenly_and_follow_the_density() -> None:
     # nine tenths by the density, a tenth uniform over 14 cells; of 48 draws the standard deviation
     # is 0.027, of independent ones 0.042
     assert inside / (400 * 48) == pytest.approx(0.9 + 0.1 / 14, abs=5 * 0.027 / math.sqrt(400))
-
-
-def test_the_density_adapts_to_where_what_is_left_varies() -> None:
-    game = play(5, (64, 64, 64, 64), baseline=False)
-    game.allocate([(0, None)])
-    _, log_snr = game.draw(N)
-    assert float(((log_snr > -1) & (log_snr < 5)).double().mean()) > 0.7

@@ -72,9 +72,6 @@ def test_what_the_example_refuses() -> None:
     assert TargetNoise(-0.5, 2.0).stationary_covariance.tolist() == [[1.0, -1.0], [-1.0, 4.0]]
 
 
-# -- the option ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("value", "words", "expected"),
     [

@@ -157,9 +157,6 @@ def test_settings_are_a_table_of_the_text_page(tmp_path: Path) -> None:
     assert shown.splitlines()[2:] == ["| guide | cld |", "| steps | 300 |"]
 
 
-# -- the table of runs -----------------------------------------------------------------------------
-
-
 def table_of_runs(folder: Path) -> Any:
     """The session groups that TensorBoard's own hparams page shows."""
     from tensorboard import context
