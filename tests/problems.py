@@ -46,7 +46,7 @@ def fixed(seed: int, *shape: int) -> Tensor:
 
 def learned(K: int, rank: int, seed: int, **options: object) -> LearnedDiffusion:
     """A learned diffusion some way into its training: random W and B, B nearly blind to x."""
-    diffusion = LearnedDiffusion(K, rank, **options)  # type: ignore[arg-type]
+    diffusion = LearnedDiffusion(K, rank, **options)
     B = fixed(seed + 1, K, rank)
     if K > 1:
         B[0] *= 0.1
@@ -62,12 +62,7 @@ def random_linear(K: int, seed: int, rank: int | None = None, **options: object)
     B = (64 * B).round() / 128  # so few digits that B Bᵀ, and with it the rank of D, is exact
     D = B @ B.mT + (0.1 * torch.eye(K, dtype=torch.float64) if rank is None else 0)
     Sigma = S @ S.mT / K + 0.5 * torch.eye(K, dtype=torch.float64)
-    return LinearDiffusion(
-        W - W.mT,
-        D,
-        stationary_variance=(Sigma + Sigma.mT) / 2,
-        **options,  # type: ignore[arg-type]
-    )
+    return LinearDiffusion(W - W.mT, D, stationary_variance=(Sigma + Sigma.mT) / 2, **options)
 
 
 def chain(K: int, **options: object) -> LinearDiffusion:
@@ -77,7 +72,7 @@ def chain(K: int, **options: object) -> LinearDiffusion:
     Q[i, i - 1], Q[i - 1, i] = 1.0, -1.0
     D = torch.zeros(K, K, dtype=torch.float64)
     D[-1, -1] = 2.0
-    return LinearDiffusion(Q, D, **options)  # type: ignore[arg-type]
+    return LinearDiffusion(Q, D, **options)
 
 
 def learned_clock() -> LinearDiffusion:
@@ -137,7 +132,7 @@ def rubbing(s: Tensor) -> Tensor:
 
 def learned_in_time(K: int, rank: int, seed: int, **options: object) -> TimeVaryingLearnedDiffusion:
     """A learned diffusion that varies in time, some way into its training."""
-    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)  # type: ignore[arg-type]
+    diffusion = TimeVaryingLearnedDiffusion(K, rank, degree=2, **options)
     with torch.no_grad():
         diffusion.lower.add_(0.2 * fixed(seed, *diffusion.lower.shape))
         diffusion.B.add_(0.1 * fixed(seed + 1, *diffusion.B.shape))
@@ -340,8 +335,7 @@ def direction(diffusion: Any, s: Tensor | float) -> Tensor:
     a: Tensor = diffusion.marginal(s).mean
     if not diffusion.starts_at_data:
         return a
-    found: Tensor = a + diffusion.push(s) @ diffusion.encoder.slope
-    return found
+    return a + diffusion.push(s) @ diffusion.encoder.slope
 
 
 @torch.no_grad()
@@ -349,8 +343,7 @@ def times_at(diffusion: Any, log_snr: Tensor) -> Tensor:
     """Of log SNRs; of many by a table, to 1e-6 or so."""
     different, which = log_snr.unique(return_inverse=True)
     if len(different) < 1000:
-        found: Tensor = diffusion.time_at_log_snr(different)[which]
-        return found
+        return diffusion.time_at_log_snr(different)[which]
     s = diffusion.log_snr_grid(4001)
     at = np.interp(-log_snr.numpy(), -diffusion.log_snr(s).numpy(), s.log().numpy())
     return torch.from_numpy(at).exp()
@@ -515,9 +508,7 @@ def bimodal() -> GaussianMixture:
 def part(problem: GaussianMixture, dims: Tensor) -> GaussianMixture:
     """The law of these dimensions, a mask or indices."""
     return GaussianMixture(
-        problem.log_weights.exp(),
-        problem.means[:, dims],
-        problem.covariances[:, dims][:, :, dims],
+        problem.log_weights.exp(), problem.means[:, dims], problem.covariances[:, dims][:, :, dims]
     )
 
 

@@ -90,8 +90,7 @@ def test_a_density_is_of_the_parameters_as_they_are(untrained: Any) -> None:
             a, b, c, w = free[:2], free[2], free[3], free[4:]
             w = torch.cat([w, 1 - w.sum()[None]])
             one = {"a": a[None], "b": b[None], "c": c[None], "w": w[None]}
-            z: Tensor = posterior.coordinates(one)[0][0]
-            return z
+            return posterior.coordinates(one)[0][0]
 
         jacobian: Any = torch.autograd.functional.jacobian(of_free, free)
         log_det = torch.linalg.slogdet(jacobian.double())[1]
@@ -144,7 +143,7 @@ def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -
     parts = joined([SigmoidTransform(), ExpTransform()], dim=-1)
     closed = constraints.stack if isinstance(parts, StackTransform) else constraints.cat
 
-    class Law(dist.TransformedDistribution):  # type: ignore[misc]
+    class Law(dist.TransformedDistribution):
         support = closed([constraints.unit_interval, constraints.positive], dim=-1)
 
     def program() -> None:
@@ -172,7 +171,7 @@ def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
         vectorized=True,
     )
     truth = simulate(LINEAR_GAUSSIAN.program, 60, seed=7, vectorized=True)
-    exact = LINEAR_GAUSSIAN.log_posterior(truth)  # type: ignore[misc]
+    exact = LINEAR_GAUSSIAN.log_posterior(truth)
     lost = exact - posterior.log_prob(truth, truth, samples=2).value
     assert -0.2 < float(lost.mean()) < 0.5  # the prior alone loses more than two nats
     one = {"x": truth["x"][0]}
@@ -211,7 +210,7 @@ class Exactly:
 
 def test_ranks_tell_a_posterior_that_is_wrong() -> None:
     right, narrow = (
-        calibrate(Exactly(spread), LINEAR_GAUSSIAN.program, 400, 99, vectorized=True)  # type: ignore[arg-type]
+        calibrate(Exactly(spread), LINEAR_GAUSSIAN.program, 400, 99, vectorized=True)
         for spread in (1.0, 0.7)
     )
     assert right.smallest > 1e-5 and narrow.smallest < 1e-6
@@ -295,7 +294,7 @@ def test_the_gaussian_of_linear_gaussian_data_is_their_posterior() -> None:
     on average, whatever the units of data and parameters, and with data that say nothing."""
     draws = simulate(LINEAR_GAUSSIAN.program, 4000, seed=2, vectorized=True)
     new = simulate(LINEAR_GAUSSIAN.program, 500, seed=3, vectorized=True)
-    exact = LINEAR_GAUSSIAN.log_posterior(new).double()  # type: ignore[misc]
+    exact = LINEAR_GAUSSIAN.log_posterior(new).double()
     for unit in (1.0, 1e4):
 
         def data(of: dict[str, Tensor], unit: float = unit) -> Tensor:

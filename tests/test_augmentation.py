@@ -165,7 +165,7 @@ def test_turns_keep_lengths_in_pixels() -> None:
     turned = Augmentation(1.0, 1, 0)
     angle = 0.3
     cos, sin = math.cos(angle), math.sin(angle)
-    turned.maps = lambda step: torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])  # type: ignore[method-assign]
+    turned.maps = lambda step: torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
     _, places = turned(torch.zeros(1, 1, 41, 21, dtype=torch.uint8), 0, 0, 1)
     in_pixels = places[0] * torch.tensor([20.0, 10.0])[:, None, None]
     for moved in (in_pixels[:, 1:] - in_pixels[:, :-1], in_pixels[..., 1:] - in_pixels[..., :-1]):

@@ -116,7 +116,7 @@ def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path
     test = programs.problem.part("test")
     assert measure(programs, test, draws=1).num_data == 10
     turns = programs.problem.contexts_in_turn(12)
-    assert turns is not None and torch.equal(turns[10:], test.context[:2])  # type: ignore[index]
+    assert turns is not None and torch.equal(turns[10:], test.context[:2])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     labelled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out, options = tmp_path / "rows.csv", {"draws": 8, "test_size": 40, "accelerator": "cpu"}
-    evaluate.evaluate(labelled, classify=True, out=out, **options)  # type: ignore[arg-type]
+    evaluate.evaluate(labelled, classify=True, out=out, **options)
     said = capsys.readouterr().out
     assert f"the bound of each datum: {out}" in said
     rows = pd.read_csv(out)
@@ -253,14 +253,14 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     problem_labels = problem.load_context("labels")
     assert [*rows["row"]] == evaluate.some(problem.numbers("test"), 40).tolist()
     assert [*rows["label"]] == problem_labels[rows["row"].tolist()].tolist()
-    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])  # type: ignore[index]
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", said)[1])
     assert rows["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
     np.testing.assert_allclose(rows[probabilities].sum(axis=1), 1, rtol=1e-6)
     right = (rows[probabilities].to_numpy().argmax(1) == rows["label"]).mean()
     assert f"accuracy {right:.3f} " in said
 
     again, more = tmp_path / "again.csv", {**options, "seed": 1}
-    evaluate.evaluate(labelled, out=again, **more)  # type: ignore[arg-type]
+    evaluate.evaluate(labelled, out=again, **more)
     other = pd.read_csv(again)
     assert [*other.columns] == ["row", "label", *bounds]
     apart = (rows["bits_per_dim"] - other["bits_per_dim"]) / np.hypot(
@@ -268,12 +268,12 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
     )
     assert 0.4 < float((apart**2).mean()) < 3.0  # 1 ± 0.22, but for tails of so few draws
     reused = {"reuse": labelled, "guide": "vpsde", "min_log_snr": -4.0}
-    evaluate.evaluate(out=again, overwrite=True, **reused, **options)  # type: ignore[arg-type]
-    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", capsys.readouterr().out)[1])  # type: ignore[index]
+    evaluate.evaluate(out=again, overwrite=True, **reused, **options)
+    printed = float(re.search(r"bits/dim (-?[\d.]+) ± [^\n]*\n$", capsys.readouterr().out)[1])
     assert pd.read_csv(again)["bits_per_dim"].mean() == pytest.approx(printed, abs=6e-4)
 
     few = {"half_width": 5.0, "test_size": 1000}  # so wide that some data are never drawn
-    evaluate.evaluate(labelled, out=again, overwrite=True, **options | few)  # type: ignore[arg-type]
+    evaluate.evaluate(labelled, out=again, overwrite=True, **options | few)
     empty = pd.read_csv(again)[bounds].isna()
     assert 0 < empty["bits_per_dim"].sum() < 1000  # not the baseline's prediction
     assert bool(empty[bounds[1]][empty["bits_per_dim"]].all())

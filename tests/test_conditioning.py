@@ -236,7 +236,7 @@ def test_samples_are_of_the_conditional_law(name: str) -> None:
     x = problem.mean + 1
     observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
     asked = ~(observed | left_out)
-    diffusion = made(max_log_snr=8.0)  # type: ignore[call-arg]
+    diffusion = made(max_log_snr=8.0)
     model = condition(program(problem, diffusion, sampler=sampler), observed, x, left_out)
     torch.manual_seed(1)
     found = Predictive(model, num_samples=1)(batch_size=n)["x"][0]
@@ -254,12 +254,7 @@ def test_samples_are_of_the_conditional_law(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "sampler",
-    [
-        ProbabilityFlow(10),
-        StochasticExponentialIntegrator(4),
-        StochasticHeun(40),
-        TorchSDE(40),
-    ],
+    [ProbabilityFlow(10), StochasticExponentialIntegrator(4), StochasticHeun(40), TorchSDE(40)],
     ids=repr,
 )
 def test_every_other_sampler_serves_it(sampler: Any) -> None:
@@ -474,7 +469,7 @@ def test_what_cannot_be_conditioned() -> None:
     with pytest.raises(ValueError, match="maps=True"):
         condition(DiffusionModel(diffusion, Denoiser(MLP(D)), event_shape=(D,)), observed)
     with pytest.raises(TypeError, match="expected a DiffusionModel"):
-        condition(Exact(gaussian()), observed)  # type: ignore[arg-type]
+        condition(Exact(gaussian()), observed)
     model = program(gaussian(), diffusion)
     with pytest.raises(TypeError, match="conditioned already"):
         condition(condition(model, observed), observed)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from problems import generator, normal
 from torch import Tensor, nn
 
 from inference.evaluate import path_gap
@@ -44,6 +43,8 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.scores.base import Score
+from tests.gradients import assert_gradients, slope
+from tests.problems import generator, normal
 
 HIGH, LOW = 6.0, -6.0
 VARIANCE = 1.3
@@ -284,8 +285,7 @@ class Plugged(Score):
         self.__dict__["denoiser"] = denoiser
 
     def score(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
-        found: Tensor = self.denoiser.score(diffusion, y, s)
-        return found
+        return self.denoiser.score(diffusion, y, s)
 
 
 def test_raw_scores_and_denoisers_have_one_loss() -> None:
@@ -321,18 +321,7 @@ def test_gradients_of_the_bound(raw: bool) -> None:
     network: Any = diffusion.network
     parameters = [network.outlet.weight, network.inlet.weight]
     parameters += [linear.B] if raw else []
-    slopes = torch.autograd.grad(term(), parameters)
-    for i, (parameter, slope) in enumerate(zip(parameters, slopes, strict=True)):
-        along = normal(20 + i, *parameter.shape)
-        h, values = 1e-5, []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.add_(sign * h * along)
-                values.append(term())
-                parameter.sub_(sign * h * along)
-        expected = (values[0] - values[1]) / (2 * h)
-        assert expected.abs() > 1e-3
-        torch.testing.assert_close((slope * along).sum(), expected, rtol=1e-5, atol=1e-6)
+    assert_gradients(term, parameters)
 
 
 @pytest.mark.parametrize("end", ["of the clock", "start", "terminal"])
@@ -348,14 +337,14 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
     diffusion = DataDrivenDiffusion(linear, network, means=1e7, scales=1e7).eval()
     score = Denoiser(MLP(1, 4, 1).double(), torch.zeros(1), torch.ones(1))
 
-    def term() -> float:
+    def term() -> Tensor:
         low, high = diffusion.terminal_log_snr.item(), diffusion.max_log_snr
         lam = torch.linspace(low, high, 2001, dtype=torch.float64)
         mean, S2, flow, pull = moments(diffusion, lam)
         c = 1 / (1 + torch.exp(-lam))
         left = VARIANCE * (1 - c * mean).square() + c.square() * S2
         rate = lam.exp() / 8 * (flow + pull).square() * left
-        return float(torch.trapezoid(rate, dx=(high - low) / 2000))
+        return torch.trapezoid(rate, dx=(high - low) / 2000)
 
     slopes = []
     for seed in range(32):
@@ -363,13 +352,9 @@ def test_the_ends_have_their_gradients_for_a_denoiser(end: str) -> None:
         x = VARIANCE**0.5 * normal(30 + seed, 1024, 1)
         found = score.diffusion_term(diffusion, x)[0].mean()
         slopes.append(torch.autograd.grad(found, parameter)[0].flatten()[int(entry)])
-    values, h = [], 1e-4
-    for sign in (1, -1):
-        with torch.no_grad():
-            parameter.view(-1)[int(entry)].add_(sign * h)
-            values.append(term())
-            parameter.view(-1)[int(entry)].sub_(sign * h)
-    expected, found = (values[0] - values[1]) / (2 * h), torch.stack(slopes)
+    along = torch.zeros_like(parameter)
+    along.view(-1)[int(entry)] = 1
+    expected, found = slope(term, parameter, along, 1e-4), torch.stack(slopes)
     error = found.std() / len(found) ** 0.5
     assert abs(expected) > 6 * error
     assert abs(found.mean() - expected) < 5 * error

@@ -40,6 +40,7 @@ from pyro_mdm.evaluation import (
 from pyro_mdm.evaluation import probability_flow as flow
 from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Share
 from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided
 from pyro_mdm.support.measured import Measured
@@ -118,7 +119,7 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
     expected = {
         "its own": (labels, by_class[labels, torch.arange(600)]),
         "one": (torch.tensor(1), by_class[1]),
-        "none": (model.context.unknown, problem.log_prob(x)),  # type: ignore[union-attr]
+        "none": (model.context.unknown, problem.log_prob(x)),
     }
     for context, known in expected.values():
         found = bound(condition(model, context=context), guide, x, draws=4, batch_size=170)
@@ -366,7 +367,7 @@ def test_scores_of_the_raw_state_are_told_too() -> None:
     labels = torch.arange(6) % 2
     score = NoisePrediction(MLP(6, out_features=4))
     model = DiffusionModel(CLD(**ENDS), score, event_shape=(2,), context=Labels(2))
-    nn.init.normal_(model.score_function.network.outlet.weight)  # type: ignore[union-attr,arg-type]
+    nn.init.normal_(model.score_function.network.outlet.weight)
     first, second = (condition(model, context=c) for c in (labels, 1 - labels))
     y, s = torch.randn(6, 2, 2), torch.full((6,), 0.3)
     assert not torch.allclose(first.score(y, s), second.score(y, s))
@@ -591,7 +592,7 @@ def test_contexts_that_do_not_fit() -> None:
         (ValueError, "has a latent context of its own",
          lambda: DiffusionModel(latent, Denoiser.fit(MLP(5, 8, 1, 2), x), context=Labels(2))),
         (TypeError, r"context is 3, expected a GivenContext; e.g. Labels\(10\)",
-         lambda: DiffusionModel(diffusion, told, context=3)),  # type: ignore[arg-type]
+         lambda: DiffusionModel(diffusion, told, context=3)),
         (ValueError, r"dropout is 1.0, expected a number in \[0, 1\)", lambda: Labels(3, 1.0)),
         (TypeError, "the model's context is Vectors",
          lambda: class_posterior(of_vectors, guide, x)),
@@ -621,13 +622,12 @@ def test_a_conditional_model_is_a_distribution_of_other_programs() -> None:
                 obs=labels,
                 infer={"enumerate": "parallel"},
             )
-            law = MDM(model, context=c, draws=16384, seed=0)
-            found: Tensor = pyro.sample("x", law, obs=x)
-            return found
+            law = MDM(model, context=c, solver=Solver("rk4", steps=8), seed=0)
+            return pyro.sample("x", law, obs=x)
 
     loss = TraceEnum_ELBO(max_plate_nesting=1).loss(program, lambda *_: None, x)
-    # over seeds the standard deviation is 0.5; classes without their weights are off by 5
-    assert loss == pytest.approx(-float(exactly), abs=2.5)
+    # classes without their weights are off by 5
+    assert loss == pytest.approx(-float(exactly), abs=0.5)
     trace = poutine.trace(program).get_trace(x, labels)
     trace.compute_log_prob()
     own = torch.stack([of_class(problem, k).log_prob(x) for k in range(3)])[

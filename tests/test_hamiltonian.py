@@ -404,12 +404,7 @@ def statistics(y: Tensor) -> Tensor:
     return torch.cat([u, t], 1).flatten(1)
 
 
-PATHS = {
-    "relativistic": 0.025,
-    "friction_root": 0.025,
-    "all_2": 0.016,
-    "joint_3": 0.016,
-}
+PATHS = {"relativistic": 0.025, "friction_root": 0.025, "all_2": 0.016, "joint_3": 0.016}
 
 
 def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 2500) -> Tensor:

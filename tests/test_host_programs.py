@@ -689,11 +689,7 @@ def extra(program: Program, name: str, obs: Tensor | None = None) -> Program:
             lambda m, g: (extra(m, "b", torch.tensor(0.3)), extra(g, "b")),
             r"'b' is observed in the model and sampled in the guide; leave it out",
         ),
-        (
-            {},
-            lambda m, g: (extra(m, "b"), g),
-            r"'b' is latent in the model and absent from",
-        ),
+        ({}, lambda m, g: (extra(m, "b"), g), r"'b' is latent in the model and absent from"),
         ({}, lambda m, g: (m, extra(g, "b")), r"'b' is in the guide and absent from the model"),
         (
             {"decoder": False},

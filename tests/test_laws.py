@@ -164,11 +164,7 @@ def test_generative_log_prob_bounds_the_exact_density() -> None:
 
 @pytest.mark.parametrize(
     ("make", "other"),
-    [
-        (VPSDE, Trace_ELBO),
-        (CLD, TraceMeanField_ELBO),
-        (lambda: LearnedDiffusion(3, 2), Trace_ELBO),
-    ],
+    [(VPSDE, Trace_ELBO), (CLD, TraceMeanField_ELBO), (lambda: LearnedDiffusion(3, 2), Trace_ELBO)],
     ids=["K1", "K2", "K3"],
 )
 def test_discrete_bound_converges_to_the_continuous_one(make, other) -> None:

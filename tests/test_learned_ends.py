@@ -427,7 +427,7 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
         clocks = diffusion.end_clocks()
         with torch.no_grad():
             parameters[0].add_(1e-3)
-        assert torch.equal(diffusion._root_guess(), clocks.detach())  # type: ignore[arg-type]
+        assert torch.equal(diffusion._root_guess(), clocks.detach())
         with torch.no_grad():
             parameters[0].sub_(1e-3)
         slopes = [
