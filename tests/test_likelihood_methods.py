@@ -37,6 +37,7 @@ from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight
 from tests import problems
+from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
 from tests.mistakes import refused
 from tests.test_distribution import with_weights
@@ -403,7 +404,7 @@ class Failing(torch.autograd.Function):
         return 2 * y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         if Failing.errors:
             raise Failing.errors.pop(0)
         return 2 * grad
@@ -468,13 +469,4 @@ def test_log_prob_has_derivatives_whatever_the_levels(method: str, probes: int) 
     def total() -> Tensor:
         return model.log_prob(x, method=method, seed=1, **options).sum()
 
-    gradients = torch.autograd.grad(total(), [x, weight])
-    for point, gradient in zip([x, weight], gradients, strict=True):
-        direction, values = torch.randn_like(point), []
-        with torch.no_grad():
-            for step in (1e-6, -1e-6):
-                point.add_(step * direction)
-                values.append(float(total()))
-                point.sub_(step * direction)
-        slope = (values[0] - values[1]) / 2e-6
-        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-4)
+    assert_gradients(total, [x, weight], h=1e-6, rel=1e-4, abs=1e-4)

@@ -22,6 +22,7 @@ from pyro_mdm.likelihoods.levels import DiscretizedGaussian, LevelPosterior, Net
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.raw import RawScore
+from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import learned, normal
 from tests.test_scores import DIFFUSIONS, EVENT, LEVELS, Wave, Zero, prior
@@ -90,7 +91,7 @@ def test_samples_have_the_probabilities(lam: float, form: str) -> None:
     levels = LEVELS["17"]
     diffusion = VPSDE(max_log_snr=lam)
     network = Wave(2 if form == "tilt" else 17)
-    score = DiscreteDenoiser(network, levels, prior(levels), form)  # type: ignore[arg-type]
+    score = DiscreteDenoiser(network, levels, prior(levels), form)
     y = state_at_start(diffusion, some_levels(levels, 3))
     for likelihood in (score.default_likelihood(), NetworkPosterior()):
         pyro.set_rng_seed(5)
@@ -108,7 +109,7 @@ def test_network_posterior_trains_the_network() -> None:
     diffusion = CLD(max_log_snr=5.0)
     x = some_levels(levels, 7)
     for form, factor in (("tilt", 2), ("logits", 17)):
-        score = DiscreteDenoiser(Wave(factor), levels, prior(levels), form)  # type: ignore
+        score = DiscreteDenoiser(Wave(factor), levels, prior(levels), form)
         law = NetworkPosterior()(diffusion, score, state_at_start(diffusion, x))
         z = torch.einsum("k,nkij->nij", diffusion.start.readout, state_at_start(diffusion, x))
         expected = score.log_probs(z, 5.0).gather(-1, discrete.level_index(x, levels).unsqueeze(-1))
@@ -130,18 +131,7 @@ def test_gradients_reach_the_diffusion_through_the_state() -> None:
     def loss() -> Tensor:
         return score.default_likelihood()(diffusion, score, y).log_prob(x).sum()
 
-    (gradient,) = torch.autograd.grad(loss(), diffusion.B)
-    h = 1e-5
-    for i in ((0, 0), (1, 0), (1, 1)):
-        sides = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                diffusion.B[i] += sign * h
-                sides.append(loss().item())
-                diffusion.B[i] -= sign * h
-        slope = (sides[0] - sides[1]) / (2 * h)
-        assert gradient[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
-    assert gradient.abs().max() > 1e-3
+    assert_gradients(loss, [diffusion.B])
 
 
 # -- Gaussian --------------------------------------------------------------------------------------
@@ -265,7 +255,7 @@ def test_every_likelihood_is_a_pyro_distribution(name: str, form: str) -> None:
     levels = LEVELS[name]
     diffusion = CLD()
     factor = 2 if form == "tilt" else len(levels)
-    score = DiscreteDenoiser(Wave(factor), levels, prior(levels), form)  # type: ignore[arg-type]
+    score = DiscreteDenoiser(Wave(factor), levels, prior(levels), form)
     x = some_levels(levels, 6).float()
     y = state_at_start(diffusion, x.double()).float()
     for likelihood in likelihoods(levels):

@@ -154,7 +154,7 @@ def test_what_the_margin_is_to_independent_pixels(margin: float | None, expected
 
 def test_the_decoder_of_dequantized_images_is_chosen() -> None:
     for decoder, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
-        problem = Digits(protocol="dequantized", decoder=decoder)  # type: ignore[arg-type]
+        problem = Digits(protocol="dequantized", decoder=decoder)
         assert isinstance(problem.build(CLD(max_log_snr=9.0), score="noise").likelihood, kind)
 
 

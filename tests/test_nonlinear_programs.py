@@ -48,39 +48,12 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 MINE = """
 import torch
-from models.base import ImageProblem, Problem
 from pyro_mdm import CLD, LearnedDrift, NonlinearDiffusion, Simulated, Simulation
 from pyro_mdm import HamiltonianDiffusion
-from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.networks import MLP
 from pyro_mdm.diffusions import QuadraturePrior
 
 COARSE = Simulation(step_size=0.25)
-
-
-class Points(Problem):
-    name = "points"
-    event_shape = (2,)
-    max_log_snr = 6.0
-    batch_size = 16
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(120, 2, generator=generator) * torch.tensor([0.8, 0.3])
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
-
-
-class Squares(ImageProblem):
-    name = "squares"
-    event_shape = (1, 4, 4)
-    num_levels = 8
-    max_log_snr = 6.0
-    networks = {"tiny": {"base": 8, "multipliers": (1, 2)}}
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(8, (120, 1, 4, 4), generator=generator, dtype=torch.uint8)
 
 
 class Pull(NonlinearDiffusion):
@@ -161,33 +134,24 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+FEW: dict[str, Any] = {"draws": 2, "num_samples": 4, "sampler_steps": 8, "accelerator": "cpu"}
+
+
 @pytest.fixture
-def options(mine: str) -> dict[str, Any]:
-    return {
-        "model": f"{mine}:Points",
-        "guide": f"{mine}:Pull",
-        "steps": 4,
-        "draws": 2,
-        "num_samples": 4,
-        "sampler_steps": 8,
-        "log_every": 1,
-        "measure_every": 4,
-        "checkpoint_every": 2,
-        "accelerator": "cpu",
-        "figures": False,
-    }
+def options(mine: str, tiny: str) -> dict[str, Any]:
+    every = {"log_every": 1, "measure_every": 4, "checkpoint_every": 2, "figures": False}
+    return FEW | every | {"model": tiny, "guide": f"{mine}:Pull", "steps": 4}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, mine: str) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, mine: str, tiny: str) -> dict[str, Path]:
     """A linear run and one of a learned drift, which has figures; tests only read them."""
     root = tmp_path_factory.mktemp("runs")
-    common: dict[str, Any] = {"draws": 2, "num_samples": 4, "sampler_steps": 8, "steps": 2}
-    common |= {"measure_every": 2, "checkpoint_every": 2, "accelerator": "cpu"}
+    common = FEW | {"steps": 2, "measure_every": 2, "checkpoint_every": 2}
     with pytest.MonkeyPatch.context() as patch:
         be_brief(patch, figures=True)
-        train(f"{mine}:Points", "cld", run=root / "linear", figures=False, **common)
-        train(f"{mine}:Points", f"{mine}:learned", run=root / "learned", log_every=2, **common)
+        train(tiny, "cld", run=root / "linear", figures=False, **common)
+        train(tiny, f"{mine}:learned", run=root / "learned", log_every=2, **common)
     return {"linear": root / "linear", "learned": root / "learned"}
 
 
@@ -246,10 +210,10 @@ def test_parameters_of_network_and_drift_have_moved(runs: dict[str, Path]) -> No
     ("objective", "backpropagation"), [("ism", "adjoint"), ("local_dsm", "direct")]
 )
 def test_every_parameter_gets_a_gradient_as_several_processes_need(
-    mine: str, objective: str, backpropagation: str
+    tiny: str, mine: str, objective: str, backpropagation: str
 ) -> None:
     settings = {"objective": objective, "backpropagation": backpropagation}
-    problem = build_problem(f"{mine}:Points")
+    problem = build_problem(tiny)
     shape: Any = problem.event_shape
     diffusion = build_diffusion(
         f"{mine}:learned", max_log_snr=6.0, event_shape=shape, simulation=settings
@@ -430,12 +394,12 @@ def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
 
 
 def test_programs_of_closed_forms_say_so(
-    tmp_path: Path, mine: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tiny: str, tmp_path: Path, mine: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for guide in (f"{mine}:learned", f"run:{runs['learned']}"):
         with pytest.raises(ValueError, match=r"LearnedDrift, .*closed form.*paths_figure"):
-            inspect(guide, f"{mine}:Points")
+            inspect(guide, tiny)
         with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*by simulation alone.*train"):
             evaluate(reuse=runs["linear"], guide=guide)
     with pytest.raises(
@@ -451,8 +415,10 @@ def test_programs_of_closed_forms_say_so(
 
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
-def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol: str) -> None:
-    problem = build_problem(f"{mine}:Squares", protocol=protocol)
+def test_images_have_a_score_and_a_decoder_for_any_diffusion(
+    tiny: str, mine: str, protocol: str
+) -> None:
+    problem = build_problem(tiny.replace(":Tiny", ":Squares"), protocol=protocol)
     decoder = DiscretizedGaussian if protocol == "discrete" else Gaussian
     x = problem.to_model_space(problem.train[:8], torch.Generator().manual_seed(0))
     diffusion = build_diffusion(f"{mine}:relativistic", max_log_snr=problem.max_log_snr)
@@ -471,8 +437,8 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(mine: str, protocol
             problem.build(diffusion)
 
 
-def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(mine: str) -> None:
-    problem = build_problem(f"{mine}:Points")
+def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(tiny: str) -> None:
+    problem = build_problem(tiny)
     model = problem.build(CLD(max_log_snr=6.0), score="residual")
     score = model.score_function
     assert isinstance(score, ResidualScore) and isinstance(score.network, MLP)

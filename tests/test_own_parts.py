@@ -20,6 +20,7 @@ from models import Digits, Toy
 from models.base import SCORES
 from pyro_mdm import CLD, Denoiser, DiffusionModel, RawScore, likelihoods
 from pyro_mdm.samplers import EulerMaruyama
+from tests.brief import SHORT
 from tests.programs import ROOT, TINY, run_program
 
 EXAMPLES = {
@@ -81,16 +82,8 @@ class PerDimension(Gaussian):
 def options(tmp_path: Path, few_pictures: None) -> dict[str, Any]:
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "own.py").write_text(OWN)
-    return {
-        "model": f"{tmp_path}/tiny.py:Tiny",
-        "guide": "cld",
-        "steps": 4,
-        "checkpoint_every": 2,
-        "draws": 2,
-        "num_samples": 4,
-        "sampler_steps": 4,
-        "accelerator": "cpu",
-    }
+    few = SHORT | {"draws": 2, "num_samples": 4, "batch_size": 16, "test_size": None}
+    return few | {"model": f"{tmp_path}/tiny.py:Tiny", "guide": "cld"}
 
 
 def settings_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,7 @@ from models.base import ImageProblem
 from models.digits import Digits
 from pyro_mdm import VPSDE
 from tests.benchmarks import peers
-from tests.benchmarks.peer_models import (
-    VAE,
-    Flow,
-    Histogram,
-    Peer,
-    PixelCNN,
-    dequantized_log_prob,
-)
+from tests.benchmarks.peer_models import VAE, Flow, Histogram, Peer, PixelCNN, dequantized_log_prob
 
 
 def all_images(shape: tuple[int, ...], levels: int) -> Tensor:

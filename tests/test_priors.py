@@ -21,6 +21,7 @@ from torch.distributions import (
 
 from pyro_mdm.diffusions import priors
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
+from tests.gradients import assert_gradients
 from tests.problems import generator, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
@@ -365,20 +366,8 @@ def test_everything_is_differentiable_in_the_energy():
             "sample": (prior.sample((4, 2, 3), generator(7)) * weights).sum(),
         }
 
-    h = 1e-5
-    for parameter in (H.a, H.b):
-        slopes = {}
-        with torch.no_grad():
-            parameter += h
-            up = values()
-            parameter -= 2 * h
-            down = values()
-            parameter += h
-        for name, value in values().items():
-            (gradient,) = torch.autograd.grad(value, parameter)
-            slopes[name] = (up[name] - down[name]).item() / (2 * h)
-            assert gradient.item() == pytest.approx(slopes[name], rel=1e-5), name
-        assert all(abs(slope) > 1e-3 for slope in slopes.values())
+    for name in values():
+        assert_gradients(lambda name=name: values()[name], [H.a, H.b])
 
 
 @pytest.mark.parametrize(

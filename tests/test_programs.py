@@ -49,19 +49,13 @@ LAST_LINE = re.compile(
 )
 
 
+FEW: dict[str, Any] = {"draws": 2, "num_samples": 4, "sampler_steps": 4, "accelerator": "cpu"}
+FEW |= {"log_every": 2, "measure_every": 3, "checkpoint_every": 2}
+
+
 @pytest.fixture
 def options(tiny: str) -> dict[str, Any]:
-    return {
-        "model": tiny,
-        "guide": "cld",
-        "draws": 2,
-        "num_samples": 4,
-        "sampler_steps": 4,
-        "log_every": 2,
-        "measure_every": 3,
-        "checkpoint_every": 2,
-        "accelerator": "cpu",
-    }
+    return {"model": tiny, "guide": "cld", **FEW}
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         be_brief(patch, figures=True)
         patch.setattr(report, "draw_training", at_the_end)
-        train(
-            tiny,
-            run=folder,
-            draws=2,
-            num_samples=4,
-            sampler_steps=4,
-            log_every=2,
-            measure_every=3,
-            checkpoint_every=2,
-            accelerator="cpu",
-        )
+        train(tiny, run=folder, **FEW)
     return folder
 
 

@@ -59,7 +59,7 @@ def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -
     if x is None:
         x = torch.randn(16, *model.event_shape)
     given = [] if model.context is None else [found["labels"]]
-    assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()  # type: ignore[arg-type]
+    assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()
     assert torch.isfinite(MDM_ELBO()(model, guide)(x, *given))
 
 

@@ -95,7 +95,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(CIFAR10, "split", few)
     small = CIFAR10.networks["small"] | {"base": 8}
-    monkeypatch.setitem(CIFAR10.networks, "small", small)  # type: ignore[arg-type]
+    monkeypatch.setitem(CIFAR10.networks, "small", small)
     (path,) = [p for p in RECIPES if p.stem == name]
     short = {"steps": 2, "batch_size": 4, "num_samples": 2, "sampler_steps": 2, "draws": 1}
     words = ["--config", str(path), *(f"--{name}={value}" for name, value in short.items())]

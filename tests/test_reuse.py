@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,23 +25,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 OWN = """
-import torch
-from models.base import Problem
 from pyro_mdm import LinearDiffusion
-from pyro_mdm.networks import MLP
-
-
-class Gaussians(Problem):
-    name = "gaussians"
-    event_shape = (2,)
-    max_log_snr = 9.0
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(400, 2, generator=generator) * torch.tensor([1.0, 0.3]) + 0.5
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
 
 
 class Damped(LinearDiffusion):
@@ -65,22 +50,23 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def trained(folder: Path, own: str, **settings: object) -> Path:
-    options = {"steps": 6, "batch_size": 64, "draws": 1, "num_samples": 1, "sampler_steps": 2}
-    options |= {"measure_every": 6, "accelerator": "cpu", "figures": False}
-    train(f"{own}:Gaussians", run=folder, **(options | settings))  # type: ignore[arg-type]
+FEW: dict[str, Any] = {"steps": 6, "batch_size": 64, "draws": 1, "num_samples": 1}
+FEW |= {"sampler_steps": 2, "measure_every": 6, "accelerator": "cpu", "figures": False}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """A denoiser trained under a learned diffusion of two variables, log SNR 9 to -10."""
+    folder = tmp_path_factory.mktemp("runs") / "learned"
+    train(tiny, run=folder, **FEW)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, own: str) -> Path:
-    """A denoiser trained under a learned diffusion of two variables, log SNR 9 to -10."""
-    return trained(tmp_path_factory.mktemp("runs") / "learned", own)
-
-
-@pytest.fixture(scope="module")
-def noise_run(tmp_path_factory: pytest.TempPathFactory, own: str) -> Path:
-    return trained(tmp_path_factory.mktemp("runs") / "noise", own, guide="cld", score="noise")
+def noise_run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "noise"
+    train(tiny, run=folder, guide="cld", score="noise", **FEW)
+    return folder
 
 
 def bound(programs: Programs, draws: int = 4) -> Bound:
@@ -205,7 +191,7 @@ def test_what_cannot_be_reused_is_explained(
     run: Path, own: str, guide: str, options: dict[str, float], message: str
 ) -> None:
     with pytest.raises((RunError, ValueError), match=message):
-        reuse(run, guide.format(own=own, run=run), **options)  # type: ignore[arg-type]
+        reuse(run, guide.format(own=own, run=run), **options)
 
 
 def test_a_network_that_saw_the_raw_state_is_not_reused(noise_run: Path) -> None:

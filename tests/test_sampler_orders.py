@@ -16,14 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm import (
-    ALDA,
-    CLD,
-    VPSDE,
-    HamiltonianDiffusion,
-    NonlinearDiffusion,
-    Simulated,
-)
+from pyro_mdm import ALDA, CLD, VPSDE, HamiltonianDiffusion, NonlinearDiffusion, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -452,7 +445,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: ExponentialIntegrator(10, order=4), "order is 4, expected 1, 2 or 3"),
     (lambda: S(10, order=3), "order is 3, expected 1 or 2"),
     (lambda: S(10, noise=1.5), r"noise is 1.5, expected a number from 0 \(no noise"),
-    (lambda: S(10, noise="all"), "noise is 'all', expected a number from 0"),  # type: ignore[arg-type]
+    (lambda: S(10, noise="all"), "noise is 'all', expected a number from 0"),
     (lambda: TorchSDE(10, "milstein"), "method is 'milstein', expected one of euler, srk, rev"),
     (adaptive, "dopri5 was at s = .* within 5 .* take more steps"),
     (lambda: adaptive(rtol=1e-9, dtype=torch.float32), "rtol is 1e-09, expected at least 1.2e-06"),

@@ -32,7 +32,7 @@ from pyro_mdm.samplers import (
     default_sampler,
 )
 from tests.processes import Program, together
-from tests.programs import TINY, run_program
+from tests.programs import run_program
 
 SEEDED = (
     *("exponential", "stochastic", "ancestral", "splitting", "euler"),
@@ -133,22 +133,14 @@ def test_the_default_takes_25_calls(points: DiffusionModel) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.py").write_text(TINY)
-    few = {"draws": 1, "num_samples": 1, "sampler_steps": 3, "figures": False}
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    few: dict[str, Any] = {"draws": 1, "num_samples": 1, "sampler_steps": 3, "steps": 2}
+    few |= {"guide": "cld", "checkpoint_every": 1, "accelerator": "cpu", "figures": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_end", lambda *arguments: None)
-        train(
-            model=f"{folder}/tiny.py:Tiny",
-            guide="cld",
-            steps=2,
-            checkpoint_every=1,
-            accelerator="cpu",
-            run=folder / "run",
-            **few,
-        )
-    return folder / "run"
+        train(tiny, run=folder, **few)
+    return folder
 
 
 @pytest.mark.other_processes

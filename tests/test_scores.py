@@ -273,10 +273,7 @@ def discrete_score(name: str, form: str, network: nn.Module | None = None, sharp
     levels = LEVELS[name]
     factor = 2 if form == "tilt" else len(levels)
     return DiscreteDenoiser(
-        Wave(factor) if network is None else network,
-        levels,
-        prior(levels, sharp=sharp),
-        form,  # type: ignore[arg-type]
+        Wave(factor) if network is None else network, levels, prior(levels, sharp=sharp), form
     )
 
 
@@ -326,7 +323,7 @@ def test_x_hat_passes_gradcheck_in_z_log_snr_and_network(form: str) -> None:
     def x_hat(z: Tensor, lam: Tensor, size: Tensor) -> Tensor:
         return torch.func.functional_call(score, {"network.size": size}, (z, lam))
 
-    score.forward = score.x_hat  # type: ignore[method-assign]
+    score.forward = score.x_hat
     size = torch.tensor(0.7, dtype=torch.float64)
     inputs = tuple(t.requires_grad_() for t in (z, lam, size))
     assert torch.autograd.gradcheck(x_hat, inputs)
@@ -645,7 +642,7 @@ def test_importance_times_have_the_density_of_vpsde_and_leave_the_mean(name: str
     score, x = NoisePrediction(Zeros()), 0.3 + 0.7 * normal(11, 2000, 20)
     terms = {}
     for times in ("log_volume", "vpsde"):
-        score.times = times  # type: ignore[assignment]
+        score.times = times
         torch.manual_seed(5)
         with torch.no_grad():
             terms[times], log_snr = score.diffusion_term(diffusion, x)

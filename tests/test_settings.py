@@ -319,7 +319,7 @@ def test_arguments_are_those_of_the_constructor_by_name():
     }
     assert VPSDE(max_log_snr=9.0).arguments() == {"max_log_snr": 9.0}
     with pytest.raises(TypeError, match=r"__init__\(\) missing 1 required"):
-        Made()  # type: ignore[call-arg]
+        Made()
 
 
 def test_a_tensor_is_kept_without_its_graph():

@@ -41,6 +41,7 @@ from pyro_mdm.diffusions.sde import fold
 from pyro_mdm.diffusions.simulation import SimulationError, advance
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.path_integral import path_integral
+from tests.gradients import assert_gradients
 from tests.problems import DIFFUSIONS, learned, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
@@ -463,9 +464,7 @@ def assert_standard_normal(white: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "method", "per_row"),
-    [
-        *(("cld", "srk", False), ("learned_3", "srk", True), ("random_2", "euler", True)),
-    ],
+    [*(("cld", "srk", False), ("learned_3", "srk", True), ("random_2", "euler", True))],
 )
 def test_simulated_paths_have_the_moments_of_the_kernel(name, method, per_row):
     """The exact transitions whiten what is simulated, over gaps short and long."""
@@ -830,26 +829,15 @@ def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, step
 @pytest.mark.parametrize("name", ["Bending", "learned"])
 def test_gradients_through_a_path_against_finite_differences(name):
     diffusion = Bending() if name == "Bending" else Simulated(learned(2, 2, 33))
-    state, *found = path_gradient(diffusion, 8, "direct")
-    assert bool(state.any())
-    parameters, h = list(diffusion.parameters()), 1e-6
+    knots = three_times(diffusion).detach()  # held fixed, as it is in gradients
+    y = normal(20, 64, diffusion.num_variables, 2).requires_grad_()
 
-    def loss() -> float:
-        y = normal(20, 64, diffusion.num_variables, 2)
+    def loss() -> Tensor:
         torch.manual_seed(10)
         found = advance(diffusion, y, knots, 8, Simulation())
-        return float((found.square() * normal(21, *found.shape).abs()).sum())
+        return (found.square() * normal(21, *found.shape).abs()).sum()
 
-    knots = three_times(diffusion)  # held fixed, as it is in gradients
-    with torch.no_grad():
-        for p, gradient in zip(parameters, found, strict=True):
-            direction = normal(22, p.numel()).reshape(p.shape)
-            p += h * direction
-            up = loss()
-            p -= 2 * h * direction
-            slope = (up - loss()) / (2 * h)
-            p += h * direction
-            assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-6)
+    assert_gradients(loss, [y, *diffusion.parameters()], h=1e-6)
 
 
 # -- reproducible noise ----------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_data_in_a_periodic_order_are_split_evenly_by_class() -> None:
     for part in ("train", "validation", "test"):
         data, numbers = problem.part(part), problem.numbers(part)
         assert torch.equal(data.data[:, 0], numbers.float())  # contexts are of the same data
-        assert torch.equal(data.context, numbers % 5)  # type: ignore[arg-type]
+        assert torch.equal(data.context, numbers % 5)
     by_index = Periodic.split_by(None)
     by_index.condition_on("labels")
     assert classes(by_index, "test") == [100]
@@ -377,8 +377,8 @@ def test_a_run_of_before_keeps_every_tenth(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     data = json.loads((folder / "data.json").read_text())
     problem = load_trained(folder)[1].problem
-    assert torch.equal(problem.test, problem.load()[::10])  # type: ignore[attr-defined]
-    assert problem.part("test").context.tolist() == [0] * 40  # type: ignore[union-attr]
+    assert torch.equal(problem.test, problem.load()[::10])
+    assert problem.part("test").context.tolist() == [0] * 40
     train(resume=folder)
     assert json.loads((folder / "data.json").read_text()) == data
     partner = tmp_path / "partner"  # of the same split, by a word, as the old settings lack it
@@ -406,7 +406,7 @@ def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     train(run=tmp_path / "run", **short(mine, model=f"{official}:Official"))
     assert Run.open(tmp_path / "run").config["split_seed"] is None
     made = f"{mine}:made"
-    assert build_problem(made, split_seed=0).rows.seed == 0  # type: ignore[union-attr]
+    assert build_problem(made, split_seed=0).rows.seed == 0
     for seed, word in ((None, "index"), ("index", "index"), (3, "3")):
         said = f"split by --split_seed 0 when it was made, and {word} is asked for"
         with pytest.raises(ValueError, match=said):

@@ -18,6 +18,7 @@ from inference.loading import build, build_diffusion, load_trained
 from inference.runs import Run
 from inference.train import train
 from pyro_mdm import MALDA, LearnedDiffusion
+from tests.brief import SHORT
 from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -35,18 +36,7 @@ def example(**options: Any) -> LearnedDiffusion:
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": "toy",
-        "steps": 4,
-        "batch_size": 64,
-        "warmup": 1,
-        "draws": 1,
-        "num_samples": 16,
-        "sampler_steps": 4,
-        "figures": False,
-        "accelerator": "cpu",
-        "run": tmp_path / "run",
-    }
+    return SHORT | {"figures": False, "run": tmp_path / "run"}
 
 
 @pytest.mark.parametrize("score", ["denoiser", "noise"])
@@ -97,7 +87,7 @@ def test_learned_takes_a_target_noise(
 
 def test_a_tensor_is_kept_as_numbers_and_resumed(options: dict[str, Any]) -> None:
     options |= {"steps": 6, "checkpoint_every": 2}
-    whole = train(**options, stationary_variance=SIGMA)  # type: ignore[arg-type]
+    whole = train(**options, stationary_variance=SIGMA)
     run = options["run"]
     assert yaml.safe_load((run / "config.yaml").read_text())["stationary_variance"] == TARGET_NOISE
     assert train(resume=run).bits_per_dim == whole.bits_per_dim

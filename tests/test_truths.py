@@ -105,7 +105,7 @@ def in_context(**ends: Any) -> ContextDiffusion:
     with torch.no_grad():
         for i, p in enumerate(diffusion.parameters()):
             p.copy_(0.6 * fixed(i, *p.shape))
-        encoder: Any = diffusion.context.encoder  # type: ignore[union-attr]
+        encoder: Any = diffusion.context.encoder
         encoder.weight.zero_()
     return diffusion
 
