@@ -22,7 +22,6 @@ from pyro_mdm import (
     CLD,
     MALDA,
     MDM_ELBO,
-    VPSDE,
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
@@ -42,7 +41,6 @@ from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.samplers.ancestral import Ancestral
-from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.splitting import Splitting
 from tests.problems import generator, normal
 
@@ -185,11 +183,9 @@ PROGRAMS: Mistakes = [
 DIFFUSIONS: Mistakes = [
     (lambda: CLD(max_log_snr=NAN), "max_log_snr is nan, expected a finite log SNR, e.g. 13"),
     (lambda: CLD(max_log_snr="9"), "max_log_snr is '9', expected a finite log SNR, e.g. 13"),
-    (lambda: CLD(max_log_snr=None), "max_log_snr is None, expected a finite log SNR, e.g. 13"),
     (lambda: CLD(max_log_snr=-10.0, min_log_snr=9.0), "min_log_snr 9.0 must be below max_log_snr"),
     (lambda: CLD(min_log_snr=-1e4), "min_log_snr -10000 is out of reach .*; ask for a log SNR"),
     (lambda: CLD(horizon=0), "horizon is 0, expected a positive end time T, e.g."),
-    (lambda: VPSDE(horizon=-1.0), "horizon is -1.0, expected a positive end time"),
     (lambda: CLD(horizon=math.inf), "horizon is inf, expected a positive end"),
     (lambda: CLD(horizon="1"), "horizon is '1', expected a positive end time"),
     (lambda: CLD(beta=4.0), r"beta is 4.0, expected a Clock; e.g. ConstantBeta\(4.0\)"),
@@ -197,7 +193,6 @@ DIFFUSIONS: Mistakes = [
     (lambda: ConstantBeta(0.0), "beta is 0.0, expected a positive number; the clock"),
     (lambda: LearnedBeta(knots=1), "knots is 1, expected at least 2; it is"),
     (lambda: CLD("0.25"), "mass is '0.25', expected a positive number, e.g. 1"),
-    (lambda: CLD(mass=-1.0), "mass is -1.0, expected a positive number, e.g. 1"),
     (lambda: MALDA(mass=0.0), "mass is 0.0, expected a positive number, e.g. 1"),
     (lambda: ALDA(lipschitz=0.0), "lipschitz is 0.0, expected a positive number"),
     (lambda: CLD(friction=-1.0), "friction is -1.0, expected a positive number"),
@@ -273,7 +268,6 @@ SCORES: Mistakes = [
 
 SAMPLERS: Mistakes = [
     (lambda: Splitting(0), "steps is 0, expected at least 1; it is the number of"),
-    (lambda: EulerMaruyama(-3), "steps is -3, expected at least 1; it is the number"),
     (lambda: Splitting(10.0), "steps is 10.0, expected a whole number,.* write 10"),
     (lambda: Splitting("10"), "steps is '10', expected a whole number, the numb"),
     (lambda: Ancestral(None), "steps is None, expected a whole number, the number"),

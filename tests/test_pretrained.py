@@ -134,7 +134,7 @@ def pairs() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("make", "score"), pairs()[::2])
+@pytest.mark.parametrize(("make", "score"), [*pairs()[::2], pairs()[-1]])
 def test_losses_come_back_bit_for_bit(make: Any, score: str, tmp_path: Path) -> None:
     diffusion = make()
     if diffusion.cut_time is not None and score in ("denoiser", "tilt", "logits"):
