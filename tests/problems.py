@@ -32,13 +32,13 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def fixed(seed: int, *shape: int) -> Tensor:
     """Like :func:`normal`, but the same under --seed-offset: the diffusions are no draws."""
     unshifted = type(torch.default_generator)().manual_seed(seed)
-    return torch.randn(*shape, generator=unshifted, dtype=torch.float64)
+    return torch.randn(shape, generator=unshifted, dtype=torch.float64)
 
 
 # -- diffusions ------------------------------------------------------------------------------------

@@ -977,6 +977,10 @@ def test_parts_by_name(kind, validation, test, tmp_path):
     check_parts(whole, everything, train[:0], tested)
 
 
+def blank(**shapes: tuple[int, ...]) -> dict[str, Array]:
+    return {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize("layout", ["nhw", "nhwc", "nchw", "nhw1", "n1hw"])
 def test_every_layout_of_arrays(layout, tmp_path):
     channels = 3 if layout in ("nhwc", "nchw") else 1
@@ -993,32 +997,16 @@ def test_every_layout_of_arrays(layout, tmp_path):
     ("arrays", "message"),
     [
         ({"x": np.zeros((30, 8, 8))}, r"found x float64 \(30, 8, 8\), expected uint8 .*0 … 255"),
-        ({"x": np.zeros((30, 64), np.uint8)}, r"found x uint8 \(30, 64\), expected"),
-        ({"x": np.zeros((30, 4, 8, 8), np.uint8)}, r"found x uint8 \(30, 4, 8, 8\), expected"),
-        ({"x": np.zeros((30, 3, 8, 3), np.uint8)}, r"could be both"),
-        ({"x": np.zeros((19, 8, 8), np.uint8)}, r"has 19 images, expected at least 20"),
+        (blank(x=(30, 64)), r"found x uint8 \(30, 64\), expected"),
+        (blank(x=(30, 4, 8, 8)), r"found x uint8 \(30, 4, 8, 8\), expected"),
+        (blank(x=(30, 3, 8, 3)), r"could be both"),
+        (blank(x=(19, 8, 8)), r"has 19 images, expected at least 20"),
         ({"a": np.zeros(2), "b": np.zeros(2)}, r"has arrays a, b; expected train"),
         ({}, r"has arrays \(none\); expected train"),
-        (
-            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((9, 8, 8, 3), np.uint8)},
-            r"different channels: \{'train': 1, 'test': 3\}",
-        ),
-        (
-            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((9, 8, 9), np.uint8)},
-            r"(?s)train in .*own.npz is 8×8.*test in .* 8×9.*--image_size N",
-        ),
-        (
-            {"train": np.zeros((30, 8, 8), np.uint8), "test": np.zeros((0, 8, 8), np.uint8)},
-            r"has no images for test",
-        ),
-        (
-            {
-                "train": np.zeros((30, 8, 8), np.uint8),
-                "val": np.zeros((9, 8, 8), np.uint8),
-                "valid": np.zeros((9, 8, 8), np.uint8),
-            },
-            r"has both val and valid",
-        ),
+        (blank(train=(30, 8, 8), test=(9, 8, 8, 3)), r"channels: \{'train': 1, 'test': 3\}"),
+        (blank(train=(30, 8, 8), test=(9, 8, 9)), r"(?s)own.npz is 8×8.*test in .* 8×9.*e_size N"),
+        (blank(train=(30, 8, 8), test=(0, 8, 8)), r"has no images for test"),
+        (blank(train=(30, 8, 8), val=(9, 8, 8), valid=(9, 8, 8)), r"has both val and valid"),
     ],
 )
 def test_arrays_that_are_no_images(arrays, message, tmp_path):

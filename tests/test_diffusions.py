@@ -17,13 +17,13 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
+from tests.mistakes import refused
 from tests.problems import (
     DIFFUSIONS,
     ExactScore,
     learned,
     mixture,
     normal,
-    random_linear,
     truncation,
 )
 
@@ -47,23 +47,16 @@ def times(diffusion: LinearDiffusion, num: int = 12) -> Tensor:
 
 
 @every_diffusion
-def test_transitions_compose(make):
+@torch.no_grad()
+def test_transitions_compose_and_keep_the_stationary_law(make):
     diffusion = make()
     r, q, s = torch.tensor([[0.0, 1e-3, 0.3], [0.1, 2e-3, 0.5], [0.9, 0.2, 1.0]]).double()
-    with torch.no_grad():
-        first, second, whole = (diffusion.transition(*p) for p in ((q, r), (s, q), (s, r)))
+    first, second, whole = (diffusion.transition(*p) for p in ((q, r), (s, q), (s, r)))
     M = second.matrix
     torch.testing.assert_close(whole.matrix, M @ first.matrix, rtol=1e-11, atol=1e-11)
     P = second.covariance + M @ first.covariance @ M.mT
     torch.testing.assert_close(whole.covariance, P, rtol=1e-10, atol=1e-13)
-
-
-@every_diffusion
-def test_stationary_law_is_kept(make):
-    diffusion = make()
-    Sigma = diffusion.stationary_covariance
-    with torch.no_grad():
-        t = diffusion.transition(times(diffusion), 0.0)
+    t, Sigma = diffusion.transition(times(diffusion)), diffusion.stationary_covariance
     kept = t.matrix @ Sigma @ t.matrix.mT + t.covariance
     near = 1e-10 + truncation(diffusion)
     torch.testing.assert_close(kept, Sigma.expand_as(kept), rtol=near, atol=near)
@@ -71,30 +64,21 @@ def test_stationary_law_is_kept(make):
 
 
 @every_diffusion
-def test_factors_belong_to_their_covariances(make):
-    diffusion = make()
-    with torch.no_grad():
-        m, t = (
-            diffusion.marginal(times(diffusion)),
-            diffusion.transition(1.0, times(diffusion)[:-1]),
-        )
-    for L, S, log_det in (m[2], m[1], m[5]), (t[2], t[1], t[3]):
-        assert not L.triu(1).any()
-        assert bool((L.diagonal(dim1=-2, dim2=-1) > 0).all())
-        torch.testing.assert_close(L @ L.mT, S, rtol=1e-10, atol=1e-13)
-        diagonal = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        torch.testing.assert_close(diagonal, log_det, rtol=1e-7, atol=1e-6)
-
-
-@every_diffusion
-def test_marginal_is_the_transition_from_the_start(make):
+@torch.no_grad()
+def test_marginals_are_transitions_from_the_start_and_have_their_factors(make):
     diffusion = make()
     s = times(diffusion)
-    with torch.no_grad():
-        m, t = diffusion.marginal(s), diffusion.transition(s)
+    m, t, late = diffusion.marginal(s), diffusion.transition(s), diffusion.transition(1.0, s[:-1])
     Sigma = t.covariance + t.matrix @ diffusion.initial_covariance @ t.matrix.mT
     torch.testing.assert_close(m.covariance, Sigma)
     torch.testing.assert_close(m.mean, t.matrix[..., 0])
+    for law in (m, late):
+        L = law.scale_tril
+        assert not L.triu(1).any()
+        assert bool((L.diagonal(dim1=-2, dim2=-1) > 0).all())
+        torch.testing.assert_close(L @ L.mT, law.covariance, rtol=1e-10, atol=1e-13)
+        diagonal = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        torch.testing.assert_close(diagonal, law.log_det, rtol=1e-7, atol=1e-6)
 
 
 @every_diffusion
@@ -244,20 +228,12 @@ def test_casting_never_costs_digits(make):
 
 def test_apply_matrix_and_vector_act_on_the_variables():
     y = normal(0, 4, 2, 3, 5).float()
-    each, shared = normal(1, 4, 2, 2), normal(2, 2, 2)
-    torch.testing.assert_close(
-        apply_matrix(each, y), torch.einsum("bij,bjcd->bicd", each, y.double()).float()
-    )
-    torch.testing.assert_close(
-        apply_matrix(shared, y), torch.einsum("ij,bjcd->bicd", shared, y.double()).float()
-    )
-    k = normal(3, 4, 2)
-    torch.testing.assert_close(
-        apply_vector(k, y), torch.einsum("bi,bicd->bcd", k, y.double()).float()
-    )
-    torch.testing.assert_close(
-        apply_vector(k[0], y), torch.einsum("i,bicd->bcd", k[0], y.double()).float()
-    )
+    for M, k in ((normal(1, 4, 2, 2), normal(3, 4, 2)), (normal(2, 2, 2), normal(3, 2))):
+        batch = "b" if M.dim() == 3 else ""
+        expected = torch.einsum(f"{batch}ij,bjcd->bicd", M, y.double()).float()
+        torch.testing.assert_close(apply_matrix(M, y), expected)
+        expected = torch.einsum(f"{batch}i,bicd->bcd", k, y.double()).float()
+        torch.testing.assert_close(apply_vector(k, y), expected)
 
 
 # -- the door --------------------------------------------------------------------------------------
@@ -318,14 +294,8 @@ def test_a_wrong_time_is_refused(call, message):
         (lambda: LearnedDiffusion(0), r"num_variables is 0, expected at least 1"),
         (lambda: LearnedDiffusion(2, rank=3), r"rank is 3, expected between 1 and .* = 2"),
         (lambda: LearnedDiffusion.from_diffusion(MALDA(), rank=1), r"D of MALDA has rank 2"),
-        (
-            lambda: LearnedDiffusion(2, rank=1, diagonal=True),
-            r"rank is 1, but a diagonal D has rank num_variables = 2; leave rank out",
-        ),
-        (
-            lambda: LearnedDiffusion.from_diffusion(CLD(), diagonal=True),
-            r"D of CLD is .*expected a diagonal one with entries above 0\.001; leave diagonal out",
-        ),
+        (lambda: LearnedDiffusion(2, rank=1, diagonal=True), r"a diagonal D has .* leave rank out"),
+        (lambda: LearnedDiffusion.from_diffusion(CLD(), diagonal=True), r"leave diagonal out"),
         (lambda: CLD(cut_time=1.0), r"cut_time is 1\.0, expected a time between 0 and T = 1"),
         (lambda: CLD(cut_time=0.1, min_log_snr=-9.0), r"give max_log_snr instead of cut_time"),
         (lambda: LinearBeta(beta_min=0.0), r"beta_min is 0\.0, expected a positive number"),
@@ -411,13 +381,12 @@ def test_learning_into_an_end_out_of_reach_is_refused_by_what_is_reachable():
     message = (
         r"min_log_snr -10 is out of reach .* Q = \[\[0\.0, -1e-07\], .* down to .* If training"
     )
-    for use in (
-        lambda: diffusion.start_time,
-        lambda: diffusion.terminal,
-        lambda: diffusion.clock(1),
-    ):
-        with pytest.raises(UnreachableError, match=message):
-            use()
+    refused(
+        UnreachableError,
+        (lambda: diffusion.start_time, message),
+        (lambda: diffusion.terminal, message),
+        (lambda: diffusion.clock(1), message),
+    )
     free = LearnedDiffusion(2, rank=1)
     with torch.no_grad():
         free.lower.fill_(1e-7)
@@ -516,7 +485,7 @@ def test_a_diagonal_learned_diffusion_is_that_and_starts_where_its_seed_says():
         assert bool((diffusion.d.abs() < K**-0.5).all())
     # W - Wᵀ has the variance 2/(3 K) and d 1/(3 K), of uniform numbers within ±1/√K
     n = 20
-    many = [LearnedDiffusion(n, diagonal=True, seed=seed) for seed in range(30)]
+    many = [LearnedDiffusion(n, diagonal=True, seed=seed) for seed in range(10)]
     for name, variance in (("lower", 2 / (3 * n)), ("d", 1 / (3 * n))):
         values = torch.stack([d.get_parameter(name).detach() for d in many]).flatten()
         assert values.mean().abs() < 5 * math.sqrt(variance / len(values))
@@ -590,18 +559,6 @@ def test_another_clock_visits_the_same_states(preset):
         a, b = (d.marginal(d.time_at_log_snr(value)) for d in (one, other))
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
-
-
-def test_scaling_both_matrices_is_scaling_the_clock():
-    fast = random_linear(3, 114, beta=ConstantBeta(3.0))
-    slow = LinearDiffusion(
-        3 * fast.Q,
-        3 * fast.D,
-        beta=ConstantBeta(1.0),
-        stationary_variance=fast.stationary_covariance,
-    )
-    for a, b in zip(fast.marginal(0.7), slow.marginal(0.7), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -696,16 +653,6 @@ def test_gradients_to_times_and_log_snrs():
     torch.testing.assert_close(slope, -1 / rate)
 
 
-@every_trained_diffusion
-def test_every_parameter_gets_a_gradient(make):
-    diffusion = make()
-    m = diffusion.marginal(TIMES)
-    (m.mean.sum() + m.log_det.sum() + m.log_snr.sum()).backward()
-    for name, p in diffusion.named_parameters():
-        assert p.grad is not None, name
-        assert bool(p.grad.isfinite().all()), name
-
-
 def test_low_rank_noise_gets_gradients_in_the_directions_it_lacks():
     """At ALDA exactly, x and v_1 get no noise; the gradient must still know what noise would do."""
     diffusion = LearnedDiffusion.from_diffusion(ALDA(), rank=1)
@@ -740,7 +687,7 @@ def test_what_is_read_back_has_the_same_bits(diagonal, options):
             plain = diffusion.start_time, diffusion.end_clocks()
         return [*plain, diffusion.start_time, diffusion.end_clocks(), *diffusion.start]
 
-    for seed in range(6):
+    for seed in range(3):
         saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)
         for change in ("none", "parameters", "parameters", "end"):
             with torch.no_grad():

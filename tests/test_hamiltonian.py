@@ -26,6 +26,8 @@ from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Quadrat
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation, advance
 from pyro_mdm.paths.path_integral import path_integral
+from tests.gradients import assert_gradients
+from tests.mistakes import refused
 from tests.problems import DIFFUSIONS, generator, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
@@ -105,8 +107,7 @@ def joint(prior: DistributionPrior) -> Callable[[Tensor], Tensor]:
     return energy
 
 
-def make(energies, Q, D, **options) -> HamiltonianDiffusion:
-    return HamiltonianDiffusion(energies, Q, D, **options)
+make = HamiltonianDiffusion
 
 
 def coupled(K: int, Q, D, **options) -> HamiltonianDiffusion:
@@ -432,7 +433,7 @@ def test_paths_without_the_correction_leave_it(name, monkeypatch):
     """That the test above can fail."""
     monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 0.02, n=10000).max() > SE  # 8 or more
+    assert drifted(diffusion, 0.02, n=6000).max() > SE  # 6 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -499,58 +500,24 @@ def values(diffusion: HamiltonianDiffusion, y: Tensor, s: Tensor) -> dict[str, T
     }
 
 
-def test_gradients_in_the_state():
-    diffusion = learned()
-    y, s = normal(0, 3, 2, 2).requires_grad_(), torch.rand(3).double()
-    direction, h = normal(1, 3, 2, 2), 1e-5
-    with torch.no_grad():
-        up = values(diffusion, y + h * direction, s)
-        down = values(diffusion, y - h * direction, s)
-    for name, value in values(diffusion, y, s).items():
-        (gradient,) = torch.autograd.grad(value, y)
-        slope = ((up[name] - down[name]) / (2 * h)).item()
-        assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6), name
-        assert abs(slope) > 1e-2
-
-
 def test_second_derivatives_of_the_drift():
     diffusion = learned()
     y = normal(0, 2, 2).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda y: diffusion.drift(y, 0.5), y)
 
 
-@pytest.mark.parametrize(
-    ("parameter", "sees"),
-    [
-        ("H.1.a", {"drift"}),
-        ("H.0.net.0.weight", {"drift"}),
-        ("Q.function.w", {"drift"}),
-        ("D.function.c", {"drift", "dispersion", "divergence"}),
-    ],
-)
 @pytest.mark.parametrize("inputs_require_gradients", [False, True])
-def test_gradients_in_what_is_learned(parameter, sees, inputs_require_gradients):
+@pytest.mark.parametrize("name", ["drift", "dispersion", "divergence"])
+def test_gradients_in_the_state_and_in_what_is_learned(name, inputs_require_gradients):
     diffusion = learned()
-    p = diffusion.get_parameter(parameter)
-    assert p.dtype == torch.float64
-    y, s = normal(0, 3, 2, 2), torch.rand(3).double()
-    y.requires_grad_(inputs_require_gradients)
-    direction, h = normal(2, p.numel()).reshape(p.shape), 1e-5
-    found = values(diffusion, y, s)
-    gradients = {name: torch.autograd.grad(found[name], p)[0] for name in sees}
-    with torch.no_grad():
-        p += h * direction
-        up = values(diffusion, y, s)
-        p -= 2 * h * direction
-        down = values(diffusion, y, s)
-        p += h * direction
-    for name in found:
-        slope = ((up[name] - down[name]) / (2 * h)).item()
-        assert (abs(slope) > 1e-3) == (name in sees)
-        if name in sees:
-            assert (gradients[name] * direction).sum().item() == pytest.approx(slope, rel=1e-6), (
-                name
-            )
+    y, s = normal(0, 3, 2, 2).requires_grad_(inputs_require_gradients), torch.rand(3).double()
+    names = ["D.function.c"]
+    if name == "drift":
+        names += ["H.1.a", "H.0.net.0.weight", "Q.function.w"]
+    parameters = [diffusion.get_parameter(parameter) for parameter in names]
+    assert all(p.dtype == torch.float64 for p in parameters)
+    parameters += [y] if inputs_require_gradients else []
+    assert_gradients(lambda: values(diffusion, y, s)[name], parameters, rel=1e-6)
 
 
 def test_what_is_learned_moves_the_prior_and_stays_stationary():
@@ -562,14 +529,10 @@ def test_what_is_learned_moves_the_prior_and_stays_stationary():
     diffusion._checked.clear()
     diffusion.check((2,))
     y = normal(0, 3, 2, 2)
-    gradients = torch.autograd.grad(
-        diffusion.prior.log_prob(y).sum(), list(diffusion.H.parameters())
-    )
+    names, parameters = zip(*diffusion.H.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(diffusion.prior.log_prob(y).sum(), parameters)
+    sizes = {n: g.abs().max().item() for n, g in zip(names, gradients, strict=True)}
     # the last bias is a constant of the energy, and so of no consequence
-    sizes = {
-        name: gradient.abs().max().item()
-        for (name, _), gradient in zip(diffusion.H.named_parameters(), gradients, strict=True)
-    }
     assert sizes.pop("0.net.2.bias") < 1e-9
     assert min(sizes.values()) > 1e-3
 
@@ -583,7 +546,7 @@ def test_gradients_flow_through_a_path(backpropagation):
     y = advance(diffusion, normal(0, 3, 2, 2), torch.stack([zero, half]), 4, simulation)[-1]
     y.square().sum().backward()
     for name, p in diffusion.named_parameters():
-        if name not in ("H.0.net.2.bias",):
+        if name != "H.0.net.2.bias":
             assert p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()), name
 
 
@@ -634,12 +597,12 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match=r"prior is of K = 3 variables, expected 2"):
-        HamiltonianDiffusion([square] * 2, TURN, OF_RANK_1, prior=multivariate(3))
-    with pytest.raises(ValueError, match=r"root is given for a constant D"):
-        HamiltonianDiffusion([square] * 2, TURN, OF_RANK_1, root=friction_root)
-    with pytest.raises(ValueError, match=r"root is .*, expected a function"):
-        HamiltonianDiffusion([square] * 2, TURN, friction, root=[[0.0, 0.0], [0.0, 1.0]])
+    refused(
+        ValueError,
+        (lambda: make([square] * 2, TURN, OF_RANK_1, prior=multivariate(3)), r"of K = 3 variables"),
+        (lambda: make([square] * 2, TURN, OF_RANK_1, root=friction_root), r"given for a constant"),
+        (lambda: make([square] * 2, TURN, friction, root=OF_RANK_1), r"root is .*, expected a fu"),
+    )
 
 
 def constant(matrix) -> Callable[[Tensor], Tensor]:
@@ -674,12 +637,13 @@ def test_wrong_functions_are_named_on_first_use(change, message):
 
 def test_states_of_another_shape_are_named():
     wrong = HamiltonianDiffusion([square, torch.sum], TURN, friction)
-    with pytest.raises(ValueError, match=r"H\[1\] returned shape \(\) .*, expected \(4, 3\)"):
-        wrong.drift(torch.zeros(4, 2, 3), 0.5)
-    with pytest.raises(ValueError, match=r"y has shape \(4, 3\), expected .* K = 2"):
-        PROBLEMS["friction"]().drift(torch.zeros(4, 3), 0.5)
-    with pytest.raises(ValueError, match=r"s = 1\.5 is outside"):
-        PROBLEMS["friction"]().drift(torch.zeros(4, 2), 1.5)
+    right = PROBLEMS["friction"]()
+    refused(
+        ValueError,
+        (lambda: wrong.drift(torch.zeros(4, 2, 3), 0.5), r"H\[1\] returned shape \(\) .* \(4, 3\)"),
+        (lambda: right.drift(torch.zeros(4, 3), 0.5), r"y has shape \(4, 3\), expected .* K = 2"),
+        (lambda: right.drift(torch.zeros(4, 2), 1.5), r"s = 1\.5 is outside"),
+    )
 
 
 def test_examples_in_docstrings():

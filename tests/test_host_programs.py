@@ -1,15 +1,17 @@
 """Programs around a diffusion: further latent sites, plates, scales, masks, autoguides.
 
-Data are Gaussian, as in :mod:`tests.test_elbo`, so that every program here has a known bound and a
-known gradient, whatever site it is of.
+Data are Gaussian, as in :mod:`tests.known_bound`: every program here has a known bound and a known
+gradient, whatever site it is of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -20,13 +22,15 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_EL
 from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal, AutoNormalMessenger
 from scipy.stats import t as student
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from pyro_mdm import CLD, MALDA, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
+from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from tests.known_bound import MEAN, OBJECTIVES, VARIANCE, data, denoiser, exact_bound
+from tests.mistakes import refused
 from tests.problems import normal
 
-DIMS = 16
+DIMS, ONE = 16, torch.tensor(1.0)
 Program = Callable[..., Any]
 
 
@@ -52,7 +56,7 @@ def check(
     args: tuple[Any, ...],
     truth: Callable[[], Tensor],
     parameters: list[Tensor],
-    repeats: int = 120,
+    repeats: int = 60,
     largest_error: float = 0.2,
 ) -> None:
     """The loss and its gradient are on average minus those of ``truth()``."""
@@ -102,36 +106,50 @@ def test_without_a_path_it_is_what_pyro_has(closed: bool) -> None:
     assert torch.allclose(found[0], found[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("objective", ["mdm", "mean_field"])
-def test_a_latent_location_over_a_diffusion(objective: str, pair: Any) -> None:
-    """x - b ~ MDM with b ~ N(0, 1): E_q of the bound at x - b, less KL(q(b) ‖ p(b))."""
-    mdm, noising = pair
-    x = data(50, DIMS)
-    loc, scale = parameter(0.4), parameter(0.2)
+def shifted(mdm: Program) -> Program:
+    """x - b ~ MDM with b ~ N(0, 1)."""
 
     def model(x: Tensor) -> None:
         b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        mdm(x - b)
+        mdm(x - b.unsqueeze(-1))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        (MDM_ELBO, {}),
+        (OBJECTIVES["mean_field"], {}),
+        (MDM_ELBO, {"num_particles": 4}),
+        (MDM_ELBO, {"num_particles": 4, "vectorize_particles": True}),
+    ],
+    ids=["mdm", "mean_field", "particles", "vectorized"],
+)
+def test_a_latent_location_over_a_diffusion(
+    objective: Any, options: dict[str, Any], pair: Any
+) -> None:
+    """E_q of the bound at x - b, less KL(q(b) ‖ p(b))."""
+    mdm, _ = pair
+    noising = DiffusionGuide(mdm.diffusion, event_dim=1)  # data are (particles, n, d) if vectorized
+    x = data(50, DIMS)
+    loc, scale = parameter(0.4), parameter(0.2)
 
     def guide(x: Tensor) -> None:
-        b = pyro.sample("b", dist.Normal(loc, scale))
-        noising(x - b)
+        noising(x - pyro.sample("b", dist.Normal(loc, scale)).unsqueeze(-1))
 
     def truth() -> Tensor:
         nodes, weights = hermite()
         values = [exact_bound(mdm.diffusion, x - (loc + scale * e)).sum() for e in nodes]
-        kl = torch.distributions.kl_divergence(
-            torch.distributions.Normal(loc, scale), torch.distributions.Normal(0.0, 1.0)
-        )
+        kl = kl_divergence(dist.Normal(loc, scale), dist.Normal(0.0, 1.0))
         return (weights * torch.stack(values)).sum() - kl
 
-    check(OBJECTIVES[objective](), model, guide, (x,), truth, [loc, scale], largest_error=3.0)
+    programs = shifted(mdm), guide
+    check(objective(**options), *programs, (x,), truth, [loc, scale], largest_error=3.0)
 
 
 def hermite() -> tuple[Tensor, Tensor]:
     """Nodes and weights of E f(ε), ε ~ N(0, 1), exact for polynomials of degree 19."""
-    import numpy as np
-
     nodes, weights = np.polynomial.hermite_e.hermegauss(10)
     return torch.tensor(nodes), torch.tensor(weights / math.sqrt(2 * math.pi))
 
@@ -154,9 +172,7 @@ def test_a_latent_scale_over_a_diffusion(pair: Any) -> None:
         nodes, weights = hermite()
         us = [loc + scale * e for e in nodes]
         values = [exact_bound(mdm.diffusion, x * (-u).exp()).sum() - x.numel() * u for u in us]
-        kl = torch.distributions.kl_divergence(
-            torch.distributions.Normal(loc, scale), torch.distributions.Normal(0.0, 0.5)
-        )
+        kl = kl_divergence(dist.Normal(loc, scale), dist.Normal(0.0, 0.5))
         return (weights * torch.stack(values)).sum() - kl
 
     check(MDM_ELBO(), model, guide, (x,), truth, [loc, scale], largest_error=3.0)
@@ -211,8 +227,8 @@ def test_latent_data_under_a_path(pair: Any) -> None:
     check(MDM_ELBO(), model, guide, (y,), lambda: bound(loc, spread), [scale, loc], 150, 3.0)
     pyro.set_rng_seed(2)
     with pytest.warns(UserWarning, match="mean field restriction"):
-        wrong = [OBJECTIVES["mean_field"]().loss(model, guide, y) for _ in range(30)]
-    assert sum(wrong) / 30 > -float(bound(loc, spread).detach()) + 20
+        wrong = [OBJECTIVES["mean_field"]().loss(model, guide, y) for _ in range(10)]
+    assert sum(wrong) / 10 > -float(bound(loc, spread).detach()) + 20
 
 
 def test_several_diffusions_in_one_program(pair: Any) -> None:
@@ -235,7 +251,7 @@ def test_several_diffusions_in_one_program(pair: Any) -> None:
 
     for objective in (MDM_ELBO(), OBJECTIVES["mean_field"]()):
         programs = both(first, second), both(first_guide, second_guide)
-        check(objective, *programs, (x, z), truth, [], 60, 5.0)
+        check(objective, *programs, (x, z), truth, [], 30, 5.0)
     with pytest.raises(ValueError, match=r"no term for a second path, 'b/path'; use MDM_ELBO"):
         elbo_terms(both(first, second), both(first_guide, second_guide), x, z)
 
@@ -252,24 +268,15 @@ def mixture(pair: Any, logits: Tensor, local: bool) -> tuple[Program, Program]:
     shifts = torch.tensor(SHIFTS, dtype=torch.float64)
     prior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 
-    def pick(x: Tensor, law: Any, program: Program) -> None:
-        k = pyro.sample("k", law)
-        program(x - shifts[k].unsqueeze(-1))
+    def pick(law: Callable[[], Any], run: Program) -> Program:
+        def program(x: Tensor) -> None:
+            with pyro.plate("rows", len(x)) if local else contextlib.nullcontext():
+                run(x - shifts[pyro.sample("k", law())].unsqueeze(-1))
 
-    def model(x: Tensor) -> None:
-        if local:
-            with pyro.plate("rows", len(x)):
-                pick(x, dist.Categorical(prior), mdm)
-        else:
-            pick(x, dist.Categorical(prior), mdm)
+        return program
 
-    def guide(x: Tensor) -> None:
-        if local:
-            with pyro.plate("rows", len(x)):
-                pick(x, dist.Categorical(logits=logits), noising)
-        else:
-            pick(x, dist.Categorical(logits=logits), noising)
-
+    model = pick(lambda: dist.Categorical(prior), mdm)
+    guide = pick(lambda: dist.Categorical(logits=logits), noising)
     return model, guide
 
 
@@ -294,7 +301,7 @@ def test_score_function_gradients(
         return (q @ values).sum() - n * kl
 
     model, guide = mixture(pair, logits, local)
-    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=250, largest_error=11.0)
+    check(MDM_ELBO(), model, guide, (x,), truth, [logits], repeats=120, largest_error=11.0)
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["registered", "drawn"])
@@ -324,7 +331,7 @@ def test_a_discrete_site_s_own_divergence(
         log_y = dist.Normal(means, 1.0).log_prob(y[:, None]).sum(0)
         return (q * (log_y - n * (q / prior).log())).sum()
 
-    check(MDM_ELBO(), model, guide, (), truth, [logits], repeats=400, largest_error=0.2)
+    check(MDM_ELBO(), model, guide, (), truth, [logits], repeats=200, largest_error=0.2)
 
 
 def _no_kl(q: Any, p: Any) -> Tensor:
@@ -341,7 +348,7 @@ def test_only_costs_of_its_own_plate_element_are_in_a_score_function_gradient(pa
         x = data(n, DIMS)
         drawn = [
             torch.autograd.grad(MDM_ELBO().differentiable_loss(model, guide, x), p)[0] / n
-            for _ in range(60)
+            for _ in range(40)
         ]
         spread.append(float(torch.stack(drawn).std(0).norm()))
     assert spread[1] < 0.4 * spread[0]  # 1/10 if independent; 10 times it with all costs
@@ -399,7 +406,7 @@ def test_a_plate_of_ones_own_that_subsamples(objective: str, pair: Any) -> None:
     assert trace.nodes["path"]["value"].shape == (10, 1, 2, DIMS)
     programs = program(mdm), program(noising)
     truth = exact_bound(mdm.diffusion, x).sum
-    check(OBJECTIVES[objective](), *programs, (x,), truth, [], repeats=80, largest_error=28.0)
+    check(OBJECTIVES[objective](), *programs, (x,), truth, [], 60, 28.0)
 
 
 def test_plates_around_at_other_dims(pair: Any) -> None:
@@ -418,40 +425,23 @@ def test_plates_around_at_other_dims(pair: Any) -> None:
     truth = exact_bound(mdm.diffusion, x).sum()
     for objective in (MDM_ELBO(), OBJECTIVES["mean_field"]()):
         programs = around(mdm, 3), around(noising, 3)
-        check(objective, *programs, (x,), lambda: 3 * truth, [], 60, 5.0)
+        check(objective, *programs, (x,), lambda: 3 * truth, [], 30, 5.0)
         programs = around(mdm, 4), around(grouped, 4)
-        check(objective, *programs, (x.reshape(4, 3, DIMS),), lambda: truth, [], 60, 5.0)
+        check(objective, *programs, (x.reshape(4, 3, DIMS),), lambda: truth, [], 30, 5.0)
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (
-            lambda m, g, x: m(x, batch_size=5),
-            r"batch_size is 5, but x has 6 data; leave batch_size out",
-        ),
+        (lambda m, g, x: m(x, batch_size=5), r"batch_size is 5, but x has 6 data; leave"),
         (lambda m, g, x: g(x, batch_size=5), r"batch_size is 5, but x has 6 data"),
         (lambda m, g, x: m(), r"neither x nor batch_size is given; pass model\(batch_size=64\)"),
-        (
-            lambda m, g, x: inside(m, 10, subsample_size=3)(x),
-            r"x has 6 data, but the program is inside plate 'N', which has size 3 at dim -1.* "
-            r"with pyro\.plate\('N', \.\.\.\) as i: model\(x\[i\]\)\. .* give it dim=-2",
-        ),
+        (lambda m, g, x: inside(m, 10, subsample_size=3)(x), r"size 3 at dim -1.* give it dim=-2"),
         (lambda m, g, x: inside(g, 4)(x), r"x has 6 data, .* plate 'N', which has size 4"),
-        (
-            lambda m, g, x: inside(m, 60, subsample_size=6)(x, num_data=60),
-            r"num_data is 60, but plate 'N' around the program scales the loss already, to 60 data",
-        ),
+        (lambda m, g, x: inside(m, 60, subsample_size=6)(x, num_data=60), "scales the loss"),
         (lambda m, g, x: m(x, num_data=5), r"num_data is 5, expected at least the batch's 6"),
-        (
-            lambda m, g, x: m(x.reshape(2, 3, DIMS)),
-            r"x has the batch shape \(2, 3\), but the plate at dim -2 is missing; .* "
-            r"pyro\.plate\(name, 2, dim=-2\)",
-        ),
-        (
-            lambda m, g, x: inside(m, 3, dim=-2)(x.reshape(2, 3, DIMS)),
-            r"batch shape \(2, 3\), but the plate at dim -2 'N' has size 3; each dimension",
-        ),
+        (lambda m, g, x: m(x.reshape(2, 3, DIMS)), r"plate at dim -2 is missing; .* 2, dim=-2\)"),
+        (lambda m, g, x: inside(m, 3, dim=-2)(x.reshape(2, 3, DIMS)), r"dim -2 'N' has size 3"),
     ],
 )
 def test_plates_that_do_not_fit_are_refused_by_name(run: Program, message: str, pair: Any) -> None:
@@ -491,9 +481,7 @@ def test_a_scale_or_mask_of_one_program_alone(pair: Any) -> None:
     with pytest.raises(ValueError, match=r"'path' has the scale 0\.5 in the model and 1\.0 in the"):
         MDM_ELBO().loss(poutine.scale(mdm, scale=0.5), noising, x)
     kept = torch.arange(8) > 3
-    with pytest.raises(
-        ValueError, match=r"'path' has the mask None in the model and of shape \(8,"
-    ):
+    with pytest.raises(ValueError, match=r"the mask None in the model and of shape \(8,"):
         MDM_ELBO().loss(mdm, poutine.mask(noising, mask=kept), x)
     loc = parameter(0.4)
 
@@ -508,42 +496,10 @@ def test_a_scale_or_mask_of_one_program_alone(pair: Any) -> None:
         half_log_p = 0.5 * (-0.5 * math.log(2 * math.pi) - 0.5 * (loc**2 + 1))
         return half_log_p + 0.5 * math.log(2 * math.pi * math.e)
 
-    check(MDM_ELBO(), model, guide, (), truth, [loc], repeats=400, largest_error=0.05)
-
-
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_particles_of_programs_with_latent_sites(vectorize: bool, pair: Any) -> None:
-    mdm, _ = pair
-    noising = DiffusionGuide(mdm.diffusion, event_dim=1)  # data are (particles, n, d) if vectorized
-    x = data(20, DIMS)
-    loc, scale = parameter(0.3), torch.tensor(0.2, dtype=torch.float64)
-
-    def model(x: Tensor) -> None:
-        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        mdm(x - b.unsqueeze(-1))
-
-    def guide(x: Tensor) -> None:
-        noising(x - pyro.sample("b", dist.Normal(loc, scale)).unsqueeze(-1))
-
-    def truth() -> Tensor:
-        nodes, weights = hermite()
-        values = [exact_bound(mdm.diffusion, x - (loc + scale * e)).sum() for e in nodes]
-        kl = 0.5 * (scale**2 + loc**2 - 1) - scale.log()
-        return (weights * torch.stack(values)).sum() - kl
-
-    objective = MDM_ELBO(num_particles=4, vectorize_particles=vectorize)
-    check(objective, model, guide, (x,), truth, [loc], repeats=60, largest_error=5.0)
+    check(MDM_ELBO(), model, guide, (), truth, [loc], repeats=200, largest_error=0.1)
 
 
 # -- autoguides, MAP, auxiliary sites, training ----------------------------------------------------
-
-
-def shifted(mdm: Program) -> Program:
-    def model(x: Tensor) -> None:
-        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        mdm(x - b)
-
-    return model
 
 
 def test_a_map_site(pair: Any) -> None:
@@ -684,18 +640,10 @@ def extra(program: Program, name: str, obs: Tensor | None = None) -> Program:
 @pytest.mark.parametrize(
     ("options", "programs", "message"),
     [
-        (
-            {},
-            lambda m, g: (extra(m, "b", torch.tensor(0.3)), extra(g, "b")),
-            r"'b' is observed in the model and sampled in the guide; leave it out",
-        ),
+        ({}, lambda m, g: (extra(m, "b", ONE), extra(g, "b")), r"'b' is observed in the model and"),
         ({}, lambda m, g: (extra(m, "b"), g), r"'b' is latent in the model and absent from"),
         ({}, lambda m, g: (m, extra(g, "b")), r"'b' is in the guide and absent from the model"),
-        (
-            {"decoder": False},
-            lambda m, g: (extra(m, "y", torch.tensor(0.3)), g),
-            r"sites \['y', 'x'\] are observed with the paths \['path'\]; leave decoder out",
-        ),
+        ({"decoder": False}, lambda m, g: (extra(m, "y", ONE), g), r"sites .* leave decoder out"),
     ],
 )
 def test_sites_that_do_not_match_are_named(
@@ -740,20 +688,10 @@ def test_a_path_that_the_guide_draws_too_early_is_warned_of(pair: Any) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (
-            lambda: CLD(max_log_snr=3.0),
-            r"each have a CLD\(.*max_log_snr=3\) of their own, expected",
-        ),
+        (lambda: CLD(max_log_snr=3.0), r"each have a CLD\(.*max_log_snr=3\) of their own, exp"),
         (lambda: CLD(max_log_snr=4.0), r"the guide runs CLD\(.*max_log_snr=4\) .* max_log_snr=3\)"),
         (lambda: VPSDE(), r"the guide runs VPSDE\(num_variables=1.* model reverses CLD\(num_va"),
-        (
-            lambda: MALDA(),
-            r"the guide runs MALDA\(num_variables=3, .* reverses CLD\(num_variables=2",
-        ),
-        (
-            lambda: CLD(mass=0.25, friction=1.0, max_log_snr=3.0),
-            r"with D \[\[0\.0, 0\.0\], \[0\.0, 1\.0\]\] .* with D \[\[0\.0, 0\.0\], \[0\.0, 2\.0",
-        ),
+        (lambda: CLD(friction=1.0, max_log_snr=3.0), r", 1\.0\]\] .* with D .* 2\.0\]"),
     ],
 )
 def test_programs_over_two_diffusion_objects_are_found_by_every_objective(
@@ -771,13 +709,9 @@ def test_a_path_of_other_shapes_is_refused(pair: Any) -> None:
     chain = DiffusionModel(mdm.diffusion, mdm.score_function, event_shape=(DIMS,), times=3)
     of_scalars = inside(DiffusionGuide(mdm.diffusion, event_dim=0), 4, dim=-2)
     given = poutine.condition(mdm, {"path": torch.zeros(4, 1, 3, DIMS)})
-    for run, message in (
-        (
-            lambda: Trace_ELBO().loss(chain, noising, x),
-            r"'path' has shape \(4, 1, 2, 16\), expected",
-        ),
+    refused(
+        ValueError,
+        (lambda: Trace_ELBO().loss(chain, noising, x), r"'path' has shape \(4, 1, 2, 16\), exp"),
         (lambda: Trace_ELBO().loss(mdm, of_scalars, x), r"data have shape \(\), the model expects"),
         (lambda: given(x), r"'path' has shape \(4, 1, 3, 16\), expected .* \(1, 2, 16\) after"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run()
+    )

@@ -120,9 +120,9 @@ def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
     """TraceMeanField_ELBO falls back to log_prob without a word where no KL is registered."""
     model, guide = programs(CLD(), denoiser())
     called = []
-    original = divergences.path_kl
+    path_kl = divergences.path_kl
     monkeypatch.setattr(
-        divergences, "path_kl", lambda q, p: called.append(type(q)) or original(q, p)
+        divergences, "path_kl", lambda q, p: called.append(type(q)) or path_kl(q, p)
     )
     TraceMeanField_ELBO().loss(model, guide, data(5))
     assert called == [NoisingPath]
@@ -207,7 +207,7 @@ def test_chain_log_prob_is_a_density() -> None:
     """Importance weights of whole paths average to p(x): an exact density, not a bound."""
     pyro.set_rng_seed(4)
     diffusion = CLD(max_log_snr=3.0)
-    n = 15000
+    n = 6000
     x = data(1, 1).expand(n, 1)
     with torch.no_grad():
         model, guide = programs(diffusion, denoiser(0.2), 1, times=6)
@@ -232,7 +232,7 @@ def test_chain_log_prob_is_a_density() -> None:
         other = float(values.logsumexp(0) - math.log(len(values)))
         scaled = (values - values.max()).exp()
         other_error = float(scaled.std() / scaled.mean() / math.sqrt(len(values)))
-    assert error < 0.05 and other_error < 0.05
+    assert error < 0.08 and other_error < 0.08
     assert abs(log_p - other) < 5 * math.hypot(error, other_error)
     assert float(log_weight.mean()) < log_p  # discrete bound ≤ log p_grid
 
@@ -277,25 +277,6 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
         )
         found = divergences.prior_kl(diffusion, x, 1)
         torch.testing.assert_close(found, kl_divergence(q, p).sum(-1), rtol=1e-7, atol=1e-10)
-
-
-def test_path_kl_bounds_the_divergence_at_the_start() -> None:
-    """KL(paths) ≥ KL(q(y_ε | x) ‖ p(y_ε)), both closed form up to Monte Carlo."""
-    pyro.set_rng_seed(5)
-    diffusion = CLD(max_log_snr=6.0)
-    with torch.no_grad():
-        x = data(1)
-        start = diffusion.start
-        noising = NoisingPath(diffusion, x.expand(4000, DIMS))
-        generative = GenerativePath(diffusion, denoiser(), (DIMS,)).expand((4000,))
-        values = kl_divergence(noising, generative)
-        q = [torch.distributions.MultivariateNormal(start.mean * v, start.covariance) for v in x[0]]
-        p = torch.distributions.MultivariateNormal(
-            MEAN * start.mean, start.covariance + VARIANCE * torch.outer(start.mean, start.mean)
-        )
-        at_start = sum(float(kl_divergence(each, p)) for each in q)
-        error = float(values.std() / math.sqrt(4000))
-    assert float(values.mean()) > at_start - 4 * error
 
 
 def test_a_chain_density_that_rounding_decides_is_refused() -> None:

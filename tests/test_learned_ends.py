@@ -35,6 +35,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
+from tests.gradients import assert_gradients
 from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed
 from tests.test_driven import HIGH, LOW, driven, wavy
@@ -98,25 +99,16 @@ def test_an_end_that_is_set_starts_there() -> None:
     [
         (lambda: LearnedDiffusion(2, learn_ends=2.0), r"λ\(T\) is left to the clock.*min_log_snr"),
         (lambda: LearnedDiffusion(2, learn_ends=(1.0, 2.0, 3.0)), r"learn_ends is \(1.*for λ\(T\)"),
-        (
-            lambda: LearnedDiffusion(2, learn_ends=-1.0),
-            r"learn_ends is -1\.0, expected numbers ≥ 0",
-        ),
+        (lambda: LearnedDiffusion(2, learn_ends=-1.0), r"learn_ends is -1\.0, expected numbers"),
         (lambda: LearnedDiffusion(2, learn_ends=math.nan), r"learn_ends is nan"),
-        (
-            lambda: LearnedDiffusion(2, max_log_snr=3.0, min_log_snr=0.0, learn_ends=1.5),
-            r"learned down to 1\.5 and λ\(T\) up to 1\.5, expected ranges that do not meet",
-        ),
-        (
-            lambda: LearnedDiffusion(2, cut_time=0.1, learn_ends=(1.0, 0.0)),
-            r"cut at the time 0\.1; give max_log_snr",
-        ),
+        (lambda: moved("constant", learn_ends=2.5), r"down to 0\.5 and λ\(T\) up to 0\.5, exp"),
+        (lambda: LearnedDiffusion(2, cut_time=0.1, learn_ends=(1.0, 0.0)), r"cut at the time 0\.1"),
         (lambda: setattr(moved("constant"), "min_log_snr", None), r"min_log_snr is None, but λ"),
         (lambda: setattr(moved("constant"), "max_log_snr", -1.0), r"expected ranges that do not"),
         (lambda: LearnedDiffusion(1, learn_stationary=True), r"K = 1 .* nothing of Σ_∞"),
         (
-            lambda: PerDimensionDiffusion([moved("constant"), moved("constant")], [0, 1]),
-            r"one of 2 blocks has learn_ends",
+            lambda: PerDimensionDiffusion([moved("constant")] * 2, [0, 1]),
+            r"one of 2 blocks has lea",
         ),
         (lambda: Simulated(moved("constant")), r"has learn_ends, but simulated paths keep"),
     ],
@@ -239,16 +231,14 @@ def test_micro_batches_have_the_gradients_of_the_batch() -> None:
     score = Denoiser(MLP(2).double(), data_mean=MEAN, data_variance=VARIANCE)
     model, guide = DiffusionModel(diffusion, score, event_shape=(2,)), DiffusionGuide(diffusion)
     x = fixed(3, 64, 2)
-    whole, parts = [], []
-    for count, found in ((1, whole), (2, parts)):
-        for parameter in diffusion.parameters():
-            parameter.grad = None
+    gradients = []
+    for count in (1, 2):
+        model.zero_grad()
         for index in range(count):
             with randomness.piece(index, count, 7):
                 MDM_ELBO().differentiable_loss(model, guide, x[index::count]).backward()
-        found.extend(parameter.grad for parameter in diffusion.parameters())
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        gradients.append([parameter.grad for parameter in diffusion.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
 # -- the law at rest -------------------------------------------------------------------------------
@@ -337,10 +327,7 @@ def test_paths_that_data_drive_move_with_the_ends() -> None:
         torch.manual_seed(3)
         return score.diffusion_term(diffusion, fixed(9, 8, 2))[0].sum()
 
-    (found,) = torch.autograd.grad(term(), [linear.ends])
-    (expected,) = numerical_gradient(term, [linear.ends])
-    assert bool((expected.abs() > 1e-3).all())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_gradients(term, [linear.ends])
 
 
 @pytest.mark.parametrize(
@@ -383,17 +370,11 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
         weights = normal(two)
-        slopes = [
-            torch.cat(
-                [
-                    g.flatten()
-                    for g in torch.autograd.grad(
-                        (t * weights).sum(), parameters, retain_graph=True, materialize_grads=True
-                    )
-                ]
-            )
-            for t in (one, two)
-        ]
+        options = {"retain_graph": True, "materialize_grads": True}
+        of_each = (
+            torch.autograd.grad((t * weights).sum(), parameters, **options) for t in (one, two)
+        )
+        slopes = [torch.cat([g.flatten() for g in gradients]) for gradients in of_each]
         size = max(1.0, slopes[1].abs().max().item())
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-10 * size)
         largest = max(largest, slopes[1].abs().max().item())
