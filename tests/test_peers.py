@@ -187,30 +187,6 @@ def test_the_program_trains_what_is_not_there(
         peers.main([*asked[:2], "--seconds", "9", "--out", str(tmp_path), "--seeds", "0"])
 
 
-def test_what_validation_finds_best_is_kept() -> None:
-    """A peer that gets worse from its first measurement on."""
-
-    class Worse(Histogram):
-        def __init__(self, train: Tensor, levels: int) -> None:
-            super().__init__(train, levels)
-            self.age = nn.Parameter(torch.zeros(()))
-
-        def loss(self, codes: Tensor) -> Tensor:
-            return -self.age
-
-        def log_prob(self, codes: Tensor, draws: int = 1) -> Tensor:
-            return super().log_prob(codes) - self.age.square()
-
-    codes = torch.randint(3, (64, 1, 2, 2))
-    data = peers.Data(Tiny(holdout=True), codes, codes, codes)
-    task = peers.Task("worse", 0, "tiny", 0.1, 1, Path())
-    kept, about = peers.fit(Worse(codes, 3), data, task)
-    assert about["best_at"] < 0.5 * about["seconds"]
-    assert about["best_step"] < about["steps"]
-    found = peers.bits(peers.log_prob(kept, codes, 1), data).mean()
-    assert found == pytest.approx(about["validation"])
-
-
 def test_intervals_are_over_images_and_seeds() -> None:
     x = np.array([[1.0, 2.0, 3.0, 6.0], [2.0, 3.0, 4.0, 7.0]])
     images = np.std([1.5, 2.5, 3.5, 6.5], ddof=1) / 2

@@ -43,7 +43,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
-from pyro_mdm.likelihoods.levels import NetworkPosterior
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.support.settings import EXTRA_STATE, Recorded
 from tests.problems import normal
@@ -168,7 +167,6 @@ DIFFERENT: list[tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = 
     ),
     (lambda: NoisePrediction(MLP(2)), lambda: RawScore(MLP(2)), "is of the class NoisePrediction"),
     (Tweedie, JointTweedie, "is of the class Tweedie, this is a JointTweedie"),
-    (Tweedie, NetworkPosterior, "is of the class Tweedie"),
     (
         lambda: DiscreteDenoiser(MLP(1), 17, FLAT, "tilt"),
         lambda: DiscreteDenoiser(MLP(1), 17, FLAT),

@@ -269,23 +269,6 @@ def test_contexts_that_do_not_go_with_the_split() -> None:
         numbered.condition_on("short")
 
 
-class Fewer(Periodic):
-    """Of the test data that were drawn, one half."""
-
-    contexts = ()
-
-    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        train, validation, test = super().split(holdout)
-        return train, validation, test[::2]
-
-
-def test_numbers_that_are_not_known_are_not_made_up() -> None:
-    problem = Fewer(holdout=True)
-    assert len(problem.numbers("train")) == 800
-    with pytest.raises(ValueError, match="rows says that 100 data are test, and there are 50"):
-        problem.numbers("test")
-
-
 class ByHand(Periodic):
     """Data that are split by index, and contexts that are split alike, without load_context."""
 
