@@ -160,6 +160,7 @@ def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -
 # -- posteriors that are known ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     network = MLP(3 + 5, hidden=64, depth=1, out_features=3)
     posterior = AmortizedPosterior.fit(
@@ -338,6 +339,7 @@ def test_progress_is_shown_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 # -- programs and mistakes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_scores_ranks_and_draws(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

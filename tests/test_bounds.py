@@ -47,6 +47,7 @@ def chain_truth(diffusion: CLD, x: Tensor, times: Tensor) -> Tensor:
     return exact_bound(diffusion, x) + (high - low) - total
 
 
+@pytest.mark.quick
 def test_many_data_are_log_likelihood() -> None:
     pair, x = programs(cut_cld(), denoiser(0.5)), data(40)
     found = bound(*pair, x, draws=3, seed=5, batch_size=16)
@@ -57,6 +58,7 @@ def test_many_data_are_log_likelihood() -> None:
     assert torch.equal(found.per_datum, same.per_datum)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("n", [1, 3])
 def test_few_data_have_the_known_bound(n: int) -> None:
     diffusion, x = cut_cld(), data(n)

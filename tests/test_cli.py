@@ -16,6 +16,8 @@ from inference.cli import command_line
 from inference.options import GROUPS, Data, Machine, Optimization, Options
 from inference.train import train
 
+pytestmark = pytest.mark.quick
+
 Found = dict[str, Any]
 
 

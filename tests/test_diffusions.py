@@ -46,6 +46,7 @@ def times(diffusion: LinearDiffusion, num: int = 12) -> Tensor:
 # -- laws ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @every_diffusion
 @torch.no_grad()
 def test_transitions_compose_and_keep_the_stationary_law(make):
@@ -81,6 +82,7 @@ def test_marginals_are_transitions_from_the_start_and_have_their_factors(make):
         torch.testing.assert_close(diagonal, law.log_det, rtol=1e-7, atol=1e-6)
 
 
+@pytest.mark.quick
 @every_diffusion
 def test_moments_satisfy_their_differential_equations(make):
     """a' = A a, Σ' = A Σ + Σ Aᵀ + g² and λ' = -SNR kᵀ g² k, by finite differences."""
@@ -163,6 +165,7 @@ def test_time_at_log_snr_crosses_plateaus(seed):
     assert bool((s[1:] > s[:-1]).all())
 
 
+@pytest.mark.quick
 @every_diffusion
 def test_z_is_sufficient(make):
     """∇ log q(y_s) of a mixture, from the density of y_s, is -Σ^{-1}(y - a E[x | z])."""
@@ -594,6 +597,7 @@ def outputs(diffusion: LinearDiffusion) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.quick
 @every_trained_diffusion
 def test_gradients_against_finite_differences(make):
     """Reverse mode against central differences of order 4, along a direction at random.

@@ -314,6 +314,7 @@ def test_importance_weights_are_a_tighter_bound_of_their_chain() -> None:
     assert MDM(chain, method="importance").log_prob(x).shape == (6,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["denoiser", "raw score", "maps"])
 def test_a_density_has_derivatives_by_the_diffusion(kind) -> None:
     """By finite differences in D and learned ends, at the same draws."""

@@ -66,6 +66,7 @@ def estimates(
     return torch.tensor([-elbo.loss(model, guide, x) / len(x) for _ in range(repeats)])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "other"),
     [
@@ -136,6 +137,7 @@ def test_evaluation_is_exact_with_the_exact_score(make) -> None:
     assert abs(plain.mean - float(truth.mean())) < 5 * noise * (1 + width)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("form", ["tilt", "logits"])
 @pytest.mark.parametrize("make", [VPSDE, lambda: CLD(beta=LinearBeta(0.1, 5.0))], ids=["K1", "K2"])
 def test_untrained_discrete_denoiser_is_the_histogram_model(make, form: str) -> None:
@@ -156,6 +158,7 @@ def test_untrained_discrete_denoiser_is_the_histogram_model(make, form: str) -> 
         assert float(mismatch.abs().mean()) > 0.01  # so that dropping it would show
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "known"),
     list(zip([VPSDE, CLD, lambda: LearnedDiffusion(3, 2)], OBJECTIVES, strict=True)),
@@ -302,6 +305,7 @@ def test_the_loss_without_the_decoder_is_a_bound_on_the_start(make) -> None:
         assert abs(sum(found) / 10 - float(drawn.mean())) < 5 * error
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "kind", ["denoiser", "noise", "raw", "published", "importance", "moving ends"]
 )
@@ -369,6 +373,7 @@ def tiny(diffusion: LinearDiffusion) -> tuple[DiffusionModel, DiffusionGuide]:
     return programs(diffusion, score)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_svi_moves_every_parameter(objective: str) -> None:
     pyro.clear_param_store()
@@ -462,6 +467,7 @@ def test_elbo_terms_add_up_to_the_loss() -> None:
     assert float(-terms.elbo.sum()) == pytest.approx(loss, rel=1e-9)
 
 
+@pytest.mark.quick
 def test_one_network_call_per_step() -> None:
     calls = []
 

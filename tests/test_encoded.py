@@ -309,7 +309,7 @@ def test_an_encoding_of_nothing_is_the_base() -> None:
 @torch.no_grad()
 def test_weights_of_the_flow_are_the_density() -> None:
     """p(y_ε) p(x | y_ε) / q(y_ε | x) of each draw, where score and decoder are exact."""
-    diffusion, x = EncodedDiffusion(CLD(max_log_snr=9.0), LinearEncoder(1)), data(8)
+    diffusion, x = EncodedDiffusion(CLD(max_log_snr=9.0), LinearEncoder(1)), data(3)
     diffusion.encoder.slope.data.fill_(0.8)
     model = DiffusionModel(diffusion, exact(diffusion))
     found = probability_flow(model, DiffusionGuide(diffusion), x, samples=1).per_datum

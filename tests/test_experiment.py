@@ -149,6 +149,7 @@ def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path)
     assert (tmp_path / "summary.png").exists() and not (tmp_path / "movement.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the programs are found from any folder
     monkeypatch.delenv("PYTHONPATH", raising=False)

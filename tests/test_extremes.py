@@ -181,6 +181,7 @@ def diffusions(draw: st.DrawFn, width: float) -> Callable[[], LinearDiffusion]:
 TIMES = st.floats(-6, 0).map(lambda exponent: 10.0**exponent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "least"), [(12.0, 1), (4.0, 3), (1.0, 5)])
 def test_draws_are_right_or_refused(width: float, least: int) -> None:
     found: list[float | None] = []

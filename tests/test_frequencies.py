@@ -166,6 +166,7 @@ def test_raw_states_of_frequencies() -> None:
     assert bool(terms.elbo.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
 def test_a_blurring_guide_is_trained(kind: str, tmp_path: Path) -> None:
     """And measured, by a baseline of its frequencies where the score is no denoiser."""

@@ -194,6 +194,7 @@ def latent_x(pair: Any, loc: Tensor, scale: Tensor, noise: float) -> tuple[Progr
     return model, guide
 
 
+@pytest.mark.quick
 def test_latent_data_under_a_path(pair: Any) -> None:
     """log p(y) itself at q = p(x | y), and the bound with its gradient away from it.
 
@@ -517,6 +518,7 @@ def test_a_map_site(pair: Any) -> None:
     check(MDM_ELBO(), shifted(mdm), guide, (x,), truth, [point], largest_error=5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", [AutoNormal, AutoDelta])
 def test_an_autoguide_beside_a_diffusion_guide_finds_the_posterior(
     auto: Any, diffusion: CLD

@@ -237,6 +237,7 @@ def test_the_figure_has_every_panel(x: torch.Tensor) -> None:
     assert points[1][0] == pytest.approx([-1.0, -1.0])
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

@@ -22,6 +22,8 @@ from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, LearnedDiffusion
 from tests.problems import CONSTANT, DISTINCT, chain, learned, normal, random_linear
 
+pytestmark = pytest.mark.quick
+
 Matrix = Any  # mpmath's, which has no stubs
 
 

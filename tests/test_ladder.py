@@ -84,6 +84,7 @@ def test_differences_are_paired_by_seed_and_image():
     assert row[1] == "2.399 ± 0.577" and row[2] == "**-0.101 (-0.103 to -0.099)**"
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     words = ["--seconds", "0.1", "--draws", "1", "--turns", "2", "--rungs", "base", "batches of 32"]
     words += ["--out", str(tmp_path)]

@@ -154,6 +154,7 @@ class AllOfThem:
         pass
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("stationary", [False, True], ids=["given", "learned"])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form(

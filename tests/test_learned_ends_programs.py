@@ -27,7 +27,11 @@ def options(run: Path, **changed: Any) -> dict[str, Any]:
     return SHORT | learned | {"diffusion_learning_rate": 0.05, "run": run} | changed
 
 
-@pytest.mark.parametrize("time_varying", [False, True], ids=["constant", "time-varying"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "time_varying",
+    [pytest.param(False, marks=pytest.mark.quick, id="constant"), pytest.param(True, id="varying")],
+)
 def test_a_run_is_resumed_measured_sampled_compared_and_looked_at(
     time_varying: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
