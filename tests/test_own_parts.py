@@ -82,7 +82,7 @@ class PerDimension(Gaussian):
 def options(tmp_path: Path, few_pictures: None) -> dict[str, Any]:
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "own.py").write_text(OWN)
-    few = SHORT | {"draws": 2, "num_samples": 4, "batch_size": 16, "test_size": None}
+    few = SHORT | {"draws": 2, "num_samples": 4, "batch_size": 16, "test_size": 16}
     return few | {"model": f"{tmp_path}/tiny.py:Tiny", "guide": "cld"}
 
 
