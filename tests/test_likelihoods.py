@@ -27,6 +27,8 @@ from tests.mistakes import refused
 from tests.problems import learned, normal
 from tests.test_scores import DIFFUSIONS, EVENT, LEVELS, Wave, Zero, prior
 
+pytestmark = pytest.mark.quick
+
 
 def state_at_start(diffusion: LinearDiffusion, x: Tensor, seed: int = 3) -> Tensor:
     """y_ε (n, K, *event_shape) given x, with gradients to the diffusion."""

@@ -200,6 +200,7 @@ def test_impossible_inputs(network, x, log_snr, message):
         network(x, log_snr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "steps"),
     [(lambda: MLP(2, hidden=64), 100), (lambda: UNet(2, base=16, multipliers=(1,), groups=4), 250)],

@@ -189,6 +189,7 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
     assert (tmp_path / "whole" / "samples-euler-8-0.png").is_file()
 
 
+@pytest.mark.slow
 def test_parameters_of_network_and_drift_have_moved(runs: dict[str, Path]) -> None:
     from inference.loading import build
 

@@ -79,8 +79,9 @@ def test_steps_are_muons_where_asked_and_adamws_elsewhere() -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
-def test_a_matrix_moves_as_by_torchs_muon() -> None:
-    start = torch.randn(12, 30, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
+def test_a_matrix_moves_as_by_torchs_muon(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     muon = Muon([{"params": [ours], "lr": 0.01, "weight_decay": 0.0, "orthogonal": True}])
     reference = torch.optim.Muon([theirs], lr=FACTOR * 0.01, weight_decay=0.0)

@@ -96,6 +96,7 @@ def test_reported_errors_are_those_of_other_noise():
     assert 0.35 < spread / reported < 1.9  # 16 values tell their spread to 18%
 
 
+@pytest.mark.slow
 def test_comparisons_pair_and_have_their_sign():
     x = data(64, 3)
     pairs = {

@@ -149,6 +149,7 @@ class Tiny(ImageProblem):
         return UNet(inputs, outputs, base=4, multipliers=(1,))
 
 
+@pytest.mark.slow
 def test_the_program_trains_what_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

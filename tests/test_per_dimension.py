@@ -44,6 +44,7 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
+from pyro_mdm.samplers.transport import transport
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import Silent, fixed, learned, learned_in_time, normal
@@ -182,6 +183,12 @@ def test_one_variable_needs_no_factorization() -> None:
         torch.testing.assert_close(block.many_log_snr_rates(s), block.log_snr_rate(s))
         lam = block.log_snr(s)
         torch.testing.assert_close(block.times_at_log_snr(lam), s, rtol=1e-8, atol=1e-12)
+        grids = torch.stack([s[1:], (s[1:] + s[-1]) / 2], 1)[:-1].flip(0)  # of two data
+        for noise, powers in ((0.0, 1), (0.5, 3)):
+            one, other = (transport(block, t, noise, powers) for t in (grids[:, None], grids))
+            for a, b in zip(one, other, strict=True):
+                if a is not None:
+                    torch.testing.assert_close(a.squeeze(1), b, rtol=1e-6, atol=1e-9)
 
 
 @every_case

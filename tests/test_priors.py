@@ -24,6 +24,8 @@ from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, 
 from tests.gradients import assert_gradients
 from tests.problems import generator, normal
 
+pytestmark = pytest.mark.quick
+
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 KS = 2.5  # of √n sup |F_n - F|: Kolmogorov's law exceeds it with probability 7e-6
 

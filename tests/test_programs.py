@@ -98,6 +98,7 @@ def test_every_program_is_run_in_a_test() -> None:
         assert re.search(called, text), f"no test runs {program}"
 
 
+@pytest.mark.slow
 def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
     out = tmp_path / "inspect.png"
     run_program("inspect", "--guide", "cld", "--model", tiny, "--out", out)
@@ -115,6 +116,7 @@ def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
         run_program("experiment", "--help")
 
 
+@pytest.mark.quick
 def test_the_main_job_and_what_reads_it(
     tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_mistake_on_the_command_line_is_raised_to_be_debugged() -> None:
 # -- the run folder --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_everything(trained: Path) -> None:
     found = {p.name for p in trained.iterdir()}
     assert found - {"changes.patch"} == {  # which is there if the checkout has changes
@@ -335,6 +338,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert all(torch.equal(t, mended.tensors[k]) for k, t in whole.tensors.items())
 
 
+@pytest.mark.slow
 def test_resume_takes_no_other_settings_and_no_checkpoint_means_from_the_start(
     tmp_path: Path, trained: Path, options: dict[str, Any]
 ) -> None:
@@ -402,6 +406,7 @@ def test_samples_are_a_function_of_the_seed(tmp_path: Path, trained: Path) -> No
     assert np.array_equal(np.load(tmp_path / "x.npy"), x.numpy())
 
 
+@pytest.mark.quick
 def test_the_bound_adds_up(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
     bound = measure(programs, programs.problem.test, draws=64)

@@ -84,6 +84,7 @@ def test_a_recipe_is_read_and_names_what_there_is(
         assert found["guide"] == "learned" and found["holdout"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_paper"])
 def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a few random images, with the small network and for two steps."""

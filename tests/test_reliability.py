@@ -176,6 +176,7 @@ class WatchedFile:
         self.killed.tick()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [(), (1, 2)], ids=str)
 def test_killed_at_any_point_of_a_save_the_old_or_the_new_checkpoint_is_whole(
     tmp_path: Path, before: tuple[int, ...]
@@ -504,6 +505,7 @@ def test_processes_that_ask_for_a_folder_together_get_one_each(tmp_path: Path) -
     assert owners == [[i, j] for i in range(number) for j in range(each)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_of_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -542,6 +544,7 @@ class Bomb:
         return os.mkdir, (str(self.target),)
 
 
+@pytest.mark.slow
 def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
     mark = tmp_path / "owned"
     torch.save(Bomb(mark), tmp_path / "bomb.pt")

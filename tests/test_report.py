@@ -97,6 +97,7 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
     return [image.step for image in events.Images(tag)]
 
 
+@pytest.mark.slow
 def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     events = read(trained)
     images = set(events.Tags()["images"])
@@ -219,6 +220,7 @@ class Stopped(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_figures_after_a_resume_hold_what_came_before_it(
     tmp_path: Path, problems: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +282,7 @@ def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path) -> N
     assert report.settings(run, programs)["split_seed"] == "0"
 
 
+@pytest.mark.slow
 def test_the_best_and_the_worst_images_are_told_apart(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.other_processes
 def test_two_processes_write_the_file_of_one(run: Path, tmp_path: Path) -> None:
     words = ("inference.sample", run, "--num_samples", 50, "--steps", 3, "--accelerator", "cpu")

@@ -115,6 +115,7 @@ def odds(levels: Tensor, B: int = 40, d: int = 6) -> tuple[Tensor, ...]:
     return prior(levels, event=(d,)), levels, c, alpha, beta
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", LEVELS)
 def test_moments_and_gradients_equal_those_of_the_definition(name: str) -> None:
     log_prior, levels, c, alpha, beta = odds(LEVELS[name])

@@ -12,6 +12,8 @@ from pyro_mdm import CLD
 from pyro_mdm.diffusions.sde import fold, unfold
 from tests.problems import TYPICAL, GaussianMixture, learned, normal
 
+pytestmark = pytest.mark.quick
+
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
 typical_diffusions = pytest.mark.parametrize(

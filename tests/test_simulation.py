@@ -229,6 +229,7 @@ def integrand(diffusion: NonlinearDiffusion, y: Tensor, simulation: Simulation =
     return value
 
 
+@pytest.mark.quick
 @problems
 @pytest.mark.parametrize("begin", [0.0, 0.7])
 def test_the_integrand_is_the_implicit_bound_s(make, begin):

@@ -49,6 +49,7 @@ def loaded_for_help() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_loads_nothing_that_takes_long(
     program: str, loaded_for_help: dict[str, list[str]]

@@ -24,6 +24,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return SHORT | {"time_varying": True, "run": tmp_path / "run"}
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_opened_and_looked_at(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

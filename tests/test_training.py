@@ -117,6 +117,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path, options: dict
     pd.testing.assert_frame_equal(first[:2], second[:2], rtol=1e-5)  # before rounding grows
 
 
+@pytest.mark.slow
 @pytest.mark.other_processes
 def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     tmp_path: Path, options: dict[str, Any]
@@ -183,6 +184,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_a_shared_evaluation_is_that_of_one_process_at_half_the_calls(tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
     assert together(2, str(tmp_path / "shared.py")).count("same") == 2
@@ -258,6 +260,7 @@ def plain_bits(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> float:
     return train(**options, run=tmp_path_factory.mktemp("plain") / "run").bits_per_dim[0]
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_the_network_s_alone_and_resumes(
     tmp_path: Path, tiny: str, options: dict[str, Any], plain_bits: float
 ) -> None:
@@ -298,6 +301,7 @@ def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
     assert again.state["averages"] == checkpoint.state["averages"]
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
     tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
 ) -> None:
@@ -380,6 +384,7 @@ def wait_for(run: Path, process: Program, number: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.other_processes
 def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     tmp_path: Path, long_options: dict[str, Any], uninterrupted: Path
@@ -403,6 +408,7 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.other_processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_and_exits(
@@ -425,6 +431,7 @@ def test_asked_to_stop_it_saves_and_exits(
         pd.testing.assert_frame_equal(objective(run), objective(uninterrupted), check_exact=True)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any]) -> None:
     run = tmp_path / "run"
     options = long_options | {"run": run, "checkpoint_every": 200, "steps": 4000}

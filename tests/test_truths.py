@@ -222,6 +222,7 @@ def check_bound(model: DiffusionModel, x: Tensor, known: Tensor, error: float, d
 # -- continuous data -------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @every_kind
 @every_law
 @torch.no_grad()
