@@ -1,9 +1,12 @@
-"""Mistakes as tables: calls, and a fragment of what each is answered with."""
+"""Mistakes as tables: calls, and a fragment of what each is answered with; and malice."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +22,13 @@ def refused(kind: Kinds, *table: tuple[Callable[[], object], str]) -> None:
             assert re.search(fragment, str(error)), f"expected {fragment!r}, found: {error}"
         else:
             pytest.fail(f"nothing was refused; expected {kind}: {fragment}")
+
+
+class Bomb:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)

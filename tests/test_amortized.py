@@ -38,6 +38,7 @@ from pyro_mdm.amortized import (
 )
 from pyro_mdm.networks import MLP
 from pyro_mdm.pretrained import PretrainedError
+from tests.mistakes import refused
 from tests.problems import generator
 
 
@@ -163,14 +164,9 @@ def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -
 @pytest.mark.slow
 def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     network = MLP(3 + 5, hidden=64, depth=1, out_features=3)
-    posterior = AmortizedPosterior.fit(
-        *LINEAR_GAUSSIAN[:3],
-        simulations=3000,
-        steps=300,
-        learning_rate=1e-2,
-        network=network,
-        vectorized=True,
-    )
+    options: dict[str, Any] = {"simulations": 3000, "steps": 300, "learning_rate": 1e-2}
+    options |= {"network": network, "vectorized": True}
+    posterior = AmortizedPosterior.fit(*LINEAR_GAUSSIAN[:3], **options)
     truth = simulate(LINEAR_GAUSSIAN.program, 60, seed=7, vectorized=True)
     exact = LINEAR_GAUSSIAN.log_posterior(truth)
     lost = exact - posterior.log_prob(truth, truth, samples=2).value
@@ -299,9 +295,8 @@ def test_the_gaussian_of_linear_gaussian_data_is_their_posterior() -> None:
     for unit in (1.0, 1e4):
 
         def data(of: dict[str, Tensor], unit: float = unit) -> Tensor:
-            return torch.cat(
-                [unit * of["x"] + unit, of["x"][:, :1], torch.ones(len(of["x"]), 1)], 1
-            )
+            x = of["x"]
+            return torch.cat([unit * x + unit, x[:, :1], torch.ones(len(x), 1)], 1)
 
         found = LinearGaussian.fit(draws["theta"] * unit, data(draws))
         assert found is not None
@@ -362,14 +357,8 @@ def test_the_program_scores_ranks_and_draws(
         assert found, line
         return float(found[1])
 
-    ours, prior, gaussian = (
-        number(line)
-        for line in (
-            "log density of the truth, nats",
-            "\nof the prior",
-            "\nof a Gaussian, its mean linear in the data",
-        )
-    )
+    ours, prior = number("log density of the truth, nats"), number("\nof the prior")
+    gaussian = number("\nof a Gaussian, its mean linear in the data")
     truth = simulate(LINEAR_GAUSSIAN.program, 8, seed=1, vectorized=True)
     expected = dist.Normal(0.0, 1.0).log_prob(truth["theta"]).sum(1).mean()
     assert prior == pytest.approx(float(expected), abs=0.01)
@@ -435,28 +424,25 @@ def test_axes_are_named_by_site() -> None:
 
 def test_mistakes_are_named(untrained: Any) -> None:
     posterior, draws = untrained
-    with pytest.raises(ValueError, match="has no site 'z', expected one of a, b, c, w, x, y"):
-        AmortizedPosterior(several, ["z"], OBSERVED, draws)
-    with pytest.raises(ValueError, match="no site is named"):
-        AmortizedPosterior(several, [], OBSERVED, draws)
-    with pytest.raises(ValueError, match="there is no value of 'y' among"):
-        posterior.sample({"x": draws["x"][0]}, 2)
-    with pytest.raises(ValueError, match=r"'x' has shape \(3,\), expected \(n, 4\)"):
-        posterior.data({"x": torch.zeros(3), "y": torch.zeros(2)})
     still = draws | {"b": torch.full((400,), 2.5)}
-    with pytest.raises(ValueError, match="1 of 6 parameters do not vary"):
-        AmortizedPosterior(several, LATENT, OBSERVED, still)
-
-    with pytest.raises(ValueError, match=r"\['a'\] are both latent and observed"):
-        AmortizedPosterior(several, ["a"], ["a", "x"], draws)
     holed = draws | {"y": torch.full((400, 2), math.nan)}
-    with pytest.raises(ValueError, match="800 numbers of the data are not finite"):
-        AmortizedPosterior(several, LATENT, OBSERVED, holed)
-    with pytest.raises(ValueError, match="'x' has 2 data and others 3"):
-        posterior.data({"x": torch.zeros(2, 4), "y": torch.zeros(3, 2)})
     few = {name: value[:2] for name, value in draws.items()}
-    with pytest.raises(ValueError, match="theta are 1 and data 2"):
-        posterior.log_prob({name: value[:1] for name, value in few.items()}, few)
+    one, shapes = {name: value[:1] for name, value in few.items()}, torch.zeros
+    refused(
+        ValueError,
+        (
+            lambda: AmortizedPosterior(several, ["z"], OBSERVED, draws),
+            "site 'z', expected one of a",
+        ),
+        (lambda: AmortizedPosterior(several, [], OBSERVED, draws), "no site is named"),
+        (lambda: AmortizedPosterior(several, LATENT, OBSERVED, still), "1 of 6 parameters do not"),
+        (lambda: AmortizedPosterior(several, ["a"], ["a", "x"], draws), r"\['a'\] are both latent"),
+        (lambda: AmortizedPosterior(several, LATENT, OBSERVED, holed), "800 numbers .* not finite"),
+        (lambda: posterior.sample({"x": draws["x"][0]}, 2), "there is no value of 'y' among"),
+        (lambda: posterior.data({"x": shapes(3), "y": shapes(2)}), r"\(3,\), expected \(n, 4\)"),
+        (lambda: posterior.data({"x": shapes(2, 4), "y": shapes(3, 2)}), "'x' has 2 data and"),
+        (lambda: posterior.log_prob(one, few), "theta are 1 and data 2"),
+    )
     odd = few | {"c": few["c"][:1]}
     for asked in (posterior.coordinates, lambda theta: posterior.log_prob(theta, few)):
         with pytest.raises(ValueError, match=r"differ between sites .*1 of 'c', 2 of 'w'"):

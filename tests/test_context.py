@@ -49,6 +49,7 @@ from pyro_mdm.samplers import (
 )
 from pyro_mdm.samplers.transport import transport
 from tests.gradients import assert_gradients, slope
+from tests.mistakes import refused
 from tests.problems import Silent, fixed, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
@@ -378,26 +379,18 @@ class Two(Four):
 def test_mistakes_are_told() -> None:
     diffusion = made()
     model = DiffusionModel(diffusion, exact(), event_shape=(D,))
-    with pytest.raises(ValueError, match=r"context, which is not given; use diffusion.given"):
-        diffusion.marginal(0.5)
-    with pytest.raises(ValueError, match=r"sampler\(\*model.drawn\(4\), shape\)"):
-        Ancestral(3)(diffusion, model.bound_score, (4, 1, D))
-    with pytest.raises(TypeError, match="steps back by x̂ alone"):
-        DiffusionModel(diffusion, exact(), times=5)
-    with pytest.raises(ValueError, match="made of one grid for all; leave out times"):
-        DiffusionGuide(diffusion, times=5)(data(3))
-    with pytest.raises(TypeError, match="one ODE for all data"):
-        model.log_prob(data(3), method="flow")
-    with pytest.raises(ValueError, match="are led by all dimensions of a datum"):
-        condition(model, torch.tensor([True, False, False]))
-    with pytest.raises(ValueError, match=r"make them with ContextClocks\(number, 2\)"):
-        ContextDiffusion(
-            VPSDE(), GaussianContext(nn.Linear(3, 4), 2), ContextClocks(2, 3), torch.tensor([0, 1])
-        )
-    with pytest.raises(ValueError, match="size is 1, expected at least 2"):
-        DiscreteContext(nn.Linear(3, 1), 1)
-    with pytest.raises(ValueError, match=r"returned \(3, 3\).*expected \(3, 4\)"):
-        GaussianContext(nn.Linear(D, 3).double(), 2).posterior(data(3))
-    told = exact().given_context(normal(0, 2, 2))
-    with pytest.raises(ValueError, match="contexts are of 2 data and the network is asked about 3"):
-        told.x_hat(data(3), 0.0)
+    told, clocks = exact().given_context(normal(0, 2, 2)), torch.tensor([0, 1])
+    of_three = GaussianContext(nn.Linear(D, 3).double(), 2)
+    refused(
+        (TypeError, ValueError),
+        (lambda: diffusion.marginal(0.5), "which is not given; use diffusion.given"),
+        (lambda: Ancestral(3)(diffusion, model.bound_score, (4, 1, D)), r"drawn\(4\), shape\)"),
+        (lambda: DiffusionModel(diffusion, exact(), times=5), "steps back by x̂ alone"),
+        (lambda: DiffusionGuide(diffusion, times=5)(data(3)), "one grid for all; leave out times"),
+        (lambda: model.log_prob(data(3), method="flow"), "one ODE for all data"),
+        (lambda: condition(model, torch.tensor([True, False, False])), "led by all dimensions"),
+        (lambda: ContextDiffusion(VPSDE(), of_three, ContextClocks(2, 3), clocks), r"number, 2\)"),
+        (lambda: DiscreteContext(nn.Linear(3, 1), 1), "size is 1, expected at least 2"),
+        (lambda: of_three.posterior(data(3)), r"returned \(3, 3\).*expected \(3, 4\)"),
+        (lambda: told.x_hat(data(3), 0.0), "of 2 data and the network is asked about 3"),
+    )

@@ -54,6 +54,7 @@ from models.files import (
 )
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 from pyro_mdm.contexts import Labels
+from tests.mistakes import Bomb
 
 Array = NDArray[Any]
 
@@ -588,16 +589,6 @@ def test_the_published_checksums_are_those_of_the_publishers():
 
 
 # -- nothing that is read runs code ----------------------------------------------------------------
-
-
-class Bomb:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.target),)
 
 
 def test_a_malicious_pickle_with_the_right_checksum_is_refused(tmp_path, make):

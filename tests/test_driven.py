@@ -44,6 +44,7 @@ from pyro_mdm.samplers import (
 )
 from pyro_mdm.scores.base import Score
 from tests.gradients import assert_gradients, slope
+from tests.mistakes import refused
 from tests.problems import generator, normal
 
 HIGH, LOW = 6.0, -6.0
@@ -492,38 +493,33 @@ def test_a_saved_model_opens_with_its_volatility(tmp_path: Path) -> None:
 
 def test_mistakes() -> None:
     network = MLP(2, 4, 1, out_features=12)
-    with pytest.raises(ValueError, match="CLD of 2 variables, expected one"):
-        DataDrivenDiffusion(CLD(), network)
-    with pytest.raises(ValueError, match="both 0, and data drive nothing"):
-        DataDrivenDiffusion(VPSDE(), network, means=0.0, scales=0.0)
-    with pytest.raises(ValueError, match=r"means is -1, expected a range"):
-        DataDrivenDiffusion(VPSDE(), network, means=-1)
-    with pytest.raises(ValueError, match="degree is 2, expected at least 3"):
-        DataDrivenDiffusion(VPSDE(), network, degree=2)
-    with pytest.raises(ValueError, match=r"MLP returned \(4, 12\) .* expected \(4, 6\)"):
-        DataDrivenDiffusion(VPSDE(), network, means=0.0).views(torch.randn(4, 2))
+    refused(
+        ValueError,
+        (lambda: DataDrivenDiffusion(CLD(), network), "CLD of 2 variables, expected one"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=0.0, scales=0.0), "both 0, and data"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=-1), "means is -1, expected a range"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, degree=2), "2, expected at least 3"),
+        (lambda: DataDrivenDiffusion(VPSDE(), network, means=0.0).views(torch.randn(4, 2)),
+         r"MLP returned \(4, 12\) .* expected \(4, 6\)"),
+    )  # fmt: skip
 
 
 def test_what_is_made_of_linear_kernels_is_refused() -> None:
     diffusion, x = driven(), normal(17, 8, 2)
     score = Denoiser.fit(MLP(4, 8, 1, out_features=2).double(), x, maps=True)
     model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
-    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
-        DiffusionModel(diffusion, score, times=5)
-    with pytest.raises(ValueError, match="driven by the data; use the bound"):
-        guide.law(x, torch.tensor([0.5, 0.7]))
-    with pytest.raises(TypeError, match="a chain on a grid steps back by x̂ alone"):
-        model.log_prob(x, method="importance")
-    with pytest.raises(ValueError, match=r"log p_ode.* driven by the data"):
-        model.log_prob(x, method="flow")
-    with pytest.raises(ValueError, match=r"log p.* of a state alone is made of"):
-        model.path_law().log_prob(guide.law(x).sample())
-    with pytest.raises(ValueError, match="led by all dimensions of a datum"):
-        condition(model, torch.tensor([True, False]))
-    with pytest.raises(TypeError, match="driven by the data; use EulerMaruyama"):
-        Splitting(5)(diffusion, model.bound_score, (3, 1, 2))
-    with pytest.raises(TypeError, match="which a state does not hold"):
-        diffusion.forward_sde()
+    law = model.path_law()
+    refused(
+        (TypeError, ValueError),
+        (lambda: DiffusionModel(diffusion, score, times=5), "steps back by x̂ alone"),
+        (lambda: guide.law(x, torch.tensor([0.5, 0.7])), "driven by the data; use the bound"),
+        (lambda: model.log_prob(x, method="importance"), "steps back by x̂ alone"),
+        (lambda: model.log_prob(x, method="flow"), r"log p_ode.* driven by the data"),
+        (lambda: law.log_prob(guide.law(x).sample()), r"log p.* of a state alone is made of"),
+        (lambda: condition(model, torch.tensor([True, False])), "led by all dimensions"),
+        (lambda: Splitting(5)(diffusion, model.bound_score, (3, 1, 2)), "use EulerMaruyama"),
+        (lambda: diffusion.forward_sde(), "which a state does not hold"),
+    )
 
 
 def test_a_score_of_the_raw_state_knows_one_process() -> None:

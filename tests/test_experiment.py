@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -12,6 +13,7 @@ from typing import IO
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from inference import experiment, experiment_summary
 from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
@@ -25,21 +27,10 @@ from inference.experiment_summary import (
 from inference.loading import build_diffusion
 from inference.output import png
 from inference.runs import RunError
-from tests.brief import be_brief_here
+from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
-from tests.programs import TINY
 
-BRIEF = {
-    "steps": 4,
-    "batch_size": 8,
-    "measure_every": 4,
-    "checkpoint_every": 2,
-    "draws": 2,
-    "num_samples": 4,
-    "sampler_steps": 2,
-    "figures": False,
-    "accelerator": "cpu",
-}
+BRIEF = SHORT | {"batch_size": 8, "measure_every": 4, "sampler_steps": 2, "figures": False}
 
 
 def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: object) -> Program:
@@ -50,10 +41,9 @@ def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: obj
 
 
 def test_a_table_is_trained_compared_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.py").write_text(TINY)
-    options = {"model": f"{tmp_path / 'tiny.py'}:Tiny", **BRIEF}
+    options = BRIEF | {"model": tiny}
     guides = {"cld": {"guide": "cld"}, "learned2": {"guide": "learned", "num_variables": 2}}
     further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
     two = Table(("denoiser",), options, guides, seeds=2, further=further)
@@ -79,11 +69,8 @@ def test_a_table_is_trained_compared_and_kept(
     gain = [b[f"denoiser-learned2-{i}"] - b[f"denoiser-learned2_frozen-{i}"] for i, b in bounds]
     # what bounds in float32 owe to rounding is no difference
     assert float(rows["learned2"]["gain"]) == pytest.approx(sum(gain) / 2, abs=1e-5)
-    assert {name: row["start"] for name, row in rows.items()} == {
-        "cld": "",
-        "learned2": "learned2_frozen",
-        "learned2_frozen": "",
-    }
+    starts = {"cld": "", "learned2": "learned2_frozen", "learned2_frozen": ""}
+    assert {name: row["start"] for name, row in rows.items()} == starts
     assert "| denoiser | learned2 | learned2_frozen | " in printed
 
     # given again, nothing is trained or compared: all is as it was
@@ -106,9 +93,8 @@ def test_a_table_is_trained_compared_and_kept(
     (folder / "denoiser-cld-1" / "results.json").unlink()
     cells = list(Table(("denoiser",), options, guides, seeds=2).cells())
     train_all(cells, folder, workers=1)
-    assert [words[2:] for words in started] == [
-        ["inference.train", "--resume", str(folder / "denoiser-cld-1")]
-    ]
+    (words,) = started
+    assert words[2:] == ["inference.train", "--resume", str(folder / "denoiser-cld-1")]
 
     # other settings are not mixed with what is there
     with pytest.raises(RunError, match=r"denoiser-cld-0 has other settings \(steps\)"):
@@ -138,8 +124,6 @@ def test_steps_seeds_and_scores_replace_those_of_the_table(
 
 
 def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
     made_up(tmp_path, {"linear": [1.0], "learned": [1.1]})
     (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
     with SummaryWriter(str(tmp_path / "s-learned-0" / "tensorboard")) as writer:
@@ -173,36 +157,18 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 def made_up(folder: Path, values: dict[str, list[float]], score: str = "s") -> None:
     """Comparisons in which guide g of seed i has values[g][i] bits/dim."""
     guides = list(values)
+    terms = {"reconstruction_bits_per_dim": 0.01, "prior_kl_bits_per_dim": 0.02}
+    terms |= {"standard_error_bits_per_dim": 0.1, "log_snr_min": -10.0, "log_snr_max": 9.0}
     for seed in range(len(values[guides[0]])):
         out = folder / "comparisons" / f"{score}-{seed}"
-        write(
-            out / "bounds.csv",
-            [
-                {
-                    "run": f"{score}-{g}-{seed}",
-                    "bits_per_dim": values[g][seed],
-                    "standard_error_bits_per_dim": 0.1,
-                    "reconstruction_bits_per_dim": 0.01,
-                    "prior_kl_bits_per_dim": 0.02,
-                    "log_snr_min": -10.0,
-                    "log_snr_max": 9.0,
-                }
-                for g in guides
-            ],
-        )
-        write(
-            out / "differences.csv",
-            [
-                {
-                    "first": f"{score}-{a}-{seed}",
-                    "second": f"{score}-{b}-{seed}",
-                    "difference_bits_per_dim": values[a][seed] - values[b][seed],
-                    "standard_error_bits_per_dim": 0.03,
-                }
-                for i, a in enumerate(guides)
-                for b in guides[i + 1 :]
-            ],
-        )
+        runs = {f"{score}-{g}-{seed}": values[g][seed] for g in guides}
+        write(out / "bounds.csv", [{"run": r, "bits_per_dim": v} | terms for r, v in runs.items()])
+        differences = [
+            {"first": a, "second": b, "difference_bits_per_dim": runs[a] - runs[b]}
+            for a, b in itertools.combinations(runs, 2)
+        ]
+        error = {"standard_error_bits_per_dim": 0.03}
+        write(out / "differences.csv", [difference | error for difference in differences])
 
 
 def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None:
@@ -220,9 +186,7 @@ def test_the_summary_is_over_seeds_paired_and_of_student(tmp_path: Path) -> None
     assert b["difference_images"] == pytest.approx(0.03)
     assert c["difference_low_95"] < 0 < c["difference_high_95"]
     text = markdown(rows)
-    assert (
-        "| s | b | -10.0 to 9.0 | 1.410 ± 0.055 | 0.0200 | **+0.310 (+0.246 to +0.374)** |" in text
-    )
+    assert "| s | b | -10.0 to 9.0 | 1.410 ± 0.055 | 0.0200 | **+0.310 (+0.246 to +0.374)**" in text
     assert "**" not in text.splitlines()[-1]
     assert png(summary_figure(rows)).startswith(b"\x89PNG")
     assert all(row["start"] == "" and math.isnan(row["gain"]) for row in rows)
@@ -270,8 +234,6 @@ def test_a_comparison_that_lacks_a_run_is_made_again(
 
 
 def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
     for score, guides in {"s": ["a", "learned2", "b"], "t": ["a", "b"]}.items():
         made_up(tmp_path, {guide: [1.0, 1.2] for guide in guides}, score)
         for seed in range(2):
@@ -281,13 +243,8 @@ def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
             writer.add_scalar("Q/entry_01", 0.1, 0)
     guides = {"t": ["a", "b"], "s": ["a", "learned2", "b"]}
     rows = summarize(tmp_path, guides, range(2), half_width=0.1, draws=1)
-    assert [(row["score"], row["guide"]) for row in rows] == [
-        ("t", "a"),
-        ("t", "b"),
-        ("s", "a"),
-        ("s", "learned2"),
-        ("s", "b"),
-    ]
+    named = [f"{row['score']} {row['guide']}" for row in rows]
+    assert named == ["t a", "t b", "s a", "s learned2", "s b"]
     panels = summary_figure(rows).axes
     assert [len(panel.get_xticks()) for panel in panels[2:]] == [2, 3]
     assert (tmp_path / "movement.png").exists()
@@ -308,21 +265,17 @@ def test_every_start_is_where_the_learned_guide_starts() -> None:
         learned, fixed = both
         assert torch.equal(learned.Q, fixed.Q)
         torch.testing.assert_close(learned.D, fixed.D, rtol=1e-12, atol=1e-11)
-        for end in ("start_time", "terminal_log_snr"):
-            torch.testing.assert_close(
-                getattr(learned, end), getattr(fixed, end), rtol=1e-7, atol=0
-            )
+        ends = [(d.start_time, d.terminal_log_snr) for d in both]
+        torch.testing.assert_close(*ends, rtol=1e-7, atol=0)
 
 
 def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
     made_up(tmp_path, {"a": [1.0, 1.2], "b": [1.31, 1.50]})
     for seed, change in enumerate((0.02, 0.04)):
-        run = tmp_path / f"s-a-{seed}"
-        run.mkdir()
-        (run / "results.json").write_text(json.dumps({"step_bias": {"change": change}}))
-        run = tmp_path / f"s-b-{seed}"
-        run.mkdir()
-        (run / "results.json").write_text(json.dumps({"step_bias": None}))
+        for guide, bias in (("a", {"change": change}), ("b", None)):
+            run = tmp_path / f"s-{guide}-{seed}"
+            run.mkdir()
+            (run / "results.json").write_text(json.dumps({"step_bias": bias}))
     rows = summary_rows(tmp_path, {"s": ["a", "b"]}, range(2))
     assert rows[0]["half_the_step"] == pytest.approx(0.03) and math.isnan(rows[1]["half_the_step"])
     head, rule, a, b = markdown(rows).splitlines()
@@ -338,8 +291,6 @@ def test_one_seed_has_no_error(tmp_path: Path) -> None:
 
 
 def test_movement_is_read_from_what_the_runs_wrote(tmp_path: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
     for seed in range(2):
         with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
             for step in (0, 5):

@@ -1,7 +1,7 @@
 """Matrices over twelve orders of magnitude: right to seven digits by a reference, or refused.
 
 What is refused says so, as UnreachableError, ValueError or KernelPrecisionError. The reference has
-400 digits, in fixed point for the many products, of the numbers that the diffusion holds.
+400 digits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,8 +23,8 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import CLD, HOLD, LearnedDiffusion
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion
+from tests.digits import covariance_error, drift_and_noise, exact, log_det, moments
 from tests.problems import fixed
-from tests.test_kernels import Matrix, covariance_error, drift_and_noise, exact, log_det
 
 T = TypeVar("T")
 DIGITS = 1e-7
@@ -42,39 +41,6 @@ few = settings(
     phases=[Phase.generate],  # to shrink a draw takes minutes
     suppress_health_check=list(HealthCheck),
 )
-
-
-# -- the reference ---------------------------------------------------------------------------------
-
-
-def fixed_point(matrix: Matrix) -> Any:
-    """Integers, in units of 2^-p at a precision of p bits."""
-    entries = [[int(mp.ldexp(x, mp.prec)) for x in row] for row in matrix.tolist()]
-    return np.array(entries, dtype=object)
-
-
-def floating(matrix: Any) -> Matrix:
-    return mp.matrix([[mp.ldexp(mpf(x), -mp.prec) for x in row] for row in matrix.tolist()])
-
-
-def moments(A: Matrix, GG: Matrix, tau: mpf) -> tuple[Matrix, Matrix]:
-    """exp(Aτ) and ∫ exp(Au) GGᵀ exp(Aᵀu) du: Taylor series of a short step, then doubling."""
-    doublings = max(0, int(mp.ceil(mp.log(max(mp.norm(A, 1) * tau, mpf(1)), 2)))) + 12
-    step = fixed_point(A * mp.ldexp(tau, -doublings))
-    M_term = fixed_point(mp.eye(A.rows))
-    P_term = fixed_point(GG * mp.ldexp(tau, -doublings))
-    M, P = M_term, P_term
-    for n in range(1, 400):
-        M_term = (step @ M_term >> mp.prec) // n
-        AP = step @ P_term >> mp.prec
-        P_term = (AP + AP.T) // (n + 1)
-        M, P = M + M_term, P + P_term
-        if max(abs(M_term).max(), abs(P_term).max()) <= 1:
-            break
-    for _ in range(doublings):
-        P = P + (M @ P @ M.T >> 2 * mp.prec)
-        M = M @ M >> mp.prec
-    return floating(M), floating(P)
 
 
 # -- what is held to the reference -----------------------------------------------------------------
