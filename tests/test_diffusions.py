@@ -691,7 +691,7 @@ def test_what_is_read_back_has_the_same_bits(diagonal, options):
             plain = diffusion.start_time, diffusion.end_clocks()
         return [*plain, diffusion.start_time, diffusion.end_clocks(), *diffusion.start]
 
-    for seed in range(3):
+    for seed in range(2):
         saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)
         for change in ("none", "parameters", "parameters", "end"):
             with torch.no_grad():
