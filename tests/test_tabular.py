@@ -205,11 +205,7 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "no kind": (None, "age", "--columns has 'age', expected name=kind"),
     "no value": (table_with(e=[math.nan] * N), "", "'e' has no value .* --columns e=drop"),
     "constant": (table_with(c=["a"] * N), "", "'c' has one value in all training rows, 'a'"),
-    "names": (
-        table_with(c=[f"a{i}" for i in range(N)]),
-        "",
-        "'c' has 120 different .* most 100",
-    ),
+    "names": (table_with(c=[f"a{i}" for i in range(N)]), "", "'c' has 120 different .* most 100"),
     "words": (None, "city=continuous", "'city' holds '.*', expected a number; correct it"),
     "infinite": (table_with(age=[math.inf] + [1.5, 2.5] * 59 + [3.5]), "", "'age' holds an infin"),
     "few rows": (lambda table: table.head(12), "", "has 12 rows, expected at least 20"),
