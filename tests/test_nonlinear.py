@@ -314,7 +314,8 @@ def test_gradients_are_those_of_the_seeded_loss(name, estimator):
         directions = [
             normal(100 + i, *g.shape) / max(1.0, float(g.norm())) for i, g in enumerate(gradients)
         ]
-        expected = slope(loss, [parameters[key] for key in of], directions)
+        # the loss is of the order of a million: shorter steps would show its rounding
+        expected = slope(loss, [parameters[key] for key in of], directions, 1e-4)
         pairs = list(zip(gradients, directions, strict=True))
         along = sum(float((g * d).sum()) for g, d in pairs)
         size = sum(float(g.norm() * d.norm()) for g, d in pairs)

@@ -298,9 +298,8 @@ def test_the_best_and_the_worst_images_are_told_apart(
     bits, errors = drawn["bits"], drawn["errors"]
     noisy = drawn["images"].flatten(1).amax(1) > 0
     assert len(bits) == 16 and bool((errors > 0).all())
-    best = bits.argsort()[:8]
-    assert not bool(noisy[best].any())  # all dark: the ones that are easy
-    assert bool(noisy[bits.argsort()[8:]].all())
+    assert 4 <= int(noisy.sum()) <= 12
+    assert float(bits[noisy].min()) > float(bits[~noisy].max())  # dark ones are easy
     mean = json.loads((trained / "results.json").read_text())["bits_per_dim"]["value"]
     assert bits.min() < mean < bits.max()
 

@@ -793,14 +793,16 @@ def three_times(diffusion: NonlinearDiffusion) -> Tensor:
     return diffusion.time_at_progress(torch.tensor([0.0, 0.7, 1.0]))
 
 
-def path_gradient(diffusion: NonlinearDiffusion, steps: int, backpropagation: str) -> list[Tensor]:
+def path_gradient(
+    diffusion: NonlinearDiffusion, steps: int, backpropagation: str, seed: int = 0
+) -> list[Tensor]:
     """Of a function of the end, to where it began and to what is learned."""
     K = diffusion.num_variables
-    y = normal(20, 64, K, 2).requires_grad_()
+    y = normal(20 + seed, 64, K, 2).requires_grad_()
     knots = three_times(diffusion)
     method = diffusion.simulation.solver(diffusion)
     settings = Simulation(backpropagation=backpropagation, method=method)
-    torch.manual_seed(10)
+    torch.manual_seed(10 + seed)
     found = advance(diffusion, y, knots, steps, settings)
     loss = (found.square() * normal(21, *found.shape).abs()).sum()
     learned = [p for p in diffusion.parameters() if p.requires_grad]
@@ -819,8 +821,14 @@ def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, step
     """Strong order ½ where noise depends on the state: many steps for few digits."""
     errors = []
     for N in steps:
-        direct, adjoint = (path_gradient(make(), N, b) for b in ("direct", "adjoint"))
-        pairs = list(zip(direct, adjoint, strict=True))
+        direct, adjoint = (
+            [path_gradient(make(), N, b, 100 * seed) for seed in range(3)]
+            for b in ("direct", "adjoint")
+        )  # of three seeds together: of one the gradient may be near 0
+        pairs = [
+            (torch.stack(a), torch.stack(b))
+            for a, b in zip(zip(*direct, strict=True), zip(*adjoint, strict=True), strict=True)
+        ]
         errors.append([float((a - b).norm() / a.norm()) for a, b in pairs])
     assert max(errors[1]) < 0.1, errors
     for coarse, fine in list(zip(*errors, strict=True))[:2]:
