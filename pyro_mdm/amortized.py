@@ -34,7 +34,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_mdm.conditioning import condition
 from pyro_mdm.contexts import Vectors
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
@@ -525,7 +524,7 @@ class AmortizedPosterior(nn.Module):
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
-        model = condition(self.model, context=x.repeat_interleave(n, 0))
+        model = self.model.given_context(x.repeat_interleave(n, 0))
         with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -576,7 +575,7 @@ class AmortizedPosterior(nn.Module):
         if bool(inside.any()):
             chosen = {s.name: _rows(theta, s.name, s.shape)[inside] for s in self._sites}
             z, log_det = self.coordinates(chosen)
-            model = condition(self.model, context=x[inside])
+            model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
             found = probability_flow(model, self.guide, z, progress=progress, **options)
             there = inside.cpu()

@@ -23,6 +23,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ class PretrainedError(ValueError):
 
 def library_classes() -> dict[str, type]:
     """The classes of this library that a configuration may name."""
+    import_module("pyro_mdm.public")  # those of wings too, which nothing else may have loaded
     found: dict[str, type] = {}
     rest: list[type] = [Recorded]
     while rest:

@@ -4,10 +4,7 @@ from pyro_mdm.conditioning import condition
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.encoded import EncodedDiffusion
-from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
@@ -22,13 +19,16 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.paths.simulated import SimulatedPath
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.mixed import MixedDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
 from pyro_mdm.scores.state import StateDenoiser
+from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.paths import SimulatedPath
 
 __all__ = [
     "ALDA",

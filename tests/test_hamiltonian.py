@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from pyro_mdm.diffusions import hamiltonian
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.diffusions.kernels import semidefinite_cholesky
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import Simulation, advance
-from pyro_mdm.paths.path_integral import path_integral
+from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.simulated import hamiltonian
+from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.path_integral import path_integral
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import DIFFUSIONS, generator, normal

@@ -18,9 +18,16 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 ROOT = Path(__file__).parents[1]
+WINGS = {
+    "conditioning": ("conditioning", "imputation", "measurements"),
+    "plots": ("plots",),
+    "posteriors": ("amortized",),
+    "simulated": ("simulated",),
+}
+"""What stands beside the core, which imports none of it; rooms by wing."""
 FLOORS = (
     ("support", "randomness"),
     ("networks", "contexts"),
@@ -31,16 +38,15 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "program"),
     ("model",),
-    ("guide", "conditioning", "imputation", "measurements"),
+    ("guide",),
     ("elbo", "distribution"),
     ("evaluation",),
-    ("amortized",),
-    ("plots",),
+    tuple(room for rooms in WINGS.values() for room in rooms),
     ("public",),
 )
 """The library's rooms from the ground up."""
 PROGRAMS = ("pyro_mdm", "models", "inference")
-STRICT = ("pyro_mdm.diffusions",)
+STRICT = ("pyro_mdm.diffusions", "pyro_mdm.simulated")
 """Packages in which imports for types alone make circles too, and private attributes are kept."""
 COPIES = {"pyro_mdm.diffusions.context": {"_kept", "_modules"}}
 """Private attributes of others that are read still, by module."""
@@ -113,6 +119,28 @@ def test_imports_of_the_library_run_downwards() -> None:
         if not i.of.startswith("pyro_mdm.") or floor(i.of) > floor(i.by)
     ]
     assert not upwards
+
+
+def wing(module: str) -> str | None:
+    """The wing that a module is in; None for the core."""
+    room = module.split(".")[1]
+    return next((name for name, rooms in WINGS.items() if room in rooms), None)
+
+
+def is_door(module: str) -> bool:
+    """Packages of the core whose names are those of wings too, loaded when they are asked for."""
+    return MODULES[module].name == "__init__.py"
+
+
+def test_the_core_imports_no_wing_and_a_wing_no_other() -> None:
+    """For types neither, but where a package of the core says what is among its names."""
+    across = [
+        f"{i.by} imports {i.of}"
+        for i in all_imports()
+        if i.by.startswith("pyro_mdm.") and i.by not in ("pyro_mdm.__main__", "pyro_mdm.public")
+        if wing(i.of) not in (None, wing(i.by)) and not (i.for_types and is_door(i.by))
+    ]
+    assert not across
 
 
 def test_programs_are_above_models_and_models_above_the_library() -> None:

@@ -40,13 +40,13 @@ from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.sde import fold, unfold
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths import simulated as simulated_module
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.paths.path_integral import path_integral
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.samplers.splitting import Splitting
+from pyro_mdm.simulated import paths as simulated_module
+from pyro_mdm.simulated.path_integral import path_integral
 from tests.mistakes import refused
 from tests.problems import TYPICAL, learned, normal
 

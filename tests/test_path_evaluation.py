@@ -25,8 +25,8 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
-from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.networks import MLP
+from pyro_mdm.simulated.evaluation import step_size_bias
 from tests.gradients import assert_gradients
 from tests.problems import learned, normal
 

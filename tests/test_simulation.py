@@ -35,12 +35,13 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.divergence import divergence
-from pyro_mdm.diffusions.nonlinear import matrix_divergence
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.sde import fold
-from pyro_mdm.diffusions.simulation import SimulationError, advance
+from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.paths.path_integral import path_integral
+from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.nonlinear import matrix_divergence
+from pyro_mdm.simulated.path_integral import path_integral
 from tests.gradients import assert_gradients
 from tests.problems import DIFFUSIONS, learned, normal
 

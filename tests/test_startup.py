@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyro_mdm.__main__ import PROGRAMS
+from tests.test_house import WINGS
 
 ROOT = Path(__file__).parent.parent
 HEAVY = [
@@ -79,3 +80,45 @@ def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:
     with pytest.raises(ImportError, match="Nothing"):
         from pyro_mdm import Nothing  # noqa: F401
     assert not hasattr(pyro_mdm, "_nothing")
+
+
+CORE = [
+    "diffusions",
+    "evaluation",
+    "guide",
+    "elbo",
+    "likelihoods",
+    "model",
+    "paths",
+    "samplers",
+    "scores",
+]
+LOADS = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(f"pyro_mdm.{name}")
+print(json.dumps([name for name in sys.modules if name.startswith("pyro_mdm.")]))
+"""
+REGISTERED = """
+from pyro_mdm.diffusions import NonlinearDiffusion
+from pyro_mdm.evaluation.comparison import compare_paths
+from pyro_mdm.paths.density import density_bound
+from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.scores.residual import noised_moments
+functions = (compare_paths, density_bound, noised_moments, noising_law)
+print([function.__name__ for function in functions if NonlinearDiffusion not in function.registry])
+"""
+
+
+def test_the_core_loads_no_wing() -> None:
+    loaded = json.loads(python("-c", LOADS, json.dumps(CORE)))
+    assert "pyro_mdm.diffusions.linear" in loaded
+    assert not [
+        name
+        for name in loaded
+        if name.split(".")[1] in {room for rooms in WINGS.values() for room in rooms}
+    ]
+
+
+def test_who_has_a_simulated_diffusion_has_all_that_is_registered_for_it() -> None:
+    assert python("-c", REGISTERED) == "[]\n"

@@ -14,6 +14,8 @@ Source of the family: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to 
 Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 """
 
+from typing import TYPE_CHECKING
+
 from pyro_mdm.diffusions.base import (
     Cap,
     Diffusion,
@@ -41,17 +43,25 @@ from pyro_mdm.diffusions.dimension_clocks import (
     TurnClocks,
 )
 from pyro_mdm.diffusions.encoded import EncodedDiffusion
-from pyro_mdm.diffusions.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.diffusions.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
+from pyro_mdm.support.wings import names_of_wings
+
+if TYPE_CHECKING:
+    from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
+    from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
+    from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+else:
+    __getattr__ = names_of_wings(
+        __name__,
+        simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
+    )
 
 __all__ = [
     "Cap",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,7 @@ __all__ = [
     "covariance_matrix",
     "full_precision",
     "of_counted",
+    "of_rows",
     "outer",
     "square_matrix",
     "symmetric_root",
@@ -170,3 +174,24 @@ def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
 def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
     """A value per dimension, (*batch, *event_shape), where the dimension counts, and else 0."""
     return value if counted is None else torch.where(counted, value, 0)
+
+
+def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
+    """A value of all data, or one for each of n of them, as (*batch, *event) can be compared with.
+
+    Args:
+        value: (*event) with ``event_dim`` dimensions, or (n, *event).
+        batch: of what is asked about: n data in this order, or several times these.
+
+    Raises:
+        ValueError: a number of data that is no multiple of n.
+    """
+    if value.dim() == event_dim or (batch and batch[-1] == len(value)):
+        return value
+    number, n = math.prod(batch), len(value)
+    if number % n:
+        raise ValueError(
+            f"what is observed differs between {n} data, and {number} are asked for; make it "
+            f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
+        )
+    return value.repeat(number // n, *[1] * event_dim).reshape(*batch, *value.shape[1:])

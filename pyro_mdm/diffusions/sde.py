@@ -27,7 +27,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ForwardSDE", "Noising", "ReverseSDE", "check_dispersion", "fold", "unfold"]
+__all__ = [
+    "ForwardSDE",
+    "Noising",
+    "ReverseSDE",
+    "check_dispersion",
+    "fold",
+    "noise_root",
+    "unfold",
+]
 
 
 class Noising(Protocol):
@@ -85,6 +93,11 @@ def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
         f"the dispersion of {type(diffusion).__name__} has shape {tuple(G.shape)}, expected "
         f"{expected}, as noise_depends_on_state is {diffusion.noise_depends_on_state}"
     )
+
+
+def noise_root(diffusion: Noising, y: Tensor, s: Tensor) -> Tensor:
+    """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
+    return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)
 
 
 class _DiffusionSDE(nn.Module):

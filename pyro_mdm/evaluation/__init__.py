@@ -6,7 +6,7 @@ volume for scores of the raw state) spread evenly over a density that adapts. Th
 is exact, and the decoder's term costs no network call unless the decoder is a network. Models that
 are compared see the same data, noise levels and noise: state noise is drawn such that its first
 part is that of z, whatever the diffusion (z itself is the same where levels are log SNR for both).
-Models whose diffusion is simulated are evaluated as :mod:`pyro_mdm.evaluation.simulated` describes.
+Models whose diffusion is simulated are evaluated as :mod:`pyro_mdm.simulated.evaluation` describes.
 :func:`log_likelihood` also knows other methods: importance weights, and the probability flow.
 
 Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import condition
 from pyro_mdm.contexts import Labels
 from pyro_mdm.evaluation.comparison import compare
 from pyro_mdm.guide import DiffusionGuide
@@ -161,7 +160,7 @@ def class_posterior(
             f"prior is {describe(prior)}, expected ({C},) positive numbers whose sum is 1; e.g. "
             "(counts + 1) / (counts + 1).sum()"
         )
-    programs = {str(c): (condition(model, context=c), guide) for c in range(C)}
+    programs = {str(c): (model.given_context(c), guide) for c in range(C)}
     options = {"draws": draws, "batch_size": batch_size, "seed": seed, "progress": progress}
     found = compare(programs, x, distributed=distributed, **options)  # type: ignore[arg-type]
     estimates = [found.estimates[str(c)] for c in range(C)]

@@ -5,25 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import singledispatch
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap
+from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
 from pyro_mdm.evaluation.estimates import Comparison, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
-from pyro_mdm.evaluation.simulated import compare_paths
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["METHODS", "compare", "evidence_lower_bound", "log_likelihood"]
+__all__ = ["METHODS", "compare", "compare_paths", "evidence_lower_bound", "log_likelihood"]
 
 
 def evidence_lower_bound(
@@ -201,7 +201,9 @@ def compare(
             return closed_form(programs, half_width)
         # which has half of the variance of a difference
         part = None if half_width is None else half_width / math.sqrt(2)
+        other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
         return compare_paths(
+            other,
             programs,
             x,
             closed_form(linear, part) if linear else None,
@@ -212,6 +214,36 @@ def compare(
             progress=progress,
             share=share,
         )
+
+
+@singledispatch
+def compare_paths(
+    diffusion: Diffusion,
+    programs: Mapping[str, Pair],
+    x: Tensor,
+    linear: Comparison | None,
+    *,
+    draws: int,
+    half_width: float | None,
+    seed: int,
+    bins: int,
+    progress: bool,
+    share: Share,
+) -> Comparison:
+    """The comparison of several models of which one at least has a diffusion without closed form.
+
+    It is dispatched on that diffusion. A kind of one's own that is no
+    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+
+    Args:
+        diffusion: the first that has no closed form.
+        linear: the comparison of the programs in closed form, if there are any.
+        programs, x, draws, half_width, seed, bins, progress: as of :func:`compare`.
+        share: what this process does of the work.
+    """
+    raise NotImplementedError(
+        f"no evaluation is registered for {type(diffusion).__name__}; see compare_paths"
+    )
 
 
 def _of_present(programs: Mapping[str, Pair], x: Tensor) -> tuple[dict[str, Pair], Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.paths.base import check_counts_all
-from pyro_mdm.paths.path_integral import path_integral
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -36,7 +34,7 @@ def density_bound(diffusion: Diffusion, score: Score, y: Tensor) -> Tensor:
 
     In closed form it is the denoising score matching bound from y, at one random time per state
     with noise in ± pairs: two network calls. Where paths are simulated it is that of
-    :mod:`pyro_mdm.paths.path_integral`.
+    :mod:`pyro_mdm.simulated.path_integral`.
 
     Returns:
         (n,) nats, differentiable in the network and the diffusion.
@@ -48,16 +46,6 @@ def density_bound(diffusion: Diffusion, score: Score, y: Tensor) -> Tensor:
     raise NotImplementedError(
         f"no bound is registered for {type(diffusion).__name__}; see density_bound"
     )
-
-
-@density_bound.register(NonlinearDiffusion)
-def _simulated(diffusion: Any, score: Score, y: Tensor) -> Tensor:
-    def score_at(y: Tensor, s: Tensor) -> Tensor:
-        return score.score(diffusion, y, s)
-
-    gain = path_integral(diffusion, score_at, y, diffusion.simulation)
-    value: Tensor = diffusion.prior.log_prob(y) - gain.value
-    return value
 
 
 @density_bound.register(Kernels)

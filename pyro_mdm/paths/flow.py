@@ -35,7 +35,8 @@ from pyro_mdm.diffusions.matrices import (
     as_rows,
     full_precision,
 )
-from pyro_mdm.diffusions.simulation import Simulation, noise_root
+from pyro_mdm.diffusions.sde import noise_root
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.paths.simulated import SimulatedPath
 
 __all__ = ["noising_law"]
 
@@ -54,15 +52,3 @@ def _closed_form(
         needed = (Cap.OWN_DRIFT, Cap.NO_CONTEXT)
         require(diffusion, *needed, who="a path seen at several times", fix="leave out times")
     return NoisingPath(diffusion, x, times, event_dim=event_dim)
-
-
-@noising_law.register(NonlinearDiffusion)
-def _simulated(
-    diffusion: NonlinearDiffusion,
-    x: Tensor,
-    times: Tensor | None = None,
-    *,
-    event_dim: int | None = None,
-    simulation: Simulation | None = None,
-) -> NoisingLaw:
-    return SimulatedPath(diffusion, x, times, event_dim=event_dim, simulation=simulation)

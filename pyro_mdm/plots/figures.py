@@ -31,6 +31,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
+from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.samplers.grids import simulation_grid
 
 __all__ = [
@@ -515,8 +516,6 @@ def paths_figure(
         ValueError: fewer than 2 data.
         SimulationError: a path exploded.
     """
-    from pyro_mdm.paths.simulated import SimulatedPath
-
     if len(x) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n ≥ 2")
     K, T, device = diffusion.num_variables, diffusion.horizon, diffusion.start_time.device
@@ -525,7 +524,7 @@ def paths_figure(
     x = x[chosen.to(x.device)].to(device)
     s = torch.linspace(float(diffusion.start_time), T, points, dtype=torch.float64, device=device)
     with randomness.piece(0, 1, seed):
-        y = SimulatedPath(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
+        y = noising_law(diffusion, x, s).rsample()  # (n, points, K, *event_shape)
     generator = torch.Generator(device).manual_seed(seed)
     prior = diffusion.prior.sample((PRIOR_DRAWS, K, 1), generator).squeeze(-1)
     at = torch.tensor([0.05, 0.5, 0.95], dtype=prior.dtype, device=prior.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.diffusions.kernels import Factor
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import describe, real_tensor
 
 __all__ = [
     "GRIDS",
     "Grid",
+    "Progressing",
     "Tabulated",
     "check_grid",
     "grid_times",
@@ -119,7 +119,16 @@ def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
     return s.flip(0)
 
 
-def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
+class Progressing(Protocol):
+    """A diffusion that says how far on the way from ε to T a time is, as simulated ones do."""
+
+    @property
+    def start_time(self) -> Tensor: ...
+
+    def time_at_progress(self, progress: Tensor) -> Tensor: ...
+
+
+def simulation_grid(diffusion: Progressing, steps: int) -> Tensor:
     """(steps + 1,) decreasing times from T to ε, even in the diffusion's ``progress``."""
     fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
     return diffusion.time_at_progress(fraction).flip(0)

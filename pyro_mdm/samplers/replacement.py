@@ -9,9 +9,8 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, Transition, require
 from pyro_mdm.diffusions.closed import noised_state
-from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
-from pyro_mdm.scores.derived import of_rows
 from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
 from pyro_mdm.support.progress import Progress
 

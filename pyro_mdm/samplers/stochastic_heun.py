@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
-from pyro_mdm.diffusions.simulation import noise_root
+from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 
 __all__ = ["StochasticHeun"]

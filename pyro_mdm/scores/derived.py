@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.modules import replace
 
-__all__ = ["DerivedDenoiser", "of_rows"]
+__all__ = ["DerivedDenoiser"]
 
 D = TypeVar("D", bound="DerivedDenoiser")
 
@@ -125,24 +123,3 @@ class DerivedDenoiser(DenoiserScore):
     def default_likelihood(self) -> likelihoods.Likelihood:
         """That of the denoiser."""
         return self.denoiser.default_likelihood()
-
-
-def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
-    """A value of all data, or one for each of n of them, as (*batch, *event) can be compared with.
-
-    Args:
-        value: (*event) with ``event_dim`` dimensions, or (n, *event).
-        batch: of what is asked about: n data in this order, or several times these.
-
-    Raises:
-        ValueError: a number of data that is no multiple of n.
-    """
-    if value.dim() == event_dim or (batch and batch[-1] == len(value)):
-        return value
-    number, n = math.prod(batch), len(value)
-    if number % n:
-        raise ValueError(
-            f"what is observed differs between {n} data, and {number} are asked for; make it "
-            f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
-        )
-    return value.repeat(number // n, *[1] * event_dim).reshape(*batch, *value.shape[1:])

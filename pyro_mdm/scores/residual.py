@@ -3,17 +3,14 @@ r"""A score in coordinates in which noised data have unit variance, for any diff
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import Kernels, noised_state
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
-from pyro_mdm.diffusions.simulation import advance
 from pyro_mdm.scores.base import (
     Number,
     Score,
@@ -22,7 +19,7 @@ from pyro_mdm.scores.base import (
 )
 from pyro_mdm.support.checks import check_count, check_finite, check_instance
 
-__all__ = ["ResidualScore"]
+__all__ = ["ResidualScore", "noised_moments"]
 
 
 class ResidualScore(Score):
@@ -96,7 +93,7 @@ class ResidualScore(Score):
         with torch.no_grad():
             s = diffusion.log_snr_grid(num_levels).flip(0)
             levels = diffusion.log_snr(s)
-            mean, covariance = _fitted(diffusion, train_x, s, num_paths, seed)
+            mean, covariance = noised_moments(diffusion, train_x, s, num_paths, seed)
             return cls(network, levels, mean, covariance)
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
@@ -126,19 +123,25 @@ class ResidualScore(Score):
 
 
 @singledispatch
-def _fitted(
+def noised_moments(
     diffusion: Diffusion, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of noised data at times
-    s (M,)."""
-    with randomness.piece(0, 1, seed):
-        states = _noised_data(diffusion, train_x, s, num_paths)
-    mean = states.mean(1)
-    rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
-    return mean, torch.einsum("mn...i,mn...j->m...ij", rest, rest) / num_paths
+    s (M,).
+
+    It is dispatched on the kind of diffusion. A kind of one's own that is no
+    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+
+    Args:
+        train_x, num_paths, seed: as of :meth:`ResidualScore.fit`.
+    """
+    raise NotImplementedError(
+        f"no moments of noised data are registered for {type(diffusion).__name__}; see "
+        "noised_moments"
+    )
 
 
-@_fitted.register(Kernels)
+@noised_moments.register(Kernels)
 def _known(
     diffusion: Kernels, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -150,18 +153,3 @@ def _known(
     a = law.mean.reshape(*law.mean.shape, *[1] * (x.dim() - 1))
     shape = (len(s), *[1] * (x.dim() - 1), *aa.shape[1:])
     return a * x.mean(0), law.covariance.reshape(shape) + variance * aa.reshape(shape)
-
-
-def _noised_data(diffusion: Any, train_x: Tensor, s: Tensor, num_paths: int) -> Tensor:
-    """States (M, n, K, *event_shape) of ``num_paths`` paths from data to each time of s (M,)."""
-    chosen = torch.arange(num_paths) * len(train_x) // num_paths
-    x = train_x[chosen].to(s.device).double()
-    diffusion.check(x.shape[1:])
-    x = x.repeat(len(s), *[1] * (x.dim() - 1))
-    noise = randomness.normal((len(x), diffusion.num_variables, *x.shape[1:]), x.dtype, x.device)
-    y = noised_state(diffusion.start, x, noise)
-    start, ends = diffusion.start_time, s.repeat_interleave(num_paths)
-    knots = torch.stack([start.expand(len(ends)), torch.maximum(ends, start)])
-    settings = diffusion.simulation
-    y = advance(diffusion, y, knots, settings.steps(), settings)
-    return y.reshape(len(s), num_paths, *y.shape[2:])

@@ -20,8 +20,8 @@ from torch import Tensor
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, Simulated, Simulation, randomness
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.paths.path_integral import PathIntegral, path_integral
-from pyro_mdm.paths.simulated import SimulatedPath
+from pyro_mdm.simulated.path_integral import PathIntegral, path_integral
+from pyro_mdm.simulated.paths import SimulatedPath
 from tests.problems import learned
 
 DIFFUSIONS: dict[str, Callable[[], LinearDiffusion]] = {

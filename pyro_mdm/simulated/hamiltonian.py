@@ -32,9 +32,9 @@ from pyro_mdm.diffusions.matrices import (
     square_matrix,
     symmetric_root,
 )
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion, matrix_divergence
 from pyro_mdm.diffusions.priors import Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion, matrix_divergence
 from pyro_mdm.support.settings import described
 
 __all__ = ["HamiltonianDiffusion"]

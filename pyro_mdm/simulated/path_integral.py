@@ -36,10 +36,12 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.divergence import Trace, divergence, own_node
 from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows, full_precision
-from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
+from pyro_mdm.diffusions.sde import noise_root
+from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.simulated.integration import advance
 
 if TYPE_CHECKING:
-    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+    from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 __all__ = ["PathIntegral", "path_integral"]
 

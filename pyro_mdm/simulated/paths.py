@@ -13,19 +13,23 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.simulation import Simulation, advance
+from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import (
     NoisingLaw,
     PathKL,
     gaussian_log_prob,
     times_text,
 )
+from pyro_mdm.paths.density import density_bound
 from pyro_mdm.paths.divergence import path_divergence, shared_diffusion
 from pyro_mdm.paths.generative import GenerativeLaw
-from pyro_mdm.paths.path_integral import path_integral
+from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.simulated.integration import advance
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.path_integral import path_integral
 
 if TYPE_CHECKING:
-    from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
+    from pyro_mdm.scores.base import Score
 
 __all__ = ["SimulatedPath", "arrival", "simulated_kl"]
 
@@ -120,7 +124,7 @@ def simulated_kl(
     Returns:
         :class:`PathKL`, (*batch), nats. ``prior`` is KL(q(y_ε|x) ‖ π), one draw of it: the price of
         a model at rest. ``diffusion`` is what the score changes about it, negative if it has
-        learned anything, see (1) of :mod:`pyro_mdm.paths.path_integral`. Their sum is the
+        learned anything, see (1) of :mod:`pyro_mdm.simulated.path_integral`. Their sum is the
         divergence.
 
     Raises:
@@ -156,6 +160,28 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
         end = advance(diffusion, y, knots, steps, settings)[-1]
     entropy = diffusion.prior.entropy(noising.num_dims).to(end)
     value: Tensor = (-diffusion.prior.log_prob(end) - entropy).reshape(noising.batch_shape)
+    return value
+
+
+@noising_law.register(NonlinearDiffusion)
+def _law(
+    diffusion: NonlinearDiffusion,
+    x: Tensor,
+    times: Tensor | None = None,
+    *,
+    event_dim: int | None = None,
+    simulation: Simulation | None = None,
+) -> NoisingLaw:
+    return SimulatedPath(diffusion, x, times, event_dim=event_dim, simulation=simulation)
+
+
+@density_bound.register(NonlinearDiffusion)
+def _bound(diffusion: Any, score: Score, y: Tensor) -> Tensor:
+    def score_at(y: Tensor, s: Tensor) -> Tensor:
+        return score.score(diffusion, y, s)
+
+    gain = path_integral(diffusion, score_at, y, diffusion.simulation)
+    value: Tensor = diffusion.prior.log_prob(y) - gain.value
     return value
 
 

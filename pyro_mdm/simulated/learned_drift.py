@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support.checks import check_instance, check_network, check_number
 
 __all__ = ["LearnedDrift", "Simulated"]
@@ -103,7 +103,7 @@ class LearnedDrift(_FromLinear):
 
     u = c tanh(F / c) is within ± c, so that paths cannot run away; at F = 0, where networks of this
     library begin, the diffusion is the linear one. The prior stays that of the linear diffusion,
-    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.paths.path_integral`).
+    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.simulated.path_integral`).
 
     Args:
         linear: any linear diffusion, a learned one too.

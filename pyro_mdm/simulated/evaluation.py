@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_mdm import randomness as seeded
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share, precisions
+from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
@@ -35,13 +36,14 @@ from pyro_mdm.evaluation.estimates import (
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.path_integral import path_integral
-from pyro_mdm.paths.simulated import SimulatedPath, arrival
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.path_integral import path_integral
+from pyro_mdm.simulated.paths import SimulatedPath, arrival
 from pyro_mdm.support.measured import TERMS, Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["StepSizeBias", "compare_paths", "step_size_bias"]
+__all__ = ["StepSizeBias", "step_size_bias"]
 
 ROWS = 2048
 """Paths that are simulated together: steps cost almost the same for fewer."""
@@ -233,7 +235,9 @@ class _Rounds:
         )
 
 
-def compare_paths(
+@compare_paths.register(NonlinearDiffusion)
+def _compare(
+    first: NonlinearDiffusion,
     programs: Mapping[str, Pair],
     x: Tensor,
     linear: Comparison | None,
@@ -245,10 +249,7 @@ def compare_paths(
     progress: bool,
     share: Share,
 ) -> Comparison:
-    """As :func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
-
-    Args:
-        linear: the comparison of the programs over linear diffusions, if there are any.
+    """As :func:`compare_paths`, where the diffusions that are not linear are simulated.
 
     Simulated models of the same shape see the same noise, as linear ones do: their differences are
     paired. Those of a linear and a simulated model are paired over data alone.

@@ -41,8 +41,9 @@ from pyro_mdm.diffusions.matrices import (
     full_precision,
 )
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior
-from pyro_mdm.diffusions.sde import check_dispersion
-from pyro_mdm.diffusions.simulation import Simulation, advance, noise_root
+from pyro_mdm.diffusions.sde import check_dispersion, noise_root
+from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.simulated.integration import advance
 from pyro_mdm.support.checks import check_count, check_instance, check_number
 from pyro_mdm.support.settings import described
 
@@ -79,8 +80,8 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     Attributes:
         stationary_prior: whether π is stationary at every s. Declare it where it is known: then
-            (1) of :mod:`pyro_mdm.paths.path_integral` has no term c, and it is checked. The bound
-            is right either way.
+            (1) of :mod:`pyro_mdm.simulated.path_integral` has no term c, and it is checked. The
+            bound is right either way.
 
     Raises:
         ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,

@@ -1,0 +1,23 @@
+"""Diffusions without a closed form: their paths are simulated, and the bound along them.
+
+Loading it registers laws of their paths, bounds, fits and comparisons with the core.
+"""
+
+from pyro_mdm.simulated import moments  # noqa: F401  registers how scores are fitted
+from pyro_mdm.simulated.evaluation import StepSizeBias, step_size_bias
+from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
+from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
+
+__all__ = [
+    "HamiltonianDiffusion",
+    "LearnedDrift",
+    "NonlinearDiffusion",
+    "Simulated",
+    "SimulatedPath",
+    "StepSizeBias",
+    "arrival",
+    "simulated_kl",
+    "step_size_bias",
+]

@@ -1,0 +1,142 @@
+r"""Paths of diffusions without a closed form, simulated from y_ε by torchsde.
+
+Every path has times of its own: s runs linearly with torchsde's u between knots that are drawn for
+each datum, and data dimensions are folded into the batch, so that noise stays K×K. What is done
+with the states is :mod:`pyro_mdm.simulated.path_integral`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchsde
+from torch import Tensor, nn
+
+from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.sde import fold, noise_root, unfold
+from pyro_mdm.diffusions.simulation import LIMIT, Simulation, SimulationError
+
+__all__ = ["advance"]
+
+
+class _TimedSDE(nn.Module):
+    """dy in u ∈ [low, high], s running linearly from begin to end, each datum with its own.
+
+    States are (n·d, K), data dimensions folded into the batch.
+
+    Args:
+        begin, end: times (n,).
+        steps: of the integrator, for messages.
+    """
+
+    sde_type = "ito"
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        begin: Tensor,
+        end: Tensor,
+        interval: tuple[float, float],
+        event_shape: torch.Size,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.noise_type = "general" if diffusion.noise_depends_on_state else "additive"
+        self.begin, self.low = begin, interval[0]
+        self.speed = (end - begin) / (interval[1] - interval[0])  # ds/du
+        self.end, self.event_shape, self.steps = end, event_shape, steps
+
+    def _at(self, u: Tensor | float, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y, s (n,) and ds/du (n,) at u."""
+        y = unfold(states, self.event_shape)
+        s = self.begin + self.speed * (float(u) - self.low)
+        s = torch.minimum(torch.maximum(s, self.begin), self.end)  # rounding of u
+        return y, s, self.speed
+
+    def f(self, u: Tensor, states: Tensor) -> Tensor:
+        """The drift times ds/du, like states."""
+        y, s, speed = self._at(u, states)
+        self.check(y, s)
+        drift = self.diffusion.drift(y, s)
+        if drift.shape != y.shape:
+            raise ValueError(
+                f"the drift of {type(self.diffusion).__name__} has shape {tuple(drift.shape)}, "
+                f"expected y's {tuple(y.shape)}"
+            )
+        return fold(drift.to(y.dtype) * speed.to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1)))
+
+    def g(self, u: Tensor, states: Tensor) -> Tensor:
+        """The dispersion times √(ds/du), (n·d, K, K)."""
+        y, s, speed = self._at(u, states)
+        G = noise_root(self.diffusion, y, s) * speed.sqrt().to(y.dtype)[:, None, None, None]
+        return G.expand(-1, y[0, 0].numel(), -1, -1).flatten(0, 1)
+
+    def check(self, y: Tensor, s: Tensor) -> None:
+        """Raise SimulationError if a state of y at times s (n,) has exploded."""
+        size = y.detach().abs().flatten(1).amax(1)
+        wrong = ~(size < LIMIT)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            step = float((self.end - self.begin).max()) / self.steps
+            raise SimulationError(
+                f"a path of {type(self.diffusion).__name__} exploded: a state of "
+                f"{size[first].item():.3g} at s = {s[first].item():.4g} with steps of up to "
+                f"{step:.3g} in s ({int(wrong.sum())} of {len(y)} paths). Try a smaller step_size, "
+                "a drift that pulls back from afar and grows at most linearly (or is limited, "
+                "f/(1 + h‖f‖)), or a slower clock"
+            )
+
+
+def advance(
+    diffusion: Diffusion,
+    y: Tensor,
+    knots: Tensor,
+    steps: int,
+    simulation: Simulation,
+    brownian: Any = None,
+) -> Tensor:
+    """States (M, n, K, *event_shape) at knots[1:] of paths that are at y at knots[0].
+
+    Args:
+        y: (n, K, *event_shape).
+        knots: (M + 1,) or (M + 1, n) increasing times; no gradient reaches them.
+        steps: between two knots.
+        brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
+    """
+    event_shape = y.shape[2:]
+    knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))
+    M = len(knots) - 1
+    method = simulation.solver(diffusion)
+    learned = tuple(p for p in diffusion.parameters() if p.requires_grad)
+    graph = torch.is_grad_enabled() and (bool(learned) or y.requires_grad)
+    adjoint = graph and simulation.backpropagation == "adjoint"
+    dtype = y.dtype
+    if adjoint:  # torchsde joins the states' and the parameters' adjoints in one tensor
+        for p in learned:
+            dtype = torch.promote_types(dtype, p.dtype)
+    if brownian is None:
+        area = "space-time" if method == "srk" else "none"
+        d = event_shape.numel()
+        brownian = randomness.brownian(len(y), d, y.shape[1], dtype, y.device, area)
+    # a step must end at every knot, and not a rounding error before it
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": (1 + 1e-9) / (M * steps)}
+    seen, states = [], fold(y.to(dtype))
+    for i in range(M):
+        interval = (i / M, (i + 1) / M)
+        sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
+        with full_precision(y):
+            if adjoint:
+                # every step is kept, since a path that is run backwards is soon another one
+                ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
+                ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
+            else:
+                ts = torch.tensor(interval, dtype=torch.float64, device=y.device)
+                ends = torchsde.sdeint(sde, states, ts, **options)
+        states = ends[-1]
+        seen.append(unfold(states, event_shape).to(y.dtype))
+        sde.check(seen[-1], knots[i + 1])
+    return torch.stack(seen)

@@ -1,0 +1,38 @@
+"""Wings of the library, which import its core and are never imported by it.
+
+A package of the core may list names of a wing among its own. The wing is loaded when one of them is
+asked for, and registers then what its kinds do differently.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+__all__ = ["load_wing", "names_of_wings"]
+
+
+def load_wing(wing: str) -> Any:
+    """The package ``pyro_mdm.<wing>``, with all that it registers."""
+    return import_module(f"pyro_mdm.{wing}")
+
+
+def names_of_wings(package: str, **names: Sequence[str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` (PEP 562) of a package that has names of wings.
+
+    Args:
+        package: its ``__name__``.
+        names: those that it has, by wing.
+    """
+    wing_of = {name: wing for wing, of_wing in names.items() for name in of_wing}
+
+    def get(name: str) -> Any:
+        if name not in wing_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(load_wing(wing_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
