@@ -18,8 +18,8 @@ from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import Estimate, Weighted
-from pyro_mdm.evaluation.path_information import path_information_gap
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.seeing.path_information import path_information_gap
 from pyro_mdm.simulated.evaluation import step_size_bias
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
 

@@ -22,7 +22,7 @@ from inference.runs import RunError
 from inference.sample import make_sampler
 from models import Tabular
 from models.tabular import read_table
-from pyro_mdm.imputation import impute as completions
+from pyro_mdm.conditioning.imputation import impute as completions
 
 if TYPE_CHECKING:
     import pandas as pd

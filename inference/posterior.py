@@ -5,7 +5,7 @@
 
 A simulator is a Pyro program without arguments, which draws its parameters and its data. A
 diffusion model of the parameters given the data learns from simulations alone
-(:mod:`pyro_mdm.amortized`). Printed are the log density of the true parameters of new simulations,
+(:mod:`pyro_mdm.posteriors`). Printed are the log density of the true parameters of new simulations,
 beside the exact one where it is known, the prior's, and that of a Gaussian whose mean is linear in
 the data, fitted to the same simulations; and whether ranks of true parameters among draws are
 uniform, as they must be. Ranks that are uniform mean little where the score is poor: those of the
@@ -26,7 +26,7 @@ from inference.cli import check_positive, command_line
 from inference.names import find, short_name, slug
 from inference.output import aligned, check_out, png
 from inference.simulators import Simulator
-from pyro_mdm.amortized import AmortizedPosterior, Calibration, calibrate, log_prior, simulate
+from pyro_mdm.posteriors import AmortizedPosterior, Calibration, calibrate, log_prior, simulate
 from pyro_mdm.support.measured import Measured
 
 if TYPE_CHECKING:

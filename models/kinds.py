@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from pyro_mdm import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.context import Context
 from pyro_mdm.diffusions.transforms import Transform
+from pyro_mdm.seeing.context import Context
 
 __all__ = ["Kind", "kind_of"]
 

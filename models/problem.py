@@ -31,7 +31,7 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.scores.base import Score, Times
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.wrapping import wrapping
+from pyro_mdm.seeing.wrapping import wrapping
 from pyro_mdm.support.checks import describe
 
 __all__ = ["FIT_SIZE", "SCORES", "Assembly", "Problem", "ScoreKind"]

@@ -18,8 +18,8 @@ from pyro_mdm import MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.base import Score
-from pyro_mdm.scores.mixed import Elsewhere
 from pyro_mdm.support.covariance import joint_moments
+from pyro_mdm.tables.denoiser import Elsewhere
 
 if TYPE_CHECKING:
     from pandas import DataFrame

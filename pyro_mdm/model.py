@@ -32,6 +32,7 @@ from pyro_mdm.support.checks import (
 )
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
+from pyro_mdm.support.wings import load_wing
 
 if TYPE_CHECKING:
     from pyro_mdm.likelihoods.base import Likelihood
@@ -223,6 +224,7 @@ class DiffusionModel(Registered):
         missing = x.isnan()
         if not bool(missing.any()):
             return self, x
+        load_wing("conditioning")  # which registers how dimensions are left out
         flat = missing.reshape(-1, *self.event_shape)
         return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
 

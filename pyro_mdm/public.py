@@ -1,9 +1,8 @@
 """The names that the library is used by, which are those of :mod:`pyro_mdm` too."""
 
 from pyro_mdm.conditioning import condition
+from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
-from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
@@ -13,7 +12,6 @@ from pyro_mdm.distribution import MDM
 from pyro_mdm.elbo import MDM_ELBO, ELBOTerms, elbo_terms
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.imputation import impute
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
@@ -21,14 +19,16 @@ from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
-from pyro_mdm.scores.mixed import MixedDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
-from pyro_mdm.scores.state import StateDenoiser
+from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
+from pyro_mdm.seeing.encoded import EncodedDiffusion
+from pyro_mdm.seeing.state import StateDenoiser
 from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath
+from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = [
     "ALDA",

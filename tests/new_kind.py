@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, LinearDiffusion
 from pyro_mdm.diffusions import Frequencies, Transform
-from pyro_mdm.diffusions.wrapped import WrappedDiffusion
+from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.settings import described
 

@@ -27,8 +27,9 @@ from inference.posterior import _figure, _scores
 from inference.posterior import posterior as program_of_posteriors
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
-from pyro_mdm import amortized
-from pyro_mdm.amortized import (
+from pyro_mdm.networks import MLP
+from pyro_mdm.posteriors import amortized
+from pyro_mdm.posteriors.amortized import (
     AmortizedPosterior,
     Calibration,
     LinearGaussian,
@@ -36,7 +37,6 @@ from pyro_mdm.amortized import (
     log_prior,
     simulate,
 )
-from pyro_mdm.networks import MLP
 from pyro_mdm.pretrained import PretrainedError
 from tests.mistakes import refused
 from tests.problems import generator

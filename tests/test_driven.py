@@ -28,8 +28,6 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.data_driven import DataPath
-from pyro_mdm.diffusions.volatility import Volatility
 from pyro_mdm.evaluation import evidence_lower_bound, path_information_gap
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
@@ -43,6 +41,8 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.scores.base import Score
+from pyro_mdm.seeing.data_driven import DataPath
+from pyro_mdm.seeing.volatility import Volatility
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
 from tests.problems import generator, normal

@@ -22,10 +22,12 @@ from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 ROOT = Path(__file__).parents[1]
 WINGS = {
-    "conditioning": ("conditioning", "imputation", "measurements"),
+    "conditioning": ("conditioning", "measurements"),
     "plots": ("plots",),
-    "posteriors": ("amortized",),
+    "posteriors": ("posteriors", "amortized"),
+    "seeing": ("seeing",),
     "simulated": ("simulated",),
+    "tables": ("tables",),
 }
 """What stands beside the core, which imports none of it; rooms by wing."""
 FLOORS = (
@@ -46,9 +48,9 @@ FLOORS = (
 )
 """The library's rooms from the ground up."""
 PROGRAMS = ("pyro_mdm", "models", "inference")
-STRICT = ("pyro_mdm.diffusions", "pyro_mdm.simulated")
+STRICT = ("pyro_mdm.diffusions", "pyro_mdm.seeing", "pyro_mdm.simulated")
 """Packages in which imports for types alone make circles too, and private attributes are kept."""
-COPIES = {"pyro_mdm.diffusions.context": {"_kept", "_modules"}}
+COPIES = {"pyro_mdm.seeing.context": {"_kept", "_modules"}}
 """Private attributes of others that are read still, by module."""
 
 

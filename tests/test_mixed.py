@@ -26,8 +26,8 @@ from pyro_mdm import (
     impute,
 )
 from pyro_mdm.networks import MLP, MapMLP
-from pyro_mdm.scores.mixed import Elsewhere
 from pyro_mdm.support.covariance import joint_moments
+from pyro_mdm.tables.denoiser import Elsewhere
 from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, fixed, masks, normal
 from tests.problems import ExactDenoiser as Exact

@@ -27,14 +27,6 @@ from pyro_mdm.diffusions.base import (
 )
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.context import (
-    Context,
-    ContextClocks,
-    ContextDiffusion,
-    DiscreteContext,
-    GaussianContext,
-)
-from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
     Clocks,
@@ -42,7 +34,6 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
-from pyro_mdm.diffusions.encoded import EncodedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
@@ -54,12 +45,30 @@ from pyro_mdm.diffusions.transforms import Frequencies, Transform
 from pyro_mdm.support.wings import names_of_wings
 
 if TYPE_CHECKING:
+    from pyro_mdm.seeing.context import (
+        Context,
+        ContextClocks,
+        ContextDiffusion,
+        DiscreteContext,
+        GaussianContext,
+    )
+    from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
+    from pyro_mdm.seeing.encoded import EncodedDiffusion
     from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
     from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 else:
     __getattr__ = names_of_wings(
         __name__,
+        seeing=(
+            "Context",
+            "ContextClocks",
+            "ContextDiffusion",
+            "DiscreteContext",
+            "GaussianContext",
+            "DataDrivenDiffusion",
+            "EncodedDiffusion",
+        ),
         simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
     )
 

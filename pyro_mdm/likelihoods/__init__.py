@@ -5,6 +5,8 @@ At the start time ε, where λ = log SNR is as large as the diffusion goes, the 
 and returns a Pyro distribution of x with the batch shape of the state and its event shape.
 """
 
+from typing import TYPE_CHECKING
+
 from pyro_mdm.likelihoods.base import Likelihood, Reading, bits_per_dim, read_state
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
@@ -15,7 +17,15 @@ from pyro_mdm.likelihoods.levels import (
     LevelPosterior,
     NetworkPosterior,
 )
-from pyro_mdm.likelihoods.mixed import MixedLikelihood
+from pyro_mdm.support.wings import names_of_wings
+
+if TYPE_CHECKING:
+    from pyro_mdm.tables.likelihood import MixedLikelihood
+else:
+    __getattr__ = names_of_wings(
+        __name__,
+        tables=("MixedLikelihood",),
+    )
 
 __all__ = [
     "Dequantized",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
@@ -26,7 +27,6 @@ from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import (
     check_count,
     check_finite,

@@ -18,14 +18,25 @@ Shapes: data ``(*batch, *event_shape)``, states ``(*batch, K, *event_shape)``, t
 Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` and ``(n,)``.
 """
 
+from typing import TYPE_CHECKING
+
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.maps import RandomMaps
-from pyro_mdm.scores.mixed import MixedDenoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
-from pyro_mdm.scores.state import StateDenoiser
+from pyro_mdm.support.wings import names_of_wings
+
+if TYPE_CHECKING:
+    from pyro_mdm.seeing.state import StateDenoiser
+    from pyro_mdm.tables.denoiser import MixedDenoiser
+else:
+    __getattr__ = names_of_wings(
+        __name__,
+        seeing=("StateDenoiser",),
+        tables=("MixedDenoiser",),
+    )
 
 __all__ = [
     "Denoiser",

@@ -41,8 +41,8 @@ from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Noised, Times
 from pyro_mdm.diffusions.closed import Denoise
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_vector, outer
-from pyro_mdm.diffusions.volatility import Volatility
-from pyro_mdm.diffusions.wrapped import WrappedDiffusion
+from pyro_mdm.seeing.volatility import Volatility
+from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_count, check_network, check_number
 
 __all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]

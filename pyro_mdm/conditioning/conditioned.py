@@ -29,6 +29,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_mdm import likelihoods
+from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import of_counted, of_rows, with_event_dims
 from pyro_mdm.likelihoods.base import (
@@ -40,7 +41,6 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.model import DiffusionModel, leaving_out
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
 
 __all__ = [

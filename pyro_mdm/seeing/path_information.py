@@ -5,7 +5,7 @@ With the exact network, of the aims E[U | z] and E[R | z], the diffusion term is
 
     ⅛ ∫ e^λ/ρ E‖ΔU + ρ ΔR‖² dλ  =  I(x; z_ε) - I(x; z_T)  +  ⅛ ∫ e^λ/ρ E‖ΔU - ρ ΔR‖² dλ,
 
-where ΔU = U - E[U | z], ΔR = R - E[R | z] (:class:`~pyro_mdm.diffusions.data_driven.Aims`). The
+where ΔU = U - E[U | z], ΔR = R - E[R | z] (:class:`~pyro_mdm.seeing.data_driven.Aims`). The
 mutual information is what a linear diffusion, for which U = R, needs too; the rest is the gap.
 
 Source: derived for this library, from Girsanov's theorem for the noising paths and their mixture.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.data_driven import DataDrivenDiffusion
+from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
 from pyro_mdm.support.checks import check_count, check_data, check_instance
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
@@ -126,7 +126,8 @@ def _rates(
     rho = diffusion.volatility(diffusion.way(levels[:1]))
     weight = levels[0].exp() / (8 * rho)
     both = torch.stack([flow + rho * score, flow - rho * score])
-    return (weight * both.square().sum(2)).cpu()
+    values: Tensor = (weight * both.square().sum(2)).cpu()
+    return values
 
 
 def _checked_weights(points: Tensor, weights: Tensor | None) -> Tensor:

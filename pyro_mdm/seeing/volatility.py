@@ -2,7 +2,7 @@ r"""The volatility of paths whose drift sees the data, fitted in closed form whi
 
 Paths of the same marginals may have any volatility ρ > 0, relative to that of a linear diffusion,
 if guide and model share it. Where a model errs by ΔU in the aim of the flow and by ΔR in that of
-the score (:class:`~pyro_mdm.diffusions.data_driven.Aims`), the bound loses per unit of λ
+the score (:class:`~pyro_mdm.seeing.data_driven.Aims`), the bound loses per unit of λ
 
     ⅛ e^λ ( E‖ΔU‖² / ρ + 2 E ΔU·ΔR + ρ E‖ΔR‖² ),    least at    ρ² = E‖ΔU‖² / E‖ΔR‖².
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import condition
+from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_count, check_data, check_instance, tensor_device
 from pyro_mdm.support.modules import evaluating

@@ -12,7 +12,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, full_precision, outer
 from pyro_mdm.scores.base import Number, rotated
-from pyro_mdm.scores.wrapping import WrappedDenoiser
+from pyro_mdm.seeing.wrapping import WrappedDenoiser
 
 __all__ = ["StateDenoiser"]
 
@@ -31,7 +31,7 @@ class StateDenoiser(WrappedDenoiser):
         denoiser: whose network has K·C channels, and (outputs + K - 1)·C outputs.
 
     Raises:
-        TypeError, ValueError: as :class:`~pyro_mdm.scores.wrapping.WrappedDenoiser`; states of the
+        TypeError, ValueError: as :class:`~pyro_mdm.seeing.wrapping.WrappedDenoiser`; states of the
             wrong shape, NaN, a network output of another shape.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.linear import LinearDiffusion, shared
 from pyro_mdm.diffusions.matrices import full_precision
-from pyro_mdm.diffusions.wrapped import WrappedDiffusion
+from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_instance
 
 __all__ = ["EncodedDiffusion"]

@@ -1,0 +1,21 @@
+"""Posteriors of simulators that are Pyro programs, and their calibration."""
+
+from pyro_mdm.posteriors.amortized import (
+    AmortizedPosterior,
+    Calibration,
+    LinearGaussian,
+    LogDensity,
+    calibrate,
+    log_prior,
+    simulate,
+)
+
+__all__ = [
+    "AmortizedPosterior",
+    "Calibration",
+    "LinearGaussian",
+    "LogDensity",
+    "calibrate",
+    "log_prior",
+    "simulate",
+]

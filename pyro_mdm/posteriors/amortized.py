@@ -1,0 +1,775 @@
+r"""Simulation-based inference: p(θ | x) of a simulator that is a Pyro program, for any x.
+
+A simulator draws its parameters θ at latent sites and its data x at others. From draws of both,
+:class:`AmortizedPosterior` learns a diffusion model of θ given x, with x as its context. Nothing of
+the simulator is used but its draws, so that it may be a program without densities. The posterior is
+sampled and scored: ``log_prob`` is a log density in θ's own space, with its error.
+
+Whether a posterior can be trusted is asked by :func:`calibrate`: if θ* is drawn from the prior and
+x from the simulator, then the rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et
+al., "Validating Bayesian Inference Algorithms with Simulation-Based Calibration", 2018). It is a
+necessary condition: the prior passes it too, so look at the score beside it, and at what the prior
+(:func:`log_prior`) and a Gaussian (:class:`LinearGaussian`) have.
+
+Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Geffner et al., ICML
+2023, and Sharrock et al., ICML 2024.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pyro_mdm.contexts import Vectors
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.elbo import MDM_ELBO
+from pyro_mdm.evaluation.flow import probability_flow
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver
+from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.files import replacing
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = [
+    "AmortizedPosterior",
+    "Calibration",
+    "LinearGaussian",
+    "LogDensity",
+    "calibrate",
+    "log_prior",
+    "simulate",
+]
+
+Draws = dict[str, Tensor]
+"""Values of sites by name, (n, *shape)."""
+
+NAMES = "posterior.json"
+"""The file beside a model's that has the names of the sites and the scales of the parameters."""
+
+SUPPORT_RUNS = 4
+"""Of the program, in which supports have to be the same."""
+
+MAX_LOG_SNR = 13.0
+"""Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
+
+PER_NUMBER = 10
+"""Simulations for each number that a parameter is regressed on, below which a Gaussian is not
+fitted."""
+
+SHOWN_EVERY = 100
+"""Training steps from one word on the loss to the next."""
+
+
+def simulate(
+    program: Callable[..., Any],
+    n: int,
+    *,
+    seed: int | None = None,
+    vectorized: bool = False,
+    progress: bool = False,
+) -> Draws:
+    """Draws of all sites of a program, observed ones included, (n, *shape) each.
+
+    Args:
+        program: a Pyro program without arguments, whose data are drawn, not observed.
+        n: how many.
+        seed: of the draws; the caller's random state stays as it is. None: the global generator.
+        vectorized: run it once in a plate of n (``Predictive(parallel=True)``), which is quicker.
+            It must then not mix what it draws along dimensions of batches, and nothing can check
+            that. Else it is run n times.
+        progress: show how far it is, where it is run n times.
+    """
+    check_count("n", n, "the number of simulations")
+    shown = progress and not vectorized
+    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
+        runs = itertools.count()
+
+        def counted() -> Any:
+            found = program()
+            if next(runs) < n:  # Predictive runs it once more, to see its sites
+                bar.update()
+            return found
+
+        draws = Predictive(counted if shown else program, num_samples=n, parallel=vectorized)
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+        found = draws()
+    return {
+        name: value.detach().reshape(n, *site["value"].shape)
+        for name, site in _nodes(program).items()
+        if (value := found.get(name)) is not None
+    }
+
+
+def _nodes(program: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
+    """The sample sites of one run of a program, by name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nodes = poutine.trace(program).get_trace().nodes.items()
+    draws = ((name, site) for name, site in nodes if site["type"] == "sample")
+    return {name: site for name, site in draws if not site_is_subsample(site)}
+
+
+def log_prior(
+    program: Callable[..., Any], latent: Sequence[str], draws: Mapping[str, Tensor]
+) -> Tensor:
+    """log p(θ) of n parameters in θ's own space, (n,), nats, by running the program at each.
+
+    Args:
+        latent: the names of the parameters' sites.
+        draws: values of these sites by name, (n, *shape).
+
+    Raises:
+        ValueError: a site that there is not; a parameter whose law depends on sites that are no
+            parameters, so that its density is not known, or that is no draw.
+    """
+    sites = _sites(program, latent)
+    if fixed := [name for name, site in sites.items() if site["is_observed"]]:
+        raise ValueError(
+            f"site {fixed[0]!r} is computed or observed in the program, expected a sampled site; "
+            f"give the sites that {fixed[0]!r} is computed from"
+        )
+    values = {name: _rows(draws, name, site["value"].shape) for name, site in sites.items()}
+    found = []
+    for i in range(len(next(iter(values.values())))):
+        given = poutine.condition(program, {name: value[i] for name, value in values.items()})
+        several = [_log_prob(given, latent, seed) for seed in range(2 if i < SUPPORT_RUNS else 1)]
+        if not torch.allclose(several[0], several[-1]):
+            raise ValueError(
+                f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
+                "its density is not known; name those in latent too"
+            )
+        found.append(several[0])
+    return torch.stack(found)
+
+
+def _log_prob(program: Callable[..., Any], names: Sequence[str], seed: int) -> Tensor:
+    """The log density of sites in one run of a program, float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trace = poutine.trace(program).get_trace()
+    trace.compute_log_prob(lambda name, site: name in names)
+    terms = [trace.nodes[name]["log_prob_sum"].detach().double() for name in names]
+    return torch.stack(terms).sum()
+
+
+class LinearGaussian(NamedTuple):
+    """A Gaussian law of θ given x whose mean is linear in x: what a posterior should exceed."""
+
+    center: Tensor  # (m,) of x
+    unit: Tensor  # (m,)
+    weight: Tensor  # (1 + m, d)
+    root: Tensor  # (d, d), lower triangular, of the covariance
+
+    @classmethod
+    def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
+        """The one of least squares, by n pairs of θ (n, d) and x (n, m), float64.
+
+        Returns:
+            None where there are fewer than ten pairs for each number that θ is regressed on, or
+            where x tells some combination of θ exactly.
+        """
+        theta, x = theta.double(), x.double()
+        if len(x) < PER_NUMBER * (1 + x.shape[1]):
+            return None
+        spread = x.std(0)
+        center, unit = x.mean(0), torch.where(spread > 0, spread, 1.0)
+        inputs = _with_one((x - center) / unit)
+        solved = torch.linalg.lstsq(inputs, theta, driver="gelsd")  # x may have less than full rank
+        rest = theta - inputs @ solved.solution
+        covariance = rest.mT @ rest / (len(x) - int(solved.rank))
+        root, info = torch.linalg.cholesky_ex(covariance)
+        # what draws in float32 cannot tell from 0 is 0
+        least = torch.finfo(torch.float32).eps * theta.std(0)
+        if int(info) or bool((root.diagonal() <= least).any()):
+            return None
+        return cls(center, unit, solved.solution, root)
+
+    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """(n,), nats."""
+        mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
+        law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
+        found: Tensor = law.log_prob(theta.double())
+        return found
+
+
+def _with_one(x: Tensor) -> Tensor:
+    return torch.cat([x.new_ones(len(x), 1), x], 1)
+
+
+class LogDensity(NamedTuple):
+    """log p(θ | x) of n pairs, nats, with the Monte Carlo error of each."""
+
+    value: Tensor  # (n,)
+    error: Tensor  # (n,)
+
+    @property
+    def mean(self) -> Measured:
+        """Over the pairs, with its standard error."""
+        return Measured.of(self.value)
+
+
+class _Site(NamedTuple):
+    """Where a latent site is in the vector of parameters."""
+
+    name: str
+    shape: torch.Size  # of one draw
+    support: Any
+    transform: Any  # from unconstrained numbers
+
+    def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, k), and log|det ∂u/∂θ|, (n,)."""
+        u = self.transform.inv(value)
+        log_det = self.transform.log_abs_det_jacobian(u, value)
+        return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
+
+
+class AmortizedPosterior(nn.Module):
+    """p(θ | x) for any x, a diffusion model of θ in unconstrained, standardized coordinates.
+
+    Args:
+        program: the simulator, without arguments.
+        latent: the names of its parameters' sites.
+        observed: the names of its data's sites.
+        draws: of simulations, to scale by (:func:`simulate`).
+        network: called with (n, d + size) numbers, z and what is told of x, and log SNR (n,), which
+            returns (n, d); by default an MLP.
+        diffusion: that noises θ; VPSDE by default.
+
+    Raises:
+        TypeError: sites that are not continuous.
+        ValueError: sites that there are not, that are observed, or that are named twice; a
+            parameter that never varies, or whose support depends on others.
+
+    :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
+    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws, of
+    θ in these coordinates; None of one that was opened.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        draws: Draws,
+        network: nn.Module | None = None,
+        diffusion: LinearDiffusion | None = None,
+    ) -> None:
+        super().__init__()
+        self._name_sites(program, latent, observed)
+        x = self.data(draws)
+        u, _ = self._unconstrained(draws)
+        spread = u.std(0)
+        if not bool((spread > 0).all() and u.isfinite().all()):
+            raise ValueError(
+                f"{int((~(spread > 0)).sum())} of {u.shape[1]} parameters do not vary between "
+                f"{len(u)} simulations, or are not finite; leave their sites out of latent"
+            )
+        self.register_buffer("mean", u.mean(0))
+        self.register_buffer("scale", spread)
+        self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, x)
+        context = Vectors.fit(x)
+        d = u.shape[1]
+        if network is None:
+            network = MLP(d + context.size, hidden=128, depth=3, out_features=d)
+        diffusion = VPSDE(max_log_snr=MAX_LOG_SNR) if diffusion is None else diffusion
+        score = Denoiser.fit(network, (u - self.mean) / self.scale)
+        self._set_model(DiffusionModel(diffusion, score, context=context))
+
+    @classmethod
+    def fit(
+        cls,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        *,
+        simulations: int = 10_000,
+        steps: int = 3_000,
+        batch_size: int = 256,
+        learning_rate: float = 2e-3,
+        network: nn.Module | None = None,
+        diffusion: LinearDiffusion | None = None,
+        vectorized: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> AmortizedPosterior:
+        """Simulate, and train.
+
+        Args:
+            program, latent, observed, network, diffusion: see the class.
+            simulations: how many draws of θ and x are learned from.
+            steps, batch_size, learning_rate: of Adam, with a cosine that falls to zero; the weights
+                that are kept are averages of the last of them.
+            vectorized: see :func:`simulate`.
+            seed: of simulations, weights and noise.
+            progress: show how far it is.
+        """
+        check_count("simulations", simulations, "the number of draws that are learned from", 2)
+        check_count("steps", steps, "the number of training steps")
+        check_count("batch_size", batch_size, "the number of simulations of a step")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
+            posterior = cls(program, latent, observed, draws, network, diffusion)
+            posterior._train(draws, steps, batch_size, learning_rate, progress)
+        return posterior
+
+    def _train(
+        self, draws: Draws, steps: int, batch_size: int, learning_rate: float, progress: bool
+    ) -> None:
+        theta, x = self.coordinates(draws)[0], self.data(draws)
+        self.train()
+        loss = MDM_ELBO()(self.model, self.guide)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, min(0.995, 1 - 20 / steps)))
+        kept = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=average)
+        with progress_bar(steps, "training", "steps", shown=progress) as bar:
+            for step in range(steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+                rows = torch.randint(len(theta), (batch_size,))
+                optimizer.zero_grad()
+                value = loss(theta[rows], x[rows]) / batch_size
+                value.backward()
+                nn.utils.clip_grad_norm_(loss.parameters(), float(theta.shape[1]))
+                optimizer.step()
+                kept.update_parameters(self.model)
+                if step % SHOWN_EVERY == 0:
+                    bar.set_postfix_str(f"{float(value.detach()):.2f} nats")
+                bar.update()
+        if not math.isfinite(float(value.detach())):
+            raise FloatingPointError(
+                f"the loss is {float(value.detach())} after {steps} steps, expected a number; "
+                "lower learning_rate"
+            )
+        self.model.load_state_dict(kept.module.state_dict())
+        self.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
+        names of the sites and the scales of the parameters."""
+        self.model.save_pretrained(folder)
+        named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
+        scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        with replacing() as write:
+            write(Path(folder) / NAMES, [json.dumps(named | scales).encode()])
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+    ) -> AmortizedPosterior:
+        """What :meth:`save_pretrained` wrote, of the same simulator.
+
+        Args:
+            folder: that it was written to.
+            program: the simulator, whose sites say what the supports of the parameters are; the
+                folder holds no code.
+
+        Raises:
+            PretrainedError: no such folder, one that is damaged, or a program whose sites have
+                other shapes.
+            TypeError: no program.
+            ValueError: a program without these sites.
+        """
+        path = Path(folder) / NAMES
+        if not path.is_file():
+            raise PretrainedError(f"{path} is missing, expected what save_pretrained writes")
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise PretrainedError(
+                f"{path} is damaged ({error}), expected what save_pretrained writes; save it again"
+            ) from error
+        if not callable(program):
+            sites = ", ".join([*saved["latent"], *saved["observed"]])
+            raise TypeError(
+                f"program is {describe(program)}, expected the simulator that the posterior in "
+                f"{folder} is of, with the sites {sites}; a folder holds no code: "
+                "AmortizedPosterior.from_pretrained(folder, program)"
+            )
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.gaussian = None
+        new._name_sites(program, saved["latent"], saved["observed"])
+        if new._shapes != saved["shapes"]:
+            raise PretrainedError(
+                f"the sites of the program have the shapes {new._shapes}, expected those of the "
+                f"posterior in {folder}, {saved['shapes']}; give the simulator that it is of"
+            )
+        new.register_buffer("mean", torch.tensor(saved["mean"]))
+        new.register_buffer("scale", torch.tensor(saved["scale"]))
+        new._set_model(DiffusionModel.from_pretrained(folder))
+        return new.eval()
+
+    def _name_sites(
+        self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
+    ) -> None:
+        self.latent, self.observed = list(latent), list(observed)
+        parameters, data = _sites(program, self.latent), _sites(program, self.observed)
+        self._sites = [_of_parameter(name, site) for name, site in parameters.items()]
+        self._data_shapes = {name: site["value"].shape for name, site in data.items()}
+        if twice := set(self.latent) & set(self.observed):
+            raise ValueError(
+                f"{sorted(twice)} are both latent and observed, expected parameters in one and "
+                "data in the other"
+            )
+        if fixed := [name for name, site in data.items() if _is_fixed(site)]:
+            raise ValueError(
+                f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
+                "out obs"
+            )
+        _check_supports(program, self._sites)
+
+    @property
+    def _shapes(self) -> dict[str, list[int]]:
+        shapes = {site.name: site.shape for site in self._sites} | self._data_shapes
+        return {name: list(shape) for name, shape in shapes.items()}
+
+    def _set_model(self, model: DiffusionModel) -> None:
+        self.model, self.guide = model, DiffusionGuide(model.diffusion)
+
+    # -- coordinates -------------------------------------------------------------------------------
+
+    def data(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """What the network is told of data by site, (n, m).
+
+        Raises:
+            ValueError: a site is missing, or of another shape.
+        """
+        parts = {name: _rows(draws, name, shape) for name, shape in self._data_shapes.items()}
+        n = max(map(len, parts.values()))
+        if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
+            raise ValueError(
+                f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
+                "give each site the same data"
+            )
+        found = torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"{int((~found.isfinite()).sum())} numbers of the data are not finite; leave these "
+                "data out, or have the program draw an indicator of what is missing"
+            )
+        return found
+
+    def coordinates(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Parameters by site as the model has them, (n, d), and log|det| of the change, (n,)."""
+        u, log_det = self._unconstrained(draws)
+        return (u - self.mean) / self.scale, log_det - self.scale.log().sum()
+
+    def parameters_of(self, theta: Tensor) -> Draws:
+        """The parameters by site, (n, *shape), of the model's coordinates (n, d)."""
+        u, found, first = theta * self.scale + self.mean, {}, 0
+        for site in self._sites:
+            shape = site.transform.inverse_shape(site.shape)
+            size = math.prod(shape)
+            part = u[:, first : first + size].reshape(len(u), *shape)
+            found[site.name], first = site.transform(part), first + size
+        return found
+
+    def _values(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the parameters by site, (n, *shape).
+
+        Raises:
+            ValueError: a site is missing, of another shape, or has another number of values.
+        """
+        values = {site.name: _rows(draws, site.name, site.shape) for site in self._sites}
+        numbers = {name: len(value) for name, value in values.items()}
+        if len(set(numbers.values())) > 1:
+            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+            raise ValueError(
+                f"the numbers of parameters differ between sites ({each}), expected one number n; "
+                "give each site (n, *shape) values"
+            )
+        return values
+
+    def _unconstrained(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        values = self._values(draws)
+        parts = [site.unconstrained(values[site.name]) for site in self._sites]
+        log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
+        return torch.cat([u for u, _ in parts], 1), log_det
+
+    # -- what it is for ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
+        """n draws of p(θ | x) for each of m data, (m, n, *shape) by site.
+
+        Args:
+            data: by site, (m, *shape), or one datum, (*shape); then the draws are (n, *shape).
+        """
+        check_count("n", n, "the number of draws for each datum")
+        x = self.data(data)
+        model = self.model.given_context(x.repeat_interleave(n, 0))
+        with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            theta = model(batch_size=n * len(x))
+        one = all(
+            torch.as_tensor(data[name]).dim() == len(shape)
+            for name, shape in self._data_shapes.items()
+        )
+        lead = (n,) if one else (len(x), n)
+        found = self.parameters_of(theta).items()
+        return {name: value.reshape(*lead, *value.shape[1:]) for name, value in found}
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        theta: Mapping[str, Tensor],
+        data: Mapping[str, Tensor],
+        *,
+        samples: int = 4,
+        solver: Solver | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> LogDensity:
+        """log p(θ | x) of n pairs, in θ's own space, by the probability-flow ODE.
+
+        Args:
+            theta, data: by site, (n, *shape); data may be one, for all. Outside of the support
+                of θ, and on its boundary, it is -∞, with error 0.
+            samples: draws of the state at ε for each pair.
+            solver: of the ODE; by default dopri5 with tolerances of 1e-4, and exact divergences.
+            seed: of the draws.
+            progress: show how far it is.
+
+        Raises:
+            ValueError: parameters that are NaN; another number of them than of data, or between
+                sites; what :meth:`data` refuses.
+        """
+        solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
+        inside, x = self._inside(theta), self.data(data)
+        n = len(inside)
+        x = x.expand(n, -1) if len(x) == 1 else x
+        if len(x) != n:
+            raise ValueError(
+                f"theta are {n} and data {len(x)}, expected as many of both, or one datum"
+            )
+        value = torch.full((n,), -math.inf, dtype=torch.float64)
+        error = torch.zeros(n, dtype=torch.float64)
+        if bool(inside.any()):
+            chosen = {s.name: _rows(theta, s.name, s.shape)[inside] for s in self._sites}
+            z, log_det = self.coordinates(chosen)
+            model = self.model.given_context(x[inside])
+            options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
+            found = probability_flow(model, self.guide, z, progress=progress, **options)
+            there = inside.cpu()
+            value[there] = found.per_datum + log_det.double().cpu()
+            error[there] = found.per_datum_error
+        return LogDensity(value, error)
+
+    def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are in the interior of their support, (n,)."""
+        found, values = [], self._values(theta)
+        for site in self._sites:
+            value = values[site.name]
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
+                    " leave these parameters out"
+                )
+            found.append(_is_interior(site.support, value))
+        return torch.stack(found).all(0)
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration:
+    """Ranks of true parameters among draws of their posterior, and whether they are uniform."""
+
+    ranks: dict[str, Tensor]  # (simulations, *shape) by site, whole numbers from 0 to draws
+    draws: int
+
+    def p_values(self, bins: int = 10) -> dict[str, Tensor]:
+        """Of the χ² test that ranks are uniform, by site, (*shape).
+
+        Args:
+            bins: of ranks, at most ``draws`` + 1; a divisor of that keeps them even.
+
+        Raises:
+            ValueError: more bins than ranks there can be.
+        """
+        if not 2 <= bins <= self.draws + 1:
+            raise ValueError(
+                f"bins is {bins}, expected from 2 to {self.draws + 1}, the number of ranks that "
+                "there can be; take more draws"
+            )
+        return {name: _uniform_p_value(r, self.draws + 1, bins) for name, r in self.ranks.items()}
+
+    @property
+    def smallest(self) -> float:
+        """The smallest p-value times the number of parameters (Bonferroni), at most 1."""
+        found = self.p_values(min(10, self.draws + 1))
+        values = torch.cat([p.reshape(-1) for p in found.values()])
+        return min(1.0, float(values.min()) * len(values))
+
+    def __repr__(self) -> str:
+        n = len(next(iter(self.ranks.values())))
+        return (
+            f"Calibration({n} simulations, {self.draws} draws each, smallest p-value "
+            f"{self.smallest:.3g} after Bonferroni)"
+        )
+
+
+def calibrate(
+    posterior: AmortizedPosterior,
+    program: Callable[..., Any],
+    simulations: int = 300,
+    draws: int = 99,
+    *,
+    vectorized: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    """Simulation-based calibration of a posterior, on new simulations.
+
+    Args:
+        simulations: how many pairs of θ* and x.
+        draws: of each posterior; with 99, ranks from 0 to 99 fall evenly into ten bins.
+        vectorized, progress: see :func:`simulate`.
+        seed: of all of it.
+
+    Returns:
+        The ranks, and p-values of their uniformity.
+    """
+    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    found = posterior.sample(truth, draws, seed=seed + 1)
+    ranks = {}
+    for name, value in found.items():
+        own = truth[name].reshape(simulations, 1, *value.shape[2:])
+        ranks[name] = (value < own).sum(1)
+    return Calibration(ranks, draws)
+
+
+def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
+    """P-values of a χ² test that ranks (n, *shape) below ``values`` are uniform, (*shape)."""
+    n, flat = len(ranks), ranks.reshape(len(ranks), -1)
+    cell = flat * bins // values
+    width = (torch.arange(values) * bins // values).bincount(minlength=bins).double() / values
+    counts = torch.stack([(cell == b).sum(0) for b in range(bins)]).double()
+    expected = n * width.unsqueeze(-1)
+    statistic = ((counts - expected).square() / expected).sum(0)
+    half = torch.full_like(statistic, (bins - 1) / 2)
+    return torch.special.gammaincc(half, statistic / 2).reshape(ranks.shape[1:])
+
+
+def _sites(program: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
+    """Sites of the program by name.
+
+    Raises:
+        ValueError: one that there is not, or none.
+    """
+    nodes = _nodes(program)
+    known = list(nodes)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"the program has no site {name!r}, expected one of {', '.join(known)}; name those "
+                "of its parameters in latent, and of its data in observed"
+            )
+    if not names:
+        raise ValueError(f"no site is named, expected at least one of {', '.join(known)}")
+    return {name: nodes[name] for name in names}
+
+
+def _of_parameter(name: str, site: Any) -> _Site:
+    support = site["fn"].support
+    if support.is_discrete:
+        raise TypeError(
+            f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
+            "in the program, or leave it out of latent"
+        )
+    return _Site(name, site["value"].shape, support, biject_to(support))
+
+
+def _is_interior(support: Any, value: Tensor) -> Tensor:
+    """Whether values (n, …) are inside a support and not on its boundary, (n,).
+
+    Closed supports have their boundary, where unconstrained numbers are infinite.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.cat):
+        parts = value.split(support.lengths, support.dim)
+    elif isinstance(support, constraints.stack):
+        parts = value.unbind(support.dim)
+    else:
+        parts = None
+    if parts is not None:
+        pairs = zip(support.cseq, parts, strict=True)
+        return torch.stack([_is_interior(own, part) for own, part in pairs]).all(0)
+    found = _of_rows(support.check(value)) & _of_rows(value.isfinite())
+    if hasattr(support, "lower_bound"):
+        found = found & _of_rows(value > support.lower_bound)
+    if hasattr(support, "upper_bound"):
+        found = found & _of_rows(value < support.upper_bound)
+    if isinstance(support, type(constraints.simplex)):
+        found = found & _of_rows(value > 0)
+    return found
+
+
+def _of_rows(each: Tensor) -> Tensor:
+    """Whether all entries (n, …) of a row are true, (n,)."""
+    return each.reshape(len(each), -1).all(1)
+
+
+def _is_fixed(site: Any) -> bool:
+    return bool(site["is_observed"]) and not site["infer"].get("_deterministic", False)
+
+
+def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:
+    """Raises ValueError for a parameter whose support depends on others, by several runs."""
+    for seed in range(1, SUPPORT_RUNS):
+        nodes = _nodes(program, seed)
+        for site in sites:
+            now = _of_parameter(site.name, nodes[site.name]).transform
+            origin = torch.zeros(site.transform.inverse_shape(site.shape))
+            if not torch.allclose(now(origin), site.transform(origin)):
+                raise ValueError(
+                    f"the support of site {site.name!r} depends on other sites, expected one that "
+                    "is the same in every run; draw a number of fixed support and scale it, e.g. "
+                    "u ~ Uniform(0, 1), b = a * u"
+                )
+
+
+def _rows(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
+    """Values of a site, (n, *shape), of which one may be given as (*shape).
+
+    Raises:
+        ValueError: there are none, or of another shape.
+    """
+    if name not in values:
+        raise ValueError(
+            f"there is no value of {name!r} among {list(values)}, expected one; give each site by "
+            "its name"
+        )
+    value = torch.as_tensor(values[name]).to(torch.get_default_dtype())
+    tail = tuple(value.shape[value.dim() - len(shape) :]) if len(shape) <= value.dim() else None
+    if tail != tuple(shape) or value.dim() > len(shape) + 1:
+        sizes = ", ".join(["n", *map(str, shape)])
+        raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected ({sizes})")
+    return value.reshape(-1, *shape)
