@@ -23,7 +23,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import Recorded, is_plain
+from pyro_mdm.support.wings import WINGS, load_wing
 
 __all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
 
@@ -52,7 +52,8 @@ class PretrainedError(ValueError):
 
 def library_classes() -> dict[str, type]:
     """The classes of this library that a configuration may name."""
-    import_module("pyro_mdm.public")  # those of wings too, which nothing else may have loaded
+    for wing in WINGS:  # which nothing else may have loaded
+        load_wing(wing)
     found: dict[str, type] = {}
     rest: list[type] = [Recorded]
     while rest:

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pyro_mdm import VPSDE, Denoiser, DiffusionModel
 from pyro_mdm.__main__ import PROGRAMS
+from pyro_mdm.measurements import condition_on_measurements
+from pyro_mdm.networks import MLP
 from tests.test_house import WINGS
 
 ROOT = Path(__file__).parent.parent
@@ -122,3 +126,40 @@ def test_the_core_loads_no_wing() -> None:
 
 def test_who_has_a_simulated_diffusion_has_all_that_is_registered_for_it() -> None:
     assert python("-c", REGISTERED) == "[]\n"
+
+
+def test_packages_list_names_of_wings_which_load_them() -> None:
+    before = "import pyro_mdm.diffusions as d; name = 'EncodedDiffusion'; own = name in vars(d)"
+    after = "print(name in dir(d), own, d.EncodedDiffusion is vars(d)[name], hasattr(d, 'Nothing'))"
+    assert python("-c", f"{before}; {after}") == "True False True False\n"
+
+
+MISSING = """
+import torch
+from pyro_mdm.diffusions import VPSDE
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.networks import MLP
+from pyro_mdm.scores import Denoiser
+x = torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])
+score = Denoiser(MLP(4, out_features=2), maps=True)
+model = DiffusionModel(VPSDE(min_log_snr=-9.0), score, event_shape=(2,))
+print(type(model.for_present(x)[0].score_function).__name__)
+"""
+
+
+def test_entries_may_be_missing_whatever_is_loaded() -> None:
+    assert python("-c", MISSING) == "ConditionedDenoiser\n"
+
+
+OPENED = """
+import sys
+from pyro_mdm.model import DiffusionModel
+print(type(DiffusionModel.from_pretrained(sys.argv[1]).score_function).__name__)
+"""
+
+
+def test_models_of_wings_open_whatever_is_loaded(tmp_path: Path) -> None:
+    x = torch.zeros(2)
+    model = DiffusionModel(VPSDE(max_log_snr=9.0), Denoiser(MLP(2)), event_shape=(2,))
+    condition_on_measurements(model, torch.eye(2), x, 0.1).save_pretrained(tmp_path)
+    assert python("-c", OPENED, str(tmp_path)) == "MeasuredDenoiser\n"

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 else:
-    __getattr__ = names_of_wings(
+    __getattr__, __dir__ = names_of_wings(
         __name__,
         seeing=(
             "Context",

@@ -26,7 +26,7 @@ from pyro_mdm.support.wings import names_of_wings
 if TYPE_CHECKING:
     from pyro_mdm.seeing.path_information import PathInformation, path_information_gap
 else:
-    __getattr__ = names_of_wings(
+    __getattr__, __dir__ = names_of_wings(
         __name__,
         seeing=("PathInformation", "path_information_gap"),
     )

@@ -22,7 +22,7 @@ from pyro_mdm.support.wings import names_of_wings
 if TYPE_CHECKING:
     from pyro_mdm.tables.likelihood import MixedLikelihood
 else:
-    __getattr__ = names_of_wings(
+    __getattr__, __dir__ = names_of_wings(
         __name__,
         tables=("MixedLikelihood",),
     )

@@ -25,7 +25,7 @@ from pyro_mdm.support.wings import names_of_wings
 if TYPE_CHECKING:
     from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
 else:
-    __getattr__ = names_of_wings(
+    __getattr__, __dir__ = names_of_wings(
         __name__,
         simulated=("SimulatedPath", "arrival", "simulated_kl"),
     )

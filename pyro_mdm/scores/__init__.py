@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyro_mdm.seeing.state import StateDenoiser
     from pyro_mdm.tables.denoiser import MixedDenoiser
 else:
-    __getattr__ = names_of_wings(
+    __getattr__, __dir__ = names_of_wings(
         __name__,
         seeing=("StateDenoiser",),
         tables=("MixedDenoiser",),

@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-__all__ = ["load_wing", "names_of_wings"]
+__all__ = ["WINGS", "load_wing", "names_of_wings"]
+
+WINGS = ("conditioning", "measurements", "posteriors", "seeing", "simulated", "tables")
+"""Packages of wings, but for ``plots``, which has no models and needs matplotlib."""
 
 
 def load_wing(wing: str) -> Any:
@@ -19,8 +22,10 @@ def load_wing(wing: str) -> Any:
     return import_module(f"pyro_mdm.{wing}")
 
 
-def names_of_wings(package: str, **names: Sequence[str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` (PEP 562) of a package that has names of wings.
+def names_of_wings(
+    package: str, **names: Sequence[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` (PEP 562) of a package that has names of wings.
 
     Args:
         package: its ``__name__``.
@@ -35,4 +40,7 @@ def names_of_wings(package: str, **names: Sequence[str]) -> Callable[[str], Any]
         setattr(sys.modules[package], name, value)
         return value
 
-    return get
+    def listed() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *wing_of})
+
+    return get, listed
