@@ -122,13 +122,13 @@ class GaussianContext(Context):
     def drawn(self, law: Any) -> Tensor:
         mean = law.mean
         noise = randomness.normal(mean.shape, mean.dtype, mean.device)
-        found: Tensor = mean + law.stddev * noise
-        return found
+        c: Tensor = mean + law.stddev * noise
+        return c
 
     def typical(self, x: Tensor) -> Tensor:
         law: Any = self.posterior(x)
-        found: Tensor = law.mean
-        return found
+        mean: Tensor = law.mean
+        return mean
 
     def prior(self) -> TorchDistributionMixin:
         zero = torch.zeros(self.size, device=self._device())
@@ -366,8 +366,8 @@ class ContextDiffusion(PerDimensionDiffusion):
     @property
     def terminal(self) -> Marginal:
         """The marginal at T, (1, *event_shape) by dimension, whatever the context."""
-        found: Marginal = self._at_end([block.terminal for block in self._each_block()])
-        return found
+        marginal: Marginal = self._at_end([block.terminal for block in self._each_block()])
+        return marginal
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``log SNR less the common one`` at three parts of the way, at typical contexts."""

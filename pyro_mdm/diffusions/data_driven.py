@@ -198,8 +198,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
         path = self.path(x.reshape(-1, *event), log_snr.expand(batch).reshape(-1))
-        found = path.aims(z.reshape(-1, *event))
-        return Aims(*(t.reshape(x.shape) for t in found))
+        flat = path.aims(z.reshape(-1, *event))
+        return Aims(*(t.reshape(x.shape) for t in flat))
 
     @torch.no_grad()
     def views(self, x: Tensor) -> dict[str, Tensor]:
@@ -214,8 +214,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     def volatility_at(self, s: Times) -> Tensor:
         """ρ(s), like s."""
-        found: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
-        return found
+        rho: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
+        return rho
 
     def noised(
         self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
@@ -267,8 +267,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         """
         path = self.path(x, level)
         z = path.place(level, noise)
-        true, found = path.aims(z), self.aims(denoiser(z, level), z, level)
-        flow, score = (a - b for a, b in zip(true, found, strict=True))
+        true, estimated = path.aims(z), self.aims(denoiser(z, level), z, level)
+        flow, score = (a - b for a, b in zip(true, estimated, strict=True))
         u, weight = self.way(level), level.exp().to(x.dtype)
         rho = self.volatility(u).to(x.dtype)
         both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score

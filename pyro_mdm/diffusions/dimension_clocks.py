@@ -207,8 +207,8 @@ class LearnedClocks(Clocks):
     def bernstein(u: Tensor, degree: int) -> Tensor:
         """(*u.shape, degree + 1), by de Casteljau's recursion, which has gradients at both ends."""
         u = u.double().unsqueeze(-1)
-        found = torch.ones_like(u)
+        basis = torch.ones_like(u)
         for _ in range(degree):
             zero = torch.zeros_like(u)
-            found = torch.cat([found * (1 - u), zero], -1) + torch.cat([zero, found * u], -1)
-        return found
+            basis = torch.cat([basis * (1 - u), zero], -1) + torch.cat([zero, basis * u], -1)
+        return basis

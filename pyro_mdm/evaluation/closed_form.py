@@ -287,7 +287,7 @@ class ClosedFormComparison:
     def _reconstruct(self, data: Tensor | None = None) -> Tensor:
         """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
         data = torch.arange(len(self.x)) if data is None else data
-        found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
+        decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
             noise, seed = self._noise(len(part)), self._context_seed()
             for m, model in enumerate(self.models):
@@ -302,8 +302,8 @@ class ClosedFormComparison:
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, score, y)
-                found[m, part] = law.log_prob(x).double().cpu()
-        return self.share.sum(found)
+                decoded[m, part] = law.log_prob(x).double().cpu()
+        return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
         """So often that this error is at most a third of the one wanted, as two of some data say.
@@ -351,8 +351,8 @@ class ClosedFormComparison:
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """That of these data (m,)."""
         assert self.baseline is not None
-        found: Any = self.baseline.for_rows(datum)  # one of its kind
-        return found
+        baseline: Any = self.baseline.for_rows(datum)  # one of its kind
+        return baseline
 
     def _known(self) -> Tensor:
         """(n, S) the baseline's diffusion term of each datum over each cell."""
@@ -401,8 +401,8 @@ class ClosedFormComparison:
         """Monte Carlo errors in nats."""
         parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
         errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
-        found: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
-        return found
+        agreed: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
+        return agreed
 
     def _terms(self, target: Target) -> _Terms:
         first, second = target
@@ -457,9 +457,9 @@ class ClosedFormComparison:
     def _log_snr_at(self, model: DiffusionModel, level: Tensor) -> Tensor:
         diffusion = model.diffusion
         at = level.to(diffusion.start_time.device)
-        found = model.score_function.log_snr_at(diffusion, at).cpu()
-        found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
-        return found
+        log_snr = model.score_function.log_snr_at(diffusion, at).cpu()
+        log_snr[0], log_snr[-1] = level[0], level[-1]  # the ends are the same, but for rounding
+        return log_snr
 
     def _difference(self, pair: tuple[int, int], estimates: Mapping[str, Estimate]) -> Difference:
         names = self.names[pair[0]], self.names[pair[1]]

@@ -198,9 +198,9 @@ class Comparison:
 
 def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     """All differences of a comparison, with whether each is resolved from 0."""
-    found = list(differences)
-    rejected = holm([difference.p_value for difference in found])
-    return tuple(replace(d, resolved=r) for d, r in zip(found, rejected, strict=True))
+    every = list(differences)
+    rejected = holm([difference.p_value for difference in every])
+    return tuple(replace(d, resolved=r) for d, r in zip(every, rejected, strict=True))
 
 
 def holm(p_values: list[float], level: float = 0.05) -> list[bool]:

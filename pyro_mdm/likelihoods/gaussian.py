@@ -182,18 +182,18 @@ class JointTweedieDecoder(DecoderDistribution):
         constant = torch.logdet(Sigma_v) if len(Sigma_v) else Sigma_v.new_zeros(())
         constant = constant - diffusion.log_volume_ends[0] - math.log(2 * math.pi)
         constant = constant + B.diagonal().sum() - 1
-        found = 0.5 * (self.event_shape.numel() * constant - square)
+        bound = 0.5 * (self.event_shape.numel() * constant - square)
         lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - event_dim])
-        return found.expand(lead).to(self._y.dtype)
+        return bound.expand(lead).to(self._y.dtype)
 
     @property
     def mean(self) -> Tensor:
         """Of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
-        found = self._apply(back, self._root._y)
-        found = found + self._apply(back @ step.covariance, self._state_score())
-        first = found.select(len(self._root.batch_shape), 0).to(self._y.dtype)
+        state = self._apply(back, self._root._y)
+        state = state + self._apply(back @ step.covariance, self._state_score())
+        first = state.select(len(self._root.batch_shape), 0).to(self._y.dtype)
         return first.expand(self.batch_shape + self.event_shape)
 
     @property

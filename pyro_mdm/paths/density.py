@@ -112,8 +112,8 @@ def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
         sign[-m:] = -1
         return _Flip(M, F, inverse, sign.expand(M.shape[:-1]))
 
-    found: _Flip = diffusion.each(law, s, start.expand(s.shape))
-    return found
+    flip: _Flip = diffusion.each(law, s, start.expand(s.shape))
+    return flip
 
 
 def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Tensor:

@@ -171,8 +171,8 @@ class _StateFlow(_Flow):
         return y, 0.0
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        found: Tensor = self.diffusion.prior.log_prob(y)
-        return found
+        log_prob: Tensor = self.diffusion.prior.log_prob(y)
+        return log_prob
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         s = self.diffusion.time_on_the_way(u)
@@ -274,5 +274,4 @@ class _DenoiserFlow(_Flow):
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
         z = self.mean + scale * y
         each = z.square() / variance + (2 * math.pi * variance).log()
-        found = -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
-        return found
+        return -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()

@@ -113,8 +113,8 @@ class Estimator:
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
         exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
-        found = log_mean_weight(each)[0] if exact else each.mean(0)
-        return found.to(x.dtype)
+        value = log_mean_weight(each)[0] if exact else each.mean(0)
+        return value.to(x.dtype)
 
     def _drawing(self, n: int) -> AbstractContextManager[None]:
         if self.seed is None:
@@ -143,13 +143,13 @@ class Estimator:
         if one.log_q is None or not torch.is_grad_enabled():
             return _bound(model, one, x)
         other, same = given_draw(model, x), randomness.repeatable(x.device)
-        found = []
+        bounds = []
         for given in (one, other):
             with same():
-                found.append(_bound(model, given, x))
-        apart = (found[0] - found[1]).detach()
+                bounds.append(_bound(model, given, x))
+        apart = (bounds[0] - bounds[1]).detach()
         pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]  # type: ignore
-        return (found[0] + found[1] + apart * (pulls[0] - pulls[1])) / 2
+        return (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
 
 
 class Given(NamedTuple):
@@ -214,9 +214,9 @@ def flow_weight(
     """
     path = noising.rsample()
     (y,) = noising.states(path)
-    found = flow_log_prob(model.diffusion, model.score_function, y, solver)
+    flow = flow_log_prob(model.diffusion, model.score_function, y, solver)
     decoded = _decoded(model, y, x)
-    return found.log_prob + decoded.double() - noising.log_prob(path), found.calls
+    return flow.log_prob + decoded.double() - noising.log_prob(path), flow.calls
 
 
 def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,5 +234,5 @@ def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def _decoded(model: Generative, y: Tensor, x: Tensor) -> Tensor:
     """log p(x | y_ε), (n,)."""
     law = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
-    found: Tensor = law.log_prob(x)
-    return found
+    log_prob: Tensor = law.log_prob(x)
+    return log_prob

@@ -131,10 +131,10 @@ def simulated_kl(
     y = noising.rsample() if path is None else path
     (state,) = noising.states(y)
     flat = state.reshape(-1, *noising.event_shape[1:])
-    found = path_integral(diffusion, generative.score_at, flat, noising.simulation)
+    integral = path_integral(diffusion, generative.score_at, flat, noising.simulation)
     shape = noising.batch_shape
     rest = noising.log_prob(y) - diffusion.prior.log_prob(flat).reshape(shape)
-    return PathKL(rest, found.value.reshape(shape), found.level[0].reshape(shape))
+    return PathKL(rest, integral.value.reshape(shape), integral.level[0].reshape(shape))
 
 
 @torch.no_grad()

@@ -61,11 +61,11 @@ class _Exponential(Sampler):
         s, at_data = plan.s[i], plan.weights.shape[-1] > y.shape[1]  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         y = apply_matrix(plan.gain[i], y)
-        for b, found in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
+        for b, estimate in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
             if at_data:
-                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), found)
+                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), estimate)
             else:
-                y = y + outer(b, found)
+                y = y + outer(b, estimate)
         if plan.scale_tril is None:
             return y
         return y + apply_matrix(plan.scale_tril[i], noise())

@@ -129,11 +129,11 @@ class _GuidedScore(BoundScore):
         return self._guided(lambda score: BoundScore.denoise(score, y, s, noise), s)
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)  # start_hat, or an error
+        with_context = super().__getattr__(name)  # start_hat, or an error
 
         def guided(y: Tensor, s: Tensor) -> Tensor:
             return self._guided(
-                lambda score: found(y, s) if score is self else getattr(score, name)(y, s), s
+                lambda score: with_context(y, s) if score is self else getattr(score, name)(y, s), s
             )
 
         return guided

@@ -108,8 +108,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
         path = path @ (eye - flow[j].sum(1)) @ W[j] @ back_whole[j] @ F[j + 1]
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
     moments = (moments @ F[0].mT).unflatten(-2, (-1, powers)).movedim(-3, -1).flatten(-2)
-    found = Transport(F[0] @ path @ W[-1], moments, tril, volume)
-    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in found]
+    steps = Transport(F[0] @ path @ W[-1], moments, tril, volume)
+    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in steps]
     return Transport(*parts)
 
 
@@ -136,8 +136,8 @@ def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
     blocks = torch.einsum("lm,...mij->...milj", partial, rate) * h[..., None, None, None, None]
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)
     ones = torch.eye(K).to(rate).repeat(1, q).expand(*h.shape, K, q * K)
-    found = torch.linalg.solve(system, ones, left=False)
-    value: Tensor = found.unflatten(-1, (q, K)).movedim(-2, -3)
+    solution = torch.linalg.solve(system, ones, left=False)
+    value: Tensor = solution.unflatten(-1, (q, K)).movedim(-2, -3)
     return value
 
 

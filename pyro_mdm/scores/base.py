@@ -211,8 +211,8 @@ class Score(Restorable, ExactBuffers, ABC):
             W = inverse_tril(diffusion.marginal(s).scale_tril)
             added = theta.double() + apply_matrix(W.mT @ W, y.double())
             G = check_dispersion(diffusion, diffusion.dispersion_matrix(s), y)
-            found = divergence(added, y, G, how, create_graph=create_graph).value
-        return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
+            of_added = divergence(added, y, G, how, create_graph=create_graph).value
+        return theta, of_added - y[0, 0].numel() * diffusion.log_volume_rate(s)
 
     # -- a part of the dimensions, and differences between data ------------------------------------
 

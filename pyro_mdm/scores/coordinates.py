@@ -39,5 +39,5 @@ class CoordinateNetwork(Recorded, nn.Module):
         data = self.transform.inverse(inputs[:, :seen])
         if self.told:
             data = torch.cat([data, inputs[:, seen:]], 1)
-        found: Tensor = self.transform(self.network(data, log_snr, *context))
-        return found
+        output: Tensor = self.transform(self.network(data, log_snr, *context))
+        return output

@@ -227,8 +227,8 @@ class DenoiserScore(Score):
             both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
             at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
             with self._watching(u, weight):
-                found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
-        values, *boundaries = found.split([len(x)] + [len(chosen)] * len(moving))
+                integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+        values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
         each = weighted(width.to(x.dtype) * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end

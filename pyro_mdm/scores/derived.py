@@ -82,8 +82,8 @@ class DerivedDenoiser(DenoiserScore):
                 f"NetworkPosterior needs a score with a posterior over levels, got "
                 f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
             )
-        found: likelihoods.LevelDistribution = posterior(z, log_snr)
-        return found
+        law: likelihoods.LevelDistribution = posterior(z, log_snr)
+        return law
 
     @property
     def typical(self) -> Tensor:

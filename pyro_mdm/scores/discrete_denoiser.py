@@ -195,8 +195,7 @@ class DiscreteDenoiser(DenoiserScore):
     @property
     def typical(self) -> Tensor:
         nearest = (self.data_mean.double().unsqueeze(-1) - self.levels).abs().argmin(-1)
-        found: Tensor = self.levels[nearest]
-        return found
+        return self.levels[nearest]
 
     def check_values(self, values: Tensor, known: Tensor) -> None:
         discrete.level_index(values[known], self.levels)
@@ -251,15 +250,15 @@ class DiscreteDenoiser(DenoiserScore):
         ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
         table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
         row = len(self.levels) * torch.arange(len(ends), device=x.device)
-        found = []
+        sums = []
         for part, here in zip(
             x.flatten(1)[:, dims].split(DATA_AT_ONCE), on.split(DATA_AT_ONCE), strict=True
         ):
             rows = row + discrete.level_index(part, self.levels)
             weights = None if counted is None else here.double()
             bag = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-            found.append(bag)
-        return torch.cat(found)
+            sums.append(bag)
+        return torch.cat(sums)
 
     def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice, on: Tensor) -> Tensor:
         """The same, of the dimensions that have the same edges together."""

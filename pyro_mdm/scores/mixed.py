@@ -180,12 +180,12 @@ class MixedDenoiser(DenoiserScore):
     @property
     def direct(self) -> Tensor:
         """Which of them is the F of each dimension, (d,) int64; -1 of one with levels."""
-        found, start = torch.full_like(self.part_of, -1), 0
+        channel, start = torch.full_like(self.part_of, -1), 0
         for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
             if part.outputs == 1:
-                found[dims] = start + torch.arange(len(dims), device=found.device)
+                channel[dims] = start + torch.arange(len(dims), device=channel.device)
             start += size
-        return found
+        return channel
 
     def _sizes(self) -> list[int]:
         """Numbers of the network's output of each part."""
@@ -213,16 +213,16 @@ class MixedDenoiser(DenoiserScore):
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x), (*batch), nats: Gaussians' densities and probabilities of levels."""
         self._values("x", x, 0.0)
-        found = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
-        return torch.stack(found).sum(0)
+        each = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
+        return torch.stack(each).sum(0)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, the parts' together."""
         _, lam = self._values("x", x, log_snr)
-        found = [
+        each = [
             p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
         ]
-        return torch.stack(found).sum(0)
+        return torch.stack(each).sum(0)
 
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None

@@ -91,8 +91,8 @@ class WrappedDenoiser(Score):
         """What the network returns for (n, channels, *spatial): for the denoiser, and the rest."""
         C = self.denoiser.event_shape[0]  # type: ignore[index]
         own = self.denoiser.outputs * C
-        found = self.call_network(inputs, log_snr, 1, channels=own + more * C)
-        return found[:, :own], found[:, own:]
+        F = self.call_network(inputs, log_snr, 1, channels=own + more * C)
+        return F[:, :own], F[:, own:]
 
 
 def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:
