@@ -166,8 +166,7 @@ class DiscreteContext(Context):
 
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
         logits = self.encoded(x, self.size, event_dim)
-        law: TorchDistributionMixin = dist.OneHotCategorical(logits=logits)
-        return law
+        return dist.OneHotCategorical(logits=logits)
 
     def drawn(self, law: Any) -> Tensor:
         probs = law.probs.detach()
@@ -180,8 +179,7 @@ class DiscreteContext(Context):
         return nn.functional.one_hot(law.probs.argmax(-1), self.size).to(law.probs)
 
     def prior(self) -> TorchDistributionMixin:
-        law: TorchDistributionMixin = dist.OneHotCategorical(logits=self.logits)
-        return law
+        return dist.OneHotCategorical(logits=self.logits)
 
     def draw(self, n: int) -> Tensor:
         u = randomness.for_data(

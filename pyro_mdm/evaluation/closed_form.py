@@ -401,8 +401,7 @@ class ClosedFormComparison:
         """Monte Carlo errors in nats."""
         parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
         errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
-        agreed: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
-        return agreed
+        return self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
 
     def _terms(self, target: Target) -> _Terms:
         first, second = target

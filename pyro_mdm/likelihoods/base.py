@@ -127,8 +127,7 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
         return law.log_prob_by_dimension(value)
     independent = isinstance(law, dist.Independent)
     if independent and not law.base_dist.event_shape:
-        log_prob: Tensor = law.base_dist.log_prob(value)
-        return log_prob
+        return law.base_dist.log_prob(value)
     raise TypeError(
         f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
         "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "

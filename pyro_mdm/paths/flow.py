@@ -171,8 +171,7 @@ class _StateFlow(_Flow):
         return y, 0.0
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        log_prob: Tensor = self.diffusion.prior.log_prob(y)
-        return log_prob
+        return self.diffusion.prior.log_prob(y)
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         s = self.diffusion.time_on_the_way(u)
