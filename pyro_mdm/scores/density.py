@@ -1,4 +1,4 @@
-r"""Where along the way from data to noise training looks: more, where its gradients vary more.
+r"""A density of training over the way from data to noise: more, where gradients vary more.
 
 The diffusion term is an integral over u in [0, 1], the part of the way in log SNR or log volume.
 Uniform draws of u spend many network calls where a gradient says next to nothing. Draws from
@@ -19,7 +19,7 @@ __all__ = ["AdaptiveDensity"]
 
 BINS = 24
 MEMORY = 0.98
-"""What is left of a statistic after a step: it is of the last 50 steps or so."""
+"""The share of a statistic that a step leaves: it is of the last 50 steps or so."""
 FLOOR = 0.1
 """The least density, so that a weight is 10 at most and no part of the way is lost from sight."""
 

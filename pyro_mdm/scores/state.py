@@ -70,7 +70,7 @@ class StateDenoiser(WrappedDenoiser):
     def _estimates(
         self, diffusion: Kernels, y: Tensor, s: Number
     ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
-        """Marginal, state and times flattened to n; x̂ (n, *event_shape), m̂ (n, K-1, …)."""
+        """Marginal, state and times flattened to n, x̂ (n, *event_shape) and m̂ (n, K-1, …)."""
         s = self.checked_state(diffusion, y, s)
         state = y.reshape(-1, diffusion.num_variables, *y.shape[y.dim() - self._event_dim :])
         s = s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)
