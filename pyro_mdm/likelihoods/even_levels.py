@@ -97,7 +97,7 @@ class _Rule(NamedTuple):
 
 
 class _Top(NamedTuple):
-    """Of pairs: k_0, s, b and r."""
+    """The tops of pairs' log-odds: k_0, s, b and r, see the module's text."""
 
     level: Tensor
     slope: Tensor
@@ -106,7 +106,7 @@ class _Top(NamedTuple):
 
 
 class EvenLevels:
-    """What is computed once of a prior: Gauss's rules, and log π as windows read it.
+    """Tables of a prior, computed once: Gauss's rules, and log π as windows read it.
 
     Args:
         log_prior: log π, (d, n), normalized;  levels: (n,). See :meth:`serves`.
@@ -159,7 +159,7 @@ class EvenLevels:
         return moments.reshape(len(moments), B, d).unbind()
 
     def _flat(self, pairs: Tensor, j: Tensor, out: Tensor, sums: _Sums) -> Tensor:
-        """Fills in the pairs that a rule serves; the indices of the others."""
+        """Fills in the pairs that a rule serves; returns the indices of the others."""
         half, middle = (self.last - self.first) / 2, (self.last + self.first) / 2
         c, alpha, beta = pairs
         delta = middle - c
@@ -212,7 +212,7 @@ class EvenLevels:
             out.index_copy_(1, places[index], torch.stack(values).to(out.dtype))
 
     def _top(self, pairs: Tensor, fall: Tensor) -> _Top:
-        """Where the quadratic is largest, and how far from there it has fallen by ``fall``."""
+        """The place where the quadratic is largest, and how far from it the fall is ``fall``."""
         last, h = self.n - 1, self.gap
         c, alpha, beta = pairs
         slope, b = alpha * h, beta * -(h * h)  # per level, at c
