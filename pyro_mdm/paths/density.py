@@ -97,7 +97,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
 
 
 class _Flip(NamedTuple):
-    """How a step moves states, and which of its noises change their sign in a pair."""
+    """The matrices of a step, and the signs of its noises in the other path of a pair."""
 
     matrix: Tensor  # M (n, K, K)
     root: Tensor  # F (n, K, K)

@@ -52,7 +52,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 @dataclass(frozen=True)
 class Solver:
-    """How the probability-flow ODE is solved, by torchdiffeq, in float64.
+    """Settings of the solver of the probability-flow ODE, torchdiffeq's, in float64.
 
     Args:
         method: adaptive, ``"dopri5"`` and its kin, or of fixed steps, ``"rk4"`` and its kin.
@@ -88,7 +88,7 @@ class Solver:
 
 
 class FlowDensity(NamedTuple):
-    """log p_ode of states, and what it took."""
+    """log p_ode of states, and the calls that it took."""
 
     log_prob: Tensor  # (n,) nats
     calls: int  # of the network, for each state
@@ -150,7 +150,7 @@ class _Flow(ABC):
 
     @abstractmethod
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Where the flow of states y_ε begins, and what is known of their log density there."""
+        """The beginning of the flow of states y_ε, and what is known of their log density there."""
 
     @abstractmethod
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
@@ -158,11 +158,11 @@ class _Flow(ABC):
 
     @abstractmethod
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        """The log density of where it ends, (n,)."""
+        """The prior's log density where the flow ends, (n,)."""
 
 
 class _StateFlow(_Flow):
-    """That of the whole state, for scores that see it.
+    """The flow of the whole state, for scores that see it.
 
     u is the part of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
     """
@@ -205,7 +205,7 @@ def _linear_flow(
 
 
 class _DenoiserFlow(_Flow):
-    r"""That of z, which is all that a denoiser sees of the state: the same for every K.
+    r"""The flow of z, which is all that a denoiser sees of the state: the same for every K.
 
     With v = e^{-λ}, and data of mean μ and variance σ² by dimension, the flow
 

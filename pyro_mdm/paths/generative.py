@@ -24,7 +24,7 @@ Sampler = Callable[..., Tensor]
 
 
 class GenerativeLaw(PathLaw):
-    """What generative laws share: a score, and no dependence on x."""
+    """Base of the generative laws: they have a score, and do not depend on x."""
 
     has_rsample = False
     score: Score

@@ -44,11 +44,11 @@ __all__ = [
 Method = Literal["elbo", "importance", "flow"]
 
 TIMES = 65
-"""Of a grid, where none is given."""
+"""The number of times of a grid where none is given."""
 
 
 class Generative(Protocol):
-    """What a generative program is made of; a :class:`~pyro_mdm.DiffusionModel` is one."""
+    """The parts of a generative program; a :class:`~pyro_mdm.DiffusionModel` has them."""
 
     diffusion: Any
     score_function: Any
@@ -108,7 +108,7 @@ class Estimator:
             chain_of(model, self.times)  # refused here if it has to be
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n,) nats, of x (n, *event_shape), in its dtype; all draws are made at once."""
+        """The bound (n,), nats, of x (n, *event_shape), in its dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)

@@ -103,7 +103,7 @@ class SimulatedPath(NoisingLaw):
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
-        """As prior KL :func:`arrival`, by a path of its own to T; all else is diffusion."""
+        """The divergence by term, with :func:`arrival` on a path of its own as prior KL."""
         prior = arrival(self, path)
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
