@@ -80,11 +80,10 @@ class Guided(Recorded):
 
     @property
     def calls(self) -> int:
-        """How often the last run asked the network, at most."""
+        """The number of times that the last run asked the network, at most."""
         return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
-        """As that of the sampler."""
         if self.log_snr is not None:
             require(diffusion, Cap.KERNELS, who="an interval of log SNR", fix="leave log_snr out")
         if hasattr(self.sampler, "check"):

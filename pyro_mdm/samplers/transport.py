@@ -1,4 +1,4 @@
-r"""What a generative process does to a state in one step, if the denoiser is a polynomial over it.
+r"""The steps of generative processes over which the denoiser is a polynomial.
 
 All processes that run backwards through the marginals of a linear diffusion are
 
@@ -114,8 +114,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
 
 
 def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:
-    """The same for K = 1, where noises of all times commute: for grids as many as data have
-    dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    """:func:`transport` for K = 1, where noises of all times commute: for grids as many as data
+    have dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
     volume = -diffusion.log_volume(times).diff(dim=0)
     m = (1 + noise) / 2 * volume
     move = diffusion.transition(times[:-1], times[1:])
