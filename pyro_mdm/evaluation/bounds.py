@@ -53,7 +53,7 @@ class Bound:
 
     @property
     def num_data(self) -> int:
-        """n."""
+        """The number of data, n."""
         return len(self.per_datum)
 
     @property

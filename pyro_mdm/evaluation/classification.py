@@ -37,12 +37,12 @@ from pyro_mdm.support.measured import Measured
 __all__ = ["ClassPosterior", "class_posterior"]
 
 BINS = 10
-"""Of confidence, for the calibration error."""
+"""The number of intervals of confidence, for the calibration error."""
 
 
 @dataclass(frozen=True, repr=False)
 class ClassPosterior:
-    """What bounds say of the classes of n data."""
+    """The posterior of the classes of n data, by bounds."""
 
     elbo: Tensor  # (n, classes) bound on log p(x | c), nats
     halves: Tensor  # (2, n, classes) the same by one half of the draws each

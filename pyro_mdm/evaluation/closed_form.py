@@ -40,26 +40,26 @@ FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 
 PILOT_SHARE = 3
-"""The estimate has at most so many draws for each of the pilot that says how many there must be."""
+"""The most draws of an estimate for each draw of the pilot that says how many there must be."""
 
 SAFETY = 1.3
-"""Times the draws that the pilot says are needed: its word is an estimate."""
+"""The factor on the draws that the pilot says are needed: its word is an estimate."""
 
 DIMS_AT_ONCE = 256
-"""Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
+"""The number of dimensions integrated at a time, so that the baseline's tables stay in cache."""
 
 MANY_CLOCKS = 64
-"""Of data dimensions, above which a baseline follows the common clock instead of theirs."""
+"""The most cells whose clocks a baseline follows; with more it follows the common clock."""
 
 MANY_PASSES = 64
-"""Over all data; from then on a round may be an eighth of all draws before it."""
+"""The passes over all data after which a round may be an eighth of all draws before it."""
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which parts of the work this process does, and the sum over all processes."""
+    """The share of the work that a process does, and sums over all processes."""
 
     device: torch.device
     rank: int = 0
@@ -92,7 +92,7 @@ class Share:
 
 
 def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
-    """Of data and of the weights of scores, in which these are computed."""
+    """The dtypes of data and of the weights of scores, in which these are computed."""
     return {x.dtype}.union(*(floating_dtypes(model.score_function) for model in models))
 
 
@@ -168,7 +168,7 @@ class ClosedFormComparison:
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self, draws: int, half_width: float | None) -> Comparison:
-        """All ``draws``, or as many as a pilot says the half-width takes."""
+        """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
         most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
@@ -203,7 +203,7 @@ class ClosedFormComparison:
         return n if done < MANY_PASSES * n else done // (8 * n) * n
 
     def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
-        """Rounds until they are enough to say what the half-width takes: PILOT_SHARE to one.
+        """The plan of a pilot, of as many rounds as tell the draws needed: PILOT_SHARE to one.
 
         None where ``most`` leaves no room for a pilot: then all of it is drawn.
         """
@@ -223,7 +223,7 @@ class ClosedFormComparison:
             self.integrals.allocate([t for t in targets if plan.error(t) > worst / 2])
 
     def _plan(self, targets: list[Target]) -> Plan:
-        """The same for all processes."""
+        """The plan of the next draws, the same for all processes."""
         plan = self.integrals.plan(targets)
         numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
         spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
@@ -236,7 +236,7 @@ class ClosedFormComparison:
         )
 
     def _needed(self, plan: Plan, wanted: float) -> int:
-        """Draws after which every error is the one wanted."""
+        """The number of draws after which every error is the one wanted."""
         need = 0.0
         for target in plan.spread:
             left = wanted**2 - self._reconstruction_error(target) ** 2
@@ -306,7 +306,7 @@ class ClosedFormComparison:
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """So often that this error is at most a third of the one wanted, as two of some data say.
+        """Reconstructs until the error is at most a third of the one wanted, as two of some say.
 
         Those two are no part of the estimate.
         """
@@ -334,7 +334,7 @@ class ClosedFormComparison:
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
     def _context_seed(self) -> int:
-        """Of a part of the work, for all models and processes alike."""
+        """A seed for a part of the work, the same for all models and processes."""
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
     def _given(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
@@ -349,13 +349,13 @@ class ClosedFormComparison:
         return given.diffusion, given.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
-        """That of these data (m,)."""
+        """The baseline of these data (m,)."""
         assert self.baseline is not None
         baseline: Any = self.baseline.for_rows(datum)  # one of its kind
         return baseline
 
     def _known(self) -> Tensor:
-        """(n, S) the baseline's diffusion term of each datum over each cell."""
+        """The baseline's diffusion term of each datum over each cell, (n, S)."""
         assert self.baseline is not None
         known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
         edges = self.edges.to(self.x.device)
@@ -369,7 +369,7 @@ class ClosedFormComparison:
         return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
-        """Standard deviation of the baseline's own noise in each cell: what the first round has."""
+        """The first round's density: the spread of the baseline's own noise in each cell."""
         assert self.baseline is not None
         few = min(len(self.x), FIRST_ROUND)
         x, width = self.baseline_x[:few], self.edges.diff()
@@ -390,7 +390,7 @@ class ClosedFormComparison:
     # -- results -----------------------------------------------------------------------------------
 
     def _reconstruction_of(self, target: Target) -> Tensor:
-        """(draws, n)."""
+        """The draws of the reconstruction, (draws, n)."""
         return _of_target(torch.stack(self.reconstruction), target)
 
     def _reconstruction_error(self, target: Target) -> float:
@@ -477,7 +477,7 @@ class ClosedFormComparison:
 
 
 class _Terms(NamedTuple):
-    """Those of one model, or of one less another, for each datum (n,), nats."""
+    """The terms of one model, or of one less another, for each datum (n,), nats."""
 
     reconstruction: Tensor
     prior_kl: Tensor
@@ -489,7 +489,7 @@ class _Terms(NamedTuple):
     integral: Integral
 
     def measured(self) -> dict[str, Any]:
-        """The mean of each by name, with its error over data."""
+        """The mean of each term by name, with its error over data."""
         noise, error = self.integral.per_datum_error, self.integral.error
         return {
             "reconstruction": Measured.of(self.reconstruction),
@@ -510,7 +510,7 @@ def _counts(model: DiffusionModel, x: Tensor) -> Tensor:
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:
-    """(draws, n) of one model, or of one less another, from (draws, M, n)."""
+    """Terms (draws, n) of one model, or of one less another, from (draws, M, n)."""
     first, second = target
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 

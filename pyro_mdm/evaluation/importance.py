@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 NUMBERS = 2**22
-"""Of all states that are weighed together, which bounds the memory."""
+"""The most numbers in states that are weighed together, which bounds the memory."""
 FEWEST_FOR_TAIL = 25
 """Weights of a datum from which a tail index is estimated."""
 

@@ -52,7 +52,7 @@ PILOT = 2
 
 @dataclass(frozen=True)
 class StepSizeBias:
-    """What halving the step changes about the bound, nats per datum, at the same noise.
+    """The change of the bound by halving the step, nats per datum, at the same noise.
 
     The bias of the whole step is twice the difference for a method of first order, 4/3 of it for
     one of second order (``srk``, in most cases).
@@ -136,7 +136,7 @@ class _Rounds:
         self.forget()
 
     def forget(self) -> None:
-        """All rounds so far are no part of the estimate."""
+        """Leaves all rounds so far out of the estimate."""
         self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
         self.probe_variance = 0.0  # summed over draws
         # number, sum, sum of squares
@@ -149,7 +149,7 @@ class _Rounds:
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, seed: int, bar: Progress) -> None:
-        """One more round: a path for every datum."""
+        """Adds a round: a path for every datum."""
         n, r = len(self.x), self.number
         generator = torch.Generator().manual_seed(_seed(seed, r))
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
@@ -197,16 +197,16 @@ class _Rounds:
     # -- results -----------------------------------------------------------------------------------
 
     def totals(self) -> Tensor:
-        """(rounds, n) the bound."""
+        """The bound, (rounds, n)."""
         terms = torch.stack(self.terms)
         return terms[:, 0] - terms[:, 1] - terms[:, 2]
 
     def means(self) -> dict[str, Tensor]:
-        """(n,) the mean of each of TERMS."""
+        """The mean of each of TERMS, (n,)."""
         return dict(zip(TERMS, torch.stack(self.terms, 1).mean(1), strict=True))
 
     def estimate(self) -> Estimate:
-        """All of it."""
+        """The estimate by all rounds."""
         totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
@@ -245,7 +245,7 @@ def compare_paths(
     progress: bool,
     share: Share,
 ) -> Comparison:
-    """As :func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
+    """:func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
 
     Args:
         linear: the comparison of the programs over linear diffusions, if there are any.
@@ -303,7 +303,7 @@ def _needed(
     simulated: Mapping[str, _Rounds],
     wanted: float,
 ) -> float:
-    """Times the rounds so far after which every error that they are part of is the one wanted."""
+    """The factor on the rounds so far after which every error of theirs is the one wanted."""
     estimates = {name: of_model.estimate() for name, of_model in simulated.items()}
     need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
     estimates |= linear
