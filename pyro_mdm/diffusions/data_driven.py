@@ -52,7 +52,7 @@ VIEWS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Aims(NamedTuple):
-    """What z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
+    """The points z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
 
     flow: Tensor  # U: the velocity that moves the marginals is (z - U)/2v
     score: Tensor  # R: ∇ log q(z | x) = -(z - R)/v
@@ -79,7 +79,7 @@ class DataPath(NamedTuple):
         return self.mean + ((self.stretch - level) / 2).exp().to(noise.dtype) * noise
 
     def aims(self, z: Tensor) -> Aims:
-        """Of a path that is at z."""
+        """The aims of a path that is at z."""
         rest = z - self.mean
         flow = self.mean + 2 * self.mean_rate + self.stretch_rate * rest
         return Aims(flow, self.mean - torch.expm1(-self.stretch) * rest)
@@ -145,7 +145,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @staticmethod
     def outputs(*, means: bool = True, scales: bool = True, degree: int = 5) -> int:
-        """How many numbers the network gives for each dimension of the data."""
+        """The number of the network's outputs for each dimension of the data."""
         return (means + scales) * (degree - 2)
 
     # -- the way of the marginals ------------------------------------------------------------------
@@ -193,8 +193,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
-        """Of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a number for
-        one batch dimension."""
+        """The aims of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a
+        number for one batch dimension."""
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
         path = self.path(x.reshape(-1, *event), log_snr.expand(batch).reshape(-1))
@@ -203,7 +203,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @torch.no_grad()
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """By how much means and log S² differ from those of the base, at five parts of the way."""
+        """Means and log S² less those of the base, at five parts of the way."""
         high, low = self._ends()
         paths = [self.path(x, (high + u * (low - high)).expand(len(x))) for u in VIEWS]
         shown = {"mean": (self.means, [p.mean - x for p in paths])}

@@ -91,7 +91,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     stationary_prior: bool = False
     initial_covariance: Tensor
     simulation: Simulation
-    """How paths are simulated."""
+    """Settings of the simulation of paths."""
 
     def __init__(
         self,

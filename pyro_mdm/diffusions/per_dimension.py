@@ -37,7 +37,7 @@ from pyro_mdm.support.settings import described
 __all__ = ["PerDimensionDiffusion"]
 
 KNOTS = 65
-"""Of the table that inverts log volume."""
+"""The number of knots of the table that inverts log volume."""
 
 
 class PerDimensionDiffusion(Kernels):
@@ -112,7 +112,7 @@ class PerDimensionDiffusion(Kernels):
 
     @property
     def num_cells(self) -> int:
-        """How many different pairs of block and clock there are."""
+        """The number of different pairs of block and clock."""
         return len(self._clock_of_cell)
 
     @property
@@ -170,7 +170,7 @@ class PerDimensionDiffusion(Kernels):
         return self.reference.terminal_log_snr
 
     def log_snr(self, s: Times) -> Tensor:
-        """That of the reference, like s; :meth:`marginal` has the map of all dimensions."""
+        """λ of the reference, like s; :meth:`marginal` has the map of all dimensions."""
         return self.reference.log_snr(s)
 
     def log_snr_rate(self, s: Times) -> Tensor:
@@ -180,15 +180,15 @@ class PerDimensionDiffusion(Kernels):
         return self.reference.time_at_log_snr(value)
 
     def clock(self, s: Times) -> Tensor:
-        """That of the reference."""
+        """The clock of the reference."""
         return self.reference.clock(s)
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
-        """Of the reference's clock."""
+        """The inverse of the reference's clock."""
         return self.reference.inverse_clock(tau)
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
-        """Of the reference's clock."""
+        """The time at which the reference's clock has come so far."""
         return self.reference.time_at_clock(tau)
 
     def rate(self, s: Times) -> Tensor:
@@ -196,7 +196,7 @@ class PerDimensionDiffusion(Kernels):
         return self.reference.rate(s)
 
     def frozen(self) -> Any:
-        """Of the reference."""
+        """The reference's Q, D and A."""
         return self.reference.frozen()
 
     # -- maps --------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class PerDimensionDiffusion(Kernels):
         return list(self.blocks)
 
     def _spread(self, value: Tensor, shape: Sequence[int]) -> Tensor:
-        """Of cells (*shape, cells, …) to dimensions (*shape, *index map, …)."""
+        """Values of cells (*shape, cells, …) as those of dimensions (*shape, *index map, …)."""
         dim = len(shape)
         entries: Tensor = value.index_select(dim, self._cell_of)
         spread: Tensor = entries.unflatten(dim, tuple(self.block_of.shape))
@@ -256,7 +256,7 @@ class PerDimensionDiffusion(Kernels):
         return self.from_coordinates(z), self.start_log_snr  # λ(ε) is that of all
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """What each block plans: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
+        """Each block's plan: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common  # the times themselves
@@ -274,7 +274,7 @@ class PerDimensionDiffusion(Kernels):
         return times
 
     def _unless_moved(self, name: str, s: Tensor, find: Callable[[], Any]) -> Any:
-        """What was found last under this name, if it was for these times and nothing has moved."""
+        """The value kept under this name, made anew for other times or if anything has moved."""
         parameters = list(self.parameters())
         kept = self._kept.get(name)
         ends = [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
@@ -305,7 +305,7 @@ class PerDimensionDiffusion(Kernels):
         return of_cells
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """What ``law(block, *local times)`` returns, for every dimension.
+        """``law(block, *local times)``, for every dimension.
 
         Args:
             law: of a linear diffusion and as many times as are given, any shape; returns tensors,
@@ -382,7 +382,7 @@ class PerDimensionDiffusion(Kernels):
         return GaussianPrior(self.prior_covariance)
 
     def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
-        """By how much each cell's time moves with the common one, (*s.shape, cells), by block."""
+        """The speed of each cell's time by the common one, (*s.shape, cells), by block."""
         rates: list[Tensor] = []
         parts = self._log_snr_rate(s).split(self._cells_of_block, -1)
         for i, (block, t) in enumerate(zip(self._each_block(), local, strict=True)):
@@ -458,7 +458,7 @@ class PerDimensionDiffusion(Kernels):
         return volumes.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        """Its derivative in s, like s."""
+        """The derivative of :meth:`log_volume` in s, like s."""
         s = self.as_tensor(s)
         at = s.reshape(-1)
         if self.num_variables == 1:
@@ -485,7 +485,7 @@ class PerDimensionDiffusion(Kernels):
         return s + (value - self.log_volume(inside)) / self.log_volume_rate(inside).detach()
 
     def _root(self, wanted: Tensor) -> Tensor:
-        """By safe Newton steps from a table, in the logarithm of the common clock."""
+        """The time, by safe Newton steps from a table, in the logarithm of the common clock."""
         times, volumes = self._unless_moved("log volume", self.start_time, self._table)
         i = torch.searchsorted(volumes, wanted).clamp(1, KNOTS - 1)
         low, high = times[i - 1], times[i]
@@ -513,7 +513,7 @@ class PerDimensionDiffusion(Kernels):
     # -- the door ----------------------------------------------------------------------------------
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Whether the index maps fit data of this shape."""
+        """Raises ValueError unless the index maps fit data of this shape."""
         shape = tuple(self.block_of.shape)
         fits = len(shape) == len(event_shape)
         if not fits or any(n not in (1, m) for n, m in zip(shape, event_shape, strict=True)):
@@ -538,7 +538,7 @@ class PerDimensionDiffusion(Kernels):
 
 
 class _Kept(NamedTuple):
-    """What was found, and all that it was found for."""
+    """A value, and all that it was computed for."""
 
     s: Tensor
     ends: list[tuple[float, float | None]]
@@ -589,7 +589,7 @@ def _check_blocks(blocks: list[Any]) -> None:
 def _index_maps(
     block_of: object, num_blocks: int, clock_of: object, num_clocks: int
 ) -> tuple[Tensor, Tensor]:
-    """Both, checked, of one shape."""
+    """The index maps of blocks and clocks, checked, of one shape."""
     if block_of is None and clock_of is None:
         raise ValueError(
             "neither block_of nor clock_of is given, expected at least one, which says what each "

@@ -26,7 +26,7 @@ POINTS = 4001
 REACH = 36.0
 """The integrand of a quadrature is followed to e^-36 of its highest value."""
 FARTHEST = 1e18
-"""Where a quadrature looks for the end of a law."""
+"""The farthest place at which a quadrature looks for the end of a law."""
 ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
 
@@ -301,7 +301,7 @@ class QuadraturePrior(Prior):
 
     @torch.no_grad()
     def _bounds(self, k: int) -> tuple[float, float]:
-        """Where exp(-H) dy/du falls to e^-REACH of its highest value on both sides, in u."""
+        """The places u on both sides where exp(-H) dy/du falls to e^-REACH of its highest value."""
         end = float(_inverse(torch.tensor(FARTHEST, dtype=torch.float64)))
         half = POINTS // 2
         steps = torch.arange(-half, half + 1, dtype=torch.float64, device=self.device)
