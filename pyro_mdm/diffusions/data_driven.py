@@ -75,8 +75,8 @@ class DataPath(NamedTuple):
 
     def place(self, log_snr: Tensor, noise: Tensor) -> Tensor:
         """z = m + S ε at log SNRs (n,)."""
-        level = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
-        return self.mean + ((self.stretch - level) / 2).exp().to(noise.dtype) * noise
+        lam = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
+        return self.mean + ((self.stretch - lam) / 2).exp().to(noise.dtype) * noise
 
     def aims(self, z: Tensor) -> Aims:
         """The aims of a path that is at z."""

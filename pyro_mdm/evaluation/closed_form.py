@@ -143,7 +143,7 @@ class ClosedFormComparison:
         )
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         parts = x.split(batch_size)
-        self.context = torch.stack(
+        self.context_kl = torch.stack(
             [torch.cat([given_draw(m, p).kl for p in parts]).double().cpu() for m in self.models]
         )
         event_dim = x.dim() - 1
@@ -266,7 +266,7 @@ class ClosedFormComparison:
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                diffusion, score = self._given(model, datum[here], seed)
+                diffusion, score = self._of_data(model, datum[here], seed)
                 h = score.integrand(
                     diffusion,
                     diffusion.coordinates(x[here]),
@@ -297,7 +297,7 @@ class ClosedFormComparison:
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
-                diffusion, score = self._given(model, datum, seed)
+                diffusion, score = self._of_data(model, datum, seed)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
@@ -337,16 +337,16 @@ class ClosedFormComparison:
         """A seed for a part of the work, the same for all models and processes."""
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
-    def _given(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
+    def _of_data(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
         """Diffusion and score of the data of these indices (m,); at a draw of the latent context,
         if there is one, by torch's generator, which :func:`compare` gives back as it was."""
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
-        given = given_draw(model, self.x[datum])
-        if given.diffusion is model.diffusion:
+        drawn = given_draw(model, self.x[datum])
+        if drawn.diffusion is model.diffusion:
             return model.diffusion, model.score_function.for_rows(datum)
-        return given.diffusion, given.score
+        return drawn.diffusion, drawn.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """The baseline of these data (m,)."""
@@ -406,7 +406,7 @@ class ClosedFormComparison:
     def _terms(self, target: Target) -> _Terms:
         first, second = target
         kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
-        context = self.context[first] - (0 if second is None else self.context[second])
+        context = self.context_kl[first] - (0 if second is None else self.context_kl[second])
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
         counts = self.counts[first] | self.counts[first if second is None else second]
 

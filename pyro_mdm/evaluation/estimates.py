@@ -203,12 +203,12 @@ def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     return tuple(replace(d, resolved=r) for d, r in zip(every, rejected, strict=True))
 
 
-def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
+def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
     """The hypotheses that Holm's step-down procedure rejects, at a family-wise error rate."""
     rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):
-        if p_values[i] > level / (len(p_values) - rank):
+        if p_values[i] > error_rate / (len(p_values) - rank):
             break
         rejected[i] = True
     return rejected

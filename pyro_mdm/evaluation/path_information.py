@@ -99,13 +99,13 @@ def _rates(
     diffusion: DataDrivenDiffusion,
     points: Tensor,
     law: Tensor,
-    level: float,
+    log_snr: float,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
     """Draws of the rate of the term and of the gap per unit of λ, (2, draws) float64 on the CPU."""
     x = points.double()
-    levels = x.new_full((len(x),), level)
+    levels = x.new_full((len(x),), log_snr)
     path = diffusion.path(x, levels)
     mean, mean_rate, h, h_rate = (t.expand_as(x).flatten(1) for t in path)
     chosen = torch.multinomial(law.cpu(), draws, replacement=True, generator=generator).to(x.device)

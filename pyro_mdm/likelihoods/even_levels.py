@@ -99,7 +99,7 @@ class _Rule(NamedTuple):
 class _Top(NamedTuple):
     """The tops of pairs' log-odds: k_0, s, b and r, see the module's text."""
 
-    level: Tensor
+    nearest: Tensor
     slope: Tensor
     curvature: Tensor
     radius: Tensor
@@ -192,7 +192,7 @@ class EvenLevels:
             if len(index) == 0:
                 continue
             left = left & ~mine
-            k = top.level[index]
+            k = top.nearest[index]
             s, b, c = torch.stack([top.slope, top.curvature, pairs[0]]).index_select(1, index)
             if size == n:  # t counts from the middle
                 D = n // 2 - k
@@ -221,8 +221,8 @@ class EvenLevels:
         convex = ~(b > 0)
         end = torch.where(chord > 0, float(last), 0.0)
         k = torch.where(convex, end, at + slope / (2 * b)).nan_to_num_(0.0).clamp_(0, last).round_()
-        level = k.long()
-        s = slope - 2 * b * ((self.levels[level] - c) / h)
+        nearest = k.long()
+        s = slope - 2 * b * ((self.levels[nearest] - c) / h)
         # how fast it falls: from an end inwards, else on the slower side; if convex, as its chord
         fast = torch.where(k == 0, -s, torch.where(k == last, s, -s.abs()))
         fast = torch.where(convex, chord.abs(), fast)
@@ -230,7 +230,7 @@ class EvenLevels:
         fast, far = (fast / at_least).clamp_max_(STEEP), fall / at_least
         root = torch.sqrt(fast.square() + 4 * far)  # r² + fast r = far
         radius = torch.where(fast < 0, (root - fast) / 2, 2 * far / (root + fast))
-        return _Top(level, s, b, radius)
+        return _Top(nearest, s, b, radius)
 
 
 class _Sums:

@@ -92,8 +92,8 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     integrand = integrand + _stationary_expectation(diffusion, g2, apply_matrix(M, y), F)
     to_end = diffusion.transition(diffusion.horizon, start)
     prior = _expected_prior_log_prob(diffusion, apply_matrix(to_end.matrix, y), to_end.covariance)
-    divergence = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
-    return prior + weight.to(y.dtype) * integrand + divergence.to(y.dtype)
+    growth = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
+    return prior + weight.to(y.dtype) * integrand + growth.to(y.dtype)
 
 
 class _Flip(NamedTuple):

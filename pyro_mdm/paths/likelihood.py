@@ -144,15 +144,15 @@ class Estimator:
             return _bound(model, one, x)
         other, same = given_draw(model, x), randomness.repeatable(x.device)
         bounds = []
-        for given in (one, other):
+        for drawn in (one, other):
             with same():
-                bounds.append(_bound(model, given, x))
+                bounds.append(_bound(model, drawn, x))
         apart = (bounds[0] - bounds[1]).detach()
         pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]  # type: ignore
         return (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
 
 
-class Given(NamedTuple):
+class AtDraw(NamedTuple):
     """A model's diffusion and score, given a draw of a context for each datum if there is one."""
 
     diffusion: Any
@@ -161,22 +161,22 @@ class Given(NamedTuple):
     log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
 
 
-def given_draw(model: Generative, x: Tensor) -> Given:
+def given_draw(model: Generative, x: Tensor) -> AtDraw:
     """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape)."""
     diffusion, context, kl, log_q = model.diffusion.for_data(x)
     score = model.score_function
-    return Given(diffusion, score if context is None else score.given_context(context), kl, log_q)
+    return AtDraw(diffusion, score if context is None else score.given_context(context), kl, log_q)
 
 
-def _bound(model: Generative, given: Given, x: Tensor) -> Tensor:
+def _bound(model: Generative, drawn: AtDraw, x: Tensor) -> Tensor:
     """One estimate of the bound of each datum, (n,) nats."""
-    diffusion, score = given.diffusion, given.score
+    diffusion, score = drawn.diffusion, drawn.score
     noising = noising_law(diffusion, x)
     path = noising.rsample()
     kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)
     y = noising.states(path)[0]
     decoded: Tensor = model.likelihood(diffusion, score, y, x.dim() - 1).log_prob(x)
-    return decoded - kl.prior - kl.diffusion - given.kl
+    return decoded - kl.prior - kl.diffusion - drawn.kl
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:

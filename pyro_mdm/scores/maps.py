@@ -101,7 +101,7 @@ class RandomMaps(MapLaw):
         def uniform(*sizes: int) -> Tensor:
             return randomness.uniform((n, *sizes), torch.float64, device)
 
-        level = randomness.low_discrepancy(n, device).reshape(column).expand(n, *event)
+        one_for_all = randomness.low_discrepancy(n, device).reshape(column).expand(n, *event)
         kind = uniform().reshape(column) * total
         one_each = uniform(*event)
         # generated, observed or left out, by a uniform point of the simplex
@@ -119,7 +119,7 @@ class RandomMaps(MapLaw):
         generated = some | ~of_subset
         if present is not None:
             generated, observed = generated & present, observed & present
-        part = torch.where(own, one_each, level)
+        part = torch.where(own, one_each, one_for_all)
         log_snr = low + (high - low) * part
         log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
         left_out = of_subset & ~generated & ~observed
