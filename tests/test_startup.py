@@ -141,8 +141,8 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores import Denoiser
 x = torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])
-score = Denoiser(MLP(4, out_features=2), maps=True)
-model = DiffusionModel(VPSDE(min_log_snr=-9.0), score, event_shape=(2,))
+score = Denoiser.fit(MLP(4, out_features=2), torch.randn(20, 2), maps=True)
+model = DiffusionModel(VPSDE(min_log_snr=-9.0), score)
 print(type(model.for_present(x)[0].score_function).__name__)
 """
 

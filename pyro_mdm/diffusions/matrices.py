@@ -177,7 +177,7 @@ def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
-    """A value of all data, or one for each of n of them, as (*batch, *event) can be compared with.
+    """A value for all data, or one for each of n, in a shape that broadcasts to (*batch, *event).
 
     Args:
         value: (*event) with ``event_dim`` dimensions, or (n, *event).
