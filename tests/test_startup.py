@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,80 +87,61 @@ def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:
     assert not hasattr(pyro_mdm, "_nothing")
 
 
-CORE = [
-    "diffusions",
-    "evaluation",
-    "guide",
-    "elbo",
-    "likelihoods",
-    "model",
-    "paths",
-    "samplers",
-    "scores",
-]
-LOADS = """
-import importlib, json, sys
-for name in json.loads(sys.argv[1]):
-    importlib.import_module(f"pyro_mdm.{name}")
-print(json.dumps([name for name in sys.modules if name.startswith("pyro_mdm.")]))
-"""
-REGISTERED = """
-from pyro_mdm.diffusions import NonlinearDiffusion
-from pyro_mdm.evaluation.comparison import compare_paths
-from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.scores.residual import noised_moments
-functions = (compare_paths, density_bound, noised_moments, noising_law)
-print([function.__name__ for function in functions if NonlinearDiffusion not in function.registry])
-"""
-
-
-def test_the_core_loads_no_wing() -> None:
-    loaded = json.loads(python("-c", LOADS, json.dumps(CORE)))
-    assert "pyro_mdm.diffusions.linear" in loaded
-    assert not [
-        name
-        for name in loaded
-        if name.split(".")[1] in {room for rooms in WINGS.values() for room in rooms}
-    ]
-
-
-def test_who_has_a_simulated_diffusion_has_all_that_is_registered_for_it() -> None:
-    assert python("-c", REGISTERED) == "[]\n"
-
-
-def test_packages_list_names_of_wings_which_load_them() -> None:
-    before = "import pyro_mdm.diffusions as d; name = 'EncodedDiffusion'; own = name in vars(d)"
-    after = "print(name in dir(d), own, d.EncodedDiffusion is vars(d)[name], hasattr(d, 'Nothing'))"
-    assert python("-c", f"{before}; {after}") == "True False True False\n"
-
-
-MISSING = """
+WINGS_ASKED_FOR = """
+import json, sys
 import torch
-from pyro_mdm.diffusions import VPSDE
+import pyro_mdm.elbo, pyro_mdm.evaluation, pyro_mdm.samplers
+from pyro_mdm import diffusions
+from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
+from pyro_mdm.paths.density import density_bound
+from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.scores import Denoiser
-x = torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])
-score = Denoiser.fit(MLP(4, out_features=2), torch.randn(20, 2), maps=True)
-model = DiffusionModel(VPSDE(min_log_snr=-9.0), score)
-print(type(model.for_present(x)[0].score_function).__name__)
+from pyro_mdm.scores.residual import noised_moments
+
+said = {"loaded": [name for name in sys.modules if name.startswith("pyro_mdm.")]}
+name = "NonlinearDiffusion"
+said["listed"] = name in dir(diffusions) and name not in vars(diffusions)
+kind = diffusions.NonlinearDiffusion
+said["kept"] = vars(diffusions)[name] is kind and not hasattr(diffusions, "Nothing")
+functions = (compare_paths, density_bound, noised_moments, noising_law)
+said["registered"] = [kind in function.registry for function in functions]
+x = torch.randn(20, 2)
+score = Denoiser.fit(MLP(4, out_features=2), x, maps=True)
+x[3, 1] = torch.nan
+model = DiffusionModel(diffusions.VPSDE(min_log_snr=-9.0), score)
+said["left out"] = type(model.for_present(x)[0].score_function).__name__
+said["opened"] = type(DiffusionModel.from_pretrained(sys.argv[1]).score_function).__name__
+print(json.dumps(said))
 """
 
 
-def test_entries_may_be_missing_whatever_is_loaded() -> None:
-    assert python("-c", MISSING) == "ConditionedDenoiser\n"
-
-
-OPENED = """
-import sys
-from pyro_mdm.model import DiffusionModel
-print(type(DiffusionModel.from_pretrained(sys.argv[1]).score_function).__name__)
-"""
-
-
-def test_models_of_wings_open_whatever_is_loaded(tmp_path: Path) -> None:
-    x = torch.zeros(2)
+@pytest.fixture(scope="module")
+def wings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a Python says that has loaded the core alone, and then asks for more and more."""
+    folder = str(tmp_path_factory.mktemp("measured"))
     model = DiffusionModel(VPSDE(max_log_snr=9.0), Denoiser(MLP(2)), event_shape=(2,))
-    condition_on_measurements(model, torch.eye(2), x, 0.1).save_pretrained(tmp_path)
-    assert python("-c", OPENED, str(tmp_path)) == "MeasuredDenoiser\n"
+    measured = condition_on_measurements(model, torch.eye(2), torch.zeros(2), 0.1)
+    measured.save_pretrained(folder)
+    said: dict[str, Any] = json.loads(python("-c", WINGS_ASKED_FOR, folder))
+    return said
+
+
+def test_the_core_loads_no_wing(wings: dict[str, Any]) -> None:
+    rooms = {room for rooms in WINGS.values() for room in rooms}
+    assert "pyro_mdm.diffusions.linear" in wings["loaded"]
+    assert not [name for name in wings["loaded"] if name.split(".")[1] in rooms]
+
+
+def test_packages_list_names_of_wings_which_load_them(wings: dict[str, Any]) -> None:
+    assert wings["listed"] and wings["kept"]
+
+
+def test_what_a_wing_does_differently_is_there_with_its_names(wings: dict[str, Any]) -> None:
+    assert all(wings["registered"]) and len(wings["registered"]) == 4
+    assert wings["left out"] == "ConditionedDenoiser"
+
+
+def test_models_of_wings_open_whatever_is_loaded(wings: dict[str, Any]) -> None:
+    assert wings["opened"] == "MeasuredDenoiser"
