@@ -279,7 +279,7 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
     if simulated := [row["run"] for row in bounds if row["simulated"]]:
         notes.append(
             f"simulated: {', '.join(simulated)}. The step of the simulation is an error that no ± "
-            "holds (see\npyro_mdm.evaluation.simulated.step_size_bias), log SNR is a nominal noise "
+            "holds (see\npyro_mdm.simulated.step_size_bias), log SNR is a nominal noise "
             "level but for that at ε, and only sums of\nprior KL and diffusion term compare with "
             "those of others."
         )
