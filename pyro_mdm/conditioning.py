@@ -148,7 +148,7 @@ def _check_noised_apart(model: DiffusionModel) -> None:
 
 
 def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
-    found = DiffusionModel(
+    conditioned = DiffusionModel(
         model.diffusion,
         score,
         likelihood,
@@ -158,7 +158,7 @@ def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> 
         plate=model.plate,
         context=model.context,
     )
-    return found if model.training else found.eval()
+    return conditioned if model.training else conditioned.eval()
 
 
 @leaving_out.register(DenoiserScore)
@@ -304,7 +304,7 @@ class ConditionedDenoiser(DerivedDenoiser):
 
     def _of(
         self,
-        observed: Any,
+        observed: Tensor | None,
         values: Tensor | None,
         left_out: Tensor | None,
         denoiser: DenoiserScore | None = None,
@@ -344,8 +344,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             ValueError: no values of what is observed.
         """
         z, maps = self._told(z, log_snr)
-        found = self.denoiser.x_hat(z, maps)
-        return self._exact(z, maps, found)
+        return self._exact(z, maps, self.denoiser.x_hat(z, maps))
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
@@ -372,10 +371,10 @@ class ConditionedDenoiser(DerivedDenoiser):
         maps = torch.where(observed, math.inf, maps)
         return torch.where(observed, self._for(z, self.values).to(z.dtype), z), maps
 
-    def _exact(self, z: Tensor, maps: Tensor, found: Tensor) -> Tensor:
+    def _exact(self, z: Tensor, maps: Tensor, x_hat: Tensor) -> Tensor:
         """x̂ where it is known without a network."""
-        found = torch.where(maps == math.inf, z, found)
-        return torch.where(maps == -math.inf, self.fill.to(z.dtype), found)
+        x_hat = torch.where(maps == math.inf, z, x_hat)
+        return torch.where(maps == -math.inf, self.fill.to(z.dtype), x_hat)
 
     def completed(self, x: Tensor) -> Tensor:
         """Data (*batch, *event_shape) with the observed values, and the mean where left out.

@@ -77,14 +77,14 @@ class GivenContext(Restorable, nn.Module, ABC):
             TypeError, ValueError: another kind of value, another shape, or values that c cannot
                 have.
         """
-        found = torch.as_tensor(context)
-        tail = found.shape[max(found.dim() - len(self.shape), 0) :]
+        c = torch.as_tensor(context)
+        tail = c.shape[max(c.dim() - len(self.shape), 0) :]
         if tuple(tail) != self.shape:
             raise ValueError(
-                f"context has shape {tuple(found.shape)}, expected {self._shapes}; one for each "
+                f"context has shape {tuple(c.shape)}, expected {self._shapes}; one for each "
                 "datum, or one for all"
             )
-        return found
+        return c
 
     @property
     def _shapes(self) -> str:
@@ -97,9 +97,9 @@ class GivenContext(Restorable, nn.Module, ABC):
             TypeError, ValueError: contexts that there cannot be; one that is not known, without
                 dropout.
         """
-        found = self.check(context)
-        batch = found.shape[: found.dim() - len(self.shape)]
-        flat = found.reshape(-1, *self.shape)
+        c = self.check(context)
+        batch = c.shape[: c.dim() - len(self.shape)]
+        flat = c.reshape(-1, *self.shape)
         known = self.known(flat)
         if not self.dropout and not bool(known.all()):
             raise ValueError(
@@ -154,21 +154,21 @@ class Labels(GivenContext):
         return torch.tensor(-1)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        labels = super().check(context)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(
-                f"context is {describe(context)} of {found.dtype}, expected labels, whole numbers "
+                f"context is {describe(context)} of {labels.dtype}, expected labels, whole numbers "
                 f"from 0 to {self.num_classes - 1}; write labels.long()"
             )
-        found = found.long()
-        off = (found < -1) | (found >= self.num_classes)
+        labels = labels.long()
+        off = (labels < -1) | (labels >= self.num_classes)
         if bool(off.any()):
             raise ValueError(
-                f"context has the label {int(found[off][0])}, expected one of 0 to "
+                f"context has the label {int(labels[off][0])}, expected one of 0 to "
                 f"{self.num_classes - 1}, or -1 where it is not known; make the model with "
                 "Labels(num_classes) of all classes"
             )
-        return found
+        return labels
 
     def known(self, context: Tensor) -> Tensor:
         return context >= 0
@@ -223,10 +223,10 @@ class Vectors(GivenContext):
         return torch.full(self.shape, math.nan)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if found.is_complex() or found.dtype == torch.bool:
-            raise TypeError(f"context is {found.dtype}, expected real numbers {self._shapes}")
-        return _finite_or_unknown(found.to(self.mean), 1)
+        c = super().check(context)
+        if c.is_complex() or c.dtype == torch.bool:
+            raise TypeError(f"context is {c.dtype}, expected real numbers {self._shapes}")
+        return _finite_or_unknown(c.to(self.mean), 1)
 
     def known(self, context: Tensor) -> Tensor:
         return context.isfinite().all(-1)
@@ -270,12 +270,12 @@ class EncodedContext(GivenContext):
         return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if self.whole == found.is_floating_point():
+        c = super().check(context)
+        if self.whole == c.is_floating_point():
             kind = "whole" if self.whole else "real"
-            raise TypeError(f"context is {found.dtype}, expected {kind} numbers {self._shapes}")
-        found = found.to(tensor_device(self) or found.device)
-        return found if self.whole else _finite_or_unknown(found, len(self.shape))
+            raise TypeError(f"context is {c.dtype}, expected {kind} numbers {self._shapes}")
+        c = c.to(tensor_device(self) or c.device)
+        return c if self.whole else _finite_or_unknown(c, len(self.shape))
 
     def known(self, context: Tensor) -> Tensor:
         flat = context.reshape(len(context), -1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -189,12 +189,12 @@ class MDM(TorchDistribution):
         def density(steps: int) -> Tensor:
             return Estimator(model, "flow", 2, 0, None, Solver("rk4", steps=steps), True)(flat)
 
-        steps, found = 8, density(8)
+        steps, coarse = 8, density(8)
         while True:
             finer = density(2 * steps)
-            larger = torch.maximum(found, finer)
+            larger = torch.maximum(coarse, finer)
             matters = larger > larger.max() - RELEVANT
-            off = float((found - finer).abs()[matters].max())
+            off = float((coarse - finer).abs()[matters].max())
             if off < AGREE:
                 return steps
             if steps == 64:
@@ -206,17 +206,16 @@ class MDM(TorchDistribution):
                     stacklevel=2,
                 )
                 return steps
-            steps, found = 2 * steps, finer
+            steps, coarse = 2 * steps, finer
 
     @constraints.dependent_property
     def support(self) -> Any:
         """That of the decoder: levels are discrete."""
         return self._decoded.support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MDM:
+    def expand(self, batch_shape: Sequence[int], _instance: MDM | None = None) -> MDM:
         new = self._get_checked_instance(MDM, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new
 
     @property
@@ -240,7 +239,7 @@ class MDM(TorchDistribution):
         with torch.no_grad():
             return self._decoder(model, y.to(device), context)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """The same as :meth:`sample`, with the graph of every network call of the sampler."""
         if not self.has_rsample:
             raise NotImplementedError(
@@ -259,7 +258,7 @@ class MDM(TorchDistribution):
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
         model, context = self._of(lead), self._context(lead)
@@ -326,9 +325,9 @@ class MDM(TorchDistribution):
 
 def _under_hmc() -> bool:
     """Whether Pyro's MCMC asks: nothing else tells a distribution who does."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

@@ -248,8 +248,8 @@ class DiffusionModel(Registered):
         """
         if context is None:
             return self
-        found, ours = self.checked_context(context), cast(Any, self.context)
-        told = ours.encode(found)
+        checked, ours = self.checked_context(context), cast(GivenContext, self.context)
+        told = ours.encode(checked)
         if drop and told.dim() > 1:
             told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
         score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
@@ -344,7 +344,7 @@ class DiffusionModel(Registered):
             drawn = pyro.sample("x", law, obs=known)
         return drawn if x is None else x
 
-    def check_data(self, x: Any) -> None:
+    def check_data(self, x: Tensor) -> None:
         """Raises unless x are data that this model can be asked about, (batch, *event_shape)."""
         check_data("x", x, tensor_device(self), missing=self.score_function.maps)
         event_dim = len(self.event_shape)
@@ -436,7 +436,7 @@ def check_parts(
         )
 
 
-def check_context(context: Any, diffusion: Diffusion, score: Score) -> None:
+def check_context(context: GivenContext | None, diffusion: Diffusion, score: Score) -> None:
     """Raises unless the network is told what the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:

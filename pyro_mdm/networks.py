@@ -224,8 +224,8 @@ class MapMLP(Recorded, nn.Module):
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         solved = torch.cholesky_solve(i.unsqueeze(-1), torch.linalg.cholesky(S)).squeeze(-1)
         mean = (a * solved) @ R
-        found = torch.where(observed, 0, (mean - a * i) / q.clamp_min(1e-12).sqrt())
-        return found.to(values.dtype)
+        F = (mean - a * i) / q.clamp_min(1e-12).sqrt()
+        return torch.where(observed, 0, F).to(values.dtype)
 
 
 class UNet(Restorable, nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,7 +52,7 @@ class Registered(Restorable, nn.Module):
                 continue
             full = _full_name(parameter, f"{self._pyro_name}$$${name}")
             stored = pyro.param(full, parameter)
-            if stored._cdata != parameter._cdata:
+            if stored is not parameter:
                 raise RuntimeError(
                     f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
                     "that one and not the module. Call pyro.clear_param_store(), and keep "
@@ -63,9 +63,9 @@ class Registered(Restorable, nn.Module):
 def _full_name(parameter: Tensor, name: str) -> str:
     """The first program that registered a parameter names it: shared ones are stepped once,
     wherever in their programs they are."""
-    known = getattr(parameter, "_pyro_mdm_name", None)
+    known = getattr(parameter, "pyro_mdm_name", None)
     if known is None:
-        parameter._pyro_mdm_name = known = name  # type: ignore[attr-defined]
+        parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
     return str(known)
 
 
@@ -139,7 +139,7 @@ class OnePath(Messenger):
         ValueError: guide and model have different diffusions, or their paths different shapes.
     """
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Mapping[str, Any]) -> None:
         for outer in _PYRO_STACK:
             if isinstance(outer, ReplayMessenger) and outer.trace and msg["name"] in outer.trace:
                 guide_law = outer.trace.nodes[msg["name"]]["fn"]

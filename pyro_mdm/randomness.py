@@ -265,10 +265,10 @@ class _Rows(torchsde.BaseBrownian):
     def __call__(
         self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
-        found = self._whole(ta, tb, return_U=return_U, return_A=return_A)
-        if isinstance(found, tuple):
-            return tuple(part[self._rows] for part in found)
-        return found[self._rows]
+        drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
+        if isinstance(drawn, tuple):
+            return tuple(part[self._rows] for part in drawn)
+        return drawn[self._rows]
 
     def __repr__(self) -> str:
         return f"{len(self._rows)} rows of {self._whole!r}"

@@ -227,10 +227,10 @@ class MeasuredDenoiser(DerivedDenoiser):
         )
         rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
         inner, outer = self._covariances(seen, flat)
-        found = self._solve(inner, rest)
-        self.solved = found._replace(u=found.u.detach())
-        fit = -0.5 * (rest * found.u).sum(-1)
-        x_hat = seen.x_hat + outer(self._pulled(found.u))
+        solution = self._solve(inner, rest)
+        self.solved = solution._replace(u=solution.u.detach())
+        fit = -0.5 * (rest * solution.u).sum(-1)
+        x_hat = seen.x_hat + outer(self._pulled(solution.u))
         return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
 
     def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:

@@ -63,7 +63,7 @@ class DenoiserCovariance:
     def _gradient(
         self, of: Tensor, by: Tensor, weight: Tensor, *, create_graph: bool | None = None
     ) -> Tensor:
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             of,
             by,
             weight,
@@ -71,7 +71,7 @@ class DenoiserCovariance:
             create_graph=self._create_graph if create_graph is None else create_graph,
             materialize_grads=True,
         )
-        return found
+        return gradient
 
 
 class Solution(NamedTuple):

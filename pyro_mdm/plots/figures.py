@@ -28,8 +28,9 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.samplers.grids import simulation_grid
 
@@ -52,6 +53,7 @@ __all__ = [
 
 try:
     from matplotlib import colormaps
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -123,7 +125,7 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     return figure
 
 
-def _fit(axes: Any, heights: np.ndarray) -> None:
+def _fit(axes: Axes, heights: np.ndarray) -> None:
     """Cut the axis to those of ``heights`` that are finite."""
     known = heights[np.isfinite(heights)]
     if len(known):
@@ -236,7 +238,7 @@ MOST_LINES = 256
 
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
-def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
+def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
     """What the figures of training need to know of a diffusion as it is now, as lists of numbers.
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
@@ -246,12 +248,12 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
-    found: dict[str, Any] = {}
-    if diffusion.closed_form:
+    matrices: dict[str, Any] = {}
+    if isinstance(diffusion, Kernels):
         frozen = diffusion.frozen()
-        found = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
-        found["eigenvalues"] = _eigenvalues(diffusion)
-    return found | {
+        matrices = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
+        matrices["eigenvalues"] = _eigenvalues(diffusion)
+    return matrices | {
         "times": s.tolist(),
         "rate": diffusion.rate(on_device).tolist(),
         "clock": diffusion.clock(on_device).tolist(),
@@ -260,7 +262,7 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     }
 
 
-def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
+def _eigenvalues(diffusion: Kernels) -> list[list[float]]:
     A = diffusion.clock(diffusion.horizon) * diffusion.frozen().unit_drift
     values = torch.linalg.eigvals(A.cpu())
     return torch.view_as_real(values).tolist()
@@ -372,7 +374,7 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
 
 @torch.no_grad()
-def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> Figure:
+def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
     """What clocks of their own do: log SNR of each dimension along the common way.
 
     Left, a line for each different one, less that of the common clock. Right, where the index maps
@@ -417,11 +419,11 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
     """
     image = x.dim() == 4
     x = x[: MOST_IMAGES if image else 512].to(diffusion.start_time.device)
-    found = {}
+    figures = {}
     for name, value in diffusion.views(x).items():
         draw = _view_of_images if image else _view_of_points
-        found[name] = draw(name, value.double().cpu(), x.double().cpu())
-    return found
+        figures[name] = draw(name, value.double().cpu(), x.double().cpu())
+    return figures
 
 
 def _view_of_images(name: str, stages: Tensor, x: Tensor) -> Figure:
@@ -474,7 +476,7 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
 
 
 def draw_moments(
-    left: Any, right: Any, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
+    left: Axes, right: Axes, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a(s) and the entries of Σ(s) over time from ε to T, which is returned with log SNR."""
     K, start = diffusion.num_variables, diffusion.start_time
@@ -498,7 +500,7 @@ def draw_moments(
 
 @torch.no_grad()
 def paths_figure(
-    diffusion: Any, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
+    diffusion: NonlinearDiffusion, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
 ) -> Figure:
     """Simulated noising paths from data: each variable over time, and for points of the plane x.
 
@@ -562,7 +564,7 @@ def paths_figure(
 
 @torch.no_grad()
 def field_figure(
-    diffusion: Any,
+    diffusion: NonlinearDiffusion,
     x: Tensor | None = None,
     *,
     times: Sequence[float] | None = None,
@@ -576,7 +578,7 @@ def field_figure(
     the drift, colours its size.
 
     Args:
-        diffusion: any diffusion whose data are points of the plane.
+        diffusion: one whose data are points of the plane.
         x: data (n, 2) in model space, drawn as dots.
         times: in [ε, T]; by default ε, T, and one half way by clock and noise level.
         reach: the plane is drawn to ± this; by default as far as the prior and x go.

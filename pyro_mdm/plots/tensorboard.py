@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import noised_state
+from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.nonlinear import NonlinearDiffusion
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
@@ -124,7 +125,8 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
         plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
     )
     value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
-    writer._get_file_writer().add_summary(Summary(value=[value]))
+    file: Any = writer.file_writer
+    file.add_summary(Summary(value=[value]))
 
 
 def write_text(writer: SummaryWriter, tag: str, rows: Mapping[str, str | float]) -> None:
@@ -356,7 +358,7 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
         writer.add_figure(f"diffusion/what_it_makes_of_data/{tag}", figure, step)
 
 
-def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
+def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
 
     Where dimensions have blocks and clocks of their own those are the curves of the first block,
@@ -371,7 +373,7 @@ def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
 
 
 def write_paths(
-    writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
+    writer: SummaryWriter, diffusion: NonlinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
     """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
 

@@ -39,13 +39,14 @@ def replace(module: N, **parts: Any) -> N:
     copy.__dict__.update(module.__dict__)
     for kind in ("_modules", "_buffers", "_parameters"):
         copy.__dict__[kind] = dict(module.__dict__[kind])
+    modules, buffers = copy.__dict__["_modules"], copy.__dict__["_buffers"]
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            copy._modules[name] = part
-        elif name in copy._buffers:
-            copy._buffers[name] = part
+            modules[name] = part
+        elif name in buffers:
+            buffers[name] = part
         else:
-            copy._modules.pop(name, None)
+            modules.pop(name, None)
             copy.__dict__[name] = part
     return copy
 

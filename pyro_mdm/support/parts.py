@@ -30,13 +30,13 @@ class Parts:
         Raises:
             ValueError: it has not every number from 0 to ``count`` - 1, or others.
         """
-        found = torch.as_tensor(part_of)
-        if found.dim() != 1 or found.unique().tolist() != list(range(count)):
+        parts = torch.as_tensor(part_of)
+        if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
             raise ValueError(
-                f"part_of is {found.tolist()}, expected the number of a part for each dimension, "
+                f"part_of is {parts.tolist()}, expected the number of a part for each dimension, "
                 f"with every one of the {count} parts 0 … {count - 1}"
             )
-        return found.to(torch.int64)
+        return parts.to(torch.int64)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The dimensions of each part, of x (…, d)."""

@@ -52,18 +52,18 @@ class Recorded:
         args, kwargs = self._given
         signature = inspect.signature(type(self).__init__)
         given = signature.bind(self, *args, **kwargs).arguments
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         for name, parameter in list(signature.parameters.items())[1:]:
             value = given.get(name, parameter.default)
             if name not in given and not is_plain(value):
                 continue  # the default of a function or the like need not be remembered
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                found |= value
+                arguments |= value
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                found[f"*{name}"] = value
+                arguments[f"*{name}"] = value
             else:
-                found[name] = value
-        return found
+                arguments[name] = value
+        return arguments
 
     def settings(self) -> dict[str, Any]:
         """What decides the object's part in a bound, by name, and is no parameter or buffer.
@@ -169,10 +169,9 @@ def _packed(content: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
 
 
-def _unpacked(state: Any) -> dict[str, Any]:
+def _unpacked(state: Tensor) -> dict[str, Any]:
     try:
-        found = json.loads(bytes(state.cpu().tolist()))
-        return dict(found)
+        return dict(json.loads(bytes(state.cpu().tolist())))
     except (AttributeError, TypeError, ValueError) as error:
         raise SettingsError(
             f"the settings in the state dict cannot be read ({error}), expected JSON in a tensor "
