@@ -232,10 +232,10 @@ def load_checkpoint(description: Path) -> Checkpoint:
         if _digest(body) != outer["sha256"]:
             raise CheckpointError(f"{file} is damaged: its checksum does not match its content")
         file = description.with_suffix(".safetensors")
-        size, found = _hash(file)
-        if found != body["tensors_sha256"]:
+        size, digest = _hash(file)
+        if digest != body["tensors_sha256"]:
             raise CheckpointError(
-                f"{file} is damaged: its {size:,} bytes have SHA-256 {found[:12]}…, "
+                f"{file} is damaged: its {size:,} bytes have SHA-256 {digest[:12]}…, "
                 f"expected {body['tensors_sha256'][:12]}…"
             )
         # own memory: load_file maps the file, and what happens to that later must not matter
@@ -278,8 +278,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
 
 def _descriptions(folder: Path) -> list[Path]:
     """The JSON files of ``folder``'s checkpoints, newest first."""
-    found = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
-    return sorted(found, key=_step, reverse=True)
+    paths = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
+    return sorted(paths, key=_step, reverse=True)
 
 
 def _step(description: Path) -> int:

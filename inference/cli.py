@@ -115,11 +115,11 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
 
 def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
     """The names of code that are words of the command line itself, not of a file of --config."""
-    found: list[str] = []
+    names: list[str] = []
     for name in (*NAMED, "simulator"):
         if name in named and (value := options[name]):
-            found += [one.strip() for one in value.split(",")] if name in listed else [value]
-    return found
+            names += [one.strip() for one in value.split(",")] if name in listed else [value]
+    return names
 
 
 def check_positive(**options: float | None) -> None:
@@ -176,8 +176,8 @@ class _Parser(ArgumentParser):
         return flat
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
-        name = found[1] if found else ""
+        option = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
+        name = option[1] if option else ""
         kinds = _kinds(self.hints.get(name, Path))
         if values := re.findall(r"(?:Got|Given) value: (.*)", message):
             near = _nearest(values[-1], kinds)
@@ -271,8 +271,8 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
             raise OptionError(f"{word} has no value, expected {_listed(kinds)}")
         if not equals:
             value = left.pop(0) if follows else "true"
-        if INTEGER in kinds and (found := re.fullmatch(r"(\d+)e(\d\d?)", value)):
-            value = found[1] + "0" * int(found[2])
+        if INTEGER in kinds and (power := re.fullmatch(r"(\d+)e(\d\d?)", value)):
+            value = power[1] + "0" * int(power[2])
         given.append(f"--{name}={value}")
     if alone:
         several = unnamed is not None and hints[unnamed] == SEVERAL

@@ -333,14 +333,14 @@ def _train(cell: Cell, folder: Path, further: list[str]) -> None:
     refuse_links([log])
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # the programs are found from any folder
-    found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    folders = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
         done = subprocess.run(
             [sys.executable, "-m", "inference.train", *words, *further],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | one_thread | {"PYTHONPATH": found},
+            env=os.environ | one_thread | {"PYTHONPATH": folders},
         )
     if done.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()

@@ -251,14 +251,14 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    found = {}
+    entries = {}
     for tag in events.Tags()["scalars"]:
         # runs of older versions have no group
         matrix, slash, entry = tag.removeprefix("diffusion/").partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)
-            found[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
-    return found
+            entries[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
+    return entries
 
 
 def _holds(out: Path, runs: Sequence[Path]) -> bool:
@@ -281,8 +281,8 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
 def _step_bias(run: Path) -> float:
     """What half the step changes in a run's bound, bits/dim; NaN if it did not measure that."""
     results = run / "results.json"
-    found = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
-    return found["change"] if found else math.nan
+    bias = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
+    return bias["change"] if bias else math.nan
 
 
 def _number(text: str) -> Any:

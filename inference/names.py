@@ -171,8 +171,7 @@ class _AsRead(SourceFileLoader):
         self._content = content
 
     def get_code(self, fullname: str) -> CodeType:
-        found: CodeType = self.source_to_code(self._content, self.get_filename(fullname))
-        return found
+        return self.source_to_code(self._content, self.get_filename(fullname))
 
 
 def _run(name: str, path: Path, content: bytes, folders: Sequence[str] | None = None) -> ModuleType:
@@ -270,7 +269,7 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", short_name(name)).strip("-")
 
 
-# -- what is found ---------------------------------------------------------------------------------
+# -- what names stand for --------------------------------------------------------------------------
 
 
 def takes(function: object, name: str) -> bool:

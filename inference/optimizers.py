@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,15 +24,15 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 def hidden_weights(model: DiffusionModel) -> list[str]:
     """The names of the convolutions' weights inside the score's U-Nets, all but the first and the
     last of each; empty where there is no U-Net."""
-    found = []
+    names = []
     for at, module in model.score_function.named_modules():
         if isinstance(module, UNet):
-            found += [
+            names += [
                 f"score_function.{at}.{name}"
                 for name, weight in module.named_parameters()
                 if weight.dim() == 4 and not name.startswith(("inlet.", "outlet."))
             ]
-    return found
+    return names
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of all parameters that have a gradient."""
         kept: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:

@@ -93,17 +93,17 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
             "num_levels = 2"
         )
     low, high = (value.item() for value in data.aminmax())
-    found, expected = f"{what} are {_dtype(data)} from {low:g} to {high:g}", f"0 … {top}"
+    given, expected = f"{what} are {_dtype(data)} from {low:g} to {high:g}", f"0 … {top}"
     if data.is_floating_point():
         raise ValueError(
-            f"{found}, expected integers {expected}, the codes of num_levels = {num_levels} "
+            f"{given}, expected integers {expected}, the codes of num_levels = {num_levels} "
             f"levels: {_codes(data, low, high, top)}"
         )
     if not 0 <= low <= high <= top:
         raise ValueError(
-            f"{found}, expected {expected}; set num_levels = {high + 1}, or scale the images"
+            f"{given}, expected {expected}; set num_levels = {high + 1}, or scale the images"
             if low >= 0
-            else f"{found}, expected {expected}; shift or scale the images"
+            else f"{given}, expected {expected}; shift or scale the images"
         )
 
 

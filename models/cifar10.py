@@ -72,8 +72,8 @@ class CIFAR10(FileImages):
             arrays = unpickle_arrays(path)
             wanted = arrays.get(key)
             if wanted is None or wanted.shape[1:] != shape:
-                found = {name: array.shape for name, array in arrays.items()}
+                shapes = {name: array.shape for name, array in arrays.items()}
                 sizes = ", ".join(["n", *map(str, shape)])
-                raise DataError(f"{path}: found arrays {found}, expected {key!r} of ({sizes})")
+                raise DataError(f"{path}: found arrays {shapes}, expected {key!r} of ({sizes})")
             batches.append(wanted)
         return torch.from_numpy(np.concatenate(batches))

@@ -141,11 +141,11 @@ class _Levels(Column):
     def codes(self, values: Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
         values = values.astype(object)
-        found = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
-        unknown = values.notna().to_numpy() & np.isnan(found)
+        levels = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
+        unknown = values.notna().to_numpy() & np.isnan(levels)
         if unknown.any():
             raise DataError(self._unknown(values[unknown].iloc[0]))
-        return np.asarray(found)
+        return np.asarray(levels)
 
     def _unknown(self, value: object) -> str:
         known = ", ".join(map(repr, self._known[:8])) + (", …" if len(self._known) > 8 else "")
@@ -191,8 +191,8 @@ class Ordinal(_Levels):
         return super().codes(pd.Series(_numbers(self.name, values).tolist()))
 
     def values(self, codes: Values) -> Any:
-        found = np.asarray(self._known)[codes.astype(int)]
-        return found.astype(np.int64) if (found == found.round()).all() else found
+        numbers = np.asarray(self._known)[codes.astype(int)]
+        return numbers.astype(np.int64) if (numbers == numbers.round()).all() else numbers
 
 
 class Categorical(_Levels):
@@ -221,18 +221,17 @@ def _numbers(name: str, values: Series[Any]) -> Values:
             f"column {name!r} holds {values[wrong].iloc[0]!r}, expected a number; correct it, or "
             f"say --columns {name}=categorical"
         )
-    found: Values = numbers.to_numpy(dtype=np.float64, na_value=math.nan)
-    return found
+    return numbers.to_numpy(dtype=np.float64, na_value=math.nan)
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
     """The same, which are finite where there is one."""
-    found = _numbers(name, values)
-    if np.isinf(found).any():
+    numbers = _numbers(name, values)
+    if np.isinf(numbers).any():
         raise DataError(
             f"column {name!r} holds an infinite number, expected finite ones; leave the entry empty"
         )
-    return found
+    return numbers
 
 
 # -- all columns -----------------------------------------------------------------------------------
@@ -258,11 +257,11 @@ def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict
     """
     import pandas as pd
 
-    found = {}
+    levels = {}
     for name in table.columns:
         if ((kinds or {}).get(name) or kind_of(table[name])) in MOST:
-            found[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
-    return found
+            levels[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
+    return levels
 
 
 def fit_columns(
@@ -290,16 +289,16 @@ def fit_columns(
             raise DataError(
                 f"--columns {name}={kind}: expected a kind of {', '.join(get_args(Kind))}"
             )
-    found = []
+    columns = []
     for name in table.columns:
         values = table[name]
         kind = kinds.get(name) or kind_of(values)
         if kind != "drop":
             _check_values(name, kind, values, values[train])
-            found.append(_column(name, kind, values, train))
-    if not found:
+            columns.append(_column(name, kind, values, train))
+    if not columns:
         raise DataError("no column of the table is left, expected one at least")
-    return found
+    return columns
 
 
 def _column(name: str, kind: str, values: Series[Any], train: NDArray[np.bool_]) -> Column:
@@ -360,10 +359,10 @@ def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
     NaN stays empty."""
     import pandas as pd
 
-    found = {}
+    table = {}
     for column, own in zip(columns, x.cpu().unbind(-1), strict=True):
         codes = column.unscaled(own).numpy()
         missing = np.isnan(codes)
         values = pd.Series(column.values(np.where(missing, 0, codes)))
-        found[column.name] = values.mask(missing) if missing.any() else values
-    return pd.DataFrame(found)
+        table[column.name] = values.mask(missing) if missing.any() else values
+    return pd.DataFrame(table)

@@ -82,12 +82,12 @@ class Published(NamedTuple):
         """
         if isinstance(source, Path) and not source.is_file():
             raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
-        found = checksum(source, self.algorithm)
-        if found != self.digest:
+        digest = checksum(source, self.algorithm)
+        if digest != self.digest:
             size = len(source) if isinstance(source, bytes) else source.stat().st_size
             raise DataError(
                 f"{place} is damaged or another file: found {size:,} bytes with {self.algorithm} "
-                f"{found}, expected {self}. Delete it and fetch it again: {fetch}"
+                f"{digest}, expected {self}. Delete it and fetch it again: {fetch}"
             )
 
     def __str__(self) -> str:
@@ -259,14 +259,14 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
     try:
         with open(path, "rb") as file:
             values = _Unpickler(file, encoding="latin1").load()
-        found = {}
+        arrays = {}
         for key, value in values.items():
             name = key.decode("latin1") if isinstance(key, bytes) else key
             if isinstance(value, _Array):
-                found[name] = value.array()
+                arrays[name] = value.array()
             elif isinstance(value, list) and all(type(v) is int and 0 <= v < 256 for v in value):
-                found[name] = np.array(value, dtype=np.uint8)
-        return found
+                arrays[name] = np.array(value, dtype=np.uint8)
+        return arrays
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{path} is not read: {error} ({type(error).__name__}). Expected a pickled dict of "
@@ -309,26 +309,26 @@ def cached(
         DataError: the folder cannot be written to, or ``make`` gives another number of images.
     """
     wanted = {**about, "shape": list(shape)}
-    found = _read(path, wanted)
-    if isinstance(found, Tensor):
-        return found
+    images = _read(path, wanted)
+    if isinstance(images, Tensor):
+        return images
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            found = _read(path, wanted)  # another process may have made it meanwhile
-            if isinstance(found, str):
+            images = _read(path, wanted)  # another process may have made it meanwhile
+            if isinstance(images, str):
                 if path.exists():
-                    tqdm.write(f"{path} {found}; it is made again", file=sys.stderr)
+                    tqdm.write(f"{path} {images}; it is made again", file=sys.stderr)
                 _write(path, wanted, shape, make)
-                found = _read(path, wanted)
+                images = _read(path, wanted)
     except OSError as error:
         raise DataError(
             f"{path}, where decoded images are kept, cannot be made: {error}. It needs "
             f"{math.prod(shape):,} free bytes in a folder that may be written to"
         ) from error
-    if isinstance(found, str):
-        raise DataError(f"{path} {found}, although it was just written; is the disk sound?")
-    return found
+    if isinstance(images, str):
+        raise DataError(f"{path} {images}, although it was just written; is the disk sound?")
+    return images
 
 
 def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:

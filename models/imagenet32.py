@@ -139,8 +139,8 @@ class ImageNet32(FileImages):
         other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
         names = (*other.files, *(f"{other.name}-{part}.npy" for part in ("train", "test")))
         there = [name for name in names if (self.folder / name).exists()]
-        found = f"found none of {', '.join(looked_for)}"
-        message = f"{self.folder} has no {part} images of {self.name}: {found}. "
+        message = f"{self.folder} has no {part} images of {self.name}: "
+        message += f"found none of {', '.join(looked_for)}. "
         if there:
             message += (
                 f"It has {', '.join(there)} of {other.name}, which are other images: bits/dim of "
@@ -184,15 +184,15 @@ class ImageNet32Old(ImageNet32):
 
     def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, BinaryIO]]:
         """Name and content of every image."""
-        found = []
+        members = []
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or a million stay in memory
                 if member.isfile() and member.name.endswith(".png"):
-                    found.append((member.name, member.offset_data, member.size))
-        self._check_count(path, part, len(found))
+                    members.append((member.name, member.offset_data, member.size))
+        self._check_count(path, part, len(members))
         with open(path, "rb") as file:
-            for name, offset, size in self._ordered(sorted(found), part):
+            for name, offset, size in self._ordered(sorted(members), part):
                 file.seek(offset)
                 yield f"{name} in {path}", io.BytesIO(file.read(size))
 
@@ -204,10 +204,10 @@ class ImageNet32Old(ImageNet32):
             with open(folder / name, "rb") as file:
                 yield str(folder / name), file
 
-    def _check_count(self, place: Path, part: Part, found: int) -> None:
-        if found != self.sizes[part]:
+    def _check_count(self, place: Path, part: Part, count: int) -> None:
+        if count != self.sizes[part]:
             raise DataError(
-                f"{place} holds {found:,} PNG files, expected the {self.sizes[part]:,} of "
+                f"{place} holds {count:,} PNG files, expected the {self.sizes[part]:,} of "
                 f"{self.name}"
             )
 

@@ -235,19 +235,19 @@ def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor],
 
 def _files(root: Path) -> list[Path]:
     """Image files at any depth, in the order of their paths below ``root``."""
-    found, seen = [], set()
+    paths, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             subfolders.clear()  # a link to a folder above it
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
+        paths += [
             Path(folder) / name
             for name in names
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
@@ -337,8 +337,8 @@ def _idx_files(root: Path) -> list[Path]:
         return [root] if begin == IDX_BYTES or IDX_NAME.search(root.name) else []
     if not root.is_dir():
         return []
-    found = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
-    return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
+    paths = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
+    return [path for path in paths if path.suffix != ".gz" or path.with_suffix("") not in paths]
 
 
 def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict[str, Tensor]:
@@ -363,15 +363,15 @@ def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict
 def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:
     """Contiguous (n, C, H, W) from any of the accepted layouts."""
     expected = "expected uint8 (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3"
-    found = f"{path}: found {name} {array.dtype} {array.shape}"
+    holds = f"{path}: found {name} {array.dtype} {array.shape}"
     if array.dtype != np.uint8:
-        raise DataError(f"{found}, {expected}; values are 0 … 255")
+        raise DataError(f"{holds}, {expected}; values are 0 … 255")
     if array.ndim == 3:
         return array[:, None]
     first, last = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (1, -1))
     if first == last:
         why = "; it could be both of the last two" if first else ""
-        raise DataError(f"{found}, {expected}{why}")
+        raise DataError(f"{holds}, {expected}{why}")
     return array if first else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
 
 

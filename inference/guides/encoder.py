@@ -43,8 +43,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        return self.layers(x)
 
 
 def _encoded(base: LinearDiffusion, event_shape: Sequence[int]) -> EncodedDiffusion:

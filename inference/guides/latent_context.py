@@ -52,8 +52,7 @@ class Summary(nn.Module):
         h: Tensor = nn.functional.silu(self.features(x))
         if h.dim() > 2:
             h = nn.functional.adaptive_avg_pool2d(h, self.side)
-        found: Tensor = self.last(h.flatten(1))
-        return found
+        return self.last(h.flatten(1))
 
 
 def _diffusion(event_shape: Sequence[int], context: Context, **ends: Any) -> ContextDiffusion:
