@@ -17,8 +17,6 @@ from models.kinds import kind_of
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
-__all__ = ["DIFFERENCE_COLUMNS", "PRINTED", "Entry", "Tables", "report", "tables", "turned"]
-
 PRINTED = 15
 """Differences that are printed; with more pairs, those from the best run."""
 
@@ -260,7 +258,7 @@ def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
 
 
 def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
-    """The calls, what the signs mean, and a warning where ranges of log SNR differ."""
+    """The number of calls, what signs mean, and a warning where ranges of log SNR differ."""
     n, bounds = numbers.bounds[0]["num_data"], numbers.bounds
     notes = [
         _calls(numbers, comparison, draws),

@@ -34,8 +34,6 @@ from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
-
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 Options = dict[str, Any]
@@ -134,13 +132,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run's folder."""
         return f"{self.score}-{self.guide}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table compares: the same network (up to its channels), optimizer, steps and data."""
+    """A table's runs: one network (up to its channels), optimizer, steps and data for all."""
 
     scores: tuple[str, ...]
     options: Options
@@ -149,11 +147,11 @@ class Table:
     further: dict[str, dict[str, Options]] = field(default_factory=dict)  # guides of one score
 
     def guides_of(self, score: str) -> dict[str, Options]:
-        """By name, those that all scores have first."""
+        """Guides of a score by name, those that all scores have first."""
         return self.guides | self.further.get(score, {})
 
     def cells(self) -> Iterator[Cell]:
-        """The runs, one seed after another, so that a part of them is a table already."""
+        """The runs, one seed after another, so that some of them are a table already."""
         for seed in range(self.seeds):
             for score in self.scores:
                 for guide, options in self.guides_of(score).items():
@@ -282,9 +280,7 @@ def _check_scores(scores: list[str], known: tuple[str, ...]) -> None:
 def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
     """Train those of ``cells`` that are not finished, ``workers`` at a time.
 
-    Raises:
-        RunError: a run failed (see the log beside its folder), or a folder
-            holds a run with other settings.
+    A RunError tells of a run that failed (see the log beside its folder), or has other settings.
     """
     waiting = [cell for cell in cells if not _is_finished(cell, folder)]
     finished = len(cells) - len(waiting)

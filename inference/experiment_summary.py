@@ -28,8 +28,6 @@ from pyro_mdm.evaluation.estimates import Z95
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
-
 TERMS = ("bits_per_dim", "reconstruction_bits_per_dim", "prior_kl_bits_per_dim")
 
 
@@ -279,7 +277,7 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
 
 
 def _step_bias(run: Path) -> float:
-    """What half the step changes in a run's bound, bits/dim; NaN if it did not measure that."""
+    """The change by half the step in a run's bound, bits/dim; NaN if it was not measured."""
     results = run / "results.json"
     bias = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
     return bias["change"] if bias else math.nan
@@ -293,10 +291,7 @@ def _number(text: str) -> Any:
 
 
 def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, float]:
-    """Difference of ``first`` less ``second`` in bits/dim, and its standard error over images.
-
-    NaN if ``second`` is empty.
-    """
+    """``first`` less ``second`` in bits/dim with its error over images; NaN without a second."""
     if first == second:
         return 0.0, 0.0
     if not second:

@@ -11,8 +11,6 @@ from torch import Tensor
 from pyro_mdm import DiffusionModel
 from pyro_mdm.networks import UNet
 
-__all__ = ["Muon", "hidden_weights", "orthogonalized"]
-
 MOMENTUM = 0.95
 FACTOR = 10.0
 """Muon's rate by AdamW's: its steps have singular values of about 1, whatever the gradient."""
@@ -36,7 +34,7 @@ def hidden_weights(model: DiffusionModel) -> list[str]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> the same: singular vectors kept, singular values about 1."""
+    """Matrices (n, rows, columns) with the same singular vectors and singular values about 1."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if tall else matrices
@@ -48,15 +46,12 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for groups that say ``orthogonal``: those take Muon's steps.
+    """AdamW, with Muon's steps for groups that say ``orthogonal``.
 
     Of such a weight, (outputs, …) as a matrix of so many rows, the gradient's momentum is brought
     to singular values of about 1, times √(rows / columns) if that is more than 1, and FACTOR times
     the group's rate. Weights of one shape are worked on at once. Source: Jordan et al., *Muon: An
     optimizer for hidden layers in neural networks*, 2024.
-
-    Args:
-        groups: as of AdamW, each with or without ``orthogonal=True``.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:

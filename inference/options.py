@@ -14,23 +14,6 @@ from typing import Any, Literal, TypeVar
 
 from inference.processes import Precision
 
-__all__ = [
-    "GROUPS",
-    "Data",
-    "Decided",
-    "Evaluation",
-    "Folder",
-    "Guide",
-    "Machine",
-    "Optimization",
-    "Options",
-    "Reach",
-    "Score",
-    "SimulatedGuide",
-    "StationaryVariance",
-    "Training",
-]
-
 T = TypeVar("T", bound="Training")
 
 Reach = float | list[float]
@@ -297,17 +280,13 @@ class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, 
 
     @classmethod
     def of(cls: type[T], config: Mapping[str, Any]) -> T:
-        """Those in the configuration of a run.
-
-        Raises:
-            RunError: one is missing.
-        """
+        """The settings in a run's configuration (RunError: one is missing)."""
         return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decided(Training):
-    """Those of a run that has begun: what was left to its data set is there."""
+    """Settings of a run that has begun, with what was left to its data set."""
 
     steps: int
     batch_size: int
@@ -318,16 +297,16 @@ class Decided(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Folder, Training):
-    """What ``inference.train`` takes."""
+    """Options of ``inference.train``."""
 
     @property
     def training(self) -> Training:
-        """Without the folder."""
+        """The settings without the folder."""
         return Training(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Training)})
 
     @property
     def given(self) -> list[str]:
-        """The names of those that are not left at their defaults."""
+        """Names of options that are not left at their defaults."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
 

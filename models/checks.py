@@ -8,18 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "check_images", "check_numbers", "check_shape"]
-
 
 def as_tensor(data: object, what: str) -> Tensor:
-    """A tensor or a NumPy array as a tensor, without a copy where that can be.
-
-    Args:
-        what: they are called in messages, such as "mine: the training data".
-
-    Raises:
-        TypeError: they are something else, or an array of what is no number.
-    """
+    """A tensor or a NumPy array of numbers as a tensor, without a copy where that can be."""
     if isinstance(data, Tensor):
         return data.detach()
     if not isinstance(data, np.ndarray):
@@ -37,11 +28,7 @@ def as_tensor(data: object, what: str) -> Tensor:
 
 
 def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
-    """Whether there are data, and each has ``event_shape``.
-
-    Raises:
-        ValueError: there are none, or they have another shape.
-    """
+    """Raises ValueError unless there are data, each of ``event_shape``."""
     shape = tuple(data.shape)
     if len(shape) < 2:
         raise ValueError(
@@ -56,11 +43,7 @@ def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
 
 
 def check_numbers(data: Tensor, what: str) -> None:
-    """Whether data are real and finite.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raises ValueError unless data are real and finite."""
     if data.is_complex() or data.dtype == torch.bool:
         raise ValueError(f"{what} are of dtype {_dtype(data)}, expected real numbers")
     if data.is_floating_point() and (wrong := int((~data.isfinite()).sum())):
@@ -71,11 +54,7 @@ def check_numbers(data: Tensor, what: str) -> None:
 
 
 def check_images(data: Tensor, num_levels: int, what: str) -> None:
-    """Whether data are codes (n, C, H, W) of the levels 0 … ``num_levels`` - 1.
-
-    Raises:
-        ValueError: the shape, the dtype or a code is another; says what to do.
-    """
+    """Raises ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
     shape, top = tuple(data.shape), num_levels - 1
     if len(shape) != 4:
         advice = "; add the axis of channels: images[:, None]" if len(shape) == 3 else ""
@@ -108,7 +87,7 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
 
 
 def _codes(data: Tensor, low: float, high: float, top: int) -> str:
-    """How images become codes."""
+    """Advice on how such images become codes."""
     if low >= 0 and high <= top and bool((data == data.round()).all()) and (high > 1 or top == 1):
         return "images.to(torch.uint8)"
     if low >= 0 and high <= 1:

@@ -17,8 +17,6 @@ from models.files import DataError, Published, python_command, unpickle_arrays
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10 as Official
 
-__all__ = ["CIFAR10"]
-
 
 class CIFAR10(FileImages):
     """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.

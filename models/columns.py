@@ -23,19 +23,6 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = [
-    "Categorical",
-    "Column",
-    "Continuous",
-    "Kind",
-    "Ordinal",
-    "categories",
-    "decode",
-    "encode",
-    "fit_columns",
-    "to_model_space",
-]
-
 Kind = Literal["continuous", "ordinal", "categorical", "drop"]
 
 FEW = 20
@@ -65,15 +52,11 @@ class Column(ABC):
 
     @abstractmethod
     def codes(self, values: Series[Any]) -> Values:
-        """Stored numbers (n,) float64 of a table's values, NaN where there is none.
-
-        Raises:
-            DataError: a value that it cannot have.
-        """
+        """Stored numbers (n,) float64, NaN for no value (DataError: one that it cannot have)."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
-        """A table's values of stored numbers, of which none is NaN."""
+        """Values of a table for stored numbers, of which none is NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +109,7 @@ class Continuous(Column):
 
 
 def _along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The line through points (start_i, end_i), which goes on beyond both ends, and the logarithm
-    of its slope."""
+    """The line through points (start_i, end_i), continued beyond both ends, and its log slope."""
     i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
     slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
     return end[i - 1] + slope * (value - start[i - 1]), slope.log()
@@ -167,7 +149,7 @@ class _Levels(Column):
 
     @property
     def _count(self) -> int:
-        """Their number."""
+        """The number of levels."""
         return len(self._known)
 
 
@@ -225,7 +207,7 @@ def _numbers(name: str, values: Series[Any]) -> Values:
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
-    """The same, which are finite where there is one."""
+    """Values as float64, finite or NaN where there is none."""
     numbers = _numbers(name, values)
     if np.isinf(numbers).any():
         raise DataError(
@@ -238,7 +220,7 @@ def _finite_numbers(name: str, values: Series[Any]) -> Values:
 
 
 def kind_of(values: Series[Any]) -> Kind:
-    """What a column is, by its values: categorical unless they are numbers; ordinal if these are
+    """The kind of a column by its values: categorical unless they are numbers, ordinal if these are
     few whole numbers, or two; else continuous."""
     import pandas as pd
 
@@ -250,11 +232,7 @@ def kind_of(values: Series[Any]) -> Kind:
 
 
 def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The level of each row, (n,) int64, of every column that has levels; -1 where it is missing.
-
-    Args:
-        kinds: as of :func:`fit_columns`.
-    """
+    """Levels of each column that has them, (n,) int64, -1 where one is missing, by column."""
     import pandas as pd
 
     levels = {}
@@ -332,11 +310,7 @@ def _check_values(name: str, kind: str, values: Series[Any], training: Series[An
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
-    """Stored data (n, d) float64 of a table.
-
-    Raises:
-        DataError: a column is not there, or holds what it cannot.
-    """
+    """Stored data (n, d) float64 of a table (DataError: it lacks a column, or fits none)."""
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
             f"the table has no column {absent[0]!r}, expected {', '.join(c.name for c in columns)};"
@@ -346,8 +320,7 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
 
 
 def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
-    """x (n, d) float32 of stored data, NaN where an entry is missing, and the log-determinant (n,)
-    of what is there."""
+    """x (n, d) float32 of stored data, NaN where missing, and log|det| (n,) of the rest."""
     both = [c.scaled(w) for c, w in zip(columns, codes.double().unbind(-1), strict=True)]
     x, log_det = (torch.stack(parts, -1) for parts in zip(*both, strict=True))
     log_det = torch.where(codes.isnan(), 0, log_det).sum(-1)
@@ -355,8 +328,7 @@ def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, d) in model space, in its own units and categories; an entry that is
-    NaN stays empty."""
+    """The table of data x (n, d) in model space, in its own units; NaN stays empty."""
     import pandas as pd
 
     table = {}

@@ -32,19 +32,6 @@ from tqdm.auto import tqdm
 
 from pyro_mdm.support.files import replacing, temporary
 
-__all__ = [
-    "IDX_BYTES",
-    "DataError",
-    "Published",
-    "cached",
-    "idx_array",
-    "idx_images",
-    "idx_labels",
-    "python_command",
-    "spread",
-    "unpickle_arrays",
-]
-
 CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
 
@@ -70,15 +57,11 @@ class Published(NamedTuple):
     size: int | None = None  # bytes, where known
 
     def check(self, source: Path | bytes, place: str, fetch: str) -> None:
-        """Compare a file, or its content, with what was published.
+        """Raises DataError unless a file, or its bytes, is what was published.
 
         Args:
-            source: where the file is, or its bytes.
             place: what the file is called in messages.
             fetch: what to run or do to get it.
-
-        Raises:
-            DataError: it is missing, or its checksum is another.
         """
         if isinstance(source, Path) and not source.is_file():
             raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
@@ -95,7 +78,7 @@ class Published(NamedTuple):
         return f"{size}{self.algorithm} {self.digest}"
 
     def description(self) -> dict[str, str]:
-        """For the record of what a cache was made from."""
+        """Name and checksum, for the record of a cache's sources."""
         return {"file": self.name, self.algorithm: self.digest}
 
 
@@ -131,14 +114,7 @@ def python_command(program: str) -> str:
 
 
 def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
-    """The images (n, 1, H, W) in an IDX file of unsigned bytes, uint8.
-
-    Args:
-        content: of the file;  place: what the file is called in messages;  shape: H and W expected.
-
-    Raises:
-        DataError: it is no such file, or has images of another size.
-    """
+    """Images (n, 1, H, W) of an IDX file, uint8 (DataError: it has none, or others)."""
     images = idx_array(content, place)
     if images.ndim != 3 or images.shape[1:] != shape:
         raise DataError(f"{place}: found images of {images.shape[1:]} pixels, expected {shape}")
@@ -146,14 +122,7 @@ def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
 
 
 def idx_labels(content: bytes, place: str) -> Tensor:
-    """The labels (n,) in an IDX file of unsigned bytes, uint8.
-
-    Args:
-        content: of the file;  place: what the file is called in messages.
-
-    Raises:
-        DataError: it is no such file.
-    """
+    """Labels (n,) of an IDX file, uint8 (DataError: it has none)."""
     return torch.from_numpy(idx_array(content, place, "labels"))
 
 
@@ -162,15 +131,7 @@ IDX_SIZES = {"images": (3, 4), "labels": (1,)}
 
 
 def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
-    """The unsigned bytes in an IDX file, images of three or four sizes or labels of one, gzipped or
-    not.
-
-    Args:
-        content: of the file;  place: what the file is called in messages;  what: it holds.
-
-    Raises:
-        DataError: it is no such file, or damaged.
-    """
+    """The bytes in an IDX file, gzipped or not: images, or labels (DataError: it is damaged)."""
     if content[:2] == GZIP:
         try:
             content = gzip.decompress(content)
@@ -189,7 +150,7 @@ def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "i
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: its name."""
+    """A stand-in for numpy.dtype, with its name."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
@@ -199,7 +160,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for numpy.ndarray: what its pickled state says."""
+    """A stand-in for numpy.ndarray, with its pickled state."""
 
     state: tuple[Any, ...] = ()
 
@@ -220,7 +181,7 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    """A stand-in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it encodes as {encoding!r}, expected latin1")
     return text.encode("latin1")
@@ -236,7 +197,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows plain values and arrays of bytes. Nothing that a pickle names is looked up."""
+    """An unpickler of plain values and arrays of bytes, which looks up no name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
@@ -289,11 +250,11 @@ def cached(
     shape: tuple[int, ...],
     make: Callable[[list[dict[str, Any]]], Iterable[Images]],
 ) -> Tensor:
-    """Images from ``path`` (.npy), which is made on the first call, by one process of several.
+    """Images uint8 (n, C, H, W), memory-mapped from ``path``, which is made on the first call.
 
-    A JSON file beside it tells what it was made from, and its SHA-256. A file that is cut short,
-    was changed, or is about something else is made again. What is written to the tensor stays in
-    memory.
+    One process of several makes it. A JSON file beside it tells what it was made from, and its
+    SHA-256. A file that is cut short, was changed, or is about something else is made again. What
+    is written to the tensor stays in memory.
 
     Args:
         path: ends in ``.npy``.
@@ -301,9 +262,6 @@ def cached(
         shape: (n, C, H, W).
         make: gives the images in batches (m, C, H, W), and appends what they come from to the list
             it is called with.
-
-    Returns:
-        uint8 (n, C, H, W), memory-mapped.
 
     Raises:
         DataError: the folder cannot be written to, or ``make`` gives another number of images.
@@ -332,7 +290,7 @@ def cached(
 
 
 def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:
-    """The images, or why they are not to be had from ``path``."""
+    """The images, or why ``path`` does not give them."""
     try:
         record = json.loads(path.with_suffix(".json").read_bytes())
         if record["about"] != wanted:
@@ -372,7 +330,7 @@ def _write(
 
 
 def _npy(name: str, shape: tuple[int, ...], batches: Iterable[Images]) -> Iterator[Any]:
-    """The content of an .npy file of uint8 in pieces, which are shown as they are made."""
+    """The content of an .npy file of uint8 in pieces, shown as they are made."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -21,8 +21,6 @@ from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 
-__all__ = ["FINE", "MIXTURE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem"]
-
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
 """A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
 
@@ -84,7 +82,7 @@ class ImageProblem(Problem):
     max_log_snr: float = 13.0
     num_levels: int = 256
     form: Form = "tilt"
-    """What a discrete denoiser's network gives a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
+    """A discrete denoiser's output for a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
     """Options of :class:`UNet` by name; the first is the default. ``form`` may be among them, in
@@ -164,7 +162,7 @@ class ImageProblem(Problem):
             )
 
     def resize_advice(self, size: int) -> str:
-        """How images get ``size`` pixels a side, in a message."""
+        """Advice on how images get ``size`` pixels a side."""
         return f"crop, pad or scale them to {size}×{size}"
 
     def _choose(self, network: str | None) -> str | None:
@@ -277,7 +275,7 @@ class FileImages(ImageProblem):
         """The official training and test sets, uint8 (n, C, H, W)."""
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Their labels 0, 1, …, (n,), where ``contexts`` names them."""
+        """Labels 0, 1, …, (n,), of both sets, where ``contexts`` names them."""
         raise NotImplementedError(f"{type(self).__name__} has no labels")
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,8 +36,6 @@ from torch import Tensor
 from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, cached, spread
 
-__all__ = ["ImageNet32New", "ImageNet32Old"]
-
 Part = Literal["train", "test"]
 Images = NDArray[np.uint8]
 T = TypeVar("T")
@@ -83,7 +81,7 @@ BATCH = 1024  # images decoded at a time
 
 
 class ImageNet32(FileImages):
-    """What both versions have in common; use :class:`ImageNet32Old` or :class:`ImageNet32New`.
+    """The base of both versions; use :class:`ImageNet32Old` or :class:`ImageNet32New`.
 
     The official validation set is ``test``, as in the literature. With ``holdout`` 10,000 images
     spread evenly over the official training set are kept for validation.
@@ -109,7 +107,7 @@ class ImageNet32(FileImages):
 
     @property
     def folder(self) -> Path:
-        """Where archives, or what was extracted from them, and decoded images are."""
+        """The folder of archives, extracted files and decoded images."""
         return self.root / "imagenet32"
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -128,7 +126,7 @@ class ImageNet32(FileImages):
 
     @abstractmethod
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        """The images of ``part`` in batches, checked; what they come from goes to ``sources``."""
+        """Images of ``part`` in batches, checked; ``sources`` gets what they come from."""
 
     def _last(self, part: Part) -> NDArray[np.int64]:
         """Sorted indices of the images that come last in the decoded file."""
@@ -272,7 +270,7 @@ class ImageNet32New(ImageNet32):
         yield from last
 
     def _arrays(self, part: Part) -> Iterator[tuple[str, Images]]:
-        """Every published file's images (n, 3, 32, 32), and where they are."""
+        """Images (n, 3, 32, 32) of every published file, and their place."""
         archive = self.folder / ZIPS[part]
         get = (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "

@@ -21,8 +21,6 @@ from tqdm.auto import tqdm
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
 from models.files import IDX_BYTES, DataError, idx_array
 
-__all__ = ["Images"]
-
 FEWEST = 20
 
 SUFFIXES = frozenset(
@@ -207,7 +205,7 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
 
 
 def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The parts, and the number of the folder that each image of ``train`` lies in, (n,)."""
+    """The parts, and the number of each training image's folder, (n,)."""
     files = _files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
@@ -251,7 +249,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
-    """(n, C, H, W), with one channel if all files are grey."""
+    """Pixels (n, C, H, W) of files, with one channel if all are grey."""
     result: Pixels = np.empty((0, 1, 1, 1), np.uint8)
     decoded = _in_threads(lambda path: _pixels(path, image_size), files, "decoding")
     for i, (path, image) in enumerate(zip(files, decoded, strict=True)):
@@ -266,7 +264,7 @@ def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
 
 
 def _pixels(path: Path, image_size: int | None) -> Pixels:
-    """(1, H, W) of a grey file, (3, H, W) of any other."""
+    """Pixels (1, H, W) of a grey file, (3, H, W) of any other."""
     try:
         with Image.open(path) as image:
             grey = image.mode in GREY

@@ -14,12 +14,10 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.context import Context
 from pyro_mdm.diffusions.transforms import Transform
 
-__all__ = ["Kind", "kind_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What models and programs make of a diffusion.
+    """Properties of a diffusion that models and programs ask for.
 
     Attributes:
         simulated: paths are simulated, since only the law at the start time has a closed form.

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EVERY", "Rows", "split_rows"]
-
 EVERY = 10
 """One datum in so many is test, and one more of them is validation."""
 VALIDATION = 8
@@ -17,7 +15,7 @@ VALIDATION = 8
 
 
 class Rows(NamedTuple):
-    """Numbers of the data of each part, int64 and increasing, and how they were found."""
+    """Numbers of the data of each part, int64 and increasing, and the way of the split."""
 
     train: Tensor
     validation: Tensor
@@ -76,7 +74,7 @@ def split_rows(
 
 
 def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
-    """The data of a part that hold no category which the others, joined by the rest, do not."""
+    """Those of ``part`` whose categories ``others``, or the rest of ``part``, have all."""
     for own in categories:
         unseen = part & (own >= 0) & ~torch.isin(own, own[others])
         part, others = part & ~unseen, others | unseen

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from pyro_mdm import CLD, EncodedDiffusion, LearnedDiffusion, LinearDiffusion
 
-__all__ = ["Encoder", "cld", "learned"]
-
 
 class Encoder(nn.Module):
     """A small network of the data: convolutions of images, else layers; 0 at first.

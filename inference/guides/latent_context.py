@@ -29,8 +29,6 @@ from pyro_mdm.diffusions import (
     GaussianContext,
 )
 
-__all__ = ["Summary", "discrete", "gaussian"]
-
 
 class Summary(nn.Module):
     """A few numbers of a datum: features of it, averaged over pixels and mixed; 0 at first.

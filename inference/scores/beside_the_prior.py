@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pyro_mdm import Diffusion, RawScore
 
-__all__ = ["BesideThePrior"]
-
 
 class BesideThePrior(RawScore):
     """s_θ(y, s) = ∇ log π(y) + F(y, λ(s)), for any diffusion: exact at T where F is 0."""

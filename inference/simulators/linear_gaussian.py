@@ -9,8 +9,6 @@ from torch import Tensor
 
 from inference.simulators import Simulator
 
-__all__ = ["LINEAR_GAUSSIAN"]
-
 A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 1.0]])
 NOISE = 0.5
 """Standard deviation of each of the four measurements."""

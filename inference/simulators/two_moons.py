@@ -15,8 +15,6 @@ from torch import Tensor
 
 from inference.simulators import Simulator
 
-__all__ = ["TWO_MOONS"]
-
 RADIUS, WIDTH, OFFSET = 0.1, 0.01, 0.25
 
 
