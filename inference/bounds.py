@@ -53,7 +53,7 @@ class Draws(Calls, total=False):
 
 @dataclass(frozen=True)
 class StepBias:
-    """What half the step of a simulation would change, in bits/dim at the same paths."""
+    """The change by half the step of a simulation, in bits/dim at the same paths."""
 
     step_size: float
     change: float
@@ -271,7 +271,7 @@ def nats_by_row(bound: Bound, columns: int) -> str:
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:
-    """The same data without their contexts, where the network was trained for that."""
+    """A part's data without their contexts, where the network was trained for that."""
     context = programs.problem.context
     if context is None or not context.dropout:
         return None

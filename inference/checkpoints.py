@@ -47,7 +47,7 @@ FORMATS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls a dtype."""
+"""Names of dtypes in safetensors."""
 
 NAME = re.compile(r"step-\d{8,}")
 LEFTOVER = re.compile(r"\.step-\d{8,}\.(json|safetensors)\.tmp")

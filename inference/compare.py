@@ -215,7 +215,7 @@ def _write(out: Path, numbers: Tables, title: str) -> None:
 
 
 def _of_given(entries: Sequence[Entry]) -> list[str]:
-    """What the bounds are of where data are given something in some runs, for people."""
+    """A word on bounds of data that are given something in some runs."""
     names = [e.name for e in entries if e.programs.problem.context is not None]
     if not names:
         return []

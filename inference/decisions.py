@@ -1,4 +1,4 @@
-"""What a new run is like where settings leave it to the data set, the guide and the machine."""
+"""Decisions on a new run where settings leave it to the data set, the guide and the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers of a run may depend on besides its settings and its data: code and machine."""
+"""Code and machine, which the numbers of a run may depend on besides its settings and data."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _accelerators() -> list[str]:
 
 
 class Threads(NamedTuple):
-    """How many threads PyTorch computes with on the CPU, and why."""
+    """The number of threads that PyTorch computes with on the CPU, and why."""
 
     number: int
     why: str = ""  # in words, where it is neither given nor all

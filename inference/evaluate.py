@@ -267,7 +267,7 @@ def _notes(
 
 
 def given_in_words(programs: Programs) -> str:
-    """What data are given, in words."""
+    """The context that data are given, in words."""
     return "label" if isinstance(programs.problem.context, Labels) else "context"
 
 

@@ -63,7 +63,7 @@ STARTS = {
     "learned3": "learned3_frozen",
     **{f"learned_from_{name}": name for name in ("cld", "malda", "alda")},
 }
-"""What each learned guide is before its first step, by name, where a table has both."""
+"""The guide that each learned one is before its first step, where a table has both."""
 # the paper's, cut as there; and beside them, as we cut them, at log SNR 9, with the decoder of x
 # alone: at so late a start that of (x, v_0) would cost them 1.8 to 3.3 bits/dim
 PUBLISHED: dict[str, Options] = {

@@ -1,4 +1,4 @@
-"""What the runs of an experiment say together: tables over seeds, and how learned diffusions moved.
+"""Tables of an experiment's runs over seeds, and figures of how learned diffusions moved.
 
 The runs of one score and seed are compared in pairs by :mod:`inference.compare`, whose files stay
 in ``comparisons/<score>-<seed>``. Over seeds there is then, for every score and guide, the mean of
@@ -178,7 +178,7 @@ def _interval(row: Row, name: str) -> str:
 
 
 def summary_figure(rows: Sequence[Row]) -> Figure:
-    """For each score: bits/dim of every seed with mean ± s.e., and differences to the first guide.
+    """Bits/dim of every seed with mean ± s.e. by score, and differences to the first guide.
 
     Filled where the 95% interval of the difference excludes 0.
     """

@@ -1,4 +1,4 @@
-r"""What is to be known of a diffusion in closed form before training with it, as a table.
+r"""A table of a diffusion in closed form, to read before training with it.
 
 Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s) = ∫_0^s β:
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass
 class Inspection:
-    """What :func:`look` tells; None where float64 cannot hold it, with the reason in ``errors``."""
+    """Results of :func:`look`; None where float64 cannot hold it, with the reason in ``errors``."""
 
     name: str
     num_variables: int
@@ -251,7 +251,7 @@ def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
 
 
 def table(seen: Sequence[Inspection]) -> str:
-    """One column for each inspection, aligned, units in the first; then errors and advice."""
+    """A table with a column for each inspection, units in the first; then errors and advice."""
 
     def number(value: float | None, digits: int = 4) -> str:
         if value is None:

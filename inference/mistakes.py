@@ -153,7 +153,7 @@ LEARNED = {
     "learn_ends": "both ends where they start",
     "learn_stationary": "Σ_∞ as it starts",
 }
-"""What --diffusion_learning_rate 0 leaves, by the option that asks for more."""
+"""Parts that --diffusion_learning_rate 0 leaves, by the option that asks for more."""
 
 
 def _check_learned(settings: Training) -> None:

@@ -1,4 +1,4 @@
-"""What names on the command line stand for: data sets, guides, scores, likelihoods, samplers.
+"""Names on the command line: of data sets, guides, scores, likelihoods and samplers.
 
 A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
 something in a file of your own. A new built-in of any kind is one line in its list. Code of your
@@ -284,7 +284,7 @@ def make(
 def call(
     option: str, name: str, named: Callable[..., object], options: Mapping[str, object]
 ) -> object:
-    """What a class or function returns for ``options`` that it takes (TypeError: it needs more)."""
+    """The value of a class or function for ``options`` that it takes (TypeError: it needs more)."""
     given = accepted(named, options)
     try:
         inspect.signature(named).bind(**given)

@@ -16,7 +16,7 @@ FACTOR = 10.0
 """Muon's rate by AdamW's: its steps have singular values of about 1, whatever the gradient."""
 
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-"""Of Newton and Schulz's iteration by a quintic, which brings singular values to 0.7 to 1.2."""
+"""Newton and Schulz's iteration by a quintic, which brings singular values to 0.7 to 1.2."""
 
 
 def hidden_weights(model: DiffusionModel) -> list[str]:

@@ -17,7 +17,7 @@ from inference.processes import Precision
 T = TypeVar("T", bound="Training")
 
 Reach = float | list[float]
-"""How far ends of log SNR may be learned: both, or one number for each."""
+"""The reach of learned ends of log SNR: of both, or one number for each."""
 
 StationaryVariance = float | list[float] | list[list[float]]
 """Σ_∞ as an option: a number, K variances or K rows of a covariance."""
@@ -104,7 +104,7 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedGuide:
-    """Of a nonlinear guide, in place of what its own Simulation says, which explains them.
+    """The simulation of a nonlinear guide, in place of its own Simulation, which explains these.
 
     Args:
         step_size: of simulated paths, as a part of the way from data to noise.

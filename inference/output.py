@@ -1,4 +1,4 @@
-"""What programs write and print: CSV, PNG and aligned columns."""
+"""Output of programs: CSV, PNG and aligned columns."""
 
 from __future__ import annotations
 

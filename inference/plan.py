@@ -1,4 +1,4 @@
-"""What was decided of a model and its diffusion, and the two programs over it.
+"""Decisions on a model and its diffusion, and the two programs over it.
 
 Settings say what was asked for; :class:`Plan` what came of them and the data set. It is made once,
 and all that is built is built from it.
@@ -47,7 +47,7 @@ class Programs(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided of a model and its guide.
+    """Decisions on a model and its guide.
 
     Attributes:
         settings: what was asked for.
@@ -173,7 +173,7 @@ def settle_end(programs: Programs) -> float | None:
 
 
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
-"""Of kinds of maps that are not asked for."""
+"""Shares of kinds of maps that are not asked for."""
 
 
 def _score_kind(name: str) -> str | ScoreKind:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWS = 99
-"""Of each posterior for its ranks, which then fall evenly into ten bins."""
+"""Draws of each posterior for its ranks, which then fall evenly into ten bins."""
 
 SHOWN, POINTS = 3, 1000
 """Data whose posteriors are drawn, and points of each."""

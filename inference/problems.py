@@ -23,7 +23,7 @@ OPTIONS = {
     "columns": "tables",
     "image_size": "images of your own",
 }
-"""Which data sets have which option."""
+"""Data sets that have an option, in words, by option."""
 
 BY_INDEX: Final = "index"
 """--split_seed of data that are split as they lie. In older runs it is null, or not there."""

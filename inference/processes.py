@@ -41,7 +41,7 @@ DTYPES: dict[str, torch.dtype | None] = {
 SMALLEST_SCALE = 1e-4  # of a float16 loss; below it no gradient fits
 
 TIMEOUT = timedelta(hours=2)
-"""How long processes wait for each other: the first one draws samples and figures alone."""
+"""The time that processes wait for each other: the first draws samples and figures alone."""
 
 
 def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:

@@ -1,4 +1,4 @@
-"""What a training run tells people, during and at the end of it.
+"""Reports of a training run to people, during and at the end of it.
 
 Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
 bound once it has been more than what prints as 0.000. Figures cost more: of a diffusion that is
@@ -54,16 +54,16 @@ UNAVERAGED = "validation_unaveraged"
 """The name of validation data under the weights as they are, for tables and tags."""
 
 SAMPLER_CALLS = (10, 25, 100)
-"""Of the picture that compares samplers: with few network calls they differ."""
+"""Network calls in the picture that compares samplers: with few they differ."""
 
 RANKED, REPEATS, DRAWS = 8, 16, 8
-"""How many best and worst test images, and how often each is measured with how many draws."""
+"""Numbers of best and worst test images, of measurements of each, and of draws of these."""
 
 SAMPLES = 18
 """Images in the picture that training updates: three rows of six."""
 
 POINTS = 256
-"""The same of data that are no images."""
+"""Points in that picture, of data that are no images."""
 
 RANKED_OF = 1_000
 """The most test images among which they are looked for."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 STEPS = {"exponential": 25, "stochastic": 50}
-"""Of these samplers, where none are given; of all others :data:`MANY`."""
+"""Steps of these samplers, where none are given; others take :data:`MANY`."""
 MANY = 256
 
 
@@ -112,7 +112,7 @@ def samplers_for(
 
 
 class Sampling(TypedDict, total=False):
-    """How the generative program is simulated, see :func:`draw`."""
+    """Options of simulating the generative program, see :func:`draw`."""
 
     sampler: str | None
     steps: int | None

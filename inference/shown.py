@@ -1,4 +1,4 @@
-"""What programs say and draw of a diffusion by its kind: kernels in closed form, or paths."""
+"""Views of a diffusion by its kind, in words and figures: kernels in closed form, or paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How samples come about: every variable on its way from noise to data, as an animated picture."""
+"""Animated pictures of samples: every variable on its way from noise to data."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class _Rule:
 _PYTHON, _CLOSED = _Rule(), _Rule(frozenset())
 _rule: ContextVar[_Rule | None] = ContextVar("rule", default=None)
 _commands = 0
-"""How many command lines are being run, in whichever thread; one, but in tests."""
+"""The number of command lines being run, in whichever thread; one, but in tests."""
 _passed: dict[str, dict[Path, str]] = {}
 """SHA-256 by file of what was run last by each key."""
 

@@ -1,4 +1,4 @@
-"""What is wrong with data of one's own, said before anything is trained on them."""
+"""Checks of data of one's own, before anything is trained on them."""
 
 from __future__ import annotations
 

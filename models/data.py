@@ -81,7 +81,7 @@ class DataSet(ABC):
     gives another."""
 
     strata: ClassVar[str] = "classes"
-    """What data are split evenly over where they have several, in words."""
+    """Groups that data are split evenly over where they have several, in words."""
 
     needed: ClassVar[Mapping[str, str]] = {"name": "'mine'"}
     """Attributes that a class has to have, with an example of each."""

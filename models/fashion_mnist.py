@@ -23,7 +23,7 @@ TRAIN_LABELS = Published("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad17
 TEST_LABELS = Published("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", size=10_008)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist has its files, which end in .gz."""
+"""The folder of Debian's package dataset-fashion-mnist, whose files end in .gz."""
 
 INSTALL = "apt-get install --reinstall dataset-fashion-mnist"
 

@@ -36,7 +36,7 @@ CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
 
 GZIP, IDX_BYTES = b"\x1f\x8b", b"\0\0\x08"
-"""How gzipped files begin, and IDX files of unsigned bytes."""
+"""First bytes of gzipped files, and of IDX files of unsigned bytes."""
 
 Images = NDArray[np.uint8]
 
@@ -127,7 +127,7 @@ def idx_labels(content: bytes, place: str) -> Tensor:
 
 
 IDX_SIZES = {"images": (3, 4), "labels": (1,)}
-"""How many sizes an array has, by what it holds."""
+"""Numbers of sizes that an array may have, by what it holds."""
 
 
 def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "pa
 """A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
 
 MIXTURE: dict[str, Any] = SMALL | {"form": "mixture"}
-"""The same, with a mixture of three tilts for each pixel."""
+"""A small U-Net with a mixture of three tilts for each pixel."""
 
 FINE: dict[str, Any] = {
     "base": 24,
@@ -33,7 +33,7 @@ FINE: dict[str, Any] = {
     "lean": True,
     "form": "mixture",
 }
-"""One that has a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
+"""A U-Net with a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
 
 PAPER: dict[str, Any] = {
     "base": 128,
@@ -45,7 +45,7 @@ PAPER: dict[str, Any] = {
 """The U-Net of the paper's scale, 35.5 million parameters for 3×32×32; see :class:`UNet`."""
 
 PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
-"""The same without dropout, as in the configurations released with the paper."""
+"""The paper's U-Net without dropout, as in the configurations released with the paper."""
 
 
 class ImageProblem(Problem):
@@ -93,7 +93,7 @@ class ImageProblem(Problem):
     """
 
     optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
-    """What ``inference.train`` optimizes the network of ``recipe`` by if nothing else is asked for,
+    """The optimizer of ``recipe``'s network in ``inference.train`` if nothing else is asked for,
     in subclasses too; all others are by Adam."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}

@@ -1,4 +1,4 @@
-"""What the kind of a diffusion means for models and programs: asked here, and nowhere else.
+"""The kind of a diffusion, as models and programs need it: asked here, and nowhere else.
 
 A new kind is registered with :func:`kind_of`, and whatever is made, measured and drawn follows.
 """

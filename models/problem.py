@@ -88,7 +88,7 @@ class Problem(DataSet):
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
 
     default_maps: ClassVar[str | None] = None
-    """At which maps denoisers are trained where nothing is asked for, as ``--maps`` says."""
+    """Maps that denoisers are trained at where nothing is asked for, as ``--maps`` says."""
 
     steps: int = 2000
     batch_size: int = 128

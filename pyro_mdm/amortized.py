@@ -69,10 +69,10 @@ NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
 
 SUPPORT_RUNS = 4
-"""Of the program, in which supports have to be the same."""
+"""Runs of the program, in which supports have to be the same."""
 
 MAX_LOG_SNR = 13.0
-"""Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
+"""λ where the decoder takes over, for parameters of unit variance: noise of 0.0015."""
 
 PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
@@ -186,7 +186,7 @@ class LinearGaussian(NamedTuple):
 
     @classmethod
     def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
-        """The one of least squares, by n pairs of θ (n, d) and x (n, m), float64.
+        """The least-squares fit to n pairs of θ (n, d) and x (n, m), float64.
 
         Returns:
             None where there are fewer than ten pairs for each number that θ is regressed on, or
@@ -209,7 +209,7 @@ class LinearGaussian(NamedTuple):
         return cls(center, unit, solved.solution, root)
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """(n,), nats."""
+        """log p(θ | x) of n pairs, (n,), nats."""
         mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
         law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
         return law.log_prob(theta.double())
@@ -227,12 +227,12 @@ class LogDensity(NamedTuple):
 
     @property
     def mean(self) -> Measured:
-        """Over the pairs, with its standard error."""
+        """The mean over the pairs, with its standard error."""
         return Measured.of(self.value)
 
 
 class _Site(NamedTuple):
-    """Where a latent site is in the vector of parameters."""
+    """A latent site, as it stands in the vector of parameters."""
 
     name: str
     shape: torch.Size  # of one draw
@@ -240,7 +240,7 @@ class _Site(NamedTuple):
     transform: Any  # from unconstrained numbers
 
     def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, k), and log|det ∂u/∂θ|, (n,)."""
+        """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
         u = self.transform.inv(value)
         log_det = self.transform.log_abs_det_jacobian(u, value)
         return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
@@ -383,7 +383,7 @@ class AmortizedPosterior(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> AmortizedPosterior:
-        """What :meth:`save_pretrained` wrote, of the same simulator.
+        """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
             folder: that it was written to.
@@ -456,7 +456,7 @@ class AmortizedPosterior(nn.Module):
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """What the network is told of data by site, (n, m).
+        """Data by site as the numbers that the network sees, (n, m).
 
         Raises:
             ValueError: a site is missing, or of another shape.
@@ -607,7 +607,7 @@ class Calibration:
     draws: int
 
     def p_values(self, bins: int = 10) -> dict[str, Tensor]:
-        """Of the χ² test that ranks are uniform, by site, (*shape).
+        """P-values of the χ² test that ranks are uniform, by site, (*shape).
 
         Args:
             bins: of ranks, at most ``draws`` + 1; a divisor of that keeps them even.

@@ -60,7 +60,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     @property
     @abstractmethod
     def unknown(self) -> Tensor:
-        """The c that says nothing, (*shape)."""
+        """The c that stands for one that is not known, (*shape)."""
 
     @abstractmethod
     def known(self, context: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
     @abstractmethod
     def numbers(self, context: Tensor) -> Tensor:
-        """What a network is told of contexts that are known, (n, *shape) -> (n, size)."""
+        """Numbers (n, size) that a network is told of known contexts (n, *shape)."""
 
     def check(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
@@ -91,7 +91,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         return f"({', '.join(['*batch', *map(str, self.shape)])})"
 
     def encode(self, context: object) -> Tensor:
-        """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known.
+        """Numbers (*batch, size) that a network is told of contexts (*batch, *shape); 0 if unknown.
 
         Raises:
             TypeError, ValueError: contexts that there cannot be; one that is not known, without
@@ -117,7 +117,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
 
     def drop(self, told: Tensor) -> Tensor:
-        """The same with the rows of a part :attr:`dropout` of the data (n, size) at 0."""
+        """Numbers (n, size) of contexts, with those of a part :attr:`dropout` of the data at 0."""
         if not self.dropout:
             return told
         u = randomness.uniform((len(told), 1), told.dtype, told.device)
@@ -128,7 +128,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
 
 class Labels(GivenContext):
-    """One of ``num_classes`` classes, 0, 1, …, as a whole number; -1 where it is not known.
+    """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 where one is not known.
 
     Args:
         num_classes: at least 2.
@@ -207,7 +207,7 @@ class Vectors(GivenContext):
 
     @classmethod
     def fit(cls, contexts: Tensor, dropout: float = 0.0) -> Vectors:
-        """For contexts like those of training data, (n, m); rows with NaN are left out."""
+        """Vectors by mean and scale of training data's, (n, m); rows with NaN are left out."""
         rows = real_tensor("contexts", contexts, "vectors (n, m) of training data")
         rows = rows[rows.isfinite().flatten(1).all(1)] if rows.dim() > 1 else rows
         if rows.dim() != 2 or len(rows) < 2:

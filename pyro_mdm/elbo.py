@@ -45,7 +45,7 @@ __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
 
 Program = Callable[..., Any]
 Site = Mapping[str, Any]
-"""What a trace has of a site: ``fn``, ``value``, ``scale``, …, as Pyro's ``Message``."""
+"""A site of a trace, with ``fn``, ``value``, ``scale``, … of Pyro's ``Message``."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,7 +188,7 @@ class MDM_ELBO(ELBO):
 
 
 class _Term(NamedTuple):
-    """What a site adds to the bound."""
+    """A site's part of the bound."""
 
     site: Site  # the model's, or the guide's if it is auxiliary
     value: Tensor  # of the site's batch shape, nats, scaled and masked
@@ -243,7 +243,7 @@ def _score_parts(site: Site) -> Any:
 def _score_function_gradient(
     name: str, site: Site, terms: list[_Term], baseline: list[_Term]
 ) -> Tensor | float:
-    """0, whose gradient is what the draw of a site contributes that is not reparameterized."""
+    """A zero whose gradient is the part of a site's draw that is not reparameterized."""
     if isinstance(site["fn"], NoisingLaw):
         return 0.0
     score_function = _score_parts(site).score_function

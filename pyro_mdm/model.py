@@ -126,7 +126,7 @@ class DiffusionModel(Registered):
         return {"event_shape": list(self.event_shape), "times": described(self.times)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """The times of a chain."""
+        """Restore the times of a chain."""
         self.times = restored_times(saved["times"])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -488,7 +488,7 @@ def check_times(times: object) -> None:
 
 
 def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
-    """What to do about data of another shape, for messages."""
+    """Advice on data of another shape, for messages."""
     if x.shape == event_shape:
         return (
             "add the batch dimension, x[None] (or, if these are several data, fit the score to "
@@ -502,7 +502,7 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
-    """The shape of one datum, as given or as the score knows it."""
+    """The shape of one datum, as given or as the score has it."""
     known = getattr(score, "event_shape", None)
     event_shape = known if given is None else given
     if event_shape is None:

@@ -96,7 +96,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Writer:
-    """Turns a model into a tree of JSON, and collects the tensors that it names."""
+    """A writer of a model as a tree of JSON, and of the tensors that it names."""
 
     def __init__(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
@@ -236,7 +236,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
 
 
 class _Reader:
-    """Builds what a tree describes, of classes of the library and those that were handed in."""
+    """A builder of what a tree describes, from classes of the library and those handed in."""
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, Any]) -> None:
         self.file, self.tensors, self.yours = file, tensors, yours
@@ -294,7 +294,7 @@ class _Reader:
         return self.yours[name]
 
     def _build(self, given: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
-        """What ``given`` returns for recorded arguments."""
+        """The object that ``given`` makes of recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
@@ -305,7 +305,7 @@ class _Reader:
             ) from error
 
     def _make(self, given: Callable[..., Any], name: str, place: str) -> Any:
-        """What ``given`` returns."""
+        """The object that ``given`` makes without arguments."""
         try:
             return given()
         except TypeError as error:

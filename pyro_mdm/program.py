@@ -1,4 +1,4 @@
-"""What guide and model share as Pyro programs: parameters, the plate of the batch, a path."""
+"""Parts that guide and model share as Pyro programs: parameters, the plate of the batch, a path."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Registered(Restorable, nn.Module):
 
 
 def _full_name(parameter: Tensor, name: str) -> str:
-    """The first program that registered a parameter names it: shared ones are stepped once,
-    wherever in their programs they are."""
+    """The name of a parameter by the first program that registered it: shared ones are stepped
+    once, wherever in their programs they are."""
     known = getattr(parameter, "pyro_mdm_name", None)
     if known is None:
         parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
@@ -129,7 +129,7 @@ def _own_plate(name: str, n: int, num_data: int | None) -> Any:
 
 
 class OnePath(Messenger):
-    """Checks that a path the model is given was made for it, whatever the objective.
+    """A check that a path the model is given was made for it, whatever the objective.
 
     Objectives replay the model against the guide. Here the laws of both are seen together, before
     a path of another shape, or one that another diffusion made, meets the score. Pyro has no public
@@ -161,5 +161,5 @@ def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
-    """``times`` of a program as they were, from its settings."""
+    """Times of a program, from its settings."""
     return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved

@@ -79,6 +79,6 @@ def discrete(
     min_log_snr: float = -10.0,
     size: int = 4,
 ) -> ContextDiffusion:
-    """One of ``size`` ways to noise a datum."""
+    """A discrete context, one of ``size`` ways to noise a datum."""
     context = DiscreteContext(Summary(event_shape, size), size)
     return _diffusion(event_shape, context, max_log_snr=max_log_snr, min_log_snr=min_log_snr)

@@ -138,7 +138,7 @@ def condition_on_measurements(
 
 
 class Given(NamedTuple):
-    """What a denoiser says of x with and without a measurement; see :class:`MeasuredDenoiser`."""
+    """The denoiser's answers with and without a measurement; see :class:`MeasuredDenoiser`."""
 
     prior: Tensor  # x̂ = E[x | z], like z
     x_hat: Tensor  # E[x | z, obs], like z
@@ -191,7 +191,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The same of the data of these indices (m,), of n data or several times these."""
+        """The denoiser of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
             return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
@@ -249,7 +249,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         )
 
     def _solve(self, covariance: Product, rest: Tensor) -> Solution:
-        """(H C Hᵀ + R) u = rest, (n, m) in float64."""
+        """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64."""
         noise = self.noise_variance.expand(self.operator.obs_shape).flatten()
 
         def product(p: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 DIGITS = 1e-8
-"""How far ⟨H x, y⟩ and ⟨x, Hᵀ y⟩ may be apart, relative to their sizes: rounding of float64."""
+"""Distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes: rounding of float64."""
 
 
 class LinearOperator(Recorded, ExactBuffers, ABC):
@@ -97,7 +97,7 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
 
 
 class Matrix(LinearOperator):
-    """H as a matrix, of the flattened data.
+    """The operator of a matrix H, of the flattened data.
 
     Args:
         H: (m, d), d the number of dimensions of a datum.
@@ -130,7 +130,7 @@ class Matrix(LinearOperator):
 
 
 class FunctionOperator(LinearOperator):
-    """H as a function.
+    """The operator of a linear function.
 
     Args:
         function: H x (n, *obs_shape) of data x (n, *event_shape) in float64; differentiable, unless

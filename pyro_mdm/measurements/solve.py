@@ -47,7 +47,7 @@ class DenoiserCovariance:
 
     @property
     def x_hat(self) -> Tensor:
-        """Like z."""
+        """x̂, like z."""
         return self._x_hat if self._create_graph else self._x_hat.detach()
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class DenoiserCovariance:
 
 
 class Solution(NamedTuple):
-    """Of n linear systems, u, and how they were solved."""
+    """Solutions u of n linear systems, and how they were solved."""
 
     u: Tensor  # (n, m)
     iterations: Tensor  # (n,), int64

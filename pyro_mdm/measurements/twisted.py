@@ -67,7 +67,7 @@ class Particles(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        """Of all particles, (R, P); they sum to 1."""
+        """Weights of all particles, (R, P); they sum to 1."""
         return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
 
     @property
@@ -159,7 +159,7 @@ def _log_evidence(log_weights: Tensor) -> Measured:
 
 
 def _added_by_grid(fine: Measured, coarse: Measured, ratio: float) -> Measured:
-    """What steps add to ``fine`` by what steps ``ratio`` times as long add, to first order."""
+    """The part of ``fine`` that its grid adds, by steps ``ratio`` times as long, to first order."""
     error = math.hypot(fine.standard_error, coarse.standard_error)
     return Measured(coarse.mean - fine.mean, error).scaled(1 / (ratio - 1))
 
@@ -199,7 +199,7 @@ def _run(
 
 
 def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
-    """What the denoiser says of states y (n, K, *event_shape) at one time."""
+    """Answers of the denoiser to states y (n, K, *event_shape) at one time."""
     marginal = model.diffusion.marginal(s.expand(len(y)))
     z = apply_vector(marginal.readout, y).to(model.bound_score.dtype)
     return score.given_obs(z, marginal.log_snr)
@@ -222,8 +222,8 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
 
 
 def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Which particles go on (R P,), and their weights (R, P): drawn anew in repeats of few that
-    count, at equal distances along the sum of the weights."""
+    """Indices of particles that go on (R P,) and their weights (R, P), drawn anew in repeats of few
+    that count, at equal distances along the sum of the weights."""
     R, P = log_w.shape
     w = log_w.softmax(1)
     few = 1 / w.square().sum(1, keepdim=True) < threshold * P

@@ -81,7 +81,7 @@ Record = Mapping[str, Any]
 
 # -- the bound -------------------------------------------------------------------------------------
 def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """What moves in the terms of the bound over training, stacked, and the whole of each part.
+    """The terms of the bound over training, stacked, and the whole bound of each part of the data.
 
     The layer of a term is what it has above its least over the steps. The stack stands on the sum
     of those, so that it reaches the whole bound and the axis shows where terms differ, however
@@ -233,13 +233,13 @@ def _sides(steps: np.ndarray) -> np.ndarray:
 
 
 MOST_LINES = 256
-"""Of different clocks in a picture."""
+"""Lines of different clocks in a picture."""
 
 
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
-    """What the figures of training need to know of a diffusion as it is now, as lists of numbers.
+    """Numbers of a diffusion as it is now, for the figures of training, in lists.
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
     ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
@@ -375,7 +375,7 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
 @torch.no_grad()
 def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
-    """What clocks of their own do: log SNR of each dimension along the common way.
+    """The log SNR of dimensions with clocks of their own along the common way.
 
     Left, a line for each different one, less that of the common clock. Right, where the index maps
     are those of images, pictures of it at three times; blue is noised early.
@@ -409,7 +409,7 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
 
 @torch.no_grad()
 def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
-    """What the diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), a figure for each name.
+    """Views of what a diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), each a figure.
 
     A column for each stage, after the data themselves. Of images there is a row for each; of other
     data one row of points, by their first two features, coloured by what the first is made into.
@@ -427,7 +427,7 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
 
 
 def _view_of_images(name: str, stages: Tensor, x: Tensor) -> Figure:
-    """Red where a pixel's value is above 0, blue below; of colours the average."""
+    """A figure of images, red where a pixel is above 0, blue below; colours are averaged."""
     columns, reach = len(stages) + 1, float(stages.abs().max()) or 1.0
     figure = new_figure(1.3 * columns + 0.8, 1.3 * len(x) + 0.5)
     figure.suptitle(name, fontsize=10)

@@ -1,4 +1,4 @@
-r"""What a run writes for people to look at.
+r"""Records of a run for people to look at.
 
 Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
@@ -314,7 +314,7 @@ def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
 def write_simulated(
     writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write what is known of a diffusion without a closed form, as scalars.
+    """Write the numbers of a diffusion without a closed form, as scalars.
 
     Both its ends, its parameters that are single numbers, and, if it has a learned drift ``added``
     to another one, the root mean square of that per dimension and variable, at data at ε

@@ -244,7 +244,7 @@ def floating_dtypes(module: object) -> set[torch.dtype]:
 
 
 def tensor_device(module: nn.Module) -> torch.device | None:
-    """Where a module's tensors are; None if it has none."""
+    """The device of a module's tensors; None if it has none."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((t.device for t in tensors), None)
 

@@ -53,7 +53,7 @@ def replace(module: N, **parts: Any) -> N:
 
 @contextmanager
 def in_eval_mode(*programs: Any) -> Iterator[None]:
-    """With those that are modules in evaluation mode, then as they were."""
+    """A context with ``programs`` that are modules in evaluation mode, then as they were."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
@@ -67,6 +67,6 @@ def in_eval_mode(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """The same, without gradients."""
+    """A context as :func:`in_eval_mode`, without gradients."""
     with in_eval_mode(*programs), torch.no_grad():
         yield

@@ -11,7 +11,7 @@ __all__ = ["Parts"]
 
 
 class Parts:
-    """Which dimensions belong to which part, each part in the order of the whole.
+    """The dimensions of a vector in parts, each in the order of the whole.
 
     Args:
         part_of: (d,) int64, as :meth:`checked`.
@@ -43,5 +43,5 @@ class Parts:
         return [x[..., dims] for dims in self.dims]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole, of what :meth:`split` gave."""
+        """The whole (…, d) of its parts, as :meth:`split` gives them."""
         return torch.cat([part.to(parts[0].dtype) for part in parts], -1)[..., self._order]

@@ -22,7 +22,7 @@ __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described"
 R = TypeVar("R", bound="Recorded")
 
 EXTRA_STATE = "_extra_state"
-"""How the names of settings end in a state dict; PyTorch's name."""
+"""The end of names of settings in a state dict; PyTorch's name."""
 
 
 REMEMBERED = ("guess",)
@@ -30,7 +30,7 @@ REMEMBERED = ("guess",)
 
 
 class SettingsError(ValueError):
-    """A state dict was saved by a module with other settings."""
+    """A state dict that was saved by a module with other settings."""
 
 
 class Recorded:
@@ -66,7 +66,7 @@ class Recorded:
         return arguments
 
     def settings(self) -> dict[str, Any]:
-        """What decides the object's part in a bound, by name, and is no parameter or buffer.
+        """Settings that decide the object's part in a bound, by name, but parameters and buffers.
 
         By default the constructor's arguments that are numbers, strings or None, as the attributes
         of these names are now, without those that became buffers.
@@ -90,7 +90,7 @@ class Restorable(Recorded):
         """
 
     def remembered(self) -> dict[str, Any]:
-        """What later digits depend on and two alike may differ in: saved, and never compared."""
+        """State that later digits depend on and two alike may differ in: saved, never compared."""
         return {}
 
     def get_extra_state(self) -> Tensor:
@@ -159,7 +159,7 @@ def described(value: object) -> Any:
 
 
 def _compared(saved: object) -> Any:
-    """Without what is remembered, which older versions saved with the settings of parts too."""
+    """Settings without what is remembered, which older versions saved with those of parts too."""
     if isinstance(saved, dict):
         return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
     return [_compared(v) for v in saved] if isinstance(saved, list) else saved
