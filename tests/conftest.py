@@ -61,6 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fresh_start() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # a program may have chosen others
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -573,8 +573,9 @@ def test_a_list_of_autoguides_and_a_diffusion_guide(diffusion: CLD) -> None:
         svi.step(x, y)
     b, w = (guide.median(x, y)[name].detach() for name in ("b", "w"))
     # where the gradients vanish: w = (b + y) / 2, b = Σ w / (n + 1)
-    assert float((w - (b + y) / 2).abs().max()) < 0.1
-    assert abs(float(b - w.sum() / 31)) < 0.1
+    # to what steps of this rate leave; a term counted twice moves w by more than that
+    assert float((w - (b + y) / 2).abs().max()) < 0.25
+    assert abs(float(b - w.sum() / 31)) < 0.15
     known = exact_bound(diffusion, x).sum()
     rest = Trace_ELBO(num_particles=300, vectorize_particles=True, max_plate_nesting=1)
     hidden = poutine.block(model, hide=["path", "x"]), poutine.block(guide, hide=["path"])
