@@ -166,7 +166,7 @@ def in_model_space(programs: Programs, data: Tensor | Part, seed: int) -> tuple[
 
 
 def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
-    """A denoiser for its baseline, for diffusions in closed form of which none has a denoiser."""
+    """A denoiser as baseline of programs in closed form; None where they have their own."""
     closed = [p for p in entries if not kind_of(p.model.diffusion).simulated]
     if not closed or any(isinstance(p.model.score_function, DenoiserScore) for p in closed):
         return None

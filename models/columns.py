@@ -154,7 +154,7 @@ class _Levels(Column):
 
 
 class Ordinal(_Levels):
-    """Numbers of which there are few, in their order.
+    """A column of few numbers, in their order.
 
     Args:
         values: all that it may have, in any order.

@@ -186,7 +186,7 @@ def _kinds(columns: str | None) -> dict[str, str]:
 
 
 def read_table(source: Path | str) -> DataFrame:
-    """A table by its file, .csv or .parquet, or by its name (DataError: there is none)."""
+    """A table by its file, .csv or .parquet, or by its name (DataError: none can be read)."""
     try:
         import pandas as pd
     except ImportError as error:
