@@ -7,7 +7,7 @@
 import os
 
 OPENMP_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""What a user may have set of how OpenMP's threads wait for each other, whichever runtime it is."""
+"""Variables by which a user may have set how OpenMP's threads wait, whichever runtime it is."""
 
 # Threads spin for a moment and then sleep while they wait: beside other work, spinning takes the
 # cores that it waits for, and alone, sleep costs more than it frees (tests/benchmarks/threads.py).

@@ -14,8 +14,6 @@ from torch import Tensor
 from inference.recipe import indices
 from inference.seeds import seed_from
 
-__all__ = ["Batches"]
-
 ON_DEVICE = 2 * 2**30
 """Bytes of data up to which an accelerator holds them all."""
 
@@ -65,7 +63,7 @@ class Batches:
         return [part.to(self.device, non_blocking=True) for part in parts]
 
     def gather(self, step: int) -> list[Tensor]:
-        """The same where the data are, or in memory that is fast to copy from."""
+        """The pieces of a batch where the data are, or in memory that is fast to copy from."""
         chosen = indices(step, self.batch_size, len(self.data), self.seed)
         if self.flip:
             generator = torch.Generator().manual_seed(seed_from(self.seed, "flip", step))

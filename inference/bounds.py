@@ -26,26 +26,6 @@ from pyro_mdm.support.measured import ALL_TERMS, TERMS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "Bound",
-    "Calls",
-    "Draws",
-    "StepBias",
-    "baseline",
-    "bound_of",
-    "by_datum",
-    "estimated",
-    "in_bits",
-    "in_model_space",
-    "measure",
-    "nats_by_row",
-    "of_data",
-    "path_gap",
-    "some",
-    "step_bias",
-    "told_nothing",
-]
-
 Stored = TypeVar("Stored", Tensor, Part, Tensor | Part)
 """Stored data, alone or with what is known of them."""
 
@@ -57,7 +37,7 @@ LARGE_BIAS = 0.1
 
 
 class Calls(TypedDict, total=False):
-    """How the network is called for a bound, as :func:`pyro_mdm.evaluation.compare` says."""
+    """Options of a bound: how the network is called, as in :func:`pyro_mdm.evaluation.compare`."""
 
     draws: int
     batch_size: int
@@ -66,14 +46,14 @@ class Calls(TypedDict, total=False):
 
 
 class Draws(Calls, total=False):
-    """How a bound is measured, likewise."""
+    """Options of a bound: how the network is called, and how precise the bound is to be."""
 
     half_width: float | None
 
 
 @dataclass(frozen=True)
 class StepBias:
-    """What half the step of a simulation would change, in bits/dim at the same paths."""
+    """The change by half the step of a simulation, in bits/dim at the same paths."""
 
     step_size: float
     change: float
@@ -115,7 +95,7 @@ class Bound:
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
-        """(value, standard error) by name."""
+        """Value and standard error of each term, by name."""
         names = ALL_TERMS if self.context[0] else TERMS
         return {name: getattr(self, name) for name in ("bits_per_dim", *names)}
 
@@ -126,13 +106,13 @@ class Bound:
 
     @property
     def columns(self) -> dict[str, float]:
-        """The same as the columns of metrics.csv."""
+        """The bound in columns of metrics.csv."""
         values = {name: value for name, (value, _) in self.terms.items()}
         errors = {f"{name}_standard_error": error for name, (_, error) in self.terms.items()}
         return values | errors
 
     def as_json(self) -> dict[str, object]:
-        """For results.json."""
+        """The bound as results.json has it."""
         named = {k: {"value": v, "standard_error": e} for k, (v, e) in self.terms.items()}
         return asdict(self) | named
 
@@ -148,9 +128,7 @@ class Bound:
 def measure(
     programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
 ) -> Bound:
-    """The bound on stored ``data`` (n, *event_shape), averaged, in bits/dim.
-
-    Of data that come with contexts it is that of data given these.
+    """The bound on stored ``data`` (n, *event_shape), given their contexts if any, in bits/dim.
 
     Args:
         seed: of the noise, that of dequantization too.
@@ -163,10 +141,7 @@ def measure(
 def estimated(
     programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
 ) -> tuple[Estimate, Tensor]:
-    """The bound on each of stored ``data`` in nats, and the log-determinants (n,).
-
-    Arguments are those of :func:`measure`.
-    """
+    """The bound on each of ``data`` in nats, and log-determinants (n,); see :func:`measure`."""
     _, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
     own = baseline([programs])
@@ -174,7 +149,7 @@ def estimated(
 
 
 def some(data: Stored, most: int = 256) -> Stored:
-    """Of many data ``most``, spread evenly: neighbours in a data set are often of one kind."""
+    """At most ``most`` data, spread evenly: neighbours in a data set are often of one kind."""
     return data if len(data) <= most else data[spread(len(data), most)]
 
 
@@ -191,10 +166,7 @@ def in_model_space(programs: Programs, data: Tensor | Part, seed: int) -> tuple[
 
 
 def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
-    """A denoiser for its baseline where no program has one; None where the programs provide it.
-
-    It is for diffusions with a closed form, if there are any.
-    """
+    """A denoiser as baseline of programs in closed form; None where they have their own."""
     closed = [p for p in entries if not kind_of(p.model.diffusion).simulated]
     if not closed or any(isinstance(p.model.score_function, DenoiserScore) for p in closed):
         return None
@@ -299,7 +271,7 @@ def nats_by_row(bound: Bound, columns: int) -> str:
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:
-    """The same data without what they are given, where the network was trained for that."""
+    """A part's data without their contexts, where the network was trained for that."""
     context = programs.problem.context
     if context is None or not context.dropout:
         return None
@@ -307,7 +279,7 @@ def told_nothing(programs: Programs, data: Part) -> Part | None:
 
 
 def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int) -> StepBias:
-    """Measure it on some of the data."""
+    """The bias of the simulation's step, measured on some of the data."""
     data = some(data, BIAS_DATA)
     x, _ = in_model_space(programs, data, seed)
     _, model, guide = of_data(programs, data)
@@ -317,8 +289,7 @@ def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int)
 
 
 def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
-    """What paths whose drift sees the data lose whatever the network, in words; of a law that is
-    known, that of some of the data."""
+    """The loss of paths whose drift sees the data, whatever the network, in words."""
     points, _ = in_model_space(programs, some(data), seed)
     information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
     gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))

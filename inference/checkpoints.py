@@ -31,24 +31,6 @@ from torch import Tensor, nn
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
-__all__ = [
-    "ArchitectureError",
-    "Checkpoint",
-    "CheckpointError",
-    "RunError",
-    "StorageError",
-    "explain_full_disk",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "load_module",
-    "load_optimizer",
-    "optimizer_tensors",
-    "raw_bytes",
-    "remove_leftovers",
-    "save_checkpoint",
-    "write_atomically",
-]
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 24
 """Bytes read, written and hashed at a time."""
@@ -65,7 +47,7 @@ FORMATS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls a dtype."""
+"""Names of dtypes in safetensors."""
 
 NAME = re.compile(r"step-\d{8,}")
 LEFTOVER = re.compile(r"\.step-\d{8,}\.(json|safetensors)\.tmp")
@@ -106,7 +88,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Turn the errors of a full disk, quota or file size limit into a :class:`StorageError`."""
+    """Errors of a full disk, quota or file size limit as a :class:`StorageError`."""
     try:
         yield
     except OSError as error:
@@ -124,21 +106,14 @@ def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file holding ``data``: all of it or, whatever happens, none of it.
-
-    Raises:
-        StorageError: there is no space for it.
-    """
+    """Replace ``path`` by a file of ``data``, or leave it as it is (StorageError: no space)."""
     with explain_full_disk(path, len(data)), replacing() as write:
         write(path, [data])
 
 
 def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of ``tensor``, row-major, in pieces.
-
-    A contiguous tensor on the CPU, memory-mapped or not, is never copied; others are copied piece
-    by piece.
-    """
+    """The bytes of ``tensor``, row-major, in pieces; those of a contiguous tensor on the CPU,
+    memory-mapped or not, are never copied."""
     tensor = tensor.detach()
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor
     length = max(1, CHUNK * len(flat) // max(1, flat.numel() * flat.element_size()))
@@ -154,8 +129,7 @@ def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     """Write ``checkpoint``, drop all but the newest ``keep`` up to it; the JSON's path.
 
-    Raises:
-        StorageError: there is no space for it; earlier checkpoints are as they were.
+    Without space for it (StorageError) earlier checkpoints are as they were.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1: the newest checkpoint stays")
@@ -183,7 +157,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
 
 
 def _header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
-    """What a safetensors file begins with, and the order of the tensors that follow.
+    """The head of a safetensors file, and the order of the tensors that follow.
 
     safetensors' own writer wants all tensors in memory at once, contiguous and unshared.
     """
@@ -207,10 +181,7 @@ def _header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left of a checkpoint in ``folder``, and nothing else.
-
-    That is temporary files, and tensors that no JSON file describes.
-    """
+    """Remove temporary files in ``folder``, and tensors that no JSON file describes."""
     for path in list(folder.glob(".step-*.tmp")):
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -220,11 +191,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def load_checkpoint(description: Path) -> Checkpoint:
-    """Read the checkpoint that a JSON file describes.
-
-    Raises:
-        CheckpointError: a file is missing, cut short, or differs from what was written.
-    """
+    """The checkpoint that a JSON file describes (CheckpointError: it is not whole)."""
     file = description
     try:
         outer = json.loads(description.read_bytes())
@@ -232,10 +199,10 @@ def load_checkpoint(description: Path) -> Checkpoint:
         if _digest(body) != outer["sha256"]:
             raise CheckpointError(f"{file} is damaged: its checksum does not match its content")
         file = description.with_suffix(".safetensors")
-        size, found = _hash(file)
-        if found != body["tensors_sha256"]:
+        size, digest = _hash(file)
+        if digest != body["tensors_sha256"]:
             raise CheckpointError(
-                f"{file} is damaged: its {size:,} bytes have SHA-256 {found[:12]}…, "
+                f"{file} is damaged: its {size:,} bytes have SHA-256 {digest[:12]}…, "
                 f"expected {body['tensors_sha256'][:12]}…"
             )
         # own memory: load_file maps the file, and what happens to that later must not matter
@@ -258,11 +225,8 @@ def _hash(path: Path) -> tuple[int, str]:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest checkpoint of ``folder`` that is whole; warns of each damaged one passed over.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The newest checkpoint of ``folder`` that is whole; warns of each damaged one passed over
+    (CheckpointError: there is none)."""
     problems = []
     for description in _descriptions(folder):
         try:
@@ -278,8 +242,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
 
 def _descriptions(folder: Path) -> list[Path]:
     """The JSON files of ``folder``'s checkpoints, newest first."""
-    found = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
-    return sorted(found, key=_step, reverse=True)
+    paths = [path for path in folder.glob("step-*.json") if NAME.fullmatch(path.stem)]
+    return sorted(paths, key=_step, reverse=True)
 
 
 def _step(description: Path) -> int:

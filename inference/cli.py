@@ -33,8 +33,6 @@ from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 
-__all__ = ["OptionError", "check_positive", "command_line"]
-
 MISTAKES = (
     ArchitectureError,
     CheckpointError,
@@ -52,7 +50,7 @@ MISTAKES = (
 
 
 class OptionError(Exception):
-    """A word that is no option, or no value of the option that it is given to."""
+    """A word that is no option, or no value of its option."""
 
 
 def command_line(
@@ -106,7 +104,7 @@ def command_line(
 
 
 def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --trust is among ``--option=value``, and the others."""
+    """Whether --trust is among words ``--option=value``, and the other words."""
     said = [word.removeprefix("--trust=") for word in words if word.startswith("--trust=")]
     if wrong := [value for value in said if value not in ("true", "false")]:
         raise OptionError(f"--trust is {wrong[0]!r}, expected true or false")
@@ -114,38 +112,34 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
-    """The names of code that are words of the command line itself, not of a file of --config."""
-    found: list[str] = []
+    """Names of code among the words of the command line, not of a file of --config."""
+    names: list[str] = []
     for name in (*NAMED, "simulator"):
         if name in named and (value := options[name]):
-            found += [one.strip() for one in value.split(",")] if name in listed else [value]
-    return found
+            names += [one.strip() for one in value.split(",")] if name in listed else [value]
+    return names
 
 
 def check_positive(**options: float | None) -> None:
-    """Whether those of ``options`` that are given are positive.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raises ValueError unless all of ``options`` that are given are positive."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ValueError(f"--{name} is {value}, expected a positive number")
 
 
 class _Parser(ArgumentParser):
-    """Its errors are in words, and its options are those of ``hints``."""
+    """A parser with errors in words, for the options of ``hints``."""
 
     hints: dict[str, Any]
     option_groups: dict[str, dict[str, Any]]
 
     def ungrouped(self, name: str) -> str:
-        """``steps`` for ``optimization.steps``."""
+        """An option without its group: ``steps`` for ``optimization.steps``."""
         group, _, alone = name.rpartition(".")
         return alone if alone in self.option_groups.get(group, {}) else name
 
     def astray(self, name: str, dashes: str = "") -> str:
-        """What was meant by ``optimization.stpes`` or ``machine.steps``, for messages."""
+        """A guess at what ``optimization.stpes`` or ``machine.steps`` meant, for messages."""
         group, _, alone = name.rpartition(".")
         if group in self.option_groups:
             known = [g for g, options in self.option_groups.items() if alone in options]
@@ -153,7 +147,7 @@ class _Parser(ArgumentParser):
         return _nearest(name, [*self.hints, *self.option_groups, "config"], dashes)
 
     def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
-        """A file of options, of which some may be in their group."""
+        """Options of a file, of which some may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
             content_of = yaml.safe_load(content)
             if self.option_groups and isinstance(content_of, dict):
@@ -176,8 +170,8 @@ class _Parser(ArgumentParser):
         return flat
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        found = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
-        name = found[1] if found else ""
+        option = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
+        name = option[1] if option else ""
         kinds = _kinds(self.hints.get(name, Path))
         if values := re.findall(r"(?:Got|Given) value: (.*)", message):
             near = _nearest(values[-1], kinds)
@@ -193,7 +187,7 @@ class _Parser(ArgumentParser):
 
 
 class _Config(ActionConfigFile):
-    """Says which file has an error."""
+    """The action of --config, whose errors name the file."""
 
     def __call__(
         self,
@@ -210,7 +204,7 @@ class _Config(ActionConfigFile):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the paragraphs of a docstring."""
+    """A help formatter that keeps the paragraphs of a docstring."""
 
 
 def _parser(
@@ -271,8 +265,8 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
             raise OptionError(f"{word} has no value, expected {_listed(kinds)}")
         if not equals:
             value = left.pop(0) if follows else "true"
-        if INTEGER in kinds and (found := re.fullmatch(r"(\d+)e(\d\d?)", value)):
-            value = found[1] + "0" * int(found[2])
+        if INTEGER in kinds and (power := re.fullmatch(r"(\d+)e(\d\d?)", value)):
+            value = power[1] + "0" * int(power[2])
         given.append(f"--{name}={value}")
     if alone:
         several = unnamed is not None and hints[unnamed] == SEVERAL
@@ -302,7 +296,7 @@ NAMES: dict[Any, list[str]] = {
 
 
 def _kinds(hint: object) -> list[str]:
-    """What an annotation stands for, in words."""
+    """The kinds of value that an annotation stands for, in words."""
     parts = typing.get_args(hint)
     if hint in NAMES:
         return NAMES[hint]

@@ -38,18 +38,12 @@ from models.files import spread
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
 
-__all__ = ["FILES", "compare", "main", "open_runs", "short_names"]
-
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 # -- what is compared ------------------------------------------------------------------------------
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: its last part, with as many parents as tell it from the others.
-
-    Raises:
-        RunError: a folder is given twice.
-    """
+    """A name for each folder: its last part, with as many parents as tell it from the others."""
     seen: dict[Path, Path] = {}
     for folder in folders:
         place = folder.resolve()
@@ -71,12 +65,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def open_runs(folders: Sequence[Path]) -> list[Entry]:
-    """The runs in ``folders``, by short name, with their averaged weights.
-
-    Raises:
-        RunError: no folder, one given twice, or one that is no run; also as
-            :func:`~inference.loading.load_trained`.
-    """
+    """The runs in ``folders``, each once, by short name, with their averaged weights."""
     if not folders:
         raise RunError("no runs to compare; name at least one run folder")
     entries = []
@@ -94,11 +83,7 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
 def _shared_data(
     entries: Sequence[Entry], part: str, seed: int
 ) -> tuple[Tensor, Tensor, int | None]:
-    """x (n, *event_shape) and log|det ∂x/∂w| (n,) of one part of the data, and its levels.
-
-    Raises:
-        RunError: that part is empty, or the runs were trained on different data.
-    """
+    """x (n, *event_shape) and log|det ∂x/∂w| (n,) of a part that all runs share, and its levels."""
 
     def of(entry: Entry) -> tuple[Tensor, Tensor]:
         problem: Problem = entry.programs.problem
@@ -230,7 +215,7 @@ def _write(out: Path, numbers: Tables, title: str) -> None:
 
 
 def _of_given(entries: Sequence[Entry]) -> list[str]:
-    """What the bounds are of, where data are given something in some runs."""
+    """A word on bounds of data that are given something in some runs."""
     names = [e.name for e in entries if e.programs.problem.context is not None]
     if not names:
         return []

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison_figure"]
-
 DPI = 110
 FEW = 6
 """Runs up to which the diffusion term has error bands and the cumulative difference is drawn."""
@@ -28,9 +26,7 @@ def comparison_figure(
 ) -> Figure:
     """Bounds and paired differences as a forest plot, best run on top; the diffusion term by λ.
 
-    Args:
-        bounds, differences, by_log_snr: as in :class:`inference.compare_tables.Tables`.
-        title: what was compared.
+    Arguments are fields of :class:`inference.compare_tables.Tables`, and what was compared.
     """
     from matplotlib.figure import Figure
 

@@ -17,8 +17,6 @@ from models.kinds import kind_of
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
-__all__ = ["DIFFERENCE_COLUMNS", "PRINTED", "Entry", "Tables", "report", "tables", "turned"]
-
 PRINTED = 15
 """Differences that are printed; with more pairs, those from the best run."""
 
@@ -35,7 +33,7 @@ DIFFERENCE_COLUMNS = (
     "resolved",
 )
 RANGE_TOLERANCE = 1e-3
-"""How far the ends of log SNR of two runs may differ without a word about it."""
+"""The difference between ends of log SNR of two runs up to which nothing is said of it."""
 
 
 class Entry(NamedTuple):
@@ -62,7 +60,7 @@ class Entry(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What the three CSV files hold, a mapping from column to value for each row.
+    """Rows of the three CSV files, each a mapping from column to value.
 
     ``bounds`` is sorted by bits/dim, best first; ``differences`` are of first less second, in the
     order in which the runs were given. Numbers are bits/dim where their column's name ends so.
@@ -197,7 +195,7 @@ def report(numbers: Tables, comparison: Comparison, what: str, draws: int) -> st
 
 
 TITLES = {"reconstruction": "recon.", "prior_kl": "prior KL"}
-"""Of terms in printed tables; others go by their names."""
+"""Titles of terms in printed tables; others go by their names."""
 
 
 def _titles(terms: Sequence[str]) -> list[str]:
@@ -260,7 +258,7 @@ def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
 
 
 def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
-    """The calls, what the signs mean, and a warning where ranges of log SNR differ."""
+    """The number of calls, what signs mean, and a warning where ranges of log SNR differ."""
     n, bounds = numbers.bounds[0]["num_data"], numbers.bounds
     notes = [
         _calls(numbers, comparison, draws),
@@ -299,7 +297,7 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
 
 
 def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
-    """How many network calls were made, and what they tell."""
+    """The number of network calls, and what they tell, in words."""
     each = comparison.network_calls / (numbers.bounds[0]["num_data"] * len(numbers.bounds))
     calls = f"network calls: {comparison.network_calls:,} in all, {each:.1f} per datum and run"
     width = max(

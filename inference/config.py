@@ -10,8 +10,6 @@ import yaml
 
 from inference.checkpoints import RunError
 
-__all__ = ["LATER", "Settings", "read_settings", "without_removed"]
-
 LATER: dict[str, Any] = {
     "learned_from": None,
     "figures": True,
@@ -65,11 +63,7 @@ class Settings(dict[str, Any]):
 
 
 def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the options of :data:`REMOVED`.
-
-    Raises:
-        RunError: one of these is there and did something; says what to do.
-    """
+    """Settings without the options of :data:`REMOVED` (RunError: one of them did something)."""
     for name, nothing in REMOVED.items():
         if (value := config.get(name, nothing)) != nothing:
             raise RunError(
@@ -82,11 +76,7 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings in a run folder.
-
-    Raises:
-        RunError: it is none, its config.yaml is no YAML, or it has an option that was removed.
-    """
+    """The settings in a run folder (RunError: it is none, or they cannot be read)."""
     path = folder / "config.yaml"
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))

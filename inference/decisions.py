@@ -1,4 +1,4 @@
-"""What a new run is like where settings leave it to the data set, the guide and the machine."""
+"""Decisions on a new run where settings leave it to the data set, the guide and the machine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from models.kinds import kind_of
 
-__all__ = ["decide", "with_absolute_names", "with_recipe"]
-
 
 def with_absolute_names(settings: Training) -> Training:
-    """Names of files, found from any folder."""
+    """Settings whose names of files hold in any folder."""
     named = {option: getattr(settings, option) for option in names.NAMED}
     named = {option: names.absolute_name(name) for option, name in named.items() if name}
     return replace(settings, **named)
 
 
 def with_recipe(settings: Training) -> Training:
-    """The network that the data set is trained with if none is asked for.
+    """Settings with the network that the data set is trained with, if none is asked for.
 
     A subclass that has networks or a form of its own does not inherit a recipe.
     """
@@ -45,7 +43,7 @@ def with_recipe(settings: Training) -> Training:
 
 
 def decide(settings: Training, programs: Programs) -> Decided:
-    """What was left to the data set and the guide, as it came out, so that it stays so.
+    """Settings with what was left to the data set and the guide, as it came out.
 
     A learned guide of one's own may be given another end of log SNR, and a score other times.
     """
@@ -82,7 +80,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
 
 
 def _where(settings: Training, problem: Problem) -> str | None:
-    """Where the data are, found again from any folder; None if that was not said, nor needs be."""
+    """The place of the data, the same from any folder; None if it was not said, nor needs be."""
     if isinstance(problem, FileImages | Images):
         return str(problem.root.resolve())
     if settings.data is None:
@@ -103,7 +101,7 @@ def _batch_size(settings: Training, problem: Problem) -> int:
 
 
 def _optimizer(settings: Training, programs: Programs) -> str:
-    """The one of the recipe, where the network is its."""
+    """The optimizer of the recipe, where the network is the recipe's; else Adam."""
     problem = programs.problem
     if _by_recipe(problem, settings) and hidden_weights(programs.model):
         return problem.optimizer

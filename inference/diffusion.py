@@ -20,14 +20,6 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.learned import LearnedFamily
 
-__all__ = [
-    "LEARNED_MIN_LOG_SNR",
-    "build_diffusion",
-    "check_ends",
-    "give_learned_end",
-    "title",
-]
-
 LEARNED_MIN_LOG_SNR = -10.0
 """λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
 
@@ -93,7 +85,7 @@ def _ends(guide: Guide) -> dict[str, float]:
 
 
 def _learned(guide: Guide) -> LearnedFamily:
-    """The learned diffusion, as it starts."""
+    """A learned diffusion, as it starts."""
     family = TimeVaryingLearnedDiffusion if guide.time_varying else LearnedDiffusion
     start = None if guide.learned_from is None else _start(guide, guide.learned_from)
     usual = 2 if guide.num_variables is None else guide.num_variables
@@ -112,7 +104,7 @@ def _learned(guide: Guide) -> LearnedFamily:
 
 
 def _other(guide: Guide, kind: object, event_shape: Sequence[int] | None) -> Diffusion:
-    """A diffusion that says itself what it is."""
+    """A diffusion whose class or function says what it is."""
     given = {name: getattr(guide, name) for name in FOR_LEARNED}
     given = {k: v for k, v in given.items() if v is not None and v is not False}
     options: dict[str, object] = {**_ends(guide)}
@@ -187,10 +179,9 @@ def _set_simulation(name: str, diffusion: Diffusion, settings: SimulatedGuide) -
 
 
 def give_learned_end(diffusion: Diffusion) -> bool:
-    """Scale a learned diffusion that leaves λ(T) to its clock to :data:`LEARNED_MIN_LOG_SNR`.
+    """Scale the clock of a learned diffusion that has no λ(T) to :data:`LEARNED_MIN_LOG_SNR`.
 
-    Returns:
-        whether it was; one that is not learned, has a λ(T), or is cut at a time stays as it is.
+    Returns whether it was; one that is not learned, or is cut at a time, stays as it is.
     """
     if not isinstance(diffusion, LearnedFamily) or diffusion.min_log_snr is not None:
         return False
@@ -201,11 +192,7 @@ def give_learned_end(diffusion: Diffusion) -> bool:
 
 
 def check_ends(guide: Guide, diffusion: Diffusion) -> None:
-    """Whether a diffusion has the ends of log SNR that were asked for, if any were.
-
-    Raises:
-        ValueError: it sets its own.
-    """
+    """Raises ValueError unless a diffusion has the ends of log SNR that were asked for."""
     for option, wanted in (("max", guide.max_log_snr), ("min", guide.min_log_snr)):
         if wanted is None:
             continue
@@ -221,5 +208,5 @@ def check_ends(guide: Guide, diffusion: Diffusion) -> None:
 
 
 def title(diffusion: Diffusion) -> str:
-    """A diffusion in messages."""
+    """The class of a diffusion and its K, for messages."""
     return f"{type(diffusion).__name__} (K = {diffusion.num_variables})"

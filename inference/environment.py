@@ -1,4 +1,4 @@
-"""What the numbers of a run may depend on besides its settings and its data: code and machine."""
+"""Code and machine, which the numbers of a run may depend on besides its settings and data."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-__all__ = [
-    "Threads",
-    "choose_threads",
-    "code_changes",
-    "describe",
-    "git_commit",
-    "keep_threads",
-]
 
 SOURCE = Path(__file__).parent
 LOOK = 0.5
@@ -120,7 +111,7 @@ def _accelerators() -> list[str]:
 
 
 class Threads(NamedTuple):
-    """How many threads PyTorch computes with on the CPU, and why."""
+    """The number of threads that PyTorch computes with on the CPU, and why."""
 
     number: int
     why: str = ""  # in words, where it is neither given nor all
@@ -130,14 +121,11 @@ class Threads(NamedTuple):
 
 
 def choose_threads(given: int | None = None) -> Threads:
-    """The number of threads, which PyTorch has from here on.
+    """The number of threads that PyTorch has from here on.
 
     Threads that wait for a core that other work has cost processor time, and gain none. So there
     are as many as there are cores that other work leaves free, at most what the system lets this
-    process have, and at least one.
-
-    Args:
-        given: the number, if it is not to be chosen. Nor is it where ``OMP_NUM_THREADS`` is set.
+    process have, and at least one; or ``given``, or ``OMP_NUM_THREADS``.
     """
     if given is not None:
         torch.set_num_threads(given)
@@ -157,13 +145,9 @@ def choose_threads(given: int | None = None) -> Threads:
 
 
 def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
-    """Have the number of threads that the run in ``folder`` has, unless the user gives another.
+    """Compute with the number of threads of the run in ``folder``, unless the user gives another.
 
     Warns where there is another one: sums of floating-point numbers may round otherwise.
-
-    Args:
-        number: of the run; None if it is not known.
-        given: by the user; else ``OMP_NUM_THREADS`` is, where it is set.
     """
     if given is not None:
         torch.set_num_threads(given)
@@ -179,13 +163,12 @@ def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
 
 
 def usable_cores() -> int:
-    """How many cores the system lets this process use: those it may run on, or as many as its
-    control groups give it the time of."""
+    """Cores that this process may run on, or whose time its control groups give it."""
     return max(1, int(min(len(_cores()), _quota())))
 
 
 def busy_cores() -> tuple[int, float]:
-    """How many cores there are for this process, and how many of them other work has now.
+    """The number of cores for this process, and of those that other work has now.
 
     Linux says what each core did while this process sleeps for :data:`LOOK` seconds. Elsewhere
     nothing is known of other work: 0. (A load average says what ran in the last minute.)
@@ -208,7 +191,7 @@ def _cores() -> set[int]:
 
 
 def _quota() -> float:
-    """How many cores' time the control groups of this process leave it, ∞ without a limit.
+    """The time of how many cores control groups leave this process, ∞ without a limit.
 
     A line is ``0::/a/b`` in version 2, and ``4:cpu,cpuacct:/a/b`` in version 1 (cgroups(7)). Each
     group is limited by those above it; in a container its own folder may be the topmost.
@@ -228,7 +211,7 @@ def _quota() -> float:
 
 
 def _limit(folder: Path, *, version: int) -> float:
-    """Cores' time that one control group has, ∞ without a limit."""
+    """The time of how many cores one control group has, ∞ without a limit."""
     names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
     try:
         quota, period = " ".join((folder / name).read_text() for name in names).split()

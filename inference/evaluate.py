@@ -55,8 +55,6 @@ from pyro_mdm.support.measured import Measured
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Weighing", "classes", "evaluate", "given_in_words", "weights"]
-
 Method = Literal["elbo", "importance", "flow", "all"]
 
 EXACT = 16
@@ -164,7 +162,7 @@ def evaluate(
 
 
 def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: bool) -> None:
-    """Whether what is for bounds alone is asked for of bounds, and ``out`` may be written."""
+    """Raises unless what is for bounds is asked of bounds, and ``out`` may be written."""
     for option, given in (("classify", classify), ("out", out is not None)):
         if given and method != "elbo":
             what = "by" if option == "classify" else "for"
@@ -191,7 +189,7 @@ def _by_bound(
     out: Path | None,
     lead: bool,
 ) -> None:
-    """Measure the bound on data and print it, in the end; ``lead`` is the process that prints."""
+    """Measure the bound on data and print it; ``lead`` is the process that prints."""
     programs, problem = opened.programs, opened.programs.problem
 
     def say(text: str) -> None:
@@ -245,7 +243,7 @@ def _write(
 def _notes(
     programs: Programs, data: Part, bound: Bound, draws: int, seed: int, half_width: float | None
 ) -> list[str]:
-    """What to know of a bound, before it is printed."""
+    """Remarks on a bound, printed before it."""
     problem, model, _ = programs
     kind, notes = kind_of(model.diffusion), []
     if kind.simulated:
@@ -269,18 +267,16 @@ def _notes(
 
 
 def given_in_words(programs: Programs) -> str:
-    """What data are given, for people."""
+    """The context that data are given, in words."""
     return "label" if isinstance(programs.problem.context, Labels) else "context"
 
 
 def classes(
     programs: Programs, data: Part, *, seed: int, **calls: Unpack[Calls]
 ) -> tuple[str, ClassPosterior]:
-    """How well Bayes' rule classifies stored data by the bounds given each class, for people, and
-    what it says of each datum.
+    """The accuracy of Bayes' rule by the bounds given each class, in words, and each datum's.
 
-    Raises:
-        ValueError: a run whose data are given no labels.
+    Data that are given no labels are a ValueError.
     """
     if not isinstance(programs.problem.context, Labels):
         raise ValueError(
@@ -315,7 +311,7 @@ def classes(
 
 @dataclass(frozen=True, kw_only=True)
 class Weighing:
-    """How likelihoods by weights are asked for; None for what is left to the method."""
+    """Options of likelihoods by weights; None is left to the method."""
 
     samples: int | None = None
     times: int | None = None
@@ -324,11 +320,7 @@ class Weighing:
     seed: int = 0
 
     def check(self, method: Method, half_width: float | None) -> None:
-        """Whether every option that was given is one of the method.
-
-        Raises:
-            ValueError: it is another's.
-        """
+        """Raises ValueError for an option that was given and is another method's."""
         options: dict[str, dict[str, float | None]] = {
             "elbo": {"half_width": half_width},
             "importance": {"times": self.times},
@@ -344,7 +336,7 @@ class Weighing:
             )
 
     def solver(self, programs: Programs) -> Solver:
-        """Of the flow's equation: with the exact divergence where there are few states."""
+        """The solver of the flow's equation, with exact divergences where states are few."""
         model, rtol = programs.model, RTOL if self.rtol is None else self.rtol
         states = model.diffusion.num_variables * math.prod(model.event_shape)
         probes = self.probes if self.probes is not None else 0 if states <= EXACT else 1
@@ -352,7 +344,7 @@ class Weighing:
 
 
 def _by_weights(programs: Programs, data: Part, method: Method, weighing: Weighing) -> None:
-    """Print the likelihood by importance weights, by the flow, or by all that serve."""
+    """Print the likelihood by importance weights, by the flow, or by all methods that serve."""
     unserved = kind_of(programs.model.diffusion).unserved if method == "all" else {}
     samples, seed = weighing.samples, weighing.seed
     if "importance" in unserved:
@@ -380,12 +372,12 @@ def weights(
     seed: int,
     **options: int | Solver | None,
 ) -> str:
-    """The likelihood of stored ``data`` by weights, in bits/dim, for people.
+    """The likelihood of stored ``data`` by weights, in bits/dim, in words.
 
     Args:
         samples: weights of each datum.
         seed: of the noise.
-        options: others of :func:`~pyro_mdm.evaluation.importance_weighted` or
+        options: of :func:`~pyro_mdm.evaluation.importance_weighted` or
             :func:`~pyro_mdm.evaluation.probability_flow`.
     """
     problem, model, guide = of_data(programs, data)

@@ -34,8 +34,6 @@ from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["TABLES", "Cell", "Table", "experiment", "train_all"]
-
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 Options = dict[str, Any]
@@ -65,7 +63,7 @@ STARTS = {
     "learned3": "learned3_frozen",
     **{f"learned_from_{name}": name for name in ("cld", "malda", "alda")},
 }
-"""What each learned guide is before its first step, by name, where a table has both."""
+"""The guide that each learned one is before its first step, where a table has both."""
 # the paper's, cut as there; and beside them, as we cut them, at log SNR 9, with the decoder of x
 # alone: at so late a start that of (x, v_0) would cost them 1.8 to 3.3 bits/dim
 PUBLISHED: dict[str, Options] = {
@@ -134,13 +132,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run's folder."""
         return f"{self.score}-{self.guide}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table compares: the same network (up to its channels), optimizer, steps and data."""
+    """A table's runs: one network (up to its channels), optimizer, steps and data for all."""
 
     scores: tuple[str, ...]
     options: Options
@@ -149,11 +147,11 @@ class Table:
     further: dict[str, dict[str, Options]] = field(default_factory=dict)  # guides of one score
 
     def guides_of(self, score: str) -> dict[str, Options]:
-        """By name, those that all scores have first."""
+        """Guides of a score by name, those that all scores have first."""
         return self.guides | self.further.get(score, {})
 
     def cells(self) -> Iterator[Cell]:
-        """The runs, one seed after another, so that a part of them is a table already."""
+        """The runs, one seed after another, so that some of them are a table already."""
         for seed in range(self.seeds):
             for score in self.scores:
                 for guide, options in self.guides_of(score).items():
@@ -282,9 +280,7 @@ def _check_scores(scores: list[str], known: tuple[str, ...]) -> None:
 def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
     """Train those of ``cells`` that are not finished, ``workers`` at a time.
 
-    Raises:
-        RunError: a run failed (see the log beside its folder), or a folder
-            holds a run with other settings.
+    A RunError tells of a run that failed (see the log beside its folder), or has other settings.
     """
     waiting = [cell for cell in cells if not _is_finished(cell, folder)]
     finished = len(cells) - len(waiting)
@@ -333,14 +329,14 @@ def _train(cell: Cell, folder: Path, further: list[str]) -> None:
     refuse_links([log])
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # the programs are found from any folder
-    found = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    folders = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
         done = subprocess.run(
             [sys.executable, "-m", "inference.train", *words, *further],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | one_thread | {"PYTHONPATH": found},
+            env=os.environ | one_thread | {"PYTHONPATH": folders},
         )
     if done.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()

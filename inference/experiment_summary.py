@@ -1,4 +1,4 @@
-"""What the runs of an experiment say together: tables over seeds, and how learned diffusions moved.
+"""Tables of an experiment's runs over seeds, and figures of how learned diffusions moved.
 
 The runs of one score and seed are compared in pairs by :mod:`inference.compare`, whose files stay
 in ``comparisons/<score>-<seed>``. Over seeds there is then, for every score and guide, the mean of
@@ -27,8 +27,6 @@ from pyro_mdm.evaluation.estimates import Z95
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["markdown", "movement_figure", "summarize", "summary_figure", "summary_rows"]
 
 TERMS = ("bits_per_dim", "reconstruction_bits_per_dim", "prior_kl_bits_per_dim")
 
@@ -180,7 +178,7 @@ def _interval(row: Row, name: str) -> str:
 
 
 def summary_figure(rows: Sequence[Row]) -> Figure:
-    """For each score: bits/dim of every seed with mean ± s.e., and differences to the first guide.
+    """Bits/dim of every seed with mean ± s.e. by score, and differences to the first guide.
 
     Filled where the 95% interval of the difference excludes 0.
     """
@@ -251,14 +249,14 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    found = {}
+    entries = {}
     for tag in events.Tags()["scalars"]:
         # runs of older versions have no group
         matrix, slash, entry = tag.removeprefix("diffusion/").partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)
-            found[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
-    return found
+            entries[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
+    return entries
 
 
 def _holds(out: Path, runs: Sequence[Path]) -> bool:
@@ -279,10 +277,10 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
 
 
 def _step_bias(run: Path) -> float:
-    """What half the step changes in a run's bound, bits/dim; NaN if it did not measure that."""
+    """The change by half the step in a run's bound, bits/dim; NaN if it was not measured."""
     results = run / "results.json"
-    found = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
-    return found["change"] if found else math.nan
+    bias = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
+    return bias["change"] if bias else math.nan
 
 
 def _number(text: str) -> Any:
@@ -293,10 +291,7 @@ def _number(text: str) -> Any:
 
 
 def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, float]:
-    """Difference of ``first`` less ``second`` in bits/dim, and its standard error over images.
-
-    NaN if ``second`` is empty.
-    """
+    """``first`` less ``second`` in bits/dim with its error over images; NaN without a second."""
     if first == second:
         return 0.0, 0.0
     if not second:

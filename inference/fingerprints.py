@@ -10,8 +10,6 @@ from torch import Tensor
 
 from inference.checkpoints import raw_bytes
 
-__all__ = ["differences", "fingerprint"]
-
 
 def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:
     """Shape, dtype and SHA-256 of the bytes of each part of a data set; copies none of them."""

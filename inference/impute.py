@@ -27,8 +27,6 @@ from pyro_mdm.conditioning.imputation import impute as completions
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["center_of", "filled", "impute"]
-
 Center = Literal["mean", "median"]
 
 
@@ -132,8 +130,8 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def center_of(draws: list[pd.Series], kind: str, center: Center) -> pd.Series | np.ndarray:
-    """The middle of draws (n,) of a column, (n,): the mean or the median of a continuous one, the
-    median level of an ordinal one, the most frequent category of a categorical one."""
+    """The middle of draws (n,) of a column: mean or median if it is continuous, the median level if
+    it is ordinal, the most frequent category if it is categorical."""
     import pandas as pd
 
     each = pd.concat(draws, axis=1)

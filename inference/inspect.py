@@ -39,8 +39,6 @@ from pyro_mdm import LinearDiffusion
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["figure", "inspect"]
-
 DPI = 110
 
 

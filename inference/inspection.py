@@ -1,4 +1,4 @@
-r"""What is to be known of a diffusion in closed form before training with it, as a table.
+r"""A table of a diffusion in closed form, to read before training with it.
 
 Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s) = ∫_0^s β:
 
@@ -35,8 +35,6 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.paths.divergence import prior_kl
 
-__all__ = ["FORMING", "MIXED", "Inspection", "look", "prior_kl_curve", "table", "time_of_clock"]
-
 CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
 MIXED = 1e-3  # bits/dim
 FORMING = 5.0  # images form between log SNR -5 and 5
@@ -50,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass
 class Inspection:
-    """What :func:`look` finds; None where float64 cannot hold it, with the reason in ``errors``."""
+    """Results of :func:`look`; None where float64 cannot hold it, with the reason in ``errors``."""
 
     name: str
     num_variables: int
@@ -76,7 +74,7 @@ class Inspection:
     advice: list[str] = field(default_factory=list)
 
     def attempt(self, compute: Callable[[], T]) -> T | None:
-        """What is computed; None where float64 cannot hold it, and then the reason is kept."""
+        """The result of ``compute``; None where float64 cannot hold it, with the reason kept."""
         try:
             return compute()
         except (kernels.KernelPrecisionError, ValueError) as error:
@@ -87,12 +85,10 @@ class Inspection:
 
 @torch.no_grad()
 def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
-    """Inspect a diffusion on data x (n, *event_shape), n ≥ 2, in model space.
+    """A diffusion inspected on data x (n, *event_shape), n ≥ 2, in model space.
 
-    Where dimensions have blocks of their own, the first one.
-
-    Nothing is raised for a diffusion whose kernels float64 cannot hold, or that never reaches its
-    start: what could be computed is there, and ``errors`` says what could not.
+    Where dimensions have blocks of their own, the first one. Nothing is raised for kernels that
+    float64 cannot hold, or a start that is never reached: ``errors`` says what is not known.
     """
     x = x.double()
     if kind_of(diffusion).by_dimension:
@@ -164,7 +160,7 @@ def _information(x: Tensor, log_snr: float) -> float:
 
 
 def _damping(A: Tensor) -> tuple[str, float | None]:
-    """The regime of the slowest mode and its quality, see the module's docstring."""
+    """The regime of the slowest mode and its quality, as the module defines them."""
     mu, vectors = torch.linalg.eig(A)
     slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the one that turns most
     first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
@@ -186,7 +182,7 @@ def _damping(A: Tensor) -> tuple[str, float | None]:
 
 
 def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The first time in [low, high] at which a condition that stays true holds; inf if never."""
+    """The first time in [low, high] from which a condition holds; inf if never."""
     if low > 0 and holds(low):
         return low
     if not holds(high):
@@ -198,7 +194,7 @@ def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def time_of_clock(diffusion: LinearDiffusion, tau: float) -> float:
-    """When the clock has run for ``tau``; inf if not by T."""
+    """The time at which the clock has run for ``tau``; inf if not by T."""
     return _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, diffusion.horizon)
 
 
@@ -236,7 +232,7 @@ def _forming(diffusion: LinearDiffusion) -> float:
 
 
 def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
-    """What is wrong, if anything, and what to do about it."""
+    """Warnings about a diffusion, and what to do."""
     say = seen.advice.append
     if seen.mismatch is not None and seen.mismatch > MIXED:
         say(
@@ -255,7 +251,7 @@ def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
 
 
 def table(seen: Sequence[Inspection]) -> str:
-    """One column for each inspection, aligned, units in the first; then errors and advice."""
+    """A table with a column for each inspection, units in the first; then errors and advice."""
 
     def number(value: float | None, digits: int = 4) -> str:
         if value is None:
@@ -312,7 +308,7 @@ def table(seen: Sequence[Inspection]) -> str:
 
 
 def _complex(values: Sequence[complex]) -> list[str]:
-    """Real ones as they are, conjugate pairs once, as -0.5±1i; multiples as -1 (×2)."""
+    """Numbers in print: conjugate pairs once, as -0.5±1i, multiples as -1 (×2)."""
     texts: list[str] = []
     for value in values:
         scale = 1e-6 * abs(value)

@@ -13,14 +13,11 @@ from inference.runs import Run
 from models import DataError
 from pyro_mdm import DiffusionModel
 
-__all__ = ["load_trained", "load_weights"]
-
 
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
     """Load the tensors ``part`` of a run's checkpoint.
 
-    Raises:
-        ArchitectureError: they are another architecture's; names the settings changed since, too.
+    An ArchitectureError names the settings that changed since, too.
     """
     where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
     try:

@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 from inference.checkpoints import RunError, explain_full_disk, write_atomically
 from inference.records import now
 
-__all__ = ["LOCK", "WRITER", "WriteLock", "refuse_links"]
-
 LOCK, WRITER = ".lock", ".writer.json"
 
 
@@ -57,7 +55,7 @@ class WriteLock:
 
 
 def _read_writer(path: Path) -> str:
-    """Who holds the lock, as far as it can be told."""
+    """The process that holds the lock, as far as it can be told."""
     try:
         writer = json.loads(path.read_bytes())
         mine = (writer["pid"], writer["host"]) == (os.getpid(), platform.node())
@@ -68,11 +66,8 @@ def _read_writer(path: Path) -> str:
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
-    """Links in somebody's run folder would have training write elsewhere, to files of the user's.
-
-    Raises:
-        RunError: one of the paths is a link.
-    """
+    """Raises RunError for links, by which training would write to files of the user's in somebody
+    else's run folder."""
     for path in paths:
         if path.is_symlink():
             raise RunError(

@@ -18,8 +18,6 @@ from models.kinds import kind_of
 from pyro_mdm import NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
 
-__all__ = ["check_effects", "check_patience", "check_training", "start_note"]
-
 FEWEST = 8
 """Data of a part, below which its bound has no error bar."""
 
@@ -30,14 +28,7 @@ POSITIVE = (
 
 
 def check_training(settings: Decided, programs: Programs, processes: int) -> None:
-    """Whether a run can be trained by its settings.
-
-    Args:
-        processes: how many share the work.
-
-    Raises:
-        ValueError: it cannot; says why.
-    """
+    """Raises ValueError for a run that cannot be trained; ``processes`` share the work."""
     problem, model, _ = programs
     _check_numbers(settings, processes)
     _check_sizes(settings, programs)
@@ -78,7 +69,7 @@ def _check_numbers(settings: Decided, processes: int) -> None:
 
 
 def _check_sizes(settings: Decided, programs: Programs) -> None:
-    """Whether there are enough data of each part."""
+    """Raises ValueError unless there are enough data of each part."""
     for name in ("train", "validation", "test"):
         n = len(getattr(programs.problem, name))
         if n < FEWEST and (n or name != "validation"):
@@ -112,11 +103,7 @@ def _check_simulated(settings: Decided, diffusion: NonlinearDiffusion) -> None:
 
 
 def check_effects(settings: Training, programs: Programs) -> None:
-    """Whether each setting of a new run that was given changes something.
-
-    Raises:
-        ValueError: one does not; says why.
-    """
+    """Raises ValueError for a setting of a new run that was given and changes nothing."""
     diffusion = programs.model.diffusion
     check_ends(settings, diffusion)
     if settings.diffusion_learning_rate == 0:
@@ -143,11 +130,7 @@ def check_effects(settings: Training, programs: Programs) -> None:
 
 
 def check_patience(settings: Decided, programs: Programs) -> None:
-    """Whether --patience, if it is given, can stop a new run before its last step.
-
-    Raises:
-        ValueError: it cannot; says why.
-    """
+    """Raises ValueError for a --patience that cannot stop a new run before its last step."""
     patience, steps, every = settings.patience, settings.steps, settings.measure_every
     if patience is None:
         return
@@ -170,7 +153,7 @@ LEARNED = {
     "learn_ends": "both ends where they start",
     "learn_stationary": "Σ_∞ as it starts",
 }
-"""What --diffusion_learning_rate 0 leaves, by the option that asks for more."""
+"""Parts that --diffusion_learning_rate 0 leaves, by the option that asks for more."""
 
 
 def _check_learned(settings: Training) -> None:
@@ -183,7 +166,7 @@ def _check_learned(settings: Training) -> None:
 
 
 def start_note(settings: Training, programs: Programs) -> str | None:
-    """What to say where a guide starts elsewhere than its data set asks for, and at no set time."""
+    """A note on a guide that starts elsewhere than its data set asks for, at no set time."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
     at_a_time = isinstance(diffusion, Kernels) and diffusion.cut_time is not None

@@ -1,4 +1,4 @@
-"""What names on the command line stand for: data sets, guides, scores, likelihoods, samplers.
+"""Names on the command line: of data sets, guides, scores, likelihoods and samplers.
 
 A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
 something in a file of your own. A new built-in of any kind is one line in its list. Code of your
@@ -30,26 +30,6 @@ from models import MODELS
 from models.base import SCORES
 from pyro_mdm import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
 from pyro_mdm.support.checks import describe
-
-__all__ = [
-    "GUIDES",
-    "LIKELIHOODS",
-    "NAMED",
-    "SAMPLERS",
-    "SIMULATORS",
-    "NameNotFoundError",
-    "absolute_name",
-    "accepted",
-    "call",
-    "find",
-    "make",
-    "own_names",
-    "short_name",
-    "slug",
-    "source_files",
-    "takes",
-    "wrong_kind",
-]
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,
@@ -151,7 +131,7 @@ def _load_file(option: str, name: str, place: str) -> ModuleType:
 
 
 def _import_from(folder: Path) -> None:
-    """Have code that was trusted import what lies beside it; last, in the way of nothing."""
+    """Let code that was trusted import what lies beside it; last, in the way of nothing."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
@@ -164,15 +144,14 @@ def _run_file(path: Path, content: bytes) -> ModuleType:
 
 
 class _AsRead(SourceFileLoader):
-    """Runs bytes that were read before, whatever the file and its byte code say by now."""
+    """A loader of bytes that were read before, whatever the file and its byte code say by now."""
 
     def __init__(self, name: str, path: Path, content: bytes) -> None:
         super().__init__(name, str(path))
         self._content = content
 
     def get_code(self, fullname: str) -> CodeType:
-        found: CodeType = self.source_to_code(self._content, self.get_filename(fullname))
-        return found
+        return self.source_to_code(self._content, self.get_filename(fullname))
 
 
 def _run(name: str, path: Path, content: bytes, folders: Sequence[str] | None = None) -> ModuleType:
@@ -249,13 +228,13 @@ def absolute_name(name: str) -> str:
 
 
 def own_names(settings: Mapping[str, Any]) -> list[str]:
-    """The names in settings that are not those known here: of code of the user's own, or ours."""
+    """Names in settings that no list knows: of code of the user's own, or ours."""
     named = {option: str(settings.get(option)) for option in NAMED}
     return [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
 
 
 def source_files(settings: Mapping[str, Any]) -> list[Path]:
-    """The files of the user's own that settings name, as ``file.py:Name``."""
+    """Files of the user's own that settings name, as ``file.py:Name``."""
     places = [str(settings.get(option)).rpartition(":")[0] for option in NAMED]
     return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
 
@@ -270,7 +249,7 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", short_name(name)).strip("-")
 
 
-# -- what is found ---------------------------------------------------------------------------------
+# -- what names stand for --------------------------------------------------------------------------
 
 
 def takes(function: object, name: str) -> bool:
@@ -279,7 +258,7 @@ def takes(function: object, name: str) -> bool:
 
 
 def accepted(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
-    """Those of ``options`` that ``function`` takes as keywords."""
+    """``options`` that ``function`` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(options)
@@ -290,15 +269,8 @@ def accepted(function: Callable[..., object], options: Mapping[str, object]) -> 
 def make(
     option: str, name: str, named: object, kind: type[Any], options: Mapping[str, object]
 ) -> Any:
-    """The object of ``kind`` that a name stands for.
-
-    Args:
-        named: a subclass of ``kind``, which is called with those of ``options`` that it takes; a
-            function, likewise; or an object, which is copied.
-
-    Raises:
-        TypeError: it is something else, or needs other arguments.
-    """
+    """An object of ``kind`` by name: of a class or function, called with ``options`` that it takes,
+    or of an object, which is copied (TypeError: another thing, or it needs more)."""
     made = named
     if isinstance(named, kind):
         return copy.deepcopy(named)
@@ -312,11 +284,7 @@ def make(
 def call(
     option: str, name: str, named: Callable[..., object], options: Mapping[str, object]
 ) -> object:
-    """What a class or function returns for those of ``options`` that it takes.
-
-    Raises:
-        TypeError: it needs other arguments.
-    """
+    """The value of a class or function for ``options`` that it takes (TypeError: it needs more)."""
     given = accepted(named, options)
     try:
         inspect.signature(named).bind(**given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,32 +11,30 @@ from torch import Tensor
 from pyro_mdm import DiffusionModel
 from pyro_mdm.networks import UNet
 
-__all__ = ["Muon", "hidden_weights", "orthogonalized"]
-
 MOMENTUM = 0.95
 FACTOR = 10.0
 """Muon's rate by AdamW's: its steps have singular values of about 1, whatever the gradient."""
 
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-"""Of Newton and Schulz's iteration by a quintic, which brings singular values to 0.7 to 1.2."""
+"""Newton and Schulz's iteration by a quintic, which brings singular values to 0.7 to 1.2."""
 
 
 def hidden_weights(model: DiffusionModel) -> list[str]:
     """The names of the convolutions' weights inside the score's U-Nets, all but the first and the
     last of each; empty where there is no U-Net."""
-    found = []
+    names = []
     for at, module in model.score_function.named_modules():
         if isinstance(module, UNet):
-            found += [
+            names += [
                 f"score_function.{at}.{name}"
                 for name, weight in module.named_parameters()
                 if weight.dim() == 4 and not name.startswith(("inlet.", "outlet."))
             ]
-    return found
+    return names
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> the same: singular vectors kept, singular values about 1."""
+    """Matrices (n, rows, columns) with the same singular vectors and singular values about 1."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if tall else matrices
@@ -48,22 +46,19 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for groups that say ``orthogonal``: those take Muon's steps.
+    """AdamW, with Muon's steps for groups that say ``orthogonal``.
 
     Of such a weight, (outputs, …) as a matrix of so many rows, the gradient's momentum is brought
     to singular values of about 1, times √(rows / columns) if that is more than 1, and FACTOR times
     the group's rate. Weights of one shape are worked on at once. Source: Jordan et al., *Muon: An
     optimizer for hidden layers in neural networks*, 2024.
-
-    Args:
-        groups: as of AdamW, each with or without ``orthogonal=True``.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of all parameters that have a gradient."""
         kept: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:

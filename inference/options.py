@@ -14,27 +14,10 @@ from typing import Any, Literal, TypeVar
 
 from inference.processes import Precision
 
-__all__ = [
-    "GROUPS",
-    "Data",
-    "Decided",
-    "Evaluation",
-    "Folder",
-    "Guide",
-    "Machine",
-    "Optimization",
-    "Options",
-    "Reach",
-    "Score",
-    "SimulatedGuide",
-    "StationaryVariance",
-    "Training",
-]
-
 T = TypeVar("T", bound="Training")
 
 Reach = float | list[float]
-"""How far ends of log SNR may be learned: both, or one number for each."""
+"""The reach of learned ends of log SNR: of both, or one number for each."""
 
 StationaryVariance = float | list[float] | list[list[float]]
 """Σ_∞ as an option: a number, K variances or K rows of a covariance."""
@@ -121,7 +104,7 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedGuide:
-    """Of a nonlinear guide, in place of what its own Simulation says, which explains them.
+    """The simulation of a nonlinear guide, in place of its own Simulation, which explains these.
 
     Args:
         step_size: of simulated paths, as a part of the way from data to noise.
@@ -297,17 +280,13 @@ class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, 
 
     @classmethod
     def of(cls: type[T], config: Mapping[str, Any]) -> T:
-        """Those in the configuration of a run.
-
-        Raises:
-            RunError: one is missing.
-        """
+        """The settings in a run's configuration (RunError: one is missing)."""
         return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decided(Training):
-    """Those of a run that has begun: what was left to its data set is there."""
+    """Settings of a run that has begun, with what was left to its data set."""
 
     steps: int
     batch_size: int
@@ -318,16 +297,16 @@ class Decided(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Folder, Training):
-    """What ``inference.train`` takes."""
+    """Options of ``inference.train``."""
 
     @property
     def training(self) -> Training:
-        """Without the folder."""
+        """The settings without the folder."""
         return Training(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Training)})
 
     @property
     def given(self) -> list[str]:
-        """The names of those that are not left at their defaults."""
+        """Names of options that are not left at their defaults."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
 

@@ -1,4 +1,4 @@
-"""What programs write and print: CSV, PNG and aligned columns."""
+"""Output of programs: CSV, PNG and aligned columns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from inference.runs import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["Row", "aligned", "check_out", "csv_bytes", "png"]
 
 Row = dict[str, Any]
 
@@ -53,15 +51,8 @@ def png(picture: Figure | Tensor) -> bytes:
 
 
 def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: str = "out") -> None:
-    """Whether ``out`` may be written.
-
-    Args:
-        suffixes: that the file's name may have; none: it is a folder.
-        option: that names it, without hyphens.
-
-    Raises:
-        RunError: another suffix, no folder to write it in, or something is in its way.
-    """
+    """Raises RunError unless ``out`` may be written: a name ending in one of ``suffixes`` (none: a
+    folder), in a folder, with nothing in its way. ``option`` names it in messages."""
     if suffixes and out.suffix not in suffixes:
         raise RunError(f"--{option} is {out}, expected a name that ends in {' or '.join(suffixes)}")
     if not suffixes and out.exists() and not out.is_dir():

@@ -16,28 +16,22 @@ from pyro_mdm.contexts import Labels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["columns", "contexts", "picture"]
-
 LEGEND = 12
 """The most labels whose colours a picture names."""
 
 
 def columns(problem: Problem) -> int | None:
-    """How many columns a picture of data given each class in turn has: one for each class; None
-    for other data."""
+    """Columns of a picture of data given each class in turn; None for other data."""
     context = problem.context
     return context.num_classes if isinstance(context, Labels) else None
 
 
 def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
-    """What each of n samples is given; None if data are given nothing.
+    """Contexts of n samples; None if data are given nothing.
 
     Args:
-        given: a class, several in turn, or a vector; None: each class in turn, or what test data
-            are given.
-
-    Raises:
-        ValueError: something is given, and data are given nothing.
+        given: a class, several in turn, or a vector (ValueError where data are given nothing);
+            None: each class in turn, or what test data are given.
     """
     context = problem.context
     if given is None:
@@ -58,14 +52,14 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
 def picture(
     problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """Data x in model space to look at, uint8 (3, height, width): images in a grid, or points.
+    """Data x in model space as a picture, uint8 (3, height, width): images in a grid, or points.
 
     Points are shown by their first two coordinates, beside test data; those of a run with labels
     have a colour for each label, and so have the test data.
 
     Args:
         columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
-        context: what each of x was given, (n, …), if anything; colours points.
+        context: of each of x, (n, …), if any; colours points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

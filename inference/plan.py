@@ -1,4 +1,4 @@
-"""What was decided of a model and its diffusion, and the two programs over it.
+"""Decisions on a model and its diffusion, and the two programs over it.
 
 Settings say what was asked for; :class:`Plan` what came of them and the data set. It is made once,
 and all that is built is built from it.
@@ -29,8 +29,6 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["Plan", "Programs", "build", "settle_end"]
-
 
 class Programs(NamedTuple):
     """A data set with its generative and its inference program, over one diffusion."""
@@ -40,7 +38,7 @@ class Programs(NamedTuple):
     guide: DiffusionGuide
 
     def given(self, context: torch.Tensor | None) -> Programs:
-        """Those of data with these contexts (n, …), if the data set is given any."""
+        """The programs of data with these contexts (n, …), if the data set is given any."""
         if context is None:
             return self
         device = self.model.diffusion.start_time.device
@@ -49,7 +47,7 @@ class Programs(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided of a model and its guide.
+    """Decisions on a model and its guide.
 
     Attributes:
         settings: what was asked for.
@@ -70,7 +68,7 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Training) -> Plan:
-        """What comes of settings: the same settings, the same plan.
+        """The plan of settings: the same settings, the same plan.
 
         Raises:
             NameNotFoundError, TypeError, ValueError: settings that name nothing, or do not go with
@@ -88,11 +86,7 @@ class Plan:
         return cls(settings, problem, guide, score, likelihood, maps)
 
     def build(self, *, fitted: bool = True) -> Programs:
-        """The untrained programs: the same plan, the same programs.
-
-        Args:
-            fitted: as in :meth:`models.base.Problem.build`.
-        """
+        """The untrained programs; ``fitted`` as in :meth:`models.base.Problem.build`."""
         settings, problem = self.settings, self.problem
         torch.manual_seed(seed_from(settings.seed, "initial weights"))
         shape = problem.event_shape
@@ -122,7 +116,7 @@ class Plan:
         return Programs(problem, model, DiffusionGuide(diffusion))
 
     def _check_times(self, model: DiffusionModel) -> None:
-        """Whether a score can be trained at times of the law that was asked for."""
+        """Raises ValueError unless a score can be trained at times of the law asked for."""
         times, score = self.settings.times, model.score_function
         if kind_of(model.diffusion).simulated:
             raise ValueError(
@@ -142,7 +136,7 @@ class Plan:
             )
 
     def _train_at_maps(self, model: DiffusionModel, maps: str) -> None:
-        """Have a denoiser trained at the maps that were asked for."""
+        """Set the maps that a denoiser is trained at."""
         score, diffusion = model.score_function, model.diffusion
         if not isinstance(score, DenoiserScore):
             raise ValueError(
@@ -169,12 +163,9 @@ def build(settings: Training, *, fitted: bool = True) -> Programs:
 
 
 def settle_end(programs: Programs) -> float | None:
-    """Give a learned diffusion of one's own under a denoiser the λ(T) that ``learned`` has.
+    """Give a new learned diffusion of one's own under a denoiser the λ(T) that ``learned`` has.
 
-    That is of a new run: older ones keep the ends they began with.
-
-    Returns:
-        λ(T) if it was changed.
+    Returns λ(T) if it was changed.
     """
     denoises = isinstance(programs.model.score_function, DenoiserScore)
     changed = denoises and give_learned_end(programs.model.diffusion)
@@ -182,11 +173,11 @@ def settle_end(programs: Programs) -> float | None:
 
 
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
-"""Of kinds of maps that are not asked for."""
+"""Shares of kinds of maps that are not asked for."""
 
 
 def _score_kind(name: str) -> str | ScoreKind:
-    """A score's name if it is one of :mod:`models`, or else what it stands for."""
+    """A score's name if it is one of :mod:`models`, or else its class or function."""
     if name == "default" or name in SCORES:
         return name
     kind: ScoreKind = find("score", name)
@@ -231,11 +222,7 @@ def _needs(function: Callable[..., object], name: str) -> bool:
 
 
 def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
-    """Whether a decoder is one of such data, under such a diffusion and score: by trying it.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
+    """Raises unless a decoder serves such data, diffusion and score, by trying it."""
     diffusion, event_shape = model.diffusion, model.event_shape
     y = torch.zeros(2, diffusion.num_variables, *event_shape)
     with evaluating(model), torch.random.fork_rng(devices=[]):

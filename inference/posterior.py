@@ -32,10 +32,8 @@ from pyro_mdm.support.measured import Measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["posterior"]
-
 DRAWS = 99
-"""Of each posterior for its ranks, which then fall evenly into ten bins."""
+"""Draws of each posterior for its ranks, which then fall evenly into ten bins."""
 
 SHOWN, POINTS = 3, 1000
 """Data whose posteriors are drawn, and points of each."""
@@ -126,7 +124,7 @@ def _checked(
     vectorized: bool,
     seed: int,
 ) -> tuple[dict[str, Tensor], str]:
-    """New simulations, and what a posterior's scores and ranks are of such, for people."""
+    """New simulations, and the scores and ranks that a posterior has of them, in words."""
     program = simulator.program
     truth = simulate(program, scored, seed=seed + 1, vectorized=vectorized, progress=True)
     density = learned.log_prob(truth, truth, seed=seed, progress=True)
@@ -160,7 +158,7 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
 def _scores(
     value: Tensor, learned: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
 ) -> str:
-    """Mean log densities of true parameters: ours, the exact one, and what is easily had."""
+    """Mean log densities of true parameters: ours, the exact one, and two easy ones."""
     rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
     better = []
     if simulator.log_posterior is not None:

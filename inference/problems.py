@@ -12,8 +12,6 @@ from inference.options import Data
 from models import Problem
 from pyro_mdm.support.checks import describe
 
-__all__ = ["build_problem", "check_split", "split_word", "with_split"]
-
 T = TypeVar("T", bound=Data)
 
 OPTIONS = {
@@ -25,7 +23,7 @@ OPTIONS = {
     "columns": "tables",
     "image_size": "images of your own",
 }
-"""Which data sets have which option."""
+"""Data sets that have an option, in words, by option."""
 
 BY_INDEX: Final = "index"
 """--split_seed of data that are split as they lie. In older runs it is null, or not there."""
@@ -76,7 +74,7 @@ def build_problem(data: Data, *, network: str | None = None, decoder: str | None
 
 
 def _made(data: Data, given: Mapping[str, object]) -> object:
-    """What the name stands for; of a class, an object that was made with what was given."""
+    """The object that the name stands for; of a class, one made with what was given."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
     taken = accepted(named, {"holdout": data.holdout, **given}) if is_class else {}
@@ -96,7 +94,7 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
 
 
 def _seed(data: Data) -> int | None:
-    """By which data are split; None: by index."""
+    """The seed by which data are split; None: by index."""
     return None if data.split_seed == BY_INDEX else data.split_seed
 
 
@@ -109,16 +107,12 @@ def with_split(data: T) -> T:
 
 
 def split_word(seed: int | None) -> Literal["index"] | int:
-    """What --split_seed is where data are split by ``seed``."""
+    """The word for --split_seed where data are split by ``seed``."""
     return BY_INDEX if seed is None else seed
 
 
 def check_split(split_seed: Literal["index"] | int | None, problem: Problem) -> None:
-    """Whether a split that was asked for is one of these data.
-
-    Raises:
-        ValueError: their parts are official.
-    """
+    """Raises ValueError for a split that was asked for of data with official parts."""
     if split_seed is not None and problem.rows is None:
         raise ValueError(
             f"--split_seed is {split_seed}, and {problem.name} has official parts, which are never "

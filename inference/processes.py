@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Precision", "Stopped", "autocast_dtype", "catch_signals", "loss_scale", "start"]
-
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -43,15 +41,11 @@ DTYPES: dict[str, torch.dtype | None] = {
 SMALLEST_SCALE = 1e-4  # of a float16 loss; below it no gradient fits
 
 TIMEOUT = timedelta(hours=2)
-"""How long processes wait for each other: the first one draws samples and figures alone."""
+"""The time that processes wait for each other: the first draws samples and figures alone."""
 
 
 def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
-    """Join the processes that ``torchrun`` started, or be the only one.
-
-    Raises:
-        ValueError: an unknown precision or accelerator.
-    """
+    """The processes that ``torchrun`` started, joined, or this one alone."""
     from lightning_fabric import Fabric  # takes as long as torch to import
     from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
     from lightning_fabric.strategies import DDPStrategy
@@ -93,7 +87,7 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What the network computes in, as :class:`pyro_mdm.scores.Score` takes it."""
+    """The precision that the network computes in, for :class:`pyro_mdm.scores.Score`."""
     return DTYPES[precision]
 
 
@@ -105,7 +99,7 @@ def _constant_buffers() -> dict[str, Any]:
 
 
 def _device_type(accelerator: str) -> str:
-    """What "auto" stands for: kernels are float64, which not every accelerator has."""
+    """The device that "auto" stands for: kernels are float64, which not every one has."""
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda" if accelerator == "gpu" else accelerator
@@ -136,7 +130,7 @@ class LossScale:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; numbers."""
+        """Numbers of it that a checkpoint keeps."""
         return {} if self.scaler is None else dict(self.scaler.state_dict())
 
     def load(self, state: dict[str, Any]) -> None:
@@ -178,7 +172,7 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """SIGTERM and Ctrl-C only leave a note here; a second Ctrl-C interrupts at once.
+    """A note of SIGTERM and Ctrl-C in place of an interrupt; a second Ctrl-C interrupts at once.
 
     Outside of the main thread signals are not caught.
     """

@@ -18,17 +18,6 @@ from inference.seeds import seed_from
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 
-__all__ = [
-    "FALL",
-    "Window",
-    "averaging",
-    "close_range",
-    "indices",
-    "last_fall",
-    "optimizer",
-    "schedule",
-]
-
 FALL = 0.005
 """Bits/dim by which a bound falls, or has stopped falling."""
 
@@ -36,7 +25,7 @@ FALL = 0.005
 def optimizer(
     model: DiffusionModel, settings: Optimization
 ) -> tuple[list[str], torch.optim.Optimizer]:
-    """Of the network and, at a rate of its own, the diffusion; and the names in order.
+    """The optimizer of network and, at a rate of its own, diffusion; and the names in order.
 
     Weight decay, if any, is decoupled and for the network alone.
     """
@@ -80,7 +69,7 @@ def averaging(decay: float) -> Callable[..., None]:
 
 
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """Which data the batch of ``step`` holds: one permutation after another, none cut short."""
+    """Indices of the data in the batch of ``step``: permutations in turn, none cut short."""
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // n
     return torch.cat(
@@ -95,12 +84,9 @@ def _permutation(epoch: int, n: int, seed: int) -> Tensor:
 
 
 def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
-    """The step of a measurement at which the bound last fell, and how many came after it.
+    """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
 
     It falls where it is lower by :data:`FALL` than where it last did; at first it always does.
-
-    Args:
-        bounds: bits/dim by step, in order; at least one.
     """
     step, *later = bounds
     after = 0
@@ -134,9 +120,8 @@ class Window:
 def close_range(*models: DiffusionModel) -> None:
     """Declare the log SNRs that denoisers were trained on: others are an error from here on.
 
-    Args:
-        models: of one training, whose learned ends may differ a little: averaged weights, and the
-            last ones. Each serves what any of them covers.
+    Models of one training, averaged weights and the last ones, whose learned ends may differ a
+    little, each serve what any of them covers.
     """
     diffusions = [model.diffusion for model in models]
     low = min(diffusion.terminal_log_snr.item() for diffusion in diffusions)

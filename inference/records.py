@@ -14,8 +14,6 @@ from typing import Any
 
 from inference.checkpoints import explain_full_disk
 
-__all__ = ["Record", "append", "encode", "finite", "flush", "is_row", "now", "read_lines"]
-
 Record = dict[str, Any]
 """A JSON object."""
 
@@ -42,8 +40,7 @@ def now() -> str:
 def append(path: Path, line: str) -> None:
     """Append a line, whole; one that was torn before is ended first.
 
-    Raises:
-        StorageError: there is no space for it; the file is as it was.
+    Without space for it (StorageError) the file is as it was.
     """
     data = encode(line)
     with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""What a training run tells people, during and at the end of it.
+"""Reports of a training run to people, during and at the end of it.
 
 Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
 bound once it has been more than what prints as 0.000. Figures cost more: of a diffusion that is
@@ -38,8 +38,6 @@ from pyro_mdm.plots.figures import snapshot
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["at_end", "at_start", "at_step", "draw_end", "draw_training", "objective"]
-
 METRICS = {
     "test/bits_per_dim": "test bits/dim",
     "uncertainty/standard_error/test/bits_per_dim": "± standard error",
@@ -56,16 +54,16 @@ UNAVERAGED = "validation_unaveraged"
 """The name of validation data under the weights as they are, for tables and tags."""
 
 SAMPLER_CALLS = (10, 25, 100)
-"""Of the picture that compares samplers: with few network calls they differ."""
+"""Network calls in the picture that compares samplers: with few they differ."""
 
 RANKED, REPEATS, DRAWS = 8, 16, 8
-"""How many best and worst test images, and how often each is measured with how many draws."""
+"""Numbers of best and worst test images, of measurements of each, and of draws of these."""
 
 SAMPLES = 18
 """Images in the picture that training updates: three rows of six."""
 
 POINTS = 256
-"""The same of data that are no images."""
+"""Points in that picture, of data that are no images."""
 
 RANKED_OF = 1_000
 """The most test images among which they are looked for."""
@@ -113,9 +111,9 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
 
 
 def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
-    """The same in four columns of the table of runs, which has no room for more.
+    """The settings in four columns of the table of runs, which has no room for more.
 
-    What is as usual is left out of the last, ``others``.
+    The last, ``others``, leaves out what is as usual.
     """
     guide = f"{settings['guide']}, K = {settings['num_variables']}"
     first = {"model": settings["model"], "guide": guide, "score": settings["score"]}
@@ -132,7 +130,7 @@ def _or_default(value: object) -> str:
 def objective(
     run: Run, writer: SummaryWriter, mean: float, error: float, row: dict[str, float], step: int
 ) -> None:
-    """The training objective since its last entry, in bits/dim, and what goes with it."""
+    """Write the training objective since its last entry, in bits/dim, and what goes with it."""
     errors = {"bits_per_dim_standard_error": error}
     run.log(step, "objective", {"bits_per_dim": mean} | errors | row)
     tensorboard.write_mean(writer, OBJECTIVE, mean, error, step)
@@ -149,10 +147,10 @@ def at_step(
     *,
     distributed: bool = False,
 ) -> None:
-    """The bound on some training and validation data, and the diffusion as it is now.
+    """Write the bound on some training and validation data, and the diffusion as it is now.
 
-    Of the averaged weights, ``programs``; on validation data of those of ``current`` too, to see
-    what averaging gives. All processes call this; the one that has the writer writes.
+    By averaged weights, ``programs``; on validation data by those of ``current`` too, to see what
+    averaging gives. All processes call this; the one that has the writer writes.
     """
     problem, model, _ = programs
     options, seed = Draws(draws=2, distributed=distributed), run.config["seed"]
@@ -208,7 +206,7 @@ def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> 
 
 
 def _few(problem: Problem) -> int:
-    """How many samples the picture holds that training updates."""
+    """The number of samples in the picture that training updates."""
     images = problem.to_images(torch.zeros(1, *problem.event_shape)) is not None
     if not images:
         return POINTS
@@ -219,7 +217,7 @@ def _few(problem: Problem) -> int:
 @contextmanager
 @torch.no_grad()
 def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[None]:
-    """Within it ``model``, which is neither compiled nor of mixed precision, has those."""
+    """``model``, neither compiled nor of mixed precision, with the parameters of ``source``."""
     own = [parameter.detach().clone() for parameter in model.parameters()]
     try:
         for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
@@ -304,7 +302,7 @@ def _log_bound(
 
 
 def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) -> list[str]:
-    """The terms of the bound that some measurement found to differ from 0 in print, and others."""
+    """Terms of the bound that differ from 0 in print in some measurement, and others."""
 
     def differs(value: float | None) -> bool:
         # what is not finite, None in a record, differs
@@ -345,7 +343,7 @@ def _data(run: Run, programs: Programs, most: int) -> Tensor:
 
 
 def _complete(x: Tensor) -> Tensor:
-    """Data to look at: the mean of the others for an entry that is missing, or 0."""
+    """Data to look at, with the mean of the others, or 0, for an entry that is missing."""
     return torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x)
 
 

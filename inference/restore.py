@@ -35,8 +35,6 @@ from pyro_mdm.measurements import (
 )
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["TASKS", "Restored", "coverage", "psnr", "restore", "restored", "summary", "told"]
-
 Task = Literal["deblur", "superresolve", "inpaint"]
 
 INTERVAL = 0.9
@@ -49,7 +47,7 @@ PEAK = 2.0
 
 
 def half(event_shape: tuple[int, ...]) -> Mask:
-    """The left half of each row is seen."""
+    """A mask by which the left half of each row is seen."""
     seen = torch.zeros(event_shape, dtype=torch.bool)
     seen[..., : (event_shape[-1] + 1) // 2] = True
     return Mask(seen)
@@ -63,7 +61,7 @@ TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
 
 
 class Restored(NamedTuple):
-    """Images and what is known of them, in model space, on the CPU."""
+    """Images, their measurements and samples, in model space, on the CPU."""
 
     truth: Tensor  # (n, C, H, W)
     obs: Tensor  # (n, *obs_shape)
@@ -115,20 +113,18 @@ def restored(
 
 
 def psnr(estimate: Tensor, truth: Tensor) -> Measured:
-    """Of images (n, C, H, W), in dB, mean over images ± standard error."""
+    """Peak signal-to-noise ratio of images (n, C, H, W), dB, mean over images ± standard error."""
     square = (estimate - truth).double().square().flatten(1).mean(1)
     return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
 
 
 def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
-    """How often intervals of each pixel hold the truth, over what is not seen as it is.
+    """The part of pixels whose 90% intervals hold the truth, of those not seen as they are.
 
     Ends are the k-th sample from below and from above, with k = ⌊(S + 1) / 20⌋; samples equal to
-    the truth, which pixels of levels have, are put on either side of it by chance. The probability
-    is 1 - 2 k / (S + 1) where truth and samples are of one law.
-
-    Returns:
-        that probability, and the mean over images ± standard error of the part of their pixels.
+    the truth, which pixels of levels have, are put on either side of it by chance. Returned are the
+    probability 1 - 2 k / (S + 1), where truth and samples are of one law, and the mean over images
+    ± standard error.
     """
     S = len(restored.samples)
     k = math.floor((1 - INTERVAL) / 2 * (S + 1) + 1e-9)
@@ -144,7 +140,7 @@ def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
 
 
 def summary(restored: Restored) -> str:
-    """What the program prints."""
+    """Quality and coverage in words, as the program prints them."""
     mean = restored.samples.double().mean(0)
     rest = restored.operator(restored.samples.double()) - restored.obs
     probability, covered = coverage(restored)
@@ -182,13 +178,10 @@ def _seen(restored: Restored) -> Tensor:
 def told(
     problem: Problem, part: Part, given: float | Sequence[float] | None
 ) -> tuple[Tensor | None, str | None]:
-    """What the network is told of each image beside its measurement, and that in words.
+    """Contexts (n, …) of images beside their measurements, and a sentence; None if there are none.
 
     Args:
         given: labels in turn, or a vector; None: nothing.
-
-    Returns:
-        contexts (n, …) and a sentence; None for both where data are given nothing.
 
     Raises:
         ValueError: something is given, and data are given nothing; or the reverse, and the network
@@ -302,12 +295,7 @@ def restore(
 
 
 def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
-    """The data set of a run, which is of images of levels, and of so many at least.
-
-    Raises:
-        RunError: it is of other data.
-        ValueError: it has fewer test images.
-    """
+    """The data set of a run, of so many images of levels (else RunError or ValueError)."""
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
             f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "

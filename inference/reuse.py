@@ -29,10 +29,8 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Another", "Opened", "Paired", "Reused", "against_own", "open_run", "reuse"]
-
 RANGE_TOLERANCE = 1e-3
-"""How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
+"""Distance by which λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
 class Another(NamedTuple):
@@ -115,11 +113,7 @@ def reuse(
 def _denoiser(
     folder: Path, own: Programs, name: str, guide: str
 ) -> tuple[DenoiserScore, LinearDiffusion]:
-    """The trained denoiser of a run, called ``name`` there, and the diffusion it was trained under.
-
-    Raises:
-        RunError: its score is no denoiser.
-    """
+    """The denoiser of a run, ``name`` in messages, and its diffusion (RunError: another score)."""
     score, source = own.model.score_function, own.model.diffusion
     if kind_of(source).simulated:
         raise RunError(
@@ -209,21 +203,20 @@ class Opened(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What people are to know of the other diffusion."""
+        """Remarks on the other diffusion, for people."""
         return [] if self.reused is None else self.reused.notes
 
     @property
     def all_programs(self) -> list[Programs]:
-        """The programs, and those that were trained where they are others."""
+        """The programs, and the trained ones where they are others."""
         return [self.programs, *([] if self.reused is None else [self.reused.own])]
 
 
 def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
-    """What a program that reads a run was asked for: ``RUN``, or ``--reuse RUN --guide NAME``.
+    """The run of ``RUN``, or of ``--reuse RUN --guide NAME``.
 
     Raises:
         RunError: both of run and reuse or neither, or an option without what it belongs to.
-            Otherwise as :func:`load_trained` and :func:`reuse` do.
     """
     given = {name: value for name, value in other._asdict().items() if value is not None}
     if run is not None and reused is None:
@@ -265,7 +258,7 @@ class Paired(NamedTuple):
 
     @property
     def table(self) -> str:
-        """The bounds by term under both diffusions, and what differs at the same draws."""
+        """The bounds by term under both diffusions, and their difference at the same draws."""
         names = map("{} ({})".format, ("own", "new"), self.diffusions)
         rows = [["", *names, "new - own, paired"]]
         for term in self.own.terms:
@@ -281,7 +274,7 @@ def against_own(
     """The bound of a reused denoiser under its own diffusion and the other, and other - own.
 
     Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
-    ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
+    ranges of log SNR overlap, the diffusion terms differ by rounding. See
     :func:`~inference.bounds.measure`.
     """
     x, log_det = in_model_space(reused.own, data, seed)

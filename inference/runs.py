@@ -43,7 +43,6 @@ from inference import environment
 from inference.checkpoints import (
     Checkpoint,
     RunError,
-    StorageError,
     explain_full_disk,
     latest_checkpoint,
     remove_leftovers,
@@ -59,17 +58,6 @@ from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.measured import ALL_TERMS
-
-__all__ = [
-    "RUNS",
-    "Run",
-    "RunError",
-    "StorageError",
-    "create_default",
-    "default_folder",
-    "has_checkpoint",
-    "refuse_links",
-]
 
 RUNS = Path("runs")
 COLUMNS = (
@@ -113,7 +101,7 @@ def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path
 def create_default(
     model: str, guide: str, seed: int, config: Mapping[str, Any], root: Path = RUNS
 ) -> Run:
-    """Start a run in a :func:`default_folder`; processes that ask at one instant get their own."""
+    """A run started in a :func:`default_folder`, one for each of processes that ask at once."""
     root.mkdir(parents=True, exist_ok=True)
     while True:
         folder = default_folder(model, guide, seed, root)
@@ -142,12 +130,8 @@ class Run:
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
         """Start a run in a new or empty folder.
 
-        An earlier run in that folder is removed first if it ended before its first checkpoint, or
-        with ``overwrite``: the files a run writes, and no others.
-
-        Raises:
-            RunError: the folder holds a run with a checkpoint and ``overwrite`` is not given, or
-                something else, or is being written, or its lock is a link.
+        A run there is removed first, the files it wrote and no others, with ``overwrite`` or if it
+        ended before its first checkpoint. A RunError tells what else is in the way.
         """
         _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,20 +160,15 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open an existing run for reading, also while another process writes it.
-
-        Raises:
-            RunError: there is none, or its config.yaml cannot be read.
-        """
+        """Open a run for reading, also while another process writes (RunError: there is none)."""
         return cls(folder, read_settings(folder))
 
     @classmethod
     def resume(cls, folder: Path) -> Run:
-        """Open an existing run for writing, and remove the temporary files of a killed process.
+        """Open a run for writing, and remove the temporary files of a killed process.
 
         Raises:
-            RunError: there is none, its config.yaml cannot be read, it is being written, or what
-                would be written is a link.
+            RunError: there is none, it is being written, or what would be written is a link.
         """
         read_settings(folder)  # nothing is touched in what is no run folder
         inside = [folder / name for name in CONTENT]
@@ -210,7 +189,7 @@ class Run:
 
     @property
     def is_writable(self) -> bool:
-        """Whether it was opened for writing."""
+        """Whether the run was opened for writing."""
         return self._lock is not None
 
     def __enter__(self) -> Run:
@@ -222,7 +201,7 @@ class Run:
     # -- what the numbers depend on ----------------------------------------------------------------
 
     def begin_session(self, step: int, **facts: object) -> None:
-        """Append to sessions.jsonl that training starts or goes on at ``step``, and with what.
+        """Write to sessions.jsonl that training starts or goes on at ``step``, and with what.
 
         Warns if PyTorch or the code is not what the run was started with.
         """
@@ -251,7 +230,7 @@ class Run:
             )
 
     def sessions(self) -> list[Record]:
-        """What :meth:`begin_session` wrote, in order; empty for a run that has none."""
+        """Records of :meth:`begin_session`, in order; empty for a run that has none."""
         return read_lines(self.folder / "sessions.jsonl", {"started", "step"})
 
     def _first_versions(self) -> dict[str, Any]:
@@ -263,13 +242,10 @@ class Run:
             return {}
 
     def check_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Hold the data set, by its :func:`~inference.fingerprints.fingerprint`, to the one that
-        the run was started on.
+        """Hold the data set to the one that the run was started on, by their fingerprints.
 
-        The first time, it is written to data.json, unless the run is open for reading only.
-
-        Raises:
-            RunError: a part differs, is new or is missing.
+        The first time, it is written to data.json, unless the run is open for reading only. A
+        RunError tells which part differs, is new or is missing.
         """
         path = self.folder / "data.json"
         here = json.loads(json.dumps(finite(dict(fingerprint))))
@@ -311,7 +287,7 @@ class Run:
                 )
 
     def _write_environment(self) -> None:
-        """environment.json and changes.patch."""
+        """Write environment.json and changes.patch."""
         diff = environment.code_changes()
         patch = None
         if diff and len(diff) > CHANGES_LIMIT:
@@ -338,17 +314,13 @@ class Run:
         append(self.folder / "history.jsonl", line + "\n")
 
     def history(self) -> list[Record]:
-        """What :meth:`record` wrote, in order: ``step``, ``part`` and the values of each.
-
-        Empty for a run that has none. A line that was torn when the run was killed is left out.
-        """
+        """Records of :meth:`record`, in order; a line that was torn is left out."""
         return read_lines(self.folder / "history.jsonl", {"step", "part"})
 
     def rewind(self, step: int, *, measured: bool = True) -> None:
-        """Drop what a run resumed at ``step`` writes again: later, test and torn rows.
+        """Drop what a run resumed at ``step`` writes to metrics.csv and history.jsonl again.
 
-        Of metrics.csv and of history.jsonl. Measurements of that step go too, if it is not
-        ``measured`` as far as the checkpoint knows: they are made again.
+        Later, test and torn rows, and those of that step unless it is ``measured``.
         """
 
         def keeps(at: int, part: str) -> bool:
@@ -374,20 +346,13 @@ class Run:
     # -- checkpoints and results -------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
-        """Write a checkpoint and keep the newest ``keep``.
-
-        The rows that go with it are on the disk before it is.
-        """
+        """Write a checkpoint, after the rows that go with it, and keep the newest ``keep``."""
         for name in ("metrics.csv", "history.jsonl"):
             flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
     def save_model(self, model: DiffusionModel) -> None:
-        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be described.
-
-        Raises:
-            StorageError: there is no space for it; the checkpoint is whole.
-        """
+        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be."""
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         try:
             with explain_full_disk(self.folder / TENSORS, size):
@@ -416,11 +381,7 @@ class Run:
 
 
 def _check_ours(folder: Path) -> set[str]:
-    """The names in ``folder`` but for the lock's; it is new, empty or a run's.
-
-    Raises:
-        RunError: it is something else.
-    """
+    """The names in ``folder`` but the lock's (RunError: it is not new, empty or a run's)."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
     held = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -434,7 +395,7 @@ def _check_ours(folder: Path) -> set[str]:
 
 
 def _is_worth_keeping(names: set[str], folder: Path) -> bool:
-    """Whether what ``folder`` holds is more than the start of a run without a checkpoint."""
+    """Whether ``folder`` holds more than the start of a run without a checkpoint."""
     if not names:
         return False
     begun = "environment.json" in names  # else config.yaml may be anyone's

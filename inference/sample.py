@@ -43,24 +43,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from typing_extensions import Unpack
 
-__all__ = [
-    "Drawing",
-    "Sampling",
-    "columns",
-    "contexts",
-    "default_sampler",
-    "default_steps",
-    "draw",
-    "draw_batches",
-    "make_sampler",
-    "picture",
-    "sample",
-    "samplers_for",
-]
-
 
 STEPS = {"exponential": 25, "stochastic": 50}
-"""Of these samplers, where none are given; of all others :data:`MANY`."""
+"""Steps of these samplers, where none are given; others take :data:`MANY`."""
 MANY = 256
 
 
@@ -82,8 +67,8 @@ def make_sampler(
 
     Args:
         steps: by default :func:`default_steps`.
-        name: see :func:`~inference.names.find`. A class or function of ``steps`` is called with
-            them; what takes a ``shape`` is a sampler itself, and gets its steps if it takes them.
+        name: a class or function of ``steps`` is called with them; what takes a ``shape`` is a
+            sampler itself, and gets its steps if it takes them.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
@@ -117,7 +102,7 @@ PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
 def samplers_for(
     diffusion: Diffusion, among: Iterable[str] = SAMPLERS, score: Score | None = None
 ) -> list[str]:
-    """The names of those samplers that serve a diffusion, and a score if that is given."""
+    """Names of samplers among some that serve a diffusion, and a score if it is given."""
     names = []
     for name in among:
         with suppress(TypeError):
@@ -127,7 +112,7 @@ def samplers_for(
 
 
 class Sampling(TypedDict, total=False):
-    """How the generative program is simulated, see :func:`draw`."""
+    """Options of simulating the generative program, see :func:`draw`."""
 
     sampler: str | None
     steps: int | None
@@ -137,7 +122,7 @@ class Sampling(TypedDict, total=False):
 
 
 class Drawing(Sampling, total=False):
-    """The same, and what data are given."""
+    """Options of :func:`draw`: of the simulation, and what data are given."""
 
     context: Tensor | None
     guidance: float | None
@@ -176,7 +161,7 @@ def draw_batches(
     guidance: float | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, Tensor]]:
-    """The same a batch at a time, with the number of its first; memory is that of one batch.
+    """Samples a batch at a time, and the number of the first, in the memory of one batch.
 
     Args:
         share: (r, S): every S-th batch from the r-th on.
@@ -317,7 +302,7 @@ def sample(
 
 
 def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -> None:
-    """Whether a file may be written, and holds so many samples."""
+    """Raises unless a file may be written, and holds so many samples."""
     tables = [".csv"] if isinstance(problem, Tabular) else []
     check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
     most = {".png": PICTURE, ".gif": MOST}.get(out.suffix, num_samples)
@@ -339,7 +324,7 @@ def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options
 
 
 def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool) -> None:
-    """Turn a file of samples into what was asked for; ``in_turn``: each class was, in a column."""
+    """Turn a file of samples into what was asked for; ``in_turn``: a column for each class."""
     if out.suffix == ".npy":
         drawn.replace(out)
         return
@@ -353,7 +338,7 @@ def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_
 
 @contextmanager
 def _partial(out: Path, fabric: Fabric) -> Iterator[Path]:
-    """The name of a file beside ``out`` that is gone in the end, however that comes."""
+    """A temporary name beside ``out``, whose file is removed in the end."""
     partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
     in_main = threading.current_thread() is threading.main_thread()
     usual = signal.signal(signal.SIGTERM, _end) if in_main else None
@@ -371,7 +356,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:
-    """Write n samples to a file in NumPy's format, in the memory of a batch for each process."""
+    """Write n samples to a .npy file, in the memory of a batch for each process."""
     if fabric.is_global_zero:
         file.unlink(missing_ok=True)  # a link would be followed
         kind = str(model.bound_score.dtype).removeprefix("torch.")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["seed_from"]
-
 
 def seed_from(seed: int, *labels: object) -> int:
     """A seed for one use of randomness, told apart from all others by its labels."""

@@ -1,4 +1,4 @@
-"""What programs say and draw of a diffusion by its kind: kernels in closed form, or paths."""
+"""Views of a diffusion by its kind, in words and figures: kernels in closed form, or paths."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from pyro_mdm import Diffusion, LinearDiffusion, NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.plots import tensorboard
 
-__all__ = ["ShownKernels", "ShownPaths", "shown"]
-
 Data = Callable[[int], Tensor]
 """Gives so many training data, at most, in model space."""
 
@@ -26,7 +24,7 @@ CURVES, VIEWS = 256, 512
 
 @dataclass(frozen=True)
 class ShownKernels:
-    """What there is to see of a diffusion in closed form."""
+    """Views of a diffusion in closed form."""
 
     diffusion: LinearDiffusion
     seed: int
@@ -43,7 +41,7 @@ class ShownKernels:
 
     @property
     def simulation(self) -> str:
-        """How paths are simulated and the bound is estimated."""
+        """The way of simulating paths and estimating the bound, in words."""
         return "closed form"
 
     def write_numbers(self, writer: SummaryWriter, data: Data, step: int) -> None:
@@ -62,7 +60,7 @@ class ShownKernels:
 
 @dataclass(frozen=True)
 class ShownPaths:
-    """The same of a diffusion whose paths are simulated."""
+    """Views of a diffusion whose paths are simulated."""
 
     diffusion: NonlinearDiffusion
     seed: int
@@ -86,7 +84,7 @@ class ShownPaths:
 
 @functools.singledispatch
 def shown(diffusion: Diffusion, seed: int = 0) -> ShownKernels | ShownPaths:
-    """What there is to see of a diffusion, by its kind; ``seed`` is of paths and noise."""
+    """Views of a diffusion by its kind; ``seed`` is of paths and noise."""
     return ShownPaths(cast(NonlinearDiffusion, diffusion), seed)
 
 

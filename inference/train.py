@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["check_alike", "train"]
-
 LATE = 0.75
 """The part of all steps after which a bound that stops falling is no news."""
 
@@ -89,7 +87,7 @@ def train(
 
 
 def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
-    """What to know of a run before it begins."""
+    """Print what to know of a run before it begins."""
     if note := start_note(settings, programs):
         print(note)
     print(programs.problem.split_in_words, flush=True)
@@ -98,7 +96,7 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
 
 
 def _resume(given: Options, folder: Path) -> Bound:
-    """Go on with a run, which has its own settings."""
+    """Go on with a run by its own settings."""
     own = ("resume", "threads")
     if others := [f"--{name}" for name in given.given if name not in own]:
         raise RunError(
@@ -179,15 +177,11 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """How long it was trained, those before included."""
+        """Seconds of training, those before a resume included."""
         return time.monotonic() - self._began
 
     def step(self, caught: Signals, bar: Bar) -> bool:
-        """Take a step, and do what is due after it; whether patience is out.
-
-        Raises:
-            Stopped: a process was stopped by a signal.
-        """
+        """Take a step, and do what is due after it; whether patience is out."""
         settings = self.settings
         with _explained(self.done, self.run):
             taken = self.trainee.step(self.done, caught.number)
@@ -211,7 +205,7 @@ class Session:
         return due and self.out_of_patience()
 
     def log(self, taken: Step) -> str:
-        """Write the objective since the last time; it, in words."""
+        """Write the objective since the last time, and return it in words."""
         mean, error = self.window.mean_and_error
         self.window = recipe.Window()
         if self.writer is not None:
@@ -262,7 +256,7 @@ class Session:
 
 
 def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
-    """Whether all processes begin at one step, with the data that the run was started on."""
+    """Raises unless all processes begin at one step, with the data of the run's start."""
     parts = ("train", "validation", "test")
     data = {part: programs.problem.part(part) for part in parts}
     tensors = {part: p.data for part, p in data.items()}
@@ -276,7 +270,7 @@ def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress
 def _open_books(
     fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, resumed: bool
 ) -> SummaryWriter:
-    """What the run folder and TensorBoard say of the start."""
+    """Write the start to the run folder and TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
     from inference import report
@@ -300,7 +294,7 @@ def _open_books(
 
 
 def _since_last_fall(run: Run) -> tuple[int, int]:
-    """When the bound on validation data last fell, as :func:`recipe.last_fall` says it."""
+    """The last fall of the bound on validation data, as :func:`recipe.last_fall` has it."""
     bounds = {
         record["step"]: record["terms"]["bits_per_dim"][0]
         for record in run.history()
@@ -311,7 +305,7 @@ def _since_last_fall(run: Run) -> tuple[int, int]:
 
 
 def _on_validation(run: Run, done: int) -> str | None:
-    """What to say of a run that ended at step ``done`` if it had learned all it would before."""
+    """Advice on a run that had learned all it would before it ended at step ``done``."""
     step, after = _since_last_fall(run)
     steps = run.config["steps"]
     fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"
@@ -323,7 +317,7 @@ def _on_validation(run: Run, done: int) -> str | None:
 
 
 def _flush(writer: SummaryWriter) -> None:
-    """Also while an error is on its way, which another one must not hide."""
+    """Flush, also while an error is on its way, which another one must not hide."""
     with suppress(OSError):
         writer.flush()
 
@@ -337,7 +331,7 @@ def _stopped(run: Run, step: int, number: int) -> Stopped:
 
 @contextmanager
 def _explained(step: int, run: Run) -> Iterator[None]:
-    """Says at which step training ended, what may be at fault, and what is left."""
+    """Errors that say at which step training ended, what may be at fault, and what is left."""
     try:
         yield
     except FloatingPointError as error:
@@ -350,7 +344,7 @@ def _explained(step: int, run: Run) -> Iterator[None]:
 
 
 def _advice(step: int, run: Run, rates: str) -> str:
-    """What to do about training that ended at ``step``: nothing was trained before the first."""
+    """Advice after training that ended at ``step``: nothing was trained before the first."""
     if step == 0:
         return (
             "Nothing has been trained yet, so that no learning rate is at fault: look at the data, "
@@ -361,7 +355,7 @@ def _advice(step: int, run: Run, rates: str) -> str:
 
 
 def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> None:
-    """Whether all processes begin at the step and with the data that the first one has."""
+    """Raises unless all processes begin at the step and with the data of the first one."""
     theirs = fabric.broadcast(mine)
     if mine != theirs:
         raise RunError(
@@ -373,11 +367,7 @@ def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> N
 
 @contextmanager
 def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
-    """The run that the first process makes or resumes, on the others to read.
-
-    Raises:
-        StorageError: the disk is full.
-    """
+    """The run that the first process makes or resumes, on the others to read."""
     run = make() if fabric.is_global_zero else None
     folder = fabric.broadcast(str(run.folder) if run is not None else "")
     run = run if run is not None else Run.open(Path(folder))

@@ -30,11 +30,9 @@ from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, randomness
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Progress", "Step", "Trainee"]
-
 
 class Progress(NamedTuple):
-    """How far a run is, as a checkpoint has it beside its tensors."""
+    """The progress of a run, as a checkpoint has it beside its tensors."""
 
     step: int = 0
     seconds: float = 0.0
@@ -43,7 +41,7 @@ class Progress(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step of training was like."""
+    """The outcome of a training step."""
 
     bits: float  # the objective, bits/dim
     norm: float  # of its gradient, nats/dim
@@ -52,11 +50,10 @@ class Step(NamedTuple):
 
 
 class Trainee:
-    """What training changes, which is what a checkpoint holds, and a step of it.
+    """The state that training changes and a checkpoint holds, and a step of it.
 
     Data, noise and learning rates of a step are functions of the seed and the step alone. A batch
-    is in equal pieces, micro-batches of each process, whose noise is the whole batch's. Which data
-    are a member's depends on the pieces.
+    is in equal pieces, micro-batches of each process, whose noise is the whole batch's.
 
     Attributes:
         averaged: the programs with averaged weights, which are evaluated.
@@ -97,11 +94,7 @@ class Trainee:
         return Batches(data, size, seed, self.fabric.device, pieces=pieces, flip=flip)
 
     def step(self, step: int, signal_number: int = 0) -> Step:
-        """Take a step; all processes do.
-
-        Args:
-            step: its number, from 0.
-            signal_number: that this process was stopped by, or 0.
+        """Take step number ``step`` from 0; all processes do. A signal stopped this one, if not 0.
 
         Raises:
             FloatingPointError: the loss or its gradient is not finite.

@@ -1,4 +1,4 @@
-"""How samples come about: every variable on its way from noise to data, as an animated picture."""
+"""Animated pictures of samples: every variable on its way from noise to data."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from pyro_mdm.support.modules import evaluating
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FRAMES", "MOST", "animation", "trajectory"]
-
 FRAMES = 50
 """The most pictures of an animation."""
 MOST = 1024
@@ -34,13 +32,10 @@ MILLISECONDS, LAST = 80, 2000
 def trajectory(
     model: DiffusionModel, n: int, sampler: Callable[..., Tensor], seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Times and states (n, K, *event_shape) from T to ε, float32: of each step, or of every second
-    or third, … so that there are about :data:`FRAMES`, and of the last.
+    """Times and states (n, K, *event_shape), float32, of about :data:`FRAMES` steps from T to ε.
 
-    The samples are those that :func:`inference.sample.draw` makes of the same seed.
-
-    Raises:
-        TypeError: a sampler of one's own that does not take ``watch``.
+    The samples are those that :func:`inference.sample.draw` makes of the same seed. A sampler of
+    one's own that does not take ``watch`` is a TypeError.
     """
     frames: list[tuple[Tensor, Tensor]] = []
     every = max(1, math.ceil(getattr(sampler, "steps", 1) / FRAMES))

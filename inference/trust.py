@@ -27,19 +27,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = [
-    "FOLDER",
-    "UntrustedCodeError",
-    "check",
-    "command",
-    "folder",
-    "is_said",
-    "key",
-    "named_by",
-    "remember",
-    "trusting",
-]
-
 FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
 
@@ -53,12 +40,12 @@ ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
 
 
 class UntrustedCodeError(RuntimeError):
-    """A configuration names code that the user has neither named, nor trained with, nor trusted."""
+    """A configuration names code that the user has neither named, trained with, nor trusted."""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What may be run beside what is remembered."""
+    """Rules of what may be run beside what is remembered."""
 
     named: frozenset[str] | None = None  # keys; None: everything, as a Python program names it
     trusts: bool = False
@@ -68,7 +55,7 @@ class _Rule:
 _PYTHON, _CLOSED = _Rule(), _Rule(frozenset())
 _rule: ContextVar[_Rule | None] = ContextVar("rule", default=None)
 _commands = 0
-"""How many command lines are being run, in whichever thread; one, but in tests."""
+"""The number of command lines being run, in whichever thread; one, but in tests."""
 _passed: dict[str, dict[Path, str]] = {}
 """SHA-256 by file of what was run last by each key."""
 
@@ -78,7 +65,7 @@ _passed: dict[str, dict[Path, str]] = {}
 
 @contextlib.contextmanager
 def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
-    """A command line: of names, only ``names`` are the user's own; ``trusts``: --trust is there."""
+    """A command line, whose ``names`` alone are the user's own; ``trusts``: --trust is there."""
     global _commands
     named = frozenset(key(name) for name in names if not name.startswith("run:"))
     _commands += 1
@@ -91,7 +78,7 @@ def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_by(source: Path) -> Iterator[None]:
-    """Names are those of the run folder ``source``, not of the Python program that opens it."""
+    """Names of the run folder ``source``, not of the Python program that opens it."""
     rule = _current()
     named = frozenset() if rule.named is None else rule.named
     with _ruled(replace(rule, named=named, source=str(source / "config.yaml"))):
@@ -106,12 +93,12 @@ def trusting() -> Iterator[None]:
 
 
 def is_said() -> bool:
-    """Whether --trust is."""
+    """Whether --trust is given."""
     return _current().trusts
 
 
 def _current() -> _Rule:
-    """What holds here. A thread that a command line starts does not know its words: none are."""
+    """The rule here. A thread that a command line starts does not know its words: none are."""
     rule = _rule.get()
     if rule is None:
         return _CLOSED if _commands else _PYTHON
@@ -137,7 +124,7 @@ def key(name: str) -> str:
 
 
 def check(option: str, name: str, path: Path | None, content: bytes) -> None:
-    """Whether code may be run.
+    """Raises UntrustedCodeError unless code may be run.
 
     Args:
         option: that names it, without hyphens.
@@ -145,9 +132,6 @@ def check(option: str, name: str, path: Path | None, content: bytes) -> None:
         path: its file, absolute and without links, of a module perhaps that of a package it is in;
             None for what has no file, a module that is built into Python.
         content: the very bytes that are run if this returns.
-
-    Raises:
-        UntrustedCodeError: it may not.
     """
     rule, digest = _current(), hashlib.sha256(content).hexdigest()
     place = name.rpartition(":")[0]
@@ -196,7 +180,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def folder() -> Path:
-    """Where trust is kept: ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``,
+    """The folder of trust: ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``,
     by default ``~/.local/state``."""
     if own := os.environ.get(FOLDER):
         return Path(own)
@@ -207,7 +191,7 @@ def folder() -> Path:
 
 
 def remember(names: Iterable[str]) -> None:
-    """Keep that the user trained with the code of ``names``, as it was run in this process."""
+    """Remember that the user trained with the code of ``names``, as it was run here."""
     for name in names:
         for path, digest in _passed.get(key(name), {}).items():
             if not _is_ours(path):

@@ -1,4 +1,4 @@
-"""What is wrong with data of one's own, said before anything is trained on them."""
+"""Checks of data of one's own, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "check_images", "check_numbers", "check_shape"]
-
 
 def as_tensor(data: object, what: str) -> Tensor:
-    """A tensor or a NumPy array as a tensor, without a copy where that can be.
-
-    Args:
-        what: they are called in messages, such as "mine: the training data".
-
-    Raises:
-        TypeError: they are something else, or an array of what is no number.
-    """
+    """A tensor or a NumPy array of numbers as a tensor, without a copy where that can be."""
     if isinstance(data, Tensor):
         return data.detach()
     if not isinstance(data, np.ndarray):
@@ -37,11 +28,7 @@ def as_tensor(data: object, what: str) -> Tensor:
 
 
 def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
-    """Whether there are data, and each has ``event_shape``.
-
-    Raises:
-        ValueError: there are none, or they have another shape.
-    """
+    """Raises ValueError unless there are data, each of ``event_shape``."""
     shape = tuple(data.shape)
     if len(shape) < 2:
         raise ValueError(
@@ -56,11 +43,7 @@ def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
 
 
 def check_numbers(data: Tensor, what: str) -> None:
-    """Whether data are real and finite.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raises ValueError unless data are real and finite."""
     if data.is_complex() or data.dtype == torch.bool:
         raise ValueError(f"{what} are of dtype {_dtype(data)}, expected real numbers")
     if data.is_floating_point() and (wrong := int((~data.isfinite()).sum())):
@@ -71,11 +54,7 @@ def check_numbers(data: Tensor, what: str) -> None:
 
 
 def check_images(data: Tensor, num_levels: int, what: str) -> None:
-    """Whether data are codes (n, C, H, W) of the levels 0 … ``num_levels`` - 1.
-
-    Raises:
-        ValueError: the shape, the dtype or a code is another; says what to do.
-    """
+    """Raises ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
     shape, top = tuple(data.shape), num_levels - 1
     if len(shape) != 4:
         advice = "; add the axis of channels: images[:, None]" if len(shape) == 3 else ""
@@ -93,22 +72,22 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
             "num_levels = 2"
         )
     low, high = (value.item() for value in data.aminmax())
-    found, expected = f"{what} are {_dtype(data)} from {low:g} to {high:g}", f"0 … {top}"
+    given, expected = f"{what} are {_dtype(data)} from {low:g} to {high:g}", f"0 … {top}"
     if data.is_floating_point():
         raise ValueError(
-            f"{found}, expected integers {expected}, the codes of num_levels = {num_levels} "
+            f"{given}, expected integers {expected}, the codes of num_levels = {num_levels} "
             f"levels: {_codes(data, low, high, top)}"
         )
     if not 0 <= low <= high <= top:
         raise ValueError(
-            f"{found}, expected {expected}; set num_levels = {high + 1}, or scale the images"
+            f"{given}, expected {expected}; set num_levels = {high + 1}, or scale the images"
             if low >= 0
-            else f"{found}, expected {expected}; shift or scale the images"
+            else f"{given}, expected {expected}; shift or scale the images"
         )
 
 
 def _codes(data: Tensor, low: float, high: float, top: int) -> str:
-    """How images become codes."""
+    """Advice on how such images become codes."""
     if low >= 0 and high <= top and bool((data == data.round()).all()) and (high > 1 or top == 1):
         return "images.to(torch.uint8)"
     if low >= 0 and high <= 1:

@@ -17,8 +17,6 @@ from models.files import DataError, Published, python_command, unpickle_arrays
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10 as Official
 
-__all__ = ["CIFAR10"]
-
 
 class CIFAR10(FileImages):
     """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
@@ -72,8 +70,8 @@ class CIFAR10(FileImages):
             arrays = unpickle_arrays(path)
             wanted = arrays.get(key)
             if wanted is None or wanted.shape[1:] != shape:
-                found = {name: array.shape for name, array in arrays.items()}
+                shapes = {name: array.shape for name, array in arrays.items()}
                 sizes = ", ".join(["n", *map(str, shape)])
-                raise DataError(f"{path}: found arrays {found}, expected {key!r} of ({sizes})")
+                raise DataError(f"{path}: found arrays {shapes}, expected {key!r} of ({sizes})")
             batches.append(wanted)
         return torch.from_numpy(np.concatenate(batches))

@@ -23,19 +23,6 @@ from pyro_mdm.likelihoods.dequantization import Dequantized
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = [
-    "Categorical",
-    "Column",
-    "Continuous",
-    "Kind",
-    "Ordinal",
-    "categories",
-    "decode",
-    "encode",
-    "fit_columns",
-    "to_model_space",
-]
-
 Kind = Literal["continuous", "ordinal", "categorical", "drop"]
 
 FEW = 20
@@ -65,15 +52,11 @@ class Column(ABC):
 
     @abstractmethod
     def codes(self, values: Series[Any]) -> Values:
-        """Stored numbers (n,) float64 of a table's values, NaN where there is none.
-
-        Raises:
-            DataError: a value that it cannot have.
-        """
+        """Stored numbers (n,) float64, NaN for no value (DataError: one that it cannot have)."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
-        """A table's values of stored numbers, of which none is NaN."""
+        """Values of a table for stored numbers, of which none is NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +109,7 @@ class Continuous(Column):
 
 
 def _along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The line through points (start_i, end_i), which goes on beyond both ends, and the logarithm
-    of its slope."""
+    """The line through points (start_i, end_i), continued beyond both ends, and its log slope."""
     i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
     slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
     return end[i - 1] + slope * (value - start[i - 1]), slope.log()
@@ -141,11 +123,11 @@ class _Levels(Column):
     def codes(self, values: Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
         values = values.astype(object)
-        found = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
-        unknown = values.notna().to_numpy() & np.isnan(found)
+        levels = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
+        unknown = values.notna().to_numpy() & np.isnan(levels)
         if unknown.any():
             raise DataError(self._unknown(values[unknown].iloc[0]))
-        return np.asarray(found)
+        return np.asarray(levels)
 
     def _unknown(self, value: object) -> str:
         known = ", ".join(map(repr, self._known[:8])) + (", …" if len(self._known) > 8 else "")
@@ -167,12 +149,12 @@ class _Levels(Column):
 
     @property
     def _count(self) -> int:
-        """Their number."""
+        """The number of levels."""
         return len(self._known)
 
 
 class Ordinal(_Levels):
-    """Numbers of which there are few, in their order.
+    """A column of few numbers, in their order.
 
     Args:
         values: all that it may have, in any order.
@@ -191,8 +173,8 @@ class Ordinal(_Levels):
         return super().codes(pd.Series(_numbers(self.name, values).tolist()))
 
     def values(self, codes: Values) -> Any:
-        found = np.asarray(self._known)[codes.astype(int)]
-        return found.astype(np.int64) if (found == found.round()).all() else found
+        numbers = np.asarray(self._known)[codes.astype(int)]
+        return numbers.astype(np.int64) if (numbers == numbers.round()).all() else numbers
 
 
 class Categorical(_Levels):
@@ -221,25 +203,24 @@ def _numbers(name: str, values: Series[Any]) -> Values:
             f"column {name!r} holds {values[wrong].iloc[0]!r}, expected a number; correct it, or "
             f"say --columns {name}=categorical"
         )
-    found: Values = numbers.to_numpy(dtype=np.float64, na_value=math.nan)
-    return found
+    return numbers.to_numpy(dtype=np.float64, na_value=math.nan)
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
-    """The same, which are finite where there is one."""
-    found = _numbers(name, values)
-    if np.isinf(found).any():
+    """Values as float64, finite or NaN where there is none."""
+    numbers = _numbers(name, values)
+    if np.isinf(numbers).any():
         raise DataError(
             f"column {name!r} holds an infinite number, expected finite ones; leave the entry empty"
         )
-    return found
+    return numbers
 
 
 # -- all columns -----------------------------------------------------------------------------------
 
 
 def kind_of(values: Series[Any]) -> Kind:
-    """What a column is, by its values: categorical unless they are numbers; ordinal if these are
+    """The kind of a column by its values: categorical unless they are numbers, ordinal if these are
     few whole numbers, or two; else continuous."""
     import pandas as pd
 
@@ -251,18 +232,14 @@ def kind_of(values: Series[Any]) -> Kind:
 
 
 def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The level of each row, (n,) int64, of every column that has levels; -1 where it is missing.
-
-    Args:
-        kinds: as of :func:`fit_columns`.
-    """
+    """Levels of each column that has them, (n,) int64, -1 where one is missing, by column."""
     import pandas as pd
 
-    found = {}
+    levels = {}
     for name in table.columns:
         if ((kinds or {}).get(name) or kind_of(table[name])) in MOST:
-            found[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
-    return found
+            levels[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
+    return levels
 
 
 def fit_columns(
@@ -290,16 +267,16 @@ def fit_columns(
             raise DataError(
                 f"--columns {name}={kind}: expected a kind of {', '.join(get_args(Kind))}"
             )
-    found = []
+    columns = []
     for name in table.columns:
         values = table[name]
         kind = kinds.get(name) or kind_of(values)
         if kind != "drop":
             _check_values(name, kind, values, values[train])
-            found.append(_column(name, kind, values, train))
-    if not found:
+            columns.append(_column(name, kind, values, train))
+    if not columns:
         raise DataError("no column of the table is left, expected one at least")
-    return found
+    return columns
 
 
 def _column(name: str, kind: str, values: Series[Any], train: NDArray[np.bool_]) -> Column:
@@ -333,11 +310,7 @@ def _check_values(name: str, kind: str, values: Series[Any], training: Series[An
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
-    """Stored data (n, d) float64 of a table.
-
-    Raises:
-        DataError: a column is not there, or holds what it cannot.
-    """
+    """Stored data (n, d) float64 of a table (DataError: it lacks a column, or fits none)."""
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
             f"the table has no column {absent[0]!r}, expected {', '.join(c.name for c in columns)};"
@@ -347,8 +320,7 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
 
 
 def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
-    """x (n, d) float32 of stored data, NaN where an entry is missing, and the log-determinant (n,)
-    of what is there."""
+    """x (n, d) float32 of stored data, NaN where missing, and log|det| (n,) of the rest."""
     both = [c.scaled(w) for c, w in zip(columns, codes.double().unbind(-1), strict=True)]
     x, log_det = (torch.stack(parts, -1) for parts in zip(*both, strict=True))
     log_det = torch.where(codes.isnan(), 0, log_det).sum(-1)
@@ -356,14 +328,13 @@ def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, d) in model space, in its own units and categories; an entry that is
-    NaN stays empty."""
+    """The table of data x (n, d) in model space, in its own units; NaN stays empty."""
     import pandas as pd
 
-    found = {}
+    table = {}
     for column, own in zip(columns, x.cpu().unbind(-1), strict=True):
         codes = column.unscaled(own).numpy()
         missing = np.isnan(codes)
         values = pd.Series(column.values(np.where(missing, 0, codes)))
-        found[column.name] = values.mask(missing) if missing.any() else values
-    return pd.DataFrame(found)
+        table[column.name] = values.mask(missing) if missing.any() else values
+    return pd.DataFrame(table)

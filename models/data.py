@@ -14,8 +14,6 @@ from models.checks import as_tensor, check_numbers, check_shape
 from models.splits import EVERY, Rows, split_rows
 from pyro_mdm.contexts import GivenContext, Labels, Vectors
 
-__all__ = ["DataSet", "Part"]
-
 SHOWN_CLASSES = 20
 """The most classes of which the number of test data is said."""
 
@@ -24,7 +22,7 @@ D = TypeVar("D", bound="DataSet")
 
 @dataclass(frozen=True)
 class Part:
-    """Data as stored, (n, *event_shape), and what is known of each, (n, …), if anything is."""
+    """Data as stored, (n, *event_shape), and their contexts, (n, …), if there are any."""
 
     data: Tensor
     context: Tensor | None = None
@@ -72,21 +70,21 @@ class DataSet(ABC):
 
     name: str
     event_shape: tuple[int, ...]
-    """Of a datum; where a class does not say, what its training data have."""
+    """Shape of a datum; by default that of the training data."""
 
     contexts: ClassVar[tuple[str, ...]] = ()
-    """What its data may be given, by name: whole numbers are labels, others vectors."""
+    """Names of what data may be given: whole numbers are labels, others vectors."""
 
     split_seed: int | None = 0
-    """Of the order in which data without official parts are split; None: every 10th datum is test
+    """Seed of the order in which data without official parts are split; None: every 10th is test
     as they lie, those of index 0, 10, 20, …, and 8, 18, 28, … are validation. :meth:`split_by`
     gives another."""
 
     strata: ClassVar[str] = "classes"
-    """What data are split evenly over where they have several, in words."""
+    """Groups that data are split evenly over where they have several, in words."""
 
     needed: ClassVar[Mapping[str, str]] = {"name": "'mine'"}
-    """What a class has to say, with an example of each."""
+    """Attributes that a class has to have, with an example of each."""
 
     @classmethod
     def split_by(cls: type[D], split_seed: int | None, **options: Any) -> D:
@@ -132,14 +130,7 @@ class DataSet(ABC):
             self.check(part, f"{self.name}: the {name} data")
 
     def check(self, data: Tensor, what: str) -> None:
-        """Whether a part of the data is what the class says they are.
-
-        Args:
-            what: it is called in messages.
-
-        Raises:
-            ValueError: it is not.
-        """
+        """Raises ValueError unless a part of the data is what the class says."""
         check_shape(data, self.event_shape, what)
         check_numbers(data, what)
 
@@ -165,16 +156,12 @@ class DataSet(ABC):
         strata: Tensor | None = None,
         categories: Sequence[Tensor] = (),
     ) -> Rows:
-        """Which of n data are in which part, by :attr:`split_seed`; kept as ``rows``.
-
-        Arguments are those of :func:`~models.splits.split_rows`.
-        """
+        """The split of n data by :attr:`split_seed`, kept as ``rows``; see :func:`split_rows`."""
         self.rows = split_rows(n, holdout, self.split_seed, strata, categories)
         return self.rows
 
     def _labels(self, n: int) -> Tensor | None:
-        """The classes of all n data, if they have any: labels of which there are two of each, on
-        average. What is no tensor of numbers is an error where data are to be given it."""
+        """The classes of all n data, if they have any: labels, on average two of each at least."""
         if type(self).load_context is DataSet.load_context:
             return None  # contexts are split by split_context alone
         for name in self.contexts:
@@ -188,8 +175,7 @@ class DataSet(ABC):
         return None
 
     def numbers(self, part: str) -> Tensor:
-        """The numbers of the data of ``train``, ``validation`` or ``test`` in the order of
-        :meth:`load`, (n,) int64; 0, 1, 2, … of an official part.
+        """Numbers of a part's data in the order of :meth:`load`, (n,) int64; 0, 1, … if official.
 
         Raises:
             ValueError: :attr:`rows` are of another number of data than there are.
@@ -207,7 +193,7 @@ class DataSet(ABC):
 
     @property
     def split_in_words(self) -> str:
-        """How many data there are in each part, and how they were split, for people."""
+        """The number of data in each part, and how they were split, in words."""
         parts = [(len(self.train), "training"), (len(self.validation), "validation")]
         parts = [(n, part) for n, part in [*parts, (len(self.test), "test")] if n]
         counts = ", ".join(f"{n:,} {part}" for n, part in parts) + " data"
@@ -231,19 +217,15 @@ class DataSet(ABC):
     # -- what is known of the data -----------------------------------------------------------------
 
     def load_context(self, name: str) -> Any:
-        """What is known of all data, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
-        numbers, or vectors (n, m). Where it is not known, -1 or NaN, with a dropout above 0.
-
-        Args:
-            name: one of ``contexts``.
-        """
+        """Contexts of all data by name, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
+        numbers, or vectors (n, m). Unknown ones are -1 or NaN, with a dropout above 0."""
         raise NotImplementedError(
             f"{type(self).__name__} names {name} in contexts and defines neither load_context nor "
             "split_context; see models/digits.py"
         )
 
     def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for train, validation and test, split as the data are unless overridden."""
+        """Contexts of train, validation and test, split as the data are unless overridden."""
         context = as_tensor(self.load_context(name), f"{self.name}: the {name}")
         # by index, if a split of one's own says nothing of its rows
         rows = split_rows(len(context), holdout, None) if self.rows is None else self.rows
@@ -256,10 +238,9 @@ class DataSet(ABC):
         return context[rows.train], context[rows.validation], context[rows.test]
 
     def condition_on(self, name: str, dropout: float = 0.0) -> None:
-        """From now on programs are of the data given this context.
+        """Have programs be of the data given one of ``contexts``.
 
         Args:
-            name: one of ``contexts``.
             dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:
@@ -313,12 +294,11 @@ class DataSet(ABC):
         return classes
 
     def part(self, name: str) -> Part:
-        """``train``, ``validation`` or ``test``, with what is known of the data."""
+        """``train``, ``validation`` or ``test``, with contexts if there are any."""
         return Part(getattr(self, name), self._contexts.get(name))
 
     def contexts_in_turn(self, n: int) -> Tensor | None:
-        """Contexts of n data to look at: each class in turn, or those of test data; None if data
-        are given nothing."""
+        """Contexts of n data to look at: each class in turn, or those of test data; else None."""
         if self.context is None:
             return None
         if isinstance(self.context, Labels):

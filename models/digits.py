@@ -9,8 +9,6 @@ from torch import Tensor
 
 from models.base import ImageProblem
 
-__all__ = ["Digits"]
-
 
 class Digits(ImageProblem):
     """x_j ∈ linspace(-1, 1, 17), a free logit per level and pixel, and an 8×8 U-Net.

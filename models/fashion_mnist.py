@@ -17,15 +17,13 @@ from torch import Tensor
 from models.base import FINE, MIXTURE, PAPER, SMALL, FileImages
 from models.files import DataError, Published, idx_images, idx_labels, python_command
 
-__all__ = ["FashionMNIST"]
-
 TRAIN = Published("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", size=47_040_016)
 TEST = Published("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a", size=7_840_016)
 TRAIN_LABELS = Published("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9", size=60_008)
 TEST_LABELS = Published("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", size=10_008)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist has its files, which end in .gz."""
+"""The folder of Debian's package dataset-fashion-mnist, whose files end in .gz."""
 
 INSTALL = "apt-get install --reinstall dataset-fashion-mnist"
 

@@ -32,24 +32,11 @@ from tqdm.auto import tqdm
 
 from pyro_mdm.support.files import replacing, temporary
 
-__all__ = [
-    "IDX_BYTES",
-    "DataError",
-    "Published",
-    "cached",
-    "idx_array",
-    "idx_images",
-    "idx_labels",
-    "python_command",
-    "spread",
-    "unpickle_arrays",
-]
-
 CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
 
 GZIP, IDX_BYTES = b"\x1f\x8b", b"\0\0\x08"
-"""How gzipped files begin, and IDX files of unsigned bytes."""
+"""First bytes of gzipped files, and of IDX files of unsigned bytes."""
 
 Images = NDArray[np.uint8]
 
@@ -70,24 +57,20 @@ class Published(NamedTuple):
     size: int | None = None  # bytes, where known
 
     def check(self, source: Path | bytes, place: str, fetch: str) -> None:
-        """Compare a file, or its content, with what was published.
+        """Raises DataError unless a file, or its bytes, is what was published.
 
         Args:
-            source: where the file is, or its bytes.
             place: what the file is called in messages.
             fetch: what to run or do to get it.
-
-        Raises:
-            DataError: it is missing, or its checksum is another.
         """
         if isinstance(source, Path) and not source.is_file():
             raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
-        found = checksum(source, self.algorithm)
-        if found != self.digest:
+        digest = checksum(source, self.algorithm)
+        if digest != self.digest:
             size = len(source) if isinstance(source, bytes) else source.stat().st_size
             raise DataError(
                 f"{place} is damaged or another file: found {size:,} bytes with {self.algorithm} "
-                f"{found}, expected {self}. Delete it and fetch it again: {fetch}"
+                f"{digest}, expected {self}. Delete it and fetch it again: {fetch}"
             )
 
     def __str__(self) -> str:
@@ -95,7 +78,7 @@ class Published(NamedTuple):
         return f"{size}{self.algorithm} {self.digest}"
 
     def description(self) -> dict[str, str]:
-        """For the record of what a cache was made from."""
+        """Name and checksum, for the record of a cache's sources."""
         return {"file": self.name, self.algorithm: self.digest}
 
 
@@ -131,14 +114,7 @@ def python_command(program: str) -> str:
 
 
 def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
-    """The images (n, 1, H, W) in an IDX file of unsigned bytes, uint8.
-
-    Args:
-        content: of the file;  place: what the file is called in messages;  shape: H and W expected.
-
-    Raises:
-        DataError: it is no such file, or has images of another size.
-    """
+    """Images (n, 1, H, W) of an IDX file, uint8 (DataError: it has none, or others)."""
     images = idx_array(content, place)
     if images.ndim != 3 or images.shape[1:] != shape:
         raise DataError(f"{place}: found images of {images.shape[1:]} pixels, expected {shape}")
@@ -146,31 +122,16 @@ def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
 
 
 def idx_labels(content: bytes, place: str) -> Tensor:
-    """The labels (n,) in an IDX file of unsigned bytes, uint8.
-
-    Args:
-        content: of the file;  place: what the file is called in messages.
-
-    Raises:
-        DataError: it is no such file.
-    """
+    """Labels (n,) of an IDX file, uint8 (DataError: it has none)."""
     return torch.from_numpy(idx_array(content, place, "labels"))
 
 
 IDX_SIZES = {"images": (3, 4), "labels": (1,)}
-"""How many sizes an array has, by what it holds."""
+"""Numbers of sizes that an array may have, by what it holds."""
 
 
 def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
-    """The unsigned bytes in an IDX file, images of three or four sizes or labels of one, gzipped or
-    not.
-
-    Args:
-        content: of the file;  place: what the file is called in messages;  what: it holds.
-
-    Raises:
-        DataError: it is no such file, or damaged.
-    """
+    """The bytes in an IDX file, gzipped or not: images, or labels (DataError: it is damaged)."""
     if content[:2] == GZIP:
         try:
             content = gzip.decompress(content)
@@ -189,7 +150,7 @@ def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "i
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: its name."""
+    """A stand-in for numpy.dtype, with its name."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
@@ -199,7 +160,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for numpy.ndarray: what its pickled state says."""
+    """A stand-in for numpy.ndarray, with its pickled state."""
 
     state: tuple[Any, ...] = ()
 
@@ -220,7 +181,7 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    """A stand-in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it encodes as {encoding!r}, expected latin1")
     return text.encode("latin1")
@@ -236,7 +197,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows plain values and arrays of bytes. Nothing that a pickle names is looked up."""
+    """An unpickler of plain values and arrays of bytes, which looks up no name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
@@ -259,14 +220,14 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
     try:
         with open(path, "rb") as file:
             values = _Unpickler(file, encoding="latin1").load()
-        found = {}
+        arrays = {}
         for key, value in values.items():
             name = key.decode("latin1") if isinstance(key, bytes) else key
             if isinstance(value, _Array):
-                found[name] = value.array()
+                arrays[name] = value.array()
             elif isinstance(value, list) and all(type(v) is int and 0 <= v < 256 for v in value):
-                found[name] = np.array(value, dtype=np.uint8)
-        return found
+                arrays[name] = np.array(value, dtype=np.uint8)
+        return arrays
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{path} is not read: {error} ({type(error).__name__}). Expected a pickled dict of "
@@ -289,11 +250,11 @@ def cached(
     shape: tuple[int, ...],
     make: Callable[[list[dict[str, Any]]], Iterable[Images]],
 ) -> Tensor:
-    """Images from ``path`` (.npy), which is made on the first call, by one process of several.
+    """Images uint8 (n, C, H, W), memory-mapped from ``path``, which is made on the first call.
 
-    A JSON file beside it tells what it was made from, and its SHA-256. A file that is cut short,
-    was changed, or is about something else is made again. What is written to the tensor stays in
-    memory.
+    One process of several makes it. A JSON file beside it tells what it was made from, and its
+    SHA-256. A file that is cut short, was changed, or is about something else is made again. What
+    is written to the tensor stays in memory.
 
     Args:
         path: ends in ``.npy``.
@@ -302,37 +263,34 @@ def cached(
         make: gives the images in batches (m, C, H, W), and appends what they come from to the list
             it is called with.
 
-    Returns:
-        uint8 (n, C, H, W), memory-mapped.
-
     Raises:
         DataError: the folder cannot be written to, or ``make`` gives another number of images.
     """
     wanted = {**about, "shape": list(shape)}
-    found = _read(path, wanted)
-    if isinstance(found, Tensor):
-        return found
+    images = _read(path, wanted)
+    if isinstance(images, Tensor):
+        return images
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            found = _read(path, wanted)  # another process may have made it meanwhile
-            if isinstance(found, str):
+            images = _read(path, wanted)  # another process may have made it meanwhile
+            if isinstance(images, str):
                 if path.exists():
-                    tqdm.write(f"{path} {found}; it is made again", file=sys.stderr)
+                    tqdm.write(f"{path} {images}; it is made again", file=sys.stderr)
                 _write(path, wanted, shape, make)
-                found = _read(path, wanted)
+                images = _read(path, wanted)
     except OSError as error:
         raise DataError(
             f"{path}, where decoded images are kept, cannot be made: {error}. It needs "
             f"{math.prod(shape):,} free bytes in a folder that may be written to"
         ) from error
-    if isinstance(found, str):
-        raise DataError(f"{path} {found}, although it was just written; is the disk sound?")
-    return found
+    if isinstance(images, str):
+        raise DataError(f"{path} {images}, although it was just written; is the disk sound?")
+    return images
 
 
 def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:
-    """The images, or why they are not to be had from ``path``."""
+    """The images, or why ``path`` does not give them."""
     try:
         record = json.loads(path.with_suffix(".json").read_bytes())
         if record["about"] != wanted:
@@ -372,7 +330,7 @@ def _write(
 
 
 def _npy(name: str, shape: tuple[int, ...], batches: Iterable[Images]) -> Iterator[Any]:
-    """The content of an .npy file of uint8 in pieces, which are shown as they are made."""
+    """The content of an .npy file of uint8 in pieces, shown as they are made."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}

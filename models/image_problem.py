@@ -21,13 +21,11 @@ from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 
-__all__ = ["FINE", "MIXTURE", "PAPER", "PUBLISHED", "SMALL", "FileImages", "ImageProblem"]
-
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
 """A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
 
 MIXTURE: dict[str, Any] = SMALL | {"form": "mixture"}
-"""The same, with a mixture of three tilts for each pixel."""
+"""A small U-Net with a mixture of three tilts for each pixel."""
 
 FINE: dict[str, Any] = {
     "base": 24,
@@ -35,7 +33,7 @@ FINE: dict[str, Any] = {
     "lean": True,
     "form": "mixture",
 }
-"""One that has a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
+"""A U-Net with a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
 
 PAPER: dict[str, Any] = {
     "base": 128,
@@ -47,7 +45,7 @@ PAPER: dict[str, Any] = {
 """The U-Net of the paper's scale, 35.5 million parameters for 3×32×32; see :class:`UNet`."""
 
 PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
-"""The same without dropout, as in the configurations released with the paper."""
+"""The paper's U-Net without dropout, as in the configurations released with the paper."""
 
 
 class ImageProblem(Problem):
@@ -84,7 +82,7 @@ class ImageProblem(Problem):
     max_log_snr: float = 13.0
     num_levels: int = 256
     form: Form = "tilt"
-    """What a discrete denoiser's network gives a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
+    """A discrete denoiser's output for a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
     """Options of :class:`UNet` by name; the first is the default. ``form`` may be among them, in
@@ -95,7 +93,7 @@ class ImageProblem(Problem):
     """
 
     optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
-    """What ``inference.train`` optimizes the network of ``recipe`` by if nothing else is asked for,
+    """The optimizer of ``recipe``'s network in ``inference.train`` if nothing else is asked for,
     in subclasses too; all others are by Adam."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
@@ -164,7 +162,7 @@ class ImageProblem(Problem):
             )
 
     def resize_advice(self, size: int) -> str:
-        """How images get ``size`` pixels a side, in a message."""
+        """Advice on how images get ``size`` pixels a side."""
         return f"crop, pad or scale them to {size}×{size}"
 
     def _choose(self, network: str | None) -> str | None:
@@ -277,7 +275,7 @@ class FileImages(ImageProblem):
         """The official training and test sets, uint8 (n, C, H, W)."""
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Their labels 0, 1, …, (n,), where ``contexts`` names them."""
+        """Labels 0, 1, …, (n,), of both sets, where ``contexts`` names them."""
         raise NotImplementedError(f"{type(self).__name__} has no labels")
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:

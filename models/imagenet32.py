@@ -36,8 +36,6 @@ from torch import Tensor
 from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import DataError, Published, cached, spread
 
-__all__ = ["ImageNet32New", "ImageNet32Old"]
-
 Part = Literal["train", "test"]
 Images = NDArray[np.uint8]
 T = TypeVar("T")
@@ -83,7 +81,7 @@ BATCH = 1024  # images decoded at a time
 
 
 class ImageNet32(FileImages):
-    """What both versions have in common; use :class:`ImageNet32Old` or :class:`ImageNet32New`.
+    """The base of both versions; use :class:`ImageNet32Old` or :class:`ImageNet32New`.
 
     The official validation set is ``test``, as in the literature. With ``holdout`` 10,000 images
     spread evenly over the official training set are kept for validation.
@@ -109,7 +107,7 @@ class ImageNet32(FileImages):
 
     @property
     def folder(self) -> Path:
-        """Where archives, or what was extracted from them, and decoded images are."""
+        """The folder of archives, extracted files and decoded images."""
         return self.root / "imagenet32"
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -128,7 +126,7 @@ class ImageNet32(FileImages):
 
     @abstractmethod
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        """The images of ``part`` in batches, checked; what they come from goes to ``sources``."""
+        """Images of ``part`` in batches, checked; ``sources`` gets what they come from."""
 
     def _last(self, part: Part) -> NDArray[np.int64]:
         """Sorted indices of the images that come last in the decoded file."""
@@ -139,8 +137,8 @@ class ImageNet32(FileImages):
         other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
         names = (*other.files, *(f"{other.name}-{part}.npy" for part in ("train", "test")))
         there = [name for name in names if (self.folder / name).exists()]
-        found = f"found none of {', '.join(looked_for)}"
-        message = f"{self.folder} has no {part} images of {self.name}: {found}. "
+        message = f"{self.folder} has no {part} images of {self.name}: "
+        message += f"found none of {', '.join(looked_for)}. "
         if there:
             message += (
                 f"It has {', '.join(there)} of {other.name}, which are other images: bits/dim of "
@@ -184,15 +182,15 @@ class ImageNet32Old(ImageNet32):
 
     def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, BinaryIO]]:
         """Name and content of every image."""
-        found = []
+        members = []
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or a million stay in memory
                 if member.isfile() and member.name.endswith(".png"):
-                    found.append((member.name, member.offset_data, member.size))
-        self._check_count(path, part, len(found))
+                    members.append((member.name, member.offset_data, member.size))
+        self._check_count(path, part, len(members))
         with open(path, "rb") as file:
-            for name, offset, size in self._ordered(sorted(found), part):
+            for name, offset, size in self._ordered(sorted(members), part):
                 file.seek(offset)
                 yield f"{name} in {path}", io.BytesIO(file.read(size))
 
@@ -204,10 +202,10 @@ class ImageNet32Old(ImageNet32):
             with open(folder / name, "rb") as file:
                 yield str(folder / name), file
 
-    def _check_count(self, place: Path, part: Part, found: int) -> None:
-        if found != self.sizes[part]:
+    def _check_count(self, place: Path, part: Part, count: int) -> None:
+        if count != self.sizes[part]:
             raise DataError(
-                f"{place} holds {found:,} PNG files, expected the {self.sizes[part]:,} of "
+                f"{place} holds {count:,} PNG files, expected the {self.sizes[part]:,} of "
                 f"{self.name}"
             )
 
@@ -272,7 +270,7 @@ class ImageNet32New(ImageNet32):
         yield from last
 
     def _arrays(self, part: Part) -> Iterator[tuple[str, Images]]:
-        """Every published file's images (n, 3, 32, 32), and where they are."""
+        """Images (n, 3, 32, 32) of every published file, and their place."""
         archive = self.folder / ZIPS[part]
         get = (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "

@@ -21,8 +21,6 @@ from tqdm.auto import tqdm
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
 from models.files import IDX_BYTES, DataError, idx_array
 
-__all__ = ["Images"]
-
 FEWEST = 20
 
 SUFFIXES = frozenset(
@@ -207,7 +205,7 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
 
 
 def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The parts, and the number of the folder that each image of ``train`` lies in, (n,)."""
+    """The parts, and the number of each training image's folder, (n,)."""
     files = _files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
@@ -235,23 +233,23 @@ def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor],
 
 def _files(root: Path) -> list[Path]:
     """Image files at any depth, in the order of their paths below ``root``."""
-    found, seen = [], set()
+    paths, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             subfolders.clear()  # a link to a folder above it
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
+        paths += [
             Path(folder) / name
             for name in names
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
-    """(n, C, H, W), with one channel if all files are grey."""
+    """Pixels (n, C, H, W) of files, with one channel if all are grey."""
     result: Pixels = np.empty((0, 1, 1, 1), np.uint8)
     decoded = _in_threads(lambda path: _pixels(path, image_size), files, "decoding")
     for i, (path, image) in enumerate(zip(files, decoded, strict=True)):
@@ -266,7 +264,7 @@ def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
 
 
 def _pixels(path: Path, image_size: int | None) -> Pixels:
-    """(1, H, W) of a grey file, (3, H, W) of any other."""
+    """Pixels (1, H, W) of a grey file, (3, H, W) of any other."""
     try:
         with Image.open(path) as image:
             grey = image.mode in GREY
@@ -337,8 +335,8 @@ def _idx_files(root: Path) -> list[Path]:
         return [root] if begin == IDX_BYTES or IDX_NAME.search(root.name) else []
     if not root.is_dir():
         return []
-    found = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
-    return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
+    paths = sorted(path for path in root.iterdir() if IDX_NAME.search(path.name))
+    return [path for path in paths if path.suffix != ".gz" or path.with_suffix("") not in paths]
 
 
 def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict[str, Tensor]:
@@ -363,15 +361,15 @@ def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict
 def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:
     """Contiguous (n, C, H, W) from any of the accepted layouts."""
     expected = "expected uint8 (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3"
-    found = f"{path}: found {name} {array.dtype} {array.shape}"
+    holds = f"{path}: found {name} {array.dtype} {array.shape}"
     if array.dtype != np.uint8:
-        raise DataError(f"{found}, {expected}; values are 0 … 255")
+        raise DataError(f"{holds}, {expected}; values are 0 … 255")
     if array.ndim == 3:
         return array[:, None]
     first, last = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (1, -1))
     if first == last:
         why = "; it could be both of the last two" if first else ""
-        raise DataError(f"{found}, {expected}{why}")
+        raise DataError(f"{holds}, {expected}{why}")
     return array if first else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
 
 

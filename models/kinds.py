@@ -1,4 +1,4 @@
-"""What the kind of a diffusion means for models and programs: asked here, and nowhere else.
+"""The kind of a diffusion, as models and programs need it: asked here, and nowhere else.
 
 A new kind is registered with :func:`kind_of`, and whatever is made, measured and drawn follows.
 """
@@ -14,12 +14,10 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.seeing.context import Context
 
-__all__ = ["Kind", "kind_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What models and programs make of a diffusion.
+    """Properties of a diffusion that models and programs ask for.
 
     Attributes:
         simulated: paths are simulated, since only the law at the start time has a closed form.

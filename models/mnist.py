@@ -12,8 +12,6 @@ from torch import Tensor
 from models.base import FINE, MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import Published, idx_images, idx_labels, python_command
 
-__all__ = ["MNIST"]
-
 TRAIN = Published("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", size=47_040_016)
 TEST = Published("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", size=7_840_016)
 TRAIN_LABELS = Published("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624", size=60_008)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from models.base import FINE, MIXTURE, SMALL, ImageProblem
 
-__all__ = ["Mnist5k"]
-
 
 class Mnist5k(ImageProblem):
     """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.

@@ -34,8 +34,6 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.wrapping import wrapping
 from pyro_mdm.support.checks import describe
 
-__all__ = ["FIT_SIZE", "SCORES", "Assembly", "Problem", "ScoreKind"]
-
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""
 
@@ -90,7 +88,7 @@ class Problem(DataSet):
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
 
     default_maps: ClassVar[str | None] = None
-    """At which maps denoisers are trained where nothing is asked for, as ``--maps`` says."""
+    """Maps that denoisers are trained at where nothing is asked for, as ``--maps`` says."""
 
     steps: int = 2000
     batch_size: int = 128
@@ -140,12 +138,7 @@ class Problem(DataSet):
         return None
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        """A new score of a kind that is made otherwise for such data; None: as for all data.
-
-        Args:
-            kind: the class.
-            assembly: what it is for, with networks of the sizes that it takes.
-        """
+        """A new score of a class that is made otherwise for such data; None: as for all data."""
         return None
 
     def fit_x(self) -> Tensor:
@@ -169,7 +162,7 @@ class Problem(DataSet):
         return x
 
     def roughly_fitted(self: P) -> P:
-        """The same data, for baselines that a checkpoint replaces."""
+        """The data set with few data for baselines, which a checkpoint replaces."""
         rough = copy.copy(self)
         rough.rough = True
         return rough
@@ -222,11 +215,11 @@ class Assembly:
 
     @property
     def diffusion_kind(self) -> Kind:
-        """What the diffusion asks of networks and scores."""
+        """The kind of the diffusion, which says what it needs of networks and scores."""
         return kind_of(self.diffusion)
 
     def score_name(self, score: str = "default") -> str:
-        """What ``score`` is here: "default" is the first of the problem, or ``residual``."""
+        """The name of ``score`` here: "default" is the first of the problem, or ``residual``."""
         if score != "default":
             return score
         return self.diffusion_kind.score or self.problem.scores[0]
@@ -252,11 +245,7 @@ class Assembly:
         return DiffusionModel(diffusion, function, likelihood, shape, context=context)
 
     def kind(self, score: str | ScoreKind) -> ScoreKind:
-        """The class of scores, or the function, that a name stands for here.
-
-        Raises:
-            ValueError: the data do not have it.
-        """
+        """The class or function of a score's name (ValueError: the data do not have it)."""
         problem = self.problem
         if not isinstance(score, str):
             levels = "discrete" in problem.scores
@@ -330,7 +319,7 @@ class Assembly:
 
     @property
     def fit_options(self) -> dict[str, bool]:
-        """What a denoiser's ``fit`` is told of maps."""
+        """Options of a denoiser's ``fit`` about maps."""
         return {"maps": True} if self.told_maps else {}
 
     def wrapped(self, denoiser: DenoiserScore) -> Score:
@@ -339,11 +328,7 @@ class Assembly:
         return denoiser if around is None else around(denoiser)
 
     def denoiser_network(self, outputs: int) -> nn.Module:
-        """A new network of a denoiser, with the channels that the diffusion asks for more.
-
-        Args:
-            outputs: numbers that it gives for each dimension of the data.
-        """
+        """A new network of ``outputs`` numbers a dimension, and more channels for the diffusion."""
         inputs, around = 2 if self.told_maps else 1, wrapping(self.diffusion)
         if around is not None:
             inputs += around.more_inputs(self.diffusion)
@@ -352,8 +337,7 @@ class Assembly:
         return self.network(inputs * C, outputs * C)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        """A new network that is told contexts, if there are any: of its own accord, or as further
-        channels."""
+        """A new network that is told contexts: of its own accord, or as further channels."""
         context = self.diffusion_kind.latent
         latent = 0 if context is None else context.size
         network = self.problem.network(inputs + latent, outputs)
@@ -361,7 +345,7 @@ class Assembly:
         return self.problem.network(inputs + more, outputs) if more else network
 
     def _told_as_channels(self, network: nn.Module) -> int:
-        """How many channels more a network needs for what its data are given."""
+        """The number of channels by which a network is told contexts."""
         by_itself = getattr(network, "context_size", 0)
         given = self.problem.context
         return 0 if by_itself or given is None else given.size
@@ -372,7 +356,7 @@ class Assembly:
         return network if transform is None else CoordinateNetwork(network, transform, told)
 
     def _num_paths(self) -> int:
-        """To each noise level: enough for a covariance of K variables, few enough for memory."""
+        """Paths to each noise level: enough for a covariance of K variables, few for memory."""
         K = self.diffusion.num_variables
         if self.problem.rough:
             return 8 * K

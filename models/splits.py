@@ -1,4 +1,4 @@
-"""How data without official parts are split: by a seeded permutation, evenly over their classes."""
+"""Splits of data without official parts: by a seeded permutation, evenly over their classes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EVERY", "Rows", "split_rows"]
-
 EVERY = 10
 """One datum in so many is test, and one more of them is validation."""
 VALIDATION = 8
-"""Of 0 … 9, counted in the order of the split; 0 is test."""
+"""The place of validation data of 0 … 9 in the order of the split; 0 is test."""
 
 
 class Rows(NamedTuple):
-    """Numbers of the data of each part, int64 and increasing, and how they were found."""
+    """Numbers of the data of each part, int64 and increasing, and the way of the split."""
 
     train: Tensor
     validation: Tensor
@@ -76,7 +74,7 @@ def split_rows(
 
 
 def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
-    """The data of a part that hold no category which the others, joined by the rest, do not."""
+    """The data of a part without categories that neither ``others`` nor the rest of them have."""
     for own in categories:
         unseen = part & (own >= 0) & ~torch.isin(own, own[others])
         part, others = part & ~unseen, others | unseen

@@ -24,8 +24,6 @@ from pyro_mdm.tables.denoiser import Elsewhere
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["SHIPPED", "Tabular", "mixed_denoiser", "read_table"]
-
 FEWEST = 20
 HIDDEN, DEPTH = 128, 3
 GAUSSIAN_ROWS = 10_000
@@ -112,7 +110,7 @@ class Tabular(Problem):
 
     @property
     def absolute_source(self) -> str:
-        """The file, found from any folder, or the name."""
+        """The file, the same from any folder, or the name."""
         source = str(self.source)
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
@@ -137,7 +135,7 @@ class Tabular(Problem):
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def check(self, data: Tensor, what: str) -> None:
-        """The shape alone: entries may be missing, and others were checked by their columns."""
+        """Check the shape alone: entries may be missing, and columns check the others."""
         check_shape(data, self.event_shape, what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
@@ -147,18 +145,14 @@ class Tabular(Problem):
         return to_model_space(self.columns, data)
 
     def fit_x(self) -> Tensor:
-        """All training rows: of a part of them a column may have no value."""
+        """All training rows: in some of them a column may have no value."""
         return self.to_model_space(self.train)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         return mixed_denoiser(self.columns, self.fit_x()) if kind is MixedDenoiser else None
 
     def encode(self, table: DataFrame) -> Tensor:
-        """Another table with these columns in model space, (n, d), NaN where an entry is missing.
-
-        Raises:
-            DataError: a column is not there, or holds what the training rows never have.
-        """
+        """Another table in model space, (n, d), NaN where missing (DataError: unknown values)."""
         return self.to_model_space(encode(self.columns, table))
 
     def to_table(self, x: Tensor) -> DataFrame:
@@ -167,8 +161,7 @@ class Tabular(Problem):
 
 
 def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
-    """The denoiser of rows x (N, d) in model space, over a network that starts from the Gaussian
-    law of all columns together."""
+    """The denoiser of rows x (N, d), over a network that starts from one Gaussian law of them."""
     score = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
     some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
     _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
@@ -193,11 +186,7 @@ def _kinds(columns: str | None) -> dict[str, str]:
 
 
 def read_table(source: Path | str) -> DataFrame:
-    """A table by its file, .csv or .parquet, or by its name.
-
-    Raises:
-        DataError: no such file, one that is no table, or pandas is not installed.
-    """
+    """A table by its file, .csv or .parquet, or by its name (DataError: none can be read)."""
     try:
         import pandas as pd
     except ImportError as error:

@@ -11,8 +11,6 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from models.base import Problem
 from pyro_mdm.networks import MLP
 
-__all__ = ["Toy"]
-
 
 class Toy(Problem):
     """x ~ Σ_c w_c N(μ_c, 0.1² I), c = 1 … 8, with unequal weights so that no symmetry hides errors.
@@ -48,6 +46,6 @@ class Toy(Problem):
         return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def load_context(self, name: str) -> Tensor:
-        """The Gaussian that each point is nearest to, which is all but surely the one it is of."""
+        """The nearest Gaussian to each point, which is all but surely its own."""
         means = self.density.component_distribution.mean
         return torch.cdist(self.load(), means).argmin(1)

@@ -58,13 +58,13 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> NoReturn:
-    """In place of this process where there is such a thing, else with its exit status.
+    """Run a command in place of this process where that can be, else end with its exit status.
 
     The folder where it is called is not searched for what Python and the programs import: it may
     be somebody else's. A module that is named on the command line is also found there.
     """
-    found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    paths = {"PYTHONPATH": os.pathsep.join(found), "PYTHONSAFEPATH": "1"}
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
     if os.name == "posix":
         os.execve(command[0], command, os.environ | paths)
     raise SystemExit(subprocess.run(command, env=os.environ | paths).returncode)

@@ -60,7 +60,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     @property
     @abstractmethod
     def unknown(self) -> Tensor:
-        """The c that says nothing, (*shape)."""
+        """The c that stands for one that is not known, (*shape)."""
 
     @abstractmethod
     def known(self, context: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
     @abstractmethod
     def numbers(self, context: Tensor) -> Tensor:
-        """What a network is told of contexts that are known, (n, *shape) -> (n, size)."""
+        """Numbers (n, size) that a network is told of known contexts (n, *shape)."""
 
     def check(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
@@ -77,29 +77,29 @@ class GivenContext(Restorable, nn.Module, ABC):
             TypeError, ValueError: another kind of value, another shape, or values that c cannot
                 have.
         """
-        found = torch.as_tensor(context)
-        tail = found.shape[max(found.dim() - len(self.shape), 0) :]
+        c = torch.as_tensor(context)
+        tail = c.shape[max(c.dim() - len(self.shape), 0) :]
         if tuple(tail) != self.shape:
             raise ValueError(
-                f"context has shape {tuple(found.shape)}, expected {self._shapes}; one for each "
+                f"context has shape {tuple(c.shape)}, expected {self._shapes}; one for each "
                 "datum, or one for all"
             )
-        return found
+        return c
 
     @property
     def _shapes(self) -> str:
         return f"({', '.join(['*batch', *map(str, self.shape)])})"
 
     def encode(self, context: object) -> Tensor:
-        """What a network is told of contexts (*batch, *shape), (*batch, size); 0 if not known.
+        """Numbers (*batch, size) that a network is told of contexts (*batch, *shape); 0 if unknown.
 
         Raises:
             TypeError, ValueError: contexts that there cannot be; one that is not known, without
                 dropout.
         """
-        found = self.check(context)
-        batch = found.shape[: found.dim() - len(self.shape)]
-        flat = found.reshape(-1, *self.shape)
+        c = self.check(context)
+        batch = c.shape[: c.dim() - len(self.shape)]
+        flat = c.reshape(-1, *self.shape)
         known = self.known(flat)
         if not self.dropout and not bool(known.all()):
             raise ValueError(
@@ -117,7 +117,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
 
     def drop(self, told: Tensor) -> Tensor:
-        """The same with the rows of a part :attr:`dropout` of the data (n, size) at 0."""
+        """Numbers (n, size) of contexts, with those of a part :attr:`dropout` of the data at 0."""
         if not self.dropout:
             return told
         u = randomness.uniform((len(told), 1), told.dtype, told.device)
@@ -128,7 +128,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
 
 class Labels(GivenContext):
-    """One of ``num_classes`` classes, 0, 1, …, as a whole number; -1 where it is not known.
+    """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 where one is not known.
 
     Args:
         num_classes: at least 2.
@@ -154,21 +154,21 @@ class Labels(GivenContext):
         return torch.tensor(-1)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        labels = super().check(context)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(
-                f"context is {describe(context)} of {found.dtype}, expected labels, whole numbers "
+                f"context is {describe(context)} of {labels.dtype}, expected labels, whole numbers "
                 f"from 0 to {self.num_classes - 1}; write labels.long()"
             )
-        found = found.long()
-        off = (found < -1) | (found >= self.num_classes)
+        labels = labels.long()
+        off = (labels < -1) | (labels >= self.num_classes)
         if bool(off.any()):
             raise ValueError(
-                f"context has the label {int(found[off][0])}, expected one of 0 to "
+                f"context has the label {int(labels[off][0])}, expected one of 0 to "
                 f"{self.num_classes - 1}, or -1 where it is not known; make the model with "
                 "Labels(num_classes) of all classes"
             )
-        return found
+        return labels
 
     def known(self, context: Tensor) -> Tensor:
         return context >= 0
@@ -207,7 +207,7 @@ class Vectors(GivenContext):
 
     @classmethod
     def fit(cls, contexts: Tensor, dropout: float = 0.0) -> Vectors:
-        """For contexts like those of training data, (n, m); rows with NaN are left out."""
+        """Vectors by mean and scale of training data's, (n, m); rows with NaN are left out."""
         rows = real_tensor("contexts", contexts, "vectors (n, m) of training data")
         rows = rows[rows.isfinite().flatten(1).all(1)] if rows.dim() > 1 else rows
         if rows.dim() != 2 or len(rows) < 2:
@@ -223,10 +223,10 @@ class Vectors(GivenContext):
         return torch.full(self.shape, math.nan)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if found.is_complex() or found.dtype == torch.bool:
-            raise TypeError(f"context is {found.dtype}, expected real numbers {self._shapes}")
-        return _finite_or_unknown(found.to(self.mean), 1)
+        c = super().check(context)
+        if c.is_complex() or c.dtype == torch.bool:
+            raise TypeError(f"context is {c.dtype}, expected real numbers {self._shapes}")
+        return _finite_or_unknown(c.to(self.mean), 1)
 
     def known(self, context: Tensor) -> Tensor:
         return context.isfinite().all(-1)
@@ -270,12 +270,12 @@ class EncodedContext(GivenContext):
         return torch.full(self.shape, -1) if self.whole else torch.full(self.shape, math.nan)
 
     def check(self, context: object) -> Tensor:
-        found = super().check(context)
-        if self.whole == found.is_floating_point():
+        c = super().check(context)
+        if self.whole == c.is_floating_point():
             kind = "whole" if self.whole else "real"
-            raise TypeError(f"context is {found.dtype}, expected {kind} numbers {self._shapes}")
-        found = found.to(tensor_device(self) or found.device)
-        return found if self.whole else _finite_or_unknown(found, len(self.shape))
+            raise TypeError(f"context is {c.dtype}, expected {kind} numbers {self._shapes}")
+        c = c.to(tensor_device(self) or c.device)
+        return c if self.whole else _finite_or_unknown(c, len(self.shape))
 
     def known(self, context: Tensor) -> Tensor:
         flat = context.reshape(len(context), -1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,11 +30,11 @@ MOST = 256
 """Dimensions up to which the density of a flow, with d derivatives a call, is the default."""
 
 DRAWS = {"flow": 2}
-"""For each datum, by default, else 1: of a flow one pair of opposite sign."""
+"""Draws for each datum by default, else 1: a flow has one pair of opposite sign."""
 
 AGREE, RELEVANT = 0.1, 8.0
-"""Nats: how well the flow's densities by n and by 2 n steps agree, and how far below the largest
-density it matters."""
+"""Nats by which densities by n and by 2 n steps of the flow may differ, and the distance from the
+largest density up to which that matters."""
 
 _STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
@@ -46,7 +46,7 @@ class MDM(TorchDistribution):
     model's parameters (at the times of the sampler's grid as they are), where the sampler is the
     library's and the decoder has ``rsample``. Pyro then draws by it, with the graph of every
     network call, unless the model is frozen.
-    ``log_prob`` is differentiable in x and in the model. It is found by one of three methods:
+    ``log_prob`` is differentiable in x and in the model. There are three methods:
 
     - ``"flow"``: the density of the probability-flow ODE, from ``draws`` draws of y_ε in ± pairs,
       with exact divergences. The default for a denoiser of at most :data:`MOST` continuous
@@ -137,7 +137,7 @@ class MDM(TorchDistribution):
 
     @cached_property
     def method(self) -> Method:
-        """Of ``log_prob``: the one that was asked for, or the default."""
+        """The method of ``log_prob``: the one that was asked for, or the default."""
         asked: Method | None = self._asked[0]
         return asked or ("flow" if self._flows else "elbo")
 
@@ -153,7 +153,7 @@ class MDM(TorchDistribution):
         return not some and not self.support.is_discrete
 
     def _estimator(self, model: DiffusionModel, method: Method) -> Estimator:
-        """Of log p(x) under the model, with what was asked for."""
+        """The estimator of log p(x) under the model, with what was asked for."""
         _, draws, seed, times, solver = self._asked
         draws = DRAWS.get(method, 1) if draws is None else draws
         if method == "flow":
@@ -164,9 +164,9 @@ class MDM(TorchDistribution):
 
     @property
     def _steps(self) -> int:
-        """Of the flow: as few as twice as many agree with, at samples and between them.
+        """The steps of the flow: as few as twice as many agree with, at samples and between them.
 
-        It is found once for each model.
+        They are counted once for each model.
         """
         if self.model not in _STEPS:
             device = tensor_device(self.model)
@@ -189,12 +189,12 @@ class MDM(TorchDistribution):
         def density(steps: int) -> Tensor:
             return Estimator(model, "flow", 2, 0, None, Solver("rk4", steps=steps), True)(flat)
 
-        steps, found = 8, density(8)
+        steps, coarse = 8, density(8)
         while True:
             finer = density(2 * steps)
-            larger = torch.maximum(found, finer)
+            larger = torch.maximum(coarse, finer)
             matters = larger > larger.max() - RELEVANT
-            off = float((found - finer).abs()[matters].max())
+            off = float((coarse - finer).abs()[matters].max())
             if off < AGREE:
                 return steps
             if steps == 64:
@@ -206,17 +206,16 @@ class MDM(TorchDistribution):
                     stacklevel=2,
                 )
                 return steps
-            steps, found = 2 * steps, finer
+            steps, coarse = 2 * steps, finer
 
     @constraints.dependent_property
     def support(self) -> Any:
-        """That of the decoder: levels are discrete."""
+        """The decoder's support: levels are discrete."""
         return self._decoded.support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MDM:
+    def expand(self, batch_shape: Sequence[int], _instance: MDM | None = None) -> MDM:
         new = self._get_checked_instance(MDM, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new
 
     @property
@@ -240,8 +239,8 @@ class MDM(TorchDistribution):
         with torch.no_grad():
             return self._decoder(model, y.to(device), context)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """The same as :meth:`sample`, with the graph of every network call of the sampler."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Data as of :meth:`sample`, with the graph of every network call of the sampler."""
         if not self.has_rsample:
             raise NotImplementedError(
                 f"{describe(self.model.sampler)} and {describe(self.model.likelihood)} draw what "
@@ -259,7 +258,7 @@ class MDM(TorchDistribution):
         return drawn.reshape(*lead, *self.event_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
         model, context = self._of(lead), self._context(lead)
@@ -277,7 +276,7 @@ class MDM(TorchDistribution):
         return self.model.given_context(context.reshape(-1, *shape))
 
     def _context(self, lead: Sequence[int]) -> Tensor | None:
-        """c ~ p(c), (*lead, size), where the diffusion depends on one."""
+        """Contexts c ~ p(c), (*lead, size), where the diffusion depends on one."""
         context = self.model.diffusion.context
         return None if context is None else context.draw(math.prod(lead)).reshape(*lead, -1)
 
@@ -325,10 +324,10 @@ class MDM(TorchDistribution):
 
 
 def _under_hmc() -> bool:
-    """Whether Pyro's MCMC asks: nothing else tells a distribution who does."""
-    frame = sys._getframe(1)
+    """Whether Pyro's MCMC asks, which only the stack of calls tells."""
+    frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

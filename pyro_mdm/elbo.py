@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
@@ -37,11 +38,14 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
-from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import describe, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
+
+Program = Callable[..., Any]
+Site = Mapping[str, Any]
+"""A site of a trace, with ``fn``, ``value``, ``scale``, … of Pyro's ``Message``."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,12 +123,12 @@ class MDM_ELBO(ELBO):
         self.decoder = decoder
 
     def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss as a scalar tensor that carries gradients."""
-        paired = torch.is_grad_enabled() and getattr(guide, "is_paired", False)
+        several = self.num_particles > 1 or not torch.is_grad_enabled()
         with shared_ends():
-            if paired and self.num_particles == 1:
+            if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:
                 particles = [
@@ -135,16 +139,12 @@ class MDM_ELBO(ELBO):
         warn_if_nan(loss, "loss")
         return loss
 
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
         with torch.no_grad():
             return float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, after adding its gradients to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -152,11 +152,13 @@ class MDM_ELBO(ELBO):
         return float(torch_item(loss))
 
     def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: object, kwargs: object
-    ) -> tuple[Any, Any]:
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Trace, Trace]:
         return run_programs(model, guide, args, kwargs, self.max_plate_nesting)
 
-    def _pair(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    def _pair(
+        self, model: Program, guide: DiffusionGuide, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[Tensor]:
         """Two particles of the same noise along their paths, each the other's baseline."""
         same = randomness.repeatable(tensor_device(guide) or torch.device("cpu"))
         traces = []
@@ -168,15 +170,16 @@ class MDM_ELBO(ELBO):
         (one, ours), (other, theirs) = traces
         return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
 
-    def _particle_loss(self, model_trace: object, guide_trace: object) -> Tensor:
+    def _particle_loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         return self._loss(guide_trace, list(_terms(model_trace, guide_trace, self.decoder)), [])
 
-    def _loss(self, guide_trace: object, terms: list[_Term], baseline: list[_Term]) -> Tensor:
+    def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
         """The negative bound by its terms; those of another draw are a baseline for gradients."""
         loss: Tensor | float = 0.0
         for term in terms:
             if is_validation_enabled():
-                check_site_shape({**term.site, "log_prob": term.value}, self.max_plate_nesting)
+                checked: Any = {**term.site, "log_prob": term.value}
+                check_site_shape(checked, self.max_plate_nesting)
             loss = loss - term.value.sum()
         if torch.is_grad_enabled():
             for name, site in _samples(guide_trace):
@@ -185,14 +188,14 @@ class MDM_ELBO(ELBO):
 
 
 class _Term(NamedTuple):
-    """What a site adds to the bound."""
+    """A site's part of the bound."""
 
-    site: Any  # the model's, or the guide's if it is auxiliary
+    site: Site  # the model's, or the guide's if it is auxiliary
     value: Tensor  # of the site's batch shape, nats, scaled and masked
     drawn: bool = False  # log p - log q at a draw: a cost of the draw itself
 
 
-def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator[_Term]:
+def _terms(model_trace: Trace, guide_trace: Trace, decoder: bool = True) -> Iterator[_Term]:
     """Every site's part of the bound, in the order of the model."""
     if not decoder:
         _check_no_decoder(model_trace, guide_trace)
@@ -205,7 +208,7 @@ def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator
             _warn_of_order(name, model_trace, guide_trace)
             value = kl.prior + kl.diffusion
             if not decoder:
-                value = value + _start_entropy(guide_trace.nodes[name]["fn"], site["fn"].score)
+                value = value + _start_entropy(guide_trace.nodes[name], site)
             yield _Term(site, -_scaled(value, site))
         else:
             yield _latent(name, model_trace, guide_trace)
@@ -214,9 +217,10 @@ def _terms(model_trace: Any, guide_trace: Any, decoder: bool = True) -> Iterator
             yield _Term(site, _minus_log_q(site), drawn=True)
 
 
-def _latent(name: str, model_trace: Any, guide_trace: Any) -> _Term:
+def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
     """-KL(q ‖ p) of a latent site in closed form, where that is right, or at its draw."""
-    p, q = model_trace.nodes[name], guide_trace.nodes[name]
+    p: Site = model_trace.nodes[name]
+    q: Site = guide_trace.nodes[name]
     if _is_alike(q, p) and not _drawn_later(name, model_trace, guide_trace):
         with suppress(NotImplementedError):
             return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
@@ -224,22 +228,22 @@ def _latent(name: str, model_trace: Any, guide_trace: Any) -> _Term:
     return _Term(p, log_p + _minus_log_q(q), drawn=True)
 
 
-def _minus_log_q(site: object) -> Tensor:
+def _minus_log_q(site: Site) -> Tensor:
     """-log q at the draw, scaled and masked; of its gradient, the part that reparameterizes."""
     parts = _score_parts(site)
     rest = torch.as_tensor(parts.log_prob - parts.entropy_term).detach()
     return -(parts.entropy_term + rest)
 
 
-def _score_parts(site: Any) -> Any:
+def _score_parts(site: Site) -> Any:
     parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
     return parts.scale_and_mask(site["scale"], site["mask"])
 
 
 def _score_function_gradient(
-    name: str, site: Any, terms: list[_Term], baseline: list[_Term]
+    name: str, site: Site, terms: list[_Term], baseline: list[_Term]
 ) -> Tensor | float:
-    """0, whose gradient is what the draw of a site contributes that is not reparameterized."""
+    """A zero whose gradient is the part of a site's draw that is not reparameterized."""
     if isinstance(site["fn"], NoisingLaw):
         return 0.0
     score_function = _score_parts(site).score_function
@@ -256,7 +260,7 @@ def _score_function_gradient(
     return surrogate - surrogate.detach()
 
 
-def site_divergence(guide_site: Any, model_site: Any) -> PathKL | None:
+def site_divergence(guide_site: Site, model_site: Site) -> PathKL | None:
     """The divergence of the laws of a path, by part, or None for a site of another kind."""
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
@@ -268,12 +272,12 @@ def site_divergence(guide_site: Any, model_site: Any) -> PathKL | None:
 
 
 def run_programs(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
+    model: Program,
+    guide: Program,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
     max_plate_nesting: float = math.inf,
-) -> tuple[Any, Any]:
+) -> tuple[Trace, Trace]:
     """The traces of the model, replayed against the guide, and of the guide."""
     check_programs(model, guide)
     messenger = poutine.unwrap(guide)
@@ -291,7 +295,7 @@ def run_programs(
     return model_trace, guide_trace
 
 
-def check_programs(model: Any, guide: Any) -> None:
+def check_programs(model: object, guide: object) -> None:
     """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
     if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
         raise TypeError(
@@ -304,12 +308,13 @@ def check_programs(model: Any, guide: Any) -> None:
                 f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
                 "score) and DiffusionGuide(diffusion)"
             )
-    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
-    if ours and model.diffusion is not guide.diffusion:
+    if not isinstance(model, DiffusionModel) or not isinstance(guide, DiffusionGuide):
+        return
+    if model.diffusion is not guide.diffusion:
         raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
 
 
-def check_sites(model_trace: Any, guide_trace: Any) -> None:
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse programs whose sites do not match."""
     for name, site in _samples(model_trace):
         if site["is_observed"] and name in guide_trace.nodes:
@@ -335,7 +340,7 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def _is_alike(q: Any, p: Any) -> bool:
+def _is_alike(q: Site, p: Site) -> bool:
     """Whether two sites have one scale and one mask."""
     return _same(q["scale"], p["scale"]) and _same(q["mask"], p["mask"])
 
@@ -347,7 +352,7 @@ def _same(a: object, b: object) -> bool:
     return bool(a.shape == b.shape and (a == b).all())
 
 
-def _check_alike(q: Any, p: Any) -> None:
+def _check_alike(q: Site, p: Site) -> None:
     for what in ("scale", "mask"):
         if not _same(q[what], p[what]):
             raise ValueError(
@@ -357,11 +362,11 @@ def _check_alike(q: Any, p: Any) -> None:
             )
 
 
-def _text(value: Any) -> str:
-    return f"of shape {tuple(value.shape)}" if getattr(value, "ndim", 0) else f"{value}"
+def _text(value: object) -> str:
+    return f"of shape {tuple(shape)}" if (shape := getattr(value, "shape", ())) else f"{value}"
 
 
-def _drawn_later(name: str, model_trace: object, guide_trace: object) -> list[str]:
+def _drawn_later(name: str, model_trace: Trace, guide_trace: Trace) -> list[str]:
     """Latent sites that come before this one in the model and after it in the guide."""
     order = [n for n, _ in _samples(guide_trace)]
     later = set(order[order.index(name) :])
@@ -369,7 +374,7 @@ def _drawn_later(name: str, model_trace: object, guide_trace: object) -> list[st
     return [n for n in before if n in later]
 
 
-def _warn_of_order(name: str, model_trace: object, guide_trace: object) -> None:
+def _warn_of_order(name: str, model_trace: Trace, guide_trace: Trace) -> None:
     if later := _drawn_later(name, model_trace, guide_trace):
         warnings.warn(
             f"the guide draws the path {name!r} before {later}, the model after it. Its divergence "
@@ -379,7 +384,7 @@ def _warn_of_order(name: str, model_trace: object, guide_trace: object) -> None:
         )
 
 
-def _check_no_decoder(model_trace: object, guide_trace: object) -> None:
+def _check_no_decoder(model_trace: Trace, guide_trace: Trace) -> None:
     observed = [n for n, site in _samples(model_trace) if site["is_observed"]]
     paths = [n for n, site in _samples(guide_trace) if isinstance(site["fn"], NoisingLaw)]
     if len(observed) > len(paths):
@@ -389,16 +394,17 @@ def _check_no_decoder(model_trace: object, guide_trace: object) -> None:
         )
 
 
-def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
+def _samples(trace: Trace) -> Iterator[tuple[str, Site]]:
     return ((n, site) for n, site in trace.nodes.items() if site["type"] == "sample")
 
 
-def _scaled(value: Tensor, site: Any) -> Tensor:
+def _scaled(value: Tensor, site: Site) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
-def _start_entropy(noising: Any, score: Score) -> Tensor:
+def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
+    noising, score = guide_site["fn"], model_site["fn"].score
     require(noising.diffusion, Cap.KERNELS, who="decoder=False", fix="leave decoder out")
     Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]
     log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
@@ -412,9 +418,7 @@ def _start_entropy(noising: Any, score: Score) -> Tensor:
     return of_counted(each, counted).sum(event).to(noising.x.dtype)
 
 
-def elbo_terms(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> ELBOTerms:
+def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
 
     It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
@@ -439,7 +443,7 @@ def elbo_terms(
         if site["is_observed"]:
             reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
             continue
-        noising = guide_trace.nodes[name]
+        noising: Site = guide_trace.nodes[name]
         kl = site_divergence(noising, site)
         if kl is None and name == "context":
             context = _masked(kl_divergence(noising["fn"], site["fn"]), site)
@@ -460,5 +464,5 @@ def elbo_terms(
     return ELBOTerms(decoded, *path, context.to(path.prior.dtype))
 
 
-def _masked(value: Tensor, site: Any) -> Tensor:
+def _masked(value: Tensor, site: Site) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, 1.0, site["mask"]))

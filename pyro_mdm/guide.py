@@ -68,8 +68,8 @@ class DiffusionGuide(Registered):
 
     @property
     def is_paired(self) -> bool:
-        """Whether a draw of the guide has a score-function gradient that a second one serves as the
-        baseline of, see :class:`~pyro_mdm.MDM_ELBO`."""
+        """Whether gradients of a draw of the guide need a second draw as their baseline, see
+        :class:`~pyro_mdm.MDM_ELBO`."""
         context = self.diffusion.context
         return context is not None and not context.reparameterized
 
@@ -78,7 +78,7 @@ class DiffusionGuide(Registered):
         return {"times": described(self.times), "simulation": simulation}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Both."""
+        """Restore the times of a chain and the simulation."""
         self.times, simulation = restored_times(saved["times"]), saved["simulation"]
         self.simulation = None if simulation is None else Simulation(**simulation)
 

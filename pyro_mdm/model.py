@@ -127,7 +127,7 @@ class DiffusionModel(Registered):
         return {"event_shape": list(self.event_shape), "times": described(self.times)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """The times of a chain."""
+        """Restore the times of a chain."""
         self.times = restored_times(saved["times"])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -250,8 +250,8 @@ class DiffusionModel(Registered):
         """
         if context is None:
             return self
-        found, ours = self.checked_context(context), cast(Any, self.context)
-        told = ours.encode(found)
+        checked, ours = self.checked_context(context), cast(GivenContext, self.context)
+        told = ours.encode(checked)
         if drop and told.dim() > 1:
             told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
         score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
@@ -346,7 +346,7 @@ class DiffusionModel(Registered):
             drawn = pyro.sample("x", law, obs=known)
         return drawn if x is None else x
 
-    def check_data(self, x: Any) -> None:
+    def check_data(self, x: Tensor) -> None:
         """Raises unless x are data that this model can be asked about, (batch, *event_shape)."""
         check_data("x", x, tensor_device(self), missing=self.score_function.maps)
         event_dim = len(self.event_shape)
@@ -438,7 +438,7 @@ def check_parts(
         )
 
 
-def check_context(context: Any, diffusion: Diffusion, score: Score) -> None:
+def check_context(context: GivenContext | None, diffusion: Diffusion, score: Score) -> None:
     """Raises unless the network is told what the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:
@@ -490,7 +490,7 @@ def check_times(times: object) -> None:
 
 
 def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
-    """What to do about data of another shape, for messages."""
+    """Advice on data of another shape, for messages."""
     if x.shape == event_shape:
         return (
             "add the batch dimension, x[None] (or, if these are several data, fit the score to "
@@ -504,7 +504,7 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
-    """The shape of one datum, as given or as the score knows it."""
+    """The shape of one datum, as given or as the score has it."""
     known = getattr(score, "event_shape", None)
     event_shape = known if given is None else given
     if event_shape is None:

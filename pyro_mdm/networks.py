@@ -224,8 +224,8 @@ class MapMLP(Recorded, nn.Module):
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         solved = torch.cholesky_solve(i.unsqueeze(-1), torch.linalg.cholesky(S)).squeeze(-1)
         mean = (a * solved) @ R
-        found = torch.where(observed, 0, (mean - a * i) / q.clamp_min(1e-12).sqrt())
-        return found.to(values.dtype)
+        F = (mean - a * i) / q.clamp_min(1e-12).sqrt()
+        return torch.where(observed, 0, F).to(values.dtype)
 
 
 class UNet(Restorable, nn.Module):
@@ -323,7 +323,7 @@ class UNet(Restorable, nn.Module):
         self.outlet = nn.Sequential(group_norm(width, groups), nn.SiLU(), outlet)
 
     def settings(self) -> dict[str, Any]:
-        """What the shapes of weights do not tell; dropout is for training alone."""
+        """Settings that the shapes of weights do not tell; dropout is for training alone."""
         names = ("channels", "heads", "groups", "patch", "lean")
         return {name: getattr(self, name) for name in names}
 
@@ -414,7 +414,7 @@ class _Attention(nn.Module):
 
 
 class _Down(nn.Module):
-    """Half the size (rounded up) by a strided convolution; called like a block."""
+    """Halving of the size (rounded up) by a strided convolution; called like a block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -425,7 +425,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Enlarge to a size by repeating pixels.
+    """Enlarging to a size by repeating pixels.
 
     The convolution before it costs a quarter of one after it; the next block's one smooths.
     """

@@ -22,7 +22,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,14 +54,14 @@ def library_classes() -> dict[str, type]:
     """The classes of this library that a configuration may name."""
     for wing in WINGS:  # which nothing else may have loaded
         load_wing(wing)
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     rest: list[type] = [Recorded]
     while rest:
         cls = rest.pop()
         rest += cls.__subclasses__()
         if _is_library(cls) and not inspect.isabstract(cls):
-            found[cls.__name__] = cls
-    return found
+            classes[cls.__name__] = cls
+    return classes
 
 
 def _is_library(cls: type) -> bool:
@@ -89,17 +89,17 @@ def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, of which no two share memory, as safetensors wants them."""
-    found: dict[str, Tensor] = {}
+    own_memory: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
-        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        own_memory[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
         seen.add(own.untyped_storage().data_ptr())
-    return found
+    return own_memory
 
 
 class _Writer:
-    """Turns a model into a tree of JSON, and collects the tensors that it names."""
+    """A writer of a model as a tree of JSON, and of the tensors that it names."""
 
     def __init__(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
@@ -158,7 +158,7 @@ class _Writer:
 
     def _arguments(self, value: Recorded, place: str) -> dict[str, Any]:
         buffers = vars(value).get("_buffers", {})
-        found = {}
+        encoded = {}
         for name, argument in value.arguments().items():
             if name.startswith("*"):
                 raise PretrainedError(
@@ -168,8 +168,8 @@ class _Writer:
             buffer = buffers.get(name)
             if isinstance(argument, Tensor) and buffer is not None:
                 argument = buffer if buffer.shape == argument.shape else argument
-            found[name] = self.encode(argument, f"{place}.{name}")
-        return found
+            encoded[name] = self.encode(argument, f"{place}.{name}")
+        return encoded
 
 
 # -- loading ---------------------------------------------------------------------------------------
@@ -216,11 +216,11 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
         tree, expected = content["model"], content["sha256"][TENSORS]
         path = folder / TENSORS
         data = path.read_bytes()
-        if (found := hashlib.sha256(data).hexdigest()) != expected:
+        if (digest := hashlib.sha256(data).hexdigest()) != expected:
             raise PretrainedError(
                 f"{path} is damaged, or another than {CONFIG} was saved with: its {len(data):,} "
-                f"bytes have SHA-256 {found[:12]}…, expected {str(expected)[:12]}…; save the model "
-                "again"
+                f"bytes have SHA-256 {digest[:12]}…, expected {str(expected)[:12]}…; save the "
+                "model again"
             )
         return tree, safetensors.torch.load(data), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -239,7 +239,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
 
 
 class _Reader:
-    """Builds what a tree describes, of classes of the library and those that were handed in."""
+    """A builder of what a tree describes, from classes of the library and those handed in."""
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, Any]) -> None:
         self.file, self.tensors, self.yours = file, tensors, yours
@@ -260,24 +260,24 @@ class _Reader:
             case {"same": str(other)} if other in self._built:
                 return self._built[other]
             case {"your_function": str(name)}:
-                found = self._yours(name, place)
+                built = self._yours(name, place)
             case {"class": str(name), "arguments": dict(arguments)}:
-                found = self._build(self._library(name, place), arguments, place)
+                built = self._build(self._library(name, place), arguments, place)
             case {"your_class": str(name), "arguments": dict() | None as arguments}:
-                found = self._yours(name, place)
-                if not callable(found) or isinstance(found, nn.Module):
-                    found = self._once(found, place)
+                built = self._yours(name, place)
+                if not callable(built) or isinstance(built, nn.Module):
+                    built = self._once(built, place)
                 elif arguments is None:
-                    found = self._make(found, name, place)
+                    built = self._make(built, name, place)
                 else:
-                    found = self._build(found, arguments, place)
+                    built = self._build(built, arguments, place)
             case _:
                 raise PretrainedError(
                     f"{self.file} is damaged: {place} is {str(content)[:100]}, expected an object "
                     "or a value as save_pretrained writes them"
                 )
-        self._built[place] = found
-        return found
+        self._built[place] = built
+        return built
 
     def _library(self, name: str, place: str) -> Any:
         if name not in self.library and name not in self.yours:
@@ -296,8 +296,8 @@ class _Reader:
             )
         return self.yours[name]
 
-    def _build(self, given: Any, arguments: dict[str, Any], place: str) -> Any:
-        """What ``given`` returns for recorded arguments."""
+    def _build(self, given: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
+        """The object that ``given`` makes of recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
@@ -307,8 +307,8 @@ class _Reader:
                 f"{', '.join(decoded) or '(none)'}: {error}"
             ) from error
 
-    def _make(self, given: Any, name: str, place: str) -> Any:
-        """What ``given`` returns."""
+    def _make(self, given: Callable[..., Any], name: str, place: str) -> Any:
+        """The object that ``given`` makes without arguments."""
         try:
             return given()
         except TypeError as error:

@@ -1,9 +1,9 @@
-"""What guide and model share as Pyro programs: parameters, the plate of the batch, a path."""
+"""Parts that guide and model share as Pyro programs: parameters, the plate of the batch, a path."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,7 +52,7 @@ class Registered(Restorable, nn.Module):
                 continue
             full = _full_name(parameter, f"{self._pyro_name}$$${name}")
             stored = pyro.param(full, parameter)
-            if stored._cdata != parameter._cdata:
+            if stored is not parameter:
                 raise RuntimeError(
                     f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
                     "that one and not the module. Call pyro.clear_param_store(), and keep "
@@ -61,11 +61,11 @@ class Registered(Restorable, nn.Module):
 
 
 def _full_name(parameter: Tensor, name: str) -> str:
-    """The first program that registered a parameter names it: shared ones are stepped once,
-    wherever in their programs they are."""
-    known = getattr(parameter, "_pyro_mdm_name", None)
+    """The name of a parameter by the first program that registered it: shared ones are stepped
+    once, wherever in their programs they are."""
+    known = getattr(parameter, "pyro_mdm_name", None)
     if known is None:
-        parameter._pyro_mdm_name = known = name  # type: ignore[attr-defined]
+        parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
     return str(known)
 
 
@@ -129,7 +129,7 @@ def _own_plate(name: str, n: int, num_data: int | None) -> Any:
 
 
 class OnePath(Messenger):
-    """Checks that a path the model is given was made for it, whatever the objective.
+    """A check that a path the model is given was made for it, whatever the objective.
 
     Objectives replay the model against the guide. Here the laws of both are seen together, before
     a path of another shape, or one that another diffusion made, meets the score. Pyro has no public
@@ -139,7 +139,7 @@ class OnePath(Messenger):
         ValueError: guide and model have different diffusions, or their paths different shapes.
     """
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Mapping[str, Any]) -> None:
         for outer in _PYRO_STACK:
             if isinstance(outer, ReplayMessenger) and outer.trace and msg["name"] in outer.trace:
                 guide_law = outer.trace.nodes[msg["name"]]["fn"]
@@ -161,5 +161,5 @@ def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
-    """``times`` of a program as they were, from its settings."""
+    """Times of a program, from its settings."""
     return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved

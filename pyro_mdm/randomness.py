@@ -48,7 +48,7 @@ __all__ = [
 
 @dataclass
 class _Piece:
-    """Which rows of the batch are computed here, and the generators that all pieces seed alike."""
+    """The rows of the batch that are computed here, and generators that all pieces seed alike."""
 
     index: int
     count: int
@@ -67,7 +67,7 @@ _current: _Piece | None = None
 
 @contextmanager
 def piece(index: int, count: int, seed: int) -> Iterator[None]:
-    """Within it, draws are those of piece ``index`` of a batch in ``count`` equal pieces.
+    """A context in which draws are those of piece ``index`` of a batch in ``count`` equal pieces.
 
     Args:
         index: r, 0 ≤ r < count.
@@ -89,7 +89,7 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
 
 @dataclass
 class _Alike:
-    """The same draws for every datum: ``copies`` of them for each of n data, copy by copy."""
+    """Draws that are the same for every datum: ``copies`` for each of n data, copy by copy."""
 
     copies: int
     data: int
@@ -102,7 +102,7 @@ class _Alike:
         return self.generators[device]
 
     def copy_of(self, n: int, device: torch.device) -> Tensor:
-        """Which copy each of n rows is of, (n,)."""
+        """The copy that each of n rows is of, (n,)."""
         rows = rows_asked()
         rows = torch.arange(n, device=device) if rows is None else rows
         return rows // self.data % self.copies
@@ -113,7 +113,7 @@ _alike: _Alike | None = None
 
 @contextmanager
 def alike(copies: int, data: int, seed: int) -> Iterator[None]:
-    """Within it, draws for ``copies · data`` rows, copy by copy, are the same for all data.
+    """A context in which draws for ``copies · data`` rows, copy by copy, are the same for all data.
 
     Normal draws of two copies are of opposite sign: the first half of the copies is drawn, and the
     rest are their negatives.
@@ -133,8 +133,8 @@ def alike(copies: int, data: int, seed: int) -> Iterator[None]:
 
 
 def held(seed: int) -> AbstractContextManager[None]:
-    """Within it, draws are functions of a seed: alike for all data where they are so here, else of
-    the batch, by place."""
+    """A context in which draws are functions of a seed: alike for all data where they are so here,
+    else of the batch, by place."""
     if _alike is not None and _current is None:
         return alike(_alike.copies, _alike.data, seed)
     return piece(0, 1, seed)
@@ -164,7 +164,7 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 
 
 def _generator(device: torch.device) -> torch.Generator | None:
-    """The one of this piece, or of draws that are alike; None for torch's own."""
+    """The generator of this piece, or of draws that are alike; None for torch's own."""
     here = _alike if _current is None else _current
     return None if here is None else here.generator(torch.device(device))
 
@@ -172,7 +172,7 @@ def _generator(device: torch.device) -> torch.Generator | None:
 def _draw(
     law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """All rows of the whole batch are drawn, and ours kept."""
+    """The rows of this piece, of draws for the whole batch."""
     if _alike is not None and _current is None:
         generator, n = _alike.generator(torch.device(device)), shape[0]
         half = _alike.copies if law is torch.rand else (_alike.copies + 1) // 2
@@ -192,7 +192,7 @@ def _draw(
 
 
 def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
-    """(n,) float64 in [0, 1): one random offset and N equal steps, (u + i / N) mod 1.
+    """Numbers (n,) float64 in [0, 1): one random offset and N equal steps, (u + i / N) mod 1.
 
     N is n, or the size of the whole batch of which these are the n rows of a piece.
     """
@@ -265,10 +265,10 @@ class _Rows(torchsde.BaseBrownian):
     def __call__(
         self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
     ) -> Any:
-        found = self._whole(ta, tb, return_U=return_U, return_A=return_A)
-        if isinstance(found, tuple):
-            return tuple(part[self._rows] for part in found)
-        return found[self._rows]
+        drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
+        if isinstance(drawn, tuple):
+            return tuple(part[self._rows] for part in drawn)
+        return drawn[self._rows]
 
     def __repr__(self) -> str:
         return f"{len(self._rows)} rows of {self._whole!r}"
@@ -327,7 +327,7 @@ _rows: Tensor | None = None
 
 
 def rows_asked() -> Tensor | None:
-    """Within :func:`subset`: which of the n data of this piece each row is that is drawn for."""
+    """Indices of this piece's data that :func:`subset` draws for; None outside of it."""
     return _rows
 
 
@@ -338,7 +338,7 @@ BLOCK = 16
 
 
 class _Stream:
-    """Which data of a stream are drawn, and the generators of their blocks."""
+    """The data of a stream that are drawn, and the generators of their blocks."""
 
     def __init__(self, seed: int, first: int) -> None:
         self.seed, self.first = seed, first
@@ -357,7 +357,7 @@ _stream: _Stream | None = None
 
 @contextmanager
 def stream(seed: int, first: int = 0) -> Iterator[None]:
-    """Within it, :func:`for_data` draws for n data those of the data first, …, first + n - 1.
+    """A context in which :func:`for_data` draws, for n data, those of first, …, first + n - 1.
 
     They are functions of the seed and of what was drawn before for the same data, on any device.
     """

@@ -174,7 +174,10 @@ PROGRAMS: Mistakes = [
     ),
     (lambda: step(X, (model(), DiffusionGuide(CLD(max_log_snr=9.0)))), "CLD.*Build both over one"),
     (lambda: step(X, programs(diffusion=simulated())), "Denoiser needs closed-form kernels"),
-    (lambda: DiffusionGuide(CLD(), simulation=Simulation()), "simulation needs paths that are simulated, which CLD"),
+    (
+        lambda: DiffusionGuide(CLD(), simulation=Simulation()),
+        "simulation needs paths that are simulated, which CLD",
+    ),
     (lambda: model(diffusion=CLD(max_log_snr=100.0)), "max_log_snr is 100, expected at most 72"),
     (lambda: step(X, programs(diffusion=CLD(max_log_snr=60.0))), "max_log_snr is 60, expected at"),
     (lambda: model(diffusion=CLD(max_log_snr=-20.0)), "max_log_snr is -20, but log SNR ends at"),

@@ -711,7 +711,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     # scores and samplers of closed forms, and what only these or only simulations have
     (lambda: in_programs(Denoiser(MLP(D), 0.0, 1.0).double()), "Denoiser needs closed-form"),
     (lambda: in_programs(discrete()), "DiscreteDenoiser needs .*LearnedDrift .*; use"),
-    (lambda: in_programs(NoisePrediction(MLP(2 * D)).double()), "NoisePrediction needs closed-form"),
+    (
+        lambda: in_programs(NoisePrediction(MLP(2 * D)).double()),
+        "NoisePrediction needs closed-form",
+    ),
     (lambda: drawn_by(Splitting(4)), r"Splitting needs .*; use EulerMaruyama\(4\)"),
     (lambda: drawn_by(Ancestral(4)), r"Ancestral needs .*; use EulerMaruyama\(4\)"),
     (lambda: raw().denoise(drifting(), normal(7, 4, 2, D), 0.5), "LearnedDrift"),

@@ -459,7 +459,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: euler([T, 0.5, 1e-5]), r"grid holds s = 1e-05, outside \[ε, T\]"),
     (lambda: euler([0.9, 0.5, EPSILON]), "goes from s = 0.9 to .*, expected from T = 1 to ε = 0"),
     (lambda: euler(lambda d, n: log_snr_grid(d, n + 1)), r"grid has shape \(4,\) for 2 steps"),
-    (lambda: euler("log_volume", diffusion=Simulated(CLD())), "'log_volume' needs closed-form kernels"),
+    (
+        lambda: euler("log_volume", diffusion=Simulated(CLD())),
+        "'log_volume' needs closed-form kernels",
+    ),
     (lambda: euler("progress"), "grid 'progress' needs paths that are simulated, which CLD"),
 ]
 

@@ -17,8 +17,6 @@ import torch
 from pyro_mdm import VPSDE, PerDimensionDiffusion
 from pyro_mdm.diffusions import BlurClocks, Frequencies
 
-__all__ = ["blurring"]
-
 LEAST = 0.05
 
 

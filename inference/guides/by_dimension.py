@@ -16,8 +16,6 @@ import torch
 from pyro_mdm import VPSDE, LearnedDiffusion, PerDimensionDiffusion
 from pyro_mdm.diffusions import LearnedClocks
 
-__all__ = ["per_channel", "per_pixel"]
-
 
 def per_channel(
     event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0

@@ -6,8 +6,6 @@ from typing import Any
 
 from pyro_mdm import LinearDiffusion
 
-__all__ = ["DampedChain"]
-
 
 class DampedChain(LinearDiffusion):
     r"""x ↔ v_1 ↔ v_2, with friction and noise on v_1 and v_2.

@@ -18,8 +18,6 @@ from torch import nn
 from pyro_mdm import VPSDE, DataDrivenDiffusion
 from pyro_mdm.networks import MLP, UNet
 
-__all__ = ["means_and_scales", "scales"]
-
 WIDTH = 16
 """Channels at full resolution of the network for images; a vector's has four times as many."""
 

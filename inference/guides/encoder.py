@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from pyro_mdm import CLD, EncodedDiffusion, LearnedDiffusion, LinearDiffusion
 
-__all__ = ["Encoder", "cld", "learned"]
-
 
 class Encoder(nn.Module):
     """A small network of the data: convolutions of images, else layers; 0 at first.
@@ -43,8 +41,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        return self.layers(x)
 
 
 def _encoded(base: LinearDiffusion, event_shape: Sequence[int]) -> EncodedDiffusion:

@@ -29,8 +29,6 @@ from pyro_mdm.diffusions import (
     GaussianContext,
 )
 
-__all__ = ["Summary", "discrete", "gaussian"]
-
 
 class Summary(nn.Module):
     """A few numbers of a datum: features of it, averaged over pixels and mixed; 0 at first.
@@ -52,8 +50,7 @@ class Summary(nn.Module):
         h: Tensor = nn.functional.silu(self.features(x))
         if h.dim() > 2:
             h = nn.functional.adaptive_avg_pool2d(h, self.side)
-        found: Tensor = self.last(h.flatten(1))
-        return found
+        return self.last(h.flatten(1))
 
 
 def _diffusion(event_shape: Sequence[int], context: Context, **ends: Any) -> ContextDiffusion:
@@ -82,6 +79,6 @@ def discrete(
     min_log_snr: float = -10.0,
     size: int = 4,
 ) -> ContextDiffusion:
-    """One of ``size`` ways to noise a datum."""
+    """A discrete context, one of ``size`` ways to noise a datum."""
     context = DiscreteContext(Summary(event_shape, size), size)
     return _diffusion(event_shape, context, max_log_snr=max_log_snr, min_log_snr=min_log_snr)

@@ -62,12 +62,12 @@ def closed(**options: Any) -> LinearDiffusion:
 
 
 def linear(max_log_snr: float) -> Simulated:
-    """The same, simulated."""
+    """CLD at a constant rate, simulated."""
     return Simulated(closed(max_log_snr=max_log_snr), SIMULATION)
 
 
 def learned(max_log_snr: float) -> LearnedDrift:
-    """The same with a network added to its drift, which sees x and v in the plane."""
+    """CLD, simulated, with a network added to its drift, which sees x and v in the plane."""
     return LearnedDrift(closed(max_log_snr=max_log_snr), Field(4), simulation=SIMULATION)
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from pyro_mdm import LearnedDiffusion
 
-__all__ = ["TargetNoise"]
-
 
 class TargetNoise(LearnedDiffusion):
     r"""Q and D learned, K = 2, towards N(0, Σ_∞) with

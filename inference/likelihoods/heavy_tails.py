@@ -11,8 +11,6 @@ from pyro_mdm import Diffusion
 from pyro_mdm.likelihoods import Likelihood, read_state
 from pyro_mdm.likelihoods.base import StateScore
 
-__all__ = ["HeavyTails"]
-
 
 class HeavyTails(Likelihood):
     """Student's t about z, what the state says of x, with the deviation of its noise."""

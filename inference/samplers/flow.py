@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions import apply_matrix
+from pyro_mdm.diffusions import Kernels, apply_matrix
 from pyro_mdm.samplers import Sampler, information_grid
 
 
@@ -17,7 +17,7 @@ class Flow(Sampler):
     def times(self, diffusion: Any) -> Tensor:
         return information_grid(diffusion, self.steps)
 
-    def plan(self, diffusion: Any, times: Tensor) -> Any:
+    def plan(self, diffusion: Kernels, times: Tensor) -> tuple[Kernels, Tensor, Tensor]:
         return diffusion, times[:-1], times.diff()
 
     def step(self, plan: Any, i: int, y: Tensor, ask: Any, noise: Any) -> Tensor:
@@ -26,5 +26,5 @@ class Flow(Sampler):
         return y + h * velocity(diffusion, ask, half, s + h / 2)
 
 
-def velocity(diffusion: Any, ask: Any, y: Tensor, s: Tensor) -> Tensor:
+def velocity(diffusion: Kernels, ask: Any, y: Tensor, s: Tensor) -> Tensor:
     return diffusion.drift(y, s) - apply_matrix(diffusion.noise_covariance(s), ask.score(y, s)) / 2

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from pyro_mdm import Diffusion, RawScore
 
-__all__ = ["BesideThePrior"]
-
 
 class BesideThePrior(RawScore):
     """s_θ(y, s) = ∇ log π(y) + F(y, λ(s)), for any diffusion: exact at T where F is 0."""
 
     def score(self, diffusion: Diffusion, y: Tensor, s: float | Tensor) -> Tensor:
-        """Like y."""
+        """s_θ(y, s), like y."""
         return diffusion.prior.score(y).to(y.dtype) + super().score(diffusion, y, s)

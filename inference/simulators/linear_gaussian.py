@@ -9,8 +9,6 @@ from torch import Tensor
 
 from inference.simulators import Simulator
 
-__all__ = ["LINEAR_GAUSSIAN"]
-
 A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 1.0]])
 NOISE = 0.5
 """Standard deviation of each of the four measurements."""
@@ -29,8 +27,7 @@ def log_posterior(draws: dict[str, Tensor]) -> Tensor:
     precision = torch.eye(3) + A.mT @ A / NOISE**2
     mean = torch.linalg.solve(precision, A.mT @ x.mT / NOISE**2).mT
     law = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
-    found: Tensor = law.log_prob(theta)
-    return found
+    return law.log_prob(theta)
 
 
 LINEAR_GAUSSIAN = Simulator(program, ("theta",), ("x",), log_posterior, vectorized=True)

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from inference.simulators import Simulator
 
-__all__ = ["TWO_MOONS"]
-
 RADIUS, WIDTH, OFFSET = 0.1, 0.01, 0.25
 
 
@@ -42,8 +40,8 @@ def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
     p = x - _shift(theta)
     u, v = p[..., 0] - OFFSET, p[..., 1]
     r = torch.hypot(u, v)
-    found = -0.5 * ((r - RADIUS) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi))
-    return torch.where(u > 0, found - math.log(math.pi) - r.log(), -math.inf)
+    log_p = -0.5 * ((r - RADIUS) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi))
+    return torch.where(u > 0, log_p - math.log(math.pi) - r.log(), -math.inf)
 
 
 def log_posterior(draws: dict[str, Tensor], cells: int = 2000) -> Tensor:
@@ -51,11 +49,11 @@ def log_posterior(draws: dict[str, Tensor], cells: int = 2000) -> Tensor:
     theta, x = draws["theta"], draws["x"]
     edge = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 - 1
     grid = torch.cartesian_prod(edge, edge)
-    found = []
+    log_p = []
     for one, datum in zip(theta.double(), x.double(), strict=True):
         evidence = log_likelihood(grid, datum).logsumexp(0) - 2 * math.log(cells)
-        found.append(log_likelihood(one, datum) - math.log(4) - evidence)
-    return torch.stack(found)
+        log_p.append(log_likelihood(one, datum) - math.log(4) - evidence)
+    return torch.stack(log_p)
 
 
 TWO_MOONS = Simulator(program, ("theta",), ("x",), log_posterior, vectorized=True)

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 AGREEMENT = 1e-6
-"""How far data may be from the values observed, relative to 1 + their size: rounding of float32."""
+"""Distance of data from observed values, relative to 1 + their size: rounding of float32."""
 
 
 def condition(
@@ -148,7 +148,7 @@ def _check_noised_apart(model: DiffusionModel) -> None:
 
 
 def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
-    found = DiffusionModel(
+    conditioned = DiffusionModel(
         model.diffusion,
         score,
         likelihood,
@@ -158,7 +158,7 @@ def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> 
         plate=model.plate,
         context=model.context,
     )
-    return found if model.training else found.eval()
+    return conditioned if model.training else conditioned.eval()
 
 
 @leaving_out.register(DenoiserScore)
@@ -207,7 +207,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         self._check_masks()
 
     def _checked_values(self, values: Tensor, event: tuple[int, ...]) -> Tensor:
-        """In float64, and finite where nothing is observed."""
+        """Values in float64 where they are observed, the fill elsewhere."""
         values = real_tensor("values", values, "what is observed, (*event_shape)")
         _check_shape("values", values, event)
         if len(_sizes(self.observed, values, event_dim=len(event))) > 1:
@@ -271,11 +271,11 @@ class ConditionedDenoiser(DerivedDenoiser):
         return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
-        """The same where the observed entries are those of data x (*batch, *event_shape)."""
+        """The denoiser given the observed entries of data x (*batch, *event_shape)."""
         return self._of(self.observed, x, self.left_out)
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
-        """The same of the data of these indices (m,), of n data or several times these."""
+        """The denoiser of the data of these indices (m,), of n data or several times these."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
         denoiser: Any = self.denoiser.for_rows(rows)
@@ -287,8 +287,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._of(known, values, left_out, denoiser=denoiser)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
-        """The same of data with missing entries, (n, *event_shape) bool: they are left out,
-        observed ones too.
+        """The denoiser that leaves out missing entries, (n, *event_shape) bool, observed ones too.
 
         Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
         """
@@ -304,17 +303,17 @@ class ConditionedDenoiser(DerivedDenoiser):
 
     def _of(
         self,
-        observed: Any,
+        observed: Tensor | None,
         values: Tensor | None,
         left_out: Tensor | None,
         denoiser: DenoiserScore | None = None,
     ) -> ConditionedDenoiser:
-        """One whose masks and values are known to be right, by default of the same denoiser."""
+        """A denoiser of masks and values known to be right, by default of the same network."""
         parts = {"observed": observed, "values": values, "left_out": left_out}
         return self.changed(denoiser, **parts)
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for data that are not of the number, or not at the values, observed."""
+        """Raises ValueError for another number of data, or data that differ from the values."""
         event_dim = len(self.event_shape or ())
         rows = x.shape[x.dim() - event_dim - 1]
         for n in _sizes(self.observed, self.values, self.left_out, event_dim=event_dim):
@@ -344,8 +343,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             ValueError: no values of what is observed.
         """
         z, maps = self._told(z, log_snr)
-        found = self.denoiser.x_hat(z, maps)
-        return self._exact(z, maps, found)
+        return self._exact(z, maps, self.denoiser.x_hat(z, maps))
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
@@ -372,10 +370,10 @@ class ConditionedDenoiser(DerivedDenoiser):
         maps = torch.where(observed, math.inf, maps)
         return torch.where(observed, self._for(z, self.values).to(z.dtype), z), maps
 
-    def _exact(self, z: Tensor, maps: Tensor, found: Tensor) -> Tensor:
-        """x̂ where it is known without a network."""
-        found = torch.where(maps == math.inf, z, found)
-        return torch.where(maps == -math.inf, self.fill.to(z.dtype), found)
+    def _exact(self, z: Tensor, maps: Tensor, x_hat: Tensor) -> Tensor:
+        """x̂ (like z), with its value where that is known without a network."""
+        x_hat = torch.where(maps == math.inf, z, x_hat)
+        return torch.where(maps == -math.inf, self.fill.to(z.dtype), x_hat)
 
     def completed(self, x: Tensor) -> Tensor:
         """Data (*batch, *event_shape) with the observed values, and the mean where left out.
@@ -400,7 +398,7 @@ class ConditionedDenoiser(DerivedDenoiser):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`~pyro_mdm.scores.DenoiserScore`."""
+        """Integrals as of :class:`~pyro_mdm.scores.DenoiserScore`, over dimensions that count."""
         x, counted = self._part(x, counted)
         return self.denoiser.baseline_integrals(x, edges, dims, counted)
 
@@ -411,7 +409,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return torch.where(ours, x, self.fill.to(x.dtype)), ours
 
     def default_likelihood(self) -> Likelihood:
-        """That of the denoiser, for the dimensions that count."""
+        """The denoiser's own decoder, for the dimensions that count."""
         return ConditionedLikelihood(self.denoiser.default_likelihood())
 
 
@@ -438,7 +436,7 @@ class ConditionedLikelihood(Likelihood):
 
     @property
     def network_calls(self) -> int:  # type: ignore[override]
-        """Those of the decoder."""
+        """The decoder's network calls."""
         return self.likelihood.network_calls
 
     def forward(
@@ -492,11 +490,7 @@ class ConditionedDecoder(DecoderDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """(*sample_shape, *batch, *event_shape).
-
-        Raises:
-            ValueError: no values of what is observed.
-        """
+        """Draws of x, (*sample_shape, *batch, *event_shape)."""
         return self._score.completed(self._law.sample(torch.Size(sample_shape)))
 
 
@@ -541,5 +535,5 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
 
 
 def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
-    """The numbers of data that masks and values differ between."""
+    """Numbers of data between which masks and values differ."""
     return {len(t) for t in parts if t is not None and t.dim() > event_dim}

@@ -62,7 +62,7 @@ def impute(
     model.check_data(x)
     missing = x.isnan()
     rows = missing.flatten(1).any(1).nonzero().squeeze(1)
-    found = x.repeat(num, *[1] * x.dim())
+    completed = x.repeat(num, *[1] * x.dim())
     jobs = torch.cartesian_prod(torch.arange(num, device=x.device), rows)
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(devices):
@@ -71,6 +71,6 @@ def impute(
             for part in jobs.split(batch_size):
                 draw, row = part.unbind(1)
                 conditioned = condition(model, ~missing[row], x[row])
-                found[draw, row] = conditioned(batch_size=len(part)).to(x.dtype)
+                completed[draw, row] = conditioned(batch_size=len(part)).to(x.dtype)
                 bar.update(len(part))
-    return found
+    return completed

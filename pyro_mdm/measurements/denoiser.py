@@ -138,7 +138,7 @@ def condition_on_measurements(
 
 
 class Given(NamedTuple):
-    """What a denoiser says of x with and without a measurement; see :class:`MeasuredDenoiser`."""
+    """The denoiser's answers with and without a measurement; see :class:`MeasuredDenoiser`."""
 
     prior: Tensor  # x̂ = E[x | z], like z
     x_hat: Tensor  # E[x | z, obs], like z
@@ -191,7 +191,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The same of the data of these indices (m,), of n data or several times these."""
+        """The denoiser of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
             return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
@@ -227,10 +227,10 @@ class MeasuredDenoiser(DerivedDenoiser):
         )
         rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
         inner, outer = self._covariances(seen, flat)
-        found = self._solve(inner, rest)
-        self.solved = found._replace(u=found.u.detach())
-        fit = -0.5 * (rest * found.u).sum(-1)
-        x_hat = seen.x_hat + outer(self._pulled(found.u))
+        solution = self._solve(inner, rest)
+        self.solved = solution._replace(u=solution.u.detach())
+        fit = -0.5 * (rest * solution.u).sum(-1)
+        x_hat = seen.x_hat + outer(self._pulled(solution.u))
         return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
 
     def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
@@ -249,7 +249,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         )
 
     def _solve(self, covariance: Product, rest: Tensor) -> Solution:
-        """(H C Hᵀ + R) u = rest, (n, m) in float64."""
+        """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64."""
         noise = self.noise_variance.expand(self.operator.obs_shape).flatten()
 
         def product(p: Tensor) -> Tensor:

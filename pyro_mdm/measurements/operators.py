@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 DIGITS = 1e-8
-"""How far ⟨H x, y⟩ and ⟨x, Hᵀ y⟩ may be apart, relative to their sizes: rounding of float64."""
+"""Distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes: rounding of float64."""
 
 
 class LinearOperator(Recorded, ExactBuffers, ABC):
@@ -53,17 +53,16 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         with torch.enable_grad():
             x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
-            (found,) = torch.autograd.grad(
+            (gradient,) = torch.autograd.grad(
                 self(x), x, obs, create_graph=obs.requires_grad, materialize_grads=True
             )
-        return found
+        return gradient
 
     def matrix(self) -> Tensor:
         """H as a matrix of flattened data and observations, (m, d) in float64."""
         d, device = math.prod(self.event_shape), _device(self)
         each = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
-        found: Tensor = self(each).flatten(1).mT
-        return found
+        return self(each).flatten(1).mT
 
     @torch.no_grad()
     def check(self) -> None:
@@ -98,7 +97,7 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
 
 
 class Matrix(LinearOperator):
-    """H as a matrix, of the flattened data.
+    """The operator of a matrix H, of the flattened data.
 
     Args:
         H: (m, d), d the number of dimensions of a datum.
@@ -131,7 +130,7 @@ class Matrix(LinearOperator):
 
 
 class FunctionOperator(LinearOperator):
-    """H as a function.
+    """The operator of a linear function.
 
     Args:
         function: H x (n, *obs_shape) of data x (n, *event_shape) in float64; differentiable, unless
@@ -149,22 +148,22 @@ class FunctionOperator(LinearOperator):
         event_shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        found = function(torch.zeros(1, *event_shape, dtype=torch.float64))
-        super().__init__(event_shape, found.shape[1:])
+        obs = function(torch.zeros(1, *event_shape, dtype=torch.float64))
+        super().__init__(event_shape, obs.shape[1:])
         self.function, self._adjoint = function, adjoint
         self.check()
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        found = self.function(x.reshape(-1, *self.event_shape))
-        return found.reshape(*batch, *found.shape[1:])
+        measured = self.function(x.reshape(-1, *self.event_shape))
+        return measured.reshape(*batch, *measured.shape[1:])
 
     def adjoint(self, obs: Tensor) -> Tensor:
         if self._adjoint is None:
             return super().adjoint(obs)
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
-        found = self._adjoint(obs.reshape(-1, *self.obs_shape))
-        return found.reshape(*batch, *found.shape[1:])
+        pulled = self._adjoint(obs.reshape(-1, *self.obs_shape))
+        return pulled.reshape(*batch, *pulled.shape[1:])
 
 
 class Mask(LinearOperator):
@@ -189,9 +188,9 @@ class Mask(LinearOperator):
         return x[..., self.seen]
 
     def adjoint(self, obs: Tensor) -> Tensor:
-        found = obs.new_zeros(*obs.shape[:-1], *self.event_shape)
-        found[..., self.seen] = obs
-        return found
+        x = obs.new_zeros(*obs.shape[:-1], *self.event_shape)
+        x[..., self.seen] = obs
+        return x
 
 
 class Blur(LinearOperator):
@@ -251,7 +250,7 @@ class Downsample(LinearOperator):
         return spread / self.factor**2
 
 
-def as_operator(H: Any, event_shape: Sequence[int]) -> LinearOperator:
+def as_operator(H: Tensor | LinearOperator, event_shape: Sequence[int]) -> LinearOperator:
     """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
 
     Raises:
@@ -268,8 +267,7 @@ def as_operator(H: Any, event_shape: Sequence[int]) -> LinearOperator:
             "model's data"
         )
     H.check()
-    found: LinearOperator = H
-    return found
+    return H
 
 
 def _check_image(event_shape: Sequence[int]) -> None:

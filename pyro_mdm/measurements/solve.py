@@ -47,7 +47,7 @@ class DenoiserCovariance:
 
     @property
     def x_hat(self) -> Tensor:
-        """Like z."""
+        """x̂, like z."""
         return self._x_hat if self._create_graph else self._x_hat.detach()
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class DenoiserCovariance:
     def _gradient(
         self, of: Tensor, by: Tensor, weight: Tensor, *, create_graph: bool | None = None
     ) -> Tensor:
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             of,
             by,
             weight,
@@ -71,11 +71,11 @@ class DenoiserCovariance:
             create_graph=self._create_graph if create_graph is None else create_graph,
             materialize_grads=True,
         )
-        return found
+        return gradient
 
 
 class Solution(NamedTuple):
-    """Of n linear systems, u, and how they were solved."""
+    """Solutions u of n linear systems, and how they were solved."""
 
     u: Tensor  # (n, m)
     iterations: Tensor  # (n,), int64

@@ -67,7 +67,7 @@ class Particles(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        """Of all particles, (R, P); they sum to 1."""
+        """Weights of all particles, (R, P); they sum to 1."""
         return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
 
     @property
@@ -133,8 +133,8 @@ def twisted_smc(
         >>> from pyro_mdm.networks import MLP
         >>> model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser.fit(MLP(2), torch.randn(100, 2)))
         >>> given = condition_on_measurements(model, torch.ones(1, 2), torch.tensor([3.0]), 0.1)
-        >>> found = twisted_smc(given, 16, steps=10, repeats=4)
-        >>> found.resampled(5).shape
+        >>> particles = twisted_smc(given, 16, steps=10, repeats=4)
+        >>> particles.resampled(5).shape
         torch.Size([5, 2])
     """
     score = _checked(model)
@@ -159,13 +159,18 @@ def _log_evidence(log_weights: Tensor) -> Measured:
 
 
 def _added_by_grid(fine: Measured, coarse: Measured, ratio: float) -> Measured:
-    """What steps add to ``fine`` by what steps ``ratio`` times as long add, to first order."""
+    """The part of ``fine`` that its grid adds, by steps ``ratio`` times as long, to first order."""
     error = math.hypot(fine.standard_error, coarse.standard_error)
     return Measured(coarse.mean - fine.mean, error).scaled(1 / (ratio - 1))
 
 
 def _run(
-    model: Any, score: MeasuredDenoiser, repeats: int, particles: int, steps: int, threshold: float
+    model: DiffusionModel,
+    score: MeasuredDenoiser,
+    repeats: int,
+    particles: int,
+    steps: int,
+    threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """Data (R, P, *event_shape) and their log-weights (R, P)."""
     diffusion, event = model.diffusion, model.event_shape
@@ -193,14 +198,14 @@ def _run(
     return x.reshape(repeats, particles, *event), log_w
 
 
-def _look(model: Any, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
-    """What the denoiser says of states y (n, K, *event_shape) at one time."""
+def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
+    """Answers of the denoiser to states y (n, K, *event_shape) at one time."""
     marginal = model.diffusion.marginal(s.expand(len(y)))
     z = apply_vector(marginal.readout, y).to(model.bound_score.dtype)
     return score.given_obs(z, marginal.log_snr)
 
 
-def _decoded(model: Any, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
+def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
     """x (n, *event_shape) by the decoder, which does not see obs, and log p(obs | x), or that of
     the entries seen, (n,)."""
     y, operator = y.to(model.bound_score.dtype), score.operator
@@ -217,8 +222,8 @@ def _decoded(model: Any, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Te
 
 
 def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Which particles go on (R P,), and their weights (R, P): drawn anew in repeats of few that
-    count, at equal distances along the sum of the weights."""
+    """Indices of particles that go on (R P,) and their weights (R, P), drawn anew in repeats of few
+    that count, at equal distances along the sum of the weights."""
     R, P = log_w.shape
     w = log_w.softmax(1)
     few = 1 / w.square().sum(1, keepdim=True) < threshold * P
@@ -231,7 +236,7 @@ def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return (first + chosen).flatten(), torch.where(few, mean, log_w)
 
 
-def _checked(model: Any) -> MeasuredDenoiser:
+def _checked(model: DiffusionModel) -> MeasuredDenoiser:
     score = getattr(model, "score_function", None)
     if not isinstance(score, MeasuredDenoiser):
         raise TypeError(

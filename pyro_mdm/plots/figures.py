@@ -28,11 +28,12 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.samplers.grids import simulation_grid
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 __all__ = [
     "clock_figure",
@@ -53,6 +54,7 @@ __all__ = [
 
 try:
     from matplotlib import colormaps
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -80,7 +82,7 @@ Record = Mapping[str, Any]
 
 # -- the bound -------------------------------------------------------------------------------------
 def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """What moves in the terms of the bound over training, stacked, and the whole of each part.
+    """The terms of the bound over training, stacked, and the whole bound of each part of the data.
 
     The layer of a term is what it has above its least over the steps. The stack stands on the sum
     of those, so that it reaches the whole bound and the axis shows where terms differ, however
@@ -124,7 +126,7 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     return figure
 
 
-def _fit(axes: Any, heights: np.ndarray) -> None:
+def _fit(axes: Axes, heights: np.ndarray) -> None:
     """Cut the axis to those of ``heights`` that are finite."""
     known = heights[np.isfinite(heights)]
     if len(known):
@@ -232,13 +234,13 @@ def _sides(steps: np.ndarray) -> np.ndarray:
 
 
 MOST_LINES = 256
-"""Of different clocks in a picture."""
+"""Lines of different clocks in a picture."""
 
 
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
-def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
-    """What the figures of training need to know of a diffusion as it is now, as lists of numbers.
+def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
+    """Numbers of a diffusion as it is now, for the figures of training, in lists.
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
     ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
@@ -247,12 +249,12 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
-    found: dict[str, Any] = {}
-    if diffusion.closed_form:
+    matrices: dict[str, Any] = {}
+    if isinstance(diffusion, Kernels):
         frozen = diffusion.frozen()
-        found = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
-        found["eigenvalues"] = _eigenvalues(diffusion)
-    return found | {
+        matrices = {"Q": frozen.Q.tolist(), "D": frozen.D.tolist()}
+        matrices["eigenvalues"] = _eigenvalues(diffusion)
+    return matrices | {
         "times": s.tolist(),
         "rate": diffusion.rate(on_device).tolist(),
         "clock": diffusion.clock(on_device).tolist(),
@@ -261,7 +263,7 @@ def snapshot(diffusion: Any, points: int = 65) -> dict[str, Any]:
     }
 
 
-def _eigenvalues(diffusion: LinearDiffusion) -> list[list[float]]:
+def _eigenvalues(diffusion: Kernels) -> list[list[float]]:
     A = diffusion.clock(diffusion.horizon) * diffusion.frozen().unit_drift
     values = torch.linalg.eigvals(A.cpu())
     return torch.view_as_real(values).tolist()
@@ -373,8 +375,8 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
 
 @torch.no_grad()
-def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> Figure:
-    """What clocks of their own do: log SNR of each dimension along the common way.
+def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
+    """The log SNR of dimensions with clocks of their own along the common way.
 
     Left, a line for each different one, less that of the common clock. Right, where the index maps
     are those of images, pictures of it at three times; blue is noised early.
@@ -408,7 +410,7 @@ def log_snr_map_figure(diffusion: PerDimensionDiffusion, points: int = 101) -> F
 
 @torch.no_grad()
 def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
-    """What the diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), a figure for each name.
+    """Views of what a diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), each a figure.
 
     A column for each stage, after the data themselves. Of images there is a row for each; of other
     data one row of points, by their first two features, coloured by what the first is made into.
@@ -418,15 +420,15 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
     """
     image = x.dim() == 4
     x = x[: MOST_IMAGES if image else 512].to(diffusion.start_time.device)
-    found = {}
+    figures = {}
     for name, value in diffusion.views(x).items():
         draw = _view_of_images if image else _view_of_points
-        found[name] = draw(name, value.double().cpu(), x.double().cpu())
-    return found
+        figures[name] = draw(name, value.double().cpu(), x.double().cpu())
+    return figures
 
 
 def _view_of_images(name: str, stages: Tensor, x: Tensor) -> Figure:
-    """Red where a pixel's value is above 0, blue below; of colours the average."""
+    """A figure of images, red where a pixel is above 0, blue below; colours are averaged."""
     columns, reach = len(stages) + 1, float(stages.abs().max()) or 1.0
     figure = new_figure(1.3 * columns + 0.8, 1.3 * len(x) + 0.5)
     figure.suptitle(name, fontsize=10)
@@ -475,7 +477,7 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
 
 
 def draw_moments(
-    left: Any, right: Any, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
+    left: Axes, right: Axes, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a(s) and the entries of Σ(s) over time from ε to T, which is returned with log SNR."""
     K, start = diffusion.num_variables, diffusion.start_time
@@ -499,7 +501,7 @@ def draw_moments(
 
 @torch.no_grad()
 def paths_figure(
-    diffusion: Any, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
+    diffusion: NonlinearDiffusion, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
 ) -> Figure:
     """Simulated noising paths from data: each variable over time, and for points of the plane x.
 
@@ -561,7 +563,7 @@ def paths_figure(
 
 @torch.no_grad()
 def field_figure(
-    diffusion: Any,
+    diffusion: NonlinearDiffusion,
     x: Tensor | None = None,
     *,
     times: Sequence[float] | None = None,
@@ -575,7 +577,7 @@ def field_figure(
     the drift, colours its size.
 
     Args:
-        diffusion: any diffusion whose data are points of the plane.
+        diffusion: one whose data are points of the plane.
         x: data (n, 2) in model space, drawn as dots.
         times: in [ε, T]; by default ε, T, and one half way by clock and noise level.
         reach: the plane is drawn to ± this; by default as far as the prior and x go.

@@ -1,4 +1,4 @@
-r"""What a run writes for people to look at.
+r"""Records of a run for people to look at.
 
 Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
@@ -31,12 +31,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.diffusions.closed import noised_state
+from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.plots import figures, pictures
 from pyro_mdm.plots.pictures import image_grid
+from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
         plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString()
     )
     value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
-    writer._get_file_writer().add_summary(Summary(value=[value]))
+    file: Any = writer.file_writer
+    file.add_summary(Summary(value=[value]))
 
 
 def write_text(writer: SummaryWriter, tag: str, rows: Mapping[str, str | float]) -> None:
@@ -312,7 +314,7 @@ def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
 def write_simulated(
     writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write what is known of a diffusion without a closed form, as scalars.
+    """Write the numbers of a diffusion without a closed form, as scalars.
 
     Both its ends, its parameters that are single numbers, and, if it has a learned drift ``added``
     to another one, the root mean square of that per dimension and variable, at data at ε
@@ -356,7 +358,7 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
         writer.add_figure(f"diffusion/what_it_makes_of_data/{tag}", figure, step)
 
 
-def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
+def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
 
     Where dimensions have blocks and clocks of their own those are the curves of the first block,
@@ -371,7 +373,7 @@ def write_curves(writer: SummaryWriter, diffusion: Any, step: int) -> None:
 
 
 def write_paths(
-    writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
+    writer: SummaryWriter, diffusion: NonlinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
     """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
 

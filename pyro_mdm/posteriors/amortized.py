@@ -68,10 +68,10 @@ NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
 
 SUPPORT_RUNS = 4
-"""Of the program, in which supports have to be the same."""
+"""Runs of the program, in which supports have to be the same."""
 
 MAX_LOG_SNR = 13.0
-"""Where the decoder takes over, of parameters of unit variance: noise of 0.0015."""
+"""λ where the decoder takes over, for parameters of unit variance: noise of 0.0015."""
 
 PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
@@ -106,20 +106,20 @@ def simulate(
         runs = itertools.count()
 
         def counted() -> Any:
-            found = program()
+            value = program()
             if next(runs) < n:  # Predictive runs it once more, to see its sites
                 bar.update()
-            return found
+            return value
 
         draws = Predictive(counted if shown else program, num_samples=n, parallel=vectorized)
         if seed is not None:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
-        found = draws()
+        drawn = draws()
     return {
         name: value.detach().reshape(n, *site["value"].shape)
         for name, site in _nodes(program).items()
-        if (value := found.get(name)) is not None
+        if (value := drawn.get(name)) is not None
     }
 
 
@@ -152,7 +152,7 @@ def log_prior(
             f"give the sites that {fixed[0]!r} is computed from"
         )
     values = {name: _rows(draws, name, site["value"].shape) for name, site in sites.items()}
-    found = []
+    log_p = []
     for i in range(len(next(iter(values.values())))):
         given = poutine.condition(program, {name: value[i] for name, value in values.items()})
         several = [_log_prob(given, latent, seed) for seed in range(2 if i < SUPPORT_RUNS else 1)]
@@ -161,8 +161,8 @@ def log_prior(
                 f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
                 "its density is not known; name those in latent too"
             )
-        found.append(several[0])
-    return torch.stack(found)
+        log_p.append(several[0])
+    return torch.stack(log_p)
 
 
 def _log_prob(program: Callable[..., Any], names: Sequence[str], seed: int) -> Tensor:
@@ -185,7 +185,7 @@ class LinearGaussian(NamedTuple):
 
     @classmethod
     def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
-        """The one of least squares, by n pairs of θ (n, d) and x (n, m), float64.
+        """The least-squares fit to n pairs of θ (n, d) and x (n, m), float64.
 
         Returns:
             None where there are fewer than ten pairs for each number that θ is regressed on, or
@@ -208,11 +208,10 @@ class LinearGaussian(NamedTuple):
         return cls(center, unit, solved.solution, root)
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """(n,), nats."""
+        """log p(θ | x) of n pairs, (n,), nats."""
         mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
         law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
-        found: Tensor = law.log_prob(theta.double())
-        return found
+        return law.log_prob(theta.double())
 
 
 def _with_one(x: Tensor) -> Tensor:
@@ -227,12 +226,12 @@ class LogDensity(NamedTuple):
 
     @property
     def mean(self) -> Measured:
-        """Over the pairs, with its standard error."""
+        """The mean over the pairs, with its standard error."""
         return Measured.of(self.value)
 
 
 class _Site(NamedTuple):
-    """Where a latent site is in the vector of parameters."""
+    """A latent site, as it stands in the vector of parameters."""
 
     name: str
     shape: torch.Size  # of one draw
@@ -240,7 +239,7 @@ class _Site(NamedTuple):
     transform: Any  # from unconstrained numbers
 
     def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, k), and log|det ∂u/∂θ|, (n,)."""
+        """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
         u = self.transform.inv(value)
         log_det = self.transform.log_abs_det_jacobian(u, value)
         return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
@@ -383,7 +382,7 @@ class AmortizedPosterior(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
     ) -> AmortizedPosterior:
-        """What :meth:`save_pretrained` wrote, of the same simulator.
+        """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
             folder: that it was written to.
@@ -456,7 +455,7 @@ class AmortizedPosterior(nn.Module):
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """What the network is told of data by site, (n, m).
+        """Data by site as the numbers that the network sees, (n, m).
 
         Raises:
             ValueError: a site is missing, or of another shape.
@@ -468,13 +467,15 @@ class AmortizedPosterior(nn.Module):
                 f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
                 "give each site the same data"
             )
-        found = torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
-        if not bool(found.isfinite().all()):
+        numbers = torch.cat(
+            [part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1
+        )
+        if not bool(numbers.isfinite().all()):
             raise ValueError(
-                f"{int((~found.isfinite()).sum())} numbers of the data are not finite; leave these "
-                "data out, or have the program draw an indicator of what is missing"
+                f"{int((~numbers.isfinite()).sum())} numbers of the data are not finite; leave "
+                "these data out, or have the program draw an indicator of what is missing"
             )
-        return found
+        return numbers
 
     def coordinates(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Parameters by site as the model has them, (n, d), and log|det| of the change, (n,)."""
@@ -483,13 +484,13 @@ class AmortizedPosterior(nn.Module):
 
     def parameters_of(self, theta: Tensor) -> Draws:
         """The parameters by site, (n, *shape), of the model's coordinates (n, d)."""
-        u, found, first = theta * self.scale + self.mean, {}, 0
+        u, values, first = theta * self.scale + self.mean, {}, 0
         for site in self._sites:
             shape = site.transform.inverse_shape(site.shape)
             size = math.prod(shape)
             part = u[:, first : first + size].reshape(len(u), *shape)
-            found[site.name], first = site.transform(part), first + size
-        return found
+            values[site.name], first = site.transform(part), first + size
+        return values
 
     def _values(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of the parameters by site, (n, *shape).
@@ -534,8 +535,8 @@ class AmortizedPosterior(nn.Module):
             for name, shape in self._data_shapes.items()
         )
         lead = (n,) if one else (len(x), n)
-        found = self.parameters_of(theta).items()
-        return {name: value.reshape(*lead, *value.shape[1:]) for name, value in found}
+        drawn = self.parameters_of(theta).items()
+        return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
     @torch.no_grad()
     def log_prob(
@@ -577,15 +578,15 @@ class AmortizedPosterior(nn.Module):
             z, log_det = self.coordinates(chosen)
             model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
-            found = probability_flow(model, self.guide, z, progress=progress, **options)
+            estimate = probability_flow(model, self.guide, z, progress=progress, **options)
             there = inside.cpu()
-            value[there] = found.per_datum + log_det.double().cpu()
-            error[there] = found.per_datum_error
+            value[there] = estimate.per_datum + log_det.double().cpu()
+            error[there] = estimate.per_datum_error
         return LogDensity(value, error)
 
     def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are in the interior of their support, (n,)."""
-        found, values = [], self._values(theta)
+        inside, values = [], self._values(theta)
         for site in self._sites:
             value = values[site.name]
             if bool(value.isnan().any()):
@@ -593,8 +594,8 @@ class AmortizedPosterior(nn.Module):
                     f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
                     " leave these parameters out"
                 )
-            found.append(_is_interior(site.support, value))
-        return torch.stack(found).all(0)
+            inside.append(_is_interior(site.support, value))
+        return torch.stack(inside).all(0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -605,7 +606,7 @@ class Calibration:
     draws: int
 
     def p_values(self, bins: int = 10) -> dict[str, Tensor]:
-        """Of the χ² test that ranks are uniform, by site, (*shape).
+        """P-values of the χ² test that ranks are uniform, by site, (*shape).
 
         Args:
             bins: of ranks, at most ``draws`` + 1; a divisor of that keeps them even.
@@ -623,8 +624,8 @@ class Calibration:
     @property
     def smallest(self) -> float:
         """The smallest p-value times the number of parameters (Bonferroni), at most 1."""
-        found = self.p_values(min(10, self.draws + 1))
-        values = torch.cat([p.reshape(-1) for p in found.values()])
+        by_site = self.p_values(min(10, self.draws + 1))
+        values = torch.cat([p.reshape(-1) for p in by_site.values()])
         return min(1.0, float(values.min()) * len(values))
 
     def __repr__(self) -> str:
@@ -657,9 +658,8 @@ def calibrate(
         The ranks, and p-values of their uniformity.
     """
     truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
-    found = posterior.sample(truth, draws, seed=seed + 1)
     ranks = {}
-    for name, value in found.items():
+    for name, value in posterior.sample(truth, draws, seed=seed + 1).items():
         own = truth[name].reshape(simulations, 1, *value.shape[2:])
         ranks[name] = (value < own).sum(1)
     return Calibration(ranks, draws)
@@ -696,7 +696,7 @@ def _sites(program: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: nodes[name] for name in names}
 
 
-def _of_parameter(name: str, site: Any) -> _Site:
+def _of_parameter(name: str, site: Mapping[str, Any]) -> _Site:
     support = site["fn"].support
     if support.is_discrete:
         raise TypeError(
@@ -706,30 +706,28 @@ def _of_parameter(name: str, site: Any) -> _Site:
     return _Site(name, site["value"].shape, support, biject_to(support))
 
 
-def _is_interior(support: Any, value: Tensor) -> Tensor:
+def _is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
     """Whether values (n, …) are inside a support and not on its boundary, (n,).
 
     Closed supports have their boundary, where unconstrained numbers are infinite.
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    if isinstance(support, constraints.cat):
-        parts = value.split(support.lengths, support.dim)
-    elif isinstance(support, constraints.stack):
-        parts = value.unbind(support.dim)
-    else:
-        parts = None
-    if parts is not None:
+    if isinstance(support, constraints.cat | constraints.stack):
+        if isinstance(support, constraints.cat):
+            parts = value.split(support.lengths, support.dim)
+        else:
+            parts = value.unbind(support.dim)
         pairs = zip(support.cseq, parts, strict=True)
         return torch.stack([_is_interior(own, part) for own, part in pairs]).all(0)
-    found = _of_rows(support.check(value)) & _of_rows(value.isfinite())
+    inside = _of_rows(support.check(value)) & _of_rows(value.isfinite())
     if hasattr(support, "lower_bound"):
-        found = found & _of_rows(value > support.lower_bound)
+        inside = inside & _of_rows(value > support.lower_bound)
     if hasattr(support, "upper_bound"):
-        found = found & _of_rows(value < support.upper_bound)
+        inside = inside & _of_rows(value < support.upper_bound)
     if isinstance(support, type(constraints.simplex)):
-        found = found & _of_rows(value > 0)
-    return found
+        inside = inside & _of_rows(value > 0)
+    return inside
 
 
 def _of_rows(each: Tensor) -> Tensor:
@@ -737,7 +735,7 @@ def _of_rows(each: Tensor) -> Tensor:
     return each.reshape(len(each), -1).all(1)
 
 
-def _is_fixed(site: Any) -> bool:
+def _is_fixed(site: Mapping[str, Any]) -> bool:
     return bool(site["is_observed"]) and not site["infer"].get("_deterministic", False)
 
 

@@ -1,1 +1,1 @@
-"""What all of the library leans on: checks at the door, settings, progress, numbers in print."""
+"""Tools of all of the library: checks at the door, settings, progress, numbers in print."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def check_network(name: str, network: object, *others: type) -> None:
 NUMBERS = {2: "two", 3: "three"}
 
 
-def _takes(network: Any, number: int) -> bool:
+def _takes(network: Callable[..., object], number: int) -> bool:
     """Whether a callable can be called with so many arguments, as far as its signature tells."""
     call = network.forward if isinstance(network, nn.Module) else network
     try:
@@ -103,23 +104,23 @@ def describe(value: object) -> str:
 
 
 # -- numbers ---------------------------------------------------------------------------------------
-def check_count(name: str, value: Any, expected: str, least: int = 1) -> None:
+def check_count(name: str, value: object, expected: str, least: int = 1) -> None:
     """Raises unless ``value`` is a whole number ≥ ``least``; 2.0 and True are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         whole = isinstance(value, float) and value.is_integer()
-        fix = f"; write {int(value)}" if whole else ""
+        fix = f"; write {value:.0f}" if whole else ""
         raise TypeError(f"{name} is {describe(value)}, expected a whole number, {expected}{fix}")
     if value < least:
         raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
 
 
-def check_number(name: str, value: Any, expected: str, *, positive: bool = False) -> float:
+def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:
     """A real number as a float: finite, and above 0 if ``positive``."""
     try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)
+        number = float(value) if isinstance(value, SupportsFloat) else math.nan
     except (TypeError, ValueError, RuntimeError):
         number = math.nan
-    if not math.isfinite(number) or (positive and not number > 0):
+    if isinstance(value, bool) or not math.isfinite(number) or (positive and not number > 0):
         raise ValueError(f"{name} is {describe(value)}, expected {expected}")
     return number
 
@@ -128,19 +129,19 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
     """Real numbers of any shape, in float64, without gradient."""
     try:
         given = hasattr(value, "dtype")  # else Python's floats, which are float64
-        found = torch.as_tensor(value, dtype=None if given else torch.float64)
+        numbers = torch.as_tensor(value, dtype=None if given else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} is {describe(value)}, expected {expected}; give numbers, in rows of one length"
         ) from error
-    if found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"{name} is {found.dtype}, expected {expected}; give real numbers")
-    if found.requires_grad:
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"{name} is {numbers.dtype}, expected {expected}; give real numbers")
+    if numbers.requires_grad:
         raise ValueError(
             f"{name} requires gradients, but what is given is not learned: use LearnedDiffusion, "
             f"or pass {name}.detach()"
         )
-    return found.to(torch.float64)
+    return numbers.to(torch.float64)
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def floating_dtypes(module: object) -> set[torch.dtype]:
 
 
 def tensor_device(module: nn.Module) -> torch.device | None:
-    """Where a module's tensors are; None if it has none."""
+    """The device of a module's tensors; None if it has none."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((t.device for t in tensors), None)
 

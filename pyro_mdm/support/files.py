@@ -15,7 +15,7 @@ Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 
 
 def temporary(path: Path) -> Path:
-    """Where ``path`` is written before it gets its name."""
+    """The path at which ``path`` is written before it gets its name."""
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -14,7 +14,7 @@ TERMS = ("reconstruction", "prior_kl", "diffusion")
 """The terms of a bound by name, in the order in which they are shown."""
 
 ALL_TERMS = (*TERMS, "context")
-"""With that of a latent context, which most models do not have: 0 there, and not shown."""
+"""The terms with that of a latent context, 0 and not shown in most models, which have none."""
 
 
 class Measured(NamedTuple):
@@ -32,11 +32,11 @@ class Measured(NamedTuple):
         return cls(float(values.mean()), error)
 
     def scaled(self, factor: float) -> Measured:
-        """In another unit, or with another sign."""
+        """The mean in another unit, or with another sign."""
         return Measured(factor * self.mean, abs(factor) * self.standard_error)
 
     def __str__(self) -> str:
-        """To two digits of the error: 1.735 ± 0.019."""
+        """The mean to two digits of the error: 1.735 ± 0.019."""
         if not math.isfinite(self.standard_error):
             return f"{self.mean:.4f}"
         digits = 4
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
 
 NO_TERM = Measured(0.0, 0.0)
-"""Of a term that a bound does not have."""
+"""The value of a term that a bound does not have."""
 
 
 def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -39,20 +39,21 @@ def replace(module: N, **parts: Any) -> N:
     copy.__dict__.update(module.__dict__)
     for kind in ("_modules", "_buffers", "_parameters"):
         copy.__dict__[kind] = dict(module.__dict__[kind])
+    modules, buffers = copy.__dict__["_modules"], copy.__dict__["_buffers"]
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            copy._modules[name] = part
-        elif name in copy._buffers:
-            copy._buffers[name] = part
+            modules[name] = part
+        elif name in buffers:
+            buffers[name] = part
         else:
-            copy._modules.pop(name, None)
+            modules.pop(name, None)
             copy.__dict__[name] = part
     return copy
 
 
 @contextmanager
 def in_eval_mode(*programs: Any) -> Iterator[None]:
-    """With those that are modules in evaluation mode, then as they were."""
+    """A context with ``programs`` that are modules in evaluation mode, then as they were."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
@@ -66,6 +67,6 @@ def in_eval_mode(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """The same, without gradients."""
+    """A context as :func:`in_eval_mode`, without gradients."""
     with in_eval_mode(*programs), torch.no_grad():
         yield

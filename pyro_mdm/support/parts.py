@@ -11,7 +11,7 @@ __all__ = ["Parts"]
 
 
 class Parts:
-    """Which dimensions belong to which part, each part in the order of the whole.
+    """The dimensions of a vector in parts, each in the order of the whole.
 
     Args:
         part_of: (d,) int64, as :meth:`checked`.
@@ -30,18 +30,18 @@ class Parts:
         Raises:
             ValueError: it has not every number from 0 to ``count`` - 1, or others.
         """
-        found = torch.as_tensor(part_of)
-        if found.dim() != 1 or found.unique().tolist() != list(range(count)):
+        parts = torch.as_tensor(part_of)
+        if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
             raise ValueError(
-                f"part_of is {found.tolist()}, expected the number of a part for each dimension, "
+                f"part_of is {parts.tolist()}, expected the number of a part for each dimension, "
                 f"with every one of the {count} parts 0 … {count - 1}"
             )
-        return found.to(torch.int64)
+        return parts.to(torch.int64)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The dimensions of each part, of x (…, d)."""
         return [x[..., dims] for dims in self.dims]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole, of what :meth:`split` gave."""
+        """The whole (…, d) of its parts, as :meth:`split` gives them."""
         return torch.cat([part.to(parts[0].dtype) for part in parts], -1)[..., self._order]

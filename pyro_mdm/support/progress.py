@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, in a log a line now and then."""
+"""Progress of long work: a bar on a terminal, in a log a line now and then."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FIRST_LINE, NEXT_LINE = 10.0, 30.0
 
 
 class Progress(Protocol):
-    """Counts what is done, and shows it until it is closed, by hand or at the end of ``with``."""
+    """A count of what is done, shown until it is closed, by hand or at the end of ``with``."""
 
     def update(self, n: int = 1) -> Any:
-        """``n`` more are done."""
+        """Count ``n`` more."""
 
     def set_postfix_str(self, s: str) -> None:
-        """A word to show beside the count from now on."""
+        """Show a word beside the count from now on."""
 
     def close(self) -> None:
-        """Nothing more is done."""
+        """End the count."""
 
     def __enter__(self) -> Any: ...
 
@@ -98,7 +98,7 @@ class LogProgress:
         self._postfix = ""
 
     def update(self, n: int = 1) -> None:
-        """``n`` more are done."""
+        """Count ``n`` more."""
         self.done += n
         if (now := self._clock()) >= self._due and self._initial < self.done < self.total:
             left = (now - self._began) * (self.total - self.done) / (self.done - self._initial)
@@ -106,11 +106,11 @@ class LogProgress:
             self._due, self._says_end = now + NEXT_LINE, True
 
     def set_postfix_str(self, s: str) -> None:
-        """A word to add to every line from now on."""
+        """Add a word to every line from now on."""
         self._postfix = s
 
     def close(self) -> None:
-        """The last line, if there was one before or it is wanted."""
+        """Write the last line, if there was one before or it is wanted."""
         if self._says_end and not self._closed:
             self._write(self._times(self._clock()))
         self._closed = True

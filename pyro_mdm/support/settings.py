@@ -22,7 +22,7 @@ __all__ = ["EXTRA_STATE", "Recorded", "Restorable", "SettingsError", "described"
 R = TypeVar("R", bound="Recorded")
 
 EXTRA_STATE = "_extra_state"
-"""How the names of settings end in a state dict; PyTorch's name."""
+"""The end of names of settings in a state dict; PyTorch's name."""
 
 
 REMEMBERED = ("guess",)
@@ -30,7 +30,7 @@ REMEMBERED = ("guess",)
 
 
 class SettingsError(ValueError):
-    """A state dict was saved by a module with other settings."""
+    """A state dict that was saved by a module with other settings."""
 
 
 class Recorded:
@@ -52,21 +52,21 @@ class Recorded:
         args, kwargs = self._given
         signature = inspect.signature(type(self).__init__)
         given = signature.bind(self, *args, **kwargs).arguments
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         for name, parameter in list(signature.parameters.items())[1:]:
             value = given.get(name, parameter.default)
             if name not in given and not is_plain(value):
                 continue  # the default of a function or the like need not be remembered
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                found |= value
+                arguments |= value
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                found[f"*{name}"] = value
+                arguments[f"*{name}"] = value
             else:
-                found[name] = value
-        return found
+                arguments[name] = value
+        return arguments
 
     def settings(self) -> dict[str, Any]:
-        """What decides the object's part in a bound, by name, and is no parameter or buffer.
+        """Settings that decide the object's part in a bound, by name, but parameters and buffers.
 
         By default the constructor's arguments that are numbers, strings or None, as the attributes
         of these names are now, without those that became buffers.
@@ -90,7 +90,7 @@ class Restorable(Recorded):
         """
 
     def remembered(self) -> dict[str, Any]:
-        """What later digits depend on and two alike may differ in: saved, and never compared."""
+        """State that later digits depend on and two alike may differ in: saved, never compared."""
         return {}
 
     def get_extra_state(self) -> Tensor:
@@ -159,7 +159,7 @@ def described(value: object) -> Any:
 
 
 def _compared(saved: object) -> Any:
-    """Without what is remembered, which older versions saved with the settings of parts too."""
+    """Settings without what is remembered, which older versions saved with those of parts too."""
     if isinstance(saved, dict):
         return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
     return [_compared(v) for v in saved] if isinstance(saved, list) else saved
@@ -169,10 +169,9 @@ def _packed(content: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
 
 
-def _unpacked(state: Any) -> dict[str, Any]:
+def _unpacked(state: Tensor) -> dict[str, Any]:
     try:
-        found = json.loads(bytes(state.cpu().tolist()))
-        return dict(found)
+        return dict(json.loads(bytes(state.cpu().tolist())))
     except (AttributeError, TypeError, ValueError) as error:
         raise SettingsError(
             f"the settings in the state dict cannot be read ({error}), expected JSON in a tensor "
