@@ -117,6 +117,20 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
         torch.testing.assert_close(at.covariance[2:3], found.covariance, rtol=1e-6, atol=1e-8)
 
 
+@torch.no_grad()
+def test_a_model_of_given_contexts_draws_none() -> None:
+    diffusion, x, contexts = made(), data(4), normal(1, 4, 2)
+    model = DiffusionModel(diffusion, exact(), event_shape=(D,))
+    known, score = model.given(contexts)
+    of_these = DiffusionModel(known, score, event_shape=(D,))
+    drawn, log_prob = of_these.diffusion.for_data(x), of_these.log_prob(x)
+    assert drawn.diffusion is known and drawn.context is None and not drawn.kl.any()
+    assert known.typical(x) is known and log_prob.shape == (4,)
+    ours, asked = of_these.drawn(4)
+    assert EulerMaruyama(4)(ours, asked, (4, 1, D)).shape == (4, 1, D)
+
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -386,9 +400,9 @@ def test_mistakes_are_told() -> None:
         (lambda: diffusion.marginal(0.5), "which is not given; use diffusion.given"),
         (lambda: Ancestral(3)(diffusion, model.bound_score, (4, 1, D)), r"drawn\(4\), shape\)"),
         (lambda: DiffusionModel(diffusion, exact(), times=5), "steps back by x̂ alone"),
-        (lambda: DiffusionGuide(diffusion, times=5)(data(3)), "one grid for all; leave out times"),
-        (lambda: model.log_prob(data(3), method="flow"), "one ODE for all data"),
-        (lambda: condition(model, torch.tensor([True, False, False])), "led by all dimensions"),
+        (lambda: DiffusionGuide(diffusion, times=5)(data(3)), "one law of paths for all data.*leave out times"),
+        (lambda: model.log_prob(data(3), method="flow"), "one flow for all data"),
+        (lambda: condition(model, torch.tensor([True, False, False])), "led by a context"),
         (lambda: ContextDiffusion(VPSDE(), of_three, ContextClocks(2, 3), clocks), r"number, 2\)"),
         (lambda: DiscreteContext(nn.Linear(3, 1), 1), "size is 1, expected at least 2"),
         (lambda: of_three.posterior(data(3)), r"returned \(3, 3\).*expected \(3, 4\)"),

@@ -327,7 +327,8 @@ class ContextDiffusion(PerDimensionDiffusion):
         return origin
 
     def for_data(self, x: Tensor) -> Drawn:
-        context: Any = self.context
+        if (context := self.context) is None:  # it is given
+            return super().for_data(x)
         law = context.posterior(x)
         c = context.drawn(law)
         kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
@@ -335,13 +336,13 @@ class ContextDiffusion(PerDimensionDiffusion):
         return Drawn(self.given(c), c, kl, log_q)
 
     def for_samples(self, n: int) -> Drawn:
-        context: Any = self.context
+        if (context := self.context) is None:
+            return super().for_samples(n)
         c = context.draw(n)
         return Drawn(self.given(c), c, torch.zeros(n), None)
 
     def typical(self, x: Tensor) -> ContextDiffusion:
-        context: Any = self.context
-        return self.given(context.typical(x))
+        return self if self.context is None else self.given(self.context.typical(x))
 
     @property
     def for_grids(self) -> Diffusion:
