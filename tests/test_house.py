@@ -275,7 +275,7 @@ def test_callers_seldom_ask_what_kind_a_diffusion_is() -> None:
         for line, name in of_diffusions(module)
         if name in FLAGS | {"caps"}
     ]
-    assert len(asked) <= 70, "\n".join(asked)
+    assert len(asked) <= 40, "\n".join(asked)
 
 
 @pytest.mark.parametrize("module", OUTSIDE)

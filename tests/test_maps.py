@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from inference.loading import load_trained
 from inference.train import train
-from pyro_mdm import CLD, VPSDE, Denoiser, DiscreteDenoiser, LearnedDiffusion
+from pyro_mdm import VPSDE, Denoiser, DiscreteDenoiser, LearnedDiffusion
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
-from tests.brief import be_brief
+from tests.brief import SHORT, be_brief
+from tests.mistakes import refused
 from tests.problems import Silent, normal
 from tests.test_per_dimension import MEAN, VARIANCE, data
 
@@ -110,97 +111,49 @@ def test_random_maps_have_their_shares_and_one_size() -> None:
         assert float(share) == pytest.approx(0.343, abs=0.03)
 
 
-@pytest.mark.parametrize("kind", ["levels", "subsets", "independent"])
-@torch.no_grad()
-def test_the_term_at_random_maps_is_the_one_of_independent_data(kind: str) -> None:
-    """Where dimensions are independent, nothing that is observed tells of the rest."""
-    n, diffusion = 6000, CLD(max_log_snr=7.0, min_log_snr=-6.0)
-    score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
-    score.training_maps = RandomMaps(
-        **{k: float(k == kind) for k in ("levels", "subsets", "independent")}
-    )
-    torch.manual_seed(1)
-    x = data(n)
-    value, _ = score.diffusion_term(diffusion, x)
-    known = score.baseline_kl(x, 7.0) - score.baseline_kl(x, -6.0)
-    error = float((value - known).std()) / math.sqrt(n)
-    assert abs(float((value - known).mean())) < 4.5 * error
-    score.eval()
-    torch.manual_seed(2)
-    whole, levels = score.diffusion_term(diffusion, x)
-    assert float(levels.min()) < -5.9 and float(levels.max()) > 6.9
-    assert float((whole - known).mean()) == pytest.approx(
-        0, abs=4.5 * float((whole - known).std()) / math.sqrt(n)
-    )
-
-
-def test_a_run_is_trained_at_maps(tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "model": "toy",
-        "guide": "vpsde",
-        "maps": "mixed",
-        "steps": 4,
-        "batch_size": 32,
-        "draws": 1,
-        "test_size": 32,
-        "num_samples": 8,
-        "sampler_steps": 4,
-        "figures": False,
-        "accelerator": "cpu",
-    }
-    train(**options, run=tmp_path / "run")
-    score: Any = load_trained(tmp_path / "run")[1].model.score_function
-    assert score.maps and not score.training
-    level = torch.tensor([[inf, 0.0]])
-    found = score.x_hat(torch.tensor([[0.3, 0.1]]), level)
-    assert float(found[0, 0].detach()) == pytest.approx(0.3)
-
-
-def test_mistakes_are_told(tmp_path: Path) -> None:
-    told_one = Denoiser(Silent(3), MEAN, VARIANCE)
-    with pytest.raises(ValueError, match="maps=True"):
-        told_one.training_maps = RandomMaps()
-    with pytest.raises(TypeError, match="RandomMaps"):
-        told_one.training_maps = "subsets"  # type: ignore[assignment]
-    for shares in ((-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)):
-        with pytest.raises(ValueError, match="none below 0"):
-            RandomMaps(*shares)
-    score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
-    score.training_maps = RandomMaps()
-    with pytest.raises(ValueError, match="min_log_snr is given"):
-        score.diffusion_term(LearnedDiffusion(2), data(4))
-    score.diffusion_term(VPSDE(), data(4))
-    with pytest.raises(ValueError, match="log_snr has shape"):
-        score.x_hat(data(4), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="holds nan"):
-        score.x_hat(data(4), torch.full((4, 3), math.nan))
-    run: dict[str, Any] = {"model": "toy", "run": tmp_path / "run", "accelerator": "cpu"}
-    with pytest.raises(ValueError, match="--maps is mixed, which is for denoisers"):
-        train(**run, score="noise", maps="mixed")
-    with pytest.raises(ValueError, match="use a guide of one clock"):
-        train(**run, guide="inference.guides.by_dimension:per_pixel", maps="subsets")
-
-
-def test_guides_by_dimension_are_trained_and_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guide": "inference.guides.by_dimension:per_pixel", "figures": True},
+        {"guide": "inference.guides.by_dimension:per_channel"},
+        {"guide": "vpsde", "maps": "mixed"},
+    ],
+    ids=["pixel", "channel", "maps"],
+)
+def test_runs_are_trained_at_maps(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_brief(monkeypatch, figures=True)
-    for name in ("per_pixel", "per_channel"):
-        train(
-            model="toy",
-            guide=f"inference.guides.by_dimension:{name}",
-            steps=2,
-            batch_size=16,
-            draws=1,
-            test_size=16,
-            num_samples=4,
-            sampler_steps=2,
-            figures=name == "per_pixel",
-            accelerator="cpu",
-            run=tmp_path / name,
-        )
-        diffusion = load_trained(tmp_path / name)[1].model.diffusion
-        assert diffusion.maps and diffusion.num_cells == 2
+    train(**SHORT | {"steps": 2, "figures": False} | options, run=tmp_path / "run")
+    model = load_trained(tmp_path / "run")[1].model
+    score: Any = model.score_function
+    assert score.maps and not score.training
+    if "maps" in options:
+        found = score.x_hat(torch.tensor([[0.3, 0.1]]), torch.tensor([[inf, 0.0]]))
+        assert float(found[0, 0].detach()) == pytest.approx(0.3)
+    else:
+        assert model.diffusion.maps and model.diffusion.num_cells == 2
+
+
+def test_mistakes_are_told() -> None:
+    told_one = Denoiser(Silent(3), MEAN, VARIANCE)
+    score = Denoiser(Silent(3), MEAN, VARIANCE, maps=True).train()
+    score.training_maps = RandomMaps()
+    score.diffusion_term(VPSDE(), data(4))
+    run: dict[str, Any] = {"model": "toy", "accelerator": "cpu"}
+    pixels = "inference.guides.by_dimension:per_pixel"
+    refused(
+        (TypeError, ValueError),
+        (lambda: setattr(told_one, "training_maps", RandomMaps()), "maps=True"),
+        (lambda: setattr(told_one, "training_maps", "subsets"), "RandomMaps"),
+        (lambda: RandomMaps(-1.0, 1.0, 1.0), "none below 0"),
+        (lambda: RandomMaps(0.0, 0.0, 0.0), "none below 0"),
+        (lambda: score.diffusion_term(LearnedDiffusion(2), data(4)), "min_log_snr is given"),
+        (lambda: score.x_hat(data(4), torch.zeros(4, 2)), "log_snr has shape"),
+        (lambda: score.x_hat(data(4), torch.full((4, 3), math.nan)), "holds nan"),
+        (lambda: train(**run, score="noise", maps="mixed"), "--maps is mixed, which is for"),
+        (lambda: train(**run, guide=pixels, maps="subsets"), "use a guide of one clock"),
+    )
 
 
 def test_state_dicts_of_before_maps_are_loaded() -> None:

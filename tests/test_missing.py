@@ -28,6 +28,7 @@ from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.evaluation import compare, evidence_lower_bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores import RandomMaps
+from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, conditional_log_prob, masks, normal
 from tests.problems import ExactDenoiser as Exact
 from tests.problems import correlated as gaussian
@@ -76,7 +77,7 @@ def test_a_row_with_nothing_present_has_the_bound_0_and_no_error(n: int) -> None
     if n > 8:
         pairs = {str(i): (m, DiffusionGuide(m.diffusion)) for i, m in enumerate((model, other))}
         for options in ({"draws": 1}, {"draws": 40, "half_width": 0.3}):
-            found += compare(pairs, x, **options).estimates.values()  # type: ignore[arg-type]
+            found += compare(pairs, x, **options).estimates.values()
     for estimate in found:
         assert not bool(estimate.per_datum[empty].any())
         assert not bool(estimate.per_datum_error[empty].any())
@@ -86,21 +87,6 @@ def test_a_row_with_nothing_present_has_the_bound_0_and_no_error(n: int) -> None
     of_nothing = bound(model, DiffusionGuide(model.diffusion), nothing)
     assert of_nothing.elbo == (0, 0) and of_nothing.monte_carlo_error == 0
     assert not bool(of_nothing.per_datum.any())
-
-
-@torch.no_grad()
-def test_what_counts_for_one_model_alone_is_0_for_the_other() -> None:
-    """A row of which all that is there is observed: one bound is 0, the other is not."""
-    x = drawn_and_not(64)[0]
-    x[1:33, 1:], x[1:33, 0] = math.nan, 0.5
-    model = DiffusionModel(CLD(**ENDS), Exact(gaussian()))
-    guide = DiffusionGuide(model.diffusion)
-    given = condition(model, torch.tensor([True, False, False, False]))
-    found = compare({"all": (model, guide), "given": (given, guide)}, x, draws=4)
-    alone = torch.arange(64) < 33
-    assert not bool(found.estimates["given"].per_datum[alone].any())
-    assert not bool(found.estimates["given"].per_datum_error[alone].any())
-    assert bool((found.estimates["all"].per_datum[1:33] != 0).all())
 
 
 @torch.no_grad()
@@ -178,7 +164,7 @@ def test_plates_around_incomplete_rows() -> None:
 @torch.no_grad()
 def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     """Of independent dimensions, whose baseline is exact whatever is observed or left out."""
-    n, diffusion = 6000, VPSDE(max_log_snr=7.0, min_log_snr=-6.0)
+    n, diffusion = 6000, CLD(max_log_snr=7.0, min_log_snr=-6.0)
     score = Denoiser(
         Silent(3), torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 0.3, 2.0]), maps=True
     )
@@ -196,12 +182,16 @@ def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
     assert float(off[missing.sum(1) == 2].mean().abs()) < 4.5 * float(off.std()) / math.sqrt(n / 5)
     assert bool((found.elbo[missing.all(1)] == 0).all())
+    whole, levels = score.eval().diffusion_term(diffusion, x)  # which no map has a part in
+    off = whole - (score.baseline_kl(x, 7.0) - score.baseline_kl(x, -6.0))
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
+    assert float(levels.min()) < -5.9 and float(levels.max()) > 6.9
 
 
 def test_training_has_finite_gradients() -> None:
     x = incomplete(64)[0].float()
     score = Denoiser.fit(MLP(2 * D, hidden=8, out_features=D), x, maps=True)
-    torch.nn.init.normal_(score.network.outlet.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(score.network.outlet.weight)
     score.training_maps = RandomMaps()
     model = DiffusionModel(VPSDE(**ENDS), score).train()
     loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
@@ -226,29 +216,28 @@ def test_fits_ignore_what_is_missing() -> None:
     assert float((prior.exp() - share).abs().max()) < 0.03
 
 
-def refused(kind: type[Exception], text: str) -> Any:
-    return pytest.raises(kind, match=text)
+X = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+TOLD = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
+BLURRING = PerDimensionDiffusion(
+    VPSDE(**ENDS), block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
+)
+
+
+def loss_of(score: Any, x: Tensor = X, diffusion: Any = None) -> float:
+    diffusion = VPSDE(**ENDS) if diffusion is None else diffusion
+    model = DiffusionModel(diffusion, score, event_shape=(2,))
+    return MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
+
+
+MISTAKES: list[tuple[Any, str]] = [
+    (lambda: loss_of(Denoiser(MLP(2), torch.zeros(2))), "1 entries .*; if NaN stands .* maps=True"),
+    (lambda: loss_of(NoisePrediction(MLP(2))), "1 entries that are NaN.*; if NaN stands"),
+    (lambda: Denoiser.fit(MLP(2), X), "make the denoiser with maps=True"),
+    (lambda: loss_of(TOLD, X / 0), "2 entries that are .*infinite, expected finite data"),
+    (lambda: loss_of(TOLD, diffusion=BLURRING), "without a transform"),
+    (lambda: Denoiser.fit(MLP(4, out_features=2), X[:1], maps=True), "no value in 1 of its"),
+]
 
 
 def test_what_cannot_leave_out_is_refused() -> None:
-    x = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
-    diffusion = VPSDE(**ENDS)
-    for score in (Denoiser(MLP(2), torch.zeros(2)), NoisePrediction(MLP(2))):
-        model = DiffusionModel(diffusion, score, event_shape=(2,))
-        with refused(
-            ValueError,
-            "1 entries that are NaN.*; if NaN stands .* make the denoiser with maps=True",
-        ):
-            MDM_ELBO().loss(model, DiffusionGuide(diffusion), x)
-    with refused(ValueError, "make the denoiser with maps=True"):
-        Denoiser.fit(MLP(2), x)
-    told = Denoiser(MLP(4, out_features=2), torch.zeros(2), maps=True)
-    with refused(ValueError, "2 entries that are infinite, expected finite data, or NaN for miss"):
-        bound(DiffusionModel(diffusion, told), DiffusionGuide(diffusion), x / 0)
-    blurring = PerDimensionDiffusion(
-        diffusion, block_of=torch.zeros(2, dtype=torch.int64), transform=Frequencies(1)
-    )
-    with refused(ValueError, "without a transform"):
-        elbo_terms(DiffusionModel(blurring, told), DiffusionGuide(blurring), x)
-    with refused(ValueError, r"no value in 1 of its dimensions, e\.g\. at \(1,\)"):
-        Denoiser.fit(MLP(4, out_features=2), x[:1], maps=True)
+    refused(ValueError, *MISTAKES)

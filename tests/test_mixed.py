@@ -28,6 +28,7 @@ from pyro_mdm import (
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores.mixed import Elsewhere
 from pyro_mdm.support.covariance import joint_moments
+from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, fixed, masks, normal
 from tests.problems import ExactDenoiser as Exact
 from tests.problems import correlated as gaussian
@@ -235,37 +236,39 @@ def test_training_and_saving(tmp_path: Path) -> None:
     assert float(again.score_function.baseline_log_prob(drawn).min()) > -math.inf
 
 
-def refused(kind: type[Exception], text: str) -> Any:
-    return pytest.raises(kind, match=text)
+def fitted(levels: Any = LEVELS, x: Any = None) -> MixedDenoiser:
+    return MixedDenoiser.fit(MLP(6), rows(30) if x is None else x, levels)
+
+
+def of_parts(part: Any, *part_of: int) -> MixedDenoiser:
+    return MixedDenoiser(MLP(2), [part], torch.tensor(part_of))
+
+
+def two() -> Denoiser:
+    return Denoiser(Elsewhere(), torch.zeros(2))
+
+
+def told() -> DiffusionModel:
+    return DiffusionModel(VPSDE(), silent(rows(30), maps=True))
+
+
+CLOCKS = {"block_of": torch.zeros(6, dtype=torch.int64)}
+VALUES = torch.tensor([0.0, 0.3, 1.0, 0.0, 0.5, 1.0])
+MISTAKES: list[tuple[Any, str]] = [
+    (lambda: fitted([None, 2]), r"train_x has shape \(30, 6\) and levels are of 2 dimensions"),
+    (lambda: fitted([2, *LEVELS[1:]]), "x holds .* off the levels"),
+    (lambda: fitted(x=rows(30).float()).x_hat(rows(30).float(), 0.0), "build it with"),
+    (lambda: fitted().parts[0].x_hat(rows(30)[:, :2], 0.0), "has no network of its own; ask the"),
+    (lambda: of_parts(two(), 0, 0, 0), r"part 0 has the event shape \(2,\)"),
+    (lambda: of_parts(two(), 0, 2), "part_of is"),
+    (lambda: of_parts(MLP(2), 0, 0), "a part is MLP"),
+    (lambda: DiffusionModel(PerDimensionDiffusion(VPSDE(), **CLOCKS), fitted()), "has a clock for"),
+    (lambda: condition(told(), torch.arange(6) < 3, VALUES), "x holds 0.3"),
+    (lambda: MapMLP(torch.zeros(2, 2), torch.ones(2)), "not positive definite"),
+    (lambda: MapMLP(torch.eye(2), torch.ones(2))(torch.zeros(3, 2), torch.zeros(3)), "maps=True"),
+    (lambda: impute(told(), rows(30), num=0), "num is 0"),
+]
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    x = rows(30)
-    with refused(ValueError, r"train_x has shape \(30, 6\) and levels are of 2 dimensions"):
-        MixedDenoiser.fit(MLP(6), x, [None, 2])
-    with refused(ValueError, "x holds .* off the levels"):
-        MixedDenoiser.fit(MLP(6), x, [2, *LEVELS[1:]])
-    score = MixedDenoiser.fit(MLP(6), x.float(), LEVELS)
-    with refused(ValueError, "expected .*; build it with out_features=12"):
-        score.x_hat(x.float(), 0.0)
-    with refused(TypeError, "has no network of its own; ask the MixedDenoiser"):
-        score.parts[0].x_hat(x[:, :2].float(), 0.0)
-    parts = [Denoiser(Elsewhere(), torch.zeros(2))]
-    for part_of, text in ([0, 0, 0], r"part 0 has the event shape \(2,\)"), ([0, 2], "part_of is"):
-        with refused(ValueError, text):
-            MixedDenoiser(MLP(2), parts, torch.tensor(part_of))
-    with refused(TypeError, "a part is MLP"):
-        MixedDenoiser(MLP(2), [MLP(2)], torch.tensor([0, 0]))  # type: ignore[list-item]
-    clocks = PerDimensionDiffusion(VPSDE(), block_of=torch.zeros(6, dtype=torch.int64))
-    with refused(TypeError, "has a clock for each dimension"):
-        DiffusionModel(clocks, score)
-    values = torch.tensor([0.0, 0.3, 1.0, 0.0, 0.5, 1.0])
-    told = DiffusionModel(VPSDE(), silent(x, maps=True))
-    with refused(ValueError, "x holds 0.3"):
-        condition(told, torch.arange(6) < 3, values)
-    with refused(ValueError, "not positive definite"):
-        MapMLP(torch.zeros(2, 2), torch.ones(2))
-    with refused(ValueError, "make the denoiser with maps=True"):
-        MapMLP(torch.eye(2), torch.ones(2))(torch.zeros(3, 2), torch.zeros(3))
-    with refused(ValueError, "num is 0"):
-        impute(told, x, num=0)
+    refused((TypeError, ValueError), *MISTAKES)

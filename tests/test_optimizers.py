@@ -81,8 +81,9 @@ def test_steps_are_muons_where_asked_and_adamws_elsewhere() -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
-def test_a_matrix_moves_as_by_torchs_muon() -> None:
-    start = torch.randn(12, 30, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
+def test_a_matrix_moves_as_by_torchs_muon(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     muon = Muon([{"params": [ours], "lr": 0.01, "weight_decay": 0.0, "orthogonal": True}])
     reference = torch.optim.Muon([theirs], lr=FACTOR * 0.01, weight_decay=0.0)
@@ -139,9 +140,12 @@ def test_groups_have_names_in_their_order_and_are_saved_by_them() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
 
 
-def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(run=run, **SHORT | {"model": "digits", "batch_size": 8, "optimizer": "muon"})
+@pytest.mark.usefixtures("few_pictures")
+def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path, tiny: str) -> None:
+    run, images = tmp_path / "run", tiny.replace(":Tiny", ":Squares")
+    train(
+        run=run, **SHORT | {"model": images, "batch_size": 8, "test_size": 8, "optimizer": "muon"}
+    )
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("optimizer: muon", "optimizer: adam"))
     with pytest.raises(ArchitectureError, match=r"was trained by muon, and its config\.yaml says"):

@@ -21,6 +21,7 @@ from models import Digits, Toy
 from models.base import SCORES
 from pyro_mdm import CLD, Denoiser, DiffusionModel, RawScore, likelihoods
 from pyro_mdm.samplers import EulerMaruyama
+from tests.brief import SHORT
 from tests.programs import ROOT, TINY, run_program
 
 EXAMPLES = {
@@ -82,46 +83,13 @@ class PerDimension(Gaussian):
 def options(tmp_path: Path, few_pictures: None) -> dict[str, Any]:
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "own.py").write_text(OWN)
-    return {
-        "model": f"{tmp_path}/tiny.py:Tiny",
-        "guide": "cld",
-        "steps": 4,
-        "checkpoint_every": 2,
-        "draws": 2,
-        "num_samples": 4,
-        "sampler_steps": 4,
-        "accelerator": "cpu",
-    }
+    few = SHORT | {"draws": 2, "num_samples": 4, "batch_size": 16, "test_size": 16}
+    return few | {"model": f"{tmp_path}/tiny.py:Tiny", "guide": "cld"}
 
 
 def settings_of(options: dict[str, Any]) -> dict[str, Any]:
     """What a run with these options has in its config.yaml."""
     return asdict(Training(**options))
-
-
-@pytest.mark.parametrize("kind", EXAMPLES)
-def test_an_example_is_trained_resumed_and_opened(
-    kind: str, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    run, again = tmp_path / "run", tmp_path / "again"
-    words = [f"--{name}={value}" for name, value in (options | {kind: EXAMPLES[kind]}).items()]
-    run_program("train", *words, f"--run={run}")
-    assert Run.open(run).config[kind] == EXAMPLES[kind]
-
-    shutil.copytree(run, again)
-    for file in [*again.glob("checkpoints/step-*4.*"), again / "samples.png"]:
-        file.unlink()
-    run_program("train", "--resume", again)  # from step 2
-    for file in ("checkpoints/step-00000004.safetensors", "samples.png", "model.safetensors"):
-        assert (again / file).read_bytes() == (run / file).read_bytes(), file
-
-    found = names.find(kind, EXAMPLES[kind])
-    model = load_trained(run)[1].model
-    parts = {"score": model.score_function, "likelihood": model.likelihood}
-    assert kind == "sampler" or type(parts[kind]) is found
-    opened = DiffusionModel.from_pretrained(run, classes={found.__name__: found})
-    x = torch.randn(8, 2)
-    assert torch.equal(*(of_x(m, x) for m in (model, opened)))
 
 
 def of_x(model: DiffusionModel, x: torch.Tensor) -> torch.Tensor:
@@ -133,16 +101,36 @@ def of_x(model: DiffusionModel, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([score.flatten(), law.log_prob(x)])
 
 
+def test_the_examples_are_trained_resumed_and_opened(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    words = [f"--{name}={value}" for name, value in (options | EXAMPLES).items()]
+    run_program("train", *words, f"--run={run}")
+    assert {kind: Run.open(run).config[kind] for kind in EXAMPLES} == EXAMPLES
+
+    shutil.copytree(run, again)
+    for file in [*again.glob("checkpoints/step-*4.*"), again / "samples.png"]:
+        file.unlink()
+    run_program("train", "--resume", again)  # from step 2
+    for file in ("checkpoints/step-00000004.safetensors", "samples.png", "model.safetensors"):
+        assert (again / file).read_bytes() == (run / file).read_bytes(), file
+
+    found = {kind: names.find(kind, name) for kind, name in EXAMPLES.items()}
+    model = load_trained(run)[1].model
+    assert type(model.score_function) is found["score"]
+    assert type(model.likelihood) is found["likelihood"]
+    own = {one.__name__: one for one in found.values()}
+    opened, x = DiffusionModel.from_pretrained(run, classes=own), torch.randn(8, 2)
+    assert torch.equal(*(of_x(m, x) for m in (model, opened)))
+    run_program("sample", run, "--sampler", EXAMPLES["sampler"], "--steps", "8")
+    assert (run / "samples-Flow-8-0.png").is_file()
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_examples_are_short(kind: str) -> None:
     module = EXAMPLES[kind].partition(":")[0].replace(".", "/")
     assert len((ROOT / f"{module}.py").read_text().splitlines()) <= 30
-
-
-def test_the_example_of_a_sampler_draws_from_a_run(tmp_path: Path, options: dict[str, Any]) -> None:
-    train(**options, run=tmp_path / "run")
-    run_program("sample", tmp_path / "run", "--sampler", EXAMPLES["sampler"], "--steps", "8")
-    assert (tmp_path / "run" / "samples-Flow-8-0.png").is_file()
 
 
 def test_the_flow_transports_noise_to_gaussian_data() -> None:
@@ -219,26 +207,10 @@ def test_files_of_one_name_are_all_kept(tmp_path: Path, options: dict[str, Any])
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        (
-            "score",
-            "of_the_problem",
-            r"of_the_problem is called with \(problem, diffusion\), and too",
-        ),
-        (
-            "score",
-            "made",
-            r"own.py:made is Denoiser\(…\), expected a Score: a subclass, a function",
-        ),
-        (
-            "likelihood",
-            "PerDimension",
-            r"PerDimension has log_prob of shape \(2, 2\) for 2 data of",
-        ),
-        (
-            "likelihood",
-            "discretized_gaussian",
-            r"is for images with levels, and tiny is continuous",
-        ),
+        ("score", "of_the_problem", r"of_the_problem is called with \(problem, diffusion\), and"),
+        ("score", "made", r"own.py:made is Denoiser\(…\), expected a Score: a subclass, a"),
+        ("likelihood", "PerDimension", r"PerDimension has log_prob of shape \(2, 2\) for 2 data"),
+        ("likelihood", "discretized_gaussian", "is for images with levels, and tiny is continuous"),
     ],
 )
 def test_a_part_that_does_not_fit_is_refused(

@@ -134,6 +134,7 @@ def test_what_the_library_imports_is_required(described):
             assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"
 
 
+@pytest.mark.slow
 def test_only_pictures_need_more_than_the_library_installs(described):
     """Every module is imported as if nothing were installed that pip does not install for it."""
     there = installed_with({r.name for r in required(described)})
@@ -196,6 +197,7 @@ def test_a_broken_matplotlib_is_not_called_absent(tmp_path):
     assert "PIL" in said and "plots" not in said
 
 
+@pytest.mark.slow
 def test_wheel_works_elsewhere_and_its_command_says_where_the_programs_are(wheel, tmp_path):
     """``pyro-mdm train``, as pip makes it for what lies in the folder, after a use of it."""
     site = tmp_path / "site"
@@ -220,15 +222,13 @@ def test_wheel_works_elsewhere_and_its_command_says_where_the_programs_are(wheel
     assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr
 
 
-# -- the command pyro-mdm --------------------------------------------------------------------------
-
-
 def test_the_command_is_installed_under_its_name(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
     assert "[console_scripts]\npyro-mdm = pyro_mdm.__main__:main" in archive.read(name).decode()
 
 
+@pytest.mark.slow
 def test_the_command_runs_the_programs_of_the_checkout_from_any_folder(tmp_path):
     """As ``python -m pyro_mdm``; torch is loaded once, after it is set how threads wait."""
     (tmp_path / "mine.py").write_text("from pyro_mdm import CLD as Mine")

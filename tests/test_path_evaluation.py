@@ -27,6 +27,7 @@ from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.simulated import step_size_bias
 from pyro_mdm.networks import MLP
+from tests.gradients import assert_gradients
 from tests.problems import learned, normal
 
 MEAN, SD, D = 0.5, 0.7, 2
@@ -74,7 +75,7 @@ def simulated(**options: Any) -> Simulated:
 def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     x = data(64, 1)
     model, guide = programs(simulated(**options))
-    found = log_likelihood(model, guide, x, draws=80, seed=1)
+    found = log_likelihood(model, guide, x, draws=48, seed=1)
     bias = step_size_bias(model, guide, x, seed=2)
     gap = found.mean - float(log_prob(x).mean())
     assert abs(gap) < 5 * found.monte_carlo_error + 2 * abs(bias.difference) + 0.02
@@ -95,6 +96,7 @@ def test_reported_errors_are_those_of_other_noise():
     assert 0.35 < spread / reported < 1.9  # 16 values tell their spread to 18%
 
 
+@pytest.mark.slow
 def test_comparisons_pair_and_have_their_sign():
     x = data(64, 3)
     pairs = {
@@ -129,14 +131,14 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
     """Their difference is what it is without it, and a mixed pair reaches the half-width too."""
     x = data(64, 6)
     pairs = {"a": programs(linear(), 0.3), "b": programs(linear(), 0.31)}
-    alone = compare(pairs, x, half_width=0.25 / math.sqrt(2), draws=4000)
+    alone = compare(pairs, x, half_width=0.4 / math.sqrt(2), draws=4000)
     found = compare(
-        pairs | {"c": programs(simulated(step_size=1 / 16), 0.3)}, x, half_width=0.25, draws=4000
+        pairs | {"c": programs(simulated(step_size=1 / 16), 0.3)}, x, half_width=0.4, draws=4000
     )
     assert found.differences[0].bits_per_dim == alone.differences[0].bits_per_dim
     mixed = found.differences[1]
     assert mixed.monte_carlo_error > 3 * alone.differences[0].monte_carlo_error
-    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.25
+    assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.4
 
 
 def test_it_stops_when_bounds_and_differences_are_known():
@@ -169,9 +171,6 @@ def test_the_bias_of_a_step_is_what_half_of_it_changes():
 def test_linear_diffusions_have_no_step():
     with pytest.raises(ValueError, match="CLD is known in closed form and has no step size"):
         step_size_bias(*programs(linear()), data(16))
-
-
-# -- what was once wrong ---------------------------------------------------------------------------
 
 
 def test_the_adjoint_takes_parameters_of_another_precision():
@@ -236,12 +235,4 @@ def test_a_residual_score_follows_a_clock_that_is_learned():
     def value() -> Tensor:
         return score.score(diffusion, y, s).sin().sum()
 
-    (gradient,) = torch.autograd.grad(value(), diffusion.lower)
-    h, found = 1e-5, []
-    for sign in (1, -1):
-        with torch.no_grad():
-            diffusion.lower += sign * h
-            found.append(value())
-            diffusion.lower -= sign * h
-    torch.testing.assert_close(gradient[0], (found[0] - found[1]) / (2 * h), rtol=1e-4, atol=1e-6)
-    assert gradient.abs() > 1e-3
+    assert_gradients(value, [diffusion.lower], rel=1e-4)

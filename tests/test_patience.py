@@ -47,6 +47,7 @@ def test_a_run_that_had_learned_all_it_would_says_so(
     assert "last fell" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_patience_stops_it_and_it_resumes_as_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

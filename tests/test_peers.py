@@ -15,17 +15,7 @@ from models.base import ImageProblem
 from models.digits import Digits
 from pyro_mdm import VPSDE
 from tests.benchmarks import peers
-from tests.benchmarks.peer_models import (
-    VAE,
-    DiscretizedLogistics,
-    Flow,
-    Histogram,
-    Mixture,
-    Peer,
-    PixelCNN,
-    dequantized_log_prob,
-    variational_diffusion,
-)
+from tests.benchmarks.peer_models import VAE, Flow, Histogram, Peer, PixelCNN, dequantized_log_prob
 
 
 def all_images(shape: tuple[int, ...], levels: int) -> Tensor:
@@ -44,9 +34,6 @@ def disturbed(peer: Peer, scale: float = 0.5) -> Peer:
 
 def flat_prior(height: int, width: int, levels: int) -> Tensor:
     return torch.full((1, height, width, levels), -math.log(levels))
-
-
-# -- autoregression --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [5, 40])
@@ -77,11 +64,6 @@ def test_probabilities_of_a_pixel_cnn_add_up_to_one(shape: tuple[int, int], leve
     assert total.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_pixel_cnn_draws_by_its_probabilities() -> None:
-    peer = disturbed(PixelCNN(flat_prior(2, 2, 2), width=8, depth=1))
-    assert_drawn_by(peer.log_prob(all_images((1, 2, 2), 2)), peer.sample(4000))
-
-
 def assert_drawn_by(log_prob: Tensor, codes: Tensor) -> None:
     """Frequencies of black and white images within five standard errors of their probabilities."""
     place = (codes.flatten(1) * 2 ** torch.arange(codes[0].numel()).flip(0)).sum(1)
@@ -89,21 +71,6 @@ def assert_drawn_by(log_prob: Tensor, codes: Tensor) -> None:
     frequency = torch.bincount(place, minlength=len(p)) / n
     assert (frequency - p).abs().le(5 * (p * (1 - p) / n).sqrt() + 1 / n).all()
     assert p.max() > 1.5 * p.min()
-
-
-@pytest.mark.parametrize("scale", [-7.0, -2.0, 1.0])
-def test_discretized_logistics(scale: float) -> None:
-    parameters = torch.randn(1, 6, 1, 1, 1)
-    parameters[:, 4:] = scale
-    law = DiscretizedLogistics(parameters.expand(20_000, -1, 1, 1, 1), 17)
-    log_p = torch.stack([law.log_prob(torch.full((20_000, 1, 1, 1), k))[0] for k in range(17)])
-    assert log_p.logsumexp(0).item() == pytest.approx(0, abs=1e-5)
-    p = log_p.exp().flatten()
-    frequency = torch.bincount(law.sample().flatten(), minlength=17) / 20_000
-    assert (frequency - p).abs().le(5 * (p * (1 - p) / 20_000).sqrt() + 1e-4).all()
-
-
-# -- bounds ----------------------------------------------------------------------------------------
 
 
 def mean_and_error(x: Tensor) -> tuple[float, float]:
@@ -159,51 +126,12 @@ def test_the_bound_of_a_flow_is_below_its_log_probability_and_tends_to_it() -> N
     assert_drawn_by(exact[:4], peer.sample(4000))
 
 
-@torch.no_grad()
-def test_a_gaussian_mixture_of_levels() -> None:
-    train = torch.randint(2, (500, 1, 1, 2)) * torch.tensor([1, 0])  # the second is always 0
-    peer = Mixture(train, 2, components=1, covariance="full", seed=0)
-    assert peer.num_parameters == 2 + 3
-    low, high = peer.log_prob(all_images((1, 1, 2), 2), 256).view(2, 2).exp().unbind(1)
-    assert (low > 0.3).all() and (low < 0.5).all() and (high < 0.1).all()
-    assert peer.sample(50).unique().tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("covariance", ["full", "tied"])
-def test_mixtures_of_many_components_are_drawn_from(covariance: str) -> None:
-    """Which one is the best hangs on time: a covariance that NumPy doubts is a warning of some."""
-    train = Digits().train[:200, :, 2:6, 2:6].long()
-    for components in (4, 32):
-        peer = Mixture(train, 17, components=components, covariance=covariance, seed=0)
-        assert peer.mixture.covariances_.dtype == np.float64
-        assert peer.sample(8).shape == (8, 1, 4, 4)
-
-
 def test_the_histogram_is_the_baseline_of_the_discrete_denoiser() -> None:
     problem = Digits(holdout=True)
     score = problem.build(VPSDE(max_log_snr=9.0)).score_function
     peer = Histogram(problem.train.long(), 17)
     expected = score.baseline_log_prob(problem.to_model_space(problem.test))
     assert torch.allclose(peer.log_prob(problem.test.long()), expected.float(), rtol=1e-5)
-
-
-def test_the_other_diffusion_is_of_noise_with_a_flat_decoder() -> None:
-    problem = Digits(holdout=True)
-    model = problem.build(VPSDE(max_log_snr=9.0), score=variational_diffusion)
-    assert model.likelihood.log_prior is None
-    network = model.score_function.network
-    seen: list[Tensor] = []
-    network.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    x = problem.to_model_space(problem.test[:2])
-    network(x, torch.zeros(2))
-    assert seen[0].shape[1] == 5
-    # every level is at the same place of the finest wave, the next one tells neighbours apart
-    assert torch.allclose(seen[0][:, 4], torch.ones_like(x[:, 0]), atol=1e-4)
-    assert torch.allclose(seen[0][:, 3].abs(), torch.ones_like(x[:, 0]), atol=1e-4)
-    assert seen[0][:, 3].min() < 0
-
-
-# -- the program -----------------------------------------------------------------------------------
 
 
 class Tiny(ImageProblem):
@@ -221,6 +149,7 @@ class Tiny(ImageProblem):
         return UNet(inputs, outputs, base=4, multipliers=(1,))
 
 
+@pytest.mark.slow
 def test_the_program_trains_what_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,30 +186,6 @@ def test_the_program_trains_what_is_not_there(
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="and 9; give another --out"):
         peers.main([*asked[:2], "--seconds", "9", "--out", str(tmp_path), "--seeds", "0"])
-
-
-def test_what_validation_finds_best_is_kept() -> None:
-    """A peer that gets worse from its first measurement on."""
-
-    class Worse(Histogram):
-        def __init__(self, train: Tensor, levels: int) -> None:
-            super().__init__(train, levels)
-            self.age = nn.Parameter(torch.zeros(()))
-
-        def loss(self, codes: Tensor) -> Tensor:
-            return -self.age
-
-        def log_prob(self, codes: Tensor, draws: int = 1) -> Tensor:
-            return super().log_prob(codes) - self.age.square()
-
-    codes = torch.randint(3, (64, 1, 2, 2))
-    data = peers.Data(Tiny(holdout=True), codes, codes, codes)
-    task = peers.Task("worse", 0, "tiny", 0.1, 1, Path())
-    kept, about = peers.fit(Worse(codes, 3), data, task)
-    assert about["best_at"] < 0.5 * about["seconds"]
-    assert about["best_step"] < about["steps"]
-    found = peers.bits(peers.log_prob(kept, codes, 1), data).mean()
-    assert found == pytest.approx(about["validation"])
 
 
 def test_intervals_are_over_images_and_seeds() -> None:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torchsde
 from torch import Tensor, nn
 
 from pyro_mdm import (
@@ -20,14 +18,12 @@ from pyro_mdm import (
     Denoiser,
     DiffusionGuide,
     DiffusionModel,
-    DiscreteDenoiser,
     GenerativeChain,
     LinearDiffusion,
     NoisePrediction,
     NoisingPath,
     PerDimensionDiffusion,
     ResidualScore,
-    bound,
     elbo_terms,
 )
 from pyro_mdm.diffusions import BlurClocks, Clocks, LearnedClocks, SharedClock, TurnClocks
@@ -35,7 +31,6 @@ from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.sde import fold, unfold
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.density import density_bound
-from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.samplers import (
     Ancestral,
@@ -49,6 +44,9 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
+from pyro_mdm.samplers.transport import transport
+from tests.gradients import assert_gradients
+from tests.mistakes import refused
 from tests.problems import Silent, fixed, learned, learned_in_time, normal
 
 ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
@@ -185,6 +183,12 @@ def test_one_variable_needs_no_factorization() -> None:
         torch.testing.assert_close(block.many_log_snr_rates(s), block.log_snr_rate(s))
         lam = block.log_snr(s)
         torch.testing.assert_close(block.times_at_log_snr(lam), s, rtol=1e-8, atol=1e-12)
+        grids = torch.stack([s[1:], (s[1:] + s[-1]) / 2], 1)[:-1].flip(0)  # of two data
+        for noise, powers in ((0.0, 1), (0.5, 3)):
+            one, other = (transport(block, t, noise, powers) for t in (grids[:, None], grids))
+            for a, b in zip(one, other, strict=True):
+                if a is not None:
+                    torch.testing.assert_close(a.squeeze(1), b, rtol=1e-6, atol=1e-9)
 
 
 @every_case
@@ -213,36 +217,16 @@ def test_rates_are_derivatives_in_the_common_time(name: str) -> None:
 
 
 @torch.no_grad()
-def test_torchsde_has_the_same_law_of_each_dimension() -> None:
-    """Simulated as if it had no closed form: mean and covariance of every dimension."""
-    diffusion = CASES["both"]().requires_grad_(False)
-    start, n = diffusion.start_time, 1000
-    x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).expand(n, D)
-    y0 = diffusion.simulate(
-        torch.zeros(1, 2, D, dtype=torch.float64), start + torch.tensor([0.0, 0.01])
-    )
-    assert y0.shape == (1, 2, 2, D)
-    law = DiffusionGuide(diffusion).law(x)
-    torch.manual_seed(1)
-    (y,) = law.states(law.rsample())
-    end = diffusion.time_at_log_snr(torch.tensor(0.5, dtype=torch.float64))
-    sde = diffusion.forward_sde((D,))
-    bm = torchsde.BrownianInterval(
-        float(start),
-        float(end),
-        size=(n * D, 2),
-        dtype=torch.float64,
-        entropy=7,
-        levy_area_approximation="space-time",
-    )
-    ends = torch.stack([start, end])
-    states = torchsde.sdeint(sde, fold(y), ends, bm=bm, method="srk", dt=float(end - start) / 24)
-    found = unfold(states[-1], (D,))
-    marginal = diffusion.marginal(end)
-    mean = marginal.mean[0].mT * x[0]
-    sd = marginal.covariance[0].diagonal(dim1=-2, dim2=-1).mT.sqrt()
-    assert bool(((found.mean(0) - mean).abs() < 5 * sd / math.sqrt(n)).all())
-    assert bool(((found.std(0) / sd - 1).abs() < 5 / math.sqrt(2 * n)).all())
+def test_torchsde_is_told_of_each_dimension() -> None:
+    diffusion, s = CASES["both"](), torch.tensor(0.4, dtype=torch.float64)
+    sde, y = diffusion.forward_sde((D,)), normal(5, 4, 2, D)
+    A, g2 = (of(s).reshape(D, 2, 2) for of in (diffusion.drift_matrix, diffusion.noise_covariance))
+    expected = torch.einsum("jkl,nlj->nkj", A, y)
+    torch.testing.assert_close(unfold(sde.f(s, fold(y)), (D,)), expected)
+    G = sde.g(s, fold(y)).reshape(4, D, 2, 2)
+    torch.testing.assert_close(G @ G.mT, g2.expand(4, D, 2, 2))
+    path = diffusion.simulate(y, diffusion.start_time + torch.tensor([0.0, 0.01]))
+    assert path.shape == (4, 2, 2, D)
 
 
 # -- bounds ----------------------------------------------------------------------------------------
@@ -286,39 +270,6 @@ def test_one_block_on_the_common_clock_is_that_block() -> None:
 
 @every_case
 @torch.no_grad()
-def test_the_bound_of_gaussian_data_is_their_density(name: str) -> None:
-    """With the exact denoiser the control variate leaves no noise in the diffusion term: it is the
-    difference of divergences at both ends of every dimension. And the whole is log p(x)."""
-    diffusion, x = CASES[name](), data(200)
-    model, guide = programs(diffusion, exact())
-    found = bound(model, guide, x, draws=2)
-    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    ends = of_map.unsqueeze(1).expand(2, len(x), D)
-    known = exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])
-    assert found.diffusion.mean == pytest.approx(float(known.mean()), rel=1e-9)
-    # E log p(x | y_ε) of the Gaussian decoder, whose prior is the data's law, is known too
-    v = math.exp(-diffusion.max_log_snr)
-    spread = VARIANCE * v / (VARIANCE + v)
-    pulled = VARIANCE / (VARIANCE + v)
-    square = (1 - pulled).square() * (x - MEAN).square() + pulled.square() * v
-    reconstruction = -0.5 * (square / spread + (2 * math.pi * spread).log()).sum(1)
-    elbo = reconstruction - known - prior_kl(diffusion, x, 1)
-    gap = log_prob(x) - elbo  # each datum's own mismatch of priors, no more than that at λ(T)
-    assert float(gap.mean()) == pytest.approx(0.0, abs=5e-3)
-
-
-@torch.no_grad()
-def test_the_prior_kl_is_the_sum_of_those_of_the_blocks() -> None:
-    diffusion, x = CASES["blocks"](), data(5)
-    diffusion.min_log_snr = -1.0  # where it is large
-    each = [prior_kl(diffusion.blocks[i], x[:, j], 0) for j, i in enumerate((0, 1, 0))]
-    found = prior_kl(diffusion, x, 1)
-    assert float(found.min()) > 0.1
-    torch.testing.assert_close(found, torch.stack(each).sum(0))
-
-
-@every_case
-@torch.no_grad()
 def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
     """Without a control variate, in training's way."""
     diffusion, x = CASES[name](), data(4000)
@@ -329,24 +280,6 @@ def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
     rest = value - exact().baseline_kl(x, ends[0]) + exact().baseline_kl(x, ends[1])
     assert abs(float(rest.mean())) < 4.5 * float(rest.std()) / math.sqrt(len(x))
     assert -7.0 <= float(level.min()) < -6.9 and 7.9 < float(level.max()) <= 8.0
-
-
-@torch.no_grad()
-def test_the_end_decides_and_not_the_way_where_the_denoiser_is_exact() -> None:
-    """Correlated data: ½ ∫ Σ_j E (x_j - x̂_j)² e^λ_j dλ_j = ½ log det(I + C V^-1), at both ends."""
-    B = fixed(9, D, D)
-    C = B @ B.mT + 0.2 * torch.eye(D, dtype=torch.float64)
-    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(64))
-    for name in ("blocks", "clocks", "both"):
-        diffusion = CASES[name]()
-        of_map, rate = diffusion.level((nodes + 1) / 2)
-        V = torch.diag_embed((-of_map).exp().expand(64, D))
-        left = (C - C @ torch.linalg.solve(C + V, C)).diagonal(dim1=-2, dim2=-1)
-        found = (weights / 2 * (0.5 * rate * of_map.exp() * left).sum(1)).sum()
-        ends, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        eye = torch.eye(D, dtype=torch.float64)
-        high, low = (0.5 * torch.logdet(eye + C * e.exp().expand(D)) for e in ends)
-        assert float(found) == pytest.approx(float(high - low), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
@@ -369,21 +302,7 @@ def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None
         torch.manual_seed(2)
         return elbo_terms(model, guide, x).elbo.sum()
 
-    gradients = torch.autograd.grad(loss(), learned_ones)
-    along = [fixed(4 + i, *p.shape) for i, p in enumerate(learned_ones)]
-    claimed = sum(float((g * a).sum()) for g, a in zip(gradients, along, strict=True))
-
-    def moved(h: float) -> float:
-        with torch.no_grad():
-            for p, a in zip(learned_ones, along, strict=True):
-                p += h * a
-            value = float(loss())
-            for p, a in zip(learned_ones, along, strict=True):
-                p -= h * a
-        return value
-
-    h = 1e-5
-    assert claimed == pytest.approx((moved(h) - moved(-h)) / (2 * h), rel=2e-4, abs=1e-3)
+    assert_gradients(loss, learned_ones, rel=2e-4, abs=1e-3, least=0)
 
 
 @torch.no_grad()
@@ -411,23 +330,6 @@ def test_a_residual_score_begins_as_that_of_its_gaussian_fit() -> None:
     y = normal(1, 3, 2, D)
     found, known = score.score(diffusion, y, s), fitted.score(diffusion, y, s)
     torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_discrete_denoiser_has_the_bound_of_its_histogram() -> None:
-    """Two clocks, four levels: the control variate leaves no noise here either."""
-    torch.manual_seed(3)
-    levels = torch.linspace(-1, 1, 4)
-    x = levels[torch.multinomial(torch.tensor([0.1, 0.2, 0.4, 0.3]), 600, True)].reshape(200, D)
-    x = x.double()
-    score = DiscreteDenoiser.fit(Silent(4 * D), x, 4, maps=True)
-    diffusion = CASES["clocks"]()
-    model = DiffusionModel(diffusion, score)
-    found = bound(model, DiffusionGuide(diffusion), x, draws=2)
-    of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    high, low = (float(e[0]) for e in of_map)
-    known = (score.baseline_kl(x, high) - score.baseline_kl(x, low)).mean()
-    assert found.diffusion.mean == pytest.approx(float(known), rel=1e-6)
 
 
 @torch.no_grad()
@@ -571,24 +473,21 @@ def test_images_share_along_dimensions_of_size_1() -> None:
 
 
 def test_mistakes_are_told() -> None:
-    index = torch.tensor([0, 1])
-    for arguments, message in (
-        (([CLD(), VPSDE()], index), "expected one of each"),
-        (([CLD(), CLD(max_log_snr=3.0)], index), "expected one of each"),
-        (([CLD(), CLD()],), "neither block_of nor clock_of"),
-        (([CLD(), CLD()], torch.tensor([0, 2])), "expected integers from 0 to 1"),
-        ((CLD(), None, clocks(2), torch.tensor([0.5, 1.0])), "expected integers"),
-        ((CLD(cut_time=0.01), torch.tensor([0])), "leave out cut_time"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            PerDimensionDiffusion(*arguments)
-    with pytest.raises(TypeError, match="blocks"):
-        PerDimensionDiffusion(["cld"], index)  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="beginning before its end"):
-        TurnClocks([[0.5, 0.2]])
-    told_one = Denoiser(Silent(D), MEAN, VARIANCE)
-    with pytest.raises(ValueError, match="maps=True"):
-        elbo_terms(*programs(CASES["clocks"](), told_one), data(4))
-    with pytest.raises(ValueError, match="shape of a datum"):
-        Denoiser(Silent(1), maps=True)
+    def made(*arguments: Any) -> Callable[[], object]:
+        return lambda: PerDimensionDiffusion(*arguments)
+
+    index, told_one = torch.tensor([0, 1]), Denoiser(Silent(D), MEAN, VARIANCE)
+    refused(
+        (TypeError, ValueError),
+        (made([CLD(), VPSDE()], index), "expected one of each"),
+        (made([CLD(), CLD(max_log_snr=3.0)], index), "expected one of each"),
+        (made([CLD(), CLD()]), "neither block_of nor clock_of"),
+        (made([CLD(), CLD()], torch.tensor([0, 2])), "expected integers from 0 to 1"),
+        (made(CLD(), None, clocks(2), torch.tensor([0.5, 1.0])), "expected integers"),
+        (made(CLD(cut_time=0.01), torch.tensor([0])), "leave out cut_time"),
+        (made(["cld"], index), "blocks"),
+        (lambda: TurnClocks([[0.5, 0.2]]), "beginning before its end"),
+        (lambda: elbo_terms(*programs(CASES["clocks"](), told_one), data(4)), "maps=True"),
+        (lambda: Denoiser(Silent(1), maps=True), "shape of a datum"),
+    )
     assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3

@@ -90,6 +90,7 @@ def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
     assert 0.65 < spread(one)[0] < 2.7  # few draws where the ends differ: careful, never too small
 
 
+@pytest.mark.slow
 def test_stopping_leaves_no_bias_where_tails_are_heavy() -> None:
     """Lognormal integrands, σ = 1.5: a rule that looks at its own draws is 3% low (σ = 2: 5%)."""
     found = [lognormal(1.5, seed) for seed in range(80)]

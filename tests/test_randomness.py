@@ -109,9 +109,6 @@ def test_mistakes() -> None:
     assert randomness.normal((8, 2), torch.float32, CPU).shape == (8, 2)
 
 
-# -- losses ----------------------------------------------------------------------------------------
-
-
 def network(inputs: int, outputs: int) -> nn.Module:
     net = MLP(inputs, hidden=8, depth=1, out_features=outputs)
     nn.init.normal_(net.outlet.weight, std=0.3)
@@ -179,9 +176,6 @@ def test_dequantization_in_pieces_is_that_of_the_batch() -> None:
         with randomness.piece(r, 4, 3):
             parts.append(transform(k[r::4]).x)
     assert torch.equal(woven(parts), whole.x)
-
-
-# -- mixed precision -------------------------------------------------------------------------------
 
 
 class Guarded(nn.Module):

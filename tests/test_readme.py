@@ -16,7 +16,7 @@ from inference.options import Training
 from inference.plan import build
 from inference.sample import draw
 from inference.samplers.flow import Flow
-from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
+from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.networks import MLP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,9 +34,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def run(block: str, page: str) -> dict[str, Any]:
-    """What an example defines, run by itself; of long loops two rounds."""
+    """What an example defines, run by itself; of long loops two rounds, of 300 data 30."""
     found: dict[str, Any] = {"__name__": page}
-    exec(compile(re.sub(r"in range\(\d{3,}\)", "in range(2)", block), page, "exec"), found)
+    short = re.sub(r"in range\(\d{3,}\)", "in range(2)", block).replace("(300", "(30")
+    exec(compile(short, page, "exec"), found)
     return found
 
 
@@ -58,11 +59,8 @@ def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -
     if x is None:
         x = torch.randn(16, *model.event_shape)
     given = [] if model.context is None else [found["labels"]]
-    assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()  # type: ignore[arg-type]
+    assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()
     assert torch.isfinite(MDM_ELBO()(model, guide)(x, *given))
-
-
-# -- what one brings oneself -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +98,6 @@ def test_the_score_of_pure_noise(own: dict[str, Any]) -> None:
     assert torch.allclose(found.float(), -y, atol=1e-6)
 
 
-def test_the_sampler_transports_noise_to_gaussian_data() -> None:
-    """With the exact score of N(0, 4), the flow's samples have that deviation."""
-    diffusion = CLD(max_log_snr=5.0)
-    score = Denoiser(MLP(25), torch.zeros(25), torch.full((25,), 4.0))  # exact: it begins at F = 0
-    model = DiffusionModel(diffusion, score, event_shape=(25,), sampler=Flow(64))
-    x = model(batch_size=40).detach()
-    assert abs(float(x.std()) / 2 - 1) < 5 / (2 * 1000) ** 0.5 + 0.02
-    assert abs(float(x.mean())) < 5 * 2 / 1000**0.5
-
-
 def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
     """As --guide mine.py:Spiral, --model mine.py:Wine and so on."""
     named = {}
@@ -126,9 +114,6 @@ def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
     assert torch.isfinite(MDM_ELBO()(model, guide)(problem.train.float()))
     sampler = "inference.samplers.flow:Flow"
     assert draw(model, 3, sampler=sampler, steps=8).shape == (3, *problem.event_shape)
-
-
-# -- commands --------------------------------------------------------------------------------------
 
 
 def commands() -> list[Any]:
@@ -183,9 +168,6 @@ def test_the_first_two_commands_are_those_that_the_gate_runs() -> None:
     train, test = blocks("README.md", "bash")[:2]
     assert train.strip().endswith("-m inference.train --model digits --guide learned")
     assert '".[test]"' in test and test.strip().endswith("-m pytest")
-
-
-# -- words and links -------------------------------------------------------------------------------
 
 
 def test_the_first_page_is_short() -> None:

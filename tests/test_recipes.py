@@ -82,6 +82,7 @@ def test_a_recipe_is_read_and_names_what_there_is(
         assert found["guide"] == "learned" and found["holdout"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_paper"])
 def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a few random images, with the small network and for two steps."""
@@ -93,7 +94,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(CIFAR10, "split", few)
     small = CIFAR10.networks["small"] | {"base": 8}
-    monkeypatch.setitem(CIFAR10.networks, "small", small)  # type: ignore[arg-type]
+    monkeypatch.setitem(CIFAR10.networks, "small", small)
     (path,) = [p for p in RECIPES if p.stem == name]
     short = {"steps": 2, "batch_size": 4, "num_samples": 2, "sampler_steps": 2, "draws": 1}
     words = ["--config", str(path), *(f"--{name}={value}" for name, value in short.items())]

@@ -21,21 +21,7 @@ from tests.brief import be_brief
 
 PROBLEM = """
 import torch
-from models.base import ImageProblem, Problem
-from pyro_mdm.networks import MLP
-
-
-class Points(Problem):
-    name = "points"
-    event_shape = (2,)
-    max_log_snr = 9.0
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(200, 2, generator=generator) * torch.tensor([1.0, 0.3])
-
-    def network(self, inputs, outputs):
-        return MLP(inputs, hidden=8, depth=1, out_features=outputs)
+from models.base import ImageProblem
 
 
 class Convolution(torch.nn.Module):
@@ -111,6 +97,7 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
     return [image.step for image in events.Images(tag)]
 
 
+@pytest.mark.slow
 def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     events = read(trained)
     images = set(events.Tags()["images"])
@@ -153,7 +140,7 @@ def test_what_a_designer_wants_opens_first_and_plumbing_comes_last(trained: Path
     assert len([tag for tag in scalars if tag.startswith("bound/")]) <= 12  # on one page
 
 
-def test_a_term_that_prints_as_nothing_has_no_panel(tmp_path: Path, problems: str) -> None:
+def test_a_term_that_prints_as_nothing_has_no_panel(tiny: str, tmp_path: Path) -> None:
     values = {2: 6e-11, 4: 0.2, 6: 1e-4}  # once seen, it is drawn to the end
 
     class Bound:
@@ -166,7 +153,7 @@ def test_a_term_that_prints_as_nothing_has_no_panel(tmp_path: Path, problems: st
             self.columns = {name: value for name, (value, _) in self.terms.items()}
 
     run = tmp_path / "run"
-    train(f"{problems}:Points", "cld", steps=2, run=run, **OPTIONS | {"figures": False})
+    train(tiny, "cld", steps=2, run=run, **OPTIONS | {"figures": False})
     open_run = Run.resume(run)
     with open_run, SummaryWriter(str(tmp_path / "new")) as writer:
         (run / "history.jsonl").write_text("")
@@ -182,10 +169,10 @@ def test_a_term_that_prints_as_nothing_has_no_panel(tmp_path: Path, problems: st
 
 
 def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
-    tmp_path: Path, problems: str
+    tiny: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    train(f"{problems}:Points", "cld", steps=4, run=run, **OPTIONS)
+    train(tiny, "cld", steps=4, run=run, **OPTIONS)
     events = read(run)
     for tag in ("diffusion/curves", "Overview/eigenvalues", "diffusion/clock"):
         assert steps(events, tag) == [0]
@@ -233,6 +220,7 @@ class Stopped(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_figures_after_a_resume_hold_what_came_before_it(
     tmp_path: Path, problems: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +248,7 @@ def test_figures_after_a_resume_hold_what_came_before_it(
 
 
 def test_a_run_from_before_there_was_a_history_resumes(
-    tmp_path: Path, problems: str, monkeypatch: pytest.MonkeyPatch
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(report, "draw_end", lambda *arguments: None)
@@ -268,7 +256,7 @@ def test_a_run_from_before_there_was_a_history_resumes(
         patch.setattr(report, "at_end", lambda *arguments, **options: 1 / 0)
         patch.setattr(report, "draw_training", lambda *arguments: None)
         with pytest.raises(ZeroDivisionError):
-            train(f"{problems}:Points", "learned", steps=4, run=run, **OPTIONS)
+            train(tiny, "learned", steps=4, run=run, **OPTIONS)
     (run / "history.jsonl").unlink()
     train(resume=run)
     parts = [record["part"] for record in Run.open(run).history()]
@@ -276,7 +264,7 @@ def test_a_run_from_before_there_was_a_history_resumes(
     assert steps(read(run), "Overview/eigenvalues")[-1] == 4
 
 
-def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, problems: str) -> None:
+def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path) -> None:
     run, programs, _ = load_trained(trained)
     settings = report.settings(run, programs)
     assert list(settings)[:5] == ["model", "guide", "score", "num_variables", "seed"]
@@ -294,6 +282,7 @@ def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path, prob
     assert report.settings(run, programs)["split_seed"] == "0"
 
 
+@pytest.mark.slow
 def test_the_best_and_the_worst_images_are_told_apart(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,9 +298,8 @@ def test_the_best_and_the_worst_images_are_told_apart(
     bits, errors = drawn["bits"], drawn["errors"]
     noisy = drawn["images"].flatten(1).amax(1) > 0
     assert len(bits) == 16 and bool((errors > 0).all())
-    best = bits.argsort()[:8]
-    assert not bool(noisy[best].any())  # all dark: the ones that are easy
-    assert bool(noisy[bits.argsort()[8:]].all())
+    assert 4 <= int(noisy.sum()) <= 12
+    assert float(bits[noisy].min()) > float(bits[~noisy].max())  # dark ones are easy
     mean = json.loads((trained / "results.json").read_text())["bits_per_dim"]["value"]
     assert bits.min() < mean < bits.max()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, ResidualScore, Simulated, Simulation
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.likelihoods.gaussian import Gaussian
+from tests.mistakes import refused
 from tests.problems import TYPICAL, GaussianMixture, learned, normal
 
 MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64)
@@ -210,60 +212,40 @@ def test_float32_and_float64_agree_where_little_noise_is_left():
         assert float((rough - exact).norm() / exact.norm()) < 1e-3
 
 
-@torch.no_grad()
-def test_saved_copied_and_cast():
-    diffusion = CLD(max_log_snr=5.0)
-    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
-    other = ResidualScore.fit(Zero(), diffusion, 2 * data(), num_levels=LEVELS)
-    y, s = normal(3, 4, 2, 3), torch.linspace(0.3, 0.9, 4).double()
-    expected = score.score(diffusion, y, s)
-    assert not torch.equal(other.score(diffusion, y, s), expected)
-    other.load_state_dict(score.state_dict())
-    for same in (other, copy.deepcopy(score), copy.deepcopy(score).float()):
-        assert torch.equal(same.score(diffusion, y, s), expected)
-        assert all(b.dtype == torch.float64 for b in same.buffers())
+LINE, MEANS = torch.tensor([0.0, 1.0]), torch.zeros(2, 2, 3)
+COVARIANCES = torch.eye(2).expand(2, 3, 2, 2)
+NAN = torch.full((4, 3), torch.nan)
+MISFIT = r"mean has shape .* levels, expected \(M, K, \*event"
 
 
-@torch.no_grad()
-def test_a_linear_diffusion_has_a_denoiser_by_projection():
-    """Of Gaussian data: its posterior mean."""
-    diffusion = CLD(max_log_snr=5.0)
-    score = ResidualScore.fit(Zero(), diffusion, data(), num_levels=LEVELS)
-    level = score.levels[8:9]
-    s = diffusion.time_at_log_snr(level).expand(20)
-    y = problem().noised(diffusion, float(s[0]), 20)
-    marginal = diffusion.marginal(s)
-    z = torch.einsum("nk,nkd->nd", marginal.readout, y)
-    v = (-marginal.log_snr).exp()[:, None]
-    expected = (v * MEAN + SD**2 * z) / (v + SD**2)
-    torch.testing.assert_close(score.denoise(diffusion, y, s), expected, rtol=1e-6, atol=1e-8)
+def made(levels: Tensor = LINE, mean: Tensor = MEANS, covariance: Tensor = COVARIANCES) -> Any:
+    return ResidualScore(Zero(), levels, mean, covariance)
 
 
-def test_mistakes_are_named():
-    levels, mean = torch.tensor([0.0, 1.0]), torch.zeros(2, 2, 3)
-    covariance = torch.eye(2).expand(2, 3, 2, 2)
-    ResidualScore(Zero(), levels, mean, covariance)
-    for wrong in (
-        (levels, mean, covariance[:, :2]),
-        (levels[:1], mean[:1], covariance[:1]),
-        (levels, mean[:, :1], covariance),
-        (torch.tensor([0.0, 1.0, 2.0]), mean, covariance),
-    ):
-        with pytest.raises(ValueError, match=r"mean has shape .* levels, expected \(M, K, \*event"):
-            ResidualScore(Zero(), *wrong)
-    with pytest.raises(ValueError, match=r"covariance .* holds nan"):
-        ResidualScore(Zero(), levels, mean, covariance * torch.nan)
-    diffusion = CLD()
-    with pytest.raises(ValueError, match=r"train_x has shape \(0, 3\)"):
-        ResidualScore.fit(Zero(), diffusion, torch.zeros(0, 3))
-    with pytest.raises(ValueError, match=r"train_x has 12 entries that are NaN"):
-        ResidualScore.fit(Zero(), diffusion, torch.full((4, 3), torch.nan))
-    score = ResidualScore.fit(Zero(), diffusion, data())
-    with pytest.raises(ValueError, match=r"y has shape \(4, 3, 3\) .* K = 2 variables of CLD"):
-        score.score(diffusion, torch.zeros(4, 3, 3), 0.5)
-    with pytest.raises(ValueError, match=r"y of shape .* holds nan"):
-        score.score(diffusion, torch.full((4, 2, 3), torch.nan), 0.5)
-    narrow = ResidualScore.fit(Seen(), diffusion, data())
-    narrow.network.forward = lambda y, level: y[:, :1]
-    with pytest.raises(ValueError, match=r"Seen returned \(4, 1\) for inputs \(4, 6\), expected"):
-        narrow.score(diffusion, torch.zeros(4, 2, 3), 0.5)
+def asked(y: Tensor, network: nn.Module | None = None) -> Tensor:
+    fitted = ResidualScore.fit(Zero() if network is None else network, CLD(), data())
+    return fitted.score(CLD(), y, 0.5)
+
+
+class Narrow(nn.Module):
+    def forward(self, y: Tensor, level: Tensor) -> Tensor:
+        return y[:, :1]
+
+
+MISTAKES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: made(covariance=COVARIANCES[:, :2]), MISFIT),
+    (lambda: made(LINE[:1], MEANS[:1], COVARIANCES[:1]), MISFIT),
+    (lambda: made(mean=MEANS[:, :1]), MISFIT),
+    (lambda: made(torch.tensor([0.0, 1.0, 2.0])), MISFIT),
+    (lambda: made(covariance=COVARIANCES * torch.nan), "covariance .* holds nan"),
+    (lambda: ResidualScore.fit(Zero(), CLD(), torch.zeros(0, 3)), r"train_x has shape \(0, 3\)"),
+    (lambda: ResidualScore.fit(Zero(), CLD(), NAN), "train_x has 12 entries that are NaN"),
+    (lambda: asked(torch.zeros(4, 3, 3)), r"y has shape \(4, 3, 3\) .* K = 2 variables of CLD"),
+    (lambda: asked(NAN[:, None].expand(4, 2, 3)), "y of shape .* holds nan"),
+    (lambda: asked(torch.zeros(4, 2, 3), Narrow()), r"Narrow returned \(4, 1\) for inputs \(4"),
+]
+
+
+def test_mistakes_are_named() -> None:
+    made()
+    refused(ValueError, *MISTAKES)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,16 @@ from inference.fingerprints import fingerprint
 from inference.options import GROUPS
 from inference.runs import Run, create_default, default_folder
 from inference.train import train
+
+PACKAGES = functools.cache(environment._packages)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed is looked up once, and git is asked where a test is of what it says."""
+    monkeypatch.setattr(environment, "_packages", PACKAGES)
+    if "repository" not in request.fixturenames:
+        monkeypatch.setattr(environment, "_git", lambda *arguments: None)
 
 
 def checkpoint(step: int) -> ck.Checkpoint:
@@ -118,7 +127,8 @@ def test_a_loaded_checkpoint_does_not_depend_on_its_file(tmp_path: Path) -> None
 def test_the_checkpoint_just_written_stays_though_later_ones_are_damaged(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         ck.save_checkpoint(tmp_path, checkpoint(step))
-    _flip(newest(tmp_path, ".safetensors"))
+    file = newest(tmp_path, ".safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
     ck.save_checkpoint(tmp_path, checkpoint(5), keep=1)  # resumed at 4, ended early
     with pytest.warns(UserWarning, match=r"step-00000006.*damaged.*going back"):
         assert ck.latest_checkpoint(tmp_path).step == 5
@@ -141,36 +151,18 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert ck.latest_checkpoint(tmp_path).step == 10
 
 
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _remove(path: Path) -> None:
-    path.unlink()
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-@pytest.mark.parametrize("damage", [_truncate, _flip, _empty])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    tmp_path: Path, damage: Callable[[Path], None], suffix: str
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-5], lambda data: b""], ids=["torn", "empty"]
+)
+def test_a_damaged_description_is_passed_over_with_a_warning(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     for step in (1, 2):
         ck.save_checkpoint(tmp_path, checkpoint(step))
-    damage(newest(tmp_path, suffix))
+    description = newest(tmp_path, ".json")
+    description.write_bytes(damage(description.read_bytes()))
     with pytest.warns(UserWarning, match=r"step-00000002.*damaged.*going back"):
-        loaded = ck.latest_checkpoint(tmp_path)
-    assert loaded.step == 1
-    assert torch.equal(loaded.tensors["model/w"], checkpoint(1).tensors["model/w"])
+        assert ck.latest_checkpoint(tmp_path).step == 1
 
 
 def test_every_single_flipped_bit_of_the_description_is_noticed(tmp_path: Path) -> None:
@@ -193,68 +185,12 @@ def test_missing_tensors_and_no_checkpoint_at_all(tmp_path: Path) -> None:
     with pytest.raises(ck.CheckpointError, match="no checkpoint was written"):
         ck.latest_checkpoint(tmp_path)
     ck.save_checkpoint(tmp_path, checkpoint(1))
-    _remove(newest(tmp_path, ".safetensors"))
+    newest(tmp_path, ".safetensors").unlink()
     with (
         pytest.warns(UserWarning, match="missing"),
         pytest.raises(ck.CheckpointError, match=r"no usable checkpoint.*is missing"),
     ):
         ck.latest_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_killed_while_writing_leaves_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
-    ck.save_checkpoint(tmp_path, checkpoint(1))
-    replace = os.replace
-
-    def killed(source: Path, target: Path) -> None:
-        if str(target).endswith(suffix):
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ck.save_checkpoint(tmp_path, checkpoint(2))
-    monkeypatch.undo()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ck.latest_checkpoint(tmp_path).step == 1
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-class Bomb:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.target),)
-
-
-def test_a_malicious_pickle_is_never_loaded(tmp_path: Path) -> None:
-    mark = tmp_path / "owned"
-    bomb = pickle.dumps(Bomb(mark))
-    pickle.loads(bomb)
-    assert mark.is_dir()  # it does work
-    mark.rmdir()
-
-    folder = tmp_path / "checkpoints"
-    description = ck.save_checkpoint(folder, checkpoint(1))
-    tensors = description.with_suffix(".safetensors")
-    outer = json.loads(description.read_text())
-    # with a right checksum too: the attacker can write both files
-    body = outer["checkpoint"] | {"tensors_sha256": ck.hashlib.sha256(bomb).hexdigest()}
-    description.write_text(json.dumps({"checkpoint": body, "sha256": ck._digest(body)}))
-    tensors.write_bytes(bomb)
-    torch.save(Bomb(mark), folder / "step-00000002.pt")
-    with pytest.raises(ck.CheckpointError, match="damaged"):
-        ck.load_checkpoint(description)
-    description.write_bytes(bomb)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ck.CheckpointError):
-        ck.latest_checkpoint(folder)
-    assert not mark.exists()
 
 
 def test_another_architecture_is_named_tensor_by_tensor_and_nothing_is_loaded() -> None:
@@ -268,41 +204,6 @@ def test_another_architecture_is_named_tensor_by_tensor_and_nothing_is_loaded() 
         ck.load_module(large, small.state_dict(), "runs/x")
     ck.load_module(wide, nn.Linear(3, 5).state_dict(), "runs/x")
     assert not torch.equal(wide.weight, before)
-
-
-def test_the_optimizer_goes_on_as_if_nothing_had_happened() -> None:
-    def build() -> tuple[nn.Sequential, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1).double())
-        groups = [
-            {"params": list(module[1].parameters()), "lr": 0.1},  # not the module's own order
-            {"params": list(module[0].parameters()), "lr": 0.2},
-        ]
-        return module, torch.optim.Adam(groups)
-
-    names = ["1.weight", "1.bias", "0.weight", "0.bias"]
-
-    def steps(module: nn.Sequential, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            module[1](module[0](torch.ones(2, 3)).double()).square().sum().backward()
-            optimizer.step()
-
-    module, optimizer = build()
-    steps(module, optimizer, 3)
-    tensors = ck.optimizer_tensors(optimizer, names)
-    assert "1.weight/exp_avg" in tensors and len(tensors) == 12
-    weights = {k: v.clone() for k, v in module.state_dict().items()}
-    tensors = {k: v.clone() for k, v in tensors.items()}
-    steps(module, optimizer, 2)
-    other, resumed = build()
-    other.load_state_dict(weights)
-    ck.load_optimizer(resumed, tensors, names)
-    steps(other, resumed, 2)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
-    with pytest.raises(ck.ArchitectureError, match=r"'1\.weight'"):
-        ck.load_optimizer(resumed, tensors, ["a", "b", "c", "d"])
 
 
 # -- the folder ------------------------------------------------------------------------------------
@@ -319,9 +220,7 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert run.folder == tmp_path / "new" / "root" / "toy-cld-0-0"
 
 
-def test_an_existing_run_is_refused_unless_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = Run.create(folder, {"seed": 1})
     run.log(3, "train", {"bits_per_dim": 2.0})
@@ -340,7 +239,6 @@ def test_an_existing_run_is_refused_unless_asked(
         Run.create(folder, {"seed": 2})
     assert run.latest().step == 3 and len(pd.read_csv(folder / "metrics.csv")) == 1
     assert set(runs.CONTENT) <= {p.name for p in folder.iterdir()}
-    monkeypatch.setattr(environment, "_git", lambda *arguments: None)
     with Run.create(folder, {"seed": 2}, overwrite=True):
         assert Run.open(folder).config == LATER | {"seed": 2}
     assert (folder / "notes.txt").read_text() == "mine"  # not a run's file

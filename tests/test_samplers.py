@@ -1,8 +1,5 @@
-"""Samplers on Gaussian data with the exact score, where a sampler is an affine map of its noise.
-
-Each step's map is read off unit vectors, so means and covariances are propagated exactly: errors
-and weak orders are numbers without sampling noise. Simulated draws must then have those moments.
-"""
+"""What samplers draw, how they ask for the score, and their grids; test_sampler_orders.py has the
+errors of their laws."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.samplers.ancestral import Ancestral
-from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import information_grid, log_snr_grid
@@ -22,26 +18,15 @@ from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from tests.problems import DIFFUSIONS, DISTINCT, TYPICAL, ExactScore, generator, mixture
-from tests.test_sde import SE, assert_moments, reverse_law, scalar
+from tests.gradients import assert_gradients
+from tests.mistakes import refused
+from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture
+from tests.test_sde import SE, assert_moments, scalar
 
-every_diffusion = pytest.mark.parametrize(
-    "make", [make for _, make in DISTINCT], ids=[name for name, _ in DISTINCT]
-)
-SAMPLERS = [
-    EulerMaruyama(16),
-    Splitting(16),
-    Splitting(16, order=2),
-    Ancestral(16),
-]
-CALLS = {
-    Splitting(16, order=2): 2,
-    StochasticHeun(16): 2,
-    ProbabilityFlow(16): 2,
-    TorchSDE(16, "srk"): 2,
-    **dict.fromkeys([*SAMPLERS[:2], SAMPLERS[3], TorchSDE(16, "euler")], 1),
-    **dict.fromkeys([ExponentialIntegrator(16, order=3), StochasticExponentialIntegrator(16)], 1),
-}
+TWICE = [Splitting(16, order=2), StochasticHeun(16), ProbabilityFlow(16), TorchSDE(16, "srk")]
+ONCE = [EulerMaruyama(16), Splitting(16), Ancestral(16), TorchSDE(16, "euler")]
+ONCE += [ExponentialIntegrator(16, order=3), StochasticExponentialIntegrator(16)]
+CALLS = dict.fromkeys(TWICE, 2) | dict.fromkeys(ONCE, 1)
 """Score calls of a step, by sampler."""
 every_sampler = pytest.mark.parametrize("sampler", CALLS, ids=repr)
 
@@ -73,114 +58,12 @@ class TabulatedScore:
         return self.readout[i] @ y + self.shift[i]
 
 
-def moments(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[Tensor, Tensor]:
-    """Exact mean and covariance of what the sampler draws, step by step."""
-    from pyro_mdm.samplers.base import Questions
-
-    K = diffusion.num_variables
-    with torch.no_grad():
-        plan = sampler.plan(diffusion, sampler.times(diffusion))
-        ask = Questions(diffusion, TabulatedScore(diffusion, plan.s), torch.float64)
-        draws = 2 if isinstance(sampler, Splitting) else 1
-        size = 1 + K * (1 + draws)  # nothing, unit states, unit noises
-        probes = torch.eye(size, dtype=torch.float64)
-        mean = torch.zeros(K, dtype=torch.float64)
-        covariance = diffusion.prior_covariance
-        for i in range(sampler.steps):
-            left = iter([probes[:, 1 + K * (1 + j) :][:, :K, None] for j in range(draws)])
-            out = sampler.step(plan, i, probes[:, 1 : K + 1, None], ask, left.__next__)
-            assert next(left, None) is None
-            images = (out[1:] - out[0])[..., 0].mT
-            M, root = images[:, :K], images[:, K:]
-            mean, covariance = M @ mean + out[0, :, 0], M @ covariance @ M.mT + root @ root.mT
-    return mean, covariance
-
-
-def errors(sampler: Sampler, diffusion: LinearDiffusion) -> tuple[float, float]:
-    """Of mean and covariance against the SDE's own law, in units of its standard deviations."""
-    mean, covariance = moments(sampler, diffusion)
-    true_mean, true_covariance = reverse_law(diffusion, scalar())
-    sd = true_covariance.diagonal().sqrt()
-    L = torch.linalg.cholesky(true_covariance / sd / sd[:, None])
-    error = (covariance - true_covariance) / sd / sd[:, None]
-    white = torch.linalg.solve(L, torch.linalg.solve(L, error).mT)
-    return torch.linalg.solve(L, (mean - true_mean) / sd).norm().item(), white.norm().item()
-
-
-# -- orders ----------------------------------------------------------------------------------------
-
-
-ORDERS = {  # how it is made, steps, order, largest error
-    "euler_maruyama": (EulerMaruyama, 180, 1, 0.5),
-    "splitting": (Splitting, 180, 1, 0.3),
-    "ancestral": (Ancestral, 180, 1, 0.5),
-    "splitting_2": (lambda n: Splitting(n, order=2), 96, 2, 0.15),
-}
-
-
-def one_of_four() -> list:
-    """Every diffusion with one of the samplers, and each of them with many diffusions."""
-    names = list(ORDERS)
-    return [
-        pytest.param(make, *ORDERS[names[i % 4]], id=f"{names[i % 4]}-{name}")
-        for i, (name, make) in enumerate(DISTINCT)
-    ]
-
-
-@pytest.mark.parametrize(("make", "make_sampler", "steps", "order", "bound"), one_of_four())
-def test_weak_order(make, make_sampler, steps, order, bound):
-    """Doubling the steps divides the error by 2^order, and the error itself is small."""
-    diffusion = make()
-    coarse, fine = (errors(make_sampler(n), diffusion) for n in (steps, 2 * steps))
-    for c, f in zip(coarse, fine, strict=True):
-        if c > 1e-6:
-            assert c / f == pytest.approx(2**order, rel=0.25)
-        assert f < bound
-
-
-@pytest.mark.parametrize(
-    "make", [make for _, make in DISTINCT[::2]], ids=[name for name, _ in DISTINCT[::2]]
-)
-def test_samplers_reach_the_law_of_noised_data(make):
-    """From the prior to y_ε: what is left is the prior's own mismatch with q(y_T)."""
-    diffusion = make()
-    data = scalar()
-    with torch.no_grad():
-        start = diffusion.start
-    mean, covariance = moments(Splitting(320, order=2), diffusion)
-    true = start.covariance + data.covariance[0, 0] * torch.outer(start.mean, start.mean)
-    mismatch = (diffusion.terminal_log_snr.detach() / 2).exp()  # e^{λ(T)/2} of x survives in y_T
-    sd = true.diagonal().sqrt()
-    assert ((mean - data.mean * start.mean) / sd).norm() < 0.02 + 2 * mismatch
-    assert ((covariance - true) / sd / sd[:, None]).norm() < 0.05 + 2 * mismatch
-
-
 def test_splitting_without_data_leaves_the_stationary_law():
     """With the score of N(0, Σ_∞) the middle step does nothing and the rest is exact."""
     diffusion = dict(DIFFUSIONS)["random_3"]()
     precision = torch.linalg.inv(diffusion.stationary_covariance)
     y = Splitting(5)(diffusion, lambda y, s: -precision @ y, (20000, 3, 1), dtype=torch.float64)
     assert_moments(y[..., 0], torch.zeros(3).double(), diffusion.stationary_covariance)
-
-
-# -- draws -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "sampler"),
-    [
-        pytest.param(make, SAMPLERS[(i + 2) % 4], id=f"{name}-{SAMPLERS[(i + 2) % 4]}")
-        for i, (name, make) in enumerate(TYPICAL)
-    ],
-)
-def test_draws_have_the_propagated_moments(make, sampler):
-    diffusion = make()
-    with torch.no_grad():
-        plan = sampler.plan(diffusion, sampler.times(diffusion))
-    score = TabulatedScore(diffusion, plan.s)
-    y = sampler(diffusion, score, (2000, diffusion.num_variables, 1), generator(3))
-    mean, covariance = moments(sampler, diffusion)
-    assert_moments(y[..., 0], mean, covariance)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +90,15 @@ def test_mixtures_are_sampled(make, sampler):
     assert (nearest - expected).abs().max() < SE * 0.5 / n**0.5
 
 
-# -- the interface ---------------------------------------------------------------------------------
-
-
 class Recorder:
     """A score that writes down how it is called."""
 
-    def __init__(self, denoise: bool) -> None:
+    def __init__(self, whole: bool = False) -> None:
         self.calls: list[tuple[torch.Size, torch.dtype, Tensor]] = []
-        if denoise:
-            self.denoise = lambda y, s: self._record(y, s)[:, 0]
+        self.whole = whole
+
+    def denoise(self, y: Tensor, s: Tensor) -> Tensor:
+        return self._record(y, s) if self.whole else self._record(y, s)[:, 0]
 
     def _record(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls.append((y.shape, y.dtype, s))
@@ -229,8 +111,8 @@ class Recorder:
 @every_sampler
 @pytest.mark.parametrize("event_shape", [(), (3,), (1, 4, 4)])
 def test_the_score_is_called_as_promised(sampler, event_shape):
-    diffusion = CLD()
-    score = Recorder(denoise=True)
+    diffusion = learned(2, 2, 33)
+    score = Recorder()
     y = sampler(diffusion, score, (5, 2, *event_shape))
     assert y.shape == (5, 2, *event_shape)
     assert y.dtype == torch.float32
@@ -280,50 +162,20 @@ def test_ancestral_finds_the_denoiser_of_any_score():
     torch.testing.assert_close(alone, with_denoiser, rtol=1e-6, atol=1e-6)
 
 
-@every_sampler
-def test_a_learned_diffusion_is_sampled_without_a_graph(sampler):
-    diffusion = dict(DIFFUSIONS)["learned_2"]()
-    y = sampler(diffusion, ExactScore(scalar(), diffusion), (3, 2, 1), progress=False)
-    assert not y.requires_grad
-
-
 def test_progress_can_be_shown(capsys):
     EulerMaruyama(3)(CLD(), lambda y, s: -y, (2, 2, 1), progress=True)
     assert "EulerMaruyama" in capsys.readouterr().err
 
 
-def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
-        EulerMaruyama(0)
-    with pytest.raises(ValueError, match=r"order is 3, expected 1 \(Euler\) or 2 \(midpoint\)"):
-        Splitting(5, order=3)
-    with pytest.raises(ValueError, match=r"shape is \(4, 3, 1\), .* K = 2 variables of CLD"):
-        Splitting(5)(CLD(), lambda y, s: -y, (4, 3, 1))
-    with pytest.raises(ValueError, match=r"shape is \(4,\), expected \(batch, K"):
-        Splitting(5)(CLD(), lambda y, s: -y, (4,))
-    with pytest.raises(ValueError, match=r"score has shape \(4, 1, 3\), expected \(4, 2, 3\)"):
-        EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3))
-    wrong = Recorder(denoise=False)
-    wrong.denoise = lambda y, s: y
-    with pytest.raises(ValueError, match=r"denoiser has shape \(4, 2, 3\), expected \(4, 3\)"):
-        Ancestral(5)(CLD(), wrong, (4, 2, 3))
-    assert repr(Splitting(7, order=2)) == "Splitting(steps=7, order=2)"
+MISTAKES = [
+    (lambda: EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3)), r"score has shape \(4, 1"),
+    (lambda: Splitting(5)(CLD(), lambda y, s: -y, (4,)), r"shape is \(4,\), expected \(batch, K"),
+    (lambda: Ancestral(5)(CLD(), Recorder(whole=True), (4, 2, 3)), r"denoiser has shape \(4, 2"),
+]
 
 
-# -- grids -----------------------------------------------------------------------------------------
-
-
-@every_diffusion
-def test_grids_run_from_the_prior_to_the_start(make):
-    diffusion = make()
-    for grid in (log_snr_grid, information_grid):
-        s = grid(diffusion, 40).detach()
-        assert s.shape == (41,)
-        assert bool((s[1:] < s[:-1]).all())
-        assert s[0] == diffusion.horizon
-        torch.testing.assert_close(s[-1], diffusion.start_time.detach(), rtol=1e-12, atol=0)
-    lam = diffusion.log_snr(log_snr_grid(diffusion, 40)).detach()
-    torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(40), rtol=1e-6, atol=1e-7)
+def test_wrong_shapes_are_named() -> None:
+    refused(ValueError, *MISTAKES)
 
 
 def test_both_grids_agree_for_one_variable():
@@ -365,11 +217,11 @@ def test_time_ends_where_the_data_begin():
         assert noise.var() == pytest.approx(1.0, abs=SE * (2 / noise.numel()) ** 0.5 + 0.05)
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [ExponentialIntegrator(4), StochasticExponentialIntegrator(4, 0.5), Ancestral(4)],
-    ids=repr,
-)
+SMOOTH = [ExponentialIntegrator(4, 1), ExponentialIntegrator(4), ExponentialIntegrator(4, 3)]
+SMOOTH += [StochasticExponentialIntegrator(4, 0.5), Ancestral(4)]
+
+
+@pytest.mark.parametrize("sampler", SMOOTH, ids=repr)
 def test_states_have_derivatives_by_the_diffusion(sampler) -> None:
     """Through all steps, by finite differences at the same noise and times."""
     diffusion = LearnedDiffusion(2, cut_time=0.05)
@@ -393,22 +245,10 @@ def test_states_have_derivatives_by_the_diffusion(sampler) -> None:
     times = torch.tensor([1.0, 0.7, 0.4, 0.2, 0.05], dtype=torch.float64)
     sampler = type(sampler)(**sampler.arguments() | {"grid": times.tolist()})
 
-    def loss(differentiable: bool = False) -> Tensor:
+    def loss(differentiable: bool = True) -> Tensor:
         rng = torch.Generator().manual_seed(0)
         y = sampler(diffusion, Denoise(), (6, 2, 2), rng, differentiable=differentiable)
         return y.square().sum()
 
-    parameters = [p for p in diffusion.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss(True), parameters, allow_unused=True)
-    assert not loss().requires_grad
-    torch.manual_seed(0)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        direction, values = torch.randn_like(parameter), []
-        with torch.no_grad():
-            for step in (1e-5, -1e-5):
-                parameter.add_(step * direction)
-                values.append(float(loss()))
-                parameter.sub_(step * direction)
-        slope = (values[0] - values[1]) / 2e-5
-        found = 0.0 if gradient is None else float((gradient * direction).sum())
-        assert found == pytest.approx(slope, rel=1e-4, abs=1e-5)
+    assert not loss(False).requires_grad
+    assert_gradients(loss, diffusion.parameters(), rel=1e-4, abs=1e-5)

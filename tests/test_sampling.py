@@ -33,7 +33,7 @@ from pyro_mdm.samplers import (
     default_sampler,
 )
 from tests.processes import Program, together
-from tests.programs import TINY, run_program
+from tests.programs import run_program
 
 SEEDED = (
     *("exponential", "stochastic", "ancestral", "splitting", "euler"),
@@ -133,28 +133,18 @@ def test_the_default_takes_25_calls(points: DiffusionModel) -> None:
     assert len(calls) <= 26  # one may be the decoder's
 
 
-# -- the program -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.py").write_text(TINY)
-    few = {"draws": 1, "num_samples": 1, "sampler_steps": 3, "figures": False}
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    few: dict[str, Any] = {"draws": 1, "num_samples": 1, "sampler_steps": 3, "steps": 2}
+    few |= {"guide": "cld", "checkpoint_every": 1, "accelerator": "cpu", "figures": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_end", lambda *arguments: None)
-        train(
-            model=f"{folder}/tiny.py:Tiny",
-            guide="cld",
-            steps=2,
-            checkpoint_every=1,
-            accelerator="cpu",
-            run=folder / "run",
-            **few,
-        )
-    return folder / "run"
+        train(tiny, run=folder, **few)
+    return folder
 
 
+@pytest.mark.slow
 @pytest.mark.other_processes
 def test_two_processes_write_the_file_of_one(run: Path, tmp_path: Path) -> None:
     words = ("inference.sample", run, "--num_samples", 50, "--steps", 3, "--accelerator", "cpu")
@@ -258,9 +248,6 @@ def test_a_run_that_began_with_splitting_goes_on_with_it(
     (old / "config.yaml").write_text(text.replace("sampler: exponential", "sampler: null"))
     train(resume=old)
     assert drawn[-1] == "splitting"
-
-
-# -- likelihoods of a run --------------------------------------------------------------------------
 
 
 def test_likelihoods_by_several_methods(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,8 @@ from pyro_mdm.diffusions.sde import fold
 from pyro_mdm.diffusions.simulation import SimulationError, advance
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.path_integral import path_integral
-from tests.problems import DIFFUSIONS, gaussian, learned, normal
+from tests.gradients import assert_gradients
+from tests.problems import DIFFUSIONS, learned, normal
 
 SE = 5.0  # standard errors allowed: 6e-7 of false alarms per number compared
 
@@ -99,19 +100,21 @@ class Cubic(Problem):
         return 1.1 * (1 + torch.as_tensor(s)[..., None, None]) * torch.ones(1, 1).double()
 
 
-class Multiplicative(Problem):
-    """dy = (½ - 2.5 y) ds + √(1 + y²/2) (1 - s/3) dB."""
+class Bending(Problem):
+    """dy = (½ - a y) ds + √(1 + b y²) (1 - s/3) dB, with a and b to be learned."""
 
     noise_depends_on_state = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(1, **options)
+        self.pull = torch.nn.Parameter(torch.tensor(2.5, dtype=torch.float64))
+        self.growth = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
 
     def drift(self, y, s):
-        return 0.5 - 2.5 * y
+        return 0.5 - self.pull * y
 
     def dispersion(self, y, s):
-        root = (1 + y.square() / 2).sqrt() * (1 - spread(s, y) / 3)
+        root = (1 + self.growth * y.square()).sqrt() * (1 - spread(s, y) / 3)
         return blocks([[root[:, 0]]])
 
 
@@ -157,25 +160,7 @@ class Mixed(Problem):
         )
 
 
-class Friction(Problem):
-    """K = 2: noise on v alone, of a size that depends on the state."""
-
-    noise_depends_on_state = True
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(2, **options)
-
-    def drift(self, y, s):
-        x, v = y.unbind(1)
-        return torch.stack([v, -x - v * (1 + x.square() / 4)], 1)
-
-    def dispersion(self, y, s):
-        x, v = y.unbind(1)
-        zero = torch.zeros_like(x)
-        return blocks([[zero, zero], [zero, (1 + (x.square() + v.square()) / 3).sqrt()]])
-
-
-PROBLEMS = {p.__name__: p for p in (Cubic, Multiplicative, Additive, Mixed, Friction)}
+PROBLEMS = {p.__name__: p for p in (Cubic, Bending, Additive, Mixed)}
 problems = pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS.keys())
 
 
@@ -244,6 +229,7 @@ def integrand(diffusion: NonlinearDiffusion, y: Tensor, simulation: Simulation =
     return value
 
 
+@pytest.mark.quick
 @problems
 @pytest.mark.parametrize("begin", [0.0, 0.7])
 def test_the_integrand_is_the_implicit_bound_s(make, begin):
@@ -260,7 +246,7 @@ def test_the_integrand_is_the_implicit_bound_s(make, begin):
     assert not quiet.requires_grad
 
 
-@pytest.mark.parametrize("make", [Cubic, Multiplicative, Friction])
+@pytest.mark.parametrize("make", [Cubic, Bending])
 @pytest.mark.parametrize("objective", ["ism", "local_dsm"])
 def test_data_of_any_shape(make, objective):
     """A datum without dimensions is one of one dimension, and pixels are dimensions."""
@@ -466,11 +452,6 @@ COUPLED: dict[str, Callable[[], LinearDiffusion]] = {
     "learned_3": lambda: learned(3, 3, 60),
     "random_2": lambda: dict(DIFFUSIONS)["random_2"](),
 }
-linear = pytest.mark.parametrize(
-    "make",
-    COUPLED.values(),
-    ids=COUPLED,
-)
 
 
 def assert_standard_normal(white: Tensor) -> None:
@@ -484,12 +465,7 @@ def assert_standard_normal(white: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "method", "per_row"),
-    [
-        *((name, "srk", True) for name in COUPLED),
-        ("cld", "srk", False),
-        ("random_2", "euler", True),
-        ("learned_3", "euler", True),
-    ],
+    [*(("cld", "srk", False), ("learned_3", "srk", True), ("random_2", "euler", True))],
 )
 def test_simulated_paths_have_the_moments_of_the_kernel(name, method, per_row):
     """The exact transitions whiten what is simulated, over gaps short and long."""
@@ -514,10 +490,9 @@ def test_simulated_paths_have_the_moments_of_the_kernel(name, method, per_row):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("known", [True, False], ids=["closed form", "simulated"])
-@linear
-def test_paths_at_common_times_are_the_markov_chain(make, known):
-    lin = make()
+@pytest.mark.parametrize(("name", "known"), [("cld", True), ("learned_3", False)])
+def test_paths_at_common_times_are_the_markov_chain(name, known):
+    lin = COUPLED[name]()
     diffusion = lin if known else Simulated(lin)
     torch.manual_seed(1)
     n, K = 6000, lin.num_variables
@@ -680,22 +655,6 @@ def test_the_divergence_of_paths_is_the_closed_form(name, estimator):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
-def test_the_bias_of_euler_halves_with_the_step(objective):
-    lin = LINEAR["cld"]()
-    options = {"objective": objective, "method": "euler", "probes": "exact"}
-    n = 20000 if objective == "ism" else 50000
-    values = [value for value, _ in run(lin, n, (12, 24, 48), **options)]
-    first, second = values[0] - values[1], values[1] - values[2]
-    ratio = float(first.mean() / second.mean())
-    error = float((first - 2 * second).std() / math.sqrt(n) / second.mean().abs())
-    assert error < 0.35 and abs(ratio - 2) < SE * error + 0.3
-    if objective == "ism":  # and srk, of a higher order, has next to none
-        srk = [value for value, _ in run(lin, n, (12, 24), probes="exact")]
-        assert (srk[0] - srk[1]).mean().abs() < 0.25 * first.mean().abs()
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("points", [1, 4])
 def test_times_are_weighted_by_what_is_left_out(points):
     """r constant and data at 0: pairs of opposite noise leave ½ ∫ ‖r‖²_{g²} ds, with no error."""
@@ -726,8 +685,7 @@ def test_times_are_weighted_by_what_is_left_out(points):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["euler", "srk"])
-@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
+@pytest.mark.parametrize(("objective", "method"), [("ism", "srk"), ("local_dsm", "euler")])
 def test_a_path_goes_on_to_the_end_if_asked_to(objective, method):
     lin, n = LINEAR["cld"](), 6000
     diffusion, y = Simulated(lin), start_states(lin, n)
@@ -758,90 +716,11 @@ def test_a_model_at_rest_has_the_prior_s_density(objective, probes):
         assert torch.equal(found.density, torch.zeros(3, 20).double())
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", LINEAR)
-def test_the_bound_of_the_exact_score_is_the_density(name):
-    """Gaussian data: averaged over y_ε, -∫ is E log q(y_ε)/π(y_ε) - KL(q(y_T) ‖ π)."""
-    lin, problem, n = LINEAR[name](), gaussian(), 4000
-    diffusion = Simulated(lin)
-    start, terminal = lin.start, lin.terminal
-    torch.manual_seed(8)
-
-    def mismatch(marginal: Any) -> Tensor:
-        """KL(q(y_s) ‖ π) over both dimensions."""
-        a = marginal.mean
-        cov = torch.kron(marginal.covariance, torch.eye(2).double())
-        cov = cov + torch.kron(torch.outer(a, a), problem.covariance)
-        q = torch.distributions.MultivariateNormal(torch.kron(a, problem.mean), cov)
-        prior = torch.kron(lin.prior_covariance, torch.eye(2).double())
-        p = torch.distributions.MultivariateNormal(torch.zeros(len(prior)).double(), prior)
-        return torch.distributions.kl_divergence(q, p)
-
-    y = start.mean[:, None] * problem.sample(n)[:, None] + start.scale_tril @ normal(
-        17, n, lin.num_variables, 2
-    )
-    settings = Simulation(step_size=0.02)
-    found = path_integral(diffusion, lambda y, s: problem.score(lin, y, s), y, settings)
-    truth = mismatch(terminal) - mismatch(start)
-    check_mean(found.value, truth, largest_error=0.08 * float(-truth), more=0.01 * float(-truth))
-
-
 # -- general diffusions: the bound over whole paths ------------------------------------------------
 
 
-def implicit_bound(diffusion: Problem, y: Tensor, steps: int) -> Tensor:
-    """log π(y_T) + ∫ -½ ‖s_θ‖²_{g²} - ∇·(g² s_θ - f) - ½ ∇·∇·g² ds by steps of Euler–Maruyama.
-
-    For y (n, K, 1).
-    """
-    n, K, _ = y.shape
-
-    def div(field: Sequence[Tensor], y: Tensor) -> Tensor:
-        """Σ_k ∂_k field_k, (n,)."""
-        total = torch.zeros(n, dtype=torch.float64)
-        for k, part in enumerate(field):
-            if part.requires_grad:
-                (grad,) = torch.autograd.grad(part.sum(), y, create_graph=True, allow_unused=True)
-                total = total if grad is None else total + grad[:, k, 0]
-        return total
-
-    h, total = diffusion.horizon / steps, torch.zeros(n, dtype=torch.float64)
-    for i in range(steps + 1):
-        s = torch.full((n,), min(h * i, diffusion.horizon), dtype=torch.float64)
-        point = y.detach().requires_grad_()
-        f, G = diffusion.drift(point, s), diffusion.dispersion(point, s).reshape(n, K, K)
-        g2, theta = G @ G.mT, score(point, s)
-        pulled = g2 @ theta
-        rate = -0.5 * (theta * pulled).sum((1, 2)) - div((pulled - f)[..., 0].unbind(1), point)
-        rate = rate - 0.5 * div([div(row.unbind(1), point) for row in g2.unbind(1)], point)
-        total += (h if 0 < i < steps else h / 2) * rate.detach()
-        if i < steps:
-            y = y + h * f.detach() + math.sqrt(h) * (G.detach() @ torch.randn_like(y))
-    return total + diffusion.prior.log_prob(y)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("make", [Cubic, Mixed])
-def test_no_path_need_reach_the_end(make):
-    """log π(y_ε) - ∫(1) is the implicit bound, which has log π(y_T), at a y_ε and on average."""
-    diffusion = make()
-    K = diffusion.num_variables
-    n = {1: 20000, 2: 10000}[K]
-    torch.manual_seed(9)
-    y = torch.tensor([0.9, -0.4][:K]).double().reshape(1, K, 1).expand(n, K, 1)
-    with torch.enable_grad():
-        expected = implicit_bound(diffusion, y, 80)
-    for objective in ("ism", "local_dsm"):
-        settings = Simulation(0.02, 2, objective=objective, method="euler", probes="exact")
-        found = path_integral(diffusion, score, y, settings)
-        bound = diffusion.prior.log_prob(y) - found.value
-        error = float((expected.var() / n + bound.var() / n).sqrt())
-        off = float(bound.mean() - expected.mean())
-        assert error < 0.09 and abs(off) < SE * error + 0.02, (objective, off, error)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("make", [Cubic, Additive, Multiplicative, Mixed, Friction])
+@pytest.mark.parametrize("make", [Cubic, Additive, Bending, Mixed])
 def test_local_dsm_has_the_expectation_of_ism(make):
     """At the states of its own increment; if noise depends on them, as it gets short."""
     n, part = 40000, 0.5
@@ -909,34 +788,21 @@ def test_an_increment_is_a_part_of_a_step():
 # -- backpropagation -------------------------------------------------------------------------------
 
 
-class Bending(Multiplicative):
-    """With something to learn: the drift's pull and the noise's growth."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.pull = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
-        self.growth = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    def drift(self, y, s):
-        return 0.5 - self.pull * y
-
-    def dispersion(self, y, s):
-        return blocks([[(1 + self.growth * y[:, 0].square()).sqrt()]])
-
-
 def three_times(diffusion: NonlinearDiffusion) -> Tensor:
     """ε, T and a time between them that is not in the middle."""
     return diffusion.time_at_progress(torch.tensor([0.0, 0.7, 1.0]))
 
 
-def path_gradient(diffusion: NonlinearDiffusion, steps: int, backpropagation: str) -> list[Tensor]:
+def path_gradient(
+    diffusion: NonlinearDiffusion, steps: int, backpropagation: str, seed: int = 0
+) -> list[Tensor]:
     """Of a function of the end, to where it began and to what is learned."""
     K = diffusion.num_variables
-    y = normal(20, 64, K, 2).requires_grad_()
+    y = normal(20 + seed, 64, K, 2).requires_grad_()
     knots = three_times(diffusion)
     method = diffusion.simulation.solver(diffusion)
     settings = Simulation(backpropagation=backpropagation, method=method)
-    torch.manual_seed(10)
+    torch.manual_seed(10 + seed)
     found = advance(diffusion, y, knots, steps, settings)
     loss = (found.square() * normal(21, *found.shape).abs()).sum()
     learned = [p for p in diffusion.parameters() if p.requires_grad]
@@ -955,8 +821,14 @@ def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, step
     """Strong order ½ where noise depends on the state: many steps for few digits."""
     errors = []
     for N in steps:
-        direct, adjoint = (path_gradient(make(), N, b) for b in ("direct", "adjoint"))
-        pairs = list(zip(direct, adjoint, strict=True))
+        direct, adjoint = (
+            [path_gradient(make(), N, b, 100 * seed) for seed in range(3)]
+            for b in ("direct", "adjoint")
+        )  # of three seeds together: of one the gradient may be near 0
+        pairs = [
+            (torch.stack(a), torch.stack(b))
+            for a, b in zip(zip(*direct, strict=True), zip(*adjoint, strict=True), strict=True)
+        ]
         errors.append([float((a - b).norm() / a.norm()) for a, b in pairs])
     assert max(errors[1]) < 0.1, errors
     for coarse, fine in list(zip(*errors, strict=True))[:2]:
@@ -966,26 +838,15 @@ def test_the_adjoint_has_the_gradients_of_the_path_as_steps_get_short(make, step
 @pytest.mark.parametrize("name", ["Bending", "learned"])
 def test_gradients_through_a_path_against_finite_differences(name):
     diffusion = Bending() if name == "Bending" else Simulated(learned(2, 2, 33))
-    state, *found = path_gradient(diffusion, 8, "direct")
-    assert bool(state.any())
-    parameters, h = list(diffusion.parameters()), 1e-6
+    knots = three_times(diffusion).detach()  # held fixed, as it is in gradients
+    y = normal(20, 64, diffusion.num_variables, 2).requires_grad_()
 
-    def loss() -> float:
-        y = normal(20, 64, diffusion.num_variables, 2)
+    def loss() -> Tensor:
         torch.manual_seed(10)
         found = advance(diffusion, y, knots, 8, Simulation())
-        return float((found.square() * normal(21, *found.shape).abs()).sum())
+        return (found.square() * normal(21, *found.shape).abs()).sum()
 
-    knots = three_times(diffusion)  # held fixed, as it is in gradients
-    with torch.no_grad():
-        for p, gradient in zip(parameters, found, strict=True):
-            direction = normal(22, p.numel()).reshape(p.shape)
-            p += h * direction
-            up = loss()
-            p -= 2 * h * direction
-            slope = (up - loss()) / (2 * h)
-            p += h * direction
-            assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-6)
+    assert_gradients(loss, [y, *diffusion.parameters()], h=1e-6)
 
 
 # -- reproducible noise ----------------------------------------------------------------------------
@@ -1026,6 +887,7 @@ def test_brownian_pieces_are_rows_of_the_whole_and_can_be_asked_again(area):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"step_size": "0.1"}, r"step_size is '0\.1', expected a positive part of the way"),
         ({"step_size": 0.0}, r"step_size is 0\.0, expected a positive part of the way"),
         ({"step_size": -0.1}, r"step_size is -0\.1"),
         ({"step_size": math.inf}, r"step_size is inf"),
@@ -1072,8 +934,9 @@ class Exploding(Cubic):
         return 3 * y**3
 
 
-@pytest.mark.parametrize("backpropagation", ["direct", "adjoint"])
-@pytest.mark.parametrize("objective", ["ism", "local_dsm"])
+@pytest.mark.parametrize(
+    ("objective", "backpropagation"), [("ism", "adjoint"), ("local_dsm", "direct")]
+)
 def test_an_exploding_path_is_named(objective, backpropagation):
     settings = Simulation(0.05, 1, objective=objective, backpropagation=backpropagation)
     y = torch.tensor([0.0, 2.0, 3.0]).double().reshape(3, 1, 1).requires_grad_()

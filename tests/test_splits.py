@@ -84,7 +84,7 @@ def test_data_in_a_periodic_order_are_split_evenly_by_class() -> None:
     for part in ("train", "validation", "test"):
         data, numbers = problem.part(part), problem.numbers(part)
         assert torch.equal(data.data[:, 0], numbers.float())  # contexts are of the same data
-        assert torch.equal(data.context, numbers % 5)  # type: ignore[arg-type]
+        assert torch.equal(data.context, numbers % 5)
     by_index = Periodic.split_by(None)
     by_index.condition_on("labels")
     assert classes(by_index, "test") == [100]
@@ -272,23 +272,6 @@ def test_contexts_that_do_not_go_with_the_split() -> None:
         numbered.condition_on("short")
 
 
-class Fewer(Periodic):
-    """Of the test data that were drawn, one half."""
-
-    contexts = ()
-
-    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        train, validation, test = super().split(holdout)
-        return train, validation, test[::2]
-
-
-def test_numbers_that_are_not_known_are_not_made_up() -> None:
-    problem = Fewer(holdout=True)
-    assert len(problem.numbers("train")) == 800
-    with pytest.raises(ValueError, match="rows says that 100 data are test, and there are 50"):
-        problem.numbers("test")
-
-
 class ByHand(Periodic):
     """Data that are split by index, and contexts that are split alike, without load_context."""
 
@@ -380,8 +363,8 @@ def test_a_run_of_before_keeps_every_tenth(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     data = json.loads((folder / "data.json").read_text())
     problem = load_trained(folder)[1].problem
-    assert torch.equal(problem.test, problem.load()[::10])  # type: ignore[attr-defined]
-    assert problem.part("test").context.tolist() == [0] * 40  # type: ignore[union-attr]
+    assert torch.equal(problem.test, problem.load()[::10])
+    assert problem.part("test").context.tolist() == [0] * 40
     train(resume=folder)
     assert json.loads((folder / "data.json").read_text()) == data
     partner = tmp_path / "partner"  # of the same split, by a word, as the old settings lack it

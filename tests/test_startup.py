@@ -49,6 +49,7 @@ def loaded_for_help() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_loads_nothing_that_takes_long(
     program: str, loaded_for_help: dict[str, list[str]]
@@ -74,7 +75,7 @@ def test_names_of_the_package_are_loaded_when_they_are_asked_for() -> None:
         assert getattr(pyro_mdm, name) is getattr(public, name)
         assert name in dir(pyro_mdm)
     with pytest.raises(AttributeError, match="module 'pyro_mdm' has no attribute 'Nothing'"):
-        _ = pyro_mdm.Nothing  # type: ignore[attr-defined]
+        _ = pyro_mdm.Nothing
     with pytest.raises(ImportError, match="Nothing"):
-        from pyro_mdm import Nothing  # type: ignore[attr-defined]  # noqa: F401
+        from pyro_mdm import Nothing  # noqa: F401
     assert not hasattr(pyro_mdm, "_nothing")

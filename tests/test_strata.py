@@ -143,17 +143,6 @@ def test_the_baseline_itself_is_known_exactly() -> None:
     torch.testing.assert_close(found.density * EDGES.diff(), KNOWN.mean(0))
 
 
-def test_parts_add_up() -> None:
-    game = play(3, (64, 64))
-    first, second, difference = game.integral(0), game.integral(1), game.integral(0, 1)
-    assert first.mean - second.mean == pytest.approx(difference.mean, rel=1e-9)
-    for found in (first, second, difference):
-        assert float((found.density * EDGES.diff()).sum()) == pytest.approx(found.mean, rel=1e-9)
-    # whole passes whose folds differ little in density: nearly the mean of the data's own
-    assert float(first.per_datum.mean()) == pytest.approx(first.mean, abs=5 * first.error)
-    assert bool((first.per_datum_error > 0).all())
-
-
 def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
     """And so have the halves of its draws, whose laws are too skewed to ask of every datum."""
     played = [play(seed, (64, 64)).integral(0) for seed in range(120)]
@@ -166,22 +155,6 @@ def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
     for off in torch.stack([found.halves - truth for found in played]).unbind(1):
         for some in (off[:, hard].mean(1), off[:, ~hard].mean(1)):
             assert abs(float(some.mean())) < 4.5 * float(some.std()) / math.sqrt(120)
-
-
-def test_a_datums_own_density_is_that_of_the_rounds_it_was_drawn_in() -> None:
-    game = play(5, (64, 40, 50, 64))
-    some = torch.arange(game.num_draws) % 3 > 0  # of all draws, or of these alone
-    for use in (torch.ones_like(some), some):
-        found = game._own_density(use)
-        for own, i in zip(found.tolist(), use.nonzero().squeeze(1).tolist(), strict=True):
-            rounds = game._round[use & (game._datum == game._datum[i])].tolist()
-            fold = int(game._fold_of[game._datum[i]])
-            cell = int((game._level[i] - LOW) // ((HIGH - LOW) / CELLS))
-            densities = [float(game._rounds[r][1][fold, cell]) for r in rounds]
-            assert own == pytest.approx(sum(densities) / len(rounds), rel=1e-12)
-    last = game._rounds[-1][1]
-    assert float((last[0] - last[1]).abs().max()) > 1e-3  # folds and rounds do differ
-    assert float((last[0] - game._rounds[0][1][0]).abs().max()) > 1e-2
 
 
 def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None:
@@ -220,10 +193,3 @@ def test_draws_visit_all_data_evenly_and_follow_the_density() -> None:
     # nine tenths by the density, a tenth uniform over 14 cells; of 48 draws the standard deviation
     # is 0.027, of independent ones 0.042
     assert inside / (400 * 48) == pytest.approx(0.9 + 0.1 / 14, abs=5 * 0.027 / math.sqrt(400))
-
-
-def test_the_density_adapts_to_where_what_is_left_varies() -> None:
-    game = play(5, (64, 64, 64, 64), baseline=False)
-    game.allocate([(0, None)])
-    _, log_snr = game.draw(N)
-    assert float(((log_snr > -1) & (log_snr < 5)).double().mean()) > 0.7

@@ -18,7 +18,7 @@ def small_networks() -> None:
     """In a process of its own: U-Nets of half as many channels."""
     from pyro_mdm import networks
 
-    networks.UNet = functools.partial(networks.UNet, base=16)  # type: ignore[misc, assignment]
+    networks.UNet = functools.partial(networks.UNet, base=16)
 
 
 @pytest.mark.other_processes

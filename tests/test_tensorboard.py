@@ -74,7 +74,7 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
         tb.write_terms(writer, terms, 7, part="validation", num_dims=2)
         tb.write_terms(writer, one, 7, part="one")
         with pytest.raises(TypeError, match=r"terms is a float, expected ELBOTerms; pass elbo_t"):
-            tb.write_terms(writer, 1.5, 7)  # type: ignore[arg-type]
+            tb.write_terms(writer, 1.5, 7)
         with pytest.raises(ValueError, match="num_dims is 0"):
             tb.write_terms(writer, terms, 7, num_dims=0)
     events = read(tmp_path)
@@ -155,9 +155,6 @@ def test_settings_are_a_table_of_the_text_page(tmp_path: Path) -> None:
     (text,) = read(tmp_path).Tensors("settings/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
     assert shown.splitlines()[2:] == ["| guide | cld |", "| steps | 300 |"]
-
-
-# -- the table of runs -----------------------------------------------------------------------------
 
 
 def table_of_runs(folder: Path) -> Any:

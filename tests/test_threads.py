@@ -70,9 +70,6 @@ def test_the_runtime_of_a_program_has_it() -> None:
     assert set(re.findall(r"GOMP_SPINCOUNT\s*=\s*'(\d+)'", shown)) == {"10000"}
 
 
-# -- how many --------------------------------------------------------------------------------------
-
-
 def look_at(
     patch: pytest.MonkeyPatch, folder: Path, busy: list[float], most: int | None = None
 ) -> list[int]:

@@ -25,6 +25,7 @@ from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLe
 from pyro_mdm.samplers import Splitting
 from pyro_mdm.samplers.grids import information_grid
 from pyro_mdm.samplers.transport import transport
+from tests.gradients import assert_gradients
 from tests.problems import chain, fixed, learned_in_time, rubbing, turning
 
 Field = Callable[[Tensor], Tensor]
@@ -121,15 +122,7 @@ def errors(diffusion: TimeVaryingDiffusion, truth: Solved, times: list[float]) -
     }
 
 
-CASES = [
-    (1, "full"),
-    (2, "full"),
-    (3, "full"),
-    (8, "full"),
-    (2, "chain"),
-    (3, "chain"),
-    (4, "chain"),
-]
+CASES = [(1, "full"), (2, "full"), (3, "full"), (8, "full"), (2, "chain"), (4, "chain")]
 TIMES = [0.1, 0.2, 0.35, 0.6, 1.0]
 
 
@@ -282,83 +275,50 @@ class Outside:
         return self.weight * turning(s)
 
 
-@pytest.mark.parametrize(
-    ("Q", "D", "error", "message"),
-    [
-        (
-            J,
-            rubbing,
-            TypeError,
-            r"Q is a Tensor.*, expected a function of times .* LinearDiffusion",
-        ),
-        (lambda s: J, rubbing, ValueError, r"Q\(s\) has shape \(2, 2\) for .* \(1,\), expected"),
-        (
-            turning,
-            held(torch.eye(3).double()),
-            ValueError,
-            r"D\(s\) has shape .*, expected \(65, 2",
-        ),
-        (
-            lambda s: turning(s).float(),
-            rubbing,
-            TypeError,
-            r"Q\(s\) is torch.float32, expected .*64",
-        ),
-        (turning, lambda s: 3, TypeError, r"D\(s\) is .*, expected a tensor of torch.float64"),
-        (
-            lambda s: turning(s) / (s - 0.5).abs().sqrt()[..., None, None],
-            rubbing,
-            ValueError,
-            r"Q\(s\) is not finite at s = 0\.5, expected finite numbers on all of \[0, T\]",
-        ),
-        (
-            lambda s: turning(s) + torch.where(s > 0.5, s, 0.0)[..., None, None],
-            rubbing,
-            ValueError,
-            r"Q\(s\) at s = 0\.5\d+ is not skew-symmetric: .* expected 0; use Q = W - Wᵀ",
-        ),
-        (
-            turning,
-            lambda s: (0.7 - s)[..., None, None] * EYE,
-            ValueError,
-            r"D\(s\) at s = 0\.7\d+ is not positive semi-definite: .* is -0\.0\d+, .* use D = B Bᵀ",
-        ),
-        (turning, lambda s: rubbing(s) @ (EYE + J), ValueError, r"at s = 0 is not symmetric"),
-        (Outside(), rubbing, ValueError, r"returns a tensor that requires a gradient, .* module"),
-        (
-            held(0 * J),
-            held(torch.diag(EYE[1])),
-            UnreachableError,
-            r"noise reaches 1 of 2 variables",
-        ),
-        (
-            held(J),
-            lambda s: 1e6 * rubbing(s),
-            KernelPrecisionError,
-            r"scale Q, D or the clock down",
-        ),
-    ],
-)
-def test_what_is_wrong_is_named(Q: Any, D: Any, error: type[Exception], message: str) -> None:
+def unfinished(s: Tensor) -> Tensor:
+    return turning(s) / (s - 0.5).abs().sqrt()[..., None, None]
+
+
+def growing(s: Tensor) -> Tensor:
+    return turning(s) + torch.where(s > 0.5, s, 0.0)[..., None, None]
+
+
+def negative(s: Tensor) -> Tensor:
+    return (0.7 - s)[..., None, None] * EYE
+
+
+def of(Q: Any, D: Any, **options: Any) -> TimeVaryingDiffusion:
+    return TimeVaryingDiffusion(Q, D, **options)
+
+
+MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: of(J, rubbing), TypeError, "Q is a Tensor.*, expected a function of times .* Linear"),
+    (lambda: of(lambda s: J, rubbing), ValueError, r"Q\(s\) has shape \(2, 2\) for .* \(1,\), exp"),
+    (lambda: of(turning, held(torch.eye(3).double())), ValueError, r"D\(s\) has shape .* \(65, 2"),
+    (lambda: of(lambda s: turning(s).float(), rubbing), TypeError, r"Q\(s\) is torch.float32"),
+    (lambda: of(turning, lambda s: 3), TypeError, r"D\(s\) is .*, expected a tensor of torch"),
+    (lambda: of(unfinished, rubbing), ValueError, r"Q\(s\) is not finite at s = 0.5, expected"),
+    (lambda: of(growing, rubbing), ValueError, r"Q\(s\) at s = 0.5\d+ is not skew-symmetric"),
+    (lambda: of(turning, negative), ValueError, r"D\(s\) at s = 0.7\d+ is not positive semi-def"),
+    (lambda: of(turning, lambda s: rubbing(s) @ (EYE + J)), ValueError, "at s = 0 is not"),
+    (lambda: of(Outside(), rubbing), ValueError, "a tensor that requires a gradient, .* module"),
+    (lambda: of(held(0 * J), held(torch.diag(EYE[1]))), UnreachableError, "noise reaches 1 of 2"),
+    (lambda: of(held(J), lambda s: 1e6 * rubbing(s)), KernelPrecisionError, "scale Q, D or the"),
+    (lambda: of(turning, rubbing, cells=0), ValueError, "cells is 0, expected at least 1"),
+    (lambda: TimeVaryingLearnedDiffusion(2, degree=-1), ValueError, "degree is -1, expected at"),
+    (lambda: of(turning, rubbing, max_log_snr=-40.0), UnreachableError, r"log SNR ends at -\d+"),
+    (lambda: of(turning, rubbing, min_log_snr=-1e6), UnreachableError, "is out of reach"),
+    (lambda: of(turning, rubbing).Q, TypeError, r"has no constant .* use \w+\(s\)"),
+    (lambda: of(turning, rubbing).unit_drift, TypeError, r"has no constant .* use \w+\(s\)"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES, ids=[m for _, _, m in MISTAKES])
+def test_what_is_wrong_is_named(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        TimeVaryingDiffusion(Q, D)
-
-
-def test_other_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"cells is 0, expected at least 1"):
-        TimeVaryingDiffusion(turning, rubbing, cells=0)
-    with pytest.raises(ValueError, match=r"degree is -1, expected at least 0"):
-        TimeVaryingLearnedDiffusion(2, degree=-1)
-    with pytest.raises(UnreachableError, match=r"max_log_snr is -40, but log SNR ends at -\d+"):
-        TimeVaryingDiffusion(turning, rubbing, max_log_snr=-40.0)
-    with pytest.raises(UnreachableError, match=r"min_log_snr -1e\+06 is out of reach"):
-        TimeVaryingDiffusion(turning, rubbing, min_log_snr=-1e6)
-    diffusion = TimeVaryingDiffusion(turning, rubbing)
-    for name in ("Q", "D", "unit_drift", "unit_noise", "unit_dispersion"):
-        with pytest.raises(
-            TypeError, match=r"TimeVaryingDiffusion has no constant .* use \w+\(s\)"
-        ):
-            getattr(diffusion, name)
+        call()
 
 
 def test_a_copy_is_on_its_own() -> None:
@@ -391,12 +351,5 @@ def test_a_module_may_be_learned() -> None:
     def value() -> Tensor:
         return diffusion.start_time.log() + diffusion.log_volume(0.4) + diffusion.clock(1.0)
 
-    (slope,) = torch.autograd.grad(value(), parameter)
-    h = 1e-5
-    with torch.no_grad():
-        parameter.add_(h)
-        high = value()
-        parameter.sub_(2 * h)
-        low = value()
-    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=1e-8)
+    assert_gradients(value, [parameter], rel=1e-6, abs=1e-8)
     assert isinstance(diffusion, LinearDiffusion)

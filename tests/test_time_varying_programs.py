@@ -15,7 +15,7 @@ from inference.loading import load_trained
 from inference.options import Guide, Training
 from inference.plan import build
 from inference.train import train
-from pyro_mdm import ALDA, CLD, DiffusionModel, LearnedDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm import ALDA, CLD, LearnedDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.plots import figures
 from tests.brief import SHORT
 from tests.problems import learned_in_time, normal
@@ -28,6 +28,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return SHORT | {"time_varying": True, "run": tmp_path / "run"}
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_opened_and_looked_at(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -44,21 +45,6 @@ def test_it_is_trained_resumed_opened_and_looked_at(
     inspect(f"run:{run}", model="toy", out=tmp_path / "run.png")
     shown = capsys.readouterr().out
     assert "variables K, rank of D" in shown and (tmp_path / "run.png").exists()
-
-
-def test_a_trained_one_comes_back_in_a_folder(tmp_path: Path) -> None:
-    diffusion = learned_in_time(2, 2, 7, min_log_snr=-9.0, learn_beta=True)
-    from pyro_mdm import Denoiser
-    from pyro_mdm.networks import MLP
-
-    model = DiffusionModel(diffusion, Denoiser.fit(MLP(2), normal(0, 50, 2).float()))
-    model.save_pretrained(tmp_path)
-    opened = DiffusionModel.from_pretrained(tmp_path).diffusion
-    s = torch.linspace(0.1, 1, 5, dtype=torch.float64)
-    with torch.no_grad():
-        assert torch.equal(opened.Q_at(s), diffusion.Q_at(s))
-        assert torch.equal(opened.start_time, diffusion.start_time)
-        assert torch.equal(opened.log_snr(s), diffusion.log_snr(s))
 
 
 def test_figures_show_the_middle_of_its_clock() -> None:

@@ -106,7 +106,7 @@ def in_context(**ends: Any) -> ContextDiffusion:
     with torch.no_grad():
         for i, p in enumerate(diffusion.parameters()):
             p.copy_(0.6 * fixed(i, *p.shape))
-        encoder: Any = diffusion.context.encoder  # type: ignore[union-attr]
+        encoder: Any = diffusion.context.encoder
         encoder.weight.zero_()
     return diffusion
 
@@ -125,10 +125,7 @@ KINDS: list[tuple[str, Callable[..., Any]]] = [
             [CLD(**ends), learned(2, 2, 5, **ends)], torch.tensor([0, 1, 1, 0])
         ),
     ),
-    (
-        "turns",
-        lambda **ends: turns(VPSDE(**ends)),
-    ),
+    ("turns", lambda **ends: turns(VPSDE(**ends))),
     (
         "frequencies",
         lambda **ends: PerDimensionDiffusion(
@@ -227,6 +224,7 @@ def check_bound(model: DiffusionModel, x: Tensor, known: Tensor, error: float, d
 # -- continuous data -------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @every_kind
 @every_law
 @torch.no_grad()

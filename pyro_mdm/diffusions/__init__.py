@@ -14,8 +14,17 @@ Source of the family: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to 
 Get Back", ICLR 2023. By name they are in :mod:`pyro_mdm.diffusions.presets`.
 """
 
-from pyro_mdm.diffusions.base import Diffusion, Marginal, Transition, UnreachableError
+from pyro_mdm.diffusions.base import (
+    Cap,
+    Diffusion,
+    Marginal,
+    Transition,
+    UnreachableError,
+    UnsupportedDiffusionError,
+    require,
+)
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.context import (
     Context,
     ContextClocks,
@@ -45,6 +54,7 @@ from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLe
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
 
 __all__ = [
+    "Cap",
     "Context",
     "ContextClocks",
     "ContextDiffusion",
@@ -69,8 +79,10 @@ __all__ = [
     "SimulationError",
     "apply_matrix",
     "apply_vector",
+    "require",
     "Diffusion",
     "HamiltonianDiffusion",
+    "Kernels",
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
@@ -87,5 +99,6 @@ __all__ = [
     "Transition",
     "TurnClocks",
     "UnreachableError",
+    "UnsupportedDiffusionError",
     "VPSDE",
 ]
