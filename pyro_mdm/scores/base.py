@@ -152,12 +152,13 @@ class Score(Restorable, ExactBuffers, ABC):
             TypeError: paths that start at an encoding of the data, at another time than ε.
         """
         self.check_process(diffusion, 1.0)
-        state, at = y, diffusion.as_tensor(s)
-        if bool((at == diffusion.start_time).all()):
+        state = y
+        if Cap.READOUT not in diffusion.caps:
+            at = diffusion.as_tensor(s)
+            if not bool((at == diffusion.start_time).all()):  # g² s_θ does not tell x from m(x)
+                who = f"{type(self).__name__}, asked for x̂ at another time than ε,"
+                require(diffusion, Cap.READOUT, who=who, fix="use StateDenoiser")
             state = diffusion.without_displacement(y, y.dim() - 1 - (at.dim() or 1))
-        else:  # g² s_θ does not tell x from m(x)
-            who = f"{type(self).__name__}, asked for x̂ at another time than ε,"
-            require(diffusion, Cap.READOUT, who=who, fix="use StateDenoiser")
         return project(diffusion, self.score(diffusion, y, s), state, s)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
