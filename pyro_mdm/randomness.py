@@ -37,6 +37,7 @@ __all__ = [
     "held",
     "low_discrepancy",
     "normal",
+    "normal_for_data",
     "piece",
     "repeatable",
     "rows_asked",
@@ -386,6 +387,19 @@ def for_data(
         draw(BLOCK, _stream.generator(block))[chosen] for block, chosen in blocks(_stream.first, n)
     ]
     return torch.cat(rows).to(device)
+
+
+def normal_for_data(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard normal numbers (n, …) in float64 by :func:`for_data`."""
+    n, *rest = shape
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        on = device if generator is None else generator.device
+        return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
+
+    return for_data(draw, n, device, generator)
 
 
 def blocks(first: int, n: int) -> Iterator[tuple[int, slice]]:

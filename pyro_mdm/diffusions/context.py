@@ -27,7 +27,7 @@ from pyro_mdm.diffusions.base import Diffusion, Drawn, Marginal
 from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.support.checks import check_count, check_instance, check_number
+from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import Restorable, described
 
@@ -82,18 +82,8 @@ class Context(Restorable, nn.Module, ABC):
         batch_dim = 1 if event_dim is None else x.dim() - event_dim
         flat = x.reshape(-1, *x.shape[batch_dim:])
         dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
-        out = self.encoder(flat.to(dtype))
-        if not isinstance(out, Tensor) or out.shape != (len(flat), outputs):
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned {got} for data "
-                f"{tuple(flat.shape)}, expected ({len(flat)}, {outputs})"
-            )
-        if not bool(out.isfinite().all()):
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned values that are not finite; "
-                "lower --diffusion_learning_rate, at which it is trained"
-            )
+        out: Tensor = self.encoder(flat.to(dtype))
+        check_encoded(self.encoder, flat, out, (len(flat), outputs))
         return out.reshape(*x.shape[:batch_dim], outputs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Context:

@@ -52,9 +52,6 @@ class TorchSDE(Sampler):
             who = f"method {self.method!r}"
             require(diffusion, Cap.PLAIN_NOISE, who=who, fix="use method='euler'")
 
-    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
-        return times
-
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         check_size(y, plan[i], i, len(plan) - 1)
         T, event_shape = ask.diffusion.horizon, y.shape[2:]
