@@ -74,6 +74,7 @@ class Sampler(Recorded, ABC):
                 the steps first. A named tuple with a field ``s``, the times at which the score is
                 asked, or the times themselves.
         """
+        return times
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
