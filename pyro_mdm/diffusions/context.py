@@ -351,7 +351,7 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
         width = self.start_log_snr - self.terminal_log_snr
-        by_time = self.rate(s) / self.log_snr_rate(s)
+        by_time = self.reference.rate(s) / self.reference.log_snr_rate(s)
         return width * 0.5 * square * by_time
 
     @property

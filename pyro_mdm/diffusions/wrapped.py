@@ -10,26 +10,10 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
 __all__ = ["WrappedDiffusion"]
-
-
-class _OfBase:
-    """A member of a wrapped diffusion that is the base's, to read and to set."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, of: WrappedDiffusion | None, owner: type | None = None) -> Any:
-        return self if of is None else getattr(of.base, self.name)
-
-    def __set__(self, of: WrappedDiffusion, value: object) -> None:
-        setattr(of.base, self.name, value)
-
-
-def _of_base() -> Any:
-    return _OfBase()
 
 
 class WrappedDiffusion(OneBlock):
@@ -56,45 +40,45 @@ class WrappedDiffusion(OneBlock):
 
     # -- what is the base's
 
-    max_log_snr = _of_base()
-    min_log_snr = _of_base()
-    cut_time = _of_base()
-    prior = _of_base()
-    prior_covariance = _of_base()
-    start = _of_base()
-    start_time = _of_base()
-    start_log_snr = _of_base()
-    terminal = _of_base()
-    terminal_log_snr = _of_base()
-    learns_ends = _of_base()
-    learns_stationary = _of_base()
-    stationary_covariance = _of_base()
-    initial_covariance = _of_base()
-    clock = _of_base()
-    rate = _of_base()
-    inverse_clock = _of_base()
-    time_at_clock = _of_base()
-    log_snr = _of_base()
-    log_snr_rate = _of_base()
-    time_at_log_snr = _of_base()
-    log_volume = _of_base()
-    log_volume_rate = _of_base()
-    log_volume_ends = _of_base()
-    time_at_log_volume = _of_base()
-    drift_matrix = _of_base()
-    noise_covariance = _of_base()
-    dispersion_matrix = _of_base()
-    clock_noise = _of_base()
-    divergence = _of_base()
-    marginal = _of_base()
-    transition = _of_base()
-    propagator = _of_base()
-    factorization = _of_base()
-    check_precision = _of_base()
-    frozen = _of_base()
-    each = _of_base()
-    simulate = _of_base()
-    check = _of_base()
+    max_log_snr = of_part("base")
+    min_log_snr = of_part("base")
+    cut_time = of_part("base")
+    prior = of_part("base")
+    prior_covariance = of_part("base")
+    start = of_part("base")
+    start_time = of_part("base")
+    start_log_snr = of_part("base")
+    terminal = of_part("base")
+    terminal_log_snr = of_part("base")
+    learns_ends = of_part("base")
+    learns_stationary = of_part("base")
+    stationary_covariance = of_part("base")
+    initial_covariance = of_part("base")
+    clock = of_part("base")
+    rate = of_part("base")
+    inverse_clock = of_part("base")
+    time_at_clock = of_part("base")
+    log_snr = of_part("base")
+    log_snr_rate = of_part("base")
+    time_at_log_snr = of_part("base")
+    log_volume = of_part("base")
+    log_volume_rate = of_part("base")
+    log_volume_ends = of_part("base")
+    time_at_log_volume = of_part("base")
+    drift_matrix = of_part("base")
+    noise_covariance = of_part("base")
+    dispersion_matrix = of_part("base")
+    clock_noise = of_part("base")
+    divergence = of_part("base")
+    marginal = of_part("base")
+    transition = of_part("base")
+    propagator = of_part("base")
+    factorization = of_part("base")
+    check_precision = of_part("base")
+    frozen = of_part("base")
+    each = of_part("base")
+    simulate = of_part("base")
+    check = of_part("base")
 
     @property
     def reference(self) -> Diffusion:
