@@ -28,6 +28,8 @@ import torch
 import torchsde
 from torch import Tensor
 
+from pyro_mdm.support.modules import of_part
+
 __all__ = [
     "BLOCK",
     "alike",
@@ -274,21 +276,13 @@ class _Rows(torchsde.BaseBrownian):
     def __repr__(self) -> str:
         return f"{len(self._rows)} rows of {self._whole!r}"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._whole.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._whole.device
+    dtype = of_part("_whole")
+    device = of_part("_whole")
+    levy_area_approximation = of_part("_whole")
 
     @property
     def shape(self) -> tuple[int, int]:
         return (len(self._rows), self._whole.shape[1])
-
-    @property
-    def levy_area_approximation(self) -> str:
-        return self._whole.levy_area_approximation
 
 
 @contextmanager
