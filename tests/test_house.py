@@ -40,9 +40,15 @@ FLOORS = (
 )
 """The library's rooms from the ground up."""
 PROGRAMS = ("pyro_mdm", "models", "inference")
-STRICT = ("pyro_mdm.diffusions",)
+STRICT = ("pyro_mdm",)
 """Packages in which imports for types alone make circles too, and private attributes are kept."""
-COPIES = {"pyro_mdm.diffusions.context": {"_kept", "_modules"}}
+COPIES = {
+    "pyro_mdm.diffusions.context": {"_kept", "_modules"},
+    "pyro_mdm.distribution": {"_batch_shape", "_getframe"},
+    "pyro_mdm.plots.tensorboard": {"_get_file_writer"},
+    "pyro_mdm.program": {"_cdata", "_pyro_mdm_name"},
+    "pyro_mdm.support.modules": {"_buffers", "_modules"},
+}
 """Private attributes of others that are read still, by module."""
 
 

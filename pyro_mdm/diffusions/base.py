@@ -1,4 +1,4 @@
-"""What every noising diffusion answers, whether it has a closed form or not."""
+"""Noising diffusions: all that callers may ask, whether there is a closed form or not."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class UnreachableError(ValueError):
 
 
 class UnsupportedDiffusionError(TypeError, ValueError):
-    """A diffusion of a kind that what is asked of it is not for; see :func:`require`."""
+    """A request that a diffusion of this kind does not serve; see :func:`require`."""
 
 
 class Cap(Enum):
-    """What one may need of a diffusion, and not every diffusion has."""
+    """A capability that one may need of a diffusion, and that not every diffusion has."""
 
     KERNELS = "closed-form kernels"
     SIMULATED = "paths that are simulated"
@@ -76,7 +76,7 @@ class Marginal(NamedTuple):
     log_det: Tensor  # log det Σ, (…)
 
     def at(self, i: int) -> Marginal:
-        """That at the i-th of (N,) times; of one law for each data dimension, as a batch of 1."""
+        """The law at the i-th of (N,) times; one for each data dimension comes as a batch of 1."""
         return Marginal(*(t[place(self.log_det, i)] for t in self))
 
 
@@ -89,7 +89,7 @@ class Transition(NamedTuple):
     log_det: Tensor  # log det P, (…)
 
     def at(self, i: int) -> Transition:
-        """That to the i-th of (N,) times; of one law for each data dimension, as a batch of 1."""
+        """The law to the i-th of (N,) times; one for each data dimension comes as a batch of 1."""
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
@@ -114,7 +114,7 @@ REASONS = {
     Cap.DATA_STATES: "its states hold a transform of the data",
     Cap.PLAIN_NOISE: "its noise depends on the state",
 }
-"""Why a diffusion does not have it."""
+"""The reason why a diffusion lacks a capability."""
 
 
 def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
@@ -155,12 +155,12 @@ def same_time(s: Times) -> Tensor | None:
 
 
 def place(of_law: Tensor, i: int) -> int | slice:
-    """Where the i-th of N laws is, of each of which there is one number, or one by dimension."""
+    """The index of the i-th of N laws; a slice where each has a number by dimension."""
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
 class Asked(Protocol):
-    """What velocities are made of, in float64; a sampler asks the network for it."""
+    """The score and denoiser that velocities are made of, in float64; samplers ask a network."""
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (n, K, *event_shape), at one time s."""
@@ -196,7 +196,7 @@ class Diffusion(Restorable, nn.Module, ABC):
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
     rows: int | None = None
-    """Of how many data it is, where contexts of theirs are given; None: of any."""
+    """The number of data whose contexts are given; None: it serves any number."""
     starts_at_data: bool = False
     """Whether v_0's mean depends on the data, so that the readout z alone no longer says all."""
     drifts_by_data: bool = False
@@ -204,7 +204,7 @@ class Diffusion(Restorable, nn.Module, ABC):
 
     @property
     def caps(self) -> frozenset[Cap]:
-        """What it has of what one may need; :func:`require` refuses what it lacks."""
+        """The capabilities that the diffusion has; :func:`require` refuses what it lacks."""
         has = {
             Cap.KERNELS: self.closed_form,
             Cap.SIMULATED: not self.closed_form,
@@ -329,11 +329,11 @@ class Diffusion(Restorable, nn.Module, ABC):
         return -self.log_snr(s)
 
     def pace_rate(self, s: Tensor) -> Tensor:
-        """Its derivative in s, like s."""
+        """The derivative of :meth:`pace` in s, like s."""
         return self.log_snr_rate(s)
 
     def time_at_pace(self, pace: Tensor) -> Tensor:
-        """Its inverse, which rounding may put outside of [ε, T]; like the pace."""
+        """The inverse of :meth:`pace`, which rounding may put outside of [ε, T]; like the pace."""
         return self.time_at_log_snr(-pace)
 
     @abstractmethod
@@ -377,7 +377,7 @@ class Diffusion(Restorable, nn.Module, ABC):
         return self
 
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
-        """By what data move the mean of y_s given x beside a(s) x, like a state; None: by nothing.
+        """The mean of y_s given x less a(s) x, like a state; None where that is 0 for all data.
 
         Args:
             x: data (*batch, *event_shape), in coordinates.
@@ -412,7 +412,7 @@ class Diffusion(Restorable, nn.Module, ABC):
         return self.from_coordinates(rows @ start.readout), start.log_snr
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """What the diffusion makes of data x (n, *event_shape), to look at: by name, tensors
+        """Tensors to look at, of what the diffusion makes of data x (n, *event_shape): by name,
         (columns, n, *event_shape) of as many stages. Empty where nothing depends on the data."""
         return {}
 
@@ -435,28 +435,28 @@ class Diffusion(Restorable, nn.Module, ABC):
         return x
 
     def from_coordinates(self, x: Tensor) -> Tensor:
-        """Their inverse."""
+        """The data, from their coordinates."""
         return x
 
     @property
     def reference(self) -> Diffusion:
-        """What the common time is of: this, or the first of several blocks."""
+        """The diffusion whose time is the common one: this, or the first of several blocks."""
         return self
 
     @property
     def for_grids(self) -> Diffusion:
-        """What grids of times are made by: this, unless its times differ between data."""
+        """The diffusion that makes grids of times: this, unless its times differ between data."""
         return self
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """What the diffusion declares, tried on states of this event shape, where it can be wrong.
+        """Tries on states of this event shape what the diffusion declares, where it can be wrong.
 
         Raises:
             ValueError: it is not as declared.
         """
 
     def log_snr_grid(self, num_times: int) -> Tensor:
-        """(num_times,) increasing times from ε to T, equally spaced in log SNR."""
+        """Increasing times (num_times,) from ε to T, equally spaced in log SNR."""
         if num_times < 2:
             raise ValueError(f"num_times is {num_times}, expected at least 2: both ends")
         low = self.terminal_log_snr

@@ -1,4 +1,4 @@
-"""What every diffusion in closed form answers: kernels, and what scores make of them."""
+"""Diffusions in closed form: kernels, and what scores make of them."""
 
 from __future__ import annotations
 
@@ -229,8 +229,8 @@ class Kernels(Diffusion):
         return -apply_matrix(W.mT, noise)
 
     def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
-        """What z is drawn to by a process that runs back to x with the part η of the noise, like x:
-        x itself, unless the drift sees the data.
+        """The point, like x̂, to which a process run back with the part η of the noise draws z: x
+        itself, unless the drift sees the data.
 
         Args:
             x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number.
@@ -276,7 +276,7 @@ class OneBlock(Kernels):
     @property
     @abstractmethod
     def propagator(self) -> Propagator:
-        """How states move between clock times: what all kernels are made of."""
+        """The propagator of states between clock times, of which all kernels are made."""
 
     @abstractmethod
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, Factor]:
@@ -287,7 +287,7 @@ class OneBlock(Kernels):
         """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
 
     def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
-        """What the mean of a state is made of, (…, K, columns): the column a, that of x.
+        """The columns that make the mean of a state, (…, K, columns): a, which is that of x.
 
         Args:
             tau: clock times (…);  a: there, (…, K).

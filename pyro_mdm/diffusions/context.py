@@ -66,7 +66,7 @@ class Context(Restorable, nn.Module, ABC):
 
     @abstractmethod
     def typical(self, x: Tensor) -> Tensor:
-        """What q(c | x) is around, (n, size), to look at."""
+        """The centre of q(c | x), (n, size), to look at."""
 
     @abstractmethod
     def prior(self) -> TorchDistributionMixin:
@@ -78,7 +78,7 @@ class Context(Restorable, nn.Module, ABC):
         (:func:`pyro_mdm.randomness.stream`)."""
 
     def encoded(self, x: Tensor, outputs: int, event_dim: int | None = None) -> Tensor:
-        """What the encoder returns for data (*batch, *event_shape), (*batch, outputs); checked."""
+        """The encoder's output for data (*batch, *event_shape), (*batch, outputs); checked."""
         batch_dim = 1 if event_dim is None else x.dim() - event_dim
         flat = x.reshape(-1, *x.shape[batch_dim:])
         dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
@@ -112,13 +112,13 @@ class GaussianContext(Context):
     def drawn(self, law: Any) -> Tensor:
         mean = law.mean
         noise = randomness.normal(mean.shape, mean.dtype, mean.device)
-        found: Tensor = mean + law.stddev * noise
-        return found
+        c: Tensor = mean + law.stddev * noise
+        return c
 
     def typical(self, x: Tensor) -> Tensor:
         law: Any = self.posterior(x)
-        found: Tensor = law.mean
-        return found
+        mean: Tensor = law.mean
+        return mean
 
     def prior(self) -> TorchDistributionMixin:
         zero = torch.zeros(self.size, device=self._device())
@@ -156,8 +156,7 @@ class DiscreteContext(Context):
 
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
         logits = self.encoded(x, self.size, event_dim)
-        law: TorchDistributionMixin = dist.OneHotCategorical(logits=logits)
-        return law
+        return dist.OneHotCategorical(logits=logits)
 
     def drawn(self, law: Any) -> Tensor:
         probs = law.probs.detach()
@@ -170,8 +169,7 @@ class DiscreteContext(Context):
         return nn.functional.one_hot(law.probs.argmax(-1), self.size).to(law.probs)
 
     def prior(self) -> TorchDistributionMixin:
-        law: TorchDistributionMixin = dist.OneHotCategorical(logits=self.logits)
-        return law
+        return dist.OneHotCategorical(logits=self.logits)
 
     def draw(self, n: int) -> Tensor:
         u = randomness.for_data(
@@ -293,7 +291,7 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     @property
     def context(self) -> Context | None:
-        """What it depends on; None once that is given."""
+        """The context that noising depends on; None once that is given."""
         return cast("Context | None", self._modules["context"])
 
     def given(self, context: Tensor) -> ContextDiffusion:
@@ -339,14 +337,14 @@ class ContextDiffusion(PerDimensionDiffusion):
         return self if self.rows is None else self.reference
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """What the block plans for each datum and dimension, (N, n, *event_shape, …)."""
+        """The block's plan for each datum and dimension, (N, n, *event_shape, …)."""
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common
         return self.each(plan, times.unsqueeze(1))._replace(s=common.s)
 
     def time_on_the_way(self, u: Tensor) -> Tensor:
-        """By the log SNR of the block, which is common to all data."""
+        """The time by the log SNR of the block, which is common to all data."""
         return Diffusion.time_on_the_way(self, u)
 
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
@@ -357,8 +355,8 @@ class ContextDiffusion(PerDimensionDiffusion):
     @property
     def terminal(self) -> Marginal:
         """The marginal at T, (1, *event_shape) by dimension, whatever the context."""
-        found: Marginal = self._at_end([block.terminal for block in self._each_block()])
-        return found
+        marginal: Marginal = self._at_end([block.terminal for block in self._each_block()])
+        return marginal
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``log SNR less the common one`` at three parts of the way, at typical contexts."""

@@ -79,7 +79,7 @@ def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(…, K, K) and (…, K) -> (…, K)."""
+    """Products of (…, K, K) and (…, K), (…, K)."""
     if matrix.dim() == 2:
         return vector @ matrix.mT
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

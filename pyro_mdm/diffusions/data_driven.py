@@ -52,7 +52,7 @@ VIEWS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Aims(NamedTuple):
-    """What z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
+    """The points z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
 
     flow: Tensor  # U: the velocity that moves the marginals is (z - U)/2v
     score: Tensor  # R: ∇ log q(z | x) = -(z - R)/v
@@ -75,11 +75,11 @@ class DataPath(NamedTuple):
 
     def place(self, log_snr: Tensor, noise: Tensor) -> Tensor:
         """z = m + S ε at log SNRs (n,)."""
-        level = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
-        return self.mean + ((self.stretch - level) / 2).exp().to(noise.dtype) * noise
+        lam = log_snr.reshape(-1, *[1] * (self.mean.dim() - 1))
+        return self.mean + ((self.stretch - lam) / 2).exp().to(noise.dtype) * noise
 
     def aims(self, z: Tensor) -> Aims:
-        """Of a path that is at z."""
+        """The aims of a path that is at z."""
         rest = z - self.mean
         flow = self.mean + 2 * self.mean_rate + self.stretch_rate * rest
         return Aims(flow, self.mean - torch.expm1(-self.stretch) * rest)
@@ -145,7 +145,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @staticmethod
     def outputs(*, means: bool = True, scales: bool = True, degree: int = 5) -> int:
-        """How many numbers the network gives for each dimension of the data."""
+        """The number of the network's outputs for each dimension of the data."""
         return (means + scales) * (degree - 2)
 
     # -- the way of the marginals ------------------------------------------------------------------
@@ -193,17 +193,17 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
-        """Of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a number for
-        one batch dimension."""
+        """The aims of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a
+        number for one batch dimension."""
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
         path = self.path(x.reshape(-1, *event), log_snr.expand(batch).reshape(-1))
-        found = path.aims(z.reshape(-1, *event))
-        return Aims(*(t.reshape(x.shape) for t in found))
+        flat = path.aims(z.reshape(-1, *event))
+        return Aims(*(t.reshape(x.shape) for t in flat))
 
     @torch.no_grad()
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """By how much means and log S² differ from those of the base, at five parts of the way."""
+        """Means and log S² less those of the base, at five parts of the way."""
         high, low = self._ends()
         paths = [self.path(x, (high + u * (low - high)).expand(len(x))) for u in VIEWS]
         shown = {"mean": (self.means, [p.mean - x for p in paths])}
@@ -214,8 +214,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     def volatility_at(self, s: Times) -> Tensor:
         """ρ(s), like s."""
-        found: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
-        return found
+        rho: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
+        return rho
 
     def noised(
         self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
@@ -267,8 +267,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         """
         path = self.path(x, level)
         z = path.place(level, noise)
-        true, found = path.aims(z), self.aims(denoiser(z, level), z, level)
-        flow, score = (a - b for a, b in zip(true, found, strict=True))
+        true, estimated = path.aims(z), self.aims(denoiser(z, level), z, level)
+        flow, score = (a - b for a, b in zip(true, estimated, strict=True))
         u, weight = self.way(level), level.exp().to(x.dtype)
         rho = self.volatility(u).to(x.dtype)
         both = flow + rho.reshape(-1, *[1] * (x.dim() - 1)) * score

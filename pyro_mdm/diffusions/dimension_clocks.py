@@ -16,14 +16,14 @@ __all__ = ["BlurClocks", "Clocks", "LearnedClocks", "SharedClock", "TurnClocks"]
 
 
 class Clocks(Restorable, nn.Module, ABC):
-    """How far each of several clocks has come when the common clock has done the part u of its way.
+    """Several clocks: how far each has come when the common clock has done the part u of its way.
 
     The way of a block is its log SNR from λ(ε) down to λ(T). A clock is a function F of u with
     F(0) = 0 and F(1) ≤ 1 that increases all the way; the common one is F(u) = u.
     """
 
     number: int
-    """How many clocks there are."""
+    """The number of clocks."""
 
     @abstractmethod
     def forward(self, u: Tensor) -> Tensor:
@@ -205,10 +205,10 @@ class LearnedClocks(Clocks):
 
     @staticmethod
     def bernstein(u: Tensor, degree: int) -> Tensor:
-        """(*u.shape, degree + 1), by de Casteljau's recursion, which has gradients at both ends."""
+        """Bernstein's basis (*u.shape, degree + 1) by de Casteljau: gradients at both ends too."""
         u = u.double().unsqueeze(-1)
-        found = torch.ones_like(u)
+        basis = torch.ones_like(u)
         for _ in range(degree):
             zero = torch.zeros_like(u)
-            found = torch.cat([found * (1 - u), zero], -1) + torch.cat([zero, found * u], -1)
-        return found
+            basis = torch.cat([basis * (1 - u), zero], -1) + torch.cat([zero, basis * u], -1)
+        return basis

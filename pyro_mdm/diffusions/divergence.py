@@ -19,7 +19,7 @@ EXACT = 8
 
 
 AT_ONCE = 2**16
-"""Numbers that a batch of derivatives has, of all data together."""
+"""The most numbers in a batch of derivatives, of all data together."""
 
 
 def own_node(y: Tensor) -> Tensor:

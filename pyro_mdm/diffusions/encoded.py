@@ -84,8 +84,7 @@ class EncodedDiffusion(WrappedDiffusion):
         key = ("encoded", flat.data_ptr(), flat.shape, flat.stride(), flat.dtype)
         m, _ = shared(self, key, lambda: (self.encode(flat), flat))
         moved = (self.push(s).to(x.dtype) @ m.flatten(2)).reshape(len(flat), -1, *event)
-        value: Tensor = moved.reshape(*batch, self.num_variables, *event)
-        return value
+        return moved.reshape(*batch, self.num_variables, *event)
 
     def push(self, s: Times) -> Tensor:
         """The columns of M(s) that v_0 is multiplied by, (*s.shape, K, K-1)."""

@@ -17,30 +17,30 @@ __all__ = ["exponentials", "stretches"]
 COEFFICIENTS = torch.tensor(
     [[1 / math.factorial(4 * j + i) for i in range(4)] for j in range(4)], dtype=torch.float64
 )
-"""Of exp at ‖Ω‖ ≤ ½, to the 15th power, in groups of 4."""
+"""The coefficients of exp at ‖Ω‖ ≤ ½, to the 15th power, in groups of 4."""
 
 EVEN_AND_ODD = torch.tensor(
     [[1 / math.factorial(2 * k), 1 / math.factorial(2 * k + 1)] for k in range(8)],
     dtype=torch.float64,
 )
-"""Of cosh √δ and of sinh √δ / √δ in powers of δ, to the 15th power of √δ."""
+"""The coefficients of cosh √δ and sinh √δ / √δ by powers of δ, to the 15th power of √δ."""
 
 ENTRIES = torch.tensor(
     [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0.5, -0.5, 0, 0]], dtype=torch.float64
 )
-"""X (2, 2), flattened, to t, h, e, f: X = [[t + h, e], [f, t - h]]."""
+"""The map from X (2, 2), flattened, to t, h, e, f: X = [[t + h, e], [f, t - h]]."""
 
 MATRIX = torch.tensor(
     [[1, 0, 0, 1], [1, 0, 0, -1], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.float64
 )
-"""Its inverse."""
+"""The inverse of :data:`ENTRIES`."""
 
 BRACKET = torch.tensor([[1, 0, 0], [0, 0, 2], [0, 2, 0]], dtype=torch.float64)
-"""Of the commutator of (h, e, f) and (h', e', f') by their vector product."""
+"""The map from the vector product of (h, e, f) and (h', e', f') to their commutator."""
 
 
 def stretches(length: Tensor, middle: Tensor) -> Tensor:
-    """What :func:`exponentials` makes of parts of a cell, (J, 7).
+    """The factors by which :func:`exponentials` makes exp Ω of parts of a cell, (J, 7).
 
     Args:
         length, middle: in parts of the cell; the cell's own middle is 0. (J,)
@@ -69,7 +69,7 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
 
 
 def _parts(both: Tensor, bracket: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-    """What Ω is a sum of: ``both`` (2, …) are the mean and the difference over the cell."""
+    """The terms of Ω: ``both`` (2, …) are the mean and the difference over the cell."""
     once = bracket(both[0], both[1])
     twice = bracket(both, once[None])
     thrice = bracket(both[:, None], twice[None])
@@ -97,8 +97,8 @@ def _exp(X: Tensor) -> Tensor:
 
 
 def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
-    """The same of K = 2: with X = t I + X_0, exp X = e^t (cosh √δ I + sinh √δ / √δ X_0), where
-    X_0² = δ I, δ = h² + e f."""
+    """exp Ω of K = 2: with X = t I + X_0, exp X = e^t (cosh √δ I + sinh √δ / √δ X_0), where X_0² =
+    δ I, δ = h² + e f."""
     factors = factors.to(A1.dtype)
     entries = torch.stack([A1, A2]).flatten(-2) @ ENTRIES.to(A1)
     both = torch.stack([(entries[0] + entries[1]) / 2, math.sqrt(3) * (entries[1] - entries[0])])

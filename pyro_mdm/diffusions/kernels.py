@@ -289,7 +289,7 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
             (a coupling).
 
     Returns:
-        U (K, K), whose columns noise reaches after ``level`` integrations, and ``level`` (K,).
+        U (K, K), whose columns noise reaches after ``order`` integrations, and ``order`` (K,).
         With fewer than K columns the pair (A, G) is not controllable: noise never reaches the
         remaining directions.
     """
@@ -299,8 +299,8 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
         block = block.movedim(0, 1).reshape(K, -1)
         A = (A / A.norm().clamp_min(1e-300)).reshape(-1, K, K)
         U = A.new_zeros(K, 0)
-        levels: list[int] = []
-        level = 0
+        orders: list[int] = []
+        order = 0
         while U.shape[1] < K:
             for _ in range(2):  # twice is enough (Kahan)
                 block = block - U @ (U.mT @ block)
@@ -310,9 +310,9 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
             if new.shape[1] == 0:
                 break
             U = torch.cat([U, new], 1)
-            levels += [level] * new.shape[1]
-            block, level = (A @ new).movedim(0, 1).reshape(K, -1), level + 1
-    return U, torch.tensor(levels)
+            orders += [order] * new.shape[1]
+            block, order = (A @ new).movedim(0, 1).reshape(K, -1), order + 1
+    return U, torch.tensor(orders)
 
 
 def transition_factor(
@@ -326,17 +326,17 @@ def transition_factor(
     Raises:
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
     """
-    U, level = basis
+    U, order = basis
     check_reached(U)
-    above = (level[:, None] > level[None, :] + 1).to(A.device)
+    above = (order[:, None] > order[None, :] + 1).to(A.device)
     A1 = U.mT @ A @ U
     GG1 = U.mT @ GG @ U
-    noiseless = ((level[:, None] > 0) | (level[None, :] > 0)).to(A.device)
-    growth = _basis_growth(A, GG, A1.detach(), GG1.detach(), U, level, above, noiseless)
+    noiseless = ((order[:, None] > 0) | (order[None, :] > 0)).to(A.device)
+    growth = _basis_growth(A, GG, A1.detach(), GG1.detach(), U, order, above, noiseless)
     A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
-    root, inverse, log_det, amplification = factor_in_basis(P1, U, level, GG1, GG, tau)
+    root, inverse, log_det, amplification = factor_in_basis(P1, U, order, GG1, GG, tau)
     travelled = tau.detach() * torch.linalg.matrix_norm(A.detach(), ord=2)
     return root, inverse, log_det, amplification * growth * travelled.clamp_min(1.0)
 
@@ -347,7 +347,7 @@ def _basis_growth(
     A1: Tensor,
     GG1: Tensor,
     U: Tensor,
-    level: Tensor,
+    order: Tensor,
     above: Tensor,
     noiseless: Tensor,
 ) -> float:
@@ -357,14 +357,14 @@ def _basis_growth(
     An error of a vector's direction is found again in the next ones. Axes are exact.
     """
     with torch.no_grad():
-        K, levels = len(A), level.to(A.device)
+        K, orders = len(A), order.to(A.device)
         rounded_A = U.abs().mT @ A.abs() @ U.abs()
         rounded_GG = U.abs().mT @ GG.abs() @ U.abs()
         oblique = ((U != 0).sum(0) > 1).to(A)
         turned = oblique.clone()  # how far directions are off, in units of rounding
         size = A1.abs()
-        for k in range(int(level.max()) + 1):
-            here, before = levels == k, levels == k - 1
+        for k in range(int(order.max()) + 1):
+            here, before = orders == k, orders == k - 1
             if k == 0:
                 noise, own = rounded_GG.diagonal()[here], GG1.diagonal()[here]
             else:
@@ -377,20 +377,20 @@ def _basis_growth(
             noise = rounded + turned[:, None] * size.amax(0) + turned * size.amax(1)[:, None]
             if bool((size * zero > 8 * K * torch.finfo(A.dtype).eps * noise).any()):
                 return math.inf
-        return max(1.0, turned[levels > 0].max().item()) if bool((levels > 0).any()) else 1.0
+        return max(1.0, turned[orders > 0].max().item()) if bool((orders > 0).any()) else 1.0
 
 
 def factor_in_basis(
-    P1: Tensor, U: Tensor, level: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
+    P1: Tensor, U: Tensor, order: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of :func:`transition_factor`, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
-    given = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
+    entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
     rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
     gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    growth = torch.minimum(rounding / given, tau.detach().unsqueeze(-1) * rounding / gained)
-    growth = torch.where((level == 0).to(P1.device), growth, 0.0).amax(-1)
+    growth = torch.minimum(rounding / entering, tau.detach().unsqueeze(-1) * rounding / gained)
+    growth = torch.where((order == 0).to(P1.device), growth, 0.0).amax(-1)
     amplification = torch.maximum(amplification, growth)
     return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
 

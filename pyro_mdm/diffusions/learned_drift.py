@@ -123,9 +123,9 @@ class LearnedDrift(_FromLinear):
         """β u, like y (batch, K, *event_shape), for s (batch,)."""
         s = self.as_tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
-        level = self.log_snr(s)
+        log_snr = self.log_snr(s)
         inputs = y.flatten(1, 2) if y.dim() > 2 else y
-        out = self.network(inputs.to(dtype), level.to(dtype))
+        out = self.network(inputs.to(dtype), log_snr.to(dtype))
         if out.shape != inputs.shape:
             raise ValueError(
                 f"{type(self.network).__name__} returned {tuple(out.shape)} for inputs "

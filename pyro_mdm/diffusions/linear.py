@@ -64,7 +64,7 @@ _shared: dict[tuple[int, Any], Any] | None = None
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """A stretch in which what ends that are learned need is computed once, gradients included.
+    """A block in which what learned ends need is computed once, gradients included.
 
     It is for the time of one loss and its parameters; nothing is kept after it.
     """

@@ -500,7 +500,7 @@ def _composed(cells: MovedCells) -> tuple[Tensor, Tensor]:
 
 
 def _halves(count: int) -> tuple[slice, slice]:
-    """All but the last ``count``, and all but the first."""
+    """The slice without the last ``count``, and that without the first."""
     return slice(None, -count), slice(count, None)
 
 

@@ -91,7 +91,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     stationary_prior: bool = False
     initial_covariance: Tensor
     simulation: Simulation
-    """How paths are simulated."""
+    """Settings of the simulation of paths."""
 
     def __init__(
         self,
@@ -192,14 +192,14 @@ class NonlinearDiffusion(Diffusion, ABC):
         Steps of it are short both for what noise does late and for the data's scales early.
         """
         done, whole = self._done(s), self._ends()[1]
-        level = (done / self._unit).log1p() / (whole / self._unit).log1p()
-        return (done / whole + level) / 2
+        by_level = (done / self._unit).log1p() / (whole / self._unit).log1p()
+        return (done / whole + by_level) / 2
 
     def progress_rate(self, s: Times) -> Tensor:
         """The derivative of :meth:`progress` in s, like s."""
         done, whole = self._done(s), self._ends()[1]
-        level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
-        return self.rate(s) * (1 / whole + level) / 2
+        by_level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
+        return self.rate(s) * (1 / whole + by_level) / 2
 
     @torch.no_grad()
     def time_at_progress(self, progress: Times) -> Tensor:

@@ -38,7 +38,7 @@ from pyro_mdm.support.settings import described
 __all__ = ["PerDimensionDiffusion"]
 
 KNOTS = 65
-"""Of the table that inverts log volume."""
+"""The number of knots of the table that inverts log volume."""
 
 
 class PerDimensionDiffusion(Kernels):
@@ -113,7 +113,7 @@ class PerDimensionDiffusion(Kernels):
 
     @property
     def num_cells(self) -> int:
-        """How many different pairs of block and clock there are."""
+        """The number of different pairs of block and clock."""
         return len(self._clock_of_cell)
 
     @property
@@ -202,7 +202,7 @@ class PerDimensionDiffusion(Kernels):
         return list(self.blocks)
 
     def _spread(self, value: Tensor, shape: Sequence[int]) -> Tensor:
-        """Of cells (*shape, cells, …) to dimensions (*shape, *index map, …)."""
+        """Values of cells (*shape, cells, …) as those of dimensions (*shape, *index map, …)."""
         dim = len(shape)
         entries: Tensor = value.index_select(dim, self._cell_of)
         spread: Tensor = entries.unflatten(dim, tuple(self.block_of.shape))
@@ -223,7 +223,7 @@ class PerDimensionDiffusion(Kernels):
         return self.from_coordinates(z), self.start_log_snr  # λ(ε) is that of all
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """What each block plans: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
+        """Each block's plan: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common  # the times themselves
@@ -237,11 +237,11 @@ class PerDimensionDiffusion(Kernels):
         """
         if torch.is_grad_enabled() and (s.requires_grad or self._is_learned()):
             return self._find_local_times(s)
-        found: list[Tensor] = self._unless_moved("times", s, lambda: self._find_local_times(s))
-        return found
+        times: list[Tensor] = self._unless_moved("times", s, lambda: self._find_local_times(s))
+        return times
 
     def _unless_moved(self, name: str, s: Tensor, find: Callable[[], Any]) -> Any:
-        """What was found last under this name, if it was for these times and nothing has moved."""
+        """The value kept under this name, made anew for other times or if anything has moved."""
         parameters = list(self.parameters())
         kept = self._kept.get(name)
         ends = [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
@@ -249,7 +249,7 @@ class PerDimensionDiffusion(Kernels):
         if kept is None or not (same and _all_equal(kept.parameters, parameters)):
             copies = [p.detach().clone() for p in parameters]
             self._kept[name] = kept = _Kept(s.detach().clone(), ends, copies, find())
-        return kept.found
+        return kept.value
 
     def _is_learned(self) -> bool:
         return any(p.requires_grad for p in self.parameters())
@@ -267,12 +267,12 @@ class PerDimensionDiffusion(Kernels):
                 done = self._of_cells(self.clocks(self.progress(s)))
                 parts = done.split(self._cells_of_block, -1)
             high, low = block.start_log_snr, block.terminal_log_snr
-            found = block.times_at_log_snr(high - parts[i] * (high - low))
-            of_cells.append(found.clamp_min(0).clamp_max(block.horizon))
+            times = block.times_at_log_snr(high - parts[i] * (high - low))
+            of_cells.append(times.clamp_min(0).clamp_max(block.horizon))
         return of_cells
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """What ``law(block, *local times)`` returns, for every dimension.
+        """``law(block, *local times)``, for every dimension.
 
         Args:
             law: of a linear diffusion and as many times as are given, any shape; returns tensors,
@@ -285,25 +285,25 @@ class PerDimensionDiffusion(Kernels):
         times = tuple(map(self._vector, times))
         local = [self.local_times(t) for t in times]
         dim = times[0].dim()
-        found = [
+        laws = [
             law(block, *(t[i] for t in local))
             for i, block in enumerate(self._each_block())
             if self._cells_of_block[i]
         ]
-        return _merged(found, lambda parts: self._spread(torch.cat(parts, dim), times[0].shape))
+        return _merged(laws, lambda parts: self._spread(torch.cat(parts, dim), times[0].shape))
 
     def marginal(self, s: Times) -> Marginal:
         """The law of y_s given x, (*s.shape or 1, *event_shape) by dimension, as the class says."""
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
-        found: Marginal = self.each(lambda block, t: block.many_marginals(t), self.as_tensor(s))
-        return found
+        law: Marginal = self.each(lambda block, t: block.many_marginals(t), self.as_tensor(s))
+        return law
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
         """The law of y_s given y_r, likewise."""
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
-        found: Transition = self.each(lambda block, s, r: block.transition(s, r), *ends)
-        return found
+        law: Transition = self.each(lambda block, s, r: block.transition(s, r), *ends)
+        return law
 
     @property
     def start(self) -> Marginal:
@@ -326,8 +326,8 @@ class PerDimensionDiffusion(Kernels):
 
     def _of_blocks(self, value: Callable[[Any], Tensor]) -> Tensor:
         """A constant of each block, (1, *event_shape, …)."""
-        found: Tensor = self._at_end([value(block) for block in self._each_block()])
-        return found
+        constants: Tensor = self._at_end([value(block) for block in self._each_block()])
+        return constants
 
     @property
     def prior_covariance(self) -> Tensor:
@@ -349,7 +349,7 @@ class PerDimensionDiffusion(Kernels):
         return GaussianPrior(self.prior_covariance)
 
     def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
-        """By how much each cell's time moves with the common one, (*s.shape, cells), by block."""
+        """The speed of each cell's time by the common one, (*s.shape, cells), by block."""
         rates: list[Tensor] = []
         parts = self._log_snr_rate(s).split(self._cells_of_block, -1)
         for i, (block, t) in enumerate(zip(self._each_block(), local, strict=True)):
@@ -380,15 +380,15 @@ class PerDimensionDiffusion(Kernels):
     def _rated(self, matrix: Callable[[Any, Tensor], Tensor], s: Times, power: float) -> Tensor:
         """``matrix(block, local time)`` by the speed of local time to this power."""
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
-            found_once = self._rated(matrix, one, power)
-            return found_once.expand(*s.shape, *found_once.shape[1:])
+            once = self._rated(matrix, one, power)
+            return once.expand(*s.shape, *once.shape[1:])
         s = self._vector(s)
         local = self.local_times(s)
-        found = [
+        matrices = [
             matrix(block, t) * rate.pow(power)[..., None, None]
             for block, t, rate in zip(self._each_block(), local, self._speed(s, local), strict=True)
         ]
-        return self._spread(torch.cat(found, s.dim()), s.shape)
+        return self._spread(torch.cat(matrices, s.dim()), s.shape)
 
     def drift_matrix(self, s: Times) -> Tensor:
         """A(s), (*s.shape or 1, *event_shape, K, K)."""
@@ -411,8 +411,8 @@ class PerDimensionDiffusion(Kernels):
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """``Σ_j ∫_r^s tr A_j`` over ``dimensions`` dimensions, (…) as s and r, 0-dim as (1,)."""
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
-        found = self.each(lambda block, s, r: block.divergence(s, r), *ends)
-        average: Tensor = found.flatten(max(ends[0].dim(), 1)).mean(-1)
+        traces = self.each(lambda block, s, r: block.divergence(s, r), *ends)
+        average: Tensor = traces.flatten(max(ends[0].dim(), 1)).mean(-1)
         return dimensions * average
 
     # -- log volume --------------------------------------------------------------------------------
@@ -421,20 +421,20 @@ class PerDimensionDiffusion(Kernels):
         """The average of κ over dimensions, like s; increasing, and its ends as for one block."""
         s = self.as_tensor(s)
         if self.num_variables == 1:  # κ is -λ, which the clocks say
-            found = -self.log_snr_map_at(s)
+            volumes = -self.log_snr_map_at(s)
         else:
-            found = self.each(lambda block, t: block.log_volume(t), s)
-        return found.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
+            volumes = self.each(lambda block, t: block.log_volume(t), s)
+        return volumes.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        """Its derivative in s, like s."""
+        """The derivative of :meth:`log_volume` in s, like s."""
         s = self.as_tensor(s)
         at = s.reshape(-1)
         if self.num_variables == 1:
             return self.log_snr_map_rate(at).flatten(1).mean(-1).reshape(s.shape)
         rates = iter(self._speed(at, self.local_times(at)))
-        found = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
-        value: Tensor = found.flatten(1).mean(-1).reshape(s.shape)
+        each = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
+        value: Tensor = each.flatten(1).mean(-1).reshape(s.shape)
         return value
 
     @property
@@ -454,12 +454,12 @@ class PerDimensionDiffusion(Kernels):
         return s + (value - self.log_volume(inside)) / self.log_volume_rate(inside).detach()
 
     def _root(self, wanted: Tensor) -> Tensor:
-        """By safe Newton steps from a table, in the logarithm of the common clock."""
-        times, found = self._unless_moved("log volume", self.start_time, self._table)
-        i = torch.searchsorted(found, wanted).clamp(1, KNOTS - 1)
+        """The time, by safe Newton steps from a table, in the logarithm of the common clock."""
+        times, volumes = self._unless_moved("log volume", self.start_time, self._table)
+        i = torch.searchsorted(volumes, wanted).clamp(1, KNOTS - 1)
         low, high = times[i - 1], times[i]
         s: Tensor = low + (high - low) * (
-            (wanted - found[i - 1]) / found[i].sub(found[i - 1])
+            (wanted - volumes[i - 1]) / volumes[i].sub(volumes[i - 1])
         ).clamp(0, 1)
         for _ in range(60):
             error = self.log_volume(s) - wanted
@@ -482,7 +482,7 @@ class PerDimensionDiffusion(Kernels):
     # -- the door ----------------------------------------------------------------------------------
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Whether the index maps fit data of this shape."""
+        """Raises ValueError unless the index maps fit data of this shape."""
         shape = tuple(self.block_of.shape)
         fits = len(shape) == len(event_shape)
         if not fits or any(n not in (1, m) for n, m in zip(shape, event_shape, strict=True)):
@@ -507,26 +507,26 @@ class PerDimensionDiffusion(Kernels):
 
 
 class _Kept(NamedTuple):
-    """What was found, and all that it was found for."""
+    """A value, and all that it was computed for."""
 
     s: Tensor
     ends: list[tuple[float, float | None]]
     parameters: list[Tensor]
-    found: Any
+    value: Any
 
 
 def _all_equal(kept: list[Tensor], now: list[nn.Parameter]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
 
 
-def _merged(found: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+def _merged(laws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     """Named tuples of tensors, nested ones too, joined leaf by leaf."""
-    one = found[0]
+    one = laws[0]
     if one is None or isinstance(one, int | float):
         return one
     if isinstance(one, Tensor):
-        return join(list(found))
-    joined = [_merged(leaf, join) for leaf in zip(*found, strict=True)]
+        return join(list(laws))
+    joined = [_merged(leaf, join) for leaf in zip(*laws, strict=True)]
     return type(one)(*joined) if hasattr(one, "_fields") else tuple(joined)
 
 
@@ -558,19 +558,19 @@ def _check_blocks(blocks: list[Any]) -> None:
 def _index_maps(
     block_of: object, num_blocks: int, clock_of: object, num_clocks: int
 ) -> tuple[Tensor, Tensor]:
-    """Both, checked, of one shape."""
+    """The index maps of blocks and clocks, checked, of one shape."""
     if block_of is None and clock_of is None:
         raise ValueError(
             "neither block_of nor clock_of is given, expected at least one, which says what each "
             "dimension has; for one block and clock use the block itself"
         )
-    found = []
+    maps = []
     for name, value, number in (
         ("block_of", block_of, num_blocks),
         ("clock_of", clock_of, num_clocks),
     ):
         if value is None:
-            found.append(torch.zeros((), dtype=torch.long))
+            maps.append(torch.zeros((), dtype=torch.long))
             continue
         index = torch.as_tensor(value)
         whole = not index.is_floating_point() and index.dim() > 0 and index.numel() > 0
@@ -579,8 +579,8 @@ def _index_maps(
                 f"{name} is {describe_index(index)}, expected integers from 0 to {number - 1}, in "
                 "as many dimensions as a datum"
             )
-        found.append(index.long())
-    one, other = torch.broadcast_tensors(*found)
+        maps.append(index.long())
+    one, other = torch.broadcast_tensors(*maps)
     return one.clone(), other.clone()
 
 

@@ -26,7 +26,7 @@ POINTS = 4001
 REACH = 36.0
 """The integrand of a quadrature is followed to e^-36 of its highest value."""
 FARTHEST = 1e18
-"""Where a quadrature looks for the end of a law."""
+"""The farthest place at which a quadrature looks for the end of a law."""
 ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
 
@@ -57,8 +57,8 @@ class Prior(Recorded, ABC):
         self._check(y)
         with torch.enable_grad():
             point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
-            (found,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
-        return found if torch.is_grad_enabled() else found.detach()
+            (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point, create_graph=True)
+        return gradient if torch.is_grad_enabled() else gradient.detach()
 
     def _check(self, y: Tensor) -> int:
         """The number of data dimensions."""
@@ -116,8 +116,7 @@ class GaussianPrior(Prior):
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
         if root.dim() > 2:
             return apply_to_dimensions(root.to(noise), noise, noise.dim() - 2)
-        value: Tensor = (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
-        return value
+        return (root.to(noise) @ noise.reshape(*shape[:2], -1)).reshape(noise.shape)
 
     def entropy(self, num_dims: int = 1) -> Tensor:
         K = self.num_variables
@@ -246,8 +245,8 @@ class QuadraturePrior(Prior):
         with torch.enable_grad():
             point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
             energies = [self._energy(k, point[:, k]).sum() for k in range(self.num_variables)]
-            (found,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
-        return -found if torch.is_grad_enabled() else -found.detach()
+            (gradient,) = torch.autograd.grad(torch.stack(energies).sum(), point, create_graph=True)
+        return -gradient if torch.is_grad_enabled() else -gradient.detach()
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         lead = (shape[0], *shape[2:])
@@ -275,13 +274,13 @@ class QuadraturePrior(Prior):
 
     def _energy(self, k: int, v: Tensor) -> Tensor:
         """H_k, like v, float64."""
-        found = self.energies[k](v.double())
-        if found.shape != v.shape:
+        energy = self.energies[k](v.double())
+        if energy.shape != v.shape:
             raise ValueError(
-                f"the energy of variable {k} returned shape {tuple(found.shape)} for an argument "
+                f"the energy of variable {k} returned shape {tuple(energy.shape)} for an argument "
                 f"of shape {tuple(v.shape)}, expected the same: it is applied elementwise"
             )
-        return found.double()
+        return energy.double()
 
     def _table(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes y(u) at equal steps of u, the log of exp(-H) dy/du there, and log ∫ exp(-H)."""
@@ -302,7 +301,7 @@ class QuadraturePrior(Prior):
 
     @torch.no_grad()
     def _bounds(self, k: int) -> tuple[float, float]:
-        """Where exp(-H) dy/du falls to e^-REACH of its highest value on both sides, in u."""
+        """The places u on both sides where exp(-H) dy/du falls to e^-REACH of its highest value."""
         end = float(_inverse(torch.tensor(FARTHEST, dtype=torch.float64)))
         half = POINTS // 2
         steps = torch.arange(-half, half + 1, dtype=torch.float64, device=self.device)
@@ -342,13 +341,13 @@ def _log_stretch(u: Tensor) -> Tensor:
 
 def _parameters(distribution: Distribution) -> dict[str, Any]:
     """A distribution's class and tensors, and those of the distributions it is made of."""
-    found: dict[str, Any] = {"class": type(distribution).__name__}
+    parameters: dict[str, Any] = {"class": type(distribution).__name__}
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
-            found[name] = _parameters(value)
+            parameters[name] = _parameters(value)
         elif isinstance(value, Tensor) and not _is_lazy(distribution, name):
-            found[name] = value.tolist()
-    return found
+            parameters[name] = value.tolist()
+    return parameters
 
 
 def _is_lazy(distribution: Distribution, name: str) -> bool:

@@ -237,8 +237,8 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, level = self._basis()
-        basis = (U.flip(-1), level.flip(0)) if noise_last else (U, level)
+        U, order = self._basis()
+        basis = (U.flip(-1), order.flip(0)) if noise_last else (U, order)
         return self._rooted(self._A, duration, basis)
 
     def _rooted(self, A: Tensor, duration: Tensor, basis: Basis) -> Root:

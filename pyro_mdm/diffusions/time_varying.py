@@ -268,7 +268,7 @@ class Varying(Matrices, ABC):
         raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
 
     def _about_end(self, x: float, target: float) -> tuple[float, float]:
-        """About where λ(T) is ``target``: the log of the clock's end, and -1 / dλ(T) by it.
+        """Estimates of the log of the clock's end with λ(T) = ``target``, and of -1 / dλ(T) by it.
 
         By few cells at many clocks around the log end ``x``.
         """

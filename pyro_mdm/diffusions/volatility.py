@@ -50,8 +50,8 @@ class Volatility(ExactBuffers, nn.Module):
         tiny = torch.finfo(torch.float64).tiny
         flow, score = self.errors.clamp_min(tiny)
         best = (0.5 * (flow / score).log()).clamp(-math.log(LIMIT), math.log(LIMIT))
-        found = best * self.weight / (self.weight + DOUBT)
-        return torch.cat([torch.zeros_like(found[:1]), found[1:]])
+        log_rho = best * self.weight / (self.weight + DOUBT)
+        return torch.cat([torch.zeros_like(log_rho[:1]), log_rho[1:]])
 
     def forward(self, u: Tensor) -> Tensor:
         """ρ at u, like u; float64."""

@@ -53,7 +53,7 @@ class Bound:
 
     @property
     def num_data(self) -> int:
-        """n."""
+        """The number of data, n."""
         return len(self.per_datum)
 
     @property
@@ -136,17 +136,17 @@ def _is_continuous(model: Any, guide: Any) -> bool:
     return ours and model.times is None and guide.times is None
 
 
-def _of_estimate(found: Estimate) -> Bound:
+def _of_estimate(estimate: Estimate) -> Bound:
     return Bound(
-        reconstruction=found.reconstruction,
-        prior_kl=found.prior_kl,
-        diffusion=found.diffusion,
-        context=found.context,
-        elbo=Measured(found.mean, found.standard_error),
-        monte_carlo_error=found.monte_carlo_error,
-        num_dims=found.num_dims,
-        per_datum=found.per_datum,
-        per_datum_error=found.per_datum_error,
+        reconstruction=estimate.reconstruction,
+        prior_kl=estimate.prior_kl,
+        diffusion=estimate.diffusion,
+        context=estimate.context,
+        elbo=Measured(estimate.mean, estimate.standard_error),
+        monte_carlo_error=estimate.monte_carlo_error,
+        num_dims=estimate.num_dims,
+        per_datum=estimate.per_datum,
+        per_datum_error=estimate.per_datum_error,
     )
 
 
@@ -190,11 +190,11 @@ def _averaged(
 
 def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
     """One estimate of NAMES of each datum, (5, n), float64 on the CPU."""
-    found = elbo_terms(model, guide, x)
-    if found.elbo.shape != x.shape[:1]:
+    terms = elbo_terms(model, guide, x)
+    if terms.elbo.shape != x.shape[:1]:
         raise ValueError(
-            f"the terms of the programs have shape {tuple(found.elbo.shape)} for x of shape "
+            f"the terms of the programs have shape {tuple(terms.elbo.shape)} for x of shape "
             f"{tuple(x.shape)}, expected one for each datum, ({len(x)},); give x a single batch "
             "dimension, and the programs the whole of it"
         )
-    return torch.stack([getattr(found, name).double().cpu() for name in NAMES])
+    return torch.stack([getattr(terms, name).double().cpu() for name in NAMES])

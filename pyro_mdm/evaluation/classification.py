@@ -37,12 +37,12 @@ from pyro_mdm.support.measured import Measured
 __all__ = ["ClassPosterior", "class_posterior"]
 
 BINS = 10
-"""Of confidence, for the calibration error."""
+"""The number of intervals of confidence, for the calibration error."""
 
 
 @dataclass(frozen=True, repr=False)
 class ClassPosterior:
-    """What bounds say of the classes of n data."""
+    """The posterior of the classes of n data, by bounds."""
 
     elbo: Tensor  # (n, classes) bound on log p(x | c), nats
     halves: Tensor  # (2, n, classes) the same by one half of the draws each
@@ -82,8 +82,8 @@ class ClassPosterior:
     def bits_per_dim(self) -> Measured:
         """:attr:`mixture` in bits/dim. :attr:`mixture_gap` is in its error."""
         mean, error = Measured.of(self.mixture)
-        found = Measured(mean, math.hypot(error, self.mixture_gap))
-        return found.scaled(-1 / (self.num_dims * math.log(2)))
+        nats = Measured(mean, math.hypot(error, self.mixture_gap))
+        return nats.scaled(-1 / (self.num_dims * math.log(2)))
 
     def accuracy(self, labels: Tensor) -> Measured:
         """The part of the data whose class is the most probable one."""
@@ -107,13 +107,13 @@ class ClassPosterior:
 
     def _checked(self, labels: Tensor) -> Tensor:
         n, classes = self.elbo.shape
-        found = labels.cpu().long()
-        if found.shape != (n,) or not bool(((found >= 0) & (found < classes)).all()):
+        whole = labels.cpu().long()
+        if whole.shape != (n,) or not bool(((whole >= 0) & (whole < classes)).all()):
             raise ValueError(
                 f"labels are {describe(labels)}, expected those of the {n} data, ({n},) whole "
                 f"numbers from 0 to {classes - 1}; leave out data whose class is not known"
             )
-        return found
+        return whole
 
     def __repr__(self) -> str:
         n, classes = self.elbo.shape
@@ -163,9 +163,9 @@ def class_posterior(
         )
     programs = {str(c): (condition(model, context=c), guide) for c in range(C)}
     options = {"draws": draws, "batch_size": batch_size, "seed": seed, "progress": progress}
-    found = compare(programs, x, distributed=distributed, **options)  # type: ignore[arg-type]
-    estimates = [found.estimates[str(c)] for c in range(C)]
+    comparison = compare(programs, x, distributed=distributed, **options)  # type: ignore[arg-type]
+    estimates = [comparison.estimates[str(c)] for c in range(C)]
     elbo = torch.stack([estimate.per_datum for estimate in estimates], -1)
     halves = torch.stack([estimate.halves for estimate in estimates], -1)
-    dims, calls = math.prod(model.event_shape), found.network_calls
+    dims, calls = math.prod(model.event_shape), comparison.network_calls
     return ClassPosterior(elbo, halves, p.cpu().log(), dims, calls)

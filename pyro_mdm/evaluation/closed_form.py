@@ -40,26 +40,26 @@ FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 
 PILOT_SHARE = 3
-"""The estimate has at most so many draws for each of the pilot that says how many there must be."""
+"""The most draws of an estimate for each draw of the pilot that says how many there must be."""
 
 SAFETY = 1.3
-"""Times the draws that the pilot says are needed: its word is an estimate."""
+"""The factor on the draws that the pilot says are needed: its word is an estimate."""
 
 DIMS_AT_ONCE = 256
-"""Dimensions that the baseline is integrated for at a time, whose tables should stay in cache."""
+"""The number of dimensions integrated at a time, so that the baseline's tables stay in cache."""
 
 MANY_CLOCKS = 64
-"""Of data dimensions, above which a baseline follows the common clock instead of theirs."""
+"""The most cells whose clocks a baseline follows; with more it follows the common clock."""
 
 MANY_PASSES = 64
-"""Over all data; from then on a round may be an eighth of all draws before it."""
+"""The passes over all data after which a round may be an eighth of all draws before it."""
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which parts of the work this process does, and the sum over all processes."""
+    """The share of the work that a process does, and sums over all processes."""
 
     device: torch.device
     rank: int = 0
@@ -92,7 +92,7 @@ class Share:
 
 
 def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
-    """Of data and of the weights of scores, in which these are computed."""
+    """The dtypes of data and of the weights of scores, in which these are computed."""
     return {x.dtype}.union(*(floating_dtypes(model.score_function) for model in models))
 
 
@@ -143,7 +143,7 @@ class ClosedFormComparison:
         )
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         parts = x.split(batch_size)
-        self.context = torch.stack(
+        self.context_kl = torch.stack(
             [torch.cat([given_draw(m, p).kl for p in parts]).double().cpu() for m in self.models]
         )
         event_dim = x.dim() - 1
@@ -168,7 +168,7 @@ class ClosedFormComparison:
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self, draws: int, half_width: float | None) -> Comparison:
-        """All ``draws``, or as many as a pilot says the half-width takes."""
+        """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
         most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
@@ -203,7 +203,7 @@ class ClosedFormComparison:
         return n if done < MANY_PASSES * n else done // (8 * n) * n
 
     def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
-        """Rounds until they are enough to say what the half-width takes: PILOT_SHARE to one.
+        """The plan of a pilot, of as many rounds as tell the draws needed: PILOT_SHARE to one.
 
         None where ``most`` leaves no room for a pilot: then all of it is drawn.
         """
@@ -223,7 +223,7 @@ class ClosedFormComparison:
             self.integrals.allocate([t for t in targets if plan.error(t) > worst / 2])
 
     def _plan(self, targets: list[Target]) -> Plan:
-        """The same for all processes."""
+        """The plan of the next draws, the same for all processes."""
         plan = self.integrals.plan(targets)
         numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
         spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
@@ -236,7 +236,7 @@ class ClosedFormComparison:
         )
 
     def _needed(self, plan: Plan, wanted: float) -> int:
-        """Draws after which every error is the one wanted."""
+        """The number of draws after which every error is the one wanted."""
         need = 0.0
         for target in plan.spread:
             left = wanted**2 - self._reconstruction_error(target) ** 2
@@ -266,7 +266,7 @@ class ClosedFormComparison:
                 if not bool(inside.any()):
                     continue
                 ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
-                diffusion, score = self._given(model, datum[here], seed)
+                diffusion, score = self._of_data(model, datum[here], seed)
                 h = score.integrand(
                     diffusion,
                     diffusion.coordinates(x[here]),
@@ -287,7 +287,7 @@ class ClosedFormComparison:
     def _reconstruct(self, data: Tensor | None = None) -> Tensor:
         """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
         data = torch.arange(len(self.x)) if data is None else data
-        found = torch.zeros(len(self.models), len(data), dtype=torch.float64)
+        decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
             noise, seed = self._noise(len(part)), self._context_seed()
             for m, model in enumerate(self.models):
@@ -297,16 +297,16 @@ class ClosedFormComparison:
             datum = data[part].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
-                diffusion, score = self._given(model, datum, seed)
+                diffusion, score = self._of_data(model, datum, seed)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, score, y)
-                found[m, part] = law.log_prob(x).double().cpu()
-        return self.share.sum(found)
+                decoded[m, part] = law.log_prob(x).double().cpu()
+        return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """So often that this error is at most a third of the one wanted, as two of some data say.
+        """Reconstructs until the error is at most a third of the one wanted, as two of some say.
 
         Those two are no part of the estimate.
         """
@@ -334,28 +334,28 @@ class ClosedFormComparison:
         return torch.randn(shape, generator=self.generator, dtype=self.x.dtype)
 
     def _context_seed(self) -> int:
-        """Of a part of the work, for all models and processes alike."""
+        """A seed for a part of the work, the same for all models and processes."""
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
-    def _given(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
+    def _of_data(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
         """Diffusion and score of the data of these indices (m,); at a draw of the latent context,
         if there is one, by torch's generator, which :func:`compare` gives back as it was."""
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
-        given = given_draw(model, self.x[datum])
-        if given.diffusion is model.diffusion:
+        drawn = given_draw(model, self.x[datum])
+        if drawn.diffusion is model.diffusion:
             return model.diffusion, model.score_function.for_rows(datum)
-        return given.diffusion, given.score
+        return drawn.diffusion, drawn.score
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
-        """That of these data (m,)."""
+        """The baseline of these data (m,)."""
         assert self.baseline is not None
-        found: Any = self.baseline.for_rows(datum)  # one of its kind
-        return found
+        baseline: Any = self.baseline.for_rows(datum)  # one of its kind
+        return baseline
 
     def _known(self) -> Tensor:
-        """(n, S) the baseline's diffusion term of each datum over each cell."""
+        """The baseline's diffusion term of each datum over each cell, (n, S)."""
         assert self.baseline is not None
         known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
         edges = self.edges.to(self.x.device)
@@ -369,7 +369,7 @@ class ClosedFormComparison:
         return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
-        """Standard deviation of the baseline's own noise in each cell: what the first round has."""
+        """The first round's density: the spread of the baseline's own noise in each cell."""
         assert self.baseline is not None
         few = min(len(self.x), FIRST_ROUND)
         x, width = self.baseline_x[:few], self.edges.diff()
@@ -390,7 +390,7 @@ class ClosedFormComparison:
     # -- results -----------------------------------------------------------------------------------
 
     def _reconstruction_of(self, target: Target) -> Tensor:
-        """(draws, n)."""
+        """The draws of the reconstruction, (draws, n)."""
         return _of_target(torch.stack(self.reconstruction), target)
 
     def _reconstruction_error(self, target: Target) -> float:
@@ -401,13 +401,12 @@ class ClosedFormComparison:
         """Monte Carlo errors in nats."""
         parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
         errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
-        found: list[float] = self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
-        return found
+        return self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
 
     def _terms(self, target: Target) -> _Terms:
         first, second = target
         kl = self.prior_kl[first] - (0 if second is None else self.prior_kl[second])
-        context = self.context[first] - (0 if second is None else self.context[second])
+        context = self.context_kl[first] - (0 if second is None else self.context_kl[second])
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
         counts = self.counts[first] | self.counts[first if second is None else second]
 
@@ -457,9 +456,9 @@ class ClosedFormComparison:
     def _log_snr_at(self, model: DiffusionModel, level: Tensor) -> Tensor:
         diffusion = model.diffusion
         at = level.to(diffusion.start_time.device)
-        found = model.score_function.log_snr_at(diffusion, at).cpu()
-        found[0], found[-1] = level[0], level[-1]  # the ends are the same, but for rounding
-        return found
+        log_snr = model.score_function.log_snr_at(diffusion, at).cpu()
+        log_snr[0], log_snr[-1] = level[0], level[-1]  # the ends are the same, but for rounding
+        return log_snr
 
     def _difference(self, pair: tuple[int, int], estimates: Mapping[str, Estimate]) -> Difference:
         names = self.names[pair[0]], self.names[pair[1]]
@@ -478,7 +477,7 @@ class ClosedFormComparison:
 
 
 class _Terms(NamedTuple):
-    """Those of one model, or of one less another, for each datum (n,), nats."""
+    """The terms of one model, or of one less another, for each datum (n,), nats."""
 
     reconstruction: Tensor
     prior_kl: Tensor
@@ -490,7 +489,7 @@ class _Terms(NamedTuple):
     integral: Integral
 
     def measured(self) -> dict[str, Any]:
-        """The mean of each by name, with its error over data."""
+        """The mean of each term by name, with its error over data."""
         noise, error = self.integral.per_datum_error, self.integral.error
         return {
             "reconstruction": Measured.of(self.reconstruction),
@@ -511,7 +510,7 @@ def _counts(model: DiffusionModel, x: Tensor) -> Tensor:
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:
-    """(draws, n) of one model, or of one less another, from (draws, M, n)."""
+    """Terms (draws, n) of one model, or of one less another, from (draws, M, n)."""
     first, second = target
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 

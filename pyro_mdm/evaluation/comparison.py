@@ -68,7 +68,7 @@ def evidence_lower_bound(
         ValueError: fewer than 8 data or 1 draw, a half-width that is not positive, or programs
             over different diffusions.
     """
-    found = compare(
+    comparison = compare(
         {"model": (model, guide)},
         x,
         draws=draws,
@@ -81,7 +81,7 @@ def evidence_lower_bound(
         progress=progress,
         distributed=distributed,
     )
-    return found.estimates["model"]
+    return comparison.estimates["model"]
 
 
 METHODS: dict[str, Callable[..., Any]] = {

@@ -116,7 +116,7 @@ class Weighted(InBits):
 
     @property
     def weights_in_words(self) -> str:
-        """How many weights count, and how far they can be trusted."""
+        """The number of weights that count, and how far they can be trusted, in words."""
         k, limit = self.pareto_k[~self.pareto_k.isnan()], self.pareto_limit
         tail = "too few to see their tail"
         if len(k):
@@ -157,7 +157,7 @@ class Difference:
         unit: float,
         floor: float,
     ) -> Difference:
-        """From nats: ``total`` as a cost, ``terms`` as those of a bound.
+        """A difference from nats: ``total`` as a cost, ``terms`` as those of a bound.
 
         Args:
             unit: nats in a bit/dim, d ln 2.
@@ -178,7 +178,7 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the difference is 0."""
+        """The two-sided p-value of the hypothesis that the difference is 0."""
         mean, error = self.bits_per_dim
         if not error > 0:
             return 1.0 if mean == 0 else 0.0
@@ -197,25 +197,25 @@ class Comparison:
 
 
 def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
-    """All differences of a comparison, with whether each is resolved from 0."""
-    found = list(differences)
-    rejected = holm([difference.p_value for difference in found])
-    return tuple(replace(d, resolved=r) for d, r in zip(found, rejected, strict=True))
+    """The differences of a comparison, with whether each is resolved from 0."""
+    every = list(differences)
+    rejected = holm([difference.p_value for difference in every])
+    return tuple(replace(d, resolved=r) for d, r in zip(every, rejected, strict=True))
 
 
-def holm(p_values: list[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses Holm's step-down procedure rejects, at a family-wise error rate."""
+def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
+    """The hypotheses that Holm's step-down procedure rejects, at a family-wise error rate."""
     rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):
-        if p_values[i] > level / (len(p_values) - rank):
+        if p_values[i] > error_rate / (len(p_values) - rank):
             break
         rejected[i] = True
     return rejected
 
 
 def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -> float:
-    """How large the difference of two equal models may come out, in nats: below it nothing is said.
+    """The most that two equal models may differ by rounding, in nats: below it nothing is said.
 
     Four units in the last place, of all that was added up for both. Two forms of one exact score
     come out 0.3 units apart at the most, in float64 or float32, up to λ = 13: the rounding error of

@@ -64,9 +64,9 @@ def probability_flow(
         nonlocal calls
         chosen = x[rows]
         law = guide.law(chosen.double())
-        found, taken = flow_weight(model.for_rows(rows), law, chosen, solver)
+        weight, taken = flow_weight(model.for_rows(rows), law, chosen, solver)
         calls = max(calls, taken)
-        return found
+        return weight
 
     d = math.prod(model.event_shape)
     size = 8 * d * model.diffusion.num_variables

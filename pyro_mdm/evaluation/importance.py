@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 NUMBERS = 2**22
-"""Of all states that are weighed together, which bounds the memory."""
+"""The most numbers in states that are weighed together, which bounds the memory."""
 FEWEST_FOR_TAIL = 25
 """Weights of a datum from which a tail index is estimated."""
 
@@ -122,18 +122,18 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     largest is all that float64 can hold beside the others.
     """
     S, n = log_weights.shape
-    found = torch.full((n,), math.nan, dtype=torch.float64)
+    k_hat = torch.full((n,), math.nan, dtype=torch.float64)
     if S < FEWEST_FOR_TAIL:
-        return found
+        return k_hat
     tail = math.ceil(min(0.2 * S, 3 * math.sqrt(S)))
     largest = (log_weights - log_weights.amax(0)).exp().sort(0).values[-tail - 1 :]
     for i in range(n):
         excess = largest[1:, i] - largest[0, i]
         if float(largest[0, i]) == 0:
-            found[i] = math.inf
+            k_hat[i] = math.inf
         elif bool((excess > 0).all()):
-            found[i] = fit_generalized_pareto(excess)[0]
-    return found
+            k_hat[i] = fit_generalized_pareto(excess)[0]
+    return k_hat
 
 
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:

@@ -1,4 +1,4 @@
-r"""How much of the bound noising paths lose that are driven by the data, whatever the network.
+r"""The part of the bound that noising paths driven by the data lose, whatever the network.
 
 Such paths tell more of x than their ends do, and a generative process that is Markov cannot use it.
 With the exact network, of the aims E[U | z] and E[R | z], the diffusion term is
@@ -43,7 +43,7 @@ def path_information_gap(
     draws: int = 64,
     seed: int = 0,
 ) -> PathInformation:
-    """What noising paths of data of a known law tell beyond their ends.
+    """The information in noising paths beyond that in their ends, for data of a known law.
 
     The law is that of finitely many points: a grid over a density in a few dimensions, or some data
     taken as all there are. Posterior means are sums over the points, so that the network is exact.
@@ -99,13 +99,13 @@ def _rates(
     diffusion: DataDrivenDiffusion,
     points: Tensor,
     law: Tensor,
-    level: float,
+    log_snr: float,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
     """Draws of the rate of the term and of the gap per unit of λ, (2, draws) float64 on the CPU."""
     x = points.double()
-    levels = x.new_full((len(x),), level)
+    levels = x.new_full((len(x),), log_snr)
     path = diffusion.path(x, levels)
     mean, mean_rate, h, h_rate = (t.expand_as(x).flatten(1) for t in path)
     chosen = torch.multinomial(law.cpu(), draws, replacement=True, generator=generator).to(x.device)

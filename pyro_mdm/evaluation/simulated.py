@@ -52,7 +52,7 @@ PILOT = 2
 
 @dataclass(frozen=True)
 class StepSizeBias:
-    """What halving the step changes about the bound, nats per datum, at the same noise.
+    """The change of the bound by halving the step, nats per datum, at the same noise.
 
     The bias of the whole step is twice the difference for a method of first order, 4/3 of it for
     one of second order (``srk``, in most cases).
@@ -89,15 +89,15 @@ def step_size_bias(
     require(model.diffusion, Cap.SIMULATED, who="the bias of a step size", fix=fix)
     if len(x) < 8 or draws < 1:
         raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
-    found = torch.zeros(draws, len(x), dtype=torch.float64)
+    changes = torch.zeros(draws, len(x), dtype=torch.float64)
     step, parts = 0.0, enumerate(torch.arange(len(x)).split(ROWS))
     with evaluating(model):
         for m, (k, part) in itertools.product(range(draws), parts):
             with seeded.piece(0, 1, _seed(seed, m, k)):
                 law: Any = guide.law(x[part])
                 step = 1 / law.simulation.steps()
-                found[m, part] = _halved(model.for_rows(part), law)
-    return StepSizeBias(step, *Measured.of(found.mean(0)))
+                changes[m, part] = _halved(model.for_rows(part), law)
+    return StepSizeBias(step, *Measured.of(changes.mean(0)))
 
 
 def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
@@ -136,7 +136,7 @@ class _Rounds:
         self.forget()
 
     def forget(self) -> None:
-        """All rounds so far are no part of the estimate."""
+        """Leaves all rounds so far out of the estimate."""
         self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
         self.probe_variance = 0.0  # summed over draws
         # number, sum, sum of squares
@@ -149,7 +149,7 @@ class _Rounds:
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, seed: int, bar: Progress) -> None:
-        """One more round: a path for every datum."""
+        """Adds a round: a path for every datum."""
         n, r = len(self.x), self.number
         generator = torch.Generator().manual_seed(_seed(seed, r))
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
@@ -179,17 +179,17 @@ class _Rounds:
         law: Any = self.guide.law(x)
         path = law.rsample()
         y = path.squeeze(1)
-        found = path_integral(
+        integral = path_integral(
             diffusion, model.score, y, law.simulation, fraction=spread.to(device), to_end=True
         )
         start = law.log_prob(path) - diffusion.prior.log_prob(y)
         decoded = model.likelihood(diffusion, model.score_function, y, x.dim() - 1).log_prob(x)
-        excess = arrival(law, path, found.end)
+        excess = arrival(law, path, integral.end)
         # decoded and start have the noise of y in common: it cancels in their difference
-        for row, value in enumerate((decoded, excess, start + found.value - excess)):
+        for row, value in enumerate((decoded, excess, start + integral.value - excess)):
             terms[row, part] = value.double().cpu()
-        probe += found.probe_variance.double().sum().cpu()
-        level, density = found.level.flatten().cpu(), found.density.double().flatten().cpu()
+        probe += integral.probe_variance.double().sum().cpu()
+        level, density = integral.level.flatten().cpu(), integral.density.double().flatten().cpu()
         cell = (torch.bucketize(level, self.edges) - 1).clamp(0, len(self.edges) - 2)
         for row, value in enumerate((torch.ones_like(density), density, density.square())):
             histogram[row].index_add_(0, cell, value)
@@ -197,16 +197,16 @@ class _Rounds:
     # -- results -----------------------------------------------------------------------------------
 
     def totals(self) -> Tensor:
-        """(rounds, n) the bound."""
+        """The bound, (rounds, n)."""
         terms = torch.stack(self.terms)
         return terms[:, 0] - terms[:, 1] - terms[:, 2]
 
     def means(self) -> dict[str, Tensor]:
-        """(n,) the mean of each of TERMS."""
+        """The mean of each of TERMS, (n,)."""
         return dict(zip(TERMS, torch.stack(self.terms, 1).mean(1), strict=True))
 
     def estimate(self) -> Estimate:
-        """All of it."""
+        """The estimate by all rounds."""
         totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
@@ -245,7 +245,7 @@ def compare_paths(
     progress: bool,
     share: Share,
 ) -> Comparison:
-    """As :func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
+    """:func:`pyro_mdm.evaluation.compare`, where one diffusion at least is not linear.
 
     Args:
         linear: the comparison of the programs over linear diffusions, if there are any.
@@ -261,22 +261,22 @@ def compare_paths(
     }
     unit = math.log(2) * math.prod(x.shape[1:])
     wanted = None if half_width is None else half_width * unit / Z95
-    most = {name: max(2, draws // found.calls_per_path) for name, found in simulated.items()}
-    total = sum(most[name] * found.calls_per_path for name, found in simulated.items())
+    most = {name: max(2, draws // of_model.calls_per_path) for name, of_model in simulated.items()}
+    total = sum(most[name] * of_model.calls_per_path for name, of_model in simulated.items())
     with progress_bar(total * len(x), "evaluating", "calls", shown=progress) as bar:
         rounds = max(most.values())
         if wanted is not None and min(most.values()) >= 2 * PILOT:
-            for _, found in itertools.product(range(PILOT), simulated.values()):
-                found.add(seed, bar)
+            for _, of_model in itertools.product(range(PILOT), simulated.values()):
+                of_model.add(seed, bar)
             need = PILOT * SAFETY * _needed(programs, known, simulated, wanted)
             need = float(share.first(torch.tensor([need], dtype=torch.float64)))
             rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
             most = {name: number - PILOT for name, number in most.items()}
-            for found in simulated.values():
-                found.forget()
-        for r, (name, found) in itertools.product(range(rounds), simulated.items()):
+            for of_model in simulated.values():
+                of_model.forget()
+        for r, (name, of_model) in itertools.product(range(rounds), simulated.items()):
             if r < most[name]:
-                found.add(seed, bar)
+                of_model.add(seed, bar)
     estimates = {
         name: known[name] if name in known else simulated[name].estimate() for name in programs
     }
@@ -303,8 +303,8 @@ def _needed(
     simulated: Mapping[str, _Rounds],
     wanted: float,
 ) -> float:
-    """Times the rounds so far after which every error that they are part of is the one wanted."""
-    estimates = {name: found.estimate() for name, found in simulated.items()}
+    """The factor on the rounds so far after which every error of theirs is the one wanted."""
+    estimates = {name: of_model.estimate() for name, of_model in simulated.items()}
     need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
     estimates |= linear
     for pair in itertools.combinations(programs, 2):

@@ -47,14 +47,14 @@ Target = tuple[int, int | None]  # an integrand, or two for their difference
 
 
 class Draws(NamedTuple):
-    """Where to evaluate the integrands: one entry per call."""
+    """The places where to evaluate the integrands: one entry per call."""
 
     datum: Tensor  # (m,) int64
     level: Tensor  # (m,) float64
 
 
 class Plan(NamedTuple):
-    """What a pilot says about draws to come, whose estimate it is no part of."""
+    """A pilot's plan of the draws to come, whose estimate it is no part of."""
 
     coefficients: Tensor  # (M, S, p)
     density: Tensor  # (S,) over level
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     skewness: dict[Target, float]  # of the pilot's mean
 
     def error(self, target: Target) -> float:
-        """What the error of a mean is to be, times the root of its number of draws."""
+        """The planned error of a mean, times the root of its number of draws."""
         return self.spread[target] * _allowance(self.skewness[target])
 
 
@@ -199,7 +199,7 @@ class StratifiedIntegrals:
         )
 
     def errors(self, targets: Sequence[Target]) -> Tensor:
-        """(len(targets),) the error of :meth:`integral` for each target.
+        """The error of :meth:`integral` for each target, (len(targets),).
 
         With a plan, whose targets these must be, from the spread of the pilot's draws too: draws of
         a heavy-tailed integrand that come out low look alike, and the pilot's do not know of it.
@@ -282,7 +282,7 @@ class StratifiedIntegrals:
         return torch.stack(columns, 1), excess, scale
 
     def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
-        """(M, S, p) by weighted least squares near each cell, from the draws in ``use``."""
+        """Coefficients (M, S, p) by weighted least squares near each cell, by draws in ``use``."""
         kernel, cell = self._kernel(self._level[use]), cells(self._level[use], self.edges)
         y = (excess / scale)[:, use]
         here = self.counts[:, self._datum[use]] & self.covers[:, cell]
@@ -292,7 +292,7 @@ class StratifiedIntegrals:
         )
 
     def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
-        """(S,) proportional to the standard deviation of what is left, told by some draws."""
+        """A density (S,) like the standard deviation of what is left, told by some draws."""
         need = self.errors(targets).square().clamp_min(1e-300)
         importance = (self._left_of(targets).square() / need[:, None]).sum(0)
         kernel = self._kernel(self._level[use])
@@ -300,7 +300,7 @@ class StratifiedIntegrals:
         return self._with_floor(variance.sqrt())
 
     def _kernel(self, level: Tensor) -> Tensor:
-        """(S, m) weight of each draw for the cell's centre, wide enough to hold some 40 draws."""
+        """Weights (S, m) of draws for each cell's centre, wide enough to hold some 40 draws."""
         span = float(self.edges[-1] - self.edges[0])
         bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
         centre = (self.edges[1:] + self.edges[:-1]) / 2
@@ -312,7 +312,7 @@ class StratifiedIntegrals:
         return torch.minimum(self.edges[i] + (u * mass[-1] - mass[i]) / density[i], self.edges[-1])
 
     def _with_floor(self, density: Tensor) -> Tensor:
-        """Normalized, mixed with a uniform part, and 0 where no integrand is."""
+        """A density, normalized, mixed with a uniform part, and 0 where no integrand is."""
         used = self.covers.any(0).double()
         uniform = used / (used * self.width).sum()
         density = density.double() * used
@@ -322,14 +322,14 @@ class StratifiedIntegrals:
         return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
 
     def _left_of(self, targets: Sequence[Target]) -> Tensor:
-        """(len(targets), N) what is left of each draw."""
+        """The rest (len(targets), N) that is left of each draw."""
         return torch.stack(
             [self._left[a] if b is None else self._left[a] - self._left[b] for a, b in targets]
         )
 
     def _weight(self) -> Tensor:
-        """(N,) of each draw in the mean over data of the integral: folds count by their data that
-        are drawn."""
+        """The weight (N,) of each draw in the mean over data of the integral: folds count by their
+        data that are drawn."""
         fold = self._fold_of[self._datum]
         data = self._fold_of[self._drawn]
         share = torch.bincount(data, minlength=self.folds).double() / self.num_data
@@ -363,7 +363,7 @@ class StratifiedIntegrals:
         return error, off.pow(3).sum(-1) / 0.75 / variance.pow(1.5)
 
     def _pooled_density(self) -> Tensor:
-        """(N,) of each call's λ, over all rounds of its fold together."""
+        """The density (N,) of each call's λ, over all rounds of its fold together."""
         fold, cell = self._fold_of[self._datum], cells(self._level, self.edges)
         pooled = torch.zeros(self.folds, len(self.width), dtype=torch.float64)
         for calls, density in self._rounds:
@@ -372,22 +372,22 @@ class StratifiedIntegrals:
         return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
 
     def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each datum the sum and the sum of squares of what is left of the draws in ``use``, by
-        their density, and their number, (n,)."""
+        """Sums and sums of squares for each datum of what is left of the draws in ``use``, by their
+        density, and their number, (n,)."""
         own, datum = self._own_density(use), self._datum[use]
         value, nothing = left[use] / own, own.new_zeros(self.num_data)
         total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
         return total, square, torch.bincount(datum, minlength=self.num_data).double()
 
     def _visit(self) -> Tensor:
-        """(N,) how often each call's datum was drawn before."""
+        """The number of times (N,) that each call's datum was drawn before."""
         order = torch.argsort(self._datum, stable=True)
         number = torch.bincount(self._datum, minlength=self.num_data)
         first = (number.cumsum(0) - number)[self._datum[order]]
         return torch.empty_like(order).index_put_((order,), torch.arange(len(order)) - first)
 
     def _own_density(self, use: Tensor) -> Tensor:
-        """(N',) of the λ of each call in ``use``, over the rounds in which its datum is in it."""
+        """The density (N',) of the λ of calls in ``use``, over the rounds that have their datum."""
         densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
         visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
         where = (self._round[use], self._datum[use])
@@ -405,7 +405,7 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
 
 
 def _allowance(skewness: Any) -> Any:
-    """Times the error that the spread says."""
+    """The factor on the error that the spread says."""
     return 1 + 3 * skewness**2
 
 

@@ -1,4 +1,4 @@
-"""What every p(x | y_ε) answers, and bits per dimension."""
+"""The base of decoders p(x | y_ε), and bits per dimension."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
 
 
 class DecoderDistribution(TorchDistribution):
-    """What distributions of x have in common. Their samples are not reparameterized."""
+    """Base of the distributions of x that decoders return; samples are not reparameterized."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
@@ -93,7 +93,7 @@ class DecoderDistribution(TorchDistribution):
         """A copy of another batch shape; subclasses expand the tensors in it."""
         new: D = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        super(DecoderDistribution, new).__init__(torch.Size(batch_shape), self.event_shape)
         return new
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
@@ -127,8 +127,7 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
         return law.log_prob_by_dimension(value)
     independent = isinstance(law, dist.Independent)
     if independent and not law.base_dist.event_shape:
-        found: Tensor = law.base_dist.log_prob(value)
-        return found
+        return law.base_dist.log_prob(value)
     raise TypeError(
         f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
         "distribution of numbers with to_event(event_dim), or a DecoderDistribution with "
@@ -137,7 +136,7 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
 
 
 class StateScore(Protocol):
-    """What decoders ask of a score: a :class:`~pyro_mdm.scores.Score` is one."""
+    """The part of a score that decoders ask: a :class:`~pyro_mdm.scores.Score` has it."""
 
     event_shape: tuple[int, ...] | None
 
@@ -159,7 +158,7 @@ class Reading(NamedTuple):
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:
-    """What the state at ε says about x; arguments as for :class:`Likelihood`."""
+    """The reading of a state at ε: what it says about x; arguments as for :class:`Likelihood`."""
     if event_dim is None:
         known = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if known is None else len(known)

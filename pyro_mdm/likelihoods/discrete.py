@@ -145,7 +145,7 @@ def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _are_even(gaps: Tensor) -> bool:
-    """Whether levels with these gaps are even: such are found without a search."""
+    """Whether levels with these gaps are even, so that the nearest needs no search."""
     return bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
 
 
@@ -233,7 +233,7 @@ def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tens
 
 
 class Window(NamedTuple):
-    """For each dimension the ``size`` levels starting at index ``first`` (B, d)."""
+    """The ``size`` levels of each dimension that start at index ``first`` (B, d)."""
 
     first: Tensor
     size: int

@@ -97,16 +97,16 @@ class _Rule(NamedTuple):
 
 
 class _Top(NamedTuple):
-    """Of pairs: k_0, s, b and r."""
+    """The tops of pairs' log-odds: k_0, s, b and r, see the module's text."""
 
-    level: Tensor
+    nearest: Tensor
     slope: Tensor
     curvature: Tensor
     radius: Tensor
 
 
 class EvenLevels:
-    """What is computed once of a prior: Gauss's rules, and log π as windows read it.
+    """Tables of a prior, computed once: Gauss's rules, and log π as windows read it.
 
     Args:
         log_prior: log π, (d, n), normalized;  levels: (n,). See :meth:`serves`.
@@ -124,8 +124,8 @@ class EvenLevels:
         self.padded = nn.functional.pad(log_prior.float(), margins, value=-math.inf)
         x = torch.linspace(-1, 1, self.n, dtype=torch.float64)
         self.rules = []
-        found = gauss_rules(log_prior, x, tuple(M for M, _ in RULES))
-        for (M, rho), (nodes, log_weights) in zip(RULES, found, strict=True):
+        gauss = gauss_rules(log_prior, x, tuple(M for M, _ in RULES))
+        for (M, rho), (nodes, log_weights) in zip(RULES, gauss, strict=True):
             most = (2 * M - 1) * math.log(rho) - math.log(4 / (1 - 1 / rho)) + math.log(TOLERANCE)
             linear, quadratic = (rho + 1 / rho) / 2 + 1, (rho**2 + rho**-2) / 4 + 1.5
             rule = _Rule(nodes.float(), log_weights.float(), linear, quadratic, most)
@@ -147,19 +147,19 @@ class EvenLevels:
         """E[δ] and, if ``spread``, Var δ and Cov(δ, δ²), all (B, d) like the arguments c, α, β."""
         B, d = centre.shape
         flat = [t.reshape(-1) for t in (centre, linear, quadratic)]
-        found = centre.new_empty(3 if spread else 1, B * d)
+        moments = centre.new_empty(3 if spread else 1, B * d)
         sums = _Sums(max(WEIGHTS, self.n), spread)
         dimension = torch.arange(d + PAIRS).remainder_(d)
         for i in range(0, B * d, PAIRS):
-            pairs, out = torch.stack([t[i : i + PAIRS] for t in flat]), found[:, i : i + PAIRS]
+            pairs, out = torch.stack([t[i : i + PAIRS] for t in flat]), moments[:, i : i + PAIRS]
             j = dimension[i % d :][: pairs.shape[1]]
             left = self._flat(pairs, j, out, sums)
             if len(left):
                 self._peaked(pairs.index_select(1, left), j[left], left, out, sums)
-        return found.reshape(len(found), B, d).unbind()
+        return moments.reshape(len(moments), B, d).unbind()
 
     def _flat(self, pairs: Tensor, j: Tensor, out: Tensor, sums: _Sums) -> Tensor:
-        """Fills in the pairs that a rule serves; the indices of the others."""
+        """Fills in the pairs that a rule serves; returns the indices of the others."""
         half, middle = (self.last - self.first) / 2, (self.last + self.first) / 2
         c, alpha, beta = pairs
         delta = middle - c
@@ -192,7 +192,7 @@ class EvenLevels:
             if len(index) == 0:
                 continue
             left = left & ~mine
-            k = top.level[index]
+            k = top.nearest[index]
             s, b, c = torch.stack([top.slope, top.curvature, pairs[0]]).index_select(1, index)
             if size == n:  # t counts from the middle
                 D = n // 2 - k
@@ -212,7 +212,7 @@ class EvenLevels:
             out.index_copy_(1, places[index], torch.stack(values).to(out.dtype))
 
     def _top(self, pairs: Tensor, fall: Tensor) -> _Top:
-        """Where the quadratic is largest, and how far from there it has fallen by ``fall``."""
+        """The place where the quadratic is largest, and how far from it the fall is ``fall``."""
         last, h = self.n - 1, self.gap
         c, alpha, beta = pairs
         slope, b = alpha * h, beta * -(h * h)  # per level, at c
@@ -221,8 +221,8 @@ class EvenLevels:
         convex = ~(b > 0)
         end = torch.where(chord > 0, float(last), 0.0)
         k = torch.where(convex, end, at + slope / (2 * b)).nan_to_num_(0.0).clamp_(0, last).round_()
-        level = k.long()
-        s = slope - 2 * b * ((self.levels[level] - c) / h)
+        nearest = k.long()
+        s = slope - 2 * b * ((self.levels[nearest] - c) / h)
         # how fast it falls: from an end inwards, else on the slower side; if convex, as its chord
         fast = torch.where(k == 0, -s, torch.where(k == last, s, -s.abs()))
         fast = torch.where(convex, chord.abs(), fast)
@@ -230,7 +230,7 @@ class EvenLevels:
         fast, far = (fast / at_least).clamp_max_(STEEP), fall / at_least
         root = torch.sqrt(fast.square() + 4 * far)  # r² + fast r = far
         radius = torch.where(fast < 0, (root - fast) / 2, 2 * far / (root + fast))
-        return _Top(level, s, b, radius)
+        return _Top(nearest, s, b, radius)
 
 
 class _Sums:
@@ -247,7 +247,7 @@ class _Sums:
             j: dimensions (pairs,);  tilts: B and C, (2, pairs).
         """
         pairs, M = len(j), rule.x.shape[1]
-        found = tilts.new_empty(len(self.powers) - 1, pairs)
+        moments = tilts.new_empty(len(self.powers) - 1, pairs)
         step = len(self.weights) // M
         for i in range(0, pairs, step):
             R = slice(i, min(i + step, pairs))
@@ -259,12 +259,12 @@ class _Sums:
             B, C = tilts[:, R].unsqueeze(-1)
             w.addcmul_(torch.addcmul(B, C, x, out=wx), x).exp_()
             total = w.sum(-1)
-            mean = torch.div(torch.mul(w, x, out=wx).sum(-1), total, out=found[0, R])
-            if len(found) > 1:
+            mean = torch.div(torch.mul(w, x, out=wx).sum(-1), total, out=moments[0, R])
+            if len(moments) > 1:
                 x.sub_(mean.unsqueeze(-1))
-                torch.div(w.mul_(x).mul_(x).sum(-1), total, out=found[1, R])
-                torch.div(w.mul_(x).sum(-1), total, out=found[2, R])
-        return found.unbind()
+                torch.div(w.mul_(x).mul_(x).sum(-1), total, out=moments[1, R])
+                torch.div(w.mul_(x).sum(-1), total, out=moments[2, R])
+        return moments.unbind()
 
     def by_levels(self, table: Tensor, rows: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
         """E[t] and, if wanted, E(t - E t)² and E(t - E t)³ of every pair, in float64.

@@ -69,7 +69,7 @@ class Gaussian(Likelihood):
 
 
 class _OfCoordinates(Transform):
-    """Data of their coordinates, which an orthonormal transform makes: no volume changes."""
+    """The map from coordinates to data, which is orthonormal: no volume changes."""
 
     bijective = True
 
@@ -141,7 +141,7 @@ class JointTweedie(Likelihood):
 
 
 class JointTweedieDecoder(DecoderDistribution):
-    """x under :class:`JointTweedie`, with v_0 integrated out.
+    """The law of x under :class:`JointTweedie`, with v_0 integrated out.
 
     ``log_prob`` is the bound on the log density of what ``sample`` draws, the x of (x, v_0) ~
     p(x, v_0 | y_ε); for K = 1 it is that density.
@@ -182,30 +182,30 @@ class JointTweedieDecoder(DecoderDistribution):
         constant = torch.logdet(Sigma_v) if len(Sigma_v) else Sigma_v.new_zeros(())
         constant = constant - diffusion.log_volume_ends[0] - math.log(2 * math.pi)
         constant = constant + B.diagonal().sum() - 1
-        found = 0.5 * (self.event_shape.numel() * constant - square)
+        bound = 0.5 * (self.event_shape.numel() * constant - square)
         lead = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - event_dim])
-        return found.expand(lead).to(self._y.dtype)
+        return bound.expand(lead).to(self._y.dtype)
 
     @property
     def mean(self) -> Tensor:
-        """Of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
+        """The mean of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
-        found = self._apply(back, self._root._y)
-        found = found + self._apply(back @ step.covariance, self._state_score())
-        first = found.select(len(self._root.batch_shape), 0).to(self._y.dtype)
+        state = self._apply(back, self._root._y)
+        state = state + self._apply(back @ step.covariance, self._state_score())
+        first = state.select(len(self._root.batch_shape), 0).to(self._y.dtype)
         return first.expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
-        """Of the x that ``sample`` draws: the first of M^{-1} P M^{-T}."""
+        """The variance of the x that ``sample`` draws: the first of M^{-1} P M^{-T}."""
         step = self._diffusion.transition(self._diffusion.start_time)
         row = torch.linalg.solve(step.matrix, step.scale_tril)[0]
         return row.square().sum().to(self._y.dtype).expand(self.batch_shape + self.event_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """(*sample_shape, *batch, *event_shape)."""
+        """Samples of x, (*sample_shape, *batch, *event_shape)."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         noise = torch.randn(shape, dtype=self._y.dtype, device=self._y.device)
         return self.mean + self.variance.sqrt() * noise

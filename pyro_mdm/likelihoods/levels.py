@@ -37,12 +37,12 @@ class LevelDistribution(DecoderDistribution, ABC):
 
     @abstractmethod
     def log_probs(self) -> Tensor:
-        """(*batch, *event_shape, n), levels last."""
+        """Log-probabilities, (*batch, *event_shape, n): levels last."""
 
     @property
     @abstractmethod
     def mean(self) -> Tensor:
-        """(*batch, *event_shape)."""
+        """E[x], (*batch, *event_shape)."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), nats, summed over dimensions.
@@ -131,7 +131,7 @@ class LevelPosterior(LevelDistribution):
         return self._log_normalizer
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """As of every distribution over levels; summed before it is rounded."""
+        """log p(x), nats, summed over dimensions before it is rounded."""
         return super().log_prob(value).to(self.dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:

@@ -100,5 +100,5 @@ class MixedDecoder(DecoderDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """(*sample_shape, *batch, d)."""
+        """Samples of x, (*sample_shape, *batch, d)."""
         return self._dims.join([law.sample(torch.Size(sample_shape)) for law in self._laws])

@@ -64,7 +64,7 @@ def gaussian_log_prob(
 
 
 class PathLaw(TorchDistribution):
-    """Shapes shared by the laws: batch_shape, and event_shape (N, K, *event_shape of x)."""
+    """Base of the laws of paths: batch_shape, and event_shape (N, K, *event_shape of x)."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     diffusion: Any  # a Diffusion; of the kind that the law is for
@@ -100,7 +100,7 @@ class PathLaw(TorchDistribution):
         """A copy of the law with another batch shape; what depends on data is the caller's."""
         new: Self = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        super(PathLaw, new).__init__(torch.Size(batch_shape), self.event_shape)
         return new
 
     def states(self, path: Tensor) -> tuple[Tensor, ...]:

@@ -92,12 +92,12 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     integrand = integrand + _stationary_expectation(diffusion, g2, apply_matrix(M, y), F)
     to_end = diffusion.transition(diffusion.horizon, start)
     prior = _expected_prior_log_prob(diffusion, apply_matrix(to_end.matrix, y), to_end.covariance)
-    divergence = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
-    return prior + weight.to(y.dtype) * integrand + divergence.to(y.dtype)
+    growth = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
+    return prior + weight.to(y.dtype) * integrand + growth.to(y.dtype)
 
 
 class _Flip(NamedTuple):
-    """How a step moves states, and which of its noises change their sign in a pair."""
+    """The matrices of a step, and the signs of its noises in the other path of a pair."""
 
     matrix: Tensor  # M (n, K, K)
     root: Tensor  # F (n, K, K)
@@ -112,8 +112,8 @@ def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
         sign[-m:] = -1
         return _Flip(M, F, inverse, sign.expand(M.shape[:-1]))
 
-    found: _Flip = diffusion.each(law, s, start.expand(s.shape))
-    return found
+    flip: _Flip = diffusion.each(law, s, start.expand(s.shape))
+    return flip
 
 
 def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Tensor:

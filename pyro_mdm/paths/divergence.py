@@ -1,4 +1,4 @@
-"""How far the laws of two paths are apart, registered as KL divergences."""
+"""Divergences of the laws of two paths, registered as KL divergences."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
 
 
 def different_diffusions(guide: object, model: object) -> str:
-    """What is wrong with two programs over these two diffusions, and what tells the two apart."""
+    """A message about programs over two diffusions, with what tells the two apart."""
     one, other = _described(guide), _described(model)
     if one == other:
         for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):

@@ -52,7 +52,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 @dataclass(frozen=True)
 class Solver:
-    """How the probability-flow ODE is solved, by torchdiffeq, in float64.
+    """Settings of the solver of the probability-flow ODE, torchdiffeq's, in float64.
 
     Args:
         method: adaptive, ``"dopri5"`` and its kin, or of fixed steps, ``"rk4"`` and its kin.
@@ -88,7 +88,7 @@ class Solver:
 
 
 class FlowDensity(NamedTuple):
-    """log p_ode of states, and what it took."""
+    """log p_ode of states, and the calls that it took."""
 
     log_prob: Tensor  # (n,) nats
     calls: int  # of the network, for each state
@@ -150,7 +150,7 @@ class _Flow(ABC):
 
     @abstractmethod
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Where the flow of states y_ε begins, and what is known of their log density there."""
+        """The beginning of the flow of states y_ε, and what is known of their log density there."""
 
     @abstractmethod
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
@@ -158,11 +158,11 @@ class _Flow(ABC):
 
     @abstractmethod
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        """The log density of where it ends, (n,)."""
+        """The prior's log density where the flow ends, (n,)."""
 
 
 class _StateFlow(_Flow):
-    """That of the whole state, for scores that see it.
+    """The flow of the whole state, for scores that see it.
 
     u is the part of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
     """
@@ -171,8 +171,7 @@ class _StateFlow(_Flow):
         return y, 0.0
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        found: Tensor = self.diffusion.prior.log_prob(y)
-        return found
+        return self.diffusion.prior.log_prob(y)
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         s = self.diffusion.time_on_the_way(u)
@@ -206,7 +205,7 @@ def _linear_flow(
 
 
 class _DenoiserFlow(_Flow):
-    r"""That of z, which is all that a denoiser sees of the state: the same for every K.
+    r"""The flow of z, which is all that a denoiser sees of the state: the same for every K.
 
     With v = e^{-λ}, and data of mean μ and variance σ² by dimension, the flow
 
@@ -274,5 +273,4 @@ class _DenoiserFlow(_Flow):
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
         z = self.mean + scale * y
         each = z.square() / variance + (2 * math.pi * variance).log()
-        found = -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
-        return found
+        return -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()

@@ -24,7 +24,7 @@ Sampler = Callable[..., Tensor]
 
 
 class GenerativeLaw(PathLaw):
-    """What generative laws share: a score, and no dependence on x."""
+    """Base of the generative laws: they have a score, and do not depend on x."""
 
     has_rsample = False
     score: Score
@@ -115,10 +115,10 @@ class BoundScore:
         self, y: Tensor, s: Tensor, how: Simulation, *, create_graph: bool = True
     ) -> tuple[Tensor, Tensor]:
         """s_θ, like y, and ∇·(g² s_θ), (batch,), as :meth:`Score.with_divergence`."""
-        theta, found = self.parameterization.with_divergence(
+        theta, of_score = self.parameterization.with_divergence(
             self.diffusion, y.to(self.dtype), s, how, create_graph=create_graph
         )
-        return theta.to(y.dtype), found.to(y.dtype)
+        return theta.to(y.dtype), of_score.to(y.dtype)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
         """x̂, (*batch, *event_shape), in y's dtype, as a process with the part η of the noise needs
@@ -129,11 +129,11 @@ class BoundScore:
         """``start_hat``, where the score estimates the mean of v_0 too."""
         if name != "start_hat":
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        found: Any = self.parameterization.start_hat  # of some scores alone
+        estimate: Any = self.parameterization.start_hat  # of some scores alone
 
         def start_hat(y: Tensor, s: Tensor) -> Tensor:
             """ŵ, like y."""
-            hat: Tensor = found(self.diffusion, y.to(self.dtype), s).to(y.dtype)
+            hat: Tensor = estimate(self.diffusion, y.to(self.dtype), s).to(y.dtype)
             return hat
 
         return start_hat

@@ -44,11 +44,11 @@ __all__ = [
 Method = Literal["elbo", "importance", "flow"]
 
 TIMES = 65
-"""Of a grid, where none is given."""
+"""The number of times of a grid where none is given."""
 
 
 class Generative(Protocol):
-    """What a generative program is made of; a :class:`~pyro_mdm.DiffusionModel` is one."""
+    """The parts of a generative program; a :class:`~pyro_mdm.DiffusionModel` has them."""
 
     diffusion: Any
     score_function: Any
@@ -108,13 +108,13 @@ class Estimator:
             chain_of(model, self.times)  # refused here if it has to be
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n,) nats, of x (n, *event_shape), in its dtype; all draws are made at once."""
+        """The bound (n,), nats, of x (n, *event_shape), in its dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
         exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
-        found = log_mean_weight(each)[0] if exact else each.mean(0)
-        return found.to(x.dtype)
+        value = log_mean_weight(each)[0] if exact else each.mean(0)
+        return value.to(x.dtype)
 
     def _drawing(self, n: int) -> AbstractContextManager[None]:
         if self.seed is None:
@@ -143,16 +143,16 @@ class Estimator:
         if one.log_q is None or not torch.is_grad_enabled():
             return _bound(model, one, x)
         other, same = given_draw(model, x), randomness.repeatable(x.device)
-        found = []
-        for given in (one, other):
+        bounds = []
+        for drawn in (one, other):
             with same():
-                found.append(_bound(model, given, x))
-        apart = (found[0] - found[1]).detach()
+                bounds.append(_bound(model, drawn, x))
+        apart = (bounds[0] - bounds[1]).detach()
         pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]  # type: ignore
-        return (found[0] + found[1] + apart * (pulls[0] - pulls[1])) / 2
+        return (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
 
 
-class Given(NamedTuple):
+class AtDraw(NamedTuple):
     """A model's diffusion and score, given a draw of a context for each datum if there is one."""
 
     diffusion: Any
@@ -161,22 +161,22 @@ class Given(NamedTuple):
     log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
 
 
-def given_draw(model: Generative, x: Tensor) -> Given:
+def given_draw(model: Generative, x: Tensor) -> AtDraw:
     """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape)."""
     diffusion, context, kl, log_q = model.diffusion.for_data(x)
     score = model.score_function
-    return Given(diffusion, score if context is None else score.given_context(context), kl, log_q)
+    return AtDraw(diffusion, score if context is None else score.given_context(context), kl, log_q)
 
 
-def _bound(model: Generative, given: Given, x: Tensor) -> Tensor:
+def _bound(model: Generative, drawn: AtDraw, x: Tensor) -> Tensor:
     """One estimate of the bound of each datum, (n,) nats."""
-    diffusion, score = given.diffusion, given.score
+    diffusion, score = drawn.diffusion, drawn.score
     noising = noising_law(diffusion, x)
     path = noising.rsample()
     kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)
     y = noising.states(path)[0]
     decoded: Tensor = model.likelihood(diffusion, score, y, x.dim() - 1).log_prob(x)
-    return decoded - kl.prior - kl.diffusion - given.kl
+    return decoded - kl.prior - kl.diffusion - drawn.kl
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:
@@ -214,9 +214,9 @@ def flow_weight(
     """
     path = noising.rsample()
     (y,) = noising.states(path)
-    found = flow_log_prob(model.diffusion, model.score_function, y, solver)
+    flow = flow_log_prob(model.diffusion, model.score_function, y, solver)
     decoded = _decoded(model, y, x)
-    return found.log_prob + decoded.double() - noising.log_prob(path), found.calls
+    return flow.log_prob + decoded.double() - noising.log_prob(path), flow.calls
 
 
 def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,5 +234,5 @@ def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def _decoded(model: Generative, y: Tensor, x: Tensor) -> Tensor:
     """log p(x | y_ε), (n,)."""
     law = model.likelihood(model.diffusion, model.score_function, y.to(x.dtype), x.dim() - 1)
-    found: Tensor = law.log_prob(x)
-    return found
+    log_prob: Tensor = law.log_prob(x)
+    return log_prob

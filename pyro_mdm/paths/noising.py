@@ -39,7 +39,7 @@ class NoisingPath(NoisingLaw):
         return first, self.diffusion.transition(self.times[1:], self.times[:-1])
 
     def _mean(self, first: Any) -> Tensor:
-        """Of the first state given x, (*batch, K, *event_shape)."""
+        """The mean of the first state given x, (*batch, K, *event_shape)."""
         mean = outer(first.mean, self.x, self.x_dim)
         s = self.diffusion.start_time if self.times is None else self.times[0]
         moved = self.diffusion.displacement(self.x, s, self.x_dim)

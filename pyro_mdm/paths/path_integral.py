@@ -160,10 +160,10 @@ def _local(
 
 
 def _residual(diffusion: NonlinearDiffusion, score: ScoreFunction, y: Tensor, s: Tensor) -> Tensor:
-    found = score(y, s)
-    if found.shape != y.shape:
-        raise ValueError(f"the score has shape {tuple(found.shape)}, expected y's {tuple(y.shape)}")
-    return found.to(y.dtype) - diffusion.prior.score(y)
+    theta = score(y, s)
+    if theta.shape != y.shape:
+        raise ValueError(f"the score has shape {tuple(theta.shape)}, expected y's {tuple(y.shape)}")
+    return theta.to(y.dtype) - diffusion.prior.score(y)
 
 
 def _products(diffusion: NonlinearDiffusion, y: Tensor, residual: Tensor, G: Tensor) -> Tensor:
@@ -187,6 +187,6 @@ def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Si
         F = diffusion.prior_current(point, s)
         if F is None:
             return Trace(y.new_zeros(()), y.new_zeros(()))
-        found = divergence(F, point, None, simulation)
+        of_current = divergence(F, point, None, simulation)
         along = (F * diffusion.prior.score(point)).flatten(1).sum(1)
-        return Trace(found.value + along, found.variance)
+        return Trace(of_current.value + along, of_current.variance)

@@ -103,7 +103,7 @@ class SimulatedPath(NoisingLaw):
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
-        """As prior KL :func:`arrival`, by a path of its own to T; all else is diffusion."""
+        """The divergence by term, with :func:`arrival` on a path of its own as prior KL."""
         prior = arrival(self, path)
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
@@ -131,10 +131,10 @@ def simulated_kl(
     y = noising.rsample() if path is None else path
     (state,) = noising.states(y)
     flat = state.reshape(-1, *noising.event_shape[1:])
-    found = path_integral(diffusion, generative.score_at, flat, noising.simulation)
+    integral = path_integral(diffusion, generative.score_at, flat, noising.simulation)
     shape = noising.batch_shape
     rest = noising.log_prob(y) - diffusion.prior.log_prob(flat).reshape(shape)
-    return PathKL(rest, found.value.reshape(shape), found.level[0].reshape(shape))
+    return PathKL(rest, integral.value.reshape(shape), integral.level[0].reshape(shape))
 
 
 @torch.no_grad()

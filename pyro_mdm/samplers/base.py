@@ -1,4 +1,4 @@
-"""What every sampler does with a diffusion, a score and a number of steps."""
+"""The base of samplers: steps over a grid of times, by a diffusion and a score."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Sampler(Recorded, ABC):
     """
 
     needs: ClassVar[tuple[Cap, ...]] = (Cap.KERNELS,)
-    """What it needs of a diffusion."""
+    """The capabilities that the sampler needs of a diffusion."""
     default_grid: ClassVar[str] = "information"
-    """For diffusions with a closed form; for others it is ``progress``."""
+    """The grid for diffusions with a closed form; for others it is ``progress``."""
     noise: float | None = None
     """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
     SDE; None: that of the score, whatever its noise."""
     calls: int = 0
-    """How often the last run asked the network."""
+    """The number of times that the last run asked the network."""
 
     def __init__(self, steps: int, grid: Grid | None = None) -> None:
         check_count("steps", steps, "the number of steps from T to ε")
@@ -201,7 +201,7 @@ class Questions:
         self.past: deque[Any] = deque(maxlen=3)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
-        """A state y at the time s, for who watches."""
+        """Shows a state y at the time s to whoever watches."""
         if self._watch is not None:
             self._watch(s.detach(), y.detach())
 

@@ -16,7 +16,7 @@ __all__ = ["default_sampler"]
 
 
 def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
-    """What samples where nothing else is asked for.
+    """The sampler where no other is asked for.
 
     ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
     ``StochasticExponentialIntegrator(50)`` for a score of the raw state, whose errors a process

@@ -31,7 +31,7 @@ class _ExponentialPlan(NamedTuple):
 
 
 class _Exponential(Sampler):
-    """What the deterministic and the stochastic integrator share."""
+    """Base of the deterministic and the stochastic integrator."""
 
     orders: ClassVar[tuple[int, ...]]
     default_grid = "quadratic"
@@ -61,11 +61,11 @@ class _Exponential(Sampler):
         s, at_data = plan.s[i], plan.weights.shape[-1] > y.shape[1]  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         y = apply_matrix(plan.gain[i], y)
-        for b, found in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
+        for b, estimate in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
             if at_data:
-                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), found)
+                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), estimate)
             else:
-                y = y + outer(b, found)
+                y = y + outer(b, estimate)
         if plan.scale_tril is None:
             return y
         return y + apply_matrix(plan.scale_tril[i], noise())
@@ -102,7 +102,7 @@ class ExponentialIntegrator(_Exponential):
 
 
 class StochasticExponentialIntegrator(_Exponential):
-    r"""The same with noise put back: from the ODE at 0 to the reversed SDE at 1.
+    r"""An exponential integrator with noise: from the ODE at 0 to the reversed SDE at 1.
 
         dy = ( A y + (1 + η)/2 g² Σ^{-1} (y - a x̂) ) ds + √η G dB̄,    η the noise,
 
@@ -137,7 +137,7 @@ class StochasticExponentialIntegrator(_Exponential):
 
 
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
-    """What multiplies x̂ of this step and of those before, (N, …, order, K).
+    """The weights of x̂ of this step and of those before, (N, …, order, K).
 
     Args:
         moments: (N, …, 1 or 3, K), of the powers of the part of the step that is done.

@@ -37,7 +37,7 @@ that returns them."""
 
 
 def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, equally spaced in log SNR.
+    """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
     For a nonlinear diffusion in its nominal log SNR.
     """
@@ -46,7 +46,7 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 @torch.no_grad()
 def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, equally spaced in log volume κ.
+    """Decreasing times (steps + 1,) from T to ε, equally spaced in log volume κ.
 
     See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
     it moves where log SNR pauses.
@@ -59,7 +59,7 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
 
 @torch.no_grad()
 def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, equally spaced in σ^{1/ρ} with σ = e^{-λ/2}.
+    """Decreasing times (steps + 1,) from T to ε, equally spaced in σ^{1/ρ} with σ = e^{-λ/2}.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     NeurIPS 2022, equation 5, with ρ = 7.
@@ -73,7 +73,7 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 
 @torch.no_grad()
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, equally spaced in √s.
+    """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
@@ -85,7 +85,7 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 @torch.no_grad()
 def information_grid(diffusion: Kernels, steps: int) -> Tensor:
-    r"""(steps + 1,) decreasing times from T to ε, even in what noise does to all variables.
+    r"""Decreasing times (steps + 1,) from T to ε, even in what noise does to all variables.
 
     The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
     ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For
@@ -120,7 +120,7 @@ def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
 
 
 def simulation_grid(diffusion: NonlinearDiffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε, even in the diffusion's ``progress``."""
+    """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``."""
     fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
     return diffusion.time_at_progress(fraction).flip(0)
 
@@ -137,11 +137,11 @@ GRIDS: dict[str, Callable[[Any, int], Tensor]] = {
 diffusions without one, and the others are for all."""
 
 NEED = {"information": Cap.KERNELS, "log_volume": Cap.KERNELS, "progress": Cap.SIMULATED}
-"""What a grid needs of a diffusion; others serve all."""
+"""The capability that a grid needs of a diffusion; the other grids serve all."""
 
 
 FINE = 513
-"""Times that the grid of several blocks and clocks is found from."""
+"""The number of times of which the grid of several blocks and clocks is made."""
 
 
 class Tabulated:
@@ -193,7 +193,7 @@ def check_grid(grid: object, steps: int) -> None:
 
 
 def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
-    """(steps + 1,) decreasing times from T to ε in float64, checked.
+    """Decreasing times (steps + 1,) from T to ε in float64, checked.
 
     Raises:
         TypeError: a grid that this diffusion cannot have.

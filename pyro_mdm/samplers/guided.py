@@ -80,11 +80,10 @@ class Guided(Recorded):
 
     @property
     def calls(self) -> int:
-        """How often the last run asked the network, at most."""
+        """The number of times that the last run asked the network, at most."""
         return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
-        """As that of the sampler."""
         if self.log_snr is not None:
             require(diffusion, Cap.KERNELS, who="an interval of log SNR", fix="leave log_snr out")
         if hasattr(self.sampler, "check"):
@@ -129,11 +128,11 @@ class _GuidedScore(BoundScore):
         return self._guided(lambda score: BoundScore.denoise(score, y, s, noise), s)
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)  # start_hat, or an error
+        with_context = super().__getattr__(name)  # start_hat, or an error
 
         def guided(y: Tensor, s: Tensor) -> Tensor:
             return self._guided(
-                lambda score: found(y, s) if score is self else getattr(score, name)(y, s), s
+                lambda score: with_context(y, s) if score is self else getattr(score, name)(y, s), s
             )
 
         return guided

@@ -103,7 +103,7 @@ class ProbabilityFlow(Sampler):
         start = ask.diffusion.start_time
         ends = ask.diffusion.pace(torch.stack([ask.diffusion.as_tensor(flow.horizon), start]))
         try:
-            found: Tensor = torchdiffeq.odeint(
+            states: Tensor = torchdiffeq.odeint(
                 flow,
                 y,
                 ends,
@@ -121,7 +121,7 @@ class ProbabilityFlow(Sampler):
                 f"rtol = {self.rtol:g}, atol = {self.atol:g}): take more steps or larger tolerances"
             ) from error
         bar.update(self.steps - flow.steps)
-        return found[-1]
+        return states[-1]
 
 
 class _Flow:

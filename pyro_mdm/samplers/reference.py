@@ -76,14 +76,14 @@ class TorchSDE(Sampler):
 
 
 def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | None]:
-    """Over a step of length h: W of variance h, like the noise, and, if ``area`` is wanted,
-    U = ∫ W du of variance h³/3 and covariance h²/2 with W."""
+    """Increments over a step of length h: W of variance h, like the noise, and, if ``area`` is
+    wanted, U = ∫ W du of variance h³/3 and covariance h²/2 with W."""
     W = h.sqrt() * noise()
     return W, h * (W / 2 + (h / 12).sqrt() * noise()) if area else None
 
 
 class _ReverseSDE(ReverseSDE):
-    """Remembers the last drift, since torchsde asks for some of them more than once."""
+    """The reversed SDE; it keeps the last drift, for torchsde asks for some of them twice."""
 
     _last: tuple[Tensor, Tensor, Tensor] | None = None
 

@@ -1,4 +1,4 @@
-r"""What a generative process does to a state in one step, if the denoiser is a polynomial over it.
+r"""The steps of generative processes over which the denoiser is a polynomial.
 
 All processes that run backwards through the marginals of a linear diffusion are
 
@@ -108,14 +108,14 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
         path = path @ (eye - flow[j].sum(1)) @ W[j] @ back_whole[j] @ F[j + 1]
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
     moments = (moments @ F[0].mT).unflatten(-2, (-1, powers)).movedim(-3, -1).flatten(-2)
-    found = Transport(F[0] @ path @ W[-1], moments, tril, volume)
-    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in found]
+    steps = Transport(F[0] @ path @ W[-1], moments, tril, volume)
+    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in steps]
     return Transport(*parts)
 
 
 def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:
-    """The same for K = 1, where noises of all times commute: for grids as many as data have
-    dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    """:func:`transport` for K = 1, where noises of all times commute: for grids as many as data
+    have dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
     volume = -diffusion.log_volume(times).diff(dim=0)
     m = (1 + noise) / 2 * volume
     move = diffusion.transition(times[:-1], times[1:])
@@ -136,8 +136,8 @@ def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
     blocks = torch.einsum("lm,...mij->...milj", partial, rate) * h[..., None, None, None, None]
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)
     ones = torch.eye(K).to(rate).repeat(1, q).expand(*h.shape, K, q * K)
-    found = torch.linalg.solve(system, ones, left=False)
-    value: Tensor = found.unflatten(-1, (q, K)).movedim(-2, -3)
+    solution = torch.linalg.solve(system, ones, left=False)
+    value: Tensor = solution.unflatten(-1, (q, K)).movedim(-2, -3)
     return value
 
 

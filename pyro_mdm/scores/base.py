@@ -1,4 +1,4 @@
-"""What every score answers: networks read as ∇ log q and as x̂, and their diffusion term."""
+"""Scores: networks read as ∇ log q and as x̂, and their diffusion term."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Times = Literal["log_volume", "vpsde", "adaptive"]
 
 
 class Score(Restorable, ExactBuffers, ABC):
-    """What every parameterization offers, and nothing about the diffusion it is used with.
+    """A model's score s_θ, for any diffusion whose noising paths it is made for.
 
     Those made of the closed-form law of y_s given x serve linear diffusions alone.
 
@@ -58,9 +58,9 @@ class Score(Restorable, ExactBuffers, ABC):
     network: nn.Module
     event_shape: tuple[int, ...] | None  # None: any
     serves_nonlinear: ClassVar[bool] = False
-    """Whether it is a score for diffusions without a closed form too."""
+    """Whether the score serves diffusions without a closed form too."""
     denoises: ClassVar[bool] = False
-    """Whether its network reads z alone, not the raw state."""
+    """Whether the network reads z alone, not the raw state."""
     maps: bool = False
     """Whether log SNRs may differ between the dimensions of a datum, and the network is told."""
 
@@ -95,7 +95,7 @@ class Score(Restorable, ExactBuffers, ABC):
         self._times = value
 
     time_density: AdaptiveDensity | None
-    """Where training looks, of ``times="adaptive"``."""
+    """The density of the times of training, for ``times="adaptive"``."""
     _watched: tuple[Tensor, Tensor] | None = None
 
     def _drawn(self, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +107,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
     @contextmanager
     def _watching(self, u: Tensor, weight: Tensor | None) -> Iterator[None]:
-        """Within it the density sees the gradients of what the network returns for these draws."""
+        """A block in which the density sees gradients of the network's output for these draws."""
         self._watched = None if weight is None else (u, weight)
         try:
             yield
@@ -117,7 +117,7 @@ class Score(Restorable, ExactBuffers, ABC):
     _context_told: Tensor | None = None
     _knows_unknown: bool = False
     autocast_dtype: torch.dtype | None = None
-    """Mixed precision: the network, and nothing else, runs under autocast to this type."""
+    """The dtype of mixed precision: the network, and nothing else, runs under autocast to it."""
 
     def __init__(self, network: nn.Module, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return super().settings() | {"times": self.times}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """The law of times."""
+        """Restores the law of times."""
         self.times = saved["times"]
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
@@ -162,7 +162,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return project(diffusion, self.score(diffusion, y, s), state, s)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        """Where a process that is run back with the part η of the noise is drawn to, like x̂.
+        """The point, like x̂, to which a process run back with the part η of the noise is drawn.
 
         That is x̂ whatever η is, unless the drift of noising paths sees the data.
 
@@ -212,8 +212,8 @@ class Score(Restorable, ExactBuffers, ABC):
             W = inverse_tril(diffusion.marginal(s).scale_tril)
             added = theta.double() + apply_matrix(W.mT @ W, y.double())
             G = check_dispersion(diffusion, diffusion.dispersion_matrix(s), y)
-            found = divergence(added, y, G, how, create_graph=create_graph).value
-        return theta, found - y[0, 0].numel() * diffusion.log_volume_rate(s)
+            of_added = divergence(added, y, G, how, create_graph=create_graph).value
+        return theta, of_added - y[0, 0].numel() * diffusion.log_volume_rate(s)
 
     # -- a part of the dimensions, and differences between data ------------------------------------
 
@@ -223,7 +223,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return None
 
     def given(self, x: Tensor) -> Score:
-        """The score where the entries that it is told are those of data x (*batch, *event_shape).
+        """The score that is told the observed entries of data x (*batch, *event_shape).
 
         Itself, unless dimensions are observed.
         """
@@ -231,7 +231,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
     @property
     def told(self) -> Tensor | None:
-        """What the network is told of contexts, (size,) for all data or (*batch, size)."""
+        """The contexts that the network is told, (size,) for all data or (*batch, size)."""
         return self._context_told
 
     def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
@@ -369,7 +369,7 @@ class Score(Restorable, ExactBuffers, ABC):
     # -- the door ----------------------------------------------------------------------------------
 
     def _values(self, name: str, value: Tensor, log_snr: Number) -> tuple[int, Tensor]:
-        """Number of batch dimensions of ``value`` and λ in float64, both checked."""
+        """The number of batch dimensions of ``value``, and λ in float64; both checked."""
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64, device=value.device)
         if self.event_shape and log_snr.dim() == value.dim() > len(self.event_shape):
             return self._map_values(name, value, log_snr)
@@ -396,7 +396,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return batch_dim, log_snr
 
     def _map_values(self, name: str, value: Tensor, log_snr: Tensor) -> tuple[int, Tensor]:
-        """The same where every dimension has a log SNR of its own, (*batch, *event_shape)."""
+        """:meth:`_values` for a log SNR of every dimension, (*batch, *event_shape)."""
         assert self.event_shape is not None
         batch_dim = value.dim() - len(self.event_shape)
         fits = all(n in (1, m) for n, m in zip(log_snr.shape, value.shape, strict=True))
@@ -506,14 +506,14 @@ class Score(Restorable, ExactBuffers, ABC):
         return (torch.cat([inputs, channels.expand(-1, -1, *inputs.shape[2:])], 1),)
 
     def _check_output(self, out: Tensor) -> None:
-        """Weights that are NaN are named; what finite ones return is the caller's to judge."""
+        """Raises for weights that are NaN; what finite ones return is the caller's to judge."""
         if torch.compiler.is_compiling() or bool(out.isfinite().all()):
             return
         check_weights(self.network)
 
 
 def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What a network of log SNR maps is called with: (n, 2·C, *spatial), and (n,) log SNRs.
+    """The arguments of a network of log SNR maps: (n, 2·C, *spatial), and (n,) log SNRs.
 
     The channels that follow the inputs are λ/10, at most 3 in size: -3 for a dimension that is left
     out, of log SNR -∞, and 3 for one that is observed, of +∞.

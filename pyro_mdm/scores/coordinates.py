@@ -34,10 +34,10 @@ class CoordinateNetwork(Recorded, nn.Module):
         self.context_size = int(getattr(network, "context_size", 0))
 
     def forward(self, inputs: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
-        """Like the network."""
+        """The network's output in coordinates, of the network's shape."""
         seen = inputs.shape[1] - self.told
         data = self.transform.inverse(inputs[:, :seen])
         if self.told:
             data = torch.cat([data, inputs[:, seen:]], 1)
-        found: Tensor = self.transform(self.network(data, log_snr, *context))
-        return found
+        output: Tensor = self.transform(self.network(data, log_snr, *context))
+        return output

@@ -36,7 +36,7 @@ class DenoiserScore(Score):
 
     denoises = True
     outputs: int = 1
-    """How many numbers the network gives for each dimension of the data."""
+    """The number of the network's outputs for each dimension of the data."""
     data_mean: Tensor
     data_variance: Tensor
     trained_min: Tensor
@@ -92,7 +92,7 @@ class DenoiserScore(Score):
         """
 
     def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """What the network sees: z in units of its own standard deviation, like z.
+        """The network's input: z in units of its own standard deviation, like z.
 
         Args:
             z: (*batch, *event_shape);  log_snr: λ in float64 as :meth:`x_hat` has it.
@@ -102,7 +102,7 @@ class DenoiserScore(Score):
             return (z - mu) * (s2 + v).rsqrt()
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
-        """x̂, like z, by what the network returned, F (*batch, outputs·C, *spatial).
+        """x̂, like z, from the network's output F (*batch, outputs·C, *spatial).
 
         Raises:
             NotImplementedError: a denoiser that is no function of these.
@@ -227,8 +227,8 @@ class DenoiserScore(Score):
             both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
             at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
             with self._watching(u, weight):
-                found = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
-        values, *boundaries = found.split([len(x)] + [len(chosen)] * len(moving))
+                integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
+        values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
         each = weighted(width.to(x.dtype) * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
@@ -271,7 +271,7 @@ class DenoiserScore(Score):
         return (weight * square).flatten(1).sum(1), level
 
     def log_snr_at(self, diffusion: Kernels, level: Tensor) -> Tensor:
-        """The level itself."""
+        """λ, which is the level itself."""
         return level
 
     def baseline_integrand(

@@ -1,4 +1,4 @@
-r"""Where along the way from data to noise training looks: more, where its gradients vary more.
+r"""A density of training over the way from data to noise: more, where gradients vary more.
 
 The diffusion term is an integral over u in [0, 1], the part of the way in log SNR or log volume.
 Uniform draws of u spend many network calls where a gradient says next to nothing. Draws from
@@ -19,7 +19,7 @@ __all__ = ["AdaptiveDensity"]
 
 BINS = 24
 MEMORY = 0.98
-"""What is left of a statistic after a step: it is of the last 50 steps or so."""
+"""The share of a statistic that a step leaves: it is of the last 50 steps or so."""
 FLOOR = 0.1
 """The least density, so that a weight is 10 at most and no part of the way is lost from sight."""
 
@@ -85,11 +85,11 @@ class AdaptiveDensity(ExactBuffers):
         """Add squared norms (n,) of gradients at u (n,) to what the next update counts."""
         b = (u.detach() * BINS).long().clamp(0, BINS - 1)
         squares = squares.double()
-        found = torch.stack([squares, torch.ones_like(squares)])
+        both = torch.stack([squares, torch.ones_like(squares)])
         if self._noted is None:
             self._noted = torch.zeros(2, BINS, dtype=torch.float64, device=u.device)
         finite = squares.isfinite()
-        self._noted.index_add_(1, b[finite], found[:, finite])
+        self._noted.index_add_(1, b[finite], both[:, finite])
 
     def update(self, reduce: Callable[[Tensor], Tensor] | None = None, unit: float = 1.0) -> None:
         """Let the density follow what has been noted since the last time.
@@ -98,11 +98,11 @@ class AdaptiveDensity(ExactBuffers):
             reduce: sums a tensor over processes.
             unit: what gradients were multiplied by, if that may differ from step to step.
         """
-        found, self._noted = self._noted, None
+        noted, self._noted = self._noted, None
         if reduce is not None:
-            found = reduce(torch.zeros_like(self.density).repeat(2, 1) if found is None else found)
-        if found is None or not bool(found.sum(1).gt(0).all()):
+            noted = reduce(torch.zeros_like(self.density).repeat(2, 1) if noted is None else noted)
+        if noted is None or not bool(noted.sum(1).gt(0).all()):
             return
-        squares, counts = found
+        squares, counts = noted
         self.squares.mul_(MEMORY).add_(squares / unit**2)
         self.counts.mul_(MEMORY).add_(counts)

@@ -19,7 +19,7 @@ D = TypeVar("D", bound="DerivedDenoiser")
 
 
 class DerivedDenoiser(DenoiserScore):
-    """A denoiser by what another denoiser says. Parameters are the other's, with one name.
+    """A denoiser made of another one, whose parameters it shares, under one name.
 
     Its baseline, what λ it was trained at and its decoder are the other's too, unless overridden.
 
@@ -33,11 +33,11 @@ class DerivedDenoiser(DenoiserScore):
         self.denoiser = denoiser
 
     def arguments(self) -> dict[str, Any]:
-        """Those of the constructor: the network is the denoiser's argument."""
+        """The constructor's arguments: the network is the denoiser's own."""
         return {name: v for name, v in super().arguments().items() if name != "network"}
 
     def changed(self: D, denoiser: DenoiserScore | None = None, **buffers: Tensor | None) -> D:
-        """The same of another denoiser, or with other buffers, which are arguments that are known
+        """A copy with another denoiser, or with other buffers, which are arguments that are known
         to be right."""
         denoiser = self.denoiser if denoiser is None else denoiser
         new = type(self).__new__(type(self), **self.arguments() | {"denoiser": denoiser} | buffers)
@@ -49,23 +49,23 @@ class DerivedDenoiser(DenoiserScore):
     told = of_part("denoiser")
 
     def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
-        """The same of a denoiser that is given contexts."""
+        """A copy whose denoiser is given contexts."""
         return self.changed(self.denoiser.given_context(context, knows_unknown=knows_unknown))
 
     def without_context(self: D) -> D:
-        """The same of data whose context is not known."""
+        """A copy for data whose context is not known."""
         return self.changed(self.denoiser.without_context())
 
     # -- what is the denoiser's --------------------------------------------------------------------
 
     @property
     def network(self) -> Any:
-        """The denoiser's."""
+        """The denoiser's network."""
         return self.denoiser.network
 
     @network.setter
     def network(self, network: nn.Module) -> None:
-        """Nothing: it stays the denoiser's."""
+        """Without effect: the network stays the denoiser's."""
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
@@ -79,8 +79,8 @@ class DerivedDenoiser(DenoiserScore):
                 f"NetworkPosterior needs a score with a posterior over levels, got "
                 f"{type(self.denoiser).__name__}; use DiscreteDenoiser"
             )
-        found: likelihoods.LevelDistribution = posterior(z, log_snr)
-        return found
+        law: likelihoods.LevelDistribution = posterior(z, log_snr)
+        return law
 
     typical = of_part("denoiser")
     data_mean = of_part("denoiser")
@@ -94,7 +94,7 @@ class DerivedDenoiser(DenoiserScore):
 
 
 def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
-    """A value of all data, or one for each of n of them, as (*batch, *event) can be compared with.
+    """A value for all data, or one for each of n, in a shape that broadcasts to (*batch, *event).
 
     Args:
         value: (*event) with ``event_dim`` dimensions, or (n, *event).

@@ -22,7 +22,7 @@ __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 Form = Literal["tilt", "mixture", "logits"]
 
 COMPONENTS = 3
-"""Tilts of a mixture."""
+"""The number of tilts of a mixture."""
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for what baseline_kl has found
 NIL = -60.0  # log-odds that change no sum; of far smaller ones float32 is subnormal, and slow
@@ -188,8 +188,7 @@ class DiscreteDenoiser(DenoiserScore):
     @property
     def typical(self) -> Tensor:
         nearest = (self.data_mean.double().unsqueeze(-1) - self.levels).abs().argmin(-1)
-        found: Tensor = self.levels[nearest]
-        return found
+        return self.levels[nearest]
 
     def check_values(self, values: Tensor, known: Tensor) -> None:
         discrete.level_index(values[known], self.levels)
@@ -244,18 +243,18 @@ class DiscreteDenoiser(DenoiserScore):
         ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
         table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
         row = len(self.levels) * torch.arange(len(ends), device=x.device)
-        found = []
+        sums = []
         for part, here in zip(
             x.flatten(1)[:, dims].split(DATA_AT_ONCE), on.split(DATA_AT_ONCE), strict=True
         ):
             rows = row + discrete.level_index(part, self.levels)
             weights = None if counted is None else here.double()
             bag = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-            found.append(bag)
-        return torch.cat(found)
+            sums.append(bag)
+        return torch.cat(sums)
 
     def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice, on: Tensor) -> Tensor:
-        """The same, of the dimensions that have the same edges together."""
+        """:meth:`baseline_integrals` of a map of edges: dimensions with the same ones together."""
         columns, which = edges.unique(dim=1, return_inverse=True)
         flat, prior = x.flatten(1)[:, dims], self.log_prior.flatten(0, -2)[dims]
         total = torch.zeros(len(x), len(edges) - 1, dtype=torch.float64, device=x.device)
@@ -275,7 +274,7 @@ class DiscreteDenoiser(DenoiserScore):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _kl_table(self, log_snr: float, dims: slice) -> Tensor:
-        """(dims, n) divergence of each dimension at each level, kept for later calls."""
+        """The divergence (dims, n) of each dimension at each level, kept for later calls."""
         tables, key = self._kl_tables, (log_snr, dims.start, dims.stop)
         table = tables.pop(key, None)
         if table is None or table.device != self.log_prior.device:
@@ -333,7 +332,7 @@ class DiscreteDenoiser(DenoiserScore):
         return c + delta.reshape(c.shape)
 
     def _even_levels(self) -> EvenLevels | None:
-        """Tables of the prior as it is, if they serve it."""
+        """The prior's tables as it is now, or None where they don't serve it."""
         prior, kept = self.log_prior, self._even
         if kept is None or kept[0].device != prior.device or not torch.equal(kept[0], prior):
             flat = prior.flatten(0, -2)
@@ -354,5 +353,5 @@ class DiscreteDenoiser(DenoiserScore):
 
 
 def outputs_of(form: Form, levels: int) -> int:
-    """How many numbers the network gives for each dimension of data of so many levels."""
+    """The number of the network's outputs for each dimension of data with so many levels."""
     return {"tilt": 2, "mixture": 3 * COMPONENTS, "logits": levels}[form]

@@ -26,7 +26,7 @@ OBSERVED, LEFT_OUT = float("inf"), float("-inf")
 
 
 class Maps(NamedTuple):
-    """Log SNRs and what errors there weigh."""
+    """Maps of log SNR, and the weights of errors there."""
 
     log_snr: Tensor  # λ (n, *event_shape) float64, +∞ observed, -∞ left out
     weight: Tensor  # w (n, *event_shape) float64: the loss is Σ_j w_j ½ e^λ_j (x_j - x̂_j)²
@@ -53,7 +53,7 @@ class MapLaw(Recorded, ABC):
 
 
 class RandomMaps(MapLaw):
-    r"""For each datum one of three kinds of map, by their shares.
+    r"""A law that draws one of three kinds of map for each datum, by their shares.
 
     - ``levels``: all dimensions at one log SNR, uniform: the term is that of log p(x).
     - ``subsets``: every dimension is generated, observed or left out, by probabilities that are
@@ -101,7 +101,7 @@ class RandomMaps(MapLaw):
         def uniform(*sizes: int) -> Tensor:
             return randomness.uniform((n, *sizes), torch.float64, device)
 
-        level = randomness.low_discrepancy(n, device).reshape(column).expand(n, *event)
+        one_for_all = randomness.low_discrepancy(n, device).reshape(column).expand(n, *event)
         kind = uniform().reshape(column) * total
         one_each = uniform(*event)
         # generated, observed or left out, by a uniform point of the simplex
@@ -119,7 +119,7 @@ class RandomMaps(MapLaw):
         generated = some | ~of_subset
         if present is not None:
             generated, observed = generated & present, observed & present
-        part = torch.where(own, one_each, level)
+        part = torch.where(own, one_each, one_for_all)
         log_snr = low + (high - low) * part
         log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
         left_out = of_subset & ~generated & ~observed

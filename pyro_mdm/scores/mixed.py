@@ -21,11 +21,11 @@ from pyro_mdm.support.settings import Recorded
 __all__ = ["Elsewhere", "Levels", "MixedDenoiser"]
 
 Levels = int | Sequence[float] | Tensor | None
-"""Of a dimension: values that it takes, n for ``linspace(-1, 1, n)``; None: it is continuous."""
+"""The values of a dimension, n for ``linspace(-1, 1, n)``; None where it is continuous."""
 
 
 class Elsewhere(Recorded, nn.Module):
-    """Stands where a part of a :class:`MixedDenoiser` would have a network: the whole has it."""
+    """A stand-in for the network of a part of a :class:`MixedDenoiser`: the whole has it."""
 
     def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
         raise TypeError(
@@ -128,7 +128,7 @@ class MixedDenoiser(DenoiserScore):
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
-        """How many numbers the network gives: 1 for a continuous dimension, else its levels."""
+        """The number of the network's outputs: 1 for a continuous dimension, else its levels."""
         return sum(1 if v is None else len(discrete.level_values(v)) for v in levels)
 
     def arguments(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """None: the number differs between dimensions, which no wrapping score knows."""
+        """No one number: it differs between dimensions, which no wrapping score serves."""
         raise TypeError(
             "a MixedDenoiser has other numbers of outputs for other dimensions, expected one for "
             "all here; use a linear diffusion that does not see the data"
@@ -174,21 +174,21 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def channels(self) -> int:
-        """How many numbers the network gives for a datum."""
+        """The number of the network's outputs for a datum."""
         return sum(self._sizes())
 
     @property
     def direct(self) -> Tensor:
-        """Which of them is the F of each dimension, (d,) int64; -1 of one with levels."""
-        found, start = torch.full_like(self.part_of, -1), 0
+        """The channel that is the F of each dimension, (d,) int64; -1 for one with levels."""
+        channel, start = torch.full_like(self.part_of, -1), 0
         for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
             if part.outputs == 1:
-                found[dims] = start + torch.arange(len(dims), device=found.device)
+                channel[dims] = start + torch.arange(len(dims), device=channel.device)
             start += size
-        return found
+        return channel
 
     def _sizes(self) -> list[int]:
-        """Numbers of the network's output of each part."""
+        """The number of the network's outputs for each part."""
         return [part.outputs * part.event_shape[0] for part in self.parts]
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
@@ -206,23 +206,23 @@ class MixedDenoiser(DenoiserScore):
     # -- the baseline: independent dimensions ------------------------------------------------------
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """Of each dimension that of its part, like z."""
+        """The baseline's E[x | z], like z, each dimension by its part."""
         _, lam = self._values("z", z, log_snr)
         return self._dims.join([part.baseline_x_hat(x, v) for part, x, v in self._split(z, lam)])
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x), (*batch), nats: Gaussians' densities and probabilities of levels."""
         self._values("x", x, 0.0)
-        found = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
-        return torch.stack(found).sum(0)
+        each = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
+        return torch.stack(each).sum(0)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, the parts' together."""
         _, lam = self._values("x", x, log_snr)
-        found = [
+        each = [
             p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
         ]
-        return torch.stack(found).sum(0)
+        return torch.stack(each).sum(0)
 
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
@@ -240,7 +240,7 @@ class MixedDenoiser(DenoiserScore):
         return total
 
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """Of each dimension that of its part."""
+        """A mixed decoder, which reads each dimension by the decoder of its part."""
         own = [part.default_likelihood() for part in self.parts]
         return likelihoods.MixedLikelihood(own, self.part_of)
 

@@ -103,23 +103,23 @@ class ResidualScore(Score):
         """s_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
-        level = diffusion.log_snr(s).expand(y.shape[:batch_dim])
-        m, W = (t.to(y.dtype) for t in self._coordinates(level))
+        log_snr = diffusion.log_snr(s).expand(y.shape[:batch_dim])
+        m, W = (t.to(y.dtype) for t in self._coordinates(log_snr))
         with full_precision(y):
             rest = (y - m).movedim(batch_dim, -1).unsqueeze(-1)
             white = (W @ rest).squeeze(-1).movedim(-1, batch_dim)
-        out = call_on_state(self, white, level, batch_dim)
+        out = call_on_state(self, white, log_snr, batch_dim)
         with full_precision(y):
             target = (out - white).movedim(batch_dim, -1).unsqueeze(-1)
             return (W.mT @ target).squeeze(-1).movedim(-1, batch_dim)
 
-    def _coordinates(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """m like a state and W (*batch, *event_shape, K, K) at noise levels (*batch)."""
-        i = torch.searchsorted(self.levels, level.detach().contiguous()).clamp(
+    def _coordinates(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """m like a state and W (*batch, *event_shape, K, K) at log SNRs (*batch)."""
+        i = torch.searchsorted(self.levels, log_snr.detach().contiguous()).clamp(
             1, len(self.levels) - 1
         )
         low, high = self.levels[i - 1], self.levels[i]
-        w = ((level - low) / (high - low)).clamp(0, 1)
+        w = ((log_snr - low) / (high - low)).clamp(0, 1)
         m = torch.lerp(self.mean[i - 1], self.mean[i], with_event_dims(w, self.mean[i]))
         W = torch.lerp(self.whitener[i - 1], self.whitener[i], with_event_dims(w, self.whitener[i]))
         return m, W

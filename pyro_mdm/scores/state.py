@@ -51,8 +51,8 @@ class StateDenoiser(WrappedDenoiser):
         with full_precision(y):
             W = inverse_tril(marginal.scale_tril)
             rest = state.double() - outer(marginal.mean, x.double()) - _push(diffusion, s, m)
-            found: Tensor = -apply_matrix(W.mT, apply_matrix(W, rest))
-        return found.to(y.dtype).reshape(y.shape)
+            theta: Tensor = -apply_matrix(W.mT, apply_matrix(W, rest))
+        return theta.to(y.dtype).reshape(y.shape)
 
     def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """x̂, (*batch, *event_shape)."""
@@ -70,7 +70,7 @@ class StateDenoiser(WrappedDenoiser):
     def _estimates(
         self, diffusion: Kernels, y: Tensor, s: Number
     ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
-        """Marginal, state and times flattened to n; x̂ (n, *event_shape), m̂ (n, K-1, …)."""
+        """Marginal, state and times flattened to n, x̂ (n, *event_shape) and m̂ (n, K-1, …)."""
         s = self.checked_state(diffusion, y, s)
         state = y.reshape(-1, diffusion.num_variables, *y.shape[y.dim() - self._event_dim :])
         s = s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)
@@ -91,5 +91,5 @@ class StateDenoiser(WrappedDenoiser):
 
 def _push(diffusion: Any, s: Tensor, m: Tensor) -> Tensor:
     """M(s) (0, m), (n, K, *event_shape) in float64."""
-    found: Tensor = diffusion.push(s) @ m.double().flatten(2)
-    return found.reshape(len(m), -1, *m.shape[2:])
+    moved: Tensor = diffusion.push(s) @ m.double().flatten(2)
+    return moved.reshape(len(m), -1, *m.shape[2:])

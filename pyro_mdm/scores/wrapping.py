@@ -33,7 +33,7 @@ class WrappedDenoiser(Score):
     """
 
     instead_of: ClassVar[Cap | None] = None
-    """What diffusions that need this score lack, and a denoiser alone would need."""
+    """The capability that a denoiser needs, and that diffusions lack which need this score."""
 
     def __init__(self, denoiser: DenoiserScore) -> None:
         fix = "e.g. Denoiser.fit(network, train_x)"
@@ -55,17 +55,17 @@ class WrappedDenoiser(Score):
 
     @staticmethod
     def more_inputs(diffusion: Diffusion) -> int:
-        """How many more numbers for each data dimension the network sees than the denoiser's."""
+        """The number of the network's inputs for each data dimension beside the denoiser's."""
         return 0
 
     @staticmethod
     def more_outputs(diffusion: Diffusion) -> int:
-        """How many more it gives."""
+        """The number of outputs beside the denoiser's, likewise."""
         return 0
 
     @property
     def network(self) -> Any:
-        """The denoiser's, which is this score's too."""
+        """The denoiser's network, which is this score's too."""
         return self.denoiser.network
 
     @network.setter
@@ -84,15 +84,15 @@ class WrappedDenoiser(Score):
             )
 
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """The denoiser's."""
+        """The denoiser's decoder."""
         return self.denoiser.default_likelihood()
 
     def call(self, inputs: Tensor, log_snr: Tensor, more: int) -> tuple[Tensor, Tensor]:
-        """What the network returns for (n, channels, *spatial): for the denoiser, and the rest."""
+        """The network's outputs for (n, channels, *spatial): the denoiser's, and the rest."""
         C = self.denoiser.event_shape[0]  # type: ignore[index]
         own = self.denoiser.outputs * C
-        found = self.call_network(inputs, log_snr, 1, channels=own + more * C)
-        return found[:, :own], found[:, own:]
+        F = self.call_network(inputs, log_snr, 1, channels=own + more * C)
+        return F[:, :own], F[:, own:]
 
 
 def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:
