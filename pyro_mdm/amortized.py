@@ -212,8 +212,7 @@ class LinearGaussian(NamedTuple):
         """(n,), nats."""
         mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
         law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
-        found: Tensor = law.log_prob(theta.double())
-        return found
+        return law.log_prob(theta.double())
 
 
 def _with_one(x: Tensor) -> Tensor:

@@ -62,8 +62,7 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
         """H as a matrix of flattened data and observations, (m, d) in float64."""
         d, device = math.prod(self.event_shape), _device(self)
         each = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
-        found: Tensor = self(each).flatten(1).mT
-        return found
+        return self(each).flatten(1).mT
 
     @torch.no_grad()
     def check(self) -> None:
@@ -268,8 +267,7 @@ def as_operator(H: Any, event_shape: Sequence[int]) -> LinearOperator:
             "model's data"
         )
     H.check()
-    found: LinearOperator = H
-    return found
+    return H
 
 
 def _check_image(event_shape: Sequence[int]) -> None:
