@@ -347,6 +347,9 @@ class ContextDiffusion(PerDimensionDiffusion):
         """The time by the log SNR of the block, which is common to all data."""
         return Diffusion.time_on_the_way(self, u)
 
+    def speed_on_the_way(self, s: Tensor) -> Tensor:
+        return Diffusion.speed_on_the_way(self, s)
+
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
         width = self.start_log_snr - self.terminal_log_snr
         by_time = self.reference.rate(s) / self.reference.log_snr_rate(s)
