@@ -44,6 +44,7 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
+    Replacement,
     Splitting,
     StochasticExponentialIntegrator,
 )
@@ -402,10 +403,12 @@ def test_mistakes_are_told() -> None:
     model = DiffusionModel(diffusion, exact(), event_shape=(D,))
     told, clocks = exact().given_context(normal(0, 2, 2)), torch.tensor([0, 1])
     of_three = GaussianContext(nn.Linear(D, 3).double(), 2)
+    replacing = Replacement(Ancestral(3), torch.tensor([True, False, False]), torch.zeros(D))
     refused(
         (TypeError, ValueError),
         (lambda: diffusion.marginal(0.5), "which is not given; use diffusion.given"),
         (lambda: Ancestral(3)(diffusion, model.bound_score, (4, 1, D)), r"drawn\(4\), shape\)"),
+        (lambda: replacing(*model.drawn(4), (4, 1, D)), "needs one law of paths for all data"),
         (lambda: DiffusionModel(diffusion, exact(), times=5), "steps back by x̂ alone"),
         (lambda: DiffusionGuide(diffusion, times=5)(data(3)), "one law of paths.*leave out times"),
         (lambda: model.log_prob(data(3), method="flow"), "one flow for all data"),

@@ -80,7 +80,7 @@ class Replacement(Sampler):
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
         self.sampler.check(diffusion, score)
-        needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES)
+        needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES, Cap.NO_CONTEXT)
         who = "Replacement, which draws observed dimensions of y_s apart from others,"
         require(diffusion, *needed, who=who, fix="use a linear diffusion of the data")
 
