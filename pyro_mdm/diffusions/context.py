@@ -28,13 +28,13 @@ from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
-from pyro_mdm.support.modules import replace
+from pyro_mdm.support.modules import Exact, replace
 from pyro_mdm.support.settings import Restorable, described
 
 __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
 
 
-class Context(Restorable, nn.Module, ABC):
+class Context(Restorable, Exact, ABC):
     """A latent context c of each datum, a vector: its law in the guide and in the model.
 
     Args:
@@ -85,10 +85,6 @@ class Context(Restorable, nn.Module, ABC):
         out: Tensor = self.encoder(flat.to(dtype))
         check_encoded(self.encoder, flat, out, (len(flat), outputs))
         return out.reshape(*x.shape[:batch_dim], outputs)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Context:
-        value: Context = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
-        return value
 
     def settings(self) -> dict[str, Any]:
         return {"size": self.size}

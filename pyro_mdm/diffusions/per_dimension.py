@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Level, Marginal, Times, Transition, same_time
+from pyro_mdm.diffusions.base import Level, Marginal, Times, Transition, same_time
 from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -495,7 +495,7 @@ class PerDimensionDiffusion(Kernels):
         parts = {"blocks": self.blocks, "clocks": self.clocks, "transform": self.transform}
         return {name: described(part) for name, part in parts.items()}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerDimensionDiffusion:
         self._kept.clear()  # it is where the diffusion was
         return super()._apply(fn, recurse)
 

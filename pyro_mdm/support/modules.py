@@ -9,10 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
+__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
 
+E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
 N = TypeVar("N", bound=nn.Module)
+
+
+class Exact(nn.Module):
+    """A module that keeps its precision when it is cast to another one; devices it changes."""
+
+    def _apply(self: E, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> E:
+        super()._apply(lambda t: t.to(fn(t).device), recurse)
+        return self
 
 
 class ExactBuffers(nn.Module):
