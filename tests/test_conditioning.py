@@ -466,7 +466,7 @@ def test_what_cannot_be_conditioned() -> None:
         (lambda: condition(Exact(gaussian()), observed), "expected a DiffusionModel"),
         (lambda: condition(condition(model, observed), observed), "conditioned already"),
         (lambda: condition(jointly, observed), "JointTweedie"),
-        (lambda: condition(program(gaussian(), blurring), observed), "hold a transform"),
+        (lambda: condition(program(gaussian(), blurring), observed), "states that hold the data"),
     )
 
 

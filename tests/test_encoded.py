@@ -397,16 +397,19 @@ def test_mistakes_are_told() -> None:
     refused(
         (TypeError, ValueError),
         (lambda: EncodedDiffusion(VPSDE(), LinearEncoder(1)), "VPSDE with K = 1, which has no aux"),
-        (lambda: DiffusionModel(diffusion, denoiser), r"a readout z.*StateDenoiser\(denoiser\)"),
+        (
+            lambda: DiffusionModel(diffusion, denoiser),
+            r"Denoiser needs a readout.*StateDenoiser\(denoiser\)",
+        ),
         (lambda: DiffusionModel(CLD(**ENDS), StateDenoiser(denoiser)), "use the denoiser itself"),
         (lambda: DiffusionModel(diffusion, exact(diffusion), times=8), "steps back by x̂ alone"),
-        (lambda: model(batch_size=2), "Ancestral needs a readout z"),
-        (lambda: noise.denoise(diffusion, y, 0.5), "another time than ε.*StateDenoiser"),
+        (lambda: model(batch_size=2), "Ancestral needs a readout"),
+        (lambda: noise.denoise(diffusion, y, 0.5), "asked for x̂ at another time than ε, needs"),
         (lambda: raw(batch_size=2), "use StateDenoiser, or a sampler by the score"),
         (lambda: narrow.encode(data(3)), r"returned \(3, 2\).*expected \(3, 4\): 2 means"),
         (lambda: StateDenoiser(maps), "told maps"),
         (
             lambda: JointTweedie()(diffusion, model.score_function, y),
-            "needs a readout z",
+            "JointTweedie needs a readout",
         ),
     )

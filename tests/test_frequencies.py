@@ -136,7 +136,7 @@ def test_levels_are_of_pixels() -> None:
         law = decoder(blurred, score(), y)
         assert float(law.log_prob(x).min()) > -1e-3 and torch.equal(law.sample(), x)
     refused = DiscreteDenoiser(Silent(*SHAPE), 9, LEVEL_PRIOR, "logits", maps=True)
-    with pytest.raises(TypeError, match=r"hold Frequencies.* of them; use a Denoiser, fitted to"):
+    with pytest.raises(TypeError, match=r"hold a transform of the data; use a Denoiser, fitted to"):
         DiffusionModel(blurred, refused)
 
 

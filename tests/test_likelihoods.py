@@ -343,7 +343,10 @@ def of_levels(x: Tensor) -> Tensor:
 
 BAD = [
     (lambda: NetworkPosterior()(CLD(), Denoiser(Zero()), Y), "got Denoiser; use DiscreteDenoiser"),
-    (lambda: JointTweedie()(Simulated(CLD(max_log_snr=5.0)), RawScore(Zero()), Y), "Simulated has"),
+    (
+        lambda: JointTweedie()(Simulated(CLD(max_log_snr=5.0)), RawScore(Zero()), Y),
+        "which Simulated does",
+    ),
     (lambda: Gaussian()(VPSDE(), RawScore(Zero()), Y), r"y has shape \(4, 2, 2, 3\).*K = 1"),
     (lambda: of_levels(torch.ones(4, *EVENT) / 3), "x holds 0.333333 .*17 levels"),
     (lambda: of_levels(torch.full((4, *EVENT), math.nan)), "x holds nan"),

@@ -486,7 +486,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: condition_on_measurements(Exact(gaussian()), H, OBS, NOISE),
         "expected a DiffusionModel",
     ),
-    (blurring, "hold a transform of the data"),
+    (blurring, "states that hold the data"),
     (lambda: twisted_smc(program(gaussian(), VPSDE(**ENDS))), "expected a MeasuredDenoiser"),
     (lambda: twisted_smc(measured(obs=OBS.expand(3, 2))), "one for each datum"),
     (lambda: twisted_smc(measured(noise_variance=0.0)), "coordinates"),

@@ -234,7 +234,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda: loss_of(NoisePrediction(MLP(2))), "1 entries that are NaN.*; if NaN stands"),
     (lambda: Denoiser.fit(MLP(2), X), "make the denoiser with maps=True"),
     (lambda: loss_of(TOLD, X / 0), "2 entries that are .*infinite, expected finite data"),
-    (lambda: loss_of(TOLD, diffusion=BLURRING), "without a transform"),
+    (lambda: loss_of(TOLD, diffusion=BLURRING), "states that hold the data"),
     (lambda: Denoiser.fit(MLP(4, out_features=2), X[:1], maps=True), "no value in 1 of its"),
 ]
 

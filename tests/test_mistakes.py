@@ -161,7 +161,7 @@ PROGRAMS: Mistakes = [
         lambda: model(
             RawScore(small(4)), diffusion=simulated(), event_shape=(2,), sampler=Splitting(8)
         )(batch_size=2),
-        r"Splitting needs .* LinearDiffusion, and Simulated has none; use EulerMaruyama\(8\)",
+        r"Splitting needs closed-form kernels, which Simulated .*; use EulerMaruyama\(8\)",
     ),
     (lambda: model(times=1), "times is 1, expected at least 2; it is .* on a grid"),
     (lambda: model(times=2.5), r"times is 2.5, expected a whole number, .*\(or None"),
@@ -170,11 +170,14 @@ PROGRAMS: Mistakes = [
     (lambda: step(X, programs(times=torch.linspace(0.1, 1, 5))), "times run from 0.1 to 1"),
     (
         lambda: model(RawScore(small(4)), diffusion=simulated(), event_shape=(2,), times=8),
-        "times is 8, but Simulated has no closed-form kernels .*; leave out times",
+        "a chain on a grid.* needs closed-form kernels, which Simulated .*leave out times",
     ),
     (lambda: step(X, (model(), DiffusionGuide(CLD(max_log_snr=9.0)))), "CLD.*Build both over one"),
-    (lambda: step(X, programs(diffusion=simulated())), "Denoiser is made of the closed-form law"),
-    (lambda: DiffusionGuide(CLD(), simulation=Simulation()), "simulation is given, but CLD is"),
+    (lambda: step(X, programs(diffusion=simulated())), "Denoiser needs closed-form kernels"),
+    (
+        lambda: DiffusionGuide(CLD(), simulation=Simulation()),
+        "simulation needs paths that are simulated, which CLD",
+    ),
     (lambda: model(diffusion=CLD(max_log_snr=100.0)), "max_log_snr is 100, expected at most 72"),
     (lambda: step(X, programs(diffusion=CLD(max_log_snr=60.0))), "max_log_snr is 60, expected at"),
     (lambda: model(diffusion=CLD(max_log_snr=-20.0)), "max_log_snr is -20, but log SNR ends at"),

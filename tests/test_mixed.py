@@ -262,7 +262,10 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda: of_parts(two(), 0, 0, 0), r"part 0 has the event shape \(2,\)"),
     (lambda: of_parts(two(), 0, 2), "part_of is"),
     (lambda: of_parts(MLP(2), 0, 0), "a part is MLP"),
-    (lambda: DiffusionModel(PerDimensionDiffusion(VPSDE(), **CLOCKS), fitted()), "has a clock for"),
+    (
+        lambda: DiffusionModel(PerDimensionDiffusion(VPSDE(), **CLOCKS), fitted()),
+        "needs one log SNR for all",
+    ),
     (lambda: condition(told(), torch.arange(6) < 3, VALUES), "x holds 0.3"),
     (lambda: MapMLP(torch.zeros(2, 2), torch.ones(2)), "not positive definite"),
     (lambda: MapMLP(torch.eye(2), torch.ones(2))(torch.zeros(3, 2), torch.zeros(3)), "maps=True"),

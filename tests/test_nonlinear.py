@@ -709,13 +709,16 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: checked(G=lambda y: math.nan * torch.eye(2)), "dispersion of Plain is not finite"),
     (lambda: checked(f=lambda y: y / 0), "the drift of Plain is not finite .*inf"),
     # scores and samplers of closed forms, and what only these or only simulations have
-    (lambda: in_programs(Denoiser(MLP(D), 0.0, 1.0).double()), "Denoiser is made of the"),
-    (lambda: in_programs(discrete()), "DiscreteDenoiser is made of .*LearnedDrift has none; use"),
-    (lambda: in_programs(NoisePrediction(MLP(2 * D)).double()), "NoisePrediction is made of the"),
+    (lambda: in_programs(Denoiser(MLP(D), 0.0, 1.0).double()), "Denoiser needs closed-form"),
+    (lambda: in_programs(discrete()), "DiscreteDenoiser needs .*LearnedDrift .*; use"),
+    (
+        lambda: in_programs(NoisePrediction(MLP(2 * D)).double()),
+        "NoisePrediction needs closed-form",
+    ),
     (lambda: drawn_by(Splitting(4)), r"Splitting needs .*; use EulerMaruyama\(4\)"),
     (lambda: drawn_by(Ancestral(4)), r"Ancestral needs .*; use EulerMaruyama\(4\)"),
     (lambda: raw().denoise(drifting(), normal(7, 4, 2, D), 0.5), "LearnedDrift"),
-    (half_closed, "decoder=False needs .*SimulatedPath has none"),
+    (half_closed, "decoder=False needs closed-form .*leave decoder out"),
     (lambda: density_at([0.5, 1.0]), r"path of LearnedDrift has no density at \[0.5"),
     (lambda: LearnedDrift(CLD(), Narrow()).check((D,)), r"Narrow returned \(16, 1\) for inputs"),
     # times and data

@@ -411,7 +411,9 @@ def test_programs_of_closed_forms_say_so(
         RunError, match=r"under LearnedDrift .*score is for that alone.*--guide cld"
     ):
         sample(reuse=runs["learned"], guide="cld")
-    with pytest.raises(TypeError, match=r"--sampler ancestral: .* LearnedDrift has none.*euler"):
+    with pytest.raises(
+        TypeError, match=r"--sampler ancestral: .* which LearnedDrift does not have.*euler"
+    ):
         sample(runs["learned"], sampler="ancestral")
     assert not list(tmp_path.iterdir())
 

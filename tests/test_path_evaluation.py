@@ -169,7 +169,7 @@ def test_the_bias_of_a_step_is_what_half_of_it_changes():
 
 
 def test_linear_diffusions_have_no_step():
-    with pytest.raises(ValueError, match="CLD is known in closed form and has no step size"):
+    with pytest.raises(ValueError, match="a step size needs paths that are simulated, which CLD"):
         step_size_bias(*programs(linear()), data(16))
 
 

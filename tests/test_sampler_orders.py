@@ -459,8 +459,11 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: euler([T, 0.5, 1e-5]), r"grid holds s = 1e-05, outside \[ε, T\]"),
     (lambda: euler([0.9, 0.5, EPSILON]), "goes from s = 0.9 to .*, expected from T = 1 to ε = 0"),
     (lambda: euler(lambda d, n: log_snr_grid(d, n + 1)), r"grid has shape \(4,\) for 2 steps"),
-    (lambda: euler("log_volume", diffusion=Simulated(CLD())), "'log_volume' is for .* closed form"),
-    (lambda: euler("progress"), "grid 'progress' is for .*simulated, and CLD has"),
+    (
+        lambda: euler("log_volume", diffusion=Simulated(CLD())),
+        "'log_volume' needs closed-form kernels",
+    ),
+    (lambda: euler("progress"), "grid 'progress' needs paths that are simulated, which CLD"),
 ]
 
 
@@ -484,7 +487,7 @@ def test_diffusions_that_cannot_be_served():
     seen = Turning.__new__(Turning)
     with pytest.raises(TypeError, match=r"noise that does not depend on the state.*EulerMaruyama"):
         StochasticHeun(5).check(seen)
-    with pytest.raises(TypeError, match=r"method 'srk' is for noise that .* use method='euler'"):
+    with pytest.raises(TypeError, match=r"method 'srk' needs noise that .* use method='euler'"):
         TorchSDE(5).check(seen)
     TorchSDE(5, "euler").check(seen)
 

@@ -134,7 +134,7 @@ class JointTweedie(Likelihood):
             TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
         """
         needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.DATA_STATES, Cap.KERNELS)
-        require(diffusion, *needed, who="JointTweedie", fix="decode with Tweedie or Gaussian")
+        require(diffusion, *needed, who="JointTweedie", fix="decode with Gaussian")
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
         known: Any = diffusion
         return JointTweedieDecoder(known, score, y, batch_dim)
