@@ -56,13 +56,4 @@ def _closed_form(
     return NoisingPath(diffusion, x, times, event_dim=event_dim)
 
 
-@noising_law.register(NonlinearDiffusion)
-def _simulated(
-    diffusion: NonlinearDiffusion,
-    x: Tensor,
-    times: Tensor | None = None,
-    *,
-    event_dim: int | None = None,
-    simulation: Simulation | None = None,
-) -> NoisingLaw:
-    return SimulatedPath(diffusion, x, times, event_dim=event_dim, simulation=simulation)
+noising_law.register(NonlinearDiffusion, SimulatedPath)
