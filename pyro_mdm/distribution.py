@@ -264,8 +264,7 @@ class MDM(TorchDistribution):
         model, context = self._of(lead), self._context(lead)
         path = model.path_law(context).expand(self.batch_shape).sample(torch.Size(sample_shape))
         y = path.select(-2 - len(self.event_shape), 0)
-        drawn: Tensor = self._decoder(model, y, context).sample()
-        return drawn
+        return self._decoder(model, y, context).sample()
 
     def _of(self, lead: Sequence[int]) -> DiffusionModel:
         """The model of data (*lead, *event_shape) with their contexts, if there are any."""

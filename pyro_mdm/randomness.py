@@ -28,6 +28,8 @@ import torch
 import torchsde
 from torch import Tensor
 
+from pyro_mdm.support.modules import of_part
+
 __all__ = [
     "BLOCK",
     "alike",
@@ -37,6 +39,7 @@ __all__ = [
     "held",
     "low_discrepancy",
     "normal",
+    "normal_for_data",
     "piece",
     "repeatable",
     "rows_asked",
@@ -273,21 +276,13 @@ class _Rows(torchsde.BaseBrownian):
     def __repr__(self) -> str:
         return f"{len(self._rows)} rows of {self._whole!r}"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._whole.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._whole.device
+    dtype = of_part("_whole")
+    device = of_part("_whole")
+    levy_area_approximation = of_part("_whole")
 
     @property
     def shape(self) -> tuple[int, int]:
         return (len(self._rows), self._whole.shape[1])
-
-    @property
-    def levy_area_approximation(self) -> str:
-        return self._whole.levy_area_approximation
 
 
 @contextmanager
@@ -386,6 +381,19 @@ def for_data(
         draw(BLOCK, _stream.generator(block))[chosen] for block, chosen in blocks(_stream.first, n)
     ]
     return torch.cat(rows).to(device)
+
+
+def normal_for_data(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard normal numbers (n, …) in float64 by :func:`for_data`."""
+    n, *rest = shape
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        on = device if generator is None else generator.device
+        return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
+
+    return for_data(draw, n, device, generator)
 
 
 def blocks(first: int, n: int) -> Iterator[tuple[int, slice]]:

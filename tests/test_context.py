@@ -44,6 +44,7 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
+    Replacement,
     Splitting,
     StochasticExponentialIntegrator,
 )
@@ -115,6 +116,27 @@ def test_given_contexts_each_datum_has_its_own_clocks(block: Any) -> None:
     for found, expected in ((known.start, ends[0]), (known.terminal, ends[1])):
         at = known.marginal(expected.expand(n))
         torch.testing.assert_close(at.covariance[2:3], found.covariance, rtol=1e-6, atol=1e-8)
+
+
+def test_speed_on_the_way_is_the_derivative_of_time() -> None:
+    known = made(block=CLD).given(normal(1, 3, 2))
+    u = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64, requires_grad=True)
+    s = known.time_on_the_way(u)
+    (derivative,) = torch.autograd.grad(s.sum(), u)
+    torch.testing.assert_close(known.speed_on_the_way(s.detach()), derivative)
+
+
+@torch.no_grad()
+def test_a_model_of_given_contexts_draws_none() -> None:
+    diffusion, x, contexts = made(), data(4), normal(1, 4, 2)
+    model = DiffusionModel(diffusion, exact(), event_shape=(D,))
+    known, score = model.given(contexts)
+    of_these = DiffusionModel(known, score, event_shape=(D,))
+    drawn, log_prob = of_these.diffusion.for_data(x), of_these.log_prob(x)
+    assert drawn.diffusion is known and drawn.context is None and not drawn.kl.any()
+    assert known.typical(x) is known and log_prob.shape == (4,)
+    ours, asked = of_these.drawn(4)
+    assert EulerMaruyama(4)(ours, asked, (4, 1, D)).shape == (4, 1, D)
 
 
 @pytest.mark.parametrize(
@@ -381,10 +403,12 @@ def test_mistakes_are_told() -> None:
     model = DiffusionModel(diffusion, exact(), event_shape=(D,))
     told, clocks = exact().given_context(normal(0, 2, 2)), torch.tensor([0, 1])
     of_three = GaussianContext(nn.Linear(D, 3).double(), 2)
+    replacing = Replacement(Ancestral(3), torch.tensor([True, False, False]), torch.zeros(D))
     refused(
         (TypeError, ValueError),
         (lambda: diffusion.marginal(0.5), "which is not given; use diffusion.given"),
         (lambda: Ancestral(3)(diffusion, model.bound_score, (4, 1, D)), r"drawn\(4\), shape\)"),
+        (lambda: replacing(*model.drawn(4), (4, 1, D)), "needs one law of paths for all data"),
         (lambda: DiffusionModel(diffusion, exact(), times=5), "steps back by x̂ alone"),
         (
             lambda: DiffusionGuide(diffusion, times=5)(data(3)),

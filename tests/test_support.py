@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyro_mdm.support.files import replacing
-from pyro_mdm.support.modules import ExactBuffers, evaluating
+from pyro_mdm.support.modules import ExactBuffers, evaluating, of_part
 
 
 def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
@@ -47,3 +47,19 @@ def test_exact_buffers_keep_their_digits_when_parameters_are_cast() -> None:
     module.weight = nn.Parameter(torch.ones(2))
     module.half()
     assert module.exact.dtype == torch.float64 and module.weight.dtype == torch.float16
+
+
+def test_members_of_a_part_are_read_and_set_there() -> None:
+    class Whole(nn.Module):
+        training_rate = of_part("part")
+        p = of_part("part")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Dropout(0.25)
+
+    whole = Whole()
+    whole.p = 0.5
+    assert whole.p == whole.part.p == 0.5 and "p" not in vars(whole)
+    with pytest.raises(AttributeError, match="training_rate"):
+        _ = whole.training_rate

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.modules import replace
+from pyro_mdm.support.modules import of_part, replace
 
 __all__ = ["DerivedDenoiser"]
 
@@ -44,10 +44,7 @@ class DerivedDenoiser(DenoiserScore):
 
     # -- contexts, which the denoiser is told ------------------------------------------------------
 
-    @property
-    def told(self) -> Tensor | None:
-        """The contexts that the denoiser's network is told."""
-        return self.denoiser.told
+    told = of_part("denoiser")
 
     def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
         """A copy whose denoiser is given contexts."""
@@ -83,34 +80,12 @@ class DerivedDenoiser(DenoiserScore):
         law: likelihoods.LevelDistribution = posterior(z, log_snr)
         return law
 
-    @property
-    def typical(self) -> Tensor:
-        return self.denoiser.typical
-
-    @property
-    def data_mean(self) -> Tensor:  # type: ignore[override]
-        return self.denoiser.data_mean
-
-    @property
-    def data_variance(self) -> Tensor:  # type: ignore[override]
-        return self.denoiser.data_variance
-
-    def check_values(self, values: Tensor, known: Tensor) -> None:
-        self.denoiser.check_values(values, known)
-
-    def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        return self.denoiser.baseline_x_hat(z, log_snr)
-
-    def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        return self.denoiser.baseline_log_prob(x, counted)
-
-    def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
-        return self.denoiser.baseline_kl(x, log_snr, counted)
-
-    def baseline_integrals(
-        self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
-    ) -> Tensor:
-        return self.denoiser.baseline_integrals(x, edges, dims, counted)
-
-    def default_likelihood(self) -> likelihoods.Likelihood:
-        return self.denoiser.default_likelihood()
+    typical = of_part("denoiser")
+    data_mean = of_part("denoiser")
+    data_variance = of_part("denoiser")
+    check_values = of_part("denoiser")
+    baseline_x_hat = of_part("denoiser")
+    baseline_log_prob = of_part("denoiser")
+    baseline_kl = of_part("denoiser")
+    baseline_integrals = of_part("denoiser")
+    default_likelihood = of_part("denoiser")

@@ -9,12 +9,13 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.diffusions.clocks import Clock
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
 from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 
 __all__ = [
@@ -169,7 +170,7 @@ class Asked(Protocol):
         """x̂ (n, *event_shape), for a process with the part η of the noise."""
 
 
-class Diffusion(Restorable, nn.Module, ABC):
+class Diffusion(Restorable, Exact, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
@@ -477,10 +478,6 @@ class Diffusion(Restorable, nn.Module, ABC):
     ) -> ReverseSDE:
         """The generative SDE in t = T - s as a torchsde object."""
         return ReverseSDE(self, score, event_shape)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
-        value: Diffusion = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
-        return value
 
     def as_tensor(self, value: Times) -> Tensor:
         """A number or tensor in float64 on the device of the diffusion."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.support.checks import check_count, check_number, real_tensor
+from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 
 __all__ = ["BlurClocks", "Clocks", "LearnedClocks", "SharedClock", "TurnClocks"]
 
 
-class Clocks(Restorable, nn.Module, ABC):
+class Clocks(Restorable, Exact, ABC):
     """Several clocks: how far each has come when the common clock has done the part u of its way.
 
     The way of a block is its log SNR from λ(ε) down to λ(T). A clock is a function F of u with
@@ -32,10 +33,6 @@ class Clocks(Restorable, nn.Module, ABC):
     @abstractmethod
     def rate(self, u: Tensor) -> Tensor:
         """dF/du > 0, likewise."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Clocks:
-        super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
-        return self
 
 
 class SharedClock(Clocks):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
-    Diffusion,
     Marginal,
     Matrix,
     Times,
@@ -403,7 +402,7 @@ class LinearDiffusion(OneBlock):
         self._cache[name] = ([p.detach().clone() for p in parameters], value)
         return value
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearDiffusion:
         self._cache.clear()
         moved = super()._apply(fn, recurse)
         if self._guess is not None:

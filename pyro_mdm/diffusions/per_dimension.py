@@ -25,13 +25,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Diffusion, Level, Marginal, Times, Transition, same_time
+from pyro_mdm.diffusions.base import Level, Marginal, Times, Transition, same_time
 from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
 __all__ = ["PerDimensionDiffusion"]
@@ -152,52 +153,18 @@ class PerDimensionDiffusion(Kernels):
         for block in self.blocks:
             block.min_log_snr = value  # type: ignore[assignment]
 
-    @property
-    def cut_time(self) -> float | None:
-        """None: ε is that of ``max_log_snr``."""
-        return self.reference.cut_time
-
-    @property
-    def start_time(self) -> Tensor:
-        return self.reference.start_time
-
-    @property
-    def start_log_snr(self) -> Tensor:
-        return self.reference.start_log_snr
-
-    @property
-    def terminal_log_snr(self) -> Tensor:
-        return self.reference.terminal_log_snr
-
-    def log_snr(self, s: Times) -> Tensor:
-        """λ of the reference, like s; :meth:`marginal` has the map of all dimensions."""
-        return self.reference.log_snr(s)
-
-    def log_snr_rate(self, s: Times) -> Tensor:
-        return self.reference.log_snr_rate(s)
-
-    def time_at_log_snr(self, value: Times) -> Tensor:
-        return self.reference.time_at_log_snr(value)
-
-    def clock(self, s: Times) -> Tensor:
-        """The clock of the reference."""
-        return self.reference.clock(s)
-
-    def inverse_clock(self, tau: Tensor) -> Tensor:
-        """The inverse of the reference's clock."""
-        return self.reference.inverse_clock(tau)
-
-    def time_at_clock(self, tau: Tensor) -> Tensor:
-        """The time at which the reference's clock has come so far."""
-        return self.reference.time_at_clock(tau)
-
-    def rate(self, s: Times) -> Tensor:
-        """dτ/ds of the reference."""
-        return self.reference.rate(s)
-
-    def frozen(self) -> Any:
-        """The reference's Q, D and A."""
-        return self.reference.frozen()
+    cut_time = of_part("reference")
+    start_time: Tensor = of_part("reference")
+    start_log_snr: Tensor = of_part("reference")
+    terminal_log_snr: Tensor = of_part("reference")
+    log_snr = of_part("reference")
+    log_snr_rate = of_part("reference")
+    time_at_log_snr = of_part("reference")
+    clock = of_part("reference")
+    inverse_clock = of_part("reference")
+    time_at_clock = of_part("reference")
+    rate = of_part("reference")
+    frozen = of_part("reference")
 
     # -- maps --------------------------------------------------------------------------------------
 
@@ -394,7 +361,9 @@ class PerDimensionDiffusion(Kernels):
 
     def _log_snr_rate(self, s: Tensor) -> Tensor:
         """-dλ/ds of each cell, (*s.shape, cells)."""
-        progress_rate = self.log_snr_rate(s) / (self.start_log_snr - self.terminal_log_snr)
+        progress_rate = self.reference.log_snr_rate(s) / (
+            self.start_log_snr - self.terminal_log_snr
+        )
         of_clocks = self._of_cells(self.clocks.rate(self.progress(s)))
         return of_clocks * self._widths() * progress_rate.unsqueeze(-1)
 
@@ -436,7 +405,7 @@ class PerDimensionDiffusion(Kernels):
     def clock_noise(self, s: Times) -> Tensor:
         """g² per unit of the common clock, likewise."""
         s = self._vector(s)
-        g2, rate = self.noise_covariance(s), self.rate(s)
+        g2, rate = self.noise_covariance(s), self.reference.rate(s)
         return g2 / rate.reshape(*rate.shape, *[1] * (g2.dim() - rate.dim()))
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
@@ -526,7 +495,7 @@ class PerDimensionDiffusion(Kernels):
         parts = {"blocks": self.blocks, "clocks": self.clocks, "transform": self.transform}
         return {name: described(part) for name, part in parts.items()}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerDimensionDiffusion:
         self._kept.clear()  # it is where the diffusion was
         return super()._apply(fn, recurse)
 

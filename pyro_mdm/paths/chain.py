@@ -24,7 +24,7 @@ from pyro_mdm.paths.base import (
     white_log_prob,
 )
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
-from pyro_mdm.randomness import for_data
+from pyro_mdm.randomness import normal_for_data
 
 __all__ = ["GenerativeChain", "check_chain"]
 
@@ -72,26 +72,17 @@ class GenerativeChain(GenerativeLaw):
         device = self.times.device
         score = BoundScore(self.diffusion, self.score)
 
-        def drawn() -> Tensor:
-            n, *rest = shape
-
-            def draw(n: int, generator: torch.Generator | None) -> Tensor:
-                on = device if generator is None else generator.device
-                return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
-
-            return for_data(draw, n, device)
-
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
             root = torch.linalg.cholesky(self.diffusion.prior_covariance)
-            y = apply_matrix(root, drawn(), self.x_dim)
+            y = apply_matrix(root, normal_for_data(shape, device), self.x_dim)
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
                 x_hat = score.denoise(y, self.times[i + 1].expand(len(y)))
                 step = steps.at(i)
                 mean = apply_matrix(step.gain, y, self.x_dim)
                 mean = mean + outer(step.mean_coefficient, x_hat, self.x_dim)
-                y = mean + apply_matrix(step.scale_tril, drawn(), self.x_dim)
+                y = mean + apply_matrix(step.scale_tril, normal_for_data(shape, device), self.x_dim)
                 states.append(y)
         path = torch.stack(states[::-1], 1).to(score.dtype)
         return path.reshape(*lead, *self.event_shape)

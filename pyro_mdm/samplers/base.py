@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
-from pyro_mdm.randomness import for_data
+from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
@@ -64,15 +64,17 @@ class Sampler(Recorded, ABC):
         grid = usual_grid(diffusion, self.default_grid) if self.grid is None else self.grid
         return grid_times(grid, diffusion.for_grids, self.steps)
 
-    @abstractmethod
     def plan(self, diffusion: Any, times: Tensor) -> Any:
         """Everything the steps need that does not depend on the state, for all steps at once.
+
+        By default the times alone.
 
         Args:
             times: (steps + 1,), or (steps + 1, …) of other grids, and so are the fields of a plan:
                 the steps first. A named tuple with a field ``s``, the times at which the score is
                 asked, or the times themselves.
         """
+        return times
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
@@ -158,11 +160,7 @@ class Sampler(Recorded, ABC):
         n, *rest = shape
 
         def noise() -> Tensor:
-            def draw(n: int, generator: torch.Generator | None) -> Tensor:
-                on = device if generator is None else generator.device
-                return torch.randn(n, *rest, generator=generator, dtype=torch.float64, device=on)
-
-            return for_data(draw, n, device, generator)
+            return normal_for_data(shape, device, generator)
 
         def start(n: int, generator: torch.Generator | None) -> Tensor:
             return diffusion.prior.sample((n, *rest), generator)

@@ -74,9 +74,6 @@ class ProbabilityFlow(Sampler):
         self.rtol = check_number("rtol", rtol, "a positive number, e.g. 1e-5", positive=True)
         self.atol = check_number("atol", atol, "a positive number, e.g. 1e-5", positive=True)
 
-    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
-        return times
-
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         check_size(y, plan[i], i, len(plan) - 1)
         diffusion = ask.diffusion

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torchsde
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.sde import ReverseSDE, fold, unfold
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.support.modules import of_part
 
 __all__ = ["METHODS", "TorchSDE", "increments"]
 
@@ -51,9 +51,6 @@ class TorchSDE(Sampler):
         if self.method != "euler":
             who = f"method {self.method!r}"
             require(diffusion, Cap.PLAIN_NOISE, who=who, fix="use method='euler'")
-
-    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
-        return times
 
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         check_size(y, plan[i], i, len(plan) - 1)
@@ -110,17 +107,9 @@ class _Step(torchsde.BaseBrownian):
     def __repr__(self) -> str:
         return f"Brownian motion over one step of {tuple(self._W.shape)}"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._W.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._W.device
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._W.shape
+    dtype = of_part("_W")
+    device = of_part("_W")
+    shape = of_part("_W")
 
     @property
     def levy_area_approximation(self) -> str:

@@ -12,6 +12,7 @@ from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.support.checks import check_count, check_instance, describe, real_tensor
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.progress import Progress
 
 __all__ = ["Replacement"]
@@ -73,15 +74,12 @@ class Replacement(Sampler):
         self.values = torch.where(observed, values, 0.0)
         self.default_grid, self.noise = sampler.default_grid, sampler.noise  # type: ignore[misc]
 
-    def plan(self, diffusion: Any, times: Tensor) -> Any:
-        return self.sampler.plan(diffusion, times)
-
-    def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        return self.sampler.step(plan, i, y, ask, noise)
+    plan = of_part("sampler")
+    step = of_part("sampler")
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
         self.sampler.check(diffusion, score)
-        needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES)
+        needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES, Cap.NO_CONTEXT)
         who = "Replacement, which draws observed dimensions of y_s apart from others,"
         require(diffusion, *needed, who=who, fix="use a linear diffusion of the data")
 

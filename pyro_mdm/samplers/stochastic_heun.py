@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, Diffusion
+from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
@@ -27,9 +27,6 @@ class StochasticHeun(Sampler):
     """
 
     needs = (Cap.PLAIN_NOISE,)
-
-    def plan(self, diffusion: Diffusion, times: Tensor) -> Tensor:
-        return times
 
     def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         s, later = plan[i], plan[i + 1]

@@ -168,29 +168,22 @@ class DiscreteDenoiser(DenoiserScore):
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One call of the network."""
-        if self.form == "mixture":
-            mixed = self._mixed_log_probs(z, log_snr)
-            return likelihoods.LevelCategorical(self.levels, mixed, z.dim() - self._batch_dim(z))
         F, lam = self._network_output(z, log_snr)
-        F = F.unflatten(self._batch_dim(z), (self.outputs, -1))
+        k = self._batch_dim(z)
+        F = F.unflatten(k, (self.outputs, -1))
         with full_precision(z):
+            if self.form == "tilt":
+                return self._tilted_law(z, lam, *F.unbind(k))
             if self.form == "logits":
-                k = self._batch_dim(z)
-                odds = self._level_odds(z, lam, F, k)[2].movedim(k, -1)
-                return likelihoods.LevelCategorical(self.levels, odds.log_softmax(-1), z.dim() - k)
-            return self._tilted_law(z, lam, *F.unbind(self._batch_dim(z)))
-
-    def _mixed_log_probs(self, z: Tensor, log_snr: Number) -> Tensor:
-        """log p_θ of a mixture of tilts, (*batch, *event_shape, n)."""
-        F, lam = self._network_output(z, log_snr)
-        F = F.unflatten(self._batch_dim(z), (self.outputs, -1))
-        with full_precision(z):
-            tilts, log_weights = self._components(z, F)
-            log_probs = [
-                weight.unsqueeze(-1) + self._tilted_law(z, lam, *tilt).log_probs()
-                for tilt, weight in zip(tilts, log_weights, strict=True)
-            ]
-            return torch.stack(log_probs).logsumexp(0)
+                log_probs = self._level_odds(z, lam, F, k)[2].movedim(k, -1).log_softmax(-1)
+            else:
+                tilts, log_weights = self._components(z, F)
+                each = [
+                    weight.unsqueeze(-1) + self._tilted_law(z, lam, *tilt).log_probs()
+                    for tilt, weight in zip(tilts, log_weights, strict=True)
+                ]
+                log_probs = torch.stack(each).logsumexp(0)
+        return likelihoods.LevelCategorical(self.levels, log_probs, z.dim() - k)
 
     @property
     def typical(self) -> Tensor:

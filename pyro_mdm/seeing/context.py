@@ -27,14 +27,14 @@ from pyro_mdm.diffusions.base import Diffusion, Drawn, Marginal
 from pyro_mdm.diffusions.dimension_clocks import Clocks, LearnedClocks
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
-from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.support.modules import replace
+from pyro_mdm.support.checks import check_count, check_encoded, check_instance, check_number
+from pyro_mdm.support.modules import Exact, replace
 from pyro_mdm.support.settings import Restorable, described
 
 __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "GaussianContext"]
 
 
-class Context(Restorable, nn.Module, ABC):
+class Context(Restorable, Exact, ABC):
     """A latent context c of each datum, a vector: its law in the guide and in the model.
 
     Args:
@@ -82,23 +82,9 @@ class Context(Restorable, nn.Module, ABC):
         batch_dim = 1 if event_dim is None else x.dim() - event_dim
         flat = x.reshape(-1, *x.shape[batch_dim:])
         dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
-        out = self.encoder(flat.to(dtype))
-        if not isinstance(out, Tensor) or out.shape != (len(flat), outputs):
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned {got} for data "
-                f"{tuple(flat.shape)}, expected ({len(flat)}, {outputs})"
-            )
-        if not bool(out.isfinite().all()):
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned values that are not finite; "
-                "lower --diffusion_learning_rate, at which it is trained"
-            )
+        out: Tensor = self.encoder(flat.to(dtype))
+        check_encoded(self.encoder, flat, out, (len(flat), outputs))
         return out.reshape(*x.shape[:batch_dim], outputs)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Context:
-        value: Context = super()._apply(lambda t: t.to(fn(t).device), recurse)  # never the dtype
-        return value
 
     def settings(self) -> dict[str, Any]:
         return {"size": self.size}
@@ -325,7 +311,8 @@ class ContextDiffusion(PerDimensionDiffusion):
         return origin
 
     def for_data(self, x: Tensor) -> Drawn:
-        context: Any = self.context
+        if (context := self.context) is None:  # it is given
+            return super().for_data(x)
         law = context.posterior(x)
         c = context.drawn(law)
         kl = kl_divergence(law, context.prior().expand(law.batch_shape)).to(x.dtype)
@@ -333,13 +320,13 @@ class ContextDiffusion(PerDimensionDiffusion):
         return Drawn(self.given(c), c, kl, log_q)
 
     def for_samples(self, n: int) -> Drawn:
-        context: Any = self.context
+        if (context := self.context) is None:
+            return super().for_samples(n)
         c = context.draw(n)
         return Drawn(self.given(c), c, torch.zeros(n), None)
 
     def typical(self, x: Tensor) -> ContextDiffusion:
-        context: Any = self.context
-        return self.given(context.typical(x))
+        return self if self.context is None else self.given(self.context.typical(x))
 
     @property
     def for_grids(self) -> Diffusion:
@@ -356,9 +343,12 @@ class ContextDiffusion(PerDimensionDiffusion):
         """The time by the log SNR of the block, which is common to all data."""
         return Diffusion.time_on_the_way(self, u)
 
+    def speed_on_the_way(self, s: Tensor) -> Tensor:
+        return Diffusion.speed_on_the_way(self, s)
+
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
         width = self.start_log_snr - self.terminal_log_snr
-        by_time = self.rate(s) / self.log_snr_rate(s)
+        by_time = self.reference.rate(s) / self.reference.log_snr_rate(s)
         return width * 0.5 * square * by_time
 
     @property

@@ -20,7 +20,7 @@ from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.linear import LinearDiffusion, shared
 from pyro_mdm.diffusions.matrices import full_precision
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
-from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.checks import check_encoded, check_instance
 
 __all__ = ["EncodedDiffusion"]
 
@@ -72,17 +72,7 @@ class EncodedDiffusion(WrappedDiffusion):
         dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
         out = self.encoder(x.to(dtype))
         expected = (len(x), (K - 1) * C, *x.shape[2:])
-        if not isinstance(out, Tensor) or out.shape != expected:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned {got} for data "
-                f"{tuple(x.shape)}, expected {expected}: {K - 1} means for each of {C} channels"
-            )
-        if not bool(out.isfinite().all()):
-            raise ValueError(
-                f"the encoder {type(self.encoder).__name__} returned values that are not finite; "
-                "lower --diffusion_learning_rate, at which it is trained"
-            )
+        check_encoded(self.encoder, x, out, expected, f": {K - 1} means for each of {C} channels")
         value: Tensor = out.to(x.dtype).unflatten(1, (K - 1, C))
         return value
 

@@ -203,7 +203,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             rate = self.rate(s)
             rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
             f = rate * (self._correction(state) - force)
-        return self._released(f.to(y.dtype), y)
+        return self.released(f.to(y.dtype), y)
 
     def _correction(self, state: Tensor) -> Tensor:
         """Γ, like the state, from which it is computed."""
@@ -234,15 +234,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             rate = self.rate(s)
             rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
             divergences = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
-        return self._released(divergences, y)
-
-    def _released(self, value: Tensor, y: Tensor) -> Tensor:
-        """The value, without a graph where nothing is differentiated by it.
-
-        So paths that nothing is learned from carry none.
-        """
-        needed = y.requires_grad or any(p.requires_grad for p in self.parameters())
-        return value if needed and torch.is_grad_enabled() else value.detach()
+        return self.released(divergences, y)
 
     def check(self, event_shape: Sequence[int]) -> None:
         """Try what the diffusion declares on a few states from the prior; once per shape.

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Diffusion, Marginal, Times
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support.checks import check_instance, check_network, check_number
+from pyro_mdm.support.modules import of_part
 
 __all__ = ["LearnedDrift", "Simulated"]
 
@@ -44,10 +44,10 @@ class _FromLinear(NonlinearDiffusion, ABC):
         """λ(ε) of the linear diffusion."""
         return self.linear.max_log_snr
 
-    @property
-    def prior(self) -> GaussianPrior:
-        """N(0, Σ_π) of the linear diffusion."""
-        return self.linear.prior
+    prior = of_part("linear")
+    clock = of_part("linear")
+    rate = of_part("linear")
+    inverse_clock = of_part("linear")
 
     @property
     def start_time(self) -> Tensor:
@@ -59,19 +59,8 @@ class _FromLinear(NonlinearDiffusion, ABC):
         """The law of the linear diffusion at ε."""
         return self.linear.marginal(self.start_time)
 
-    def clock(self, s: Times) -> Tensor:
-        """b(s) of the linear diffusion, like s."""
-        return self.linear.clock(s)
-
-    def rate(self, s: Times) -> Tensor:
-        """β(s) of the linear diffusion, like s."""
-        return self.linear.rate(s)
-
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         return self.linear.parameters()
-
-    def inverse_clock(self, tau: Tensor) -> Tensor:
-        return self.linear.inverse_clock(tau)
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
         """G(s) of the linear diffusion."""
@@ -143,7 +132,7 @@ class LearnedDrift(_FromLinear):
                 f"{tuple(inputs.shape)}, expected the same shape"
             )
         u = self.limit * torch.tanh(out / self.limit)
-        rate = self.rate(s).to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
+        rate = self.linear.rate(s).to(y.dtype).reshape(-1, *(1,) * (y.dim() - 1))
         return rate * u.to(y.dtype).reshape(y.shape)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:

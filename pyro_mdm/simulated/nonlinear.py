@@ -271,8 +271,15 @@ class NonlinearDiffusion(Diffusion, ABC):
             point = own_node(y)
             G = noise_root(self, point, self.as_tensor(s))
             divergences = matrix_divergence(G @ G.mT, point)
+        return self.released(divergences, y)
+
+    def released(self, value: Tensor, y: Tensor) -> Tensor:
+        """The value, without a graph where nothing is differentiated by it.
+
+        So paths that nothing is learned from carry none.
+        """
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
-        return divergences if torch.is_grad_enabled() and learned else divergences.detach()
+        return value if torch.is_grad_enabled() and learned else value.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
         """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""

@@ -163,16 +163,7 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
     return value
 
 
-@noising_law.register(NonlinearDiffusion)
-def _law(
-    diffusion: NonlinearDiffusion,
-    x: Tensor,
-    times: Tensor | None = None,
-    *,
-    event_dim: int | None = None,
-    simulation: Simulation | None = None,
-) -> NoisingLaw:
-    return SimulatedPath(diffusion, x, times, event_dim=event_dim, simulation=simulation)
+noising_law.register(NonlinearDiffusion, SimulatedPath)
 
 
 @density_bound.register(NonlinearDiffusion)

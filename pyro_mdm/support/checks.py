@@ -19,6 +19,7 @@ from torch import Tensor, nn
 __all__ = [
     "check_count",
     "check_data",
+    "check_encoded",
     "check_finite",
     "check_instance",
     "check_network",
@@ -247,6 +248,23 @@ def tensor_device(module: nn.Module) -> torch.device | None:
     """The device of a module's tensors; None if it has none."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((t.device for t in tensors), None)
+
+
+def check_encoded(
+    encoder: nn.Module, x: Tensor, out: object, expected: tuple[int, ...], why: str = ""
+) -> None:
+    """Raises ValueError unless what an encoder returned for data x is finite, and of this shape."""
+    name = type(encoder).__name__
+    if not isinstance(out, Tensor) or out.shape != expected:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"the encoder {name} returned {got} for data {tuple(x.shape)}, expected {expected}{why}"
+        )
+    if not bool(out.isfinite().all()):
+        raise ValueError(
+            f"the encoder {name} returned values that are not finite; lower "
+            "--diffusion_learning_rate, at which it is trained"
+        )
 
 
 def check_weights(network: object) -> None:

@@ -9,10 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers", "evaluating", "in_eval_mode", "replace"]
+__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
 
+E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
 N = TypeVar("N", bound=nn.Module)
+
+
+class Exact(nn.Module):
+    """A module that keeps its precision when it is cast to another one; devices it changes."""
+
+    def _apply(self: E, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> E:
+        super()._apply(lambda t: t.to(fn(t).device), recurse)
+        return self
 
 
 class ExactBuffers(nn.Module):
@@ -49,6 +58,26 @@ def replace(module: N, **parts: Any) -> N:
             modules.pop(name, None)
             copy.__dict__[name] = part
     return copy
+
+
+class _OfPart:
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, whole: object | None, owner: type | None = None) -> Any:
+        return self if whole is None else getattr(getattr(whole, self.part), self.name)
+
+    def __set__(self, whole: object, value: object) -> None:
+        setattr(getattr(whole, self.part), self.name, value)
+
+
+def of_part(part: str) -> Any:
+    """A member of a class that is the member of this name of one of its parts, to read and to set:
+    ``prior = of_part("base")``."""
+    return _OfPart(part)
 
 
 @contextmanager

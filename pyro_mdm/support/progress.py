@@ -57,7 +57,7 @@ def progress_bar(
     in_notebook = tqdm is not tqdm_asyncio
     if shown and not in_notebook and not sys.stderr.isatty():
         return LogProgress(total, what, units, initial=initial, leave=leave)
-    bar: Progress = tqdm(
+    return tqdm(
         total=total,
         desc=what,
         unit=f" {units}",
@@ -66,7 +66,6 @@ def progress_bar(
         delay=delay,
         disable=not shown,
     )
-    return bar
 
 
 class LogProgress:

@@ -159,7 +159,7 @@ def described(value: object) -> Any:
 
 
 def _compared(saved: object) -> Any:
-    """Settings without what is remembered, which older versions saved with those of parts too."""
+    """Without what is remembered, which older versions saved with the settings of parts too."""
     if isinstance(saved, dict):
         return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
     return [_compared(v) for v in saved] if isinstance(saved, list) else saved
