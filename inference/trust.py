@@ -32,8 +32,8 @@ FOLDER = "PYRO_MDM_TRUSTED"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
-LIBRARY = ["diffusions", "evaluation", "likelihoods", "measurements", "paths", "plots"]
-LIBRARY += ["samplers", "scores", "support"]
+LIBRARY = ["conditioning", "diffusions", "evaluation", "likelihoods", "measurements", "paths"]
+LIBRARY += ["plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support", "tables"]
 ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
 ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
 """Folders whose files are ours, but not what lies below them: that may be a run folder."""
