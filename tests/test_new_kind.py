@@ -6,9 +6,11 @@ Bounds, decoders and conditionals it meets in ``test_truths``.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from inference.evaluate import evaluate
 from inference.inspect import inspect
@@ -57,3 +59,16 @@ def test_programs_serve_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     sample(run, num_samples=4, steps=4, out=tmp_path / "x.npy")
     inspect(guide, out=tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+@torch.no_grad()
+def test_a_denoiser_of_ones_own_is_heard_by_samplers() -> None:
+    """Whether it defines ``x_hat`` or ``denoise``."""
+
+    class Constant(Denoiser):
+        def denoise(self, diffusion: Any, y: Tensor, s: Any) -> Tensor:
+            return torch.full_like(y[:, 0], 7.0)
+
+    score = Constant(Silent(3), torch.zeros(3), torch.ones(3))
+    model = DiffusionModel(CLD(**ENDS), score, event_shape=(3,), sampler=SAMPLERS[2])
+    assert float(model(batch_size=200).mean()) == pytest.approx(7.0, abs=0.1)

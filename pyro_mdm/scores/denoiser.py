@@ -176,9 +176,14 @@ class DenoiserScore(Score):
 
     def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
         """x̂(kᵀ y, λ(s)), (*batch, *event_shape)."""
-        return self.aim(diffusion, y, s, 1.0)
+        return self._aimed(diffusion, y, s, 1.0)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
+        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ whatever the noise, by whoever overrides it
+            return self.denoise(diffusion, y, s)
+        return self._aimed(diffusion, y, s, noise)
+
+    def _aimed(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
