@@ -1,4 +1,21 @@
 """The names of :mod:`pyro_mdm.posteriors`, where they were before."""
 
-from pyro_mdm.posteriors import *  # noqa: F403
-from pyro_mdm.posteriors import __all__ as __all__
+from pyro_mdm.posteriors import (
+    AmortizedPosterior,
+    Calibration,
+    LinearGaussian,
+    LogDensity,
+    calibrate,
+    log_prior,
+    simulate,
+)
+
+__all__ = [
+    "AmortizedPosterior",
+    "Calibration",
+    "LinearGaussian",
+    "LogDensity",
+    "calibrate",
+    "log_prior",
+    "simulate",
+]
