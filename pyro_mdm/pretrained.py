@@ -40,7 +40,9 @@ from pyro_mdm.support.wings import WINGS, load_wing
 __all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
+"""A file of a model's folder."""
 FORMAT = 1
+"""The format of such folders that is written."""
 ARGUMENTS = "arguments."
 
 M = TypeVar("M", bound=nn.Module)

@@ -102,6 +102,11 @@ def _is_long(module: ModuleType, name: str) -> bool:
     return inspect.isclass(thing) or inspect.isroutine(thing)
 
 
+def page_of(module: str) -> str:
+    """The page of a module; not where a class of the same letters has its own."""
+    return module if module == LIBRARY else f"modules/{module}"
+
+
 def file_of(door: Door, name: str) -> str:
     """The page of a name: a function beside a class of the same letters is told apart."""
     same = [other for other in door.alone if other.lower() == name.lower()]
@@ -143,9 +148,9 @@ def _of_module(door: Door, inner: list[str]) -> str:
             lines += [f".. autofunction:: {whole}", ""]
         else:
             lines += [f".. autodata:: {whole}", "   :no-value:", ""]
-    below = [*inner, *(file_of(door, name) for name in door.alone)]
+    below = [*map(page_of, inner), *(file_of(door, name) for name in door.alone)]
     if below:
-        lines += [".. toctree::", "   :hidden:", "", *(f"   {page}" for page in below), ""]
+        lines += [".. toctree::", "   :hidden:", "", *(f"   /api/{page}" for page in below), ""]
     return "\n".join(lines)
 
 
@@ -160,20 +165,18 @@ def pages() -> dict[str, str]:
             for other in found
             if other.module.startswith(f"{door.module}.") and other.module.count(".") == level
         ]
-        result[door.module] = _of_module(door, inner)
+        result[page_of(door.module)] = _of_module(door, inner)
         result |= {file_of(door, name): _of_name(door, name) for name in door.alone}
     return result
 
 
 def _write(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "api"
-    folder.mkdir(exist_ok=True)
-    wanted = pages()
-    for path in folder.glob("*.rst"):
-        if path.stem not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
-        path = folder / f"{name}.rst"
+    (folder / "modules").mkdir(parents=True, exist_ok=True)
+    wanted = {folder / f"{name}.rst": text for name, text in pages().items()}
+    for path in {*folder.rglob("*.rst")} - {*wanted}:
+        path.unlink()
+    for path, text in wanted.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
