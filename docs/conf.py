@@ -32,10 +32,12 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 
-smartquotes = False  # options begin with two hyphens
+smartquotes_action = "D"  # dashes, and quotes as they are
 
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 html_math_renderer = "mathml"
 autodoc_inherit_docstrings = False  # else methods have PyTorch's

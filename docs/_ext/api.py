@@ -19,6 +19,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.inspect import signature, stringify_signature
 
 __all__ = ["Door", "described", "doors", "names_of", "pages", "setup"]
 
@@ -122,7 +123,7 @@ def _table(title: str, names: list[str]) -> list[str]:
     if not names:
         return []
     rows = [f"   {name}" for name in names]
-    return [f".. rubric:: {title}", "", ".. autosummary::", "", *rows, ""]
+    return [f".. rubric:: {title}", "", ".. autosummary::", "   :nosignatures:", "", *rows, ""]
 
 
 def _of_name(door: Door, name: str) -> str:
@@ -194,8 +195,19 @@ def _bases(app: Sphinx, name: str, thing: object, options: object, bases: list[t
     bases[:] = dict.fromkeys(_public(bases)) or [object]
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: object, text: str | None, returns: str
+) -> tuple[str, str] | None:
+    """The arguments of a constructor, where ``__new__`` takes any to note them."""
+    if what == "class" and text and text.startswith("(*args"):
+        arguments = signature(thing.__init__, bound_method=True)
+        return stringify_signature(arguments, show_return_annotation=False), returns
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Pages are written before Sphinx looks for them; what did not change is left."""
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-bases", _bases)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
