@@ -1,7 +1,7 @@
 """Models in folders: ``config.json`` says what they are made of, ``model.safetensors`` their state.
 
 The configuration is a tree of objects by class and constructor arguments, as :class:`Recorded`
-keeps them:
+keeps them::
 
     {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
