@@ -48,7 +48,6 @@ from pyro_mdm.samplers import (
     Splitting,
     StochasticExponentialIntegrator,
 )
-from pyro_mdm.samplers.transport import transport
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
 from tests.problems import Silent, fixed, normal
@@ -162,18 +161,6 @@ def test_a_datum_is_sampled_as_by_its_own_clocks(sampler: Any) -> None:
         one = alone(diffusion, contexts[i])
         drawn = sampler(one, BoundScore(one, exact()), (2, 1, D), torch.Generator().manual_seed(3))
         torch.testing.assert_close(found[i], drawn[i], rtol=1e-6, atol=1e-8)
-
-
-@torch.no_grad()
-def test_one_variable_is_transported_in_closed_form() -> None:
-    diffusion = VPSDE(**ENDS)
-    times = diffusion.log_snr_grid(6).flip(0)
-    for noise in (0.0, 0.5, 1.0):
-        one = transport(diffusion, times, noise, 3)
-        many = transport(diffusion, times[:, None, None].expand(6, 2, 3), noise, 3)
-        for a, b in zip(one, many, strict=True):
-            if a is not None:
-                torch.testing.assert_close(a, b[:, 1, 2], rtol=1e-9, atol=1e-11)
 
 
 # -- bounds ----------------------------------------------------------------------------------------

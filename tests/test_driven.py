@@ -41,7 +41,6 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.scores.base import Score
-from pyro_mdm.seeing.data_driven import DataPath
 from pyro_mdm.seeing.volatility import Volatility
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
@@ -251,26 +250,6 @@ def test_the_gap_of_gaussian_data_is_what_the_exact_network_loses() -> None:
     assert found.gap.mean > 5 * found.gap.standard_error
 
 
-class Sine(DataDrivenDiffusion):
-    """m = x + 1.5 sin²(πu) sin 2x."""
-
-    def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
-        u = math.pi * self.way(log_snr)[:, None]
-        f, still = 1.5 * torch.sin(2 * x), torch.zeros_like(x)
-        rate = -math.pi * torch.sin(2 * u) / (HIGH - LOW)
-        return DataPath(x + torch.sin(u).square() * f, rate * f, still, still)
-
-
-def test_the_gap_of_a_known_example() -> None:
-    """Of x ~ N(0, 1) 3.717 nats, where 3.000 are tight (by quadrature)."""
-    points = torch.linspace(-6, 6, 301, dtype=torch.float64)[:, None]
-    weights = (-0.5 * points[:, 0].square()).exp()
-    found = path_information_gap(Sine(base(), OneForAll()), points, weights, levels=96, draws=64)
-    for value, known in zip(found, (3.717, 3.0, 0.717), strict=True):
-        assert abs(value.mean - known) < 5 * value.standard_error
-    assert found.gap.standard_error < 0.05
-
-
 def test_there_is_no_gap_where_data_drive_nothing() -> None:
     network = MLP(1, 4, 1, out_features=6).double()
     points = torch.linspace(-2, 2, 21, dtype=torch.float64)[:, None]
@@ -380,17 +359,6 @@ def test_the_volatility_is_the_best_for_errors_seen_before() -> None:
     assert volatility.errors.isfinite().all()
 
 
-def test_the_best_volatility_of_gaussian_data_is_found_and_lowers_the_term() -> None:
-    diffusion = gaussian().train()
-    score, x = Exact(diffusion), VARIANCE**0.5 * normal(11, 4096, 1)
-    before = term_of_exact(diffusion)
-    for seed in range(8):
-        torch.manual_seed(seed)
-        score.diffusion_term(diffusion, x)
-    after = term_of_exact(diffusion)
-    assert after - information() < 0.2 * (before - information())
-
-
 def test_only_training_with_gradients_moves_the_volatility() -> None:
     diffusion, x = driven(), normal(12, 16, 2)
     score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
@@ -449,13 +417,6 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
     expected = VARIANCE + math.exp(-HIGH)
     assert z.var().item() == pytest.approx(expected, rel=0.02 + 5 * (2 / 10_000) ** 0.5)
     assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
-
-
-def test_the_flow_is_another_process_than_the_one_with_noise() -> None:
-    diffusion = gaussian()
-    score, y = Exact(diffusion), normal(14, 5, 1, 1)
-    flow, noisy = (score.aim(diffusion, y, 0.4, noise) for noise in (0.0, 1.0))
-    assert (flow - noisy).abs().max() > 0.01
 
 
 # -- the library around it -------------------------------------------------------------------------

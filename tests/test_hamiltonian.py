@@ -7,7 +7,6 @@ it and must end in it.
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 from collections.abc import Callable
 
@@ -22,7 +21,6 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.simulated import hamiltonian
 from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
@@ -368,15 +366,6 @@ def test_without_its_correction_it_is_not(name, monkeypatch):
             PROBLEMS[name]().check((2,))
 
 
-@every_problem
-def test_it_is_stationary_at_another_temperature_only(name, monkeypatch):
-    """∇H by a factor is the law of another temperature, which a check of shapes would not see."""
-    energy = HamiltonianDiffusion.energy
-    monkeypatch.setattr(HamiltonianDiffusion, "energy", lambda self, y: 1.1 * energy(self, y))
-    with pytest.raises(ValueError, match="not the stationary law"):
-        PROBLEMS[name]().check((2,))
-
-
 @pytest.mark.parametrize(
     ("energies", "prior"),
     [
@@ -427,14 +416,6 @@ def test_paths_from_the_prior_stay_in_it(name):
     diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
     # Euler-Maruyama's own bias is of first order in the step, and within two standard errors here
     assert drifted(diffusion, PATHS[name]).max() < SE
-
-
-@pytest.mark.parametrize("name", ["state_noise_1", "friction_root", "all_2", "joint_3"])
-def test_paths_without_the_correction_leave_it(name, monkeypatch):
-    """That the test above can fail."""
-    monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
-    diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 0.02, n=6000).max() > SE  # 6 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -538,19 +519,6 @@ def test_what_is_learned_moves_the_prior_and_stays_stationary():
     assert min(sizes.values()) > 1e-3
 
 
-@pytest.mark.parametrize("backpropagation", ["direct", "adjoint"])
-def test_gradients_flow_through_a_path(backpropagation):
-    diffusion = learned()
-    torch.manual_seed(0)
-    zero, half = torch.zeros(()).double(), torch.tensor(0.2).double()
-    simulation = Simulation(backpropagation=backpropagation)
-    y = advance(diffusion, normal(0, 3, 2, 2), torch.stack([zero, half]), 4, simulation)[-1]
-    y.square().sum().backward()
-    for name, p in diffusion.named_parameters():
-        if name != "H.0.net.2.bias":
-            assert p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()), name
-
-
 def test_saved_copied_and_cast():
     diffusion, other = learned(), learned()
     y = normal(0, 3, 2, 2)
@@ -645,8 +613,3 @@ def test_states_of_another_shape_are_named():
         (lambda: right.drift(torch.zeros(4, 3), 0.5), r"y has shape \(4, 3\), expected .* K = 2"),
         (lambda: right.drift(torch.zeros(4, 2), 1.5), r"s = 1\.5 is outside"),
     )
-
-
-def test_examples_in_docstrings():
-    found = doctest.testmod(hamiltonian)
-    assert found.attempted > 3 and not found.failed

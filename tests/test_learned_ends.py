@@ -22,7 +22,6 @@ from pyro_mdm import (
     DiscreteDenoiser,
     EncodedDiffusion,
     LearnedDiffusion,
-    NoisePrediction,
     TimeVaryingLearnedDiffusion,
     elbo_terms,
     randomness,
@@ -35,10 +34,8 @@ from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
 from pyro_mdm.simulated.learned_drift import Simulated
-from tests.gradients import assert_gradients
 from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed
-from tests.test_driven import HIGH, LOW, driven, wavy
 
 FAMILIES: dict[str, type[LearnedFamily]] = {
     "constant": LearnedDiffusion,
@@ -314,21 +311,6 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     torch.testing.assert_close(log_snr[1].unique(), block.terminal_log_snr.reshape(1))
     gradient = torch.autograd.grad(log_snr.sum(), block.ends)[0]
     assert bool((gradient != 0).all())
-
-
-def test_paths_that_data_drive_move_with_the_ends() -> None:
-    """Of a raw score at the same draws, by finite differences in the ends."""
-    linear = LearnedDiffusion(1, max_log_snr=HIGH, min_log_snr=LOW, learn_ends=0.5)
-    diffusion = driven(linear=linear).eval()
-    wavy(diffusion)
-    score = NoisePrediction(MLP(2, 8, 1).double())
-    nn.init.normal_(score.network.outlet.weight, std=0.3)
-
-    def term() -> Tensor:
-        torch.manual_seed(3)
-        return score.diffusion_term(diffusion, fixed(9, 8, 2))[0].sum()
-
-    assert_gradients(term, [linear.ends])
 
 
 @pytest.mark.parametrize(

@@ -420,17 +420,6 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
         torch.testing.assert_close(found[..., j : j + 1], known, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("sampler", [ProbabilityFlow(25), StochasticHeun(25)], ids=repr)
-@torch.no_grad()
-def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:
-    diffusion, n = CASES["blocks"]().requires_grad_(False), 1000
-    model = programs(diffusion, exact())[0]
-    y = sampler(diffusion, model.bound_score, (n, 2, D), torch.Generator().manual_seed(3))
-    x = exact().denoise(diffusion, y, diffusion.start_time.expand(n))
-    assert float(((x.mean(0) - MEAN) / VARIANCE.sqrt()).abs().max()) < 5 / math.sqrt(n) + 0.02
-    assert float((x.var(0) / VARIANCE - 1).abs().max()) < 5 * math.sqrt(2 / n) + 0.1
-
-
 # -- folders and mistakes --------------------------------------------------------------------------
 
 

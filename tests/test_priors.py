@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -19,7 +18,6 @@ from torch.distributions import (
     StudentT,
 )
 
-from pyro_mdm.diffusions import priors
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
 from tests.gradients import assert_gradients
 from tests.problems import generator, normal
@@ -403,8 +401,3 @@ def test_energies_may_overflow_where_there_is_no_mass():
     log_Z = -prior.log_prob(torch.zeros(1, 1).double()) - 1
     bessel = 0.42102443824070834  # K_0(1): ∫ exp(-cosh) = 2 K_0(1)
     assert log_Z.item() == pytest.approx(math.log(2 * bessel), rel=1e-12)
-
-
-def test_examples_in_docstrings():
-    found = doctest.testmod(priors)
-    assert found.attempted > 3 and not found.failed

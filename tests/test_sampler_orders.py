@@ -379,14 +379,6 @@ def test_no_noise_is_the_deterministic_integrator():
     assert torch.equal(found, expected)
 
 
-def test_torchsdes_euler_is_ours():
-    diffusion, shape = CLD(), (6, 2, 2)
-    score = ExactScore(mixture(), diffusion)
-    found = TorchSDE(20, "euler")(diffusion, score, shape, generator(1))
-    expected = EulerMaruyama(20)(diffusion, score, shape, generator(1))
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
-
-
 # -- adaptive solvers ------------------------------------------------------------------------------
 
 
@@ -409,19 +401,6 @@ def test_adaptive_solvers_follow_the_flow_and_count_their_calls(solver):
     assert float((found - exact).abs().median()) < 200 * tolerance
     assert sampler.calls == len(calls) > 10
     assert max(calls) <= diffusion.horizon and min(calls) >= diffusion.start_time.item()
-
-
-def test_adaptive_solvers_fill_the_progress_bar():
-    class Count:
-        done = 0
-
-        def update(self, n: int = 1) -> None:
-            self.done += n
-
-    bar, diffusion = Count(), VPSDE(max_log_snr=4.0)
-    score = ExactScore(mixture(), diffusion)
-    ProbabilityFlow(300, "dopri5", 1e-3, 1e-3)(diffusion, score, (2, 1, 2), progress=bar)
-    assert bar.done == 300
 
 
 # -- bad input -------------------------------------------------------------------------------------

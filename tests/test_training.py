@@ -353,19 +353,9 @@ def test_a_constant_rate_after_warm_up(tmp_path: Path, options: dict[str, Any]) 
 @pytest.fixture(scope="module")
 def long_options(tiny: str) -> dict[str, Any]:
     """Some seconds of steps, with a checkpoint after every third."""
-    return {
-        "model": tiny,
-        "guide": "learned",
-        "steps": 72,
-        "draws": 1,
-        "num_samples": 1,
-        "sampler_steps": 1,
-        "log_every": 1,
-        "measure_every": 100,
-        "checkpoint_every": 3,
-        "accelerator": "cpu",
-        "figures": False,
-    }
+    few = {"draws": 1, "num_samples": 1, "sampler_steps": 1}
+    often = {"steps": 72, "measure_every": 100, "checkpoint_every": 3}
+    return short(tiny) | {"guide": "learned"} | few | often
 
 
 @pytest.fixture(scope="module")
@@ -566,31 +556,3 @@ def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
         for mine in ((20, {"train": "a"}), (40, {"train": "b"})):
             with pytest.raises(RunError, match=r"process 1 .* at step .* the same files"):
                 check_alike(fabric, run, mine)
-
-
-def limited() -> None:
-    """No file may grow beyond 8 kB, as on a full disk."""
-    import resource
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
-
-
-@pytest.mark.other_processes
-def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
-    tmp_path: Path, long_options: dict[str, Any]
-) -> None:
-    """No file may grow to what the checkpoint needs: its writing fails."""
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(8, patch)
-        train(**long_options, run=run)
-    before = latest_checkpoint(run / "checkpoints")
-    process = Program("inference.train", "--resume", run, before=limited)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err
-    assert "Traceback" not in err and "free" in err
-    after = latest_checkpoint(run / "checkpoints")
-    assert after.step >= before.step and not list(run.rglob("*.tmp"))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["steps"] == long_options["steps"]
