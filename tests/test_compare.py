@@ -334,18 +334,6 @@ def test_a_comparison_is_not_overwritten_unless_asked(
         compare([runs["cld"]], out=out / "notes.txt")
 
 
-def test_the_numbers_are_saved_before_the_picture_is_made(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("no picture")
-
-    monkeypatch.setattr("inference.compare.comparison_figure", fail)
-    with pytest.raises(RuntimeError, match="no picture"):
-        compare([runs["cld"]], None, draws=2, out=tmp_path / "out")
-    assert list(read(tmp_path / "out")[0].index) == ["cld"]
-
-
 def test_one_run_alone_has_its_bound_and_no_difference(
     runs: dict[str, Path], drawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -356,18 +356,6 @@ def test_the_small_network_gives_a_bound(name, make):
     assert bool(outlet.weight.grad.any())
 
 
-def test_options_of_the_base_class_reach_it(make):
-    small = make("mnist")
-    problem = small.load(protocol="dequantized", network="paper")
-    assert problem.dequantized_levels == 256
-    assert problem.learning_rate == 2e-4
-    there_and_back = problem.to_images(problem.to_model_space(problem.test))
-    off = (there_and_back.int() - problem.test.int()).abs()
-    assert int(off.max()) <= 1 and float(off.float().mean()) < 1e-3  # noise rounds up to 1, rarely
-    with pytest.raises(ValueError, match="--network is 'large', expected one of small, mixture"):
-        small.load(network="large")
-
-
 def test_the_default_folder_is_data(make, monkeypatch):
     small = make("mnist")
     (small.root.parent / "elsewhere").mkdir()
@@ -759,21 +747,6 @@ def test_the_two_versions_are_told_apart(name, make):
         small.file = small.root / "imagenet32" / f"{small.kind.name}-train.npy"
 
 
-def test_each_version_keeps_its_own_files(tmp_path, monkeypatch):
-    old = small_old(tmp_path, monkeypatch)
-    for path in (tmp_path / "imagenet32").iterdir():
-        path.rename(tmp_path / path.name)
-    (tmp_path / "imagenet32").rmdir()
-    new = small_new(tmp_path, monkeypatch)
-    for path in tmp_path.glob("*.tar"):
-        path.rename(tmp_path / "imagenet32" / path.name)
-    assert same(old.load().test, old.test) and same(new.load().test, new.test)
-    stems = {path.stem for path in (tmp_path / "imagenet32").glob("*.npy")}
-    assert stems == {
-        f"imagenet32_{version}-{part}" for version in ("old", "new") for part in ("train", "test")
-    }
-
-
 def test_of_several_processes_one_decodes(tmp_path):
     calls, results = [], []
 
@@ -1082,15 +1055,6 @@ def test_folders_that_cannot_be_used(tmp_path):
         (with_bad(lambda path: path.write_bytes(b"no")), r"007\.png is no image that can be read"),
         (with_bad(sixteen_bits.save), r"007\.png has pixels of mode 'I;16', expected 8 bits"),
     )
-
-
-def test_sizes_that_do_not_suit_the_network(tmp_path):
-    np.savez(tmp_path / "odd.npz", pixels(20, 9, 11))
-    pattern = r"images of 9×11 pixels do not suit --network small, .*multiples of 2; use --image_si"
-    with pytest.raises(ValueError, match=pattern + "ze 8"):
-        Images(data=tmp_path / "odd.npz")
-    assert Images(data=tmp_path / "odd.npz", image_size=8).event_shape == (1, 8, 8)
-    assert Images(data=tmp_path / "odd.npz", network="paper").event_shape == (1, 9, 11)
 
 
 def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):

@@ -343,11 +343,3 @@ def test_narrow_modes_take_more_steps_or_a_warning(monkeypatch) -> None:
     monkeypatch.setattr("pyro_mdm.distribution.AGREE", 1e-12)
     with pytest.warns(UserWarning, match="64 steps of the flow differs by .* from that by 128"):
         law(0.1, 9.0).log_prob(x[:2])
-
-
-def test_submodules_that_are_in_eval_mode_stay_there() -> None:
-    law = exact(solver=BRIEF)
-    law.model.train()
-    law.model.likelihood.eval()
-    law.log_prob(data(2))
-    assert law.model.training and not law.model.likelihood.training

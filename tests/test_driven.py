@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from inference.bounds import path_gap
 from inference.guides.driven import means_and_scales
-from inference.guides.driven import scales as scales_alone
 from inference.plan import Programs
 from models import MODELS
 from pyro_mdm import (
@@ -248,13 +247,6 @@ def test_the_gap_of_gaussian_data_is_what_the_exact_network_loses() -> None:
     ):
         assert abs(value.mean - known) < 5 * value.standard_error
     assert found.gap.mean > 5 * found.gap.standard_error
-
-
-def test_there_is_no_gap_where_data_drive_nothing() -> None:
-    network = MLP(1, 4, 1, out_features=6).double()
-    points = torch.linspace(-2, 2, 21, dtype=torch.float64)[:, None]
-    found = path_information_gap(DataDrivenDiffusion(base(), network), points, levels=8, draws=8)
-    assert abs(found.gap.mean) < 1e-12 and found.information.mean > 0.5
 
 
 class Plugged(Score):
@@ -508,12 +500,6 @@ def test_the_worked_guide_begins_as_the_base_and_learns(score: str) -> None:
     outlet = model.diffusion.network.outlet[-1].weight
     means, scales = outlet.grad.unflatten(0, (2, -1))
     assert bool(means.any()) and bool(scales.any())
-
-
-def test_the_worked_guide_for_vectors() -> None:
-    diffusion = scales_alone((3,), max_log_snr=9.0)
-    assert set(diffusion.views(torch.randn(4, 3))) == {"scale"}
-    assert diffusion.max_log_snr == 9.0
 
 
 def test_evaluation_says_what_no_network_wins_back() -> None:

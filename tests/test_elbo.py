@@ -433,17 +433,6 @@ def test_torch_optimizer_moves_every_parameter_and_leaves_the_store_alone() -> N
     assert not list(pyro.get_param_store().keys())
 
 
-def test_plate_scale_and_subsampling() -> None:
-    model, guide = programs(VPSDE(), denoiser())
-    x = data(50)
-    for objective in OBJECTIVES.values():
-        pyro.set_rng_seed(9)
-        plain = objective().loss(model, guide, x)
-        pyro.set_rng_seed(9)
-        scaled = objective().loss(model, guide, x, num_data=500)
-        assert scaled == pytest.approx(10 * plain, rel=1e-6)
-
-
 def test_elbo_terms_add_up_to_the_loss() -> None:
     model, guide = programs(CLD(), denoiser(0.2))
     x = data(40)

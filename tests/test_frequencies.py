@@ -19,17 +19,15 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
-    NoisePrediction,
     NoisingPath,
     bound,
-    elbo_terms,
 )
 from pyro_mdm.diffusions import BlurClocks, Frequencies
 from pyro_mdm.diffusions.transforms import cosine_basis
 from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
-from pyro_mdm.networks import UNet
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.coordinates import CoordinateNetwork
+from tests.brief import SHORT
 from tests.problems import Silent, fixed, generator, normal
 
 SHAPE = (1, 4, 4)
@@ -158,30 +156,12 @@ def test_networks_see_pixels() -> None:
     torch.testing.assert_close(out, Frequencies()(x))
 
 
-def test_raw_states_of_frequencies() -> None:
-    network = UNet(1, base=8, multipliers=(1,)).double()
-    raw = NoisePrediction(CoordinateNetwork(network, Frequencies()))
-    model = DiffusionModel(diffusion(), raw, score().default_likelihood(), event_shape=SHAPE)
-    terms = elbo_terms(model, DiffusionGuide(model.diffusion), data(8))
-    assert bool(terms.elbo.isfinite().all())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
 def test_a_blurring_guide_is_trained(kind: str, tmp_path: Path) -> None:
     """And measured, by a baseline of its frequencies where the score is no denoiser."""
-    options: dict[str, Any] = {
-        "model": "digits",
-        "guide": "inference.guides.blurring:blurring",
-        "steps": 2,
-        "batch_size": 8,
-        "draws": 1,
-        "test_size": 16,
-        "num_samples": 4,
-        "sampler_steps": 2,
-        "figures": False,
-        "accelerator": "cpu",
-    }
+    options: dict[str, Any] = SHORT | {"model": "digits", "steps": 2, "batch_size": 8}
+    options |= {"guide": "inference.guides.blurring:blurring", "test_size": 16, "figures": False}
     train(**options, score=kind, run=tmp_path / "run")
     assert load_trained(tmp_path / "run")[1].model.diffusion.transform.dims == 2
     with pytest.raises(ValueError, match="whose levels are of pixels"):

@@ -163,19 +163,6 @@ def test_quadratic_energies_make_the_linear_diffusion(name):
             assert not diffusion.noise_divergence(y, s).any()
 
 
-def test_separate_and_joint_energies_agree():
-    separate = PROBLEMS["all_2"]()
-    other = HamiltonianDiffusion(
-        lambda y: square(y[:, 0]) + relativistic(y[:, 1]),
-        turning,
-        full_friction,
-        prior=separate.prior,
-    )
-    y, s = normal(0, 4, 2, 3), torch.rand(4).double()
-    torch.testing.assert_close(separate.drift(y, s), other.drift(y, s))
-    torch.testing.assert_close(separate.energy(y), other.energy(y))
-
-
 # -- shapes and dtypes -----------------------------------------------------------------------------
 
 
@@ -339,11 +326,6 @@ def test_roots_are_differentiable(name):
     assert torch.equal(L, L.tril())
     assert torch.autograd.gradcheck(lambda t: semidefinite_cholesky(ROOTS[name](t)), t)
     assert torch.autograd.gradgradcheck(lambda t: semidefinite_cholesky(ROOTS[name](t)), t)
-
-
-def test_roots_of_many_blocks():
-    D = full_friction(normal(0, 5, 3, 4))
-    torch.testing.assert_close(semidefinite_cholesky(D), torch.linalg.cholesky(D))
 
 
 # -- the law at rest -------------------------------------------------------------------------------

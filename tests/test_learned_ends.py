@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -469,17 +468,6 @@ def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
     for one, two in zip(steps(whole, 5), steps(again, 5), strict=True):
         assert torch.equal(one, two)
-
-
-def test_state_dicts_that_described_where_a_search_begins_are_read() -> None:
-    """Of the part of another diffusion, as versions before 2026-11-26 did."""
-    whole = WHOLES["encoded"]()
-    state = whole.state_dict()
-    content = json.loads(bytes(state["_extra_state"].tolist()))
-    assert "guess" not in content["base"]
-    content["base"]["guess"] = [1e-4, 20.0]
-    state["_extra_state"] = torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
-    WHOLES["encoded"]().load_state_dict(state)
 
 
 def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root() -> None:

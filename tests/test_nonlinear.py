@@ -379,23 +379,6 @@ def test_mean_field_takes_the_registered_divergence_under_a_plate(monkeypatch):
     assert called == [SimulatedPath]
 
 
-def test_plates_scale_and_particles_average():
-    model, guide = programs(Skewed(simulation=Simulation(step_size=0.2)))
-    x = normal(7, 20, D)
-    for objective in OBJECTIVES.values():
-        pyro.set_rng_seed(12)
-        plain = objective().loss(model, guide, x)
-        pyro.set_rng_seed(12)
-        scaled = objective().loss(model, guide, x, num_data=200)
-        assert scaled == pytest.approx(10 * plain, rel=1e-9)
-    found = []
-    for vectorize in (False, True):
-        pyro.set_rng_seed(13)
-        elbo = MDM_ELBO(num_particles=20, vectorize_particles=vectorize, max_plate_nesting=1)
-        found.append(elbo.loss(model, guide, x) / len(x))
-    assert abs(found[0] - found[1]) < 0.25 * abs(found[0])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("objective", ["ism", "local_dsm"])
 def test_terms_add_up_and_mean_what_they_mean_for_a_linear_diffusion(objective):
@@ -501,14 +484,6 @@ def test_a_learned_drift_is_added_by_the_clock_and_within_its_limit():
     one = torch.tensor(0.3).double()
     together = diffusion.drift(y, one)
     torch.testing.assert_close(together, diffusion.drift(y, one.expand(5)))
-
-
-def test_the_current_of_a_learned_drift_is_the_general_one():
-    diffusion = drifting()
-    y, s = normal(7, 5, 2, D), torch.linspace(0.2, 1.0, 5).double()
-    general = NonlinearDiffusion._prior_current(diffusion, y, s)
-    still = NonlinearDiffusion._prior_current(Simulated(diffusion.linear), y, s)
-    torch.testing.assert_close(diffusion.prior_current(y, s), general - still)
 
 
 def test_at_a_zero_network_it_is_the_linear_diffusion():
@@ -716,14 +691,3 @@ def test_a_prior_that_is_not_stationary_is_named():
         wrong._checked.clear()
         with pytest.raises(ValueError, match=r"declares stationary_prior, but its prior is not"):
             wrong.check((2,))
-
-
-def test_a_diffusion_is_checked_once_for_each_shape():
-    calls = []
-    diffusion = Plain(f=lambda y: calls.append(y.shape) or -y)
-    for shape in ((3,), (3,), (2, 2), (3,)):
-        SimulatedPath(diffusion, normal(7, 4, *shape))
-    assert calls == [(16, 2, 3), (16, 2, 2, 2)]
-    state = torch.get_rng_state()
-    Plain().check((3,))
-    assert torch.equal(torch.get_rng_state(), state)

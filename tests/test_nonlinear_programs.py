@@ -40,7 +40,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import MLP
 from pyro_mdm.plots import figures
 from tests.brief import be_brief
 from tests.programs import Stopped, assert_same_run, last_line, run_program, stop_after
@@ -424,27 +423,6 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(
         problem.decoder = "joint_tweedie"
         with pytest.raises(ValueError, match=r"decoder is joint_tweedie.*leave it out"):
             problem.build(diffusion)
-
-
-def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(tiny: str) -> None:
-    problem = build_problem(with_split(Data(model=tiny, holdout=False)))
-    model = problem.build(CLD(max_log_snr=6.0), score="residual")
-    score = model.score_function
-    assert isinstance(score, ResidualScore) and isinstance(score.network, MLP)
-    assert score.network.features == 4  # K·C
-    s = model.diffusion.start_time.reshape(1)
-    y = torch.zeros(1, 2, 2, dtype=torch.float32)
-    y[0, 0] = problem.train.mean(0) + 1.0
-    x_score = model.score(y, s)[0, 0] * (problem.train.var(0, unbiased=False) + np.exp(-6.0))
-    assert x_score.detach().tolist() == pytest.approx(
-        [-1.0, -1.0], rel=0.2
-    )  # v is nearly free of x
-    simulated = Simulated(model.diffusion, Simulation(step_size=0.02))
-    shapes = [buffer.shape for buffer in score.buffers()]
-    for fitted in (True, False):
-        other = problem.build(simulated, fitted=fitted).score_function
-        assert isinstance(other, ResidualScore)
-        assert [buffer.shape for buffer in other.buffers()] == shapes
 
 
 def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:

@@ -37,7 +37,7 @@ from inference.plan import build
 from inference.runs import Run
 from inference.sample import draw, sample
 from inference.train import decide, train, with_recipe
-from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, LinearDiffusion, elbo_terms
+from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief
 from tests.mistakes import refused
@@ -593,19 +593,6 @@ def test_a_learned_guide_can_start_from_another(
     assert diffusion.max_log_snr == fixed.max_log_snr
 
 
-def test_what_a_learned_guide_starts_from_may_be_a_file(
-    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "half.py").write_text(HALF)
-    monkeypatch.chdir(tmp_path)
-    options |= {"guide": "learned", "learned_from": "half.py:half", "steps": 1}
-    fit(**options, run=tmp_path / "run")
-    monkeypatch.chdir(ROOT)
-    run, programs, _ = load_trained(tmp_path / "run")  # from any folder
-    assert programs.model.diffusion.D[0, 0].item() == pytest.approx(0.5, abs=0.1)
-    assert {path.name for path in (run.folder / "sources").iterdir()} == {"half.py", "tiny.py"}
-
-
 def test_a_learned_guide_of_ones_own_ends_where_learned_does(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -643,11 +630,6 @@ def test_a_learned_guide_of_ones_own_ends_where_learned_does(
     assert bounds[0] == bounds[1]
 
 
-def test_runs_from_before_keep_the_clock_of_a_guide_of_ones_own(tiny: str) -> None:
-    settings = Training(model=tiny, guide="inference.guides.published:learned2", holdout=False)
-    assert settings.min_log_snr is None and build(settings).model.diffusion.min_log_snr is None
-
-
 LOSING = """
 import torch
 from pyro_mdm import LearnedDiffusion
@@ -678,11 +660,6 @@ def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
         words = [f"--{k}={v}" for k, v in options.items()]
         run_program("train", *words, f"--run={tmp_path / 'run'}")
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step > 0
-
-
-def test_a_raw_score_trains_too(tmp_path: Path, options: dict[str, Any]) -> None:
-    bound = train(**options | {"score": "score", "steps": 2}, run=tmp_path / "run")
-    assert np.isfinite(bound.bits_per_dim[0])
 
 
 # -- the recipe ------------------------------------------------------------------------------------
@@ -736,11 +713,3 @@ def test_mean_and_error_from_sums() -> None:
         window.add(value)
     mean, error = window.mean_and_error
     assert mean == values.mean() and error == pytest.approx(values.std().item() / 2)
-
-
-def test_presets_by_name_are_the_library_s_own() -> None:
-    for name, K in {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3}.items():
-        diffusion = build_diffusion(Guide(guide=name, max_log_snr=8.0))
-        assert isinstance(diffusion, LinearDiffusion) and diffusion.num_variables == K
-        assert diffusion.max_log_snr == 8.0
-    assert torch.equal(build_diffusion(Guide(guide="cld", max_log_snr=8.0)).Q, CLD().Q)

@@ -673,13 +673,3 @@ def test_a_damaged_row_of_the_table_is_dropped(tmp_path: Path, line: bytes) -> N
     (run.folder / "metrics.csv").unlink()
     run.rewind(20)
     assert tuple(pd.read_csv(run.folder / "metrics.csv").columns) == runs.COLUMNS
-
-
-def test_a_table_with_other_columns_is_brought_to_these(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", {})
-    older = "step,part,loss,bits_per_dim\r\n10,train,9.0,0.5\r\n"
-    (run.folder / "metrics.csv").write_text(older)
-    run.rewind(10)
-    run.log(20, "train", {"bits_per_dim": 0.25, "seconds": 3.0})
-    table = pd.read_csv(run.folder / "metrics.csv")
-    assert tuple(table.columns) == runs.COLUMNS and table.bits_per_dim.tolist() == [0.5, 0.25]

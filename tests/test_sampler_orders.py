@@ -211,14 +211,6 @@ class Cubic(NonlinearDiffusion):
         return math.sqrt(2) * torch.eye(1, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("solver", ["heun", "dopri5"])
-def test_at_rest_nothing_flows(solver):
-    start = normal(3, 4, 1, 2)
-    ask = Questions(Cubic(), lambda y, s: -(y**3), torch.float64)
-    found = ProbabilityFlow(20, solver).integrate(start, ask, lambda: start, SILENT)
-    torch.testing.assert_close(found, start)
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
 def test_the_velocity_where_noise_depends_on_the_state(noise):
     """By hand; at rest f = ½ (g² s + ∇·g²), and what is left of it is -η f."""

@@ -19,7 +19,6 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusio
 from pyro_mdm.likelihoods import discrete, even_levels
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
@@ -767,15 +766,6 @@ def test_gaussian_fit_is_the_mean_and_variance_with_a_floor() -> None:
     variance = x.var(0, correction=0)
     torch.testing.assert_close(score.data_variance[:3], variance[:3])
     torch.testing.assert_close(score.data_variance[3], 1e-3 * variance.mean())
-
-
-def test_default_likelihoods() -> None:
-    gaussian = Denoiser(Zero(), 0.2, 0.5).default_likelihood()
-    assert isinstance(gaussian, Gaussian) and gaussian.prior_variance == 0.5
-    levels = discrete_score("17", "tilt").default_likelihood()
-    assert isinstance(levels, DiscretizedGaussian) and levels.log_prior is not None
-    flat = RawScore(Zero()).default_likelihood()
-    assert isinstance(flat, Gaussian) and flat.prior_variance == math.inf
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference import report
 from inference.batches import Batches
-from inference.bounds import Bound, measure
+from inference.bounds import Bound
 from inference.checkpoints import RunError, latest_checkpoint
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
@@ -231,23 +231,6 @@ def test_flips_mirror_half_of_the_images_and_pieces_agree_on_which() -> None:
     assert torch.equal(piece(0)[0], found[1::4])
     for one in (batches, piece):
         one.close()
-
-
-def test_flips_are_for_images_and_for_training_alone(
-    tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    log = measure.__globals__["evidence_lower_bound"]
-
-    def spy(model: Any, guide: Any, x: Tensor, **more: Any) -> Any:
-        seen.append(x)
-        return log(model, guide, x, **more)
-
-    monkeypatch.setitem(measure.__globals__, "evidence_lower_bound", spy)
-    options["model"] = tiny.replace(":Tiny", ":Squares")
-    train(**options, flip=True, run=tmp_path / "run")
-    problem = load_trained(tmp_path / "run")[1].problem
-    assert torch.equal(seen[-1], problem.to_model_space(problem.test))
 
 
 # -- precision, compilation, memory format ---------------------------------------------------------
