@@ -290,7 +290,6 @@ def test_gradients_are_those_of_the_seeded_loss(name, estimator):
         return elbo(x)
 
     parameters = dict(model.named_parameters())
-    parameters = dict(model.named_parameters())
     # the loss is of the order of a million: shorter steps would show its rounding
     assert_gradients(loss, parameters.values(), h=1e-4, rel=1e-4, abs=1e-4, least=1e-7)
 
