@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -348,41 +347,6 @@ def test_the_context_is_a_site_of_both_programs() -> None:
     torch.manual_seed(0)
     one = float(pyro.infer.TraceMeanField_ELBO().loss(model, guide, data(5)))
     assert math.isfinite(one)
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "discrete"])
-@torch.no_grad()
-def test_a_model_comes_back_in_a_folder(kind: str, tmp_path: Path) -> None:
-    context: Any = {"gaussian": GaussianContext, "discrete": DiscreteContext}[kind]
-    encoder = {"gaussian": Four, "discrete": Two}[kind]
-    own = context(encoder(), 2)
-    diffusion = ContextDiffusion(VPSDE(**ENDS), own, ContextClocks(2, 2), torch.tensor([1, 0, 1]))
-    network = MLP(2 * D + 2, 8, 1, out_features=D)
-    model = DiffusionModel(diffusion, Denoiser(network, MEAN, VARIANCE, maps=True))
-    for p in model.parameters():
-        p.add_(0.1 * fixed(p.numel(), *p.shape))
-    model.save_pretrained(tmp_path)
-    found = DiffusionModel.from_pretrained(tmp_path, classes={"Two": Two, "Four": Four})
-    x = data(3).float()
-    for m in (model, found):
-        torch.manual_seed(0)
-        m.value = elbo_terms(m, DiffusionGuide(m.diffusion), x).elbo
-    torch.testing.assert_close(model.value, found.value)
-
-
-class Four(nn.Module):
-    outputs = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(D, self.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-class Two(Four):
-    outputs = 2
 
 
 def test_mistakes_are_told() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_mdm import (
@@ -339,24 +338,6 @@ def test_samples_have_the_law_of_the_data(sampler: Any) -> None:
 
 
 # -- the door --------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
-    diffusion = EncodedDiffusion(CLD(**ENDS), nn.Linear(D, D).double())
-    network = MLP(2 * D, 8, 1, out_features=2 * D).double()
-    model = DiffusionModel(diffusion, StateDenoiser(Denoiser(network, MEAN, SPREAD.square())))
-    for p in model.parameters():
-        p.add_(0.1 * fixed(p.numel(), *p.shape))
-    model.save_pretrained(tmp_path)
-    found = DiffusionModel.from_pretrained(tmp_path, classes={"Linear": nn.Linear(D, D).double()})
-    assert sum("network" in name for name in model.state_dict()) == len(network.state_dict())
-    y = normal(0, 3, 2, D)
-    s = diffusion.log_snr_grid(4)[:-1]
-    torch.testing.assert_close(found.score(y, s), model.score(y, s))
-    x = data(4)
-    moved = diffusion.displacement(x, s[1])
-    torch.testing.assert_close(found.diffusion.displacement(x, s[1]), moved)
 
 
 def test_mistakes_are_told() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -421,16 +420,6 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
 
 
 # -- folders and mistakes --------------------------------------------------------------------------
-
-
-def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
-    diffusion = CASES["both"]()
-    model = DiffusionModel(diffusion, exact())
-    model.save_pretrained(tmp_path)
-    again = DiffusionModel.from_pretrained(tmp_path, classes={"Silent": lambda: Silent(D)})
-    s = torch.tensor([0.3], dtype=torch.float64)
-    for a, b in zip(diffusion.marginal(s), again.diffusion.marginal(s), strict=True):
-        assert torch.equal(a, b)
 
 
 @torch.no_grad()

@@ -21,24 +21,35 @@ from pyro_mdm import (
     ALDA,
     CLD,
     VPSDE,
+    DataDrivenDiffusion,
     Denoiser,
     Diffusion,
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
+    EncodedDiffusion,
     HamiltonianDiffusion,
     LearnedDiffusion,
     LearnedDrift,
     LinearDiffusion,
     NoisePrediction,
     NonlinearDiffusion,
+    PerDimensionDiffusion,
     RawScore,
     ResidualScore,
     Simulated,
     Simulation,
+    StateDenoiser,
     elbo_terms,
 )
 from pyro_mdm import pretrained as pretrained_module
+from pyro_mdm.diffusions import (
+    ContextClocks,
+    ContextDiffusion,
+    DiscreteContext,
+    GaussianContext,
+    LearnedClocks,
+)
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.likelihoods.base import Likelihood
@@ -254,6 +265,59 @@ def test_simulated_ones_come_back_too(make: Any, yours: Any, score: str, tmp_pat
     opened = saved_and_opened(model, tmp_path / "model", **yours)
     assert_same(model, opened)
     assert opened.diffusion.simulation == SIMULATION
+
+
+# -- diffusions that differ between data or dimensions ---------------------------------------------
+
+ENDS, WHERE = {"max_log_snr": 6.0}, torch.tensor([1, 0])
+FOUR, TWO = (functools.partial(nn.Linear, 2, outputs) for outputs in (4, 2))
+
+
+def of_context(context: GaussianContext | DiscreteContext) -> ContextDiffusion:
+    return ContextDiffusion(VPSDE(**ENDS), context, ContextClocks(2, 2), WHERE)
+
+
+def with_maps(width: int) -> Denoiser:
+    return Denoiser.fit(network(width, 2), data(), maps=True)
+
+
+OF_DATA: dict[str, tuple[Callable[[], Any], Callable[[], Any], Mapping[str, Any]]] = {
+    "per dimension": (
+        lambda: PerDimensionDiffusion(
+            [CLD(**ENDS), LearnedDiffusion(2, **ENDS)], WHERE, LearnedClocks(2), WHERE
+        ),
+        lambda: with_maps(4),
+        {},
+    ),
+    "gaussian context": (
+        lambda: of_context(GaussianContext(FOUR(), 2)),
+        lambda: with_maps(6),
+        {"Linear": FOUR},
+    ),
+    "discrete context": (
+        lambda: of_context(DiscreteContext(TWO(), 2)),
+        lambda: with_maps(6),
+        {"Linear": TWO},
+    ),
+    "encoded": (
+        lambda: EncodedDiffusion(CLD(**ENDS), TWO()),
+        lambda: StateDenoiser(Denoiser.fit(network(4), data())),
+        {"Linear": TWO},
+    ),
+    "driven": (
+        lambda: DataDrivenDiffusion(VPSDE(**ENDS), network(2, 2 * DataDrivenDiffusion.outputs())),
+        lambda: SCORES["denoiser"](VPSDE()),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "score", "yours"), OF_DATA.values(), ids=OF_DATA)
+def test_those_that_differ_between_data_come_back_too(
+    make: Any, score: Any, yours: Any, tmp_path: Path
+) -> None:
+    model = moved(DiffusionModel(make(), score(), event_shape=(2,)))
+    assert_same(model, saved_and_opened(model, tmp_path / "model", **yours))
 
 
 # -- the other parts -------------------------------------------------------------------------------
