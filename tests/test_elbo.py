@@ -77,23 +77,6 @@ def test_bound_is_known(make, other: str) -> None:
     check_objectives(make(), 200, size=0.4, largest_error=0.09, repeats={"mdm": 20, other: 16})
 
 
-@pytest.mark.parametrize(
-    ("make", "other", "repeats"),
-    [
-        (VPSDE, "trace", 40),
-        (CLD, "mean_field", 12),
-        (MALDA, "trace", 40),
-        (lambda: LearnedDiffusion(4), "mean_field", 12),
-    ],
-    ids=range(1, 5),
-)
-def test_bound_of_the_exact_score_is_the_likelihood(make, other: str, repeats: int) -> None:
-    """K = 1 … 4: log p(x) less the prior's mismatch, to 0.025 nats per dimension."""
-    check_objectives(
-        make(), 400, size=0.0, largest_error=0.025, repeats={"mdm": 20, other: repeats}
-    )
-
-
 def check_objectives(
     diffusion: LinearDiffusion, n: int, size: float, largest_error: float, repeats: dict[str, int]
 ) -> None:

@@ -25,7 +25,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions import BlurClocks, Frequencies
 from pyro_mdm.diffusions.transforms import cosine_basis
 from pyro_mdm.likelihoods import DiscretizedGaussian, Gaussian, Tweedie
-from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.scores.coordinates import CoordinateNetwork
 from tests.brief import SHORT
 from tests.problems import Silent, fixed, generator, normal
@@ -109,18 +108,6 @@ def test_the_bound_is_on_the_density_of_the_images(likelihood: Any) -> None:
     gap = found.per_datum - expected
     error = float(gap.std()) / math.sqrt(n)
     assert abs(float(gap.mean()) + found.prior_kl.mean) < 4.5 * error < 0.2
-
-
-@torch.no_grad()
-def test_samples_are_images() -> None:
-    sampler = ExponentialIntegrator(40)
-    model = DiffusionModel(diffusion(-12.0), bright(), sampler=sampler)
-    torch.manual_seed(1)
-    x = model(batch_size=3000)
-    found = Frequencies()(x - LEVEL)
-    assert float((found.mean(0) - 0.2).abs().max() / variances().sqrt().max()) < 0.1
-    ratio = found.var(0) / variances()
-    assert float((ratio - 1).abs().max()) < 5 * math.sqrt(2 / 3000) + 0.1
 
 
 @torch.no_grad()

@@ -508,22 +508,6 @@ def test_moved_data_are_looked_for_where_the_run_says(
     train(resume=tmp_path / "run")
 
 
-def test_other_data_than_the_run_was_started_on_are_refused(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(TINY)
-    options["model"] = f"{path}:Tiny"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(3, patch)
-        train(**options, run=tmp_path / "run")
-    path.write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
-    with pytest.raises(RuntimeError, match="train"):
-        train(resume=tmp_path / "run")
-    path.write_text(TINY)
-    train(resume=tmp_path / "run")
-
-
 def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
     """On several machines one may see an older checkpoint, or other data."""
 
