@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from inference.checkpoints import RunError
+from pyro_mdm.pretrained import names_instead
 
 LATER: dict[str, Any] = {
     "learned_from": None,
@@ -68,7 +69,7 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
         if (value := config.get(name, nothing)) != nothing:
             raise RunError(
                 f"{name} is {value}, an option that was removed since it did not pay, as "
-                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
+                "docs/measured/recipes.md has it. Leave it out for a new run; a "
                 "run that was trained with it opens in the version that its environment.json says. "
                 "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
             )
@@ -81,6 +82,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
         known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
+        known += names_instead(folder)
         raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
     try:
         config = yaml.safe_load(path.read_bytes())
