@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
-from docs._ext.cache import folder
+from docs._ext.cache import digest, folder
 
 project = "pyro_mdm"
 author = "the authors of pyro_mdm"
@@ -21,12 +24,36 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.napoleon",
+    "docs._ext.api",
+    "docs._ext.formulas",
+    "docs._ext.mathml",
+    "docs._ext.measured",
+    "docs._ext.programs",
+    "docs._ext.references",
 ]
 exclude_patterns = ["_build", "_ext"]
 
+smartquotes_action = "D"  # dashes, and quotes as they are
+
 html_theme = "furo"
 html_title = project
+html_copy_source = html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+
+html_math_renderer = "mathml"
+autodoc_inherit_docstrings = False  # else methods have PyTorch's
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False  # docs/_ext/api.py writes the pages
+python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore = [
+    ("py:class", name)
+    for name in ("ExpandedDistribution", "Figure", "Record", "SubFigure", "SummaryWriter", "Tensor")
+]  # of others, imported for types alone
 
 # -- pages in Markdown, and notebooks --------------------------------------------------------------
 
@@ -59,3 +86,18 @@ intersphinx_mapping = (
     if os.environ.get("READTHEDOCS")
     else {}
 )
+
+
+def _of_this_branch(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Pages list the contents of their own branch alone: of all of them they would take long."""
+    contents = context.get("toctree")
+    if contents is not None:
+        context["toctree"] = lambda **options: contents(**{**options, "collapse": True})
+
+
+def setup(app: Sphinx) -> None:
+    """Listen before the theme asks for the contents; read all pages anew by changed extensions."""
+    app.add_config_value("made_by", digest([ROOT / "docs" / "_ext"]), "env")
+    app.connect("html-page-context", _of_this_branch, priority=100)

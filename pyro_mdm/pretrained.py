@@ -1,7 +1,7 @@
 """Models in folders: ``config.json`` says what they are made of, ``model.safetensors`` their state.
 
 The configuration is a tree of objects by class and constructor arguments, as :class:`Recorded`
-keeps them:
+keeps them::
 
     {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
@@ -41,7 +41,9 @@ __all__ = ["CONFIG", "FORMAT", "TENSORS", "TRAINED", "PretrainedError", "load_fo
 __all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "trained_models"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
+"""A file of a model's folder."""
 FORMAT = 1
+"""The format of such folders that is written."""
 ARGUMENTS = "arguments."
 
 TRAINED = Path(__file__).resolve().parent.parent / "models" / "trained"

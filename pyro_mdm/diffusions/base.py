@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 Times = float | Tensor
+"""One time, or a tensor of them."""
 Matrix = Sequence[Sequence[float]] | Tensor
+"""A matrix as a tensor, or as rows of numbers."""
 
 
 class UnreachableError(ValueError):
@@ -189,7 +191,7 @@ class Diffusion(Restorable, Exact, ABC):
     num_variables: int
     horizon: float
     closed_form: bool = False
-    """Whether :meth:`marginal` and :meth:`transition` are known; if not, paths are simulated."""
+    """Whether ``marginal`` and ``transition`` are known; if not, paths are simulated."""
     maps: bool = False
     """Whether data dimensions have kernels and log SNRs of their own, as dimensions of these after
     those of the batch, which then are there always (1 for one time)."""
