@@ -173,6 +173,7 @@ def test_what_is_printed() -> None:
         (Measured(-76.97, 8.4), "-77.0 ± 8.4"),
         (Measured(1234.5, 120.0), "1234 ± 120"),
         (Measured(0.0, 0.0), "0.0000 ± 0.0000"),
+        (Measured(-1e-5, 1e-5), "0.0000 ± 0.0000"),
         (Measured(2.0, math.nan), "2.0000"),
     ],
 )

@@ -42,7 +42,8 @@ class Measured(NamedTuple):
         digits = 4
         if self.standard_error > 0:
             digits = min(max(1 - math.floor(math.log10(self.standard_error)), 0), 4)
-        return f"{self.mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+        mean = round(self.mean, digits) + 0.0  # + 0.0: no -0.0000
+        return f"{mean:.{digits}f} ± {self.standard_error:.{digits}f}"
 
 
 NO_TERM = Measured(0.0, 0.0)
