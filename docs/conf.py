@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,12 +24,32 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.napoleon",
+    "docs._ext.api",
+    "docs._ext.formulas",
+    "docs._ext.mathml",
+    "docs._ext.programs",
+    "docs._ext.references",
 ]
 exclude_patterns = ["_build", "_ext"]
 
+smartquotes = False  # options begin with two hyphens
+
 html_theme = "furo"
 html_title = project
+
+html_math_renderer = "mathml"
+autodoc_inherit_docstrings = False  # else methods have PyTorch's
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False  # docs/_ext/api.py writes the pages
+python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore = [
+    ("py:class", name)
+    for name in ("ExpandedDistribution", "Figure", "Record", "SubFigure", "SummaryWriter", "Tensor")
+]  # of others, imported for types alone
 
 # -- pages in Markdown, and notebooks --------------------------------------------------------------
 
@@ -59,3 +82,17 @@ intersphinx_mapping = (
     if os.environ.get("READTHEDOCS")
     else {}
 )
+
+
+def _of_this_branch(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Pages list the contents of their own branch alone: of all of them they would take long."""
+    contents = context.get("toctree")
+    if contents is not None:
+        context["toctree"] = lambda **options: contents(**{**options, "collapse": True})
+
+
+def setup(app: Sphinx) -> None:
+    """Before the theme asks for the contents."""
+    app.connect("html-page-context", _of_this_branch, priority=100)
