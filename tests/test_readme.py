@@ -1,4 +1,4 @@
-"""The READMEs: their examples run, their commands are understood, their links lead somewhere."""
+"""The READMEs and the measured pages: examples run, commands are understood, links lead on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from pyro_mdm.networks import MLP
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("inference", "models", "pyro_mdm", "tests")
-FILES = [ROOT / "README.md", *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("README.md")))]
+FILES = [
+    ROOT / "README.md",
+    *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("README.md"))),
+    *sorted((ROOT / "docs" / "measured").glob("*.md")),
+]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 
 WORDS = 1000
@@ -117,7 +121,7 @@ def test_files_of_ones_own_are_what_the_programs_take(tmp_path: Path) -> None:
 
 
 def commands() -> list[Any]:
-    """Every line of every shell block: words after the program's, and what the program is."""
+    """Every line of every shell block and of what was measured: its words, and where it is."""
     found = []
     for page in PAGES:
         lines = "".join(blocks(page, "bash")[2 if page == "README.md" else 0 :])
@@ -125,6 +129,9 @@ def commands() -> list[Any]:
             words = shlex.split(line, comments=True)
             if words:
                 found.append(pytest.param(words, id=f"{page}: {' '.join(words)}"))
+    for file in sorted((ROOT / "docs" / "measured" / "data").glob("*.csv")):
+        for line in re.findall(r"^# command: (.*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            found.append(pytest.param(shlex.split(line), id=f"{file.name}: {line}"))
     return found
 
 
@@ -205,7 +212,7 @@ def test_every_page_is_found_by_links_from_the_first() -> None:
         page = rest.pop()
         found.add(page)
         paths = [(ROOT / page).parent / link.partition("#")[0] for link in links(page)]
-        linked = {path.resolve() for path in paths if path.name.startswith("README.md")}
+        linked = {path.resolve() for path in paths if path.resolve() in FILES}
         rest += sorted({path.relative_to(ROOT).as_posix() for path in linked} - found)
     assert set(PAGES) == found
 

@@ -1,0 +1,1 @@
+"""The documentation: ``python -m docs`` builds its pages, docs/conf.py says how."""

@@ -1,0 +1,316 @@
+"""Measured numbers in the documentation: files, roles, tables, plots, and what pages may say."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as xml
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sphinx")  # of the extra that builds the documentation
+
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from docs._ext.measured import (
+    Measured,
+    MeasuredError,
+    load,
+    look_up,
+    parse,
+    series,
+    svg,
+)
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FOLDER = DOCS / "measured"
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))}
+FILES = {path.stem: path for path in sorted((FOLDER / "data").glob("*.csv"))}
+WORDS = 2500
+"""The most that a page may have."""
+
+EXAMPLE = """\
+# command: python -m inference.train
+# machine: machine E
+# date: 2026-11-27
+# seeds: 0, 1
+# unit: bits/dim
+# note: In all `two` rows
+score,diffusion,bits_per_dim,bits_per_dim_se,less_vpsde,less_vpsde_low,less_vpsde_high,steps,by
+noise,vpsde,2.80512,0.0081,0,,,1200,
+noise,cld,3.38912,0.2400,0.5841,0.4630,0.7043,900,machine A
+denoiser,cld,-1.5,,-0.0120,-0.0500,0.0260,20,
+"""
+
+
+def written(folder: Path, text: str = EXAMPLE, name: str = "some-file") -> Measured:
+    """A file of measured numbers in a documentation of its own."""
+    data = folder / "measured" / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    (data / f"{name}.csv").write_text(text, encoding="utf-8")
+    return load(folder, name)
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    measured = written(tmp_path)
+    assert measured.facts["note"] == ["In all `two` rows"]
+    assert list(measured.names) == ["score", "diffusion"]
+    assert list(measured.estimates) == ["bits_per_dim", "less_vpsde", "steps", "by"]
+    assert len(measured.rows) == 3
+    estimate = measured.estimate(measured.rows[1], "bits_per_dim")
+    assert estimate.ends == pytest.approx((3.14912, 3.62912))
+    assert measured.estimate(measured.rows[1], "less_vpsde").ends == (0.463, 0.7043)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("noise/vpsde/bits_per_dim", "2.8051 ± 0.0081"),
+        ("noise/cld/bits_per_dim", "3.3891 ± 0.2400"),
+        ("denoiser/cld/bits_per_dim", "-1.5"),
+        ("noise/vpsde/less_vpsde", "0"),
+        ("noise/cld/less_vpsde", "+0.584 (+0.463 to +0.704)"),
+        ("denoiser/cld/less_vpsde", "-0.012 (-0.050 to +0.026)"),
+        ("noise/vpsde/steps", "1,200"),
+        ("noise/cld/by", "machine A"),
+        ("noise/cld/bits_per_dim_se", "0.2400"),
+    ],
+)
+def test_a_number_is_said_with_its_error(address: str, said: str, tmp_path: Path) -> None:
+    """In no more digits than give the smallest error of the column two figures."""
+    written(tmp_path)
+    assert look_up(tmp_path, f"some-file/{address}") == said
+
+
+def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
+    measured = written(tmp_path)
+    told = [measured.is_told_from_0(row, "less_vpsde") for row in measured.rows]
+    assert told == [False, True, False]
+    assert not any(measured.is_told_from_0(row, "bits_per_dim") for row in measured.rows)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("other/noise/cld/steps", r"no other\.csv in measured/data; there are: some-file"),
+        ("some-file/noise/alda/steps", "no row noise/alda; it has: noise/vpsde; noise/cld; den"),
+        ("some-file/noise/steps", "no row noise;"),
+        ("some-file/noise/cld/nats", "no column nats; it has: score, diffusion, bits_per_dim"),
+        ("some-file/steps", "write file/row/column"),
+        ("some-file/noise/vpsde/by", "is empty"),
+    ],
+)
+def test_a_number_that_is_not_there(address: str, message: str, tmp_path: Path) -> None:
+    written(tmp_path)
+    with pytest.raises(MeasuredError, match=message):
+        look_up(tmp_path, address)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# machine:", "# device:", "opens with '# device: machine E'; comments are # command: …"),
+        ("# machine: machine E", "# machine:", "opens with '# machine:'"),
+        (",steps,by", ",steps,steps", "has the columns"),
+        ("bits_per_dim,", "bits/dim,", "has the columns"),
+        (",20,\n", ",20\n", "has 8 cells in row 3.*header has 9"),
+        (",20,\n", ",20,\n\n", "has 0 cells in row 4"),
+        ("0.0081", "small", "has bits_per_dim_se 'small'; give a number"),
+        ("2.80512,", ",", "an error needs its number"),
+        ("0.0081", "-0.0081", "_se -0.0081; it is at least 0"),
+        ("0.7043", "", "one end of less_vpsde's interval; give both"),
+        ("0.7043", "0.5", "outside its errors"),
+        ("noise,cld", "noise/x,cld", "without the slash"),
+        (EXAMPLE.partition("noise,vpsde")[2], "", "has 2 cells"),
+        (EXAMPLE.partition("score")[2], "", "no rows"),
+    ],
+)
+def test_mistakes_of_a_file(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert EXAMPLE.count(old)
+    with pytest.raises(MeasuredError, match=message):
+        written(tmp_path, EXAMPLE.replace(old, new, 1))
+
+
+def test_two_rows_of_one_name(tmp_path: Path) -> None:
+    row = "denoiser,cld,-1.5,,-0.0120,-0.0500,0.0260,20,\n"
+    with pytest.raises(MeasuredError, match="two rows that are the same"):
+        _ = written(tmp_path, EXAMPLE + row).names
+
+
+def test_what_a_plot_draws(tmp_path: Path) -> None:
+    """A colour for each column and value of ``by``; rows by the names that are left."""
+    measured = written(tmp_path)
+    noise, denoiser = series(measured, measured.rows, ["less_vpsde"], "score")
+    assert (noise.label, list(noise.estimates)) == ("noise", ["vpsde", "cld"])
+    assert (denoiser.label, list(denoiser.estimates)) == ("denoiser", ["cld"])
+    bits, steps = series(measured, measured.rows[:2], ["bits_per_dim", "steps"], None)
+    assert (bits.label, steps.label) == ("bits/dim", "steps")
+    assert list(bits.estimates) == ["vpsde", "cld"]
+    with pytest.raises(MeasuredError, match="no number in by to plot"):
+        series(measured, measured.rows, ["by"], None)
+
+
+def test_a_picture_takes_the_colours_of_the_page(tmp_path: Path) -> None:
+    """Its text is text, in the page's colour, on no background; it is the same each time."""
+    measured = written(tmp_path)
+    drawn = series(measured, measured.rows, ["less_vpsde"], "score")
+    picture = svg(drawn, "bits/dim", 'a "plot"', line=0.0)
+    assert picture == svg(drawn, "bits/dim", 'a "plot"', line=0.0)
+    root = xml.fromstring(picture)
+    assert root.attrib["aria-label"] == 'a "plot"' and root.attrib["role"] == "img"
+    texts = {"".join(element.itertext()) for element in root.findall(".//{*}text")}
+    assert {"vpsde", "cld", "noise", "denoiser", "bits/dim"} <= texts
+    styles = " ".join(element.attrib.get("style", "") for element in root.iter())
+    assert set(re.findall(r"#\w{6}", styles)) == {"#2f7fc1", "#d0672c"}
+    assert "currentColor" in styles
+
+
+def bars(picture: str, colour: str) -> list[tuple[float, float]]:
+    """Left and right ends of the horizontal bars of a colour."""
+    style = rf'<path d="M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+ *"[^>]*stroke: {colour}'
+    return [(float(a), float(b)) for a, b in re.findall(style, " ".join(picture.split()))]
+
+
+def test_bars_of_a_plot_are_the_intervals(tmp_path: Path) -> None:
+    """Their widths are as those of the file."""
+    text = "name,bits,bits_se,bits_low,bits_high\na,1,0.5,,\nb,2,,1.75,2.75\nc,3,,,\n"
+    measured = written(tmp_path, text)
+    picture = svg(series(measured, measured.rows, ["bits"], None), "bits", "plot")
+    se, interval, none = bars(picture, "#2f7fc1")
+    width = interval[1] - interval[0]
+    assert se[1] - se[0] == pytest.approx(width, rel=1e-4)
+    assert se[0] - interval[0] == pytest.approx((0.5 - 1.75) * width, rel=1e-4)
+    assert none[0] == none[1]
+
+
+PAGE = """\
+# Results
+
+It has {m}`some-file/noise/cld/less_vpsde` bits.
+
+```{measured} some-file
+:plot: less_vpsde
+:by: score
+:line: 0
+
+A *caption*.
+```
+
+```{measured} some-file
+:where: score=noise
+:columns: bits_per_dim less_vpsde
+```
+"""
+
+
+def build(folder: Path, page: str) -> str:
+    """The page that Sphinx makes, with warnings as errors."""
+    (folder / "index.md").write_text(page, encoding="utf-8")
+    overrides: dict[str, Any] = {"extensions": ["myst_parser", "docs._ext.measured"]}
+    out = folder / "_build"
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(
+            srcdir=folder,
+            confdir=None,
+            outdir=out,
+            doctreedir=out / "doctrees",
+            buildername="html",
+            confoverrides=overrides,
+            status=None,
+            warningiserror=True,
+            exception_on_warning=True,
+        )
+        app.build()
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_page_is_built(tmp_path: Path) -> None:
+    written(tmp_path)
+    page = build(tmp_path, PAGE)
+    assert '<span class="measured">+0.584 (+0.463 to +0.704)</span>' in page
+    assert 'aria-label="Plot of less vpsde, 3 values from -0.012 to 0.5841"' in page
+    assert "A <em>caption</em>" in page
+    table = page[page.index("<table") : page.index("</table>")]
+    cells = [re.sub(r"<(?!strong)[^/][^>]*>|</(?!strong)[^>]*>|\s*\n", "", cell)
+             for cell in re.findall(r"<t[hd].*?</t[hd]>", table, re.DOTALL)]  # fmt: skip
+    assert cells == [
+        *("diffusion", "bits/dim", "less vpsde"),
+        *("vpsde", "2.8051 ± 0.0081", "0"),
+        *("cld", "3.3891 ± 0.2400", "<strong>+0.584 (+0.463 to +0.704)</strong>"),
+    ]
+    text = re.sub("<[^>]+>", "", page)
+    assert "python -m inference.train" in text
+    assert "Machine E, 2026-11-27, seeds 0, 1, bits/dim. In all two rows. some-file.csv" in text
+    assert len(list((tmp_path / "_build/_downloads").rglob("some-file.csv"))) == 1
+    for wrong, message in (
+        (":where: score", "write column=value"),
+        (":where: score=x", "no row where"),
+        (":columns: nats", "no column nats"),
+        (":plot: nats", "no column nats"),
+        (":line: 0", "'line' but no 'plot'"),
+    ):
+        with pytest.raises(MeasuredError, match=message):
+            build(tmp_path, f"# Title\n\n```{{measured}} some-file\n{wrong}\n```\n")
+    with pytest.raises(MeasuredError, match=r"no other\.csv"):
+        build(tmp_path, "# Title\n\n```{measured} other\n```\n")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_as_it_should_be(name: str) -> None:
+    measured = parse(FILES[name])
+    for column in measured.estimates:
+        for row in measured.rows:
+            estimate = measured.estimate(row, column)
+            assert estimate.value is None or math.isfinite(estimate.value)
+            assert measured.said(row, column) is not None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_shown_with_its_command(name: str) -> None:
+    """By a table, as roles and plots give numbers alone."""
+    tables = [
+        block
+        for page in PAGES.values()
+        for block in re.findall(rf"^```\{{measured\}} {name}\n(.*?)```", page, re.M | re.S)
+        if ":plot:" not in block
+    ]
+    assert tables, f"no page of docs/measured has a table of {name}.csv"
+
+
+ROLES = sorted(
+    {(page, role) for page, text in PAGES.items() for role in re.findall(r"\{m\}`([^`]+)`", text)}
+)
+
+
+@pytest.mark.parametrize(("page", "role"), ROLES)
+def test_numbers_of_the_pages_are_there(page: str, role: str) -> None:
+    assert look_up(DOCS, role)
+
+
+def prose(page: str) -> str:
+    """A page without blocks, code, roles, mathematics and the targets of links."""
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(\{\w+\})?`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_says_a_result_itself(page: str) -> None:
+    typed = re.findall(r".{0,30}(?:±|\d\.\d).{0,30}", prose(page))
+    assert not typed, f"{page} says {typed}; put numbers into measured/data and use the role m"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_opens_with_its_answer_and_a_plot(page: str) -> None:
+    text = PAGES[page]
+    assert len(text.split()) <= WORDS
+    if page == "index.md":
+        return
+    title, answer, rest = text.split("\n\n", 2)
+    assert title.startswith("# ") and answer[0].isalnum()
+    first = re.search(r"```\{(\w+)\} \S+\n(?:(:\w+:).*)?", rest)
+    assert first is not None and (first[1], first[2]) in (("measured", ":plot:"), ("image", None))
