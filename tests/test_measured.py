@@ -92,6 +92,17 @@ def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
     assert not any(measured.is_told_from_0(row, "bits_per_dim") for row in measured.rows)
 
 
+def test_quartiles_are_no_interval_that_tells_a_difference_from_0(tmp_path: Path) -> None:
+    text = "name,less,less_q1,less_q3\na,1.04,1.01,1.07\n"
+    measured = written(tmp_path, text)
+    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (+1.01 to +1.07)"
+    assert measured.estimate(measured.rows[0], "less").quartiles
+    assert list(measured.estimates) == ["less"]
+    assert not measured.is_told_from_0(measured.rows[0], "less")
+    with pytest.raises(MeasuredError, match="one end of less's interval; give both"):
+        written(tmp_path, text.replace("1.07", ""))
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
