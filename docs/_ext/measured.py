@@ -8,8 +8,9 @@ the numbers there when the site is built, so that text, table and plot cannot di
 given again. Then come a header and rows. The first columns, as many as tell all rows apart, name
 the row. A column ``x`` may have neighbours: ``x_se``, its standard error, or ``x_low`` and
 ``x_high``, its 95% interval, or ``x_q1`` and ``x_q3``, its quartiles. An empty cell was not
-measured. The words that a column's name says with underscores are its title; ``less`` or ``more`` among
-them makes it a difference, which is given with its sign, and in bold where its interval excludes 0.
+measured. The words that a column's name says with underscores are its title; ``less`` or ``more``
+among them makes it a difference, which is given with its sign, and in bold where its interval
+excludes 0.
 
 **A number in a sentence**, with its error, is the role ``m`` of file, names of the row, column::
 
