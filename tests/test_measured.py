@@ -85,6 +85,12 @@ def test_a_number_is_said_with_its_error(address: str, said: str, tmp_path: Path
     assert look_up(tmp_path, f"some-file/{address}") == said
 
 
+def test_no_digit_is_said_that_a_file_does_not_have(tmp_path: Path) -> None:
+    measured = written(tmp_path, "name,x,x_se\na,0.0195,0.0004\nb,0.193,0.057\nc,0.5,0.02\n")
+    said = [measured.said(row, "x") for row in measured.rows]
+    assert said == ["0.0195 ± 0.0004", "0.193 ± 0.057", "0.50 ± 0.02"]
+
+
 def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
     measured = written(tmp_path)
     told = [measured.is_told_from_0(row, "less_vpsde") for row in measured.rows]

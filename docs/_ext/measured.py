@@ -205,10 +205,8 @@ class Measured:
         estimate = self.estimate(row, column)
         if estimate.value is None or "e" in estimate.text:
             return estimate.text
-        # Without an error a cell has its own digits, as whole numbers among others do.
-        most = self.digits(column)
-        if estimate.half_width is None:
-            most = min(most, decimals(estimate.text))
+        own = [estimate.text, *(row.get(column + end, "") for end in ERRORS)]
+        most = min(self.digits(column), max(map(decimals, own)))
         sign = "+" if self.is_difference(column) and estimate.value else ""
         value = f"{estimate.value:{sign},.{most}f}"
         if estimate.interval is not None:
