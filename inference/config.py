@@ -68,7 +68,7 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
         if (value := config.get(name, nothing)) != nothing:
             raise RunError(
                 f"{name} is {value}, an option that was removed since it did not pay, as "
-                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
+                "docs/measured/recipes.md has it. Leave it out for a new run; a "
                 "run that was trained with it opens in the version that its environment.json says. "
                 "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
             )

@@ -1,4 +1,4 @@
-"""Which diffusion is better? The tables of tests/benchmarks/README.md.
+"""Which diffusion is better? The tables of docs/measured.
 
     python -m inference.experiment digits --workers 2
     python -m inference.experiment mnist5k --workers 2

@@ -347,9 +347,7 @@ def test_options_that_were_removed_are_ignored_where_they_did_nothing(
     with Run.resume(tmp_path / "run") as run:
         assert run.config == LATER | {"seed": 0}
     (tmp_path / "run" / "config.yaml").write_text(f"{name}: {value}")
-    expected = (
-        rf"config\.yaml: {name} is {value}, .* removed .*tests/benchmarks/README\.md .*new run"
-    )
+    expected = rf"config\.yaml: {name} is {value}, .* removed .*docs/measured/recipes\.md .*new run"
     for opened in (Run.open, Run.resume):
         with pytest.raises(RunError, match=expected):
             opened(tmp_path / "run")

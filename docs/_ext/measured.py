@@ -191,7 +191,7 @@ class Measured:
         return Estimate(row[column], number(row[column]), se)
 
     def is_difference(self, column: str) -> bool:
-        return bool({"less", "more"} & set(column.split("_")))
+        return bool({"difference", "less", "more"} & set(column.split("_")))
 
     def digits(self, column: str) -> int:
         """The most decimals that a column's numbers are given with."""
@@ -411,7 +411,7 @@ class MeasuredNumber(SphinxRole):
         source = Path(self.env.srcdir)
         said = look_up(source, self.text)
         self.env.note_dependency(str(source / "measured/data" / f"{self.text.split('/')[0]}.csv"))
-        return [nodes.inline(self.rawtext, said, classes=["measured"])], []
+        return [nodes.inline(self.rawtext, unbroken(said), classes=["measured"])], []
 
 
 class MeasuredFile(SphinxDirective):
@@ -505,6 +505,11 @@ class MeasuredFile(SphinxDirective):
         return nodes.paragraph("", "", *children, *messages, nodes.Text(" "), link)
 
 
+def unbroken(said: str) -> str:
+    """A number and its error without a space at which a line may end."""
+    return re.sub(r"(?<=\d) (±|to) (?=[+-]?\d)", "\u00a0\\1\u00a0", said)
+
+
 def entry(text: str, bold: bool = False) -> nodes.entry:
     inline: nodes.Node = nodes.strong(text=text) if bold else nodes.Text(text)
     return nodes.entry("", nodes.paragraph("", "", inline))
@@ -518,7 +523,8 @@ def cells(
         if column in measured.names:
             yield entry(row[column])
         else:
-            yield entry(measured.said(row, column) or "–", measured.is_told_from_0(row, column))
+            said = unbroken(measured.said(row, column))
+            yield entry(said or "–", measured.is_told_from_0(row, column))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
