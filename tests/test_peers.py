@@ -206,3 +206,12 @@ def test_intervals_are_over_images_and_seeds() -> None:
     assert peers.mean_and_interval(x) == pytest.approx((3.5, 3.5 - reach, 3.5 + reach), rel=1e-5)
     alone = peers.mean_and_interval(x[:1])
     assert alone[2] - alone[0] == pytest.approx(1.959964 * np.std(x[0], ddof=1) / 2)
+
+
+def test_of_large_parts_the_first_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = peers.Data.of("digits")
+    monkeypatch.setattr(peers, "MOST", 7)
+    data = peers.Data.of("digits")
+    assert torch.equal(data.train, whole.train)
+    for part, of in ((data.validation, whole.validation), (data.test, whole.test)):
+        assert torch.equal(part, of[:7]) and len(of) > 7
