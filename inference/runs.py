@@ -178,14 +178,14 @@ class Run:
         """
         folder = trained_folder(folder)
         read_settings(folder)  # nothing is touched in what is no run folder
+        inside = [folder / name for name in CONTENT]
+        inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
+        refuse_links(inside)
         if not has_checkpoint(folder) and (folder / "results.json").exists():
             raise RunError(
                 f"{folder} has a trained model without its checkpoints, from which no training can "
                 "go on; start a new run"
             )
-        inside = [folder / name for name in CONTENT]
-        inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
-        refuse_links(inside)
         lock = WriteLock(folder)
         try:
             _remove_temporary_files(folder)
