@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
-from docs._ext.cache import folder
+from docs._ext.cache import digest, folder
 
 project = "pyro_mdm"
 author = "the authors of pyro_mdm"
@@ -33,10 +33,13 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 
-smartquotes = False  # options begin with two hyphens
+smartquotes_action = "D"  # dashes, and quotes as they are
 
 html_theme = "furo"
 html_title = project
+html_copy_source = html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 html_math_renderer = "mathml"
 autodoc_inherit_docstrings = False  # else methods have PyTorch's
@@ -95,5 +98,6 @@ def _of_this_branch(
 
 
 def setup(app: Sphinx) -> None:
-    """Before the theme asks for the contents."""
+    """Listen before the theme asks for the contents; read all pages anew by changed extensions."""
+    app.add_config_value("made_by", digest([ROOT / "docs" / "_ext"]), "env")
     app.connect("html-page-context", _of_this_branch, priority=100)

@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 _M = TypeVar("_M", bound=nn.Module)
-MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR
+MAP_UNIT, MAP_LIMIT = 10.0, 3.0
+"""Unit and limit of what networks are told of maps of log SNR."""
 PERIOD = 64.0  # the longest in the embedding: log SNRs within (-32, 32) look different
 
 

@@ -41,7 +41,9 @@ __all__ = ["CONFIG", "FORMAT", "TENSORS", "TRAINED", "PretrainedError", "load_fo
 __all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "trained_models"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
+"""A file of a model's folder."""
 FORMAT = 1
+"""The format of such folders that is written."""
 ARGUMENTS = "arguments."
 
 TRAINED = Path(__file__).resolve().parent.parent / "models" / "trained"

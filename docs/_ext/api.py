@@ -19,6 +19,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.inspect import signature, stringify_signature
 
 __all__ = ["Door", "described", "doors", "names_of", "pages", "setup"]
 
@@ -102,6 +103,11 @@ def _is_long(module: ModuleType, name: str) -> bool:
     return inspect.isclass(thing) or inspect.isroutine(thing)
 
 
+def page_of(module: str) -> str:
+    """The page of a module; not where a class of the same letters has its own."""
+    return module if module == LIBRARY else f"modules/{module}"
+
+
 def file_of(door: Door, name: str) -> str:
     """The page of a name: a function beside a class of the same letters is told apart."""
     same = [other for other in door.alone if other.lower() == name.lower()]
@@ -117,7 +123,7 @@ def _table(title: str, names: list[str]) -> list[str]:
     if not names:
         return []
     rows = [f"   {name}" for name in names]
-    return [f".. rubric:: {title}", "", ".. autosummary::", "", *rows, ""]
+    return [f".. rubric:: {title}", "", ".. autosummary::", "   :nosignatures:", "", *rows, ""]
 
 
 def _of_name(door: Door, name: str) -> str:
@@ -143,9 +149,9 @@ def _of_module(door: Door, inner: list[str]) -> str:
             lines += [f".. autofunction:: {whole}", ""]
         else:
             lines += [f".. autodata:: {whole}", "   :no-value:", ""]
-    below = [*inner, *(file_of(door, name) for name in door.alone)]
+    below = [*map(page_of, inner), *(file_of(door, name) for name in door.alone)]
     if below:
-        lines += [".. toctree::", "   :hidden:", "", *(f"   {page}" for page in below), ""]
+        lines += [".. toctree::", "   :hidden:", "", *(f"   /api/{page}" for page in below), ""]
     return "\n".join(lines)
 
 
@@ -160,20 +166,18 @@ def pages() -> dict[str, str]:
             for other in found
             if other.module.startswith(f"{door.module}.") and other.module.count(".") == level
         ]
-        result[door.module] = _of_module(door, inner)
+        result[page_of(door.module)] = _of_module(door, inner)
         result |= {file_of(door, name): _of_name(door, name) for name in door.alone}
     return result
 
 
 def _write(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "api"
-    folder.mkdir(exist_ok=True)
-    wanted = pages()
-    for path in folder.glob("*.rst"):
-        if path.stem not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
-        path = folder / f"{name}.rst"
+    (folder / "modules").mkdir(parents=True, exist_ok=True)
+    wanted = {folder / f"{name}.rst": text for name, text in pages().items()}
+    for path in {*folder.rglob("*.rst")} - {*wanted}:
+        path.unlink()
+    for path, text in wanted.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
@@ -191,8 +195,19 @@ def _bases(app: Sphinx, name: str, thing: object, options: object, bases: list[t
     bases[:] = dict.fromkeys(_public(bases)) or [object]
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: object, text: str | None, returns: str
+) -> tuple[str, str] | None:
+    """The arguments of a constructor, where ``__new__`` takes any to note them."""
+    if what == "class" and text and text.startswith("(*args"):
+        arguments = signature(thing.__init__, bound_method=True)
+        return stringify_signature(arguments, show_return_annotation=False), returns
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Pages are written before Sphinx looks for them; what did not change is left."""
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-bases", _bases)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

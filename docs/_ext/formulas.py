@@ -177,16 +177,21 @@ def typeset(lines: list[str]) -> list[str]:
     return out
 
 
-CODE = re.compile(r"['\"]|->|[A-Za-z_]{4}")
+CODE = re.compile(r"\"|(?<![\w)}])'|->|[A-Za-z_]{4}")
+"""In literals that are code, whatever letters they have; a quote after a symbol is a prime."""
 SHAPE = re.compile(r"\((?=[^()]*\*\w)[\w.*, +-]+\)")
 STAR = re.compile(r"((?<=\()|(?<=, )|^\s*)\*(?=[\w.]+[,)])")
 
 
 def _inline(line: str) -> str:
     """A line whose signs mean to reStructuredText what they mean to a reader."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
     parts = re.split(r"(``[^`]+``|`[^`]+`)", line)
     for i, text in enumerate(parts):
         if not text.startswith("`"):
+            text = re.sub(r"(?<![\w-])--[a-z]\w*", r"``\g<0>``", text)  # an option
+            text = re.sub(r": ([A-Za-z]\.)$", r": \\\1", text)  # a symbol, not item M. of a list
             text = re.sub(r"(?<=\S)\||\|(?=\S)", r"\|", SHAPE.sub(r"``\g<0>``", text))
             pieces = re.split(r"(``[^`]+``)", text)
             pieces = [p if p.startswith("`") else STAR.sub(r"\1\*", p) for p in pieces]

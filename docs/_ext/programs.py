@@ -148,7 +148,10 @@ def _plain(text: str) -> str:
         elif part.startswith(":") and part.endswith("`"):
             parts[i] = ROLE.sub(name, part)
         else:
-            parts[i] = re.sub(r"([\\`*_{}\[\]<>#$|~^])", r"\\\1", part)
+            words = re.split(r"((?<![\w-])--\w+)", part)  # of which every second is an option
+            words[::2] = [re.sub(r"([\\`*_{}\[\]<>#$|~^])", r"\\\1", word) for word in words[::2]]
+            words[1::2] = [f"`{word}`" for word in words[1::2]]
+            parts[i] = "".join(words)
     return "".join(parts)
 
 

@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 Times = float | Tensor
+"""One time, or a tensor of them."""
 Matrix = Sequence[Sequence[float]] | Tensor
+"""A matrix as a tensor, or as rows of numbers."""
 
 
 class UnreachableError(ValueError):

@@ -16,7 +16,8 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "FoundEnds", "Inversion"]
 
-LOG_SNR, LOG_VOLUME = "log SNR", "log volume"  # coordinates that times are found by
+LOG_SNR, LOG_VOLUME = "log SNR", "log volume"
+"""A coordinate that times are found by."""
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ REMEDY = (
     ". If training brought them here, lower the learning rate of the diffusion, or give D a higher "
     "rank"
 )
+"""What errors of learned matrices advise."""
 
 
 class LearnedFamily(LinearDiffusion):

@@ -44,6 +44,7 @@ LEAST_NODES = 6
 REACH = 0.4
 """‖A‖h of a cell; longer ones are cut."""
 MAX_CELLS = 2**14
+"""The most cells that a path of matrices is cut into."""
 
 Field = Callable[[Tensor], Tensor]
 """Clock times (…) -> matrices (…, K, K)."""

@@ -30,8 +30,8 @@ __all__ = [
     "with_event_dims",
 ]
 
-# rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8
 MAX_AMPLIFICATION = 2e7
+"""Rounding errors grown by more than this are refused: log det and log SNR keep about 1e-8."""
 
 
 def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Tensor:

@@ -35,7 +35,8 @@ from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share", "precisions"]
 
-FEWEST = 8  # data whose spread is an error
+FEWEST = 8
+"""The fewest data whose spread gives an error."""
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 
@@ -55,6 +56,7 @@ MANY_PASSES = 64
 """The passes over all data after which a round may be an eighth of all draws before it."""
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
+"""A model and its guide."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "importance": importance_weighted,
     "flow": probability_flow,
 }
+"""Likelihoods by name."""
 
 
 @overload

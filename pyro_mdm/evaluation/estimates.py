@@ -25,7 +25,8 @@ __all__ = [
     "rounding",
 ]
 
-Z95 = 1.959964  # of a normal distribution, two-sided
+Z95 = 1.959964
+"""The two-sided 95% quantile of a standard normal law."""
 
 
 class InBits:

@@ -43,7 +43,8 @@ __all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target", "cells"
 FOLDS = 4
 UNIFORM_SHARE = 0.1
 SMALL = 0.05  # part of the baseline's largest density below which data are not told apart
-Target = tuple[int, int | None]  # an integrand, or two for their difference
+Target = tuple[int, int | None]
+"""An integrand by its number, or two for their difference."""
 
 
 class Draws(NamedTuple):

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Method = Literal["elbo", "importance", "flow"]
+"""The name of a likelihood: the bound, importance weights, or the probability flow."""
 
 TIMES = 65
 """The number of times of a grid where none is given."""

@@ -7,7 +7,7 @@ JSON can hold (:func:`snapshot` makes those of the diffusion)::
     bounds      step; terms, name → (value, standard error); log_snr_edges, (n + 1,);
                 diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
                 error being what other noise would change (Monte Carlo)
-    snapshots   step; and the fields of :func:`snapshot`
+    snapshots   step; and the fields of snapshot
 
 Of a diffusion without a closed form there are simulated paths (:func:`paths_figure`) and the field
 of its drift (:func:`field_figure`).

@@ -68,6 +68,7 @@ __all__ = [
 ]
 
 TERMS = ("bits_per_dim", *measured.ALL_TERMS)
+"""Terms of the bound that are written, by name."""
 PARTS = ("train", "validation")
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]

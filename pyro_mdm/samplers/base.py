@@ -25,7 +25,9 @@ __all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
+"""A function that draws standard noise of a state's shape."""
 Watch = Callable[[Tensor, Tensor], object]
+"""A function that is called with the time and the state, before each step and at the end."""
 
 
 class Sampler(Recorded, ABC):

@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 Number = float | Tensor
+"""One number, or a tensor of them."""
 Times = Literal["log_volume", "vpsde", "adaptive"]
+"""The law that times of training are drawn from."""
 
 
 class Score(Restorable, ExactBuffers, ABC):

@@ -24,7 +24,8 @@ from pyro_mdm.support.checks import check_finite, check_instance
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
-DATA_AT_ONCE = 256  # data whose baseline is integrated together, in cache
+DATA_AT_ONCE = 256
+"""Data whose baseline is integrated together, in cache."""
 
 
 class DenoiserScore(Score):

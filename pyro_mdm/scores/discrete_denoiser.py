@@ -20,6 +20,7 @@ from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 
 Form = Literal["tilt", "mixture", "logits"]
+"""The form of a discrete denoiser: what the network's outputs are to the posterior."""
 
 COMPONENTS = 3
 """The number of tilts of a mixture."""
