@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from inference.checkpoints import RunError
+from inference.options import Training
 
-LATER: dict[str, Any] = {
-    "learned_from": None,
-    "figures": True,
-    "data": None,
-    "test_size": None,
-    "columns": None,
-    "image_size": None,
-    "network": None,
-    "flip": False,
-    "decay": "cosine",
-    "compile": None,
-    "channels_last": False,
-    "step_size": None,
-    "points": None,
-    "solver": None,
-    "objective": None,
-    "probes": None,
-    "probe_law": None,
-    "backpropagation": None,
-    "stationary_variance": None,
-    "logit_margin": None,
-    "decoder": None,
-    "decoder_in_loss": True,
-    "times": None,
-    "maps": None,
-    "likelihood": None,
-    "time_varying": False,
-    "learn_ends": None,
-    "learn_stationary": False,
-    "condition": None,
-    "context_dropout": None,
-    "optimizer": "adam",
-    "split_seed": None,
-    "threads": None,
-    "patience": None,
-}
-"""Settings younger than some run folders: what inference.train did before it had them."""
+YOUNGER = (
+    *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
+    *("decay", "compile", "channels_last", "step_size", "points", "objective"),
+    *("stationary_variance", "logit_margin", "decoder", "decoder_in_loss", "times", "maps"),
+    *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
+    *("context_dropout", "split_seed", "threads", "patience"),
+)
+"""Settings younger than some run folders, which were trained as by their defaults."""
+
+LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
+LATER |= {"optimizer": "adam"}
+"""What inference.train did before it had these settings."""
 
 REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
-"""Options that inference.train had and that did not pay: the values at which they did nothing."""
+REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
+"""Options that inference.train had: the values at which they did nothing."""
 
 
 class Settings(dict[str, Any]):
@@ -67,12 +45,20 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, nothing in REMOVED.items():
         if (value := config.get(name, nothing)) != nothing:
             raise RunError(
-                f"{name} is {value}, an option that was removed since it did not pay, as "
-                "tests/benchmarks/README.md has it under Recipes. Leave it out for a new run; a "
-                "run that was trained with it opens in the version that its environment.json says. "
-                "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
+                f"{name} is {value}, an option that was removed: {_instead(name)}. Leave it out "
+                "for a new run; a run that was trained with it opens in the version that its "
+                "environment.json says"
             )
     return {name: value for name, value in config.items() if name not in REMOVED}
+
+
+def _instead(name: str) -> str:
+    if name in ("members", "augment"):
+        return (
+            "it did not pay, as tests/benchmarks/README.md has it under Recipes, and the ladder "
+            "can still train so, by tests/benchmarks/ladder/few_data.py"
+        )
+    return "a guide's own Simulation says how it is simulated, see inference/guides/README.md"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

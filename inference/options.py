@@ -109,21 +109,13 @@ class SimulatedGuide:
     Args:
         step_size: of simulated paths, as a part of the way from data to noise.
         points: how often the bound is estimated along each path.
-        solver: of simulated paths: srk, or euler.
         objective: how the divergence of the score is estimated: ism, or local_dsm, which needs no
             derivative of the network.
-        probes: of Hutchinson's estimator, a number, or exact.
-        probe_law: of the probes.
-        backpropagation: through every step of a path, or by its adjoint, to save memory.
     """
 
     step_size: float | None = None
     points: int | None = None
-    solver: Literal["euler", "srk"] | None = None
     objective: Literal["ism", "local_dsm"] | None = None
-    probes: Literal["exact"] | int | None = None
-    probe_law: Literal["rademacher", "gaussian"] | None = None
-    backpropagation: Literal["direct", "adjoint"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
