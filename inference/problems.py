@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from inference.names import accepted, find
+from inference.names import find
 from inference.options import Data
 from models import Problem
 from pyro_mdm.support.checks import describe
@@ -77,7 +77,7 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
     """The object that the name stands for; of a class, one made with what was given."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
-    taken = accepted(named, {"holdout": data.holdout, **given}) if is_class else {}
+    taken = _taken(named, {"holdout": data.holdout, **given}) if is_class else {}
     for key, value in given.items():
         if key not in taken:
             raise ValueError(
@@ -91,6 +91,20 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
             "super().__init__(holdout=holdout)"
         )
     return named.split_by(_seed(data), **taken)
+
+
+def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]:
+    """``options`` that a data set is made with; a class may hand others to the one it is of."""
+    names: set[str] = set()
+    for base in kind.__mro__[: kind.__mro__.index(Problem)]:
+        if "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            names |= set(own)
+            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in own.values()):
+                break
+    else:
+        names.add("holdout")
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _seed(data: Data) -> int | None:

@@ -243,32 +243,21 @@ class FileImages(ImageProblem):
 
     Args:
         data: the folder; None: ``data`` in the working directory.
-        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
+        options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
         DataError: a file is missing or damaged; says what to run.
     """
 
     held_out: int = 5_000
+    batch_size = 32
+    optimizer = "muon"
+    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
+    recipe = "fine"
 
-    def __init__(
-        self,
-        *,
-        data: Path | str | None = None,
-        protocol: Literal["discrete", "dequantized"] = "discrete",
-        holdout: bool = False,
-        network: str | None = None,
-        logit_margin: float | None = None,
-        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
-    ) -> None:
+    def __init__(self, *, data: Path | str | None = None, **options: Any) -> None:
         self.root = Path("data" if data is None else data).expanduser()
-        super().__init__(
-            protocol=protocol,
-            holdout=holdout,
-            network=network,
-            logit_margin=logit_margin,
-            decoder=decoder,
-        )
+        super().__init__(**options)
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor]:
