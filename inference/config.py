@@ -25,7 +25,7 @@ LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name i
 LATER |= {"optimizer": "adam"}
 """What inference.train did before it had these settings."""
 
-REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
+REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
 REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
 """Options that inference.train had: the values at which they did nothing."""
 
@@ -53,10 +53,10 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _instead(name: str) -> str:
-    if name in ("members", "augment"):
+    if name in ("members", "augment", "weight_decay"):
         return (
-            "it did not pay, as tests/benchmarks/README.md has it under Recipes, and the ladder "
-            "can still train so, by tests/benchmarks/ladder/few_data.py"
+            "it did not pay, as tests/benchmarks/README.md has it under Recipes, and the programs "
+            "of tests/benchmarks/ladder can still train so"
         )
     return "a guide's own Simulation says how it is simulated, see inference/guides/README.md"
 

@@ -47,9 +47,8 @@ def check_training(settings: Decided, programs: Programs, processes: int) -> Non
 
 def _check_numbers(settings: Decided, processes: int) -> None:
     check_positive(**{name: getattr(settings, name) for name in POSITIVE})
-    for name in ("warmup", "weight_decay"):
-        if not getattr(settings, name) >= 0:
-            raise ValueError(f"--{name} is {getattr(settings, name)}, expected 0 or more")
+    if settings.warmup < 0:
+        raise ValueError(f"--warmup is {settings.warmup}, expected 0 or more")
     if not settings.diffusion_learning_rate >= 0:
         raise ValueError(
             f"--diffusion_learning_rate is {settings.diffusion_learning_rate}, expected a "

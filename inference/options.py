@@ -169,7 +169,6 @@ class Optimization:
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
             gradients.
-        weight_decay: of the network, decoupled. The diffusion has none.
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: after it: a cosine that falls to zero, or a constant rate.
         clip: largest norm of the gradient of the loss in nats per dimension.
@@ -184,7 +183,6 @@ class Optimization:
     micro_batches: int = 1
     learning_rate: float | None = None
     diffusion_learning_rate: float = 1e-2
-    weight_decay: float = 0.0
     warmup: int = 100
     decay: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0

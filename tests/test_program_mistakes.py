@@ -290,7 +290,6 @@ REFUSED: dict[str, str] = {
     f"{POINTS} --micro_batches 3": "expected a multiple of 3",
     f"{POINTS} --steps 0": "--steps is 0, expected a positive number",
     f"{POINTS} --warmup -1": "--warmup is -1, expected 0 or more",
-    f"{POINTS} --weight_decay -1e-2": "--weight_decay is -0.01, expected 0",
     f"{POINTS} --learning_rate 0": "--learning_rate is 0.0, expected",
     f"{POINTS} --diffusion_learning_rate -0.1": "--diffusion_learning_rate is -0.1, expected a",
     f"{POINTS} --ema_decay 1": "--ema_decay is 1.0, expected a number",

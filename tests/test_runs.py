@@ -340,7 +340,8 @@ def test_settings_that_older_runs_lack_are_what_was_done_then(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("members", 4), ("augment", 0.85), ("solver", "euler")]
+    ("name", "value"),
+    [("members", 4), ("augment", 0.85), ("weight_decay", 0.1), ("solver", "euler")],
 )
 def test_options_that_were_removed_are_ignored_where_they_did_nothing(
     tmp_path: Path, name: str, value: object

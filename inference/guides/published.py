@@ -21,7 +21,7 @@ As published, in the ``*_paper.yaml`` recipes and the table ``paper`` of inferen
 - ``--decoder joint_tweedie``: (x, v_0) by the score, less log q(v_0) (``JointTweedie``);
 - ``--decoder_in_loss false``: the training loss without that term (``MDM_ELBO(decoder=False)``);
 - ``--times vpsde``: importance times of VPSDE, whatever the diffusion (``Score.times``);
-- ``--ema_decay 0``, ``--weight_decay 0``: no averaging, no decay of weights;
+- ``--ema_decay 0``: no averaging, and no decay of weights, which no run here has;
 - ``--clip``: norm of the gradient at most 2 in nats per datum, which is 2/d in nats per dimension;
 - one constant learning rate, 2e-4, for network and diffusion; batches of 128; no warm-up, 300
   epochs, dropout 0; CIFAR-10 mirrored at random (recipes; not for ImageNet, of which nothing is
