@@ -15,7 +15,7 @@ from inference.options import Training
 YOUNGER = (
     *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
     *("decay", "compile", "channels_last", "step_size", "points", "objective"),
-    *("stationary_variance", "logit_margin", "decoder", "decoder_in_loss", "times", "maps"),
+    *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
     *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
     *("context_dropout", "split_seed", "threads", "patience"),
 )
@@ -26,7 +26,7 @@ LATER |= {"optimizer": "adam"}
 """What inference.train did before it had these settings."""
 
 REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
-REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
+REMOVED |= dict.fromkeys(("decoder", "solver", "probes", "probe_law", "backpropagation"))
 """Options that inference.train had: the values at which they did nothing."""
 
 
@@ -58,6 +58,8 @@ def _instead(name: str) -> str:
             "it did not pay, as tests/benchmarks/README.md has it under Recipes, and the programs "
             "of tests/benchmarks/ladder can still train so"
         )
+    if name == "decoder":
+        return "--likelihood takes the same names, and so does likelihood in a file of settings"
     return "a guide's own Simulation says how it is simulated, see inference/guides/README.md"
 
 

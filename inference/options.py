@@ -129,9 +129,9 @@ class Score:
         network: of images: small, paper, … see the data set's file; by default the one it names
             for training, or its first.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
-            network_posterior, module:Name or file.py:Name; by default the data set's own.
-        decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
-            joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
+            network_posterior, module:Name or file.py:Name; by default the data set's own, which is
+            tweedie for dequantized images, of x by the denoised state; the paper's is
+            joint_tweedie, of x and v_0 less the log density of v_0.
         decoder_in_loss: false for the paper's training loss, without the decoder's term: the
             training objective is then no bound on data. Measurements always are.
         times: law of the times of training: adaptive, more where gradients vary more; log_volume,
@@ -148,7 +148,6 @@ class Score:
     score: str = "default"
     network: str | None = None
     likelihood: str | None = None
-    decoder: Literal["tweedie", "joint_tweedie"] | None = None
     decoder_in_loss: bool = True
     times: Literal["adaptive", "log_volume", "vpsde"] | None = None
     maps: Literal["levels", "subsets", "independent", "mixed"] | None = None

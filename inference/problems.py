@@ -18,7 +18,6 @@ OPTIONS = {
     "protocol": "images",
     "network": "images",
     "logit_margin": "images",
-    "decoder": "images",
     "data": "data sets that are read from files",
     "columns": "tables",
     "image_size": "images of your own",
@@ -32,22 +31,21 @@ CONTEXT_DROPOUT = 0.1
 """The part of a batch whose context is hidden, where none is given."""
 
 
-def build_problem(data: Data, *, network: str | None = None, decoder: str | None = None) -> Problem:
+def build_problem(data: Data, *, network: str | None = None) -> Problem:
     """The data set that settings describe, of data given what is asked for.
 
     Args:
         data: its ``model`` is a name, see :func:`~inference.names.find`. Without ``split_seed``
             data are split by index, see :func:`with_split`.
-        network, decoder: of images, see :class:`~models.base.ImageProblem`.
+        network: of images, see :class:`~models.base.ImageProblem`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
         TypeError: what is named is no data set, or one that takes no ``holdout``.
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
-    options = {"network": network, "decoder": decoder}
-    options |= {name: getattr(data, name) for name in OPTIONS if name not in options}
-    given = {name: options[name] for name in OPTIONS if options[name] is not None}
+    options = {"network": network, **{n: getattr(data, n) for n in OPTIONS if n != "network"}}
+    given = {name: value for name, value in options.items() if value is not None}
     problem = _made(data, given)
     if not isinstance(problem, Problem):
         raise TypeError(

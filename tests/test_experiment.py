@@ -318,10 +318,10 @@ def test_every_guide_of_a_table_is_one(table: str) -> None:
         diffusion = build(cell.options["guide"], **options)
         if cell.guide.endswith("_at_time"):
             assert diffusion.start_time.item() == pytest.approx(1e-3, rel=1e-6)
-            assert cell.options["decoder"] == "joint_tweedie"
+            assert cell.options["likelihood"] == "joint_tweedie"
         else:
             assert diffusion.max_log_snr == 9.0
-            assert cell.options.get("decoder", "tweedie") == "tweedie"
+            assert cell.options.get("likelihood", "tweedie") == "tweedie"
         if table == "ends":
             assert diffusion.terminal_log_snr.item() == pytest.approx(-10.0, abs=1e-9)
 

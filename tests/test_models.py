@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inference.options import Training
+from inference.plan import build
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy, base
 from models import problem as programs
 from models.files import spread
@@ -153,10 +155,10 @@ def test_what_the_margin_is_to_independent_pixels(margin: float | None, expected
     assert sum(found) / len(found) == pytest.approx(expected, abs=0.02)
 
 
-def test_the_decoder_of_dequantized_images_is_chosen() -> None:
-    for decoder, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
-        problem = Digits(protocol="dequantized", decoder=decoder)
-        assert isinstance(problem.build(CLD(max_log_snr=9.0), score="noise").likelihood, kind)
+def test_the_likelihood_of_dequantized_images_is_chosen() -> None:
+    for name, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
+        settings = Training(protocol="dequantized", guide="cld", score="noise", likelihood=name)
+        assert isinstance(build(settings).model.likelihood, kind)
 
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
@@ -202,8 +204,6 @@ def test_default_networks_have_their_stated_sizes(problems):
 MISTAKES: list[tuple[Any, str]] = [
     (lambda: Digits(protocol="logit"), "protocol is 'logit'"),
     (lambda: Digits(logit_margin=0.05), "logit_margin is 0.05.*give --protocol dequantized"),
-    (lambda: Digits(decoder="tweedie"), "decoder is tweedie.*give --protocol dequantized"),
-    (lambda: Digits(protocol="dequantized", decoder="best"), "decoder is 'best', expected"),
     (lambda: Digits(protocol="dequantized", logit_margin=0.5), "margin is 0.5, expected .*such as"),
     (lambda: Digits().build(CLD(), score="epsilon"), "score is 'epsilon'.*discrete, denoiser"),
     (lambda: Toy().build(CLD(), score="discrete"), "denoiser, noise, score, residual for toy"),

@@ -432,9 +432,6 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(
         assert bool(model.score_function.network.outlet[-1].weight.grad.any())
     if protocol == "dequantized":  # a linear diffusion keeps the paper's
         assert isinstance(problem.build(VPSDE(max_log_snr=6.0)).likelihood, Tweedie)
-        problem.decoder = "joint_tweedie"
-        with pytest.raises(ValueError, match=r"decoder is joint_tweedie.*leave it out"):
-            problem.build(diffusion)
 
 
 def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(tiny: str) -> None:

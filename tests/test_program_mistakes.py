@@ -250,7 +250,6 @@ REFUSED: dict[str, str] = {
     f"{PICTURES} --likelihood gaussian": "gaussian is a density, .* or --protocol dequantized",
     f"{POINTS} --likelihood network_posterior": "--likelihood network_posterior: NetworkPosterior",
     f"{SIMULATED} --likelihood tweedie": "--likelihood tweedie: x̂ by a score",
-    f"{PICTURES} --protocol dequantized --decoder tweedie --likelihood gaussian": "both say",
     f"{POINTS} --sampler eular": r"unknown sampler 'eular' \(did you mean eul",
     f"{POINTS} --sampler no.py:A": "--sampler: there is no file",
     f"{POINTS} --sampler pyro_mdm:CLD": "is the class CLD, expected a Sampler: a subclass",
