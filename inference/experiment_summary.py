@@ -215,6 +215,7 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     events.Reload()
     entries = {}
     for tag in events.Tags()["scalars"]:
+        # runs of older versions have no group
         matrix, slash, entry = tag.removeprefix("diffusion/").partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)

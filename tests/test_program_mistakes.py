@@ -226,6 +226,7 @@ REFUSED: dict[str, str] = {
     # options that do not go together, have no effect, or make no sense
     f"{POINTS} --protocol discrete": "--protocol discrete is for images",
     f"{POINTS} --protocol dequantized": "is for images",
+    "train --model mnist --image_size 3": "--image_size 3 is for images of your own; --model mnist",
     f"{POINTS} --data a": "--data a is for data sets that are read from",
     f"{PICTURES} --image_size 4": "--image_size 4 is for images of your",
     f"{PICTURES} --network big": "'big', expected one of small for",
