@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.exponents import exponentials, stretches
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
+from pyro_mdm.varying.exponents import exponentials, stretches
 
 __all__ = ["MAX_CELLS", "REACH", "CellMatrices", "MagnusPropagator", "MovedCells"]
 

@@ -14,11 +14,11 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
 from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
-from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
+from pyro_mdm.varying.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 
 __all__ = ["MatrixFunction", "TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"]
 
@@ -433,7 +433,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
 
     N(0, Σ_∞) is at rest whatever Q(s) and D(s) are, which need not commute at different times.
     Everything that a :class:`LinearDiffusion` has is there, by Magnus steps of the fourth order
-    over a grid of cells (:mod:`~pyro_mdm.diffusions.magnus`) instead of closed forms of constant
+    over a grid of cells (:mod:`~pyro_mdm.varying.magnus`) instead of closed forms of constant
     matrices; of constant ones it is the same to rounding. With 256 cells and matrices that change
     by about their own size, moments have errors below 1e-7 for K up to 5; log SNR of a chain of 8
     has 4e-7.
