@@ -127,7 +127,6 @@ class DiffusionModel(Registered):
         return {"event_shape": list(self.event_shape), "times": described(self.times)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore the times of a chain."""
         self.times = restored_times(saved["times"])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "condition",
+    "with_score",
 ]
 
 AGREEMENT = 1e-6
@@ -138,7 +139,7 @@ def condition(
             f"contexts are of {len(told)} data and masks or values of {sizes.pop()}, expected both "
             "of the same number of data"
         )
-    return _with_score(model, score, ConditionedLikelihood(model.likelihood))
+    return with_score(model, score, ConditionedLikelihood(model.likelihood))
 
 
 def _check_noised_apart(model: DiffusionModel) -> None:
@@ -147,7 +148,8 @@ def _check_noised_apart(model: DiffusionModel) -> None:
     require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)
 
 
-def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+def with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+    """The model with another score and decoder, in the same mode."""
     conditioned = DiffusionModel(
         model.diffusion,
         score,
@@ -165,11 +167,11 @@ def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> 
 def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
     _check_noised_apart(model)
     if isinstance(denoiser, ConditionedDenoiser):
-        return _with_score(model, denoiser.leaving_out(missing), model.likelihood)
+        return with_score(model, denoiser.leaving_out(missing), model.likelihood)
     nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
     whole = ConditionedDenoiser(_checked_denoiser(denoiser), nothing)
     whole.training_maps = denoiser.training_maps
-    return _with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
+    return with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
 
 
 class ConditionedDenoiser(DerivedDenoiser):
@@ -262,7 +264,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return ~self.observed if self.left_out is None else ~(self.observed | self.left_out)
 
     def counts(self, x: Tensor) -> Tensor:
-        """The dimensions that are generated, bool, (*event_shape) or like x."""
         return self._for(x, self._counted)
 
     def _for(self, x: Tensor, value: Tensor) -> Tensor:
@@ -271,11 +272,9 @@ class ConditionedDenoiser(DerivedDenoiser):
         return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
-        """The denoiser given the observed entries of data x (*batch, *event_shape)."""
         return self._of(self.observed, x, self.left_out)
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
-        """The denoiser of the data of these indices (m,), of n data or several times these."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
         denoiser: Any = self.denoiser.for_rows(rows)
@@ -313,7 +312,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self.changed(denoiser, **parts)
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for another number of data, or data that differ from the values."""
         event_dim = len(self.event_shape or ())
         rows = x.shape[x.dim() - event_dim - 1]
         for n in _sizes(self.observed, self.values, self.left_out, event_dim=event_dim):
@@ -346,11 +344,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._exact(z, maps, self.denoiser.x_hat(z, maps))
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
-        """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
-
-        Raises:
-            TypeError: another denoiser.
-        """
         return super().posterior(*self._told(z, log_snr))
 
     def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
@@ -398,7 +391,6 @@ class ConditionedDenoiser(DerivedDenoiser):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """Integrals as of :class:`~pyro_mdm.scores.DenoiserScore`, over dimensions that count."""
         x, counted = self._part(x, counted)
         return self.denoiser.baseline_integrals(x, edges, dims, counted)
 
@@ -409,7 +401,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return torch.where(ours, x, self.fill.to(x.dtype)), ours
 
     def default_likelihood(self) -> Likelihood:
-        """The denoiser's own decoder, for the dimensions that count."""
         return ConditionedLikelihood(self.denoiser.default_likelihood())
 
 
@@ -436,13 +427,11 @@ class ConditionedLikelihood(Likelihood):
 
     @property
     def network_calls(self) -> int:  # type: ignore[override]
-        """The decoder's network calls."""
         return self.likelihood.network_calls
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> ConditionedDecoder:
-        """The decoder's distribution of x, see :class:`ConditionedDecoder`."""
         fix = "condition(model, observed, values) makes both"
         check_instance("score", score, ConditionedDenoiser, fix)
         ours = cast(ConditionedDenoiser, score)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -137,17 +137,9 @@ def _is_continuous(model: Any, guide: Any) -> bool:
 
 
 def _of_estimate(estimate: Estimate) -> Bound:
-    return Bound(
-        reconstruction=estimate.reconstruction,
-        prior_kl=estimate.prior_kl,
-        diffusion=estimate.diffusion,
-        context=estimate.context,
-        elbo=Measured(estimate.mean, estimate.standard_error),
-        monte_carlo_error=estimate.monte_carlo_error,
-        num_dims=estimate.num_dims,
-        per_datum=estimate.per_datum,
-        per_datum_error=estimate.per_datum_error,
-    )
+    elbo = Measured(estimate.mean, estimate.standard_error)
+    names = (f.name for f in fields(Bound) if f.name != "elbo")
+    return Bound(elbo=elbo, **{name: getattr(estimate, name) for name in names})
 
 
 def _averaged(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
@@ -124,17 +124,7 @@ def condition_on_measurements(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    given = DiffusionModel(
-        model.diffusion,
-        score,
-        model.likelihood,
-        model.event_shape,
-        sampler=model.sampler,
-        times=model.times,
-        plate=model.plate,
-        context=model.context,
-    )
-    return given if model.training else given.eval()
+    return with_score(model, score, model.likelihood)
 
 
 class Given(NamedTuple):
@@ -191,14 +181,12 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The denoiser of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
             return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
         return self if denoiser is self.denoiser else self.changed(denoiser)
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for another number of data than observations are of."""
         event_dim = len(self.operator.event_shape)
         rows, differ = x.shape[x.dim() - event_dim - 1], len(self.operator.obs_shape)
         if self.obs.dim() > differ and len(self.obs) != rows:
@@ -210,7 +198,6 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z, obs], like z (*batch, *event_shape)."""
         return self.given_obs(z, log_snr).x_hat
 
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:

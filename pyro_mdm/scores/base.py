@@ -133,7 +133,6 @@ class Score(Restorable, ExactBuffers, ABC):
         return super().settings() | {"times": self.times}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restores the law of times."""
         self.times = saved["times"]
 
     def check_diffusion(self, diffusion: Diffusion) -> None:

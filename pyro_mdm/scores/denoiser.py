@@ -414,7 +414,6 @@ class Denoiser(DenoiserScore):
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z], like z. See the class."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
@@ -449,7 +448,6 @@ class Denoiser(DenoiserScore):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`DenoiserScore`."""
         self._values("x", x, 0.0)
         both = (self.data_mean, self.data_variance)
         mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)

@@ -234,7 +234,6 @@ class DiscreteDenoiser(DenoiserScore):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
         self._values("x", x, 0.0)
         on = torch.ones_like(x, dtype=torch.bool) if counted is None else counted.expand_as(x)
         on = on.flatten(1)[:, dims]

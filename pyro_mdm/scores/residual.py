@@ -97,7 +97,6 @@ class ResidualScore(Score):
             return cls(network, levels, mean, covariance)
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
-        """s_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
         log_snr = diffusion.log_snr(s).expand(y.shape[:batch_dim])
