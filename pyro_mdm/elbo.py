@@ -132,8 +132,8 @@ class MDM_ELBO(ELBO):
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:
                 particles = [
-                    self._particle_loss(*traces)
-                    for traces in self._get_traces(model, guide, args, kwargs)
+                    self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
+                    for model_trace, trace in self._get_traces(model, guide, args, kwargs)
                 ]
                 loss = torch.stack(particles).sum() / self.num_particles
         warn_if_nan(loss, "loss")
@@ -169,9 +169,6 @@ class MDM_ELBO(ELBO):
             traces.append((guide_trace, terms))
         (one, ours), (other, theirs) = traces
         return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
-
-    def _particle_loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        return self._loss(guide_trace, list(_terms(model_trace, guide_trace, self.decoder)), [])
 
     def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
         """The negative bound by its terms; those of another draw are a baseline for gradients."""

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
-__all__ = [
-    "MAP_LIMIT",
-    "MAP_UNIT",
-    "MLP",
-    "LogSNREmbedding",
-    "MapMLP",
-    "UNet",
-]
+__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0  # of what networks are told of maps of log SNR

@@ -28,12 +28,7 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import (
-    apply_matrix,
-    apply_noise,
-    apply_vector,
-    full_precision,
-)
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector, full_precision
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import check_counts_all

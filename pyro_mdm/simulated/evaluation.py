@@ -146,7 +146,7 @@ class _Rounds:
     @property
     def calls_per_path(self) -> int:
         """Evaluations of the score on each path."""
-        settings = self._simulation()
+        settings: Any = self.guide.simulation or self.model.diffusion.simulation
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, bar: Progress) -> None:
@@ -168,9 +168,6 @@ class _Rounds:
         self.probe_variance += float(self.share.sum(probe))
         decoder = getattr(self.model.likelihood, "network_calls", 0)
         self.calls += n * (self.calls_per_path + decoder)
-
-    def _simulation(self) -> Any:
-        return self.guide.simulation or self.model.diffusion.simulation
 
     def _draw(
         self, part: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor

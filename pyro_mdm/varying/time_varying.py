@@ -219,11 +219,6 @@ class Varying(Matrices, ABC):
 
         return self.of.kept("near", compute)
 
-    def _terminal_at(self, end: Tensor) -> Tensor:
-        """λ(T) with a clock that ends at ``end``, 0-dim."""
-        scale = end / self.of.unscaled_end()
-        return self._terminal_of(self.propagator_at(scale))
-
     def _terminal_of(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""
         M, P = move.whole()
@@ -244,7 +239,8 @@ class Varying(Matrices, ABC):
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
-                error = self._terminal_at(self.of.as_tensor(x).exp()).item() - target
+                scale = self.of.as_tensor(x).exp() / self.of.unscaled_end()
+                error = self._terminal_of(self.propagator_at(scale)).item() - target
             except kernels.KernelPrecisionError:
                 error = -math.inf if math.isfinite(low) else math.nan
             if not math.isfinite(error):
