@@ -532,16 +532,13 @@ def _index_maps(
         index = torch.as_tensor(value)
         whole = not index.is_floating_point() and index.dim() > 0 and index.numel() > 0
         if not whole or int(index.min()) < 0 or int(index.max()) >= number:
+            values = (
+                f"from {index.min().item()} to {index.max().item()}" if index.numel() else "empty"
+            )
             raise ValueError(
-                f"{name} is {describe_index(index)}, expected integers from 0 to {number - 1}, in "
-                "as many dimensions as a datum"
+                f"{name} is {index.dtype} of shape {tuple(index.shape)}, {values}, expected "
+                f"integers from 0 to {number - 1}, in as many dimensions as a datum"
             )
         maps.append(index.long())
     one, other = torch.broadcast_tensors(*maps)
     return one.clone(), other.clone()
-
-
-def describe_index(index: Tensor) -> str:
-    """An index map in words, for messages."""
-    values = f"from {index.min().item()} to {index.max().item()}" if index.numel() else "empty"
-    return f"{index.dtype} of shape {tuple(index.shape)}, {values}"

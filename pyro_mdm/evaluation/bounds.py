@@ -121,19 +121,14 @@ def bound(
     check_data("x", x, missing=True)
     if isinstance(model, DiffusionModel):
         model.check_data(x)
-    if _is_continuous(model, guide) and len(x) >= FEWEST:
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    if ours and model.times is None and guide.times is None and len(x) >= FEWEST:  # type: ignore
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
         return _of_estimate(evidence_lower_bound(model, guide, x, draws=draws, **options))  # type: ignore
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model, guide), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return _averaged(model, guide, x, draws, batch_size, progress)
-
-
-def _is_continuous(model: Any, guide: Any) -> bool:
-    """Whether these are the library's programs, not on a grid."""
-    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
-    return ours and model.times is None and guide.times is None
 
 
 def _of_estimate(estimate: Estimate) -> Bound:
