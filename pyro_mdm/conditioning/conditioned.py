@@ -272,7 +272,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
-        return self._of(self.observed, x, self.left_out)
+        return self.changed(values=x)
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
         event_dim = len(self.event_shape or ())
@@ -283,7 +283,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             return self
         chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in parts]
         known, values, left_out = chosen
-        return self._of(known, values, left_out, denoiser=denoiser)
+        return self.changed(denoiser, observed=known, values=values, left_out=left_out)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
         """The denoiser that leaves out missing entries, (n, *event_shape) bool, observed ones too.
@@ -291,25 +291,14 @@ class ConditionedDenoiser(DerivedDenoiser):
         Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
         """
         left_out = missing if self.left_out is None else missing | self.left_out
-        return self._of(self.observed & ~missing, self.values, left_out)
+        return self.changed(observed=self.observed & ~missing, left_out=left_out)
 
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as they are in z, at its noise.
 
         For decoders that call the network: y_ε tells x_o to e^{-λ(ε)}.
         """
-        return self._of(torch.zeros_like(self.observed), None, self.left_out)
-
-    def _of(
-        self,
-        observed: Tensor | None,
-        values: Tensor | None,
-        left_out: Tensor | None,
-        denoiser: DenoiserScore | None = None,
-    ) -> ConditionedDenoiser:
-        """A denoiser of masks and values known to be right, by default of the same network."""
-        parts = {"observed": observed, "values": values, "left_out": left_out}
-        return self.changed(denoiser, **parts)
+        return self.changed(observed=torch.zeros_like(self.observed), values=None)
 
     def check_data(self, x: Tensor) -> None:
         event_dim = len(self.event_shape or ())

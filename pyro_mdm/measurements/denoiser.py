@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
 from pyro_mdm.conditioning.derived import DerivedDenoiser
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
 from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
@@ -114,7 +114,9 @@ def condition_on_measurements(
         torch.Size([4, 2])
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
-    _check_diffusion(model.diffusion)
+    needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
     score = MeasuredDenoiser(
         _checked_denoiser(model.score_function),
         as_operator(H, model.event_shape),
@@ -212,7 +214,9 @@ class MeasuredDenoiser(DerivedDenoiser):
             z.reshape(-1, *event),
             flat,
         )
-        rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
+        shape = self.operator.obs_shape
+        obs = of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
+        rest = (obs - self.operator(seen.x_hat.double())).flatten(1)
         inner, outer = self._covariances(seen, flat)
         solution = self._solve(inner, rest)
         self.solved = solution._replace(u=solution.u.detach())
@@ -248,11 +252,6 @@ class MeasuredDenoiser(DerivedDenoiser):
         """Hᵀ u, (n, *event_shape), of flattened observations (n, m)."""
         return self.operator.adjoint(u.reshape(-1, *self.operator.obs_shape))
 
-    def _obs_of(self, batch: torch.Size) -> Tensor:
-        """Observations of each of a batch, (n or 1, *obs_shape)."""
-        shape = self.operator.obs_shape
-        return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
-
 
 def _checked_denoiser(score: Score) -> DenoiserScore:
     if isinstance(score, (ConditionedDenoiser, MeasuredDenoiser)):
@@ -268,12 +267,6 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "DiscreteDenoiser"
         )
     return score
-
-
-def _check_diffusion(diffusion: Diffusion) -> None:
-    needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
-    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
-    require(diffusion, *needed, who="conditioning on a measurement", fix=fix)
 
 
 def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
