@@ -38,7 +38,7 @@ from pyro_mdm.evaluation import (
     importance_weighted,
 )
 from pyro_mdm.evaluation import probability_flow as flow
-from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Share
+from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Settings, Share
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.pretrained import PretrainedError
@@ -205,8 +205,10 @@ def test_a_half_of_the_draws_has_nothing_of_the_noise_of_the_other() -> None:
     x, labels = labelled(mixture(), 12)
     model = condition(exact(), context=labels)
     pairs = {"one": (model, DiffusionGuide(model.diffusion))}
-    game = ClosedFormComparison(pairs, x, 12, 0, True, None, 20, True, Share(torch.device("cpu")))
-    game.until(4, None)
+    share = Share(torch.device("cpu"))
+    asked = Settings(4, None, 12, 0, True, None, bins=20, adapt=True, progress=False, share=share)
+    game = ClosedFormComparison(pairs, x, asked)
+    game.until()
     before = game._terms((0, None))
     game.integrals._left[:, game.integrals._visit() % 2 == 1] += 1
     after = game._terms((0, None))

@@ -172,8 +172,9 @@ class ClosedFormComparison:
         options["counts"] = self.counts
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
-    def until(self, draws: int, half_width: float | None) -> Comparison:
+    def until(self) -> Comparison:
         """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
+        draws, half_width = self.asked.draws, self.asked.half_width
         most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -172,11 +173,11 @@ def compare(
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
-            return ClosedFormComparison(programs, x, asked).until(draws, half_width)
+            return ClosedFormComparison(programs, x, asked).until()
         known = None
         if linear:  # which has half of the variance of a difference
             part = None if half_width is None else half_width / math.sqrt(2)
-            known = ClosedFormComparison(linear, x, asked).until(draws, part)
+            known = ClosedFormComparison(linear, x, replace(asked, half_width=part)).until()
         other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
         return compare_paths(other, programs, x, known, asked)
 
