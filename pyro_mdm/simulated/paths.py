@@ -159,7 +159,6 @@ def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> 
 
 
 noising_law.register(NonlinearDiffusion, SimulatedPath)
-path_divergence.register(SimulatedPath, simulated_kl)
 
 
 @density_bound.register(NonlinearDiffusion)
@@ -170,3 +169,10 @@ def _bound(diffusion: Any, score: Score, y: Tensor) -> Tensor:
     gain = path_integral(diffusion, score_at, y, diffusion.simulation)
     value: Tensor = diffusion.prior.log_prob(y) - gain.value
     return value
+
+
+@path_divergence.register(SimulatedPath)
+def _simulated(
+    noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
+) -> PathKL:
+    return simulated_kl(noising, generative, path)
