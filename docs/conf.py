@@ -73,6 +73,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # bars are off in notebooks
 
 # -- names of others -------------------------------------------------------------------------------
 

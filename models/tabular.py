@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,24 +12,18 @@ from torch import Tensor, nn
 
 from models.checks import check_shape
 from models.columns import Column, categories, decode, encode, fit_columns, to_model_space
-from models.files import DataError, spread
+from models.files import DataError
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
-from pyro_mdm.networks import MLP, MapMLP
+from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.covariance import joint_moments
-from pyro_mdm.tables.denoiser import Elsewhere
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FEWEST = 20
 HIDDEN, DEPTH = 128, 3
-GAUSSIAN_ROWS = 10_000
-"""The most rows that the Gaussian law is fitted to, spread evenly."""
-SHRINKAGE = 3.0
-"""Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
 
 def _with_classes(name: str) -> Callable[[], DataFrame]:
@@ -149,7 +143,10 @@ class Tabular(Problem):
         return self.to_model_space(self.train)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        return mixed_denoiser(self.columns, self.fit_x()) if kind is MixedDenoiser else None
+        if kind is not MixedDenoiser:
+            return None
+        levels = [column.levels for column in self.columns]
+        return kind.from_gaussian(self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH)
 
     def encode(self, table: DataFrame) -> Tensor:
         """Another table in model space, (n, d), NaN where missing (DataError: unknown values)."""
@@ -158,16 +155,6 @@ class Tabular(Problem):
     def to_table(self, x: Tensor) -> DataFrame:
         """Data x (n, d) in model space as a table in its own units and categories."""
         return decode(self.columns, x)
-
-
-def mixed_denoiser(columns: Sequence[Column], x: Tensor) -> MixedDenoiser:
-    """The denoiser of rows x (N, d), over a network that starts from one Gaussian law of them."""
-    score = MixedDenoiser.fit(Elsewhere(), x, [column.levels for column in columns], maps=True)
-    some = x if len(x) <= GAUSSIAN_ROWS else x[spread(len(x), GAUSSIAN_ROWS)]
-    _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
-    scale = score.data_variance.sqrt()
-    score.network = MapMLP(covariance, scale, HIDDEN, DEPTH, score.channels, score.direct)
-    return score
 
 
 def _kinds(columns: str | None) -> dict[str, str]:

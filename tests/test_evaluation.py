@@ -23,6 +23,7 @@ from pyro_mdm.evaluation.estimates import holm, rounding
 from pyro_mdm.evaluation.strata import StratifiedIntegrals
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
+from pyro_mdm.support.measured import Measured
 from tests.known_bound import MEAN, VARIANCE, ExactGaussian, data, denoiser, exact_bound, programs
 
 UNIT = 3 * math.log(2)  # nats per bit/dim of the data of known_bound
@@ -95,6 +96,23 @@ def test_pairs_are_exact_where_the_models_are_one() -> None:
         expected = -float(truth[0] - truth[1]) / UNIT
         assert difference.bits_per_dim[0] == pytest.approx(expected, abs=1e-9)
         assert difference.monte_carlo_error < 1e-9
+
+
+def test_a_comparison_prints_bounds_and_differences_with_intervals() -> None:
+    pairs = {name: programs(cut(CLD()), denoiser(bias)) for name, bias in (("a", 0.0), ("b", 0.5))}
+    comparison = compare(pairs, data(60), draws=2)
+    title, head, a, b, difference = str(comparison).splitlines()
+    assert title == f"bounds of 60 data of {data(1).shape[1]} dimensions, at the same draws"
+    assert head.endswith(" 95% interval")
+    for row, name in ((a, "a"), (b, "b")):
+        of = comparison.estimates[name]
+        assert row.split() == [name, *str(Measured(of.bits_per_dim, of.bits_per_dim_error)).split()]
+    (of_two,) = comparison.differences
+    low, high = of_two.interval
+    assert difference.startswith(f"a less b  {Measured(*of_two.bits_per_dim)}")
+    assert difference.endswith(f"{low:.4f} to {high:.4f}, resolved")
+    same = str(compare({"a": pairs["a"], "a too": pairs["a"]}, data(60), draws=2))
+    assert same.endswith(" 0.0000 to 0.0000")
 
 
 def test_pairing_lowers_the_error_of_a_difference() -> None:

@@ -422,6 +422,9 @@ def test_operators_have_their_adjoint(name: str) -> None:
     assert found.shape == (2, 3, *IMAGE)
     torch.testing.assert_close(found.flatten(2), obs.flatten(2) @ matrix)
     assert operator(found).shape == obs.shape
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(operator(found.float()), operator(found).float(), **close)
+    torch.testing.assert_close(operator.adjoint(obs.float()), found.float(), **close)
 
 
 def test_what_operators_do() -> None:

@@ -27,7 +27,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.support.covariance import joint_moments
-from pyro_mdm.tables.denoiser import Elsewhere
+from pyro_mdm.tables.denoiser import SHRINKAGE, Elsewhere
 from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, fixed, masks, normal
 from tests.problems import ExactDenoiser as Exact
@@ -217,11 +217,9 @@ def test_moments_of_incomplete_rows_are_those_of_the_law() -> None:
 def test_training_and_saving(tmp_path: Path) -> None:
     x = rows(40).float()
     x[0, 1] = x[1, 3] = math.nan
-    score = MixedDenoiser.fit(Elsewhere(), x, LEVELS, maps=True)
-    covariance = joint_moments(x)[1]
-    score.network = MapMLP(
-        covariance, score.data_variance.sqrt(), 8, 1, score.channels, score.direct
-    )
+    score = MixedDenoiser.from_gaussian(x, LEVELS, hidden=8, depth=1)
+    _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
+    torch.testing.assert_close(score.network.covariance, covariance.float())
     model = DiffusionModel(VPSDE(**ENDS), score)
     MDM_ELBO().loss_and_grads(model, DiffusionGuide(model.diffusion), x)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())

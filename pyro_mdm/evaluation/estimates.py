@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, table
 
 __all__ = [
     "Comparison",
@@ -186,7 +186,7 @@ class Difference:
         return math.erfc(abs(mean) / error / math.sqrt(2))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Estimates of several models at the same draws, and all differences of two."""
 
@@ -195,6 +195,21 @@ class Comparison:
     network_calls: int  # network evaluations of one datum by one model, over all models
     half_width: float | None  # asked for, bits/dim
     reached: bool  # whether every 95% Monte Carlo half-width is within it
+
+    def __repr__(self) -> str:
+        """Bits/dim of each model with its error, then differences with their intervals."""
+        models = [
+            (name, f"{Measured(of.bits_per_dim, of.bits_per_dim_error)}", "")
+            for name, of in self.estimates.items()
+        ]
+        pairs = []
+        for d in self.differences:
+            low, high = (round(end, 4) + 0.0 for end in d.interval)  # + 0.0: no -0.0000
+            interval = f"{low:.4f} to {high:.4f}{', resolved' if d.resolved else ''}"
+            pairs.append((f"{d.first} less {d.second}", f"{Measured(*d.bits_per_dim)}", interval))
+        first = next(iter(self.estimates.values()))
+        title = f"bounds of {first.num_data} data of {first.num_dims} dimensions, at the same draws"
+        return table(title, ("", "bits/dim", "95% interval"), [*models, *pairs])
 
 
 def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:

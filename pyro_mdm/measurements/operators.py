@@ -123,10 +123,10 @@ class Matrix(LinearOperator):
         self.register_buffer("H", H)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(x.dim() - len(self.event_shape)) @ self.H.mT
+        return x.flatten(x.dim() - len(self.event_shape)) @ self.H.mT.to(x.dtype)
 
     def adjoint(self, obs: Tensor) -> Tensor:
-        return (obs @ self.H).reshape(*obs.shape[:-1], *self.event_shape)
+        return (obs @ self.H.to(obs.dtype)).reshape(*obs.shape[:-1], *self.event_shape)
 
 
 class FunctionOperator(LinearOperator):
@@ -215,7 +215,8 @@ class Blur(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         images, reach = x.reshape(-1, 1, *self.event_shape[1:]), len(self.kernel) // 2
         images = nn.functional.pad(images, 4 * (reach,), mode="replicate")
-        for kernel in (self.kernel[:, None], self.kernel[None, :]):
+        of_axis = self.kernel.to(x.dtype)
+        for kernel in (of_axis[:, None], of_axis[None, :]):
             images = nn.functional.conv2d(images, kernel[None, None])
         return images.reshape(x.shape)
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods import discrete
+from pyro_mdm.networks import MapMLP
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.support.parts import Parts
 from pyro_mdm.support.settings import Recorded
 
@@ -22,6 +24,11 @@ __all__ = ["Elsewhere", "Levels", "MixedDenoiser"]
 
 Levels = int | Sequence[float] | Tensor | None
 """The values of a dimension, n for ``linspace(-1, 1, n)``; None where it is continuous."""
+
+GAUSSIAN_ROWS = 10_000
+"""The most rows that the Gaussian law is fitted to, spread evenly."""
+SHRINKAGE = 3.0
+"""Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
 
 class Elsewhere(Recorded, nn.Module):
@@ -125,6 +132,32 @@ class MixedDenoiser(DenoiserScore):
             else:
                 parts.append(DiscreteDenoiser.fit(Elsewhere(), x, kind, "logits", maps=maps))
         return cls(network, parts, part_of.to(train_x.device), maps=maps)
+
+    @classmethod
+    def from_gaussian(
+        cls, train_x: Tensor, levels: Sequence[Levels], *, hidden: int = 128, depth: int = 3
+    ) -> MixedDenoiser:
+        """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
+
+        It starts as the denoiser of one Gaussian law of all columns, for every map, and so from
+        their correlations. Entries may be missing, NaN.
+
+        Args:
+            train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted.
+            levels: of each column; None: it is continuous.
+            hidden, depth: of the network.
+
+        Raises:
+            ValueError: as :meth:`fit`.
+        """
+        score = cls.fit(Elsewhere(), train_x, levels, maps=True)
+        N, some = len(train_x), train_x
+        if N > GAUSSIAN_ROWS:
+            some = train_x[(2 * torch.arange(GAUSSIAN_ROWS) + 1) * N // (2 * GAUSSIAN_ROWS)]
+        _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
+        scale = score.data_variance.sqrt()
+        score.network = MapMLP(covariance, scale, hidden, depth, score.channels, score.direct)
+        return score
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:

@@ -41,12 +41,12 @@ from sklearn.impute import IterativeImputer
 from torch import Tensor
 
 from models.columns import Column, Ordinal, decode, encode, fit_columns, to_model_space
-from models.tabular import mixed_denoiser
 from pyro_mdm import (
     MDM_ELBO,
     VPSDE,
     DiffusionGuide,
     DiffusionModel,
+    MixedDenoiser,
     bound,
     condition,
     impute,
@@ -156,7 +156,7 @@ def trained(
 ) -> DiffusionModel:
     """The averaged weights that were best on a tenth of the rows."""
     torch.manual_seed(seed)
-    score = mixed_denoiser(columns, x)
+    score = MixedDenoiser.from_gaussian(x, [column.levels for column in columns])
     network = score.network
     model = DiffusionModel(VPSDE(max_log_snr=options.ends[1], min_log_snr=options.ends[0]), score)
     guide = DiffusionGuide(model.diffusion)
