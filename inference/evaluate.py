@@ -94,7 +94,8 @@ def evaluate(
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: the run folder; nothing in it is changed.
+        run: the run folder, in which nothing is changed, or the name of a trained model in
+            models/trained, such as digits.
         draws: network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: data per network call.
         seed: of the noise; the one and only source of difference between two evaluations.

@@ -50,7 +50,8 @@ def impute(
     also columns that the run does not know.
 
     Args:
-        run: the run folder, of --model tabular (--run may be left out).
+        run: the run folder, of --model tabular (--run may be left out), or the name of such a
+            trained model in models/trained: wine.
         data: the incomplete table, .csv or .parquet, with the columns of the run's; or a name as
             for inference.train.
         out: the completed table, .csv.

@@ -38,6 +38,9 @@ def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: 
 def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
     """A run's programs with the averaged weights of its newest whole checkpoint, in eval mode.
 
+    Args:
+        folder: the run folder, or the name of a trained model of this checkout.
+
     Raises:
         RunError, CheckpointError, ArchitectureError: there is no such run, it has no usable
             checkpoint, or that is another architecture's.
@@ -52,7 +55,7 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
         raise DataError(
             f"{error}\n{where} (data: …); change it there if they have moved"
         ) from error
-    checkpoint = run.latest()
+    checkpoint = run.averaged()
     load_weights(programs.model, checkpoint, "ema", run)
     programs.model.eval()
     return run, programs, checkpoint

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from inference.runs import RunError
+from pyro_mdm.pretrained import TRAINED, trained_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +49,14 @@ def png(picture: Figure | Tensor) -> bytes:
     else:
         picture.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def default_out(run: Path, name: str) -> Path:
+    """The file called ``name`` that a program makes of a run: in the run folder; of a trained model
+    of this checkout in the current folder, with the model's name before it."""
+    folder = trained_folder(run)
+    ours = folder.resolve().parent == TRAINED
+    return Path(f"{folder.name}-{name}") if ours else folder / name
 
 
 def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: str = "out") -> None:

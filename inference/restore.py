@@ -17,7 +17,7 @@ from torch import Tensor
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.loading import load_trained
-from inference.output import check_out, png
+from inference.output import check_out, default_out, png
 from inference.processes import start
 from inference.runs import RunError
 from inference.sample import Drawing, contexts, draw
@@ -238,7 +238,7 @@ def restore(
     intervals, ± standard error over images.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the name of a trained model in models/trained, such as digits.
         task: deblur (a Gaussian of one pixel's width), superresolve (averages of 2×2 pixels) or
             inpaint (the left half is seen).
         num_images: from the first test image on.
@@ -250,7 +250,8 @@ def restore(
         covariance_from: log SNR from which the covariance of an image given its noised one is the
             network's own; below it that of independent pixels. 99: never, which is fastest.
         max_iterations: of conjugate gradients with the network's covariance.
-        out: a .png; by default in the run folder, named after the task and seed.
+        out: a .png; by default in the run folder, or of a trained model by name in the current
+            folder, named after the task and seed.
         batch_size: images drawn together, to a multiple of num_images.
         seed: of all noise.
         overwrite: replace ``out`` if it exists.
@@ -265,7 +266,7 @@ def restore(
             f"--num_samples is {num_samples}, expected at least {FEWEST}: the ends of a 90% "
             "interval are the extremes of so many"
         )
-    out = run / f"restored-{task}-{seed}.png" if out is None else out
+    out = default_out(run, f"restored-{task}-{seed}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
     programs = load_trained(run)[1]
     problem = _images(run, programs.problem, num_images)

@@ -12,7 +12,8 @@
     checkpoints/      see :mod:`inference.checkpoints`
     config.json, model.safetensors
                       the averaged model of the newest checkpoint, without optimizer, for
-                      ``DiffusionModel.from_pretrained(folder)``
+                      ``DiffusionModel.from_pretrained(folder)``, and for all programs that read
+                      runs where checkpoints/ was removed
     tensorboard/      events for ``tensorboard --logdir``
     results.json      the test bound with its terms;  samples.png  what the model generates
     .lock             held by the one process that may write here, which .writer.json names
@@ -55,7 +56,7 @@ from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
 from inference.records import Record, append, encode, finite, flush, is_row, now, read_lines
 from pyro_mdm import DiffusionModel
-from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError
+from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError, load_state, trained_folder
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.measured import ALL_TERMS
 
@@ -160,7 +161,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open a run for reading, also while another process writes (RunError: there is none)."""
+        """Open a run for reading, also while another process writes (RunError: there is none).
+
+        A trained model of this checkout, in models/trained, opens by its name too.
+        """
+        folder = trained_folder(folder)
         return cls(folder, read_settings(folder))
 
     @classmethod
@@ -168,9 +173,16 @@ class Run:
         """Open a run for writing, and remove the temporary files of a killed process.
 
         Raises:
-            RunError: there is none, it is being written, or what would be written is a link.
+            RunError: there is none, it is being written, it is a trained model without its
+                checkpoints, or what would be written is a link.
         """
+        folder = trained_folder(folder)
         read_settings(folder)  # nothing is touched in what is no run folder
+        if not has_checkpoint(folder) and (folder / "results.json").exists():
+            raise RunError(
+                f"{folder} has a trained model without its checkpoints, from which no training can "
+                "go on; start a new run"
+            )
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
@@ -370,6 +382,21 @@ class Run:
     def latest(self) -> Checkpoint:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""
         return latest_checkpoint(self.folder / "checkpoints")
+
+    def averaged(self) -> Checkpoint:
+        """The averaged weights, as the part "ema": of the newest whole checkpoint, or of the
+        averaged model of a run that has ended and whose checkpoints were removed."""
+        results = self.folder / "results.json"
+        if self.has_checkpoint or not results.is_file():
+            return self.latest()
+        tensors = {f"ema/{name}": tensor for name, tensor in load_state(self.folder).items()}
+        try:
+            step = int(json.loads(results.read_bytes())["steps"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{results} is damaged ({error}), expected the steps of the training"
+            ) from error
+        return Checkpoint(step, tensors, {"config": dict(self.config)})
 
     def write_json(self, name: str, content: object) -> None:
         """Write ``content`` as readable JSON; numbers that are not finite become null."""

@@ -31,7 +31,10 @@ class Digits(ImageProblem):
     learning_rate = 2e-3
     contexts = ("labels",)
     times = "log_volume"  # adaptive ones learn so few images by heart sooner
-    networks: ClassVar = {"small": {"base": 32, "multipliers": (1, 2, 2), "lean": True}}
+    networks: ClassVar = {
+        "small": {"base": 32, "multipliers": (1, 2, 2), "lean": True},
+        "narrow": {"base": 24, "multipliers": (1, 2, 2), "lean": True},  # of models/trained/digits
+    }
 
     def load(self) -> Tensor:
         from sklearn.datasets import load_digits  # takes as long as torch to import

@@ -117,7 +117,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
 
     def drop(self, told: Tensor) -> Tensor:
-        """Numbers (n, size) of contexts, with those of a part :attr:`dropout` of the data at 0."""
+        """Numbers (n, size) of contexts, with those of a part ``dropout`` of the data at 0."""
         if not self.dropout:
             return told
         u = randomness.uniform((len(told), 1), told.dtype, told.device)

@@ -156,11 +156,12 @@ class DiffusionModel(Registered):
         """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
 
         Its guide is ``DiffusionGuide(model.diffusion)``, with ``model.times`` for a chain. The
-        folder of a training run, with the averaged weights, opens likewise. No code is run from the
-        folder.
+        folder of a training run, with the averaged weights, opens likewise, and so does a trained
+        model of the repository by its name, such as ``"digits"``, where the library is installed
+        from a checkout. No code is run from the folder.
 
         Args:
-            folder: with ``config.json`` and ``model.safetensors``.
+            folder: with ``config.json`` and ``model.safetensors``, or the name of a trained model.
             classes: what is not of this library, by name: a class, a function that makes an object,
                 or (once) the object itself, whose parameters are replaced; functions of the state
                 as they are. A class that inherits from one of this library's is called with the

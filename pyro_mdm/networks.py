@@ -235,7 +235,7 @@ class UNet(Restorable, nn.Module):
     way down has ``blocks`` residual blocks per level and a strided convolution between levels, the
     way up ``blocks + 1``, each fed one stored output of the way down; two residual blocks sit
     between. λ enters every block as scale and shift. The paper's CIFAR scale, 35.5 million
-    parameters for 3×32×32, is
+    parameters for 3×32×32, is::
 
         UNet(3, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
 
@@ -248,7 +248,7 @@ class UNet(Restorable, nn.Module):
         attention: levels (0 is full resolution) whose blocks are each followed by self-attention
             over pixels; if there are any, the middle has one too.
         heads: attention heads; must divide the channels where attention is used.
-        groups: largest number of groups of a group norm, see :func:`group_norm`.
+        groups: largest number of groups of a group norm.
         dropout: dropout probability inside the residual blocks; or one for each level, the last
             being that of the middle too.
         embedding: width of the λ embedding; None: 2·base.

@@ -1,7 +1,7 @@
 """Models in folders: ``config.json`` says what they are made of, ``model.safetensors`` their state.
 
 The configuration is a tree of objects by class and constructor arguments, as :class:`Recorded`
-keeps them:
+keeps them::
 
     {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
@@ -37,11 +37,15 @@ from pyro_mdm.support.files import replacing
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
 
-__all__ = ["CONFIG", "FORMAT", "TENSORS", "PretrainedError", "load_folder", "save_folder"]
+__all__ = ["CONFIG", "FORMAT", "TENSORS", "TRAINED", "PretrainedError", "load_folder"]
+__all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "trained_models"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 FORMAT = 1
 ARGUMENTS = "arguments."
+
+TRAINED = Path(__file__).resolve().parent.parent / "models" / "trained"
+"""The folder of trained models in a checkout; an installed library has none beside it."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -66,6 +70,37 @@ def library_classes() -> dict[str, type]:
 
 def _is_library(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+# -- names of trained models -----------------------------------------------------------------------
+
+
+def trained_models() -> list[str]:
+    """Names of the trained models in :data:`TRAINED`; none where the library alone is installed."""
+    return sorted(path.parent.name for path in TRAINED.glob(f"*/{CONFIG}"))
+
+
+def trained_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder of a trained model, from that folder or its name.
+
+    A folder that exists is meant itself, whatever its name.
+    """
+    path = Path(folder)
+    named = path.name in trained_models() and len(path.parts) == 1 and not path.exists()
+    return TRAINED / path if named else path
+
+
+def names_instead(folder: Path) -> str:
+    """The names of trained models, for messages on a folder that is missing; "" for a path of
+    several parts, which is no name."""
+    if len(folder.parts) != 1 or folder.exists():
+        return ""
+    if names := trained_models():
+        return f"; trained models by name: {', '.join(names)}"
+    return (
+        "; trained models by name come with the repository, and pip installed the library without "
+        "them: get the repository, and in it: pip install -e ."
+    )
 
 
 # -- saving ----------------------------------------------------------------------------------------
@@ -187,7 +222,7 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
             f"{file} describes an object of the class {type(model).__name__}, expected "
             f"{cls.__name__}; open it with that class"
         )
-    state = {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
+    state = _state(tensors)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
@@ -195,13 +230,27 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
         model.load_state_dict(state)
     except RuntimeError as error:
         raise PretrainedError(
-            f"{Path(folder) / TENSORS} does not fit what {CONFIG} and classes describe: {error}"
+            f"{file.with_name(TENSORS)} does not fit what {CONFIG} and classes describe: {error}"
         ) from error
     return model.eval()
 
 
+def load_state(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict of the model in a folder (PretrainedError: there is none, or it is damaged).
+
+    No object is built of what the folder describes.
+    """
+    return _state(_read(Path(folder))[1])
+
+
+def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without those that constructors were given."""
+    return {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
+
+
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
     """The tree, the tensors, and the file of the tree."""
+    folder, given = trained_folder(folder), folder
     path = folder / CONFIG
     try:
         content = json.loads(path.read_bytes())
@@ -226,6 +275,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(
             f"{path} is missing; {folder} is no folder that save_pretrained or a training wrote"
+            f"{names_instead(given)}"
         ) from error
     except PretrainedError:
         raise

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("sphinx")  # of the extra that builds the documentation
-
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
@@ -96,6 +93,8 @@ def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
     told = [measured.is_told_from_0(row, "less_vpsde") for row in measured.rows]
     assert told == [False, True, False]
     assert not any(measured.is_told_from_0(row, "bits_per_dim") for row in measured.rows)
+    below = written(tmp_path, EXAMPLE.replace("0.0260", "-0.0010"))
+    assert below.is_told_from_0(below.rows[2], "less_vpsde")
 
 
 def test_quartiles_are_no_interval_that_tells_a_difference_from_0(tmp_path: Path) -> None:
@@ -277,6 +276,10 @@ def test_a_page_is_built(tmp_path: Path) -> None:
     ):
         with pytest.raises(MeasuredError, match=message):
             build(tmp_path, f"# Title\n\n```{{measured}} some-file\n{wrong}\n```\n")
+    assert "<details>" not in page
+    written(tmp_path, "name,x\n" + "".join(f"{i},{i}\n" for i in range(16)), "long-file")
+    long = build(tmp_path, "# Title\n\n```{measured} long-file\n```\n")
+    assert "<details><summary>All 16 rows</summary>" in long
     with pytest.raises(MeasuredError, match=r"no other\.csv"):
         build(tmp_path, "# Title\n\n```{measured} other\n```\n")
 

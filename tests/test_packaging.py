@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pyro_mdm
 from inference import OPENMP_WAITING
 from pyro_mdm import __main__
 from tests.processes import Program, finish
@@ -105,7 +107,7 @@ def described(wheel: Path) -> str:
 
 def test_metadata(described):
     assert "Requires-Python: >=3.10" in described
-    for extra in ("plots", "programs", "mnist", "tables", "benchmarks", "test"):
+    for extra in ("plots", "programs", "mnist", "tables", "benchmarks", "docs", "test"):
         assert f"Provides-Extra: {extra}" in described
     assert [str(r.specifier) for r in required(described, "plots")] == [">=3.7"]
     assert "matplotlib" in {r.name for r in required(described, "programs")}
@@ -121,6 +123,30 @@ def test_metadata(described):
         "torchvision",
         "tqdm",
     ]
+
+
+def test_there_is_one_version(described):
+    """The package's, the citation's, and that of the changelog's first entry."""
+    assert f"\nVersion: {pyro_mdm.__version__}\n" in described
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == pyro_mdm.__version__
+    changes = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert changes[0] == pyro_mdm.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pyro_mdm.__version__)
+
+
+def test_the_citation_is_that_of_the_package_and_of_the_paper(described):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (author,) = citation["authors"]
+    assert f"\nAuthor: {author['name']}\n" in described
+    assert citation["license"] in described and "arxiv.org" in described
+    (paper,) = citation["references"]
+    assert paper["url"] in described
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    names = [one["family-names"] for one in paper["authors"]]
+    assert f"{', '.join(names[:-1])} & {names[-1]}" in readme
+    assert paper["title"].partition(":")[0] in readme
+    assert paper["identifiers"][0]["value"] in readme
 
 
 def test_what_the_library_imports_is_required(described):

@@ -494,7 +494,8 @@ class MeasuredFile(SphinxDirective):
         """Where and when a file was measured, remarks, and the file itself."""
         facts = {fact: "; ".join(said) for fact, said in measured.facts.items()}
         if "seeds" in facts:
-            facts["seeds"] = f"seeds {facts['seeds']}"
+            seeds = facts["seeds"]
+            facts["seeds"] = f"seed {seeds}" if seeds.isdigit() else f"seeds {seeds}"
         where = ", ".join(facts[fact] for fact in FACTS[1:5] if fact in facts)
         sentences = [where, *measured.facts.get("note", [])]
         text = " ".join(f"{said[:1].upper()}{said[1:].rstrip('.')}." for said in sentences if said)

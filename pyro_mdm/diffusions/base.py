@@ -189,7 +189,7 @@ class Diffusion(Restorable, Exact, ABC):
     num_variables: int
     horizon: float
     closed_form: bool = False
-    """Whether :meth:`marginal` and :meth:`transition` are known; if not, paths are simulated."""
+    """Whether ``marginal`` and ``transition`` are known; if not, paths are simulated."""
     maps: bool = False
     """Whether data dimensions have kernels and log SNRs of their own, as dimensions of these after
     those of the batch, which then are there always (1 for one time)."""

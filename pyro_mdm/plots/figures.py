@@ -2,7 +2,7 @@ r"""Figures of a diffusion and its bound, drawn off screen with matplotlib.
 
 Bounds are in bits/dim, and every mean that is estimated is drawn with its standard error. The
 figures of training take what was recorded at its measurements, earliest first, as mappings that
-JSON can hold (:func:`snapshot` makes those of the diffusion):
+JSON can hold (:func:`snapshot` makes those of the diffusion)::
 
     bounds      step; terms, name → (value, standard error); log_snr_edges, (n + 1,);
                 diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
@@ -43,6 +43,7 @@ __all__ = [
     "draw_moments",
     "eigenvalues_figure",
     "field_figure",
+    "log_snr_map_figure",
     "new_figure",
     "paths_figure",
     "preset_eigenvalues",

@@ -2,7 +2,7 @@ r"""Records of a run for people to look at.
 
 Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
-first two groups of its Time Series page. So the groups are, in this order,
+first two groups of its Time Series page. So the groups are, in this order::
 
     Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
                     (of a diffusion without a closed form its paths and its drift) and samples
@@ -144,14 +144,14 @@ def write_terms(
     part: str = "train",
     num_dims: int | None = None,
 ) -> None:
-    """Write the terms of the bound in a training loop of your own, each with its standard error.
+    """Write the terms of the bound in a training loop of your own, each with its standard error::
 
         write_terms(writer, elbo_terms(model, guide, x), step)
 
     The scalars are means over the batch: ``bound/elbo/<part>``, ``bound/reconstruction/<part>``,
     ``bound/prior_kl/<part>`` and ``bound/diffusion/<part>``, in nats per datum, with the signs of
     :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Their errors
-    are written as by :func:`write_mean`, and shown as bands after one call of
+    are written as by :func:`write_mean`, and shown as bands after one call of::
 
         write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
 

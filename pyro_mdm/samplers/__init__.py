@@ -6,7 +6,7 @@ In reverse time t = T - s the generative SDE is
 
 for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π). Processes with
 less noise have the same marginals where the score is exact, down to the probability-flow ODE, which
-has none. Each integrator is one class, called as
+has none. Each integrator is one class, called as::
 
     sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε
 
@@ -16,16 +16,18 @@ state is held in float64, because late steps are small differences of it; the sc
 batched call before the first step, and ``sampler.calls`` says after a run how often the network was
 asked.
 
-| | follows | order | calls a step | closed form |
-|---|---|---|---|---|
-| :class:`ExponentialIntegrator` | ODE | 1, 2, 3 | 1 | needed |
-| :class:`StochasticExponentialIntegrator` | both, and between | 1, 2 | 1 | needed |
-| :class:`Ancestral` | SDE | 1 | 1 | needed |
-| :class:`Splitting` | SDE | 1, 2 | 1, 2 | needed |
-| :class:`EulerMaruyama` | SDE | 1 | 1 | |
-| :class:`StochasticHeun` | SDE | 2 | 2 | |
-| :class:`ProbabilityFlow` | ODE | 2, adaptive | 2 | |
-| :class:`TorchSDE` | SDE | 1, 2 | 1, 2 | |
+========================================  =================  ===========  ============  ===========
+sampler                                   follows            order        calls a step  closed form
+========================================  =================  ===========  ============  ===========
+:class:`ExponentialIntegrator`            ODE                1, 2, 3      1             needed
+:class:`StochasticExponentialIntegrator`  both, and between  1, 2         1             needed
+:class:`Ancestral`                        SDE                1            1             needed
+:class:`Splitting`                        SDE                1, 2         1, 2          needed
+:class:`EulerMaruyama`                    SDE                1            1
+:class:`StochasticHeun`                   SDE                2            2
+:class:`ProbabilityFlow`                  ODE                2, adaptive  2
+:class:`TorchSDE`                         SDE                1, 2         1, 2
+========================================  =================  ===========  ============  ===========
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
 ``grid`` by name (:data:`GRIDS`), as times, or as a function. Where none is chosen it is

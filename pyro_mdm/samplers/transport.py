@@ -20,7 +20,7 @@ into pieces of about one unit of κ. In a piece that begins (in noising time) at
     H(u) = I + W P̃(u) Wᵀ,    X' = (1 + η)/2 H' H^{-1} X,    X(0) = I,
 
 which at η = 0 gives X Xᵀ = H, and log det H is what κ gains. X^{-1} is found by collocation at
-Gauss points (:data:`NODES`), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of
+Gauss points (``NODES``), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of
 η X^{-1} H' X^{-T}: positive terms only, no differences of covariances.
 
 Source for η = 0 and constant x̂: Zhang, Tao & Chen, "gDDIM: Generalized denoising diffusion implicit

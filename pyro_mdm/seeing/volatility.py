@@ -30,7 +30,7 @@ LIMIT = 10.0
 class Volatility(ExactBuffers, nn.Module):
     """ρ as a function of the part u of the way from ε to T: 1 until errors are recorded.
 
-    Running averages at :data:`KNOTS` knots, between which log ρ is linear; at ε it is 1. They are
+    Running averages at ``KNOTS`` knots, between which log ρ is linear; at ε it is 1. They are
     buffers, so that they are saved, resumed and copied with the model. ρ is no parameter: it is the
     best one for errors that were seen before, in batches or micro-batches that came earlier, and
     nothing is differentiated through it but u.

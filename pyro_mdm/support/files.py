@@ -21,7 +21,7 @@ def temporary(path: Path) -> Path:
 
 @contextmanager
 def replacing() -> Iterator[Write]:
-    """Write files that get their names together, at the end.
+    """Write files that get their names together, at the end::
 
         with replacing() as write:
             digest = write(data_file, pieces)

@@ -69,7 +69,7 @@ def progress_bar(
 
 
 class LogProgress:
-    """A line after :data:`FIRST_LINE` seconds, then at most every :data:`NEXT_LINE`, and the end.
+    """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and the end.
 
     Args:
         total, what, units, initial, leave: as for :func:`progress_bar`.

@@ -1,0 +1,99 @@
+"""What Sphinx is told of these pages; ``python -m docs`` builds them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
+from docs._ext.cache import folder
+
+project = "pyro_mdm"
+author = "the authors of pyro_mdm"
+copyright = author
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "docs._ext.api",
+    "docs._ext.formulas",
+    "docs._ext.mathml",
+    "docs._ext.measured",
+    "docs._ext.programs",
+    "docs._ext.references",
+]
+exclude_patterns = ["_build", "_ext"]
+
+smartquotes = False  # options begin with two hyphens
+
+html_theme = "furo"
+html_title = project
+
+html_math_renderer = "mathml"
+autodoc_inherit_docstrings = False  # else methods have PyTorch's
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False  # docs/_ext/api.py writes the pages
+python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore = [
+    ("py:class", name)
+    for name in ("ExpandedDistribution", "Figure", "Record", "SubFigure", "SummaryWriter", "Tensor")
+]  # of others, imported for types alone
+
+# -- pages in Markdown, and notebooks --------------------------------------------------------------
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(
+    folder(ROOT / "docs" / "_build", [ROOT / name for name in ("pyro_mdm", "models", "inference")])
+)
+nb_execution_raise_on_error = True
+nb_execution_timeout = 240
+nb_merge_streams = True
+
+# Notebooks run in processes of their own, in the folder that they are in.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# -- names of others -------------------------------------------------------------------------------
+
+# No network is needed: hosts of documentation have one, and there names of others are links.
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "pyro": ("https://docs.pyro.ai/en/stable", None),
+    }
+    if os.environ.get("READTHEDOCS")
+    else {}
+)
+
+
+def _of_this_branch(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Pages list the contents of their own branch alone: of all of them they would take long."""
+    contents = context.get("toctree")
+    if contents is not None:
+        context["toctree"] = lambda **options: contents(**{**options, "collapse": True})
+
+
+def setup(app: Sphinx) -> None:
+    """Before the theme asks for the contents."""
+    app.connect("html-page-context", _of_this_branch, priority=100)

@@ -1,0 +1,149 @@
+"""The documentation: it builds, and every public name and option is on a page."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import __main__ as builder
+from docs._ext import api, cache, formulas, mathml, programs
+from pyro_mdm.__main__ import PROGRAMS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.slow
+def test_it_builds_without_warnings() -> None:
+    """Quick if it is built already: pages and notebooks are kept."""
+    done = subprocess.run(
+        [sys.executable, "-m", "docs"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    page = (DOCS / "_build" / "html" / "api" / "pyro_mdm.CLD.html").read_text(encoding="utf-8")
+    assert "<math" in page and "critically damped" in page.lower()
+
+
+def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "NEEDED", ("sphinx", "no_such_theme"))
+    with pytest.raises(SystemExit) as ended:
+        builder.main()
+    (line,) = str(ended.value).splitlines()
+    assert "no_such_theme" in line and 'pip install -e ".[docs]"' in line
+    assert "sphinx" not in line
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_described_once() -> None:
+    """At one door, under which all others find it."""
+    homes = api.described()
+    assert len(set(homes.values())) == len(homes) > 400
+    for door in api.doors():
+        module = importlib.import_module(door.module)
+        told = {name.rpartition(".")[2] for name in (*door.alone, *door.here, *door.elsewhere)}
+        assert not set(api.names_of(module)) - told, door.module
+
+
+def test_names_at_the_door_have_pages_of_their_own() -> None:
+    pages = api.pages()
+    for name in importlib.import_module("pyro_mdm").__all__:
+        page = f"pyro_mdm.{name}" + ("_function" if name == "bound" else "")
+        assert re.search(rf"auto(class|function):: pyro_mdm\.{name}\n", pages[page])
+    assert len({page.lower() for page in pages}) == len(pages)  # for disks that fold case
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_has_a_page_with_every_option(program: str) -> None:
+    page = (DOCS / "programs" / f"{program}.md").read_text(encoding="utf-8")
+    assert f"```{{program-options}} {program}\n" in page
+    text = "\n".join(programs.markdown(program))
+    parser = programs.parser_of(program)
+    options = {o for a in parser._actions for o in a.option_strings[:1] if a.dest != "help"}
+    told = set(re.findall(r"^:::\{option\} (\S+)", text, re.MULTILINE))
+    assert told == options - {"--print_config"} and len(told) >= 4
+
+
+def test_what_an_option_takes_is_in_words() -> None:
+    options = {option.name: option for option in programs.described("train")}
+    assert options["--steps"].value == "integer" and not options["--steps"].default
+    assert options["--holdout"][2:4] == ("true | false", "true")
+    assert options["--optimizer"].value == "adam | muon"
+    assert options["--guide"].group == "The noising diffusion"
+
+
+def test_no_such_program() -> None:
+    with pytest.raises(ValueError, match="'trian' is no program"):
+        programs.parser_of("trian")
+
+
+# -- formulas --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "tex"),
+    [
+        ("G Gᵀ = 2 D", r"G G^{\top } = 2 D"),
+        ("dy = A y ds + G dB_s", r"\,\mathrm{d}y = A y \,\mathrm{d}s + G \,\mathrm{d}B_{s}"),
+        ("x̂ = e^{-λ/2} ε", r"\hat{x} = e^{-λ/2} ε"),
+        ("Σ_j δ_k² ≥ 0", r"\sum _{j} δ_{k}^{2} \ge  0"),
+        ("Σ_∞^{-1}", r"Σ_{\infty}^{-1}"),
+        ("√(σ² + v)", r"\sqrt{σ^{2} + v}"),
+        ("q(y | x), given data", r"q(y \mid  x), \text{ given data }"),
+    ],
+)
+def test_formulas_of_docstrings_are_read(text: str, tex: str) -> None:
+    assert formulas.tex(text) == tex
+    assert mathml.mathml(tex, display=True).startswith("<math")
+
+
+def test_indented_paragraphs_are_formulas_but_for_code_and_arguments() -> None:
+    doc = """Claim about ``a λ`` of (*batch, K) and |x|.
+
+    a = b²
+
+Code::
+
+    a = b
+
+Args:
+    x: data.
+
+        More of it.
+"""
+    lines = formulas.typeset(inspect.cleandoc(doc).splitlines())
+    assert lines[0] == r"Claim about :math:`a λ` of ``(*batch, K)`` and \|x\|."
+    assert lines.count(".. math::") == 1 and "   a = b^{2}" in lines
+    assert "    a = b" in lines and "        More of it." in lines
+
+
+def test_a_command_of_tex_that_is_not_known_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"\\nosuch"):
+        mathml.mathml(r"\nosuch x", display=False)
+
+
+# -- outputs of notebooks --------------------------------------------------------------------------
+
+
+def test_outputs_are_kept_for_the_same_sources(tmp_path: Path) -> None:
+    source = tmp_path / "library"
+    (source / "__pycache__").mkdir(parents=True)
+    (source / "a.py").write_text("x = 1")
+    before = cache.folder(tmp_path, [source])
+    (source / "__pycache__" / "a.pyc").write_text("compiled")
+    assert cache.folder(tmp_path, [source]) == before
+    (source / "a.py").write_text("x = 2")
+    assert cache.folder(tmp_path, [source]) != before
+    (source / "a.py").write_text("x = 1")
+    (source / "a.py").rename(source / "b.py")
+    assert cache.folder(tmp_path, [source]) != before
