@@ -23,12 +23,11 @@ from torch.distributions.transforms import (
 )
 
 from inference.checkpoints import RunError
-from inference.posterior import _figure, _scores
+from inference.posterior import _scores
 from inference.posterior import posterior as program_of_posteriors
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm.networks import MLP
-from pyro_mdm.posteriors import amortized
 from pyro_mdm.posteriors.amortized import (
     AmortizedPosterior,
     Calibration,
@@ -308,29 +307,6 @@ def test_the_gaussian_of_linear_gaussian_data_is_their_posterior() -> None:
     assert LinearGaussian.fit(draws["x"][:, :1], draws["x"]) is None  # it has no density
 
 
-def test_progress_is_shown_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[Any] = []
-    own = amortized.progress_bar
-
-    def noted(total: int, what: str, units: str, **options: Any) -> Any:
-        bars.append((what, total, options["shown"], bar := own(total, what, units, **options)))
-        return bar
-
-    monkeypatch.setattr(amortized, "progress_bar", noted)
-    plain, shown = (simulate(several, 5, seed=4, progress=p) for p in (False, True))
-    assert all(torch.equal(plain[name], shown[name]) for name in plain)
-    assert [bar[:3] for bar in bars] == [("simulating", 5, False), ("simulating", 5, True)]
-    assert bars[1][3].done == 5
-    bars.clear()
-    few: dict[str, Any] = {"simulations": 30, "steps": 2}
-    AmortizedPosterior.fit(several, LATENT, OBSERVED, progress=True, **few)
-    assert [(bar[0], bar[3].done) for bar in bars] == [("simulating", 30), ("training", 2)]
-    assert "nats" in bars[1][3]._postfix
-    bars.clear()
-    simulate(LINEAR_GAUSSIAN.program, 5, vectorized=True, progress=True)
-    assert bars[0][2] is False  # all at once
-
-
 # -- programs and mistakes -------------------------------------------------------------------------
 
 
@@ -406,20 +382,6 @@ def test_a_score_below_what_is_easily_had_is_a_warning(
     said = _scores(prior - less[0], found, LINEAR_GAUSSIAN, truth)
     assert f"warning: {better} better, so that ranks below say little; give more" in said
     assert "warning" not in _scores(prior + 9, found, LINEAR_GAUSSIAN, truth)
-
-
-def test_axes_are_named_by_site() -> None:
-    drawn = simulate(several, 20, seed=0)
-    shaped = {name: drawn[name].unflatten(0, (2, 10)) for name in ("b", "c", "w")}
-    truth = {name: value[:, 0] for name, value in shaped.items()}
-
-    def labels(*names: str) -> set[tuple[str, str]]:
-        axes = _figure(truth, {name: shaped[name] for name in names}).axes
-        return {(a.get_xlabel(), a.get_ylabel()) for a in axes}
-
-    assert labels("b", "c") == {("b", "c")}
-    assert labels("w") == {("w[0]", "w[1]")}
-    assert labels("c") == {("c", "density")}
 
 
 def test_mistakes_are_named(untrained: Any) -> None:

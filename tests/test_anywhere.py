@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,31 +64,3 @@ def test_the_table_says_what_failed_where(
     assert "failed" not in table(of_first).splitlines()[-1]
     records.write_text("".join(f"{json.dumps(line)}\n" for line in of_first))
     assert main(["--folder", str(tmp_path), "--table"]) == 0
-
-
-def test_without_any_of_its_pythons_it_is_the_one_that_runs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And a run that is made again keeps the records of the others."""
-    environments = dict(ENVIRONMENTS)
-    monkeypatch.setattr(anywhere, "ENVIRONMENTS", environments)
-    monkeypatch.setattr(anywhere, "interpreter", lambda version: None)
-    made: list[tuple[int, str]] = []
-
-    def run(number: int, setting: Any, folder: Path, words: list[str]) -> None:
-        made.append((number, setting["environment"]))
-        for line in ({"setting": setting}, {"passed": 1}, {"status": len(made) == 2}):
-            record({"run": number, **line, "CPU seconds": 1}, folder / "records.jsonl")
-
-    monkeypatch.setattr(anywhere, "run", run)
-    assert main(["--folder", str(tmp_path)]) == 1  # the second has failed
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    name = f"Python {version}, newest torch"
-    assert made == [(number, name) for number in (1, 2, 3)]
-    assert environments[name] == (version, [])
-    assert main(["--folder", str(tmp_path), "--only", "2"]) == 0 and made[3:] == [(2, name)]
-    lines = (tmp_path / "records.jsonl").read_text().splitlines()
-    assert [json.loads(line)["run"] for line in lines] == [1] * 3 + [3] * 3 + [2] * 3
-    rows = table([json.loads(line) for line in lines]).splitlines()[2:]
-    assert [row[:3] for row in rows] == ["| 1", "| 2", "| 3"]
-    assert main(["--folder", str(tmp_path)]) == 0 and len(made) == 7  # all of them anew

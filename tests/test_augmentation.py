@@ -15,7 +15,6 @@ from inference.options import Training
 from inference.plan import build
 from inference.processes import start
 from models.digits import Digits
-from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.benchmarks.ladder.augmentation import Augmentation
 from tests.benchmarks.ladder.few_data import Moved
 from tests.benchmarks.ladder.networks import Located, located
@@ -135,32 +134,6 @@ class Elsewhere(Augmentation):
         return moved, places.new_tensor(0.0).expand_as(places)
 
 
-@pytest.mark.parametrize("size", [32, 2])  # so small that copies of the whole have as many rows
-def test_ends_that_are_learned_ask_about_some_data_again_and_are_told_of_these(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"guide": "learned", "learn_ends": 1.0, "batch_size": 32}
-    found = trainee(monkeypatch, **options, micro_batches=32 // size)
-    (network,) = found.batches.networks
-    calls: list[Tensor] = []
-    network.network.register_forward_pre_hook(lambda module, given: calls.append(given[0]))
-    rows: list[tuple[Tensor, Tensor]] = []
-    integrand = DenoiserScore.integrand
-
-    def asked(self: Any, diffusion: Any, x: Tensor, *given: Any) -> Tensor:
-        value = integrand(self, diffusion, x, *given)
-        rows.append((x, calls.pop()[:, -2:]))
-        return value
-
-    monkeypatch.setattr(DenoiserScore, "integrand", asked)
-    found.step(0)
-    assert any(len(x) > size for x, _ in rows)
-    for x, told in rows:
-        for i in range(size, len(x)):  # each of the further rows is one of the data
-            same = [j for j in range(size) if torch.equal(x[i], x[j])]
-            assert any(torch.equal(told[i], told[j]) for j in same)
-
-
 def test_turns_keep_lengths_in_pixels() -> None:
     turned = Augmentation(1.0, 1, 0)
     angle = 0.3
@@ -172,9 +145,3 @@ def test_turns_keep_lengths_in_pixels() -> None:
         torch.testing.assert_close(
             moved.norm(dim=0), torch.ones(moved.shape[1:]), atol=1e-4, rtol=0
         )
-
-
-def test_a_network_that_is_told_of_other_data_says_so() -> None:
-    located = Located(Seen(), 8, 8)
-    with located.told(torch.zeros(4, 2, 8, 8)), pytest.raises(ValueError, match="with 6 images"):
-        located(torch.zeros(6, 1, 8, 8), torch.zeros(6))

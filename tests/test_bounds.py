@@ -14,19 +14,13 @@ from pyro_mdm import (
     CLD,
     VPSDE,
     Denoiser,
-    DiffusionGuide,
-    DiffusionModel,
     ELBOTerms,
-    Simulated,
-    Simulation,
     bound,
     elbo_terms,
 )
 from pyro_mdm.evaluation.comparison import log_likelihood
-from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.support.measured import Measured
 from tests.known_bound import DIMS, MEAN, VARIANCE, Wrong, data, denoiser, exact_bound, programs
-from tests.test_nonlinear import Net, RawScore
 
 UNIT = DIMS * math.log(2)
 NAMES = ["reconstruction", "prior_kl", "diffusion", "elbo"]
@@ -129,17 +123,6 @@ def test_nothing_is_left_behind(n: int) -> None:
     torch.manual_seed(17)
     assert bound(model, guide, data(n), draws=2, batch_size=4).elbo == first.elbo
     assert bound(model, guide, data(n), draws=2, batch_size=4, seed=1).elbo != first.elbo
-
-
-def test_a_simulated_diffusion_and_another_decoder() -> None:
-    diffusion = Simulated(cut_cld(), Simulation(step_size=0.25, points=2))
-    model = DiffusionModel(diffusion, RawScore(Net(2 * DIMS, 8)), Gaussian(), (DIMS,))
-    for n in (3, 12):
-        found = bound(model.double(), DiffusionGuide(diffusion), data(n))
-        assert found.num_data == n and all(math.isfinite(v) for _, t in found.items() for v in t)
-    model, guide = programs(cut_cld(), denoiser(), likelihood=Tweedie())
-    own = bound(*programs(cut_cld(), denoiser()), data(9)).reconstruction.mean
-    assert bound(model, guide, data(9)).reconstruction.mean != own
 
 
 def test_programs_of_ones_own() -> None:

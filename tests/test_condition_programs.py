@@ -334,13 +334,6 @@ def test_samples_are_given_each_class_in_turn_or_what_is_asked(
             sample.sample(labelled, 2, out=tmp_path / "y.npy", given=given, **options)
 
 
-def test_pictures_of_classes_are_named_after_them(labelled: Path) -> None:
-    sample.sample(labelled, 4, steps=2, given=[3, 5], guidance=2.0, accelerator="cpu")
-    (found,) = labelled.glob("samples-*.png")
-    assert "3" in found.name and "guided-2" in found.name
-    found.unlink()
-
-
 PICTURE = sample.picture
 """As it is without ``few_pictures``."""
 

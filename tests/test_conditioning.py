@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer import Trace_ELBO
 
 from pyro_mdm import (
     CLD,
@@ -34,14 +34,6 @@ from pyro_mdm.evaluation import importance_weighted, probability_flow
 from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.samplers import (
-    Ancestral,
-    EulerMaruyama,
-    ProbabilityFlow,
-    StochasticExponentialIntegrator,
-    StochasticHeun,
-    TorchSDE,
-)
 from tests.mistakes import refused
 from tests.problems import (
     ENDS,
@@ -139,20 +131,6 @@ def test_other_dimensions_have_no_part_in_any_term() -> None:
 
 
 @torch.no_grad()
-def test_nothing_observed_and_nothing_left_out_is_the_model() -> None:
-    problem, x = mixture(), mixture().sample(16, 1)
-    model = program(problem, CLD(**ENDS))
-    whole = condition(model, torch.zeros(D, dtype=torch.bool))
-    found = []
-    for m in (model, whole):
-        torch.manual_seed(2)
-        found.append(elbo_terms(m, DiffusionGuide(model.diffusion), x).elbo)
-        found.append(bound(m, DiffusionGuide(model.diffusion), x).per_datum)
-    torch.testing.assert_close(found[0], found[2])
-    torch.testing.assert_close(found[1], found[3])
-
-
-@torch.no_grad()
 def test_a_chain_has_the_bound_of_the_conditional_law() -> None:
     """That of the exact denoiser of p(x_u | x_o), on the same grid."""
     problem = gaussian()
@@ -217,61 +195,6 @@ def test_the_entropy_without_a_decoder_is_of_what_is_generated() -> None:
 
 
 # -- samples ---------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("sampler", [Ancestral(120), EulerMaruyama(120)], ids=repr)
-def test_samples_are_of_the_conditional_law(sampler: Any) -> None:
-    """Mean and covariance, within 4.5 errors and a 3% step error."""
-    problem, n = gaussian(), 1500
-    x = problem.mean + 1
-    observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
-    asked = ~(observed | left_out)
-    diffusion = VPSDE(max_log_snr=8.0)
-    model = condition(program(problem, diffusion, sampler=sampler), observed, x, left_out)
-    torch.manual_seed(1)
-    found = Predictive(model, num_samples=1)(batch_size=n)["x"][0]
-    assert torch.equal(found[:, observed], x[observed].expand(n, -1))
-    assert torch.equal(found[:, left_out], problem.mean[left_out].expand(n, -1))
-    law = posterior(problem, observed, x, asked)
-    assert float((law.mean - problem.mean[asked]).abs().max()) > 0.3
-    off = (found[:, asked].mean(0) - law.mean) / law.covariance.diagonal().sqrt()
-    assert float(off.abs().max()) < 4.5 / math.sqrt(n) + 0.03
-    spread = law.covariance.diagonal().sqrt()
-    off = (found[:, asked].T.cov() - law.covariance) / spread / spread[:, None]
-    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "sampler",
-    [ProbabilityFlow(10), StochasticExponentialIntegrator(4), StochasticHeun(40), TorchSDE(40)],
-    ids=repr,
-)
-def test_every_other_sampler_serves_it(sampler: Any) -> None:
-    problem, x = gaussian(), gaussian().sample(3, 7)
-    observed, left_out = masks(5, 3)
-    model = program(problem, VPSDE(max_log_snr=7.0), sampler=sampler)
-    found = condition(model, observed, x, left_out)(batch_size=6)
-    assert bool(found.isfinite().all()) and float(found.abs().max()) < 10
-    assert torch.equal(found[3:][observed], x[observed])
-
-
-def test_plates_and_particles_around_it() -> None:
-    """Data of several outer elements, and particles at once, have the masks of their rows."""
-    problem, x = gaussian(), gaussian().sample(6, 7)
-    observed, left_out = masks(5, 6)
-    diffusion = VPSDE(**ENDS)
-    model = condition(program(problem, diffusion), observed, x, left_out)
-    guide = DiffusionGuide(diffusion, event_dim=1)
-    particles: dict[str, Any] = {"vectorize_particles": True, "max_plate_nesting": 1}
-    torch.manual_seed(0)
-    loss = MDM_ELBO(num_particles=100, **particles).loss
-    found = torch.tensor([loss(model, guide, x) for _ in range(16)])
-    known = -float(conditional_log_prob(problem, x, observed, left_out).sum())
-    assert abs(float(found.mean()) - known) < 4.5 * float(found.std()) / 4 < 5
-    with pyro.plate("outer", 2, dim=-2):
-        assert model(x.expand(2, 6, D)).shape == (2, 6, D)
 
 
 def test_rows_of_a_subsampling_plate() -> None:

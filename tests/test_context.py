@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -48,7 +47,6 @@ from pyro_mdm.samplers import (
     Splitting,
     StochasticExponentialIntegrator,
 )
-from pyro_mdm.samplers.transport import transport
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
 from tests.problems import Silent, fixed, normal
@@ -162,18 +160,6 @@ def test_a_datum_is_sampled_as_by_its_own_clocks(sampler: Any) -> None:
         one = alone(diffusion, contexts[i])
         drawn = sampler(one, BoundScore(one, exact()), (2, 1, D), torch.Generator().manual_seed(3))
         torch.testing.assert_close(found[i], drawn[i], rtol=1e-6, atol=1e-8)
-
-
-@torch.no_grad()
-def test_one_variable_is_transported_in_closed_form() -> None:
-    diffusion = VPSDE(**ENDS)
-    times = diffusion.log_snr_grid(6).flip(0)
-    for noise in (0.0, 0.5, 1.0):
-        one = transport(diffusion, times, noise, 3)
-        many = transport(diffusion, times[:, None, None].expand(6, 2, 3), noise, 3)
-        for a, b in zip(one, many, strict=True):
-            if a is not None:
-                torch.testing.assert_close(a, b[:, 1, 2], rtol=1e-9, atol=1e-11)
 
 
 # -- bounds ----------------------------------------------------------------------------------------
@@ -361,41 +347,6 @@ def test_the_context_is_a_site_of_both_programs() -> None:
     torch.manual_seed(0)
     one = float(pyro.infer.TraceMeanField_ELBO().loss(model, guide, data(5)))
     assert math.isfinite(one)
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "discrete"])
-@torch.no_grad()
-def test_a_model_comes_back_in_a_folder(kind: str, tmp_path: Path) -> None:
-    context: Any = {"gaussian": GaussianContext, "discrete": DiscreteContext}[kind]
-    encoder = {"gaussian": Four, "discrete": Two}[kind]
-    own = context(encoder(), 2)
-    diffusion = ContextDiffusion(VPSDE(**ENDS), own, ContextClocks(2, 2), torch.tensor([1, 0, 1]))
-    network = MLP(2 * D + 2, 8, 1, out_features=D)
-    model = DiffusionModel(diffusion, Denoiser(network, MEAN, VARIANCE, maps=True))
-    for p in model.parameters():
-        p.add_(0.1 * fixed(p.numel(), *p.shape))
-    model.save_pretrained(tmp_path)
-    found = DiffusionModel.from_pretrained(tmp_path, classes={"Two": Two, "Four": Four})
-    x = data(3).float()
-    for m in (model, found):
-        torch.manual_seed(0)
-        m.value = elbo_terms(m, DiffusionGuide(m.diffusion), x).elbo
-    torch.testing.assert_close(model.value, found.value)
-
-
-class Four(nn.Module):
-    outputs = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(D, self.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-class Two(Four):
-    outputs = 2
 
 
 def test_mistakes_are_told() -> None:

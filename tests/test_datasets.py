@@ -54,7 +54,7 @@ from models.files import (
 )
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 from pyro_mdm.contexts import Labels
-from tests.mistakes import Bomb
+from tests.mistakes import Bomb, refused
 
 Array = NDArray[Any]
 
@@ -342,13 +342,6 @@ def test_values_arrive_pixel_by_pixel_in_the_right_parts(name, make):
         assert problem.event_shape == problem.train.shape[1:]
 
 
-def test_the_pickles_are_those_of_python_2():
-    raw = python2_pickle(cifar_batch(pixels(2, 3, 32, 32), 1))
-    assert raw.startswith(b"\x80\x02}q\x00(U\x0bbatch_labelq\x01U\x15training batch 1 of 5")
-    assert b"cnumpy.core.multiarray\n_reconstruct\n" in raw and b"cnumpy\nndarray\n" in raw
-    assert b"T" + struct.pack("<i", 6144) in raw  # the pixels: BINSTRING, which only Python 2 wrote
-
-
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_small_network_gives_a_bound(name, make):
     problem = make(name).load(holdout=True, network="small")
@@ -361,18 +354,6 @@ def test_the_small_network_gives_a_bound(name, make):
     loss.backward()
     outlet = model.score_function.network.outlet[-1]
     assert bool(outlet.weight.grad.any())
-
-
-def test_options_of_the_base_class_reach_it(make):
-    small = make("mnist")
-    problem = small.load(protocol="dequantized", network="paper")
-    assert problem.dequantized_levels == 256
-    assert problem.learning_rate == 2e-4
-    there_and_back = problem.to_images(problem.to_model_space(problem.test))
-    off = (there_and_back.int() - problem.test.int()).abs()
-    assert int(off.max()) <= 1 and float(off.float().mean()) < 1e-3  # noise rounds up to 1, rarely
-    with pytest.raises(ValueError, match="--network is 'large', expected one of small, mixture"):
-        small.load(network="large")
 
 
 def test_the_default_folder_is_data(make, monkeypatch):
@@ -480,25 +461,22 @@ def test_labels_are_those_of_the_images_of_each_part(name, make):
     assert isinstance(problem.context, Labels) and problem.context.num_classes == 3
 
 
-def test_labels_of_a_damaged_file_are_refused(make):
+def test_what_is_no_file_of_images_or_labels_is_named(make):
     small = make("mnist")
     small.file.with_name("t10k-labels-idx1-ubyte").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is damaged or another file"):
-        small.load().condition_on("labels")
-    images = struct.pack(">4i", 0x803, 1, 2, 2) + bytes(4)
-    with pytest.raises(DataError, match="expected an IDX file of labels, unsigned bytes of one"):
-        idx_labels(images, "a file")
-
-
-def test_what_is_no_file_of_images_is_named():
     header = struct.pack(">4i", 0x803, 2, 28, 28)
     whole = header + bytes(2 * 28 * 28)
     labels = struct.pack(">2i", 0x801, 8) + bytes(8)
-    for content in (b"", b"short", labels, whole[:-1], whole + b"0"):
-        with pytest.raises(DataError, match="a file: expected an IDX file of images"):
-            idx_images(content, "a file", (28, 28))
-    with pytest.raises(DataError, match=r"found images of \(28, 28\) pixels, expected \(32, 32\)"):
-        idx_images(whole, "a file", (32, 32))
+    refused(
+        DataError,
+        (lambda: small.load().condition_on("labels"), "t10k-labels-idx1-ubyte is damaged or an"),
+        (lambda: idx_labels(whole, "a file"), "expected an IDX file of labels, unsigned bytes of"),
+        *(
+            (lambda raw=raw: idx_images(raw, "a file", (28, 28)), "a file: expected an IDX file of")
+            for raw in (b"", b"short", labels, whole[:-1], whole + b"0")
+        ),
+        (lambda: idx_images(whole, "it", (32, 32)), r"of \(28, 28\) pixels, expected \(32, 32\)"),
+    )
 
 
 @pytest.mark.skipif(
@@ -568,24 +546,10 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called():
     assert python_command("MNIST('data')") == "python -c \"MNIST('data')\""
 
 
-def test_the_published_checksums_are_those_of_the_publishers():
-    assert mnist_module.TRAIN == (
-        "train-images-idx3-ubyte",
-        "6bbc9ace898e44ae57da46a324031adb",
-        "MD5",
-        16 + 60_000 * 28 * 28,
-    )
+def test_the_published_numbers_are_those_of_the_publishers():
+    assert mnist_module.TRAIN.size == 16 + 60_000 * 28 * 28
     assert mnist_module.TEST.size == 16 + 10_000 * 28 * 28
-    for name in ("TRAIN", "TEST"):  # of the contents; test_fashion_mnist_of_debian_is_torchvisions
-        ours, mnist = getattr(fashion_mnist, name), getattr(mnist_module, name)
-        assert (ours.name, ours.size) == (mnist.name, mnist.size) and ours.digest != mnist.digest
-    everything = [*imagenet32.OLD.values(), *imagenet32.NEW["train"], *imagenet32.NEW["test"]]
-    assert len({published.digest for published in everything}) == 13
-    for published in everything:
-        length = {"MD5": 32, "SHA-256": 64}[published.algorithm]
-        assert re.fullmatch(f"[0-9a-f]{{{length}}}", published.digest)
     assert (MNIST.held_out, CIFAR10.held_out, ImageNet32Old.held_out) == (5_000, 5_000, 10_000)
-    assert FashionMNIST.held_out == 5_000
     assert ImageNet32Old.sizes == {"train": 1_281_149, "test": 49_999}
     assert ImageNet32New.sizes == {"train": 1_281_167, "test": 50_000}
 
@@ -652,13 +616,10 @@ def test_pickles_of_newer_pythons_are_read_too(order, protocol, tmp_path):
 
 def test_arrays_of_objects_are_refused(tmp_path):
     path = tmp_path / "batch"
-    objects = np.array([None, "x"], dtype=object)
-    path.write_bytes(python2_pickle({"data": objects}))
-    with pytest.raises(DataError, match=r"dtype 'O8', expected bytes"):
-        unpickle_arrays(path)
-    path.write_bytes(python2_pickle({"data": np.arange(3.0)}))
-    with pytest.raises(DataError, match=r"dtype 'f8', expected bytes"):
-        unpickle_arrays(path)
+    for array, dtype in ((np.array([None, "x"], dtype=object), "O8"), (np.arange(3.0), "f8")):
+        path.write_bytes(python2_pickle({"data": array}))
+        with pytest.raises(DataError, match=rf"dtype '{dtype}', expected bytes"):
+            unpickle_arrays(path)
 
 
 def test_a_cifar_batch_without_images(make):
@@ -673,10 +634,6 @@ def test_a_malicious_npz_is_refused(tmp_path, make, monkeypatch):
     mark = tmp_path / "owned"
     file = io.BytesIO()
     np.savez(file, data=np.array([Bomb(mark)], dtype=object))
-    np.load(io.BytesIO(file.getvalue()), allow_pickle=True)["data"]
-    assert mark.is_dir()  # it does work
-    mark.rmdir()
-
     small = make("new, extracted")
     small.file.write_bytes(file.getvalue())
     published = imagenet32.NEW["train"]
@@ -697,9 +654,6 @@ def test_a_malicious_cache_is_refused(tmp_path, make):
     small.load()
     cache = small.root / "imagenet32" / "imagenet32_old-train.npy"
     np.save(cache, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
-    np.load(cache, allow_pickle=True)
-    assert mark.is_dir()
-    mark.rmdir()
     record = json.loads(cache.with_suffix(".json").read_text())
     raw, status = cache.read_bytes(), cache.stat()
     record |= {"bytes": len(raw), "mtime_ns": status.st_mtime_ns}
@@ -767,11 +721,6 @@ def test_a_damaged_decoded_file_is_made_again(damage, make, capsys):
     told = "imagenet32_old-train.npy" in capsys.readouterr().err
     assert told == (damage is not Path.unlink)
 
-    damage(cache)
-    small.file.unlink()
-    with pytest.raises(DataError, match=r"train_32x32\.tar"):
-        small.load()
-
 
 def test_a_copy_of_a_decoded_file_is_believed_after_a_look(make, monkeypatch):
     small = make("old")
@@ -796,22 +745,6 @@ def test_the_two_versions_are_told_apart(name, make):
         small.load()
         small.file.unlink()
         small.file = small.root / "imagenet32" / f"{small.kind.name}-train.npy"
-
-
-def test_each_version_keeps_its_own_files(tmp_path, monkeypatch):
-    old = small_old(tmp_path, monkeypatch)
-    for path in (tmp_path / "imagenet32").iterdir():
-        path.rename(tmp_path / path.name)
-    (tmp_path / "imagenet32").rmdir()
-    new = small_new(tmp_path, monkeypatch)
-    for path in tmp_path.glob("*.tar"):
-        path.rename(tmp_path / "imagenet32" / path.name)
-    new.train[:] = new.train  # both hold the same pixels here; the names keep them apart
-    assert same(old.load().test, old.test) and same(new.load().test, new.test)
-    stems = {path.stem for path in (tmp_path / "imagenet32").glob("*.npy")}
-    assert stems == {
-        f"imagenet32_{version}-{part}" for version in ("old", "new") for part in ("train", "test")
-    }
 
 
 def test_of_several_processes_one_decodes(tmp_path):
@@ -939,8 +872,9 @@ def test_grey_with_transparency_stays_grey(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])
-@pytest.mark.parametrize("validation", ["validation", "val", "valid", None])
-@pytest.mark.parametrize("test", ["test", None])
+@pytest.mark.parametrize(
+    ("validation", "test"), [("validation", "test"), ("val", None), ("valid", None), (None, "test")]
+)
 def test_parts_by_name(kind, validation, test, tmp_path):
     parts = {"train": pixels(30, 3, 8, 8)}
     if validation is not None:
@@ -1090,47 +1024,37 @@ def test_of_idx_files_that_are_there_packed_too_one_is_read(tmp_path):
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(ValueError, match=r"needs --data PATH"):
-        Images()
-    with pytest.raises(ValueError, match=r"--image_size is 0"):
-        Images(data=tmp_path, image_size=0)
-    with pytest.raises(DataError, match=r"--data .*nowhere is not there; expected a folder"):
-        Images(data=tmp_path / "nowhere")
+    def folder(name: str) -> Callable[[], Images]:
+        return lambda: Images(data=tmp_path / name)
+
+    def with_bad(content: Callable[[Path], object]) -> Callable[[], Images]:
+        path = tmp_path / "broken" / "007.png"
+
+        def call() -> Images:
+            content(path)
+            return Images(data=path.parent)
+
+        return call
+
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(DataError, match=r"file\.txt is neither a folder nor an \.npz file"):
-        Images(data=tmp_path / "file.txt")
-    write_images(tmp_path / "few", pixels(19, 3, 8, 8))
-    with pytest.raises(DataError, match=r"few has 19 images .*\.png.*, expected at least 20"):
-        Images(data=tmp_path / "few")
-
-    write_images(tmp_path / "parts" / "train", pixels(30, 3, 8, 8))
-    write_images(tmp_path / "parts" / "other", pixels(2, 3, 8, 8))
-    with pytest.raises(DataError, match=r"has the parts train, but .*other/000\.png is in none"):
-        Images(data=tmp_path / "parts")
-    write_images(tmp_path / "tested" / "test", pixels(30, 3, 8, 8))
-    with pytest.raises(DataError, match=r"has test but no train"):
-        Images(data=tmp_path / "tested")
-
-    write_images(tmp_path / "broken", pixels(30, 3, 8, 8))
-    (tmp_path / "broken" / "007.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"007\.png is no image that can be read"):
-        Images(data=tmp_path / "broken")
-    write_images(tmp_path / "broken", pixels(30, 3, 8, 8))
-    truncate(tmp_path / "broken" / "007.png")
-    with pytest.raises(DataError, match=r"007\.png is no image that can be read"):
-        Images(data=tmp_path / "broken")
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "broken" / "007.png")
-    with pytest.raises(DataError, match=r"007\.png has pixels of mode 'I;16', expected 8 bits"):
-        Images(data=tmp_path / "broken")
-
-
-def test_sizes_that_do_not_suit_the_network(tmp_path):
-    np.savez(tmp_path / "odd.npz", pixels(20, 9, 11))
-    pattern = r"images of 9×11 pixels do not suit --network small, .*multiples of 2; use --image_si"
-    with pytest.raises(ValueError, match=pattern + "ze 8"):
-        Images(data=tmp_path / "odd.npz")
-    assert Images(data=tmp_path / "odd.npz", image_size=8).event_shape == (1, 8, 8)
-    assert Images(data=tmp_path / "odd.npz", network="paper").event_shape == (1, 9, 11)
+    images = pixels(30, 3, 8, 8)
+    for name in ("parts/train", "parts/other", "tested/test", "broken"):
+        write_images(tmp_path / name, images)
+    write_images(tmp_path / "few", images[:19])
+    sixteen_bits = Image.fromarray(np.zeros((8, 8), np.uint16))
+    refused(
+        (ValueError, DataError),
+        (Images, r"needs --data PATH"),
+        (lambda: Images(data=tmp_path, image_size=0), r"--image_size is 0"),
+        (folder("nowhere"), r"--data .*nowhere is not there; expected a folder"),
+        (folder("file.txt"), r"file\.txt is neither a folder nor an \.npz file"),
+        (folder("few"), r"few has 19 images .*\.png.*, expected at least 20"),
+        (folder("parts"), r"has the parts train, but .*other/000\.png is in none"),
+        (folder("tested"), r"has test but no train"),
+        (with_bad(truncate), r"007\.png is no image that can be read"),
+        (with_bad(lambda path: path.write_bytes(b"no")), r"007\.png is no image that can be read"),
+        (with_bad(sixteen_bits.save), r"007\.png has pixels of mode 'I;16', expected 8 bits"),
+    )
 
 
 def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
@@ -1140,14 +1064,3 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "own")
     check_parts(by_order(data=tmp_path / "own"), *by_index(images, False))
-
-
-def test_own_images_give_a_bound(tmp_path):
-    np.savez(tmp_path / "own.npz", pixels(20, 8, 10, 3))
-    problem = Images(data=tmp_path / "own.npz")
-    diffusion = VPSDE(max_log_snr=problem.max_log_snr)
-    model = problem.build(diffusion)
-    x = problem.to_model_space(problem.test)
-    assert x.shape == (2, 3, 8, 10)
-    assert bool(MDM_ELBO()(model, DiffusionGuide(diffusion))(x).isfinite())
-    assert torch.equal(problem.to_images(x), problem.test)

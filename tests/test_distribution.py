@@ -25,7 +25,7 @@ from pyro_mdm import (
 )
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.networks import MLP
-from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import ExponentialIntegrator
 from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
@@ -241,21 +241,6 @@ def test_missing_entries_are_bounded_or_refused() -> None:
         exact().log_prob(torch.tensor([[0.3, math.nan, math.nan]], dtype=torch.float64))
 
 
-def test_probes_are_drawn_anew_unless_a_seed_fixes_them() -> None:
-    torch.manual_seed(0)
-    solver, x = Solver("rk4", steps=4, probes=1), data(3)
-    network = with_weights(MLP(DIMS), 0.1)
-    score = Denoiser(network, torch.zeros(DIMS).double(), torch.ones(DIMS).double())
-    model = DiffusionModel(CLD(max_log_snr=6.0), score, event_shape=(DIMS,))
-    path = DiffusionGuide(model.diffusion).law(x).rsample()[:, 0]
-    one, other = (
-        flow_log_prob(model.diffusion, score, path, solver).log_prob.detach() for _ in range(2)
-    )
-    assert not torch.equal(one, other)
-    fixed = MDM(model, method="flow", solver=solver, seed=1)
-    assert torch.equal(fixed.log_prob(x), fixed.log_prob(x))
-
-
 def test_mistakes() -> None:
     model, _ = programs(VPSDE(max_log_snr=8.0), denoiser())
     chain = DiffusionModel(model.diffusion, denoiser(), event_shape=(DIMS,), times=5)
@@ -302,18 +287,6 @@ def test_levels_have_no_derivatives() -> None:
     own = exact()
     own.model.sampler = lambda diffusion, score, shape: torch.zeros(shape)
     assert not own.has_rsample
-
-
-def test_importance_weights_are_a_tighter_bound_of_their_chain() -> None:
-    torch.manual_seed(0)
-    law, x = exact(method="importance", times=17, draws=16), data(6)
-    single = exact(method="importance", times=17)
-    one = single.log_prob(x.repeat(64, 1)).reshape(64, -1)
-    many = law.log_prob(x.repeat(4, 1)).reshape(4, -1)
-    error = float(one.mean(1).std()) / 8
-    assert float(many.mean()) > float(one.mean()) + 4 * error
-    chain, _ = programs(CLD(max_log_snr=8.0), denoiser(), times=17)
-    assert MDM(chain, method="importance").log_prob(x).shape == (6,)
 
 
 @pytest.mark.slow
@@ -370,21 +343,3 @@ def test_narrow_modes_take_more_steps_or_a_warning(monkeypatch) -> None:
     monkeypatch.setattr("pyro_mdm.distribution.AGREE", 1e-12)
     with pytest.warns(UserWarning, match="64 steps of the flow differs by .* from that by 128"):
         law(0.1, 9.0).log_prob(x[:2])
-
-
-def test_submodules_that_are_in_eval_mode_stay_there() -> None:
-    law = exact(solver=BRIEF)
-    law.model.train()
-    law.model.likelihood.eval()
-    law.log_prob(data(2))
-    assert law.model.training and not law.model.likelihood.training
-
-
-def test_svi_takes_fresh_draws_of_a_bound() -> None:
-    """A guide that follows the same few draws at every step ends where they lead."""
-    law = exact(method="elbo")
-    x = data(1).repeat(4000, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(law.log_prob(x).sum(), x)
-    error = gradient.std(0) / len(x) ** 0.5
-    off = (gradient.mean(0) - (MEAN - x[0].detach()) / VARIANCE) / error
-    assert float(off.abs().max()) < 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from inference.bounds import path_gap
 from inference.guides.driven import means_and_scales
-from inference.guides.driven import scales as scales_alone
 from inference.plan import Programs
 from models import MODELS
 from pyro_mdm import (
@@ -41,7 +39,6 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.scores.base import Score
-from pyro_mdm.seeing.data_driven import DataPath
 from pyro_mdm.seeing.volatility import Volatility
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
@@ -251,33 +248,6 @@ def test_the_gap_of_gaussian_data_is_what_the_exact_network_loses() -> None:
     assert found.gap.mean > 5 * found.gap.standard_error
 
 
-class Sine(DataDrivenDiffusion):
-    """m = x + 1.5 sin²(πu) sin 2x."""
-
-    def path(self, x: Tensor, log_snr: Tensor) -> DataPath:
-        u = math.pi * self.way(log_snr)[:, None]
-        f, still = 1.5 * torch.sin(2 * x), torch.zeros_like(x)
-        rate = -math.pi * torch.sin(2 * u) / (HIGH - LOW)
-        return DataPath(x + torch.sin(u).square() * f, rate * f, still, still)
-
-
-def test_the_gap_of_a_known_example() -> None:
-    """Of x ~ N(0, 1) 3.717 nats, where 3.000 are tight (by quadrature)."""
-    points = torch.linspace(-6, 6, 301, dtype=torch.float64)[:, None]
-    weights = (-0.5 * points[:, 0].square()).exp()
-    found = path_information_gap(Sine(base(), OneForAll()), points, weights, levels=96, draws=64)
-    for value, known in zip(found, (3.717, 3.0, 0.717), strict=True):
-        assert abs(value.mean - known) < 5 * value.standard_error
-    assert found.gap.standard_error < 0.05
-
-
-def test_there_is_no_gap_where_data_drive_nothing() -> None:
-    network = MLP(1, 4, 1, out_features=6).double()
-    points = torch.linspace(-2, 2, 21, dtype=torch.float64)[:, None]
-    found = path_information_gap(DataDrivenDiffusion(base(), network), points, levels=8, draws=8)
-    assert abs(found.gap.mean) < 1e-12 and found.information.mean > 0.5
-
-
 class Plugged(Score):
     """A denoiser's score as one of the raw state."""
 
@@ -380,17 +350,6 @@ def test_the_volatility_is_the_best_for_errors_seen_before() -> None:
     assert volatility.errors.isfinite().all()
 
 
-def test_the_best_volatility_of_gaussian_data_is_found_and_lowers_the_term() -> None:
-    diffusion = gaussian().train()
-    score, x = Exact(diffusion), VARIANCE**0.5 * normal(11, 4096, 1)
-    before = term_of_exact(diffusion)
-    for seed in range(8):
-        torch.manual_seed(seed)
-        score.diffusion_term(diffusion, x)
-    after = term_of_exact(diffusion)
-    assert after - information() < 0.2 * (before - information())
-
-
 def test_only_training_with_gradients_moves_the_volatility() -> None:
     diffusion, x = driven(), normal(12, 16, 2)
     score = Denoiser(MLP(2, 8, 1).double(), torch.zeros(2), torch.ones(2))
@@ -451,13 +410,6 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
     assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
 
 
-def test_the_flow_is_another_process_than_the_one_with_noise() -> None:
-    diffusion = gaussian()
-    score, y = Exact(diffusion), normal(14, 5, 1, 1)
-    flow, noisy = (score.aim(diffusion, y, 0.4, noise) for noise in (0.0, 1.0))
-    assert (flow - noisy).abs().max() > 0.01
-
-
 # -- the library around it -------------------------------------------------------------------------
 
 
@@ -474,21 +426,6 @@ def test_what_is_seen_of_the_paths() -> None:
         middle = both.path(x, lam)
     torch.testing.assert_close(both.views(x)["mean"][2], middle.mean - x)
     torch.testing.assert_close(both.views(x)["scale"][2], middle.stretch)
-
-
-def test_a_saved_model_opens_with_its_volatility(tmp_path: Path) -> None:
-    diffusion = driven()
-    wavy(diffusion)
-    x = normal(16, 32, 2)
-    model = DiffusionModel(diffusion, Denoiser.fit(MLP(2, 8, 1).double(), x)).eval()
-    model.save_pretrained(tmp_path)
-    opened = DiffusionModel.from_pretrained(tmp_path)
-    found = []
-    for one in (model, opened):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            found.append(elbo_terms(one, DiffusionGuide(one.diffusion), x).elbo)
-    assert torch.equal(*found)
 
 
 def test_mistakes() -> None:
@@ -547,12 +484,6 @@ def test_the_worked_guide_begins_as_the_base_and_learns(score: str) -> None:
     outlet = model.diffusion.network.outlet[-1].weight
     means, scales = outlet.grad.unflatten(0, (2, -1))
     assert bool(means.any()) and bool(scales.any())
-
-
-def test_the_worked_guide_for_vectors() -> None:
-    diffusion = scales_alone((3,), max_log_snr=9.0)
-    assert set(diffusion.views(torch.randn(4, 3))) == {"scale"}
-    assert diffusion.max_log_snr == 9.0
 
 
 def test_evaluation_says_what_no_network_wins_back() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_mdm import (
@@ -25,7 +24,6 @@ from pyro_mdm import (
     EncodedDiffusion,
     NoisePrediction,
     StateDenoiser,
-    bound,
     elbo_terms,
 )
 from pyro_mdm.evaluation import probability_flow
@@ -36,7 +34,6 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    StochasticExponentialIntegrator,
 )
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.scores.base import rotated
@@ -285,29 +282,6 @@ def test_gradients_are_those_of_finite_differences(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_an_encoding_of_nothing_is_the_base() -> None:
-    base = CLD(**ENDS)
-    diffusion, x = EncodedDiffusion(base, LinearEncoder(1)), data(64)
-    slopes: Any = diffusion.encoder.slope
-    slopes.zero_()
-    network = MLP(D).double()
-    wide = MLP(2 * D, out_features=2 * D).double()
-    terms = []
-    for d, score in (
-        (base, Denoiser(network, MEAN, SPREAD.square())),
-        (diffusion, StateDenoiser(Denoiser(wide, MEAN, SPREAD.square()))),
-    ):
-        s = base.log_snr_grid(9)[:-1]
-        terms.append(score.score(d, normal(3, 8, 2, D), s))
-        model = DiffusionModel(d, score, event_shape=(D,))
-        terms.append(bound(model, DiffusionGuide(d), x, draws=32))
-    torch.testing.assert_close(terms[0], terms[2], rtol=1e-6, atol=1e-8)
-    error = math.hypot(terms[1].monte_carlo_error, terms[3].monte_carlo_error)
-    gap = terms[1].diffusion.mean - terms[3].diffusion.mean
-    assert abs(gap) < 4.5 * error < 1.0
-
-
-@torch.no_grad()
 def test_weights_of_the_flow_are_the_density() -> None:
     """p(y_ε) p(x | y_ε) / q(y_ε | x) of each draw, where score and decoder are exact."""
     diffusion, x = EncodedDiffusion(CLD(max_log_snr=9.0), LinearEncoder(1)), data(3)
@@ -346,41 +320,7 @@ def test_a_step_at_known_start_is_the_exact_posterior(name: str) -> None:
     torch.testing.assert_close(columns, expected, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [StochasticExponentialIntegrator(24), EulerMaruyama(40)],
-    ids=lambda sampler: type(sampler).__name__,
-)
-@torch.no_grad()
-def test_samples_have_the_law_of_the_data(sampler: Any) -> None:
-    diffusion = encoded("cld")
-    model = DiffusionModel(diffusion, exact(diffusion), event_shape=(D,), sampler=sampler)
-    torch.manual_seed(0)
-    n = 800
-    x = model(batch_size=n)
-    assert bool(((x.mean(0) - MEAN).abs() < 5 * SPREAD / math.sqrt(n) + 0.05).all())
-    assert bool(((x.std(0) / SPREAD - 1).abs() < 5 / math.sqrt(2 * n) + 0.05).all())
-
-
 # -- the door --------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
-    diffusion = EncodedDiffusion(CLD(**ENDS), nn.Linear(D, D).double())
-    network = MLP(2 * D, 8, 1, out_features=2 * D).double()
-    model = DiffusionModel(diffusion, StateDenoiser(Denoiser(network, MEAN, SPREAD.square())))
-    for p in model.parameters():
-        p.add_(0.1 * fixed(p.numel(), *p.shape))
-    model.save_pretrained(tmp_path)
-    found = DiffusionModel.from_pretrained(tmp_path, classes={"Linear": nn.Linear(D, D).double()})
-    assert sum("network" in name for name in model.state_dict()) == len(network.state_dict())
-    y = normal(0, 3, 2, D)
-    s = diffusion.log_snr_grid(4)[:-1]
-    torch.testing.assert_close(found.score(y, s), model.score(y, s))
-    x = data(4)
-    moved = diffusion.displacement(x, s[1])
-    torch.testing.assert_close(found.diffusion.displacement(x, s[1]), moved)
 
 
 def test_mistakes_are_told() -> None:

@@ -273,28 +273,3 @@ def test_holm() -> None:
     # sorted: 0.01 ≤ 0.05/4, 0.015 ≤ 0.05/3, 0.03 > 0.05/2 and there it ends
     assert holm([0.03, 0.01, 0.04, 0.015]) == [False, True, False, True]
     assert holm([]) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": data(5)}, r"x has shape \(5, 3\), expected .* at least 8 data"),
-        ({"draws": 0}, "draws is 0, expected at least 1"),
-        ({"half_width": -0.1}, "half_width is -0.1"),
-        ({"x": data(20, dims=4)}, r"x has shape \(20, 4\), expected \(batch, 3\)"),
-        ({"programs": {}}, r"programs is \{\}, expected at least one"),
-    ],
-)
-def test_mistakes(change, message: str) -> None:
-    options = {"programs": {"a": programs(cut(VPSDE()), denoiser())}, "x": data(20)} | change
-    with pytest.raises(ValueError, match=message):
-        compare(**options)
-
-
-def test_programs_over_two_diffusions_or_a_grid_are_refused() -> None:
-    model, _ = programs(cut(VPSDE()), denoiser())
-    with pytest.raises(ValueError, match="Build both over one diffusion object"):
-        compare({"a": (model, DiffusionGuide(VPSDE()))}, data(20))
-    chain = programs(cut(VPSDE()), denoiser(), times=8)
-    with pytest.raises(ValueError, match="chain on a grid"):
-        compare({"a": chain}, data(20))

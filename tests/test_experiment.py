@@ -124,16 +124,6 @@ def test_steps_seeds_and_scores_replace_those_of_the_table(
         experiment.experiment("digits", scores=["nois"], root=tmp_path)
 
 
-def test_a_learned_guide_without_matrices_has_no_picture_of_them(tmp_path: Path) -> None:
-    made_up(tmp_path, {"linear": [1.0], "learned": [1.1]})
-    (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
-    with SummaryWriter(str(tmp_path / "s-learned-0" / "tensorboard")) as writer:
-        writer.add_scalar("diffusion_parameters/network.gain", 0.1, 0)
-    guides = {"s": ["linear", "learned"]}
-    summarize(tmp_path, guides, range(1), half_width=0.1, draws=1)
-    assert (tmp_path / "summary.png").exists() and not (tmp_path / "movement.png").exists()
-
-
 @pytest.mark.slow
 def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the programs are found from any folder

@@ -168,15 +168,6 @@ def test_a_snapshot_holds_the_diffusion_and_passes_through_json(build: Any) -> N
     assert mu.exp().sum().real.item() == pytest.approx(M.trace().item(), rel=1e-6, abs=1e-9)
 
 
-def test_presets_are_scaled_to_the_same_end() -> None:
-    diffusion = LearnedDiffusion(3, min_log_snr=-8.0)
-    presets = figures.preset_eigenvalues(diffusion)
-    assert set(presets) == {"MALDA", "ALDA"}
-    (own,) = snapshots(ALDA(min_log_snr=-8.0))
-    assert presets["ALDA"] == own["eigenvalues"]
-    assert figures.preset_eigenvalues(LearnedDiffusion(4, min_log_snr=-8.0)) == {}
-
-
 def marks(axes: Any, label: str) -> np.ndarray:
     (line,) = (line for line in axes.lines if line.get_label().startswith(label))
     return np.stack([line.get_xdata(), line.get_ydata()], 1)
@@ -205,25 +196,3 @@ def test_the_eigenvalues_of_an_oscillator_cross_the_line_of_critical_damping() -
     assert plane.get_xlabel().startswith("Re μ") and plane.get_ylabel().startswith("Im μ")
     low, high = close.get_ylim()
     assert low < 0.0 and high > b > plane.get_ylim()[0]
-
-
-def test_a_diffusion_that_never_moved_is_drawn_once() -> None:
-    records = snapshots(CLD(), CLD())
-    figure = figures.eigenvalues_figure(records)
-    assert len(figure.axes) == 1
-    rate, clock = figures.clock_figure(records).axes
-    assert len(rate.lines) == len(clock.lines) == 1
-    with pytest.raises(ValueError, match="no snapshot"):
-        figures.eigenvalues_figure([])
-    with pytest.raises(ValueError, match="no snapshot"):
-        figures.clock_figure([])
-
-
-def test_the_clock_is_shown_at_the_first_the_last_and_some_steps_between() -> None:
-    records = snapshots(*(CLD(min_log_snr=-4.0 - i) for i in range(10)))
-    rate, clock = figures.clock_figure(records, most=4).axes
-    labels = [line.get_label() for line in rate.lines]
-    assert labels == ["step 0", "step 30", "step 60", "step 90"]
-    assert clock.lines[1].get_ydata().tolist() == records[3]["clock"]
-    assert rate.lines[-1].get_ydata().tolist() == records[-1]["rate"]
-    assert (rate.get_ylabel(), clock.get_ylabel()) == ("β(s)", "b(s)")

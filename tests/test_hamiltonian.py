@@ -7,7 +7,6 @@ it and must end in it.
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 from collections.abc import Callable
 
@@ -22,9 +21,7 @@ from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.simulated import hamiltonian
 from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
-from pyro_mdm.simulated.integration import advance
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.path_integral import path_integral
 from tests.gradients import assert_gradients
@@ -163,19 +160,6 @@ def test_quadratic_energies_make_the_linear_diffusion(name):
             G = diffusion.dispersion(y, s)
             torch.testing.assert_close(G, linear.dispersion(y, s))
             assert not diffusion.noise_divergence(y, s).any()
-
-
-def test_separate_and_joint_energies_agree():
-    separate = PROBLEMS["all_2"]()
-    other = HamiltonianDiffusion(
-        lambda y: square(y[:, 0]) + relativistic(y[:, 1]),
-        turning,
-        full_friction,
-        prior=separate.prior,
-    )
-    y, s = normal(0, 4, 2, 3), torch.rand(4).double()
-    torch.testing.assert_close(separate.drift(y, s), other.drift(y, s))
-    torch.testing.assert_close(separate.energy(y), other.energy(y))
 
 
 # -- shapes and dtypes -----------------------------------------------------------------------------
@@ -343,11 +327,6 @@ def test_roots_are_differentiable(name):
     assert torch.autograd.gradgradcheck(lambda t: semidefinite_cholesky(ROOTS[name](t)), t)
 
 
-def test_roots_of_many_blocks():
-    D = full_friction(normal(0, 5, 3, 4))
-    torch.testing.assert_close(semidefinite_cholesky(D), torch.linalg.cholesky(D))
-
-
 # -- the law at rest -------------------------------------------------------------------------------
 
 
@@ -366,15 +345,6 @@ def test_without_its_correction_it_is_not(name, monkeypatch):
         monkeypatch.setattr(HamiltonianDiffusion, "_correction", wrong)
         with pytest.raises(ValueError, match=r"HamiltonianDiffusion declares .* not the stat.*law"):
             PROBLEMS[name]().check((2,))
-
-
-@every_problem
-def test_it_is_stationary_at_another_temperature_only(name, monkeypatch):
-    """∇H by a factor is the law of another temperature, which a check of shapes would not see."""
-    energy = HamiltonianDiffusion.energy
-    monkeypatch.setattr(HamiltonianDiffusion, "energy", lambda self, y: 1.1 * energy(self, y))
-    with pytest.raises(ValueError, match="not the stationary law"):
-        PROBLEMS[name]().check((2,))
 
 
 @pytest.mark.parametrize(
@@ -397,44 +367,6 @@ def test_a_law_that_is_known_replaces_the_quadrature():
     diffusion = HamiltonianDiffusion([square, square], turning, friction, prior=prior)
     diffusion.check((2,))
     assert diffusion.prior is prior
-
-
-def statistics(y: Tensor) -> Tensor:
-    """(n, …): moments and crossed moments of bounded functions of the state, and of its square."""
-    u = torch.cat([y, y.square()], 1)
-    t = torch.cat([y.tanh(), (y / 3).tanh() ** 2, y[:, :1].tanh() * y.roll(1, 1).tanh()], 1)
-    return torch.cat([u, t], 1).flatten(1)
-
-
-PATHS = {"relativistic": 0.025, "friction_root": 0.025, "all_2": 0.016, "joint_3": 0.016}
-
-
-def drifted(diffusion: HamiltonianDiffusion, step: float, n: int = 2500) -> Tensor:
-    """By how many standard errors paths have left the prior, the start and its end being paired."""
-    T = diffusion.horizon
-    y = diffusion.prior.sample((n, diffusion.num_variables, 1), generator(1))
-    torch.manual_seed(2)
-    zero, end = torch.zeros(()).double(), torch.tensor(T).double()
-    with torch.no_grad():
-        later = advance(diffusion, y, torch.stack([zero, end]), round(T / step), Simulation())[-1]
-    change = statistics(later) - statistics(y)
-    assert (later - y).abs().mean() > 0.4  # it has moved
-    return change.mean(0).abs() / (change.std(0) / n**0.5)
-
-
-@pytest.mark.parametrize("name", PATHS)
-def test_paths_from_the_prior_stay_in_it(name):
-    diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    # Euler-Maruyama's own bias is of first order in the step, and within two standard errors here
-    assert drifted(diffusion, PATHS[name]).max() < SE
-
-
-@pytest.mark.parametrize("name", ["state_noise_1", "friction_root", "all_2", "joint_3"])
-def test_paths_without_the_correction_leave_it(name, monkeypatch):
-    """That the test above can fail."""
-    monkeypatch.setattr(HamiltonianDiffusion, "_correction", lambda self, y: torch.zeros_like(y))
-    diffusion = PROBLEMS[name](beta=ConstantBeta(1.0), horizon=2.0)
-    assert drifted(diffusion, 0.02, n=6000).max() > SE  # 6 or more
 
 
 # -- gradients -------------------------------------------------------------------------------------
@@ -538,19 +470,6 @@ def test_what_is_learned_moves_the_prior_and_stays_stationary():
     assert min(sizes.values()) > 1e-3
 
 
-@pytest.mark.parametrize("backpropagation", ["direct", "adjoint"])
-def test_gradients_flow_through_a_path(backpropagation):
-    diffusion = learned()
-    torch.manual_seed(0)
-    zero, half = torch.zeros(()).double(), torch.tensor(0.2).double()
-    simulation = Simulation(backpropagation=backpropagation)
-    y = advance(diffusion, normal(0, 3, 2, 2), torch.stack([zero, half]), 4, simulation)[-1]
-    y.square().sum().backward()
-    for name, p in diffusion.named_parameters():
-        if name != "H.0.net.2.bias":
-            assert p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()), name
-
-
 def test_saved_copied_and_cast():
     diffusion, other = learned(), learned()
     y = normal(0, 3, 2, 2)
@@ -645,8 +564,3 @@ def test_states_of_another_shape_are_named():
         (lambda: right.drift(torch.zeros(4, 3), 0.5), r"y has shape \(4, 3\), expected .* K = 2"),
         (lambda: right.drift(torch.zeros(4, 2), 1.5), r"s = 1\.5 is outside"),
     )
-
-
-def test_examples_in_docstrings():
-    found = doctest.testmod(hamiltonian)
-    assert found.attempted > 3 and not found.failed

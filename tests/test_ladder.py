@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from inference.processes import start
-from pyro_mdm import DiscreteDenoiser, randomness
+from pyro_mdm import randomness
 from pyro_mdm.networks import MLP
 from tests.benchmarks.ladder import __main__ as ladder
-from tests.benchmarks.ladder import rungs
 from tests.benchmarks.ladder.__main__ import trainee_of
-from tests.benchmarks.ladder.networks import Ensemble, MeanDenoiser
+from tests.benchmarks.ladder.networks import Ensemble
 from tests.benchmarks.ladder.rungs import RUNGS
 
 
@@ -59,31 +58,6 @@ def test_members_of_an_ensemble_are_trained_apart_and_averaged():
         Ensemble([])
 
 
-def test_members_that_say_mixtures_are_averaged_as_probabilities():
-    torch.manual_seed(3)
-    x = torch.linspace(-1, 1, 40)[torch.randint(40, (64, 4))]
-    networks = [MLP(4, hidden=16, depth=1, out_features=9 * 4) for _ in range(3)]
-    for network in networks:
-        torch.nn.init.normal_(network.outlet.weight, std=0.5)
-    score = MeanDenoiser.fit(Ensemble(networks), x, levels=40, form="mixture")
-    score.eval()
-    z = x + 0.3 * torch.randn_like(x)
-    found, law = score.x_hat(z, 2.4), score.posterior(z, 2.4)
-    means, probabilities = [], []
-    for network in networks:
-        alone = DiscreteDenoiser.fit(network.eval(), x, levels=40, form="mixture")
-        means.append(alone.x_hat(z, 2.4))
-        probabilities.append(alone.posterior(z, 2.4).log_probs().exp())
-    expected = torch.stack(probabilities).mean(0)
-    torch.testing.assert_close(law.log_probs().exp(), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=0, atol=1e-6)
-    assert (found - means[0]).abs().max() > 0.01
-    torch.testing.assert_close(found, law.mean, rtol=0, atol=1e-3)
-    said = score.train().x_hat(z, 2.4)[1::3]  # a row is one member's
-    alone = DiscreteDenoiser.fit(networks[1].train(), x, levels=40, form="mixture")
-    torch.testing.assert_close(said, alone.x_hat(z[1::3], 2.4), rtol=0, atol=1e-5)
-
-
 def test_antithetic_noise_and_clipping_are_put_back(fabric):
     normal = randomness.normal
     trainee = trainee_of("digits", RUNGS["base"], 0, 10, fabric)
@@ -95,30 +69,6 @@ def test_antithetic_noise_and_clipping_are_put_back(fabric):
     with RUNGS["clip at the median"].during(trainee):
         trainee.step(0)
     assert trainee.fabric.clip_gradients == clip
-
-
-def test_averages_by_power_weigh_steps_as_they_say(fabric):
-    """Weights t^γ have the standard deviation that was asked for, in parts of all steps."""
-    for width in (0.05, 0.1):
-        gamma, t = rungs.power(width), torch.arange(1, 20_001, dtype=torch.float64) / 20_000
-        weights = t**gamma / (t**gamma).sum()
-        mean = (weights * t).sum()
-        assert (weights * (t - mean) ** 2).sum().sqrt() == pytest.approx(width, rel=1e-3)
-    gamma = rungs.power(0.1)
-    trainee = trainee_of("digits", RUNGS["averages of a tenth of all"], 0, 10, fabric)
-    model, values = trainee.programs.model, []
-    weight = next(model.score_function.network.parameters())
-    with RUNGS["averages of a tenth of all"].during(trainee):
-        for _ in range(6):
-            values.append(torch.randn_like(weight))
-            weight.data.copy_(values[-1])
-            trainee.ema.update_parameters(model)
-    expected = values[0]
-    for n, value in enumerate(values[1:], 1):
-        keep = (1 - 1 / (n + 1)) ** (gamma + 1)
-        expected = keep * expected + (1 - keep) * value
-    found = next(trainee.averaged.model.score_function.network.parameters())
-    torch.testing.assert_close(found, expected)
 
 
 def test_differences_are_paired_by_seed_and_image():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +21,6 @@ from pyro_mdm import (
     DiscreteDenoiser,
     EncodedDiffusion,
     LearnedDiffusion,
-    NoisePrediction,
     TimeVaryingLearnedDiffusion,
     elbo_terms,
     randomness,
@@ -35,10 +33,8 @@ from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
 from pyro_mdm.simulated.learned_drift import Simulated
-from tests.gradients import assert_gradients
 from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed
-from tests.test_driven import HIGH, LOW, driven, wavy
 
 FAMILIES: dict[str, type[LearnedFamily]] = {
     "constant": LearnedDiffusion,
@@ -316,21 +312,6 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     assert bool((gradient != 0).all())
 
 
-def test_paths_that_data_drive_move_with_the_ends() -> None:
-    """Of a raw score at the same draws, by finite differences in the ends."""
-    linear = LearnedDiffusion(1, max_log_snr=HIGH, min_log_snr=LOW, learn_ends=0.5)
-    diffusion = driven(linear=linear).eval()
-    wavy(diffusion)
-    score = NoisePrediction(MLP(2, 8, 1).double())
-    nn.init.normal_(score.network.outlet.weight, std=0.3)
-
-    def term() -> Tensor:
-        torch.manual_seed(3)
-        return score.diffusion_term(diffusion, fixed(9, 8, 2))[0].sum()
-
-    assert_gradients(term, [linear.ends])
-
-
 @pytest.mark.parametrize(
     "K, rank, options",
     [
@@ -487,17 +468,6 @@ def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
     for one, two in zip(steps(whole, 5), steps(again, 5), strict=True):
         assert torch.equal(one, two)
-
-
-def test_state_dicts_that_described_where_a_search_begins_are_read() -> None:
-    """Of the part of another diffusion, as versions before 2026-11-26 did."""
-    whole = WHOLES["encoded"]()
-    state = whole.state_dict()
-    content = json.loads(bytes(state["_extra_state"].tolist()))
-    assert "guess" not in content["base"]
-    content["base"]["guess"] = [1e-4, 20.0]
-    state["_extra_state"] = torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
-    WHOLES["encoded"]().load_state_dict(state)
 
 
 def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root() -> None:

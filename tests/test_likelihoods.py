@@ -368,10 +368,3 @@ BAD = [
 
 def test_bad_input_is_named() -> None:
     refused((TypeError, ValueError), *BAD)
-
-
-def test_dequantization_takes_bytes_of_256_levels() -> None:
-    codes = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
-    x, log_det = LogitDequantization(256)(codes)
-    assert torch.equal(LogitDequantization(256).levels(x), codes.long())
-    assert bool(log_det.isfinite().all())

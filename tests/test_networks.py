@@ -146,16 +146,6 @@ def test_attention_mixes_all_pixels_and_its_absence_does_not():
     assert reach[(0,)] > 0.0
 
 
-def test_unet_sees_past_its_bottleneck_only_through_skips():
-    """The stored outputs are used: without them a strided bottleneck cannot give pixels back."""
-    network = perturbed(UNet(1, base=8, multipliers=(1, 1), lean=True))
-    seen: list[int] = []
-    for block in network.up:
-        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    network(*inputs((1, 8, 8)))
-    assert seen == [16, 8, 16]  # two widths joined, the enlargement, two widths joined
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

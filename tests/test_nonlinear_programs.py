@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from inference.evaluate import evaluate
 from inference.inspect import inspect
 from inference.loading import load_trained
 from inference.names import SAMPLERS
-from inference.options import Data, Guide, SimulatedGuide, Training
+from inference.options import Data, Guide, SimulatedGuide
 from inference.problems import build_problem, with_split
 from inference.runs import Run
 from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
@@ -32,7 +30,6 @@ from pyro_mdm import (
     MDM_ELBO,
     VPSDE,
     DiffusionGuide,
-    LearnedDrift,
     NonlinearDiffusion,
     RawScore,
     ResidualScore,
@@ -43,7 +40,6 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import MLP
 from pyro_mdm.plots import figures
 from tests.brief import be_brief
 from tests.programs import Stopped, assert_same_run, last_line, run_program, stop_after
@@ -191,24 +187,6 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
     assert "step of the simulation: 0.25; half of it gives " in text
     sample(tmp_path / "whole", num_samples=3, steps=8, accelerator="cpu")
     assert (tmp_path / "whole" / "samples-euler-8-0.png").is_file()
-
-
-@pytest.mark.slow
-def test_parameters_of_network_and_drift_have_moved(runs: dict[str, Path]) -> None:
-    from inference.plan import build
-
-    run, programs, checkpoint = load_trained(runs["learned"])
-    assert isinstance(programs.model.diffusion, LearnedDrift)
-    assert isinstance(programs.model.score_function, ResidualScore)
-    start, end = build(Training.of(run.config)).model, checkpoint.part("model")
-    last = ("outlet.weight", "outlet.bias")  # others begin with gradient 0, behind a layer of 0
-    moved = {n for n, p in start.named_parameters() if not torch.equal(p, end[n])}
-    for part in ("diffusion.network", "score_function.network"):
-        assert {f"{part}.{name}" for name in last} <= moved
-    assert any(name.startswith("diffusion.network.blocks") for name in moved)
-    # what was fitted to simulated paths comes back from the checkpoint, not from a rough fit
-    for name, fitted in start.score_function.named_buffers():
-        assert torch.equal(programs.model.score_function.get_buffer(name), fitted)
 
 
 @pytest.mark.parametrize(
@@ -447,27 +425,6 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(
             problem.build(diffusion)
 
 
-def test_a_residual_score_of_a_linear_diffusion_is_its_gaussian_fit(tiny: str) -> None:
-    problem = build_problem(with_split(Data(model=tiny, holdout=False)))
-    model = problem.build(CLD(max_log_snr=6.0), score="residual")
-    score = model.score_function
-    assert isinstance(score, ResidualScore) and isinstance(score.network, MLP)
-    assert score.network.features == 4  # K·C
-    s = model.diffusion.start_time.reshape(1)
-    y = torch.zeros(1, 2, 2, dtype=torch.float32)
-    y[0, 0] = problem.train.mean(0) + 1.0
-    x_score = model.score(y, s)[0, 0] * (problem.train.var(0, unbiased=False) + np.exp(-6.0))
-    assert x_score.detach().tolist() == pytest.approx(
-        [-1.0, -1.0], rel=0.2
-    )  # v is nearly free of x
-    simulated = Simulated(model.diffusion, Simulation(step_size=0.02))
-    shapes = [buffer.shape for buffer in score.buffers()]
-    for fitted in (True, False):
-        other = problem.build(simulated, fitted=fitted).score_function
-        assert isinstance(other, ResidualScore)
-        assert [buffer.shape for buffer in other.buffers()] == shapes
-
-
 def test_samplers_by_diffusion(mine: str, runs: dict[str, Path]) -> None:
     nonlinear = build_diffusion(Guide(guide=f"{mine}:Pull", max_log_snr=6.0))
     assert isinstance(nonlinear, NonlinearDiffusion)
@@ -491,13 +448,3 @@ def test_a_step_that_is_too_long_is_warned_of(change: float, error: float, warne
     text = str(StepBias(0.25, change, error))
     assert text.startswith(f"step of the simulation: 0.25; half of it gives {change:+.4f} ± ")
     assert ("warning: the step makes the bound wrong" in text) == warned
-
-
-def test_a_run_from_before_there_was_simulation_is_read(runs: dict[str, Path]) -> None:
-    text = (runs["linear"] / "config.yaml").read_text()
-    assert re.search(r"^step_size: null$", text, re.M) and re.search(r"^sampler: expon", text, re.M)
-    assert Run.open(runs["linear"]).config["points"] is None
-    results = json.loads((runs["learned"] / "results.json").read_text())
-    assert results["step_bias"]["step_size"] == 0.25 and results["step_bias"]["standard_error"] > 0
-    parts = [results[k]["value"] for k in ("reconstruction", "prior_kl", "diffusion")]
-    assert results["bits_per_dim"]["value"] == pytest.approx(sum(parts))

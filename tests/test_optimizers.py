@@ -80,22 +80,6 @@ def test_steps_are_muons_where_asked_and_adamws_elsewhere() -> None:
         assert ours[i].grad is not None
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
-@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
-def test_a_matrix_moves_as_by_torchs_muon(shape: tuple[int, int]) -> None:
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
-    muon = Muon([{"params": [ours], "lr": 0.01, "weight_decay": 0.0, "orthogonal": True}])
-    reference = torch.optim.Muon([theirs], lr=FACTOR * 0.01, weight_decay=0.0)
-    for step in range(3):
-        gradients([ours], step)
-        gradients([theirs], step)
-        muon.step()
-        reference.step()
-    moved = (ours - start).detach(), (theirs - start).detach()  # theirs rounds to bfloat16
-    assert float((moved[0] - moved[1]).norm() / moved[1].norm()) < 0.05
-
-
 def test_convolutions_inside_every_unet_are_muons() -> None:
     given = asdict(Training(model=f"{few_data.__file__}:FourTold", guide="cld"))
     model = build(Training.of(given)).model

@@ -12,15 +12,12 @@ from inference import recipe, report
 from inference.checkpoints import latest_checkpoint
 from inference.train import train
 from tests.brief import SHORT
+from tests.programs import Stopped
 
 STILL = SHORT | {"steps": 12, "learning_rate": 1e-12, "diffusion_learning_rate": 0.0}
 """Nothing is learned: the bound is the same at every measurement, of steps 2, 4, …, 12."""
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -62,10 +59,10 @@ def test_patience_stops_it_and_it_resumes_as_stopped(
 
         def from_there(*arguments: Any, **options: Any) -> Any:
             if at in arguments:  # noqa: B023
-                raise Killed
+                raise Stopped
             return original(*arguments, **options)  # noqa: B023
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
             patch.setattr(report, name, from_there)
             train(**STILL, patience=2, run=run)
         assert train(resume=run) == bound
@@ -76,17 +73,6 @@ def test_patience_stops_it_and_it_resumes_as_stopped(
     capsys.readouterr()
     train(resume=tmp_path / "run")
     assert "stopped at step 6 of 12" in capsys.readouterr().out
-
-
-def test_patience_that_does_not_run_out_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recipe, "FALL", -100.0)  # it always falls by that
-    options = SHORT | {"steps": 4, "measure_every": 1}
-    bounds = [
-        train(**options, patience=patience, run=tmp_path / str(patience)) for patience in (None, 2)
-    ]
-    assert bounds[0] == bounds[1]
 
 
 @pytest.mark.parametrize(

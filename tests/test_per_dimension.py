@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -420,28 +419,7 @@ def test_a_dimension_is_sampled_as_its_block_alone_on_its_own_times(
         torch.testing.assert_close(found[..., j : j + 1], known, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("sampler", [ProbabilityFlow(25), StochasticHeun(25)], ids=repr)
-@torch.no_grad()
-def test_samples_have_the_law_of_the_data(sampler: Sampler) -> None:
-    diffusion, n = CASES["blocks"]().requires_grad_(False), 1000
-    model = programs(diffusion, exact())[0]
-    y = sampler(diffusion, model.bound_score, (n, 2, D), torch.Generator().manual_seed(3))
-    x = exact().denoise(diffusion, y, diffusion.start_time.expand(n))
-    assert float(((x.mean(0) - MEAN) / VARIANCE.sqrt()).abs().max()) < 5 / math.sqrt(n) + 0.02
-    assert float((x.var(0) / VARIANCE - 1).abs().max()) < 5 * math.sqrt(2 / n) + 0.1
-
-
 # -- folders and mistakes --------------------------------------------------------------------------
-
-
-def test_a_model_comes_back_in_a_folder(tmp_path: Path) -> None:
-    diffusion = CASES["both"]()
-    model = DiffusionModel(diffusion, exact())
-    model.save_pretrained(tmp_path)
-    again = DiffusionModel.from_pretrained(tmp_path, classes={"Silent": lambda: Silent(D)})
-    s = torch.tensor([0.3], dtype=torch.float64)
-    for a, b in zip(diffusion.marginal(s), again.diffusion.marginal(s), strict=True):
-        assert torch.equal(a, b)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -19,7 +18,6 @@ from torch.distributions import (
     StudentT,
 )
 
-from pyro_mdm.diffusions import priors
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, Prior, QuadraturePrior
 from tests.gradients import assert_gradients
 from tests.problems import generator, normal
@@ -218,13 +216,6 @@ def test_wrong_shapes_are_named(make):
             call(torch.zeros(3).double())
 
 
-def test_no_data_at_all():
-    y = torch.zeros(0, 3, 2).double()
-    for name in ("gaussian", "quadrature"):
-        prior = PRIORS[name]()
-        assert prior.log_prob(y).shape == (0,) and prior.score(y).shape == y.shape
-
-
 # -- Gaussian --------------------------------------------------------------------------------------
 
 
@@ -283,17 +274,6 @@ def test_distribution_samples_have_their_variables_in_place():
         column = y[:, k].flatten()
         assert_ks(column, Normal(0.0, scale[k]).cdf(column))
     assert (y[:, 0, 0] * y[:, 0, 1]).mean().abs() < SE * 0.01 / 100  # dimensions are independent
-
-
-def test_entropy_that_pytorch_does_not_know():
-    class Shy(Normal):
-        def entropy(self) -> Tensor:
-            raise NotImplementedError
-
-    shy = independent(Shy(torch.zeros(2).double(), torch.tensor([0.5, 3.0]).double()))
-    known = independent(Normal(torch.zeros(2).double(), torch.tensor([0.5, 3.0]).double()))
-    error = (2 * 0.5 / shy.num_samples) ** 0.5  # log π has variance ½ for each variable
-    assert (shy.entropy() - known.entropy()).abs() < SE * error
 
 
 def test_distribution_samples_carry_gradients():
@@ -403,8 +383,3 @@ def test_energies_may_overflow_where_there_is_no_mass():
     log_Z = -prior.log_prob(torch.zeros(1, 1).double()) - 1
     bessel = 0.42102443824070834  # K_0(1): ∫ exp(-cosh) = 2 K_0(1)
     assert log_Z.item() == pytest.approx(math.log(2 * bessel), rel=1e-12)
-
-
-def test_examples_in_docstrings():
-    found = doctest.testmod(priors)
-    assert found.attempted > 3 and not found.failed

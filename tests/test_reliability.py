@@ -30,6 +30,7 @@ from inference import environment, runs
 from inference.checkpoints import RunError, StorageError
 from inference.runs import Run, create_default
 from pyro_mdm.support import files
+from tests.mistakes import Bomb
 
 resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
 ROOT = Path(__file__).parent.parent
@@ -533,16 +534,6 @@ def test_of_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> None:
 
 
 # -- malicious files -------------------------------------------------------------------------------
-
-
-class Bomb:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.slow

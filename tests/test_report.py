@@ -18,6 +18,7 @@ from inference.loading import load_trained
 from inference.runs import Run
 from inference.train import train
 from tests.brief import be_brief
+from tests.programs import Stopped
 
 PROBLEM = """
 import torch
@@ -184,24 +185,6 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
     assert "| guide | cld |" in shown and "| Q at the start | [[0.0, -1.0], [1.0, 0.0]] |" in shown
 
 
-def test_the_eigenvalues_and_the_clock_are_drawn_from_the_start(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[list[int]] = []
-    tb = report.tensorboard
-
-    def keep(writer: Any, snapshots: Any, diffusion: Any, step: int) -> None:
-        drawn.append([snapshot["step"] for snapshot in snapshots])
-
-    for name in ("write_bound_history", "write_diffusion_term", "write_curves"):
-        monkeypatch.setattr(tb, name, lambda *arguments: None)
-    monkeypatch.setattr(tb, "write_diffusion_history", keep)
-    run, programs, _ = load_trained(trained)
-    with SummaryWriter(str(tmp_path)) as writer:
-        report.draw_training(run, writer, programs, 8)
-    assert drawn == [[0, 2, 4, 6, 8]]
-
-
 def test_the_history_holds_what_was_measured(trained: Path) -> None:
     history = Run.open(trained).history()
     count = Counter(record["part"] for record in history)
@@ -214,10 +197,6 @@ def test_the_history_holds_what_was_measured(trained: Path) -> None:
     test = history[-1]
     assert test["terms"]["bits_per_dim"] == [*results["bits_per_dim"].values()]
     assert test["diffusion_by_log_snr"] == results["diffusion_by_log_snr"]
-
-
-class Stopped(BaseException):
-    pass
 
 
 @pytest.mark.slow
@@ -245,23 +224,6 @@ def test_figures_after_a_resume_hold_what_came_before_it(
     for tag in whole.Tags()["images"]:
         one, other = (events.Images(tag)[-1].encoded_image_string for events in (resumed, whole))
         assert one == other, tag
-
-
-def test_a_run_from_before_there_was_a_history_resumes(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    monkeypatch.setattr(report, "draw_end", lambda *arguments: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(report, "at_end", lambda *arguments, **options: 1 / 0)
-        patch.setattr(report, "draw_training", lambda *arguments: None)
-        with pytest.raises(ZeroDivisionError):
-            train(tiny, "learned", steps=4, run=run, **OPTIONS)
-    (run / "history.jsonl").unlink()
-    train(resume=run)
-    parts = [record["part"] for record in Run.open(run).history()]
-    assert parts == ["train", "validation", "diffusion", "test"]  # the last step's, made again
-    assert steps(read(run), "Overview/eigenvalues")[-1] == 4
 
 
 def test_the_table_of_runs_has_the_settings_as_they_came_out(trained: Path) -> None:

@@ -13,13 +13,13 @@ import torch
 
 from inference.bounds import Bound, measure
 from inference.checkpoints import Checkpoint, RunError
-from inference.loading import load_trained
 from inference.plan import Programs
 from inference.reuse import Another, against_own, open_run, reuse
 from inference.runs import Run
 from inference.sample import draw
 from inference.train import train
 from pyro_mdm import CLD
+from tests.mistakes import refused
 from tests.programs import run_program
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -113,16 +113,6 @@ def test_the_prior_kl_is_that_of_the_other_diffusion(run: Path) -> None:
     assert bound(programs).prior_kl[0] == pytest.approx(bits, rel=1e-5)
 
 
-def test_the_same_network_and_weights_serve_both(run: Path) -> None:
-    result = reuse(run, "vpsde")
-    assert result.programs.model.score_function is result.own.model.score_function
-    assert result.programs.model.likelihood is result.own.model.likelihood
-    assert not result.programs.model.training
-    saved = load_trained(run)[1].model.state_dict()
-    for name, tensor in result.programs.model.score_function.state_dict().items():
-        assert torch.equal(tensor, saved[f"score_function.{name}"])
-
-
 def test_a_clock_that_ends_below_the_trained_range_is_scaled_and_others_are_kept(run: Path) -> None:
     scaled = reuse(run, "cld")
     diffusion = scaled.programs.model.diffusion
@@ -201,14 +191,13 @@ def test_a_network_that_saw_the_raw_state_is_not_reused(noise_run: Path) -> None
 
 
 def test_either_a_run_or_reuse(run: Path) -> None:
-    with pytest.raises(RunError, match="neither a run nor --reuse"):
-        open_run(None, None, Another("cld"))
-    with pytest.raises(RunError, match=r"both .* and --reuse"):
-        open_run(run, run, Another("cld"))
-    with pytest.raises(RunError, match="needs --guide NAME"):
-        open_run(None, run, Another())
-    with pytest.raises(RunError, match="--guide, --rank needs --reuse"):
-        open_run(run, None, Another("cld", rank=1))
+    refused(
+        RunError,
+        (lambda: open_run(None, None, Another("cld")), "neither a run nor --reuse"),
+        (lambda: open_run(run, run, Another("cld")), r"both .* and --reuse"),
+        (lambda: open_run(None, run, Another()), "needs --guide NAME"),
+        (lambda: open_run(run, None, Another("cld", rank=1)), "--guide, --rank needs --reuse"),
+    )
 
 
 def test_evaluate_prints_both_bounds_and_their_paired_difference(

@@ -57,29 +57,12 @@ def newest(folder: Path, suffix: str) -> Path:
     return sorted(folder.glob(f"step-*{suffix}"))[-1]
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    saved = checkpoint(7)
-    loaded = ck.load_checkpoint(ck.save_checkpoint(tmp_path, saved))
-    assert loaded.step == 7 and loaded.state == saved.state
-    assert loaded.tensors.keys() == saved.tensors.keys()
-    for name, tensor in saved.tensors.items():
-        assert loaded.tensors[name].dtype == tensor.dtype
-        assert torch.equal(loaded.tensors[name], tensor)
-    assert loaded.part("model").keys() == {"w", "Q"}
-
-
-def test_tensors_that_share_storage_are_saved(tmp_path: Path) -> None:
-    base = torch.arange(6.0)
-    tensors = {"a": base[:3], "b": base[:3], "c": base.reshape(2, 3).T, "d": base[:1].expand(4)}
-    loaded = ck.load_checkpoint(ck.save_checkpoint(tmp_path, ck.Checkpoint(1, tensors)))
-    assert all(torch.equal(loaded.tensors[k], tensors[k]) for k in tensors)
-
-
 def test_every_kind_of_tensor_is_saved_as_safetensors_itself_would(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(7, 5, generator=generator)
     tensors = {f"{i}/{dtype}": values.to(dtype) for i, dtype in enumerate(ck.FORMATS)}
     tensors |= {"β": torch.tensor(1.5), "none": torch.zeros(0, 3)}
+    tensors |= {"shared": values[:3], "too": values[:3], "expanded": values[:1].expand(4, 5)}
     tensors["parameter"] = nn.Parameter(values.T[1:])
     file = ck.save_checkpoint(tmp_path, ck.Checkpoint(1, tensors)).with_suffix(".safetensors")
     plain = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
@@ -136,19 +119,15 @@ def test_the_checkpoint_just_written_stays_though_later_ones_are_damaged(tmp_pat
     assert len(list(tmp_path.iterdir())) == 2 and ck.latest_checkpoint(tmp_path).step == 6
 
 
-def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
-    for step in (99_999_999, 100_000_000):
-        ck.save_checkpoint(tmp_path, checkpoint(step))
-    assert ck.latest_checkpoint(tmp_path).step == 100_000_000
-
-
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 9, 10):
+    for step in (1, 2, 99_999_999, 100_000_000):  # ordered as numbers
         ck.save_checkpoint(tmp_path, checkpoint(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"step-{s:08d}.{e}" for s in (9, 10) for e in ("json", "safetensors")
+        f"step-{s:08d}.{e}" for s in (100_000_000, 99_999_999) for e in ("json", "safetensors")
     ]
-    assert ck.latest_checkpoint(tmp_path).step == 10
+    loaded, saved = ck.latest_checkpoint(tmp_path), checkpoint(100_000_000)
+    assert loaded.step == saved.step and loaded.state == saved.state
+    assert loaded.part("model").keys() == {"w", "Q"}
 
 
 @pytest.mark.parametrize(
@@ -614,8 +593,6 @@ def test_metrics_are_a_table_and_rewind_to_a_checkpoint(tmp_path: Path) -> None:
     assert table.step.tolist() == [10, 20, 30]
     assert table.bits_per_dim.tolist() == [1 / 10, 1 / 20, 1 / 30]  # every digit
     assert table.diffusion.isna().all()
-    with open(run.folder / "metrics.csv", "a") as file:
-        file.write("40,train,0.02")  # killed in the middle of a row
     run.rewind(20)
     assert pd.read_csv(run.folder / "metrics.csv").step.tolist() == [10, 20]
     with pytest.raises(ValueError, match="unknown columns"):
@@ -654,20 +631,14 @@ def test_code_of_one_s_own_is_kept_and_changes_are_noticed(tmp_path: Path) -> No
 
 def test_the_history_keeps_every_digit_and_rewinds_to_a_checkpoint(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {})
+    assert run.history() == []
     for step in (10, 20, 30):
         run.record(step, "train", {"terms": {"λ": [1 / step, float("nan")]}})
     run.record(20, "test", {})
     assert [r["step"] for r in run.history()] == [10, 20, 30, 20]
-    first = {"step": 10, "part": "train", "terms": {"λ": [1 / 10, None]}}
-    assert run.history()[0] == first
-    with open(run.folder / "history.jsonl", "a") as file:
-        file.write('{"step": 40, "part": "train", "ter')  # killed in the middle of a line
-    assert [r["step"] for r in run.history()] == [10, 20, 30, 20]
+    assert run.history()[0] == {"step": 10, "part": "train", "terms": {"λ": [1 / 10, None]}}
     run.rewind(20)
     assert [r["step"] for r in run.history()] == [10, 20]
-    assert run.history()[0] == first
-    run.record(25, "train", {})  # what follows a torn line is whole again
-    assert [r["step"] for r in run.history()] == [10, 20, 25]
 
 
 @pytest.mark.parametrize(
@@ -700,21 +671,3 @@ def test_a_damaged_row_of_the_table_is_dropped(tmp_path: Path, line: bytes) -> N
     (run.folder / "metrics.csv").unlink()
     run.rewind(20)
     assert tuple(pd.read_csv(run.folder / "metrics.csv").columns) == runs.COLUMNS
-
-
-def test_a_table_with_other_columns_is_brought_to_these(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", {})
-    older = "step,part,loss,bits_per_dim\r\n10,train,9.0,0.5\r\n"
-    (run.folder / "metrics.csv").write_text(older)
-    run.rewind(10)
-    run.log(20, "train", {"bits_per_dim": 0.25, "seconds": 3.0})
-    table = pd.read_csv(run.folder / "metrics.csv")
-    assert tuple(table.columns) == runs.COLUMNS and table.bits_per_dim.tolist() == [0.5, 0.25]
-
-
-def test_a_run_without_a_history_has_an_empty_one_and_rewinds(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", {})
-    assert run.history() == []
-    run.rewind(5)
-    run.record(6, "train", {})
-    assert [r["step"] for r in run.history()] == [6]

@@ -211,14 +211,6 @@ class Cubic(NonlinearDiffusion):
         return math.sqrt(2) * torch.eye(1, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("solver", ["heun", "dopri5"])
-def test_at_rest_nothing_flows(solver):
-    start = normal(3, 4, 1, 2)
-    ask = Questions(Cubic(), lambda y, s: -(y**3), torch.float64)
-    found = ProbabilityFlow(20, solver).integrate(start, ask, lambda: start, SILENT)
-    torch.testing.assert_close(found, start)
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
 def test_the_velocity_where_noise_depends_on_the_state(noise):
     """By hand; at rest f = ½ (g² s + ∇·g²), and what is left of it is -η f."""
@@ -379,14 +371,6 @@ def test_no_noise_is_the_deterministic_integrator():
     assert torch.equal(found, expected)
 
 
-def test_torchsdes_euler_is_ours():
-    diffusion, shape = CLD(), (6, 2, 2)
-    score = ExactScore(mixture(), diffusion)
-    found = TorchSDE(20, "euler")(diffusion, score, shape, generator(1))
-    expected = EulerMaruyama(20)(diffusion, score, shape, generator(1))
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
-
-
 # -- adaptive solvers ------------------------------------------------------------------------------
 
 
@@ -409,19 +393,6 @@ def test_adaptive_solvers_follow_the_flow_and_count_their_calls(solver):
     assert float((found - exact).abs().median()) < 200 * tolerance
     assert sampler.calls == len(calls) > 10
     assert max(calls) <= diffusion.horizon and min(calls) >= diffusion.start_time.item()
-
-
-def test_adaptive_solvers_fill_the_progress_bar():
-    class Count:
-        done = 0
-
-        def update(self, n: int = 1) -> None:
-            self.done += n
-
-    bar, diffusion = Count(), VPSDE(max_log_snr=4.0)
-    score = ExactScore(mixture(), diffusion)
-    ProbabilityFlow(300, "dopri5", 1e-3, 1e-3)(diffusion, score, (2, 1, 2), progress=bar)
-    assert bar.done == 300
 
 
 # -- bad input -------------------------------------------------------------------------------------

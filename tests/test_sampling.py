@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ from PIL import Image
 
 from inference import bounds, evaluate, report, sample
 from inference.plan import Programs
-from inference.runs import Run
 from inference.train import train
 from inference.trajectory import animation, trajectory
 from models import Digits, Toy
@@ -224,30 +222,6 @@ def test_mistakes(words: str, message: str, run: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         run_program("sample", run, *words.format(tmp=tmp_path).split())
     assert message in str(caught.value)
-
-
-def test_a_run_that_began_with_splitting_goes_on_with_it(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = Run.open(run).config
-    assert config["sampler"] == "exponential"
-    drawn: list[str] = []
-
-    def draw(model: Any, n: int, **options: Any) -> torch.Tensor:
-        drawn.append(options.get("sampler", "default"))
-        return torch.zeros(n, 2)
-
-    monkeypatch.setattr(sample, "draw", draw)
-    monkeypatch.setattr(report, "draw_end", lambda *arguments: None)
-
-    old = tmp_path / "old"
-    shutil.copytree(run, old)
-    for file in old.glob("checkpoints/step-*2.*"):
-        file.unlink()
-    text = (old / "config.yaml").read_text()
-    (old / "config.yaml").write_text(text.replace("sampler: exponential", "sampler: null"))
-    train(resume=old)
-    assert drawn[-1] == "splitting"
 
 
 def test_likelihoods_by_several_methods(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

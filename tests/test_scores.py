@@ -19,7 +19,6 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusio
 from pyro_mdm.likelihoods import discrete, even_levels
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.likelihoods.gaussian import Gaussian
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.scores.base import Score, rotated
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
@@ -211,18 +210,6 @@ def test_gauss_rules_are_exact_for_polynomials_and_for_few_levels() -> None:
         degree = 2 * M
         got = (log_weights.exp() * chebyshev(nodes, degree)).sum(-1)
         assert (got - log_prior.exp() @ chebyshev(x, degree))[:4].abs().min() > 1e-8
-
-
-def test_even_levels_serve_what_they_can() -> None:
-    levels = discrete.level_values(100)
-    flat = prior(levels)
-    assert EvenLevels.serves(flat, levels)
-    assert not EvenLevels.serves(flat[..., :50], levels[:50])
-    bent = levels.clone()
-    bent[50] += 1e-6
-    assert not EvenLevels.serves(flat, bent)
-    flat[..., 0] = -50.0
-    assert not EvenLevels.serves(flat.log_softmax(-1), levels)
 
 
 def test_nan_stays_where_it_is() -> None:
@@ -477,17 +464,6 @@ def test_baseline_kl_that_was_found_before_is_that_of_the_prior_there_is(monkeyp
     assert [key[0] for key in score._kl_tables] == [3.0]
 
 
-def test_baseline_kl_makes_one_table_for_each_log_snr(monkeypatch) -> None:
-    score = discrete_score("17", "tilt")
-    made = []
-    table = discrete.mixture_kl
-    monkeypatch.setattr(discrete, "mixture_kl", lambda *a: made.append(a[-1]) or table(*a))
-    for _ in range(3):  # batches of other data
-        x = score.levels[torch.randint(17, (6, *EVENT))]
-        score.baseline_kl(x, torch.tensor([1.0, -2.0, 1.0, 1.0, -2.0, 1.0]))
-    assert sorted(made) == [-2.0, 1.0]
-
-
 def test_baseline_kl_takes_one_log_snr_per_datum() -> None:
     score = discrete_score("17", "tilt", Zero(2))
     x = score.levels[torch.randint(17, (4, *EVENT), generator=torch.Generator().manual_seed(1))]
@@ -517,19 +493,6 @@ def test_baseline_integrals_are_differences_of_baseline_kl(name: str, monkeypatc
         one = Denoiser(Zero(), 0.3, 2.0)  # of any shape
         both = torch.stack([one.baseline_kl(x, edge) for edge in edges], 1)
         torch.testing.assert_close(one.baseline_integrals(x, edges, slice(0, 6)), both.diff(dim=1))
-
-
-def test_gaussian_baseline_is_a_normal_distribution() -> None:
-    mu, s2 = normal(0, *EVENT), normal(1, *EVENT).exp()
-    score = Denoiser(Zero(), mu, s2)
-    x, lam = normal(2, 5, *EVENT), 1.7
-    law = torch.distributions.Normal(mu, s2.sqrt())
-    torch.testing.assert_close(score.baseline_log_prob(x), law.log_prob(x).sum((1, 2)))
-    v = torch.tensor(math.exp(-lam), dtype=torch.float64)
-    kl = torch.distributions.kl_divergence(
-        torch.distributions.Normal(x, v.sqrt()), torch.distributions.Normal(mu, (s2 + v).sqrt())
-    )
-    torch.testing.assert_close(score.baseline_kl(x, lam), kl.sum((1, 2)))
 
 
 def test_denoiser_is_its_formula() -> None:
@@ -803,15 +766,6 @@ def test_gaussian_fit_is_the_mean_and_variance_with_a_floor() -> None:
     variance = x.var(0, correction=0)
     torch.testing.assert_close(score.data_variance[:3], variance[:3])
     torch.testing.assert_close(score.data_variance[3], 1e-3 * variance.mean())
-
-
-def test_default_likelihoods() -> None:
-    gaussian = Denoiser(Zero(), 0.2, 0.5).default_likelihood()
-    assert isinstance(gaussian, Gaussian) and gaussian.prior_variance == 0.5
-    levels = discrete_score("17", "tilt").default_likelihood()
-    assert isinstance(levels, DiscretizedGaussian) and levels.log_prior is not None
-    flat = RawScore(Zero()).default_likelihood()
-    assert isinstance(flat, Gaussian) and flat.prior_variance == math.inf
 
 
 # -- bad input -------------------------------------------------------------------------------------

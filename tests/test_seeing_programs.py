@@ -113,14 +113,6 @@ def own_classes(model: DiffusionModel) -> dict[str, Any]:
     return {} if encoder is None else {type(encoder).__name__: encoder}
 
 
-def test_a_run_goes_on_where_it_stopped(options: dict[str, Any]) -> None:
-    """A discrete context draws twice a step; a run in two parts ends as one in a piece."""
-    guide = GUIDES["discrete context"]
-    whole = train(guide=guide, **options)
-    again = train(resume=options["run"])
-    assert again.bits_per_dim == whole.bits_per_dim
-
-
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8)])
 @pytest.mark.parametrize("name", GUIDES)
 @torch.no_grad()

@@ -284,18 +284,6 @@ def test_averages_and_wrappers_save_and_load_them():
     assert torch.equal(loss(fresh), loss(one))
 
 
-def test_every_value_of_a_state_dict_is_a_tensor_on_its_own():
-    state = model().state_dict()
-    assert all(isinstance(value, Tensor) for value in state.values())
-    settings = [name for name in state if name.endswith(EXTRA_STATE)]
-    assert settings == [
-        "_extra_state",
-        "diffusion._extra_state",
-        "score_function._extra_state",
-        "likelihood._extra_state",
-    ]
-
-
 # -- what an object was made of --------------------------------------------------------------------
 
 

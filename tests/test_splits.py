@@ -272,54 +272,6 @@ def test_contexts_that_do_not_go_with_the_split() -> None:
         numbered.condition_on("short")
 
 
-class ByHand(Periodic):
-    """Data that are split by index, and contexts that are split alike, without load_context."""
-
-    load_context = Problem.load_context
-
-    def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        data = self.load()
-        rows = self.divide(len(data), holdout)
-        return data[rows.train], data[rows.validation], data[rows.test]
-
-    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        labels = torch.arange(1000) % 5
-        assert self.rows is not None
-        return labels[self.rows.train], labels[self.rows.validation], labels[self.rows.test]
-
-
-class WithoutLoad(Periodic):
-    """The same, of data whose split is the class's own business."""
-
-    load_context = Problem.load_context
-    split_context = ByHand.split_context
-
-
-class Listed(Periodic):
-    """Contexts that are no tensor, or of words."""
-
-    contexts: ClassVar = ("listed", "words", "labels")
-
-    def load_context(self, name: str) -> Any:
-        labels = super().load_context(name)
-        kinds = {"listed": labels.tolist(), "words": np.array([f"c{k}" for k in labels])}
-        return kinds.get(name, labels)
-
-
-def test_contexts_that_are_no_labels_split_nothing() -> None:
-    for own in (ByHand, WithoutLoad):
-        problem = own(holdout=True)
-        assert problem.rows is not None and not problem.rows.stratified
-        assert "split at random by --split_seed 0" in problem.split_in_words
-    by_index = WithoutLoad.split_by(None, holdout=True)
-    by_index.condition_on("labels")
-    assert classes(by_index, "test") == [100]
-    listed = Listed(holdout=True)
-    assert "test data of classes 0, 1, …: 20, 20, 20, 20, 20" in listed.split_in_words
-    with pytest.raises(TypeError, match="the listed are a list, expected a tensor"):
-        listed.condition_on("listed")
-
-
 # -- runs ------------------------------------------------------------------------------------------
 
 

@@ -117,31 +117,14 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture(scope="module")
-def wings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a Python says that has loaded the core alone, and then asks for more and more."""
-    folder = str(tmp_path_factory.mktemp("measured"))
+def test_the_core_loads_no_wing_and_finds_each_when_it_is_asked_for(tmp_path: Path) -> None:
+    """By its name, by what it does differently, and by a model of it that is opened."""
     model = DiffusionModel(VPSDE(max_log_snr=9.0), Denoiser(MLP(2)), event_shape=(2,))
     measured = condition_on_measurements(model, torch.eye(2), torch.zeros(2), 0.1)
-    measured.save_pretrained(folder)
-    said: dict[str, Any] = json.loads(python("-c", WINGS_ASKED_FOR, folder))
-    return said
-
-
-def test_the_core_loads_no_wing(wings: dict[str, Any]) -> None:
+    measured.save_pretrained(tmp_path)
+    said: dict[str, Any] = json.loads(python("-c", WINGS_ASKED_FOR, str(tmp_path)))
     rooms = {room for rooms in WINGS.values() for room in rooms}
-    assert "pyro_mdm.diffusions.linear" in wings["loaded"]
-    assert not [name for name in wings["loaded"] if name.split(".")[1] in rooms]
-
-
-def test_packages_list_names_of_wings_which_load_them(wings: dict[str, Any]) -> None:
-    assert wings["listed"] and wings["kept"]
-
-
-def test_what_a_wing_does_differently_is_there_with_its_names(wings: dict[str, Any]) -> None:
-    assert all(wings["registered"]) and len(wings["registered"]) == 4
-    assert wings["left out"] == "ConditionedDenoiser"
-
-
-def test_models_of_wings_open_whatever_is_loaded(wings: dict[str, Any]) -> None:
-    assert wings["opened"] == "MeasuredDenoiser"
+    assert "pyro_mdm.diffusions.linear" in said["loaded"]
+    assert not [name for name in said["loaded"] if name.split(".")[1] in rooms]
+    assert said["listed"] and said["kept"] and said["registered"] == [True] * 4
+    assert said["left out"] == "ConditionedDenoiser" and said["opened"] == "MeasuredDenoiser"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import pyro_mdm
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.modules import ExactBuffers, evaluating, of_part
 
@@ -63,3 +66,16 @@ def test_members_of_a_part_are_read_and_set_there() -> None:
     assert whole.p == whole.part.p == 0.5 and "p" not in vars(whole)
     with pytest.raises(AttributeError, match="training_rate"):
         _ = whole.training_rate
+
+
+LIBRARY = Path(pyro_mdm.__file__).parent
+EXAMPLES = [path for path in sorted(LIBRARY.rglob("*.py")) if ">>>" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings(path):
+    name = ".".join(path.relative_to(LIBRARY.parent).with_suffix("").parts)
+    module = importlib.import_module(name)
+    names = vars(pyro_mdm.diffusions) | vars(pyro_mdm) | vars(module) | {"torch": torch}
+    found = doctest.testmod(module, extraglobs=names)
+    assert found.attempted and not found.failed

@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from inference.diffusion import build_diffusion
 from inference.inspect import inspect
 from inference.loading import load_trained
-from inference.options import Guide, Training
-from inference.plan import build
+from inference.options import Guide
 from inference.runs import Run
 from inference.train import train
-from pyro_mdm import MALDA, LearnedDiffusion
+from pyro_mdm import LearnedDiffusion
 from tests.brief import SHORT
 from tests.programs import run_program
 
@@ -89,14 +88,6 @@ def test_a_tensor_is_kept_as_numbers_and_resumed(options: dict[str, Any]) -> Non
     assert train(resume=run).bits_per_dim == whole.bits_per_dim
 
 
-def test_runs_from_before_the_option_have_unit_noise() -> None:
-    settings = Training(model="toy", guide="learned", holdout=False)
-    assert build(settings).model.diffusion.stationary_covariance.tolist() == [
-        [1, 0],
-        [0, 1],
-    ]
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -132,13 +123,3 @@ def test_inspect_takes_it_for_learned_alone(
     assert conditions[2] == pytest.approx(float(values[1] / values[0]), rel=1e-2)
     with pytest.raises(ValueError, match=r"--stationary_variance is for --guide learned, and cld"):
         inspect("cld", "toy", stationary_variance=TARGET_NOISE, out=tmp_path / "none.png")
-
-
-def test_from_another_start_too() -> None:
-    """A learned diffusion keeps Q and D of a preset and takes another target noise."""
-    sigma = torch.diag(torch.tensor([1.0, 0.5, 0.5], dtype=torch.float64))
-    sigma[0, 2] = sigma[2, 0] = 0.2
-    made = LearnedDiffusion.from_diffusion(MALDA(), stationary_variance=sigma)
-    assert torch.equal(made.Q, MALDA().Q) and torch.equal(made.stationary_covariance, sigma)
-    made.min_log_snr = -50.0
-    torch.testing.assert_close(made.terminal.covariance, sigma, rtol=1e-9, atol=1e-9)

@@ -12,10 +12,9 @@ from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
 from inference.inspect import inspect
 from inference.inspection import look
 from inference.loading import load_trained
-from inference.options import Guide, Training
-from inference.plan import build
+from inference.options import Guide
 from inference.train import train
-from pyro_mdm import ALDA, CLD, LearnedDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm import ALDA, CLD, TimeVaryingLearnedDiffusion
 from pyro_mdm.plots import figures
 from tests.brief import SHORT
 from tests.problems import learned_in_time, normal
@@ -68,8 +67,4 @@ def test_it_begins_as_another_guide() -> None:
     torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
     with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld says itself"):
         build_diffusion(Guide(guide="cld", time_varying=True, **ends))
-    settings = Training(
-        model="toy", guide="learned", holdout=False
-    )  # of before there was the option
-    assert type(build(settings).model.diffusion) is LearnedDiffusion
     torch.testing.assert_close(CLD().frozen().Q, CLD().Q)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference import report
 from inference.batches import Batches
-from inference.bounds import Bound, measure
+from inference.bounds import Bound
 from inference.checkpoints import RunError, latest_checkpoint
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
@@ -233,23 +233,6 @@ def test_flips_mirror_half_of_the_images_and_pieces_agree_on_which() -> None:
         one.close()
 
 
-def test_flips_are_for_images_and_for_training_alone(
-    tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    log = measure.__globals__["evidence_lower_bound"]
-
-    def spy(model: Any, guide: Any, x: Tensor, **more: Any) -> Any:
-        seen.append(x)
-        return log(model, guide, x, **more)
-
-    monkeypatch.setitem(measure.__globals__, "evidence_lower_bound", spy)
-    options["model"] = tiny.replace(":Tiny", ":Squares")
-    train(**options, flip=True, run=tmp_path / "run")
-    problem = load_trained(tmp_path / "run")[1].problem
-    assert torch.equal(seen[-1], problem.to_model_space(problem.test))
-
-
 # -- precision, compilation, memory format ---------------------------------------------------------
 
 
@@ -353,19 +336,9 @@ def test_a_constant_rate_after_warm_up(tmp_path: Path, options: dict[str, Any]) 
 @pytest.fixture(scope="module")
 def long_options(tiny: str) -> dict[str, Any]:
     """Some seconds of steps, with a checkpoint after every third."""
-    return {
-        "model": tiny,
-        "guide": "learned",
-        "steps": 72,
-        "draws": 1,
-        "num_samples": 1,
-        "sampler_steps": 1,
-        "log_every": 1,
-        "measure_every": 100,
-        "checkpoint_every": 3,
-        "accelerator": "cpu",
-        "figures": False,
-    }
+    few = {"draws": 1, "num_samples": 1, "sampler_steps": 1}
+    often = {"steps": 72, "measure_every": 100, "checkpoint_every": 3}
+    return short(tiny) | {"guide": "learned"} | few | often
 
 
 @pytest.fixture(scope="module")
@@ -535,22 +508,6 @@ def test_moved_data_are_looked_for_where_the_run_says(
     train(resume=tmp_path / "run")
 
 
-def test_other_data_than_the_run_was_started_on_are_refused(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(TINY)
-    options["model"] = f"{path}:Tiny"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(3, patch)
-        train(**options, run=tmp_path / "run")
-    path.write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
-    with pytest.raises(RuntimeError, match="train"):
-        train(resume=tmp_path / "run")
-    path.write_text(TINY)
-    train(resume=tmp_path / "run")
-
-
 def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
     """On several machines one may see an older checkpoint, or other data."""
 
@@ -566,31 +523,3 @@ def test_processes_that_would_begin_apart_are_refused(tmp_path: Path) -> None:
         for mine in ((20, {"train": "a"}), (40, {"train": "b"})):
             with pytest.raises(RunError, match=r"process 1 .* at step .* the same files"):
                 check_alike(fabric, run, mine)
-
-
-def limited() -> None:
-    """No file may grow beyond 8 kB, as on a full disk."""
-    import resource
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
-
-
-@pytest.mark.other_processes
-def test_a_full_disk_ends_training_with_the_last_checkpoint_whole(
-    tmp_path: Path, long_options: dict[str, Any]
-) -> None:
-    """No file may grow to what the checkpoint needs: its writing fails."""
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(8, patch)
-        train(**long_options, run=run)
-    before = latest_checkpoint(run / "checkpoints")
-    process = Program("inference.train", "--resume", run, before=limited)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err
-    assert "Traceback" not in err and "free" in err
-    after = latest_checkpoint(run / "checkpoints")
-    assert after.step >= before.step and not list(run.rglob("*.tmp"))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["steps"] == long_options["steps"]

@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,7 @@ from inference.train import train
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary
 from tests.brief import SHORT, be_brief
+from tests.mistakes import Bomb
 from tests.programs import run_program
 
 CODE = """
@@ -555,20 +556,10 @@ def test_settings_are_read_without_making_objects(
     assert not ran(folder)
 
 
-class Touch:
-    """Is run where it is unpickled."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return os.mkdir, (self.file,)
-
-
 def test_a_checkpoint_is_not_unpickled(here: Path, good: Path) -> None:
     folder = here / "sent"
     shutil.copytree(good, folder)
-    code = pickle.dumps(Touch(str(folder / "made")))
+    code = pickle.dumps(Bomb(folder / "made"))
     (kept,) = (folder / "checkpoints").glob("*.json")
     kept.with_suffix(".safetensors").write_bytes(code)
     outer = json.loads(kept.read_bytes())
