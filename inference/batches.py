@@ -1,12 +1,10 @@
-"""Batches of stored data on the device, a whole batch at once; for an accelerator ahead of time.
+"""Batches of stored data on the device, a whole batch at once.
 
 Data are uint8 (or small vectors), and what a network sees is made of them on the device. Which data
 a batch holds is a function of the step alone (:func:`inference.recipe.indices`).
 """
 
 from __future__ import annotations
-
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -42,43 +40,21 @@ class Batches:
         flip: bool = False,
     ) -> None:
         self.device = device
-        if device.type != "cpu" and data.nbytes <= ON_DEVICE:
-            data = data.to(device)
-        self.data = data
+        self.data = data.to(device) if data.nbytes <= ON_DEVICE else data
         self.batch_size, self.seed, self.flip = batch_size, seed, flip
         self.wanted, self.count = pieces
-        # on a CPU a second thread would have workers of its own, which slow the network's
-        self._ahead = device.type != "cpu"
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next: tuple[int, Future[list[Tensor]]] | None = None
 
     def __call__(self, step: int) -> list[Tensor]:
         """The pieces of the batch of ``step``, each (N/S, *event_shape), on the device."""
-        if self._next is not None and self._next[0] == step:
-            parts = self._next[1].result()
-        else:
-            parts = self.gather(step)
-        if self._ahead:
-            self._next = (step + 1, self._pool.submit(self.gather, step + 1))
-        return [part.to(self.device, non_blocking=True) for part in parts]
-
-    def gather(self, step: int) -> list[Tensor]:
-        """The pieces of a batch where the data are, or in memory that is fast to copy from."""
         chosen = indices(step, self.batch_size, len(self.data), self.seed)
         if self.flip:
             generator = torch.Generator().manual_seed(seed_from(self.seed, "flip", step))
             mirrored = torch.rand(self.batch_size, generator=generator) < 0.5
         parts = []
         for r in self.wanted:
-            part = self.data[chosen[r :: self.count].to(self.data.device)]
+            part = self.data[chosen[r :: self.count].to(self.data.device)].to(self.device)
             if self.flip:
                 mine = mirrored[r :: self.count].to(part.device)
                 part = torch.where(mine.reshape(-1, *[1] * (part.dim() - 1)), part.flip(-1), part)
-            if self.device.type == "cuda" and part.device.type == "cpu":
-                part = part.pin_memory()
             parts.append(part)
         return parts
-
-    def close(self) -> None:
-        """Stop gathering."""
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -237,10 +237,5 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: RUN … are as many words as there are, the rest as the signature says."""
-    command_line(compare, arguments, unnamed="runs")
-
-
 if __name__ == "__main__":
-    main()
+    command_line(compare, unnamed="runs")

@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from inference.checkpoints import RunError
+from inference.options import Training
 from pyro_mdm.pretrained import names_instead
 
-LATER: dict[str, Any] = {
-    "learned_from": None,
-    "figures": True,
-    "data": None,
-    "test_size": None,
-    "columns": None,
-    "image_size": None,
-    "network": None,
-    "flip": False,
-    "decay": "cosine",
-    "compile": None,
-    "channels_last": False,
-    "step_size": None,
-    "points": None,
-    "solver": None,
-    "objective": None,
-    "probes": None,
-    "probe_law": None,
-    "backpropagation": None,
-    "stationary_variance": None,
-    "logit_margin": None,
-    "decoder": None,
-    "decoder_in_loss": True,
-    "times": None,
-    "maps": None,
-    "likelihood": None,
-    "time_varying": False,
-    "learn_ends": None,
-    "learn_stationary": False,
-    "condition": None,
-    "context_dropout": None,
-    "optimizer": "adam",
-    "split_seed": None,
-    "threads": None,
-    "patience": None,
-}
-"""Settings younger than some run folders: what inference.train did before it had them."""
+YOUNGER = (
+    *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
+    *("decay", "compile", "channels_last", "step_size", "points", "objective"),
+    *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
+    *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
+    *("context_dropout", "split_seed", "threads", "patience"),
+)
+"""Settings younger than some run folders, which were trained as by their defaults."""
 
-REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0}
-"""Options that inference.train had and that did not pay: the values at which they did nothing."""
+LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
+LATER |= {"optimizer": "adam"}
+"""What inference.train did before it had these settings."""
+
+REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
+REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
+"""Options that inference.train had: the values at which they did nothing."""
+
+RENAMED = {"decoder": "likelihood"}
+"""Options that inference.train has under another name."""
 
 
 class Settings(dict[str, Any]):
@@ -64,16 +45,30 @@ class Settings(dict[str, Any]):
 
 
 def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the options of :data:`REMOVED` (RunError: one of them did something)."""
+    """Settings by their names of today, without the options of :data:`REMOVED`.
+
+    Raises:
+        RunError: one of these did something.
+    """
     for name, nothing in REMOVED.items():
         if (value := config.get(name, nothing)) != nothing:
             raise RunError(
-                f"{name} is {value}, an option that was removed since it did not pay, as "
-                "docs/measured/recipes.md has it. Leave it out for a new run; a "
-                "run that was trained with it opens in the version that its environment.json says. "
-                "The ladder can still train so: see tests/benchmarks/ladder/few_data.py"
+                f"{name} is {value}, an option that was removed: {_instead(name)}. Leave it out "
+                "for a new run; a run that was trained with it opens in the version that its "
+                "environment.json says"
             )
-    return {name: value for name, value in config.items() if name not in REMOVED}
+    kept = {name: config[name] for name in config if name not in REMOVED | RENAMED}
+    renamed = {RENAMED[name]: config[name] for name in RENAMED if config.get(name) is not None}
+    return kept | renamed
+
+
+def _instead(name: str) -> str:
+    if name in ("members", "augment", "weight_decay"):
+        return (
+            "it did not pay, as docs/measured/recipes.md has it, and the programs "
+            "of tests/benchmarks/ladder can still train so"
+        )
+    return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

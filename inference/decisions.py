@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
 from inference import names, sample
+from inference.diffusion import LEARNED_MIN_LOG_SNR, give_learned_end
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
-from inference.plan import Programs, settle_end
+from inference.plan import Programs
 from inference.problems import split_word
 from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from models.kinds import kind_of
+from pyro_mdm.scores.denoiser import DenoiserScore
 
 
 def with_absolute_names(settings: Training) -> Training:
@@ -48,7 +50,9 @@ def decide(settings: Training, programs: Programs) -> Decided:
     A learned guide of one's own may be given another end of log SNR, and a score other times.
     """
     problem, model, _ = programs
-    end = settle_end(programs)
+    end, denoises = settings.min_log_snr, isinstance(model.score_function, DenoiserScore)
+    if denoises and give_learned_end(model.diffusion):
+        end = LEARNED_MIN_LOG_SNR
     if settings.stationary_variance is not None:  # also a tensor, which YAML cannot hold
         exact = torch.as_tensor(settings.stationary_variance, dtype=torch.float64)
         settings = replace(settings, stationary_variance=exact.tolist())
@@ -64,7 +68,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     decided: dict[str, Any] = {
         "data": _where(settings, problem),
         "split_seed": None if problem.rows is None else split_word(problem.rows.seed),
-        "min_log_snr": settings.min_log_snr if end is None else end,
+        "min_log_snr": end,
         "maps": maps,
         "times": times,
         "steps": steps,
@@ -103,15 +107,11 @@ def _batch_size(settings: Training, problem: Problem) -> int:
 def _optimizer(settings: Training, programs: Programs) -> str:
     """The optimizer of the recipe, where the network is the recipe's; else Adam."""
     problem = programs.problem
-    if _by_recipe(problem, settings) and hidden_weights(programs.model):
-        return problem.optimizer
-    return "adam"
-
-
-def _by_recipe(problem: Problem, settings: Training) -> TypeGuard[ImageProblem]:
-    """Whether the network is the one that a data set of images is trained with."""
-    return (
+    if (
         isinstance(problem, ImageProblem)
         and problem.recipe is not None
         and settings.network == problem.recipe
-    )
+        and hidden_weights(programs.model)
+    ):
+        return problem.optimizer
+    return "adam"

@@ -29,17 +29,6 @@ FOR_LEARNED = (
 )
 """Settings of a guide that are for ``learned``."""
 
-SIMULATION = {
-    "step_size": "step_size",
-    "points": "points",
-    "solver": "method",
-    "objective": "objective",
-    "probes": "probes",
-    "probe_law": "probe_law",
-    "backpropagation": "backpropagation",
-}
-"""Settings of how a nonlinear guide is simulated, and what :class:`Simulation` calls them."""
-
 
 def build_diffusion(
     guide: Guide,
@@ -153,8 +142,8 @@ def _stationary(value: StationaryVariance, K: int) -> torch.Tensor:
 
 
 def _set_simulation(name: str, diffusion: Diffusion, settings: SimulatedGuide) -> None:
-    given = {key: getattr(settings, key) for key in SIMULATION}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(SimulatedGuide)}
+    given = {name: value for name, value in given.items() if value is not None}
     if not kind_of(diffusion).simulated:
         if given:
             raise ValueError(
@@ -165,8 +154,7 @@ def _set_simulation(name: str, diffusion: Diffusion, settings: SimulatedGuide) -
         return
     simulated = cast(NonlinearDiffusion, diffusion)
     try:
-        changes = {SIMULATION[key]: value for key, value in given.items()}
-        simulated.simulation = dataclasses.replace(simulated.simulation, **changes)
+        simulated.simulation = dataclasses.replace(simulated.simulation, **given)
         simulated.simulation.solver(simulated)
     except ValueError as error:
         if given:

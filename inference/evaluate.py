@@ -44,8 +44,8 @@ from models import Tabular
 from models.base import Part
 from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
+from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation.classification import ClassPosterior, class_posterior
 from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Estimate
@@ -73,8 +73,6 @@ def evaluate(
     guide: str | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
-    num_variables: int | None = None,
-    rank: int | None = None,
     half_width: float | None = None,
     method: Method = "elbo",
     samples: int | None = None,
@@ -105,8 +103,6 @@ def evaluate(
         max_log_snr: with --reuse: log SNR at the start time; by default the run's.
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.
-        num_variables: with --reuse --guide learned: K.
-        rank: with --reuse --guide learned: rank of D.
         half_width: draw as often as a pilot says it takes for a 95% interval, as far as noise goes,
             of ± this many bits/dim; draws are then the most there will be, pilot included.
         method: elbo, the bound; importance, the chain on a grid by importance weights over its
@@ -139,7 +135,7 @@ def evaluate(
     _check_bounds(method, classify, out, overwrite)
     fabric = start(accelerator, precision)
     lead, several = fabric.is_global_zero, fabric.world_size > 1
-    other = Another(guide, max_log_snr, min_log_snr, num_variables, rank)
+    other = Another(guide, max_log_snr, min_log_snr)
     opened = open_run(run, reuse, other)
     for programs in opened.all_programs:
         programs.model.to(fabric.device)

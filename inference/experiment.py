@@ -73,7 +73,7 @@ PUBLISHED: dict[str, Options] = {
         *(f"learned{K}_at_time" for K in (1, 2, 3)),
     )
 } | {
-    name: {"guide": f"inference.guides.published:{name}", "decoder": "tweedie"}
+    name: {"guide": f"inference.guides.published:{name}", "likelihood": "tweedie"}
     for name in ("cld", "malda", "alda")
 }
 
@@ -81,7 +81,7 @@ PUBLISHED: dict[str, Options] = {
 PROTOCOL: Options = {
     "protocol": "dequantized",
     "logit_margin": 0.05,
-    "decoder": "joint_tweedie",
+    "likelihood": "joint_tweedie",
     "decoder_in_loss": False,
     "times": "vpsde",
     "learning_rate": 2e-3,

@@ -43,7 +43,7 @@ def summarize(
 ) -> list[Row]:
     """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write what they say.
 
-    Writes summary.csv, summary.md, summary.png and, where diffusions were learned, movement.png. A
+    Writes summary.csv, summary.md and, where diffusions were learned, movement.png. A
     comparison of all these runs that is there already is not made again.
 
     Args:
@@ -70,7 +70,6 @@ def summarize(
     rows = summary_rows(folder, guides, seeds, starts)
     write_atomically(folder / "summary.csv", csv_bytes(rows))
     write_atomically(folder / "summary.md", markdown(rows).encode())
-    write_atomically(folder / "summary.png", png(summary_figure(rows)))
     moved = {
         score: [
             guide
@@ -175,41 +174,6 @@ def _interval(row: Row, name: str) -> str:
     low, high = row[f"{name}_low_95"], row[f"{name}_high_95"]
     text = f"{row[name]:+.3f} ({low:+.3f} to {high:+.3f})"
     return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def summary_figure(rows: Sequence[Row]) -> Figure:
-    """Bits/dim of every seed with mean ± s.e. by score, and differences to the first guide.
-
-    Filled where the 95% interval of the difference excludes 0.
-    """
-    from matplotlib.figure import Figure
-
-    scores = list(dict.fromkeys(row["score"] for row in rows))
-    figure = Figure((4.2 * len(scores) + 0.8, 7.0), dpi=110, layout="constrained")
-    panels = figure.subplots(2, len(scores), squeeze=False, sharex="col")
-    for column, score in enumerate(scores):
-        upper, lower = panels[:, column]
-        of_score = [row for row in rows if row["score"] == score]
-        guides = [row["guide"] for row in of_score]
-        for i, row in enumerate(of_score):
-            values = [float(v) for v in row["values"].split()]
-            upper.plot([i] * len(values), values, "o", color="0.6", ms=3)
-            upper.errorbar(
-                i, row["bits_per_dim"], row["standard_error"], fmt="_", ms=14, capsize=4, color="C0"
-            )
-            if i:
-                low, high = row["difference_low_95"], row["difference_high_95"]
-                told = low > 0 or high < 0
-                bars = [[row["difference"] - low], [high - row["difference"]]]
-                style = {"color": "C3" if told else "0.4", "mfc": "C3" if told else "white"}
-                lower.errorbar(i, row["difference"], bars, fmt="o", capsize=4, **style)
-        lower.axhline(0.0, color="0.7", lw=0.8, zorder=0)
-        lower.set_xticks(range(len(guides)), guides, rotation=45, ha="right")
-        upper.set_title(f"{score}: test bits/dim", fontsize=10)
-        lower.set_title(f"less {guides[0]}, 95% interval", fontsize=10)
-    panels[0, 0].set_ylabel("bits/dim (dots: seeds; bar: mean ± s.e.)")
-    panels[1, 0].set_ylabel("difference (bits/dim)")
-    return figure
 
 
 def movement_figure(

@@ -130,7 +130,6 @@ def inspect(
     image_size: int | None = None,
     num_variables: int | None = None,
     rank: int | None = None,
-    time_varying: bool = False,
     stationary_variance: StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
@@ -148,8 +147,6 @@ def inspect(
         image_size: of --model images, as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
-        time_varying: show the learned guide as one whose Q and D vary in time, which starts at
-            constant ones.
         stationary_variance: Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
@@ -161,7 +158,6 @@ def inspect(
     asked = Guide(
         num_variables=num_variables,
         rank=rank,
-        time_varying=time_varying,
         stationary_variance=stationary_variance,
         max_log_snr=max_log_snr,
         min_log_snr=min_log_snr,
@@ -191,8 +187,7 @@ def inspect(
 def _for_learned(asked: Guide) -> list[str]:
     """The options that were given, of those that are for learned."""
     names = ("num_variables", "rank", "stationary_variance")
-    given = [name for name in names if getattr(asked, name) is not None]
-    return [f"--{name}" for name in [*given, *(["time_varying"] if asked.time_varying else [])]]
+    return [f"--{name}" for name in names if getattr(asked, name) is not None]
 
 
 def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:

@@ -47,9 +47,8 @@ def check_training(settings: Decided, programs: Programs, processes: int) -> Non
 
 def _check_numbers(settings: Decided, processes: int) -> None:
     check_positive(**{name: getattr(settings, name) for name in POSITIVE})
-    for name in ("warmup", "weight_decay"):
-        if not getattr(settings, name) >= 0:
-            raise ValueError(f"--{name} is {getattr(settings, name)}, expected 0 or more")
+    if settings.warmup < 0:
+        raise ValueError(f"--warmup is {settings.warmup}, expected 0 or more")
     if not settings.diffusion_learning_rate >= 0:
         raise ValueError(
             f"--diffusion_learning_rate is {settings.diffusion_learning_rate}, expected a "
@@ -114,8 +113,6 @@ def check_effects(settings: Training, programs: Programs) -> None:
             f"--learn_ends {settings.learn_ends} has no effect: both ends are held; leave it out, "
             "or give a number above 0"
         )
-    if kind.simulated:
-        _check_simulation(settings, cast(NonlinearDiffusion, diffusion))
     network: nn.Module = programs.model.score_function.network
     if settings.optimizer == "muon" and not hidden_weights(programs.model):
         raise ValueError(
@@ -176,25 +173,3 @@ def start_note(settings: Training, programs: Programs) -> str | None:
         f"note: {settings.guide} starts at log SNR {own:.4g}, where {settings.model} would "
         f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
     )
-
-
-def _check_simulation(settings: Training, diffusion: NonlinearDiffusion) -> None:
-    learned = any(p.requires_grad for p in diffusion.parameters())
-    if settings.backpropagation is not None and (
-        not learned or settings.diffusion_learning_rate == 0
-    ):
-        raise ValueError(
-            f"--backpropagation has no effect: no gradient goes through the paths of "
-            f"{settings.guide}, where nothing is learned; leave it out"
-        )
-    simulation = diffusion.simulation
-    given = [f"--{name}" for name in ("probes", "probe_law") if getattr(settings, name) is not None]
-    if given and simulation.objective == "local_dsm" and diffusion.stationary_prior:
-        raise ValueError(
-            f"{', '.join(given)} has no effect: with --objective local_dsm and a prior that "
-            f"{settings.guide} leaves at rest there is no divergence to estimate; leave it out"
-        )
-    if settings.probe_law is not None and simulation.probes == "exact":
-        raise ValueError(
-            "--probe_law has no effect with --probes exact, which draws none; leave out one of them"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,9 +53,6 @@ class Muon(torch.optim.AdamW):
     the group's rate. Weights of one shape are worked on at once. Source: Jordan et al., *Muon: An
     optimizer for hidden layers in neural networks*, 2024.
     """
-
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

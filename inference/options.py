@@ -109,21 +109,13 @@ class SimulatedGuide:
     Args:
         step_size: of simulated paths, as a part of the way from data to noise.
         points: how often the bound is estimated along each path.
-        solver: of simulated paths: srk, or euler.
         objective: how the divergence of the score is estimated: ism, or local_dsm, which needs no
             derivative of the network.
-        probes: of Hutchinson's estimator, a number, or exact.
-        probe_law: of the probes.
-        backpropagation: through every step of a path, or by its adjoint, to save memory.
     """
 
     step_size: float | None = None
     points: int | None = None
-    solver: Literal["euler", "srk"] | None = None
     objective: Literal["ism", "local_dsm"] | None = None
-    probes: Literal["exact"] | int | None = None
-    probe_law: Literal["rademacher", "gaussian"] | None = None
-    backpropagation: Literal["direct", "adjoint"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +129,9 @@ class Score:
         network: of images: small, paper, … see the data set's file; by default the one it names
             for training, or its first.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
-            network_posterior, module:Name or file.py:Name; by default the data set's own.
-        decoder: of dequantized images: tweedie, of x by the denoised state (by default), or
-            joint_tweedie, the paper's, of x and v_0 less the log density of v_0.
+            network_posterior, module:Name or file.py:Name; by default the data set's own, which is
+            tweedie for dequantized images, of x by the denoised state; the paper's is
+            joint_tweedie, of x and v_0 less the log density of v_0.
         decoder_in_loss: false for the paper's training loss, without the decoder's term: the
             training objective is then no bound on data. Measurements always are.
         times: law of the times of training: adaptive, more where gradients vary more; log_volume,
@@ -156,7 +148,6 @@ class Score:
     score: str = "default"
     network: str | None = None
     likelihood: str | None = None
-    decoder: Literal["tweedie", "joint_tweedie"] | None = None
     decoder_in_loss: bool = True
     times: Literal["adaptive", "log_volume", "vpsde"] | None = None
     maps: Literal["levels", "subsets", "independent", "mixed"] | None = None
@@ -177,7 +168,6 @@ class Optimization:
         learning_rate: of the network, at its highest; by default the data set's.
         diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
             gradients.
-        weight_decay: of the network, decoupled. The diffusion has none.
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: after it: a cosine that falls to zero, or a constant rate.
         clip: largest norm of the gradient of the loss in nats per dimension.
@@ -192,7 +182,6 @@ class Optimization:
     micro_batches: int = 1
     learning_rate: float | None = None
     diffusion_learning_rate: float = 1e-2
-    weight_decay: float = 0.0
     warmup: int = 100
     decay: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0

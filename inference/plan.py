@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion, give_learned_end
+from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
 from inference.names import LIKELIHOODS, find, make, takes, wrong_kind
 from inference.options import Guide, Training
 from inference.problems import build_problem
@@ -74,7 +74,7 @@ class Plan:
             NameNotFoundError, TypeError, ValueError: settings that name nothing, or do not go with
                 each other.
         """
-        problem = build_problem(settings, network=settings.network, decoder=settings.decoder)
+        problem = build_problem(settings, network=settings.network)
         score, likelihood = _score_kind(settings.score), _likelihood(settings, problem)
         start, end = settings.max_log_snr, settings.min_log_snr
         if settings.guide == "learned" and end is None and _is_denoiser(score, problem):
@@ -162,16 +162,6 @@ def build(settings: Training, *, fitted: bool = True) -> Programs:
     return Plan.of(settings).build(fitted=fitted)
 
 
-def settle_end(programs: Programs) -> float | None:
-    """Give a new learned diffusion of one's own under a denoiser the λ(T) that ``learned`` has.
-
-    Returns λ(T) if it was changed.
-    """
-    denoises = isinstance(programs.model.score_function, DenoiserScore)
-    changed = denoises and give_learned_end(programs.model.diffusion)
-    return LEARNED_MIN_LOG_SNR if changed else None
-
-
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
 """Shares of kinds of maps that are not asked for."""
 
@@ -199,11 +189,6 @@ def _likelihood(settings: Training, problem: Problem) -> Likelihood | None:
     name = settings.likelihood
     if name is None:
         return None
-    if settings.decoder is not None:
-        raise ValueError(
-            f"--decoder {settings.decoder} and --likelihood {name} both say what p(x | y_ε) is; "
-            "leave out one of them"
-        )
     named, levels = find("likelihood", name), getattr(problem, "num_levels", None)
     if levels is None and name in LIKELIHOODS and _needs(named, "levels"):
         raise ValueError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from inference.names import accepted, find
+from inference.names import find
 from inference.options import Data
 from models import Problem
 from pyro_mdm.support.checks import describe
@@ -18,7 +18,6 @@ OPTIONS = {
     "protocol": "images",
     "network": "images",
     "logit_margin": "images",
-    "decoder": "images",
     "data": "data sets that are read from files",
     "columns": "tables",
     "image_size": "images of your own",
@@ -32,22 +31,21 @@ CONTEXT_DROPOUT = 0.1
 """The part of a batch whose context is hidden, where none is given."""
 
 
-def build_problem(data: Data, *, network: str | None = None, decoder: str | None = None) -> Problem:
+def build_problem(data: Data, *, network: str | None = None) -> Problem:
     """The data set that settings describe, of data given what is asked for.
 
     Args:
         data: its ``model`` is a name, see :func:`~inference.names.find`. Without ``split_seed``
             data are split by index, see :func:`with_split`.
-        network, decoder: of images, see :class:`~models.base.ImageProblem`.
+        network: of images, see :class:`~models.base.ImageProblem`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
         TypeError: what is named is no data set, or one that takes no ``holdout``.
         ValueError: an option that this data set does not have, or data that are not what it says.
     """
-    options = {"network": network, "decoder": decoder}
-    options |= {name: getattr(data, name) for name in OPTIONS if name not in options}
-    given = {name: options[name] for name in OPTIONS if options[name] is not None}
+    options = {"network": network, **{n: getattr(data, n) for n in OPTIONS if n != "network"}}
+    given = {name: value for name, value in options.items() if value is not None}
     problem = _made(data, given)
     if not isinstance(problem, Problem):
         raise TypeError(
@@ -77,7 +75,7 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
     """The object that the name stands for; of a class, one made with what was given."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
-    taken = accepted(named, {"holdout": data.holdout, **given}) if is_class else {}
+    taken = _taken(named, {"holdout": data.holdout, **given}) if is_class else {}
     for key, value in given.items():
         if key not in taken:
             raise ValueError(
@@ -91,6 +89,20 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
             "super().__init__(holdout=holdout)"
         )
     return named.split_by(_seed(data), **taken)
+
+
+def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]:
+    """``options`` that a data set is made with; a class may hand others to the one it is of."""
+    names: set[str] = set()
+    for base in kind.__mro__[: kind.__mro__.index(Problem)]:
+        if "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            names |= set(own)
+            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in own.values()):
+                break
+    else:
+        names.add("holdout")
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _seed(data: Data) -> int | None:

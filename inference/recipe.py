@@ -25,10 +25,7 @@ FALL = 0.005
 def optimizer(
     model: DiffusionModel, settings: Optimization
 ) -> tuple[list[str], torch.optim.Optimizer]:
-    """The optimizer of network and, at a rate of its own, diffusion; and the names in order.
-
-    Weight decay, if any, is decoupled and for the network alone.
-    """
+    """The optimizer of network and, at a rate of its own, diffusion; and the names in order."""
     muon = settings.optimizer == "muon"
     hidden = set(hidden_weights(model)) if muon else set()
     groups: list[dict[str, Any]] = [{}, {}, {}]
@@ -37,18 +34,17 @@ def optimizer(
             place = 2 if name.startswith("diffusion.") else int(name in hidden)
             groups[place][name] = parameter
     names = [name for group in groups for name in group]
-    network = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     options: list[dict[str, Any]] = [
-        network,
-        network | {"orthogonal": True},
-        {"lr": settings.diffusion_learning_rate, "weight_decay": 0.0},
+        {"lr": settings.learning_rate},
+        {"lr": settings.learning_rate, "orthogonal": True},
+        {"lr": settings.diffusion_learning_rate},
     ]
     given = [
         {"params": list(group.values()), **option}
         for group, option in zip(groups, options, strict=True)
         if group
     ]
-    return names, Muon(given) if muon else torch.optim.AdamW(given)
+    return names, (Muon if muon else torch.optim.AdamW)(given, weight_decay=0.0)
 
 
 def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:

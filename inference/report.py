@@ -172,10 +172,7 @@ def at_step(
     _log_diffusion(run, writer, programs, step)
     few = _samples(programs, _few(problem), steps=32, seed=seed)
     if few is not None:
-        told = problem.contexts_in_turn(len(few))
-        width = sample.columns(problem) or 6
-        in_columns = sample.picture(problem, few, columns=width, context=told)
-        tensorboard.write_samples(writer, in_columns, step)
+        tensorboard.write_samples(writer, _picture(problem, few, 6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
@@ -203,6 +200,12 @@ def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> 
         reason = "they are not finite"
     print(f"no samples in {options['steps']} steps: {reason}", flush=True)
     return None
+
+
+def _picture(problem: Problem, x: Tensor, columns: int | None = None) -> Tensor:
+    """A picture of samples: one column for each class, where data have one, else ``columns``."""
+    width, told = sample.columns(problem) or columns, problem.contexts_in_turn(len(x))
+    return sample.picture(problem, x, columns=width, context=told)
 
 
 def _few(problem: Problem) -> int:
@@ -264,13 +267,9 @@ def at_end(
     sampler = sampler or kind.sampler  # None of a run that began when this was the default
     samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
     if samples is not None:
-        by_class, told = sample.columns(problem), problem.contexts_in_turn(n)
-        some = samples[: _few(problem)]
-        own = None if told is None else told[: len(some)]
-        few = sample.picture(problem, some, columns=by_class or 6, context=own)
+        few = _picture(problem, samples[: _few(problem)], 6)
         tensorboard.write_samples(writer, few, step)
-        whole = sample.picture(problem, samples, columns=by_class, context=told)
-        write_atomically(run.folder / "samples.png", png(whole))
+        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
     if run.config["figures"]:
         draw_training(run, writer, programs, step)
         draw_end(run, writer, programs, step)

@@ -79,7 +79,6 @@ def restored(
     seed: int = 0,
     batch_size: int = 256,
     covariance_from: float = 0.0,
-    max_iterations: int = 3,
     sampler: str | None = None,
     steps: int | None = None,
     progress: bool = False,
@@ -90,8 +89,7 @@ def restored(
         noise: standard deviation of what is added to a measurement.
         num_samples: of each image.
         batch_size: about how many are drawn together.
-        covariance_from, max_iterations: of
-            :func:`~pyro_mdm.measurements.condition_on_measurements`.
+        covariance_from: of :func:`~pyro_mdm.measurements.condition_on_measurements`.
         sampler, steps, progress: of :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
@@ -99,12 +97,7 @@ def restored(
     drawn = torch.randn(obs.shape, generator=generator, dtype=torch.float64)
     obs, n = obs + noise * drawn, len(truth)
     given = condition_on_measurements(
-        model,
-        operator,
-        obs,
-        noise**2,
-        covariance_from=covariance_from,
-        max_iterations=max_iterations,
+        model, operator, obs, noise**2, covariance_from=covariance_from
     )
     options = Drawing(sampler=sampler, steps=steps, progress=progress)
     options |= Drawing(seed=seed, batch_size=n * max(1, batch_size // n))
@@ -222,7 +215,6 @@ def restore(
     sampler: str | None = None,
     steps: int | None = None,
     covariance_from: float = 0.0,
-    max_iterations: int = 3,
     out: Path | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -249,7 +241,6 @@ def restore(
         steps: as of inference.sample.
         covariance_from: log SNR from which the covariance of an image given its noised one is the
             network's own; below it that of independent pixels. 99: never, which is fastest.
-        max_iterations: of conjugate gradients with the network's covariance.
         out: a .png; by default in the run folder, or of a trained model by name in the current
             folder, named after the task and seed.
         batch_size: images drawn together, to a multiple of num_images.
@@ -260,7 +251,7 @@ def restore(
             measurements, a label, such as 3, or [3, 5] in turn, or a vector; by default nothing.
     """
     counts = {"num_images": num_images, "steps": steps, "batch_size": batch_size}
-    check_positive(noise=noise, max_iterations=max_iterations, **counts)
+    check_positive(noise=noise, **counts)
     if num_samples < FEWEST:
         raise ValueError(
             f"--num_samples is {num_samples}, expected at least {FEWEST}: the ends of a 90% "
@@ -283,7 +274,6 @@ def restore(
         seed=seed,
         batch_size=batch_size,
         covariance_from=covariance_from,
-        max_iterations=max_iterations,
         sampler=sampler,
         steps=steps,
         progress=True,

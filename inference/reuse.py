@@ -39,8 +39,6 @@ class Another(NamedTuple):
     guide: str | None = None
     max_log_snr: float | None = None
     min_log_snr: float | None = None
-    num_variables: int | None = None
-    rank: int | None = None
 
 
 class Reused(NamedTuple):
@@ -59,8 +57,6 @@ def reuse(
     *,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
-    num_variables: int | None = None,
-    rank: int | None = None,
 ) -> Reused:
     """The trained denoiser of a run over another diffusion, without training.
 
@@ -75,7 +71,6 @@ def reuse(
         min_log_snr: λ(T), to which the clock is scaled. By default the diffusion keeps its own
             clock if that ends inside the range of λ the network was trained on, and is scaled to
             the lower end of that range if it ends below it.
-        num_variables, rank: for ``learned`` only.
 
     Returns:
         :class:`Reused`; both programs in eval mode, with one score between them.
@@ -93,7 +88,7 @@ def reuse(
         notes.append(
             "learned is as it is before its first step; run:FOLDER is what a run ended with"
         )
-    diffusion = _other(guide, own, max_log_snr, num_variables, rank)
+    diffusion = _other(guide, own, max_log_snr)
     if diffusion.max_log_snr > high + RANGE_TOLERANCE:
         raise RunError(
             f"{guide} would start at log SNR {diffusion.max_log_snr:.6g}, but {trained}; "
@@ -133,23 +128,15 @@ def _denoiser(
     return score, cast(LinearDiffusion, source)
 
 
-def _other(
-    guide: str,
-    own: Programs,
-    max_log_snr: float | None,
-    num_variables: int | None,
-    rank: int | None,
-) -> LinearDiffusion:
+def _other(guide: str, own: Programs, max_log_snr: float | None) -> LinearDiffusion:
     """The diffusion that a denoiser is put under, with its own clock."""
     start = own.model.diffusion.max_log_snr if max_log_snr is None else max_log_snr
     if guide.startswith("run:"):
-        if num_variables is not None or rank is not None:
-            raise ValueError(f"--num_variables and --rank are for --guide learned, not {guide}")
         other = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
         diffusion = _with_closed_form(guide, other)
         diffusion.max_log_snr = start
         return diffusion
-    asked = Guide(guide=guide, max_log_snr=start, num_variables=num_variables, rank=rank)
+    asked = Guide(guide=guide, max_log_snr=start)
     made = build_diffusion(asked, event_shape=own.problem.event_shape)
     diffusion = copy.deepcopy(_with_closed_form(guide, made))
     if max_log_snr is not None:

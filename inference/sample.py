@@ -229,8 +229,6 @@ def sample(
     guide: str | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
-    num_variables: int | None = None,
-    rank: int | None = None,
     accelerator: str = "auto",
     given: list[float] | float | None = None,
     guidance: float | None = None,
@@ -264,8 +262,6 @@ def sample(
         max_log_snr: with --reuse: log SNR at the start time; by default the run's.
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.
-        num_variables: with --reuse --guide learned: K.
-        rank: with --reuse --guide learned: rank of D.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
         given: of a run with --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
             default each class in turn, one column each, or what test data are given.
@@ -273,7 +269,7 @@ def sample(
             are then of no model whose density is known.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
-    other = Another(guide, max_log_snr, min_log_snr, num_variables, rank)
+    other = Another(guide, max_log_snr, min_log_snr)
     opened = open_run(run, reuse, other)
     problem, model = opened.programs.problem, opened.programs.model
     if out is None:

@@ -130,7 +130,6 @@ def _fit(
     if progress.unmeasured:
         session.measure()
     with ExitStack() as stack:
-        stack.callback(trainee.close)
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())

@@ -149,12 +149,6 @@ class Trainee:
     def _sum_of_processes(self, values: Tensor) -> Tensor:
         return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum"))
 
-    def close(self) -> None:
-        """Stop gathering data."""
-        for batches in (self.batches, self.contexts):
-            if batches is not None:
-                batches.close()
-
     def save(self, run: Run, progress: Progress) -> None:
         """Write a checkpoint, and the averaged model."""
         named = {

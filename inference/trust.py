@@ -34,6 +34,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
 LIBRARY = ["conditioning", "diffusions", "evaluation", "likelihoods", "measurements", "paths"]
 LIBRARY += ["plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support", "tables"]
+LIBRARY += ["varying"]
 ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
 ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
 """Folders whose files are ours, but not what lies below them: that may be a run folder."""

@@ -5,13 +5,13 @@ Krizhevsky 2009, *Learning multiple layers of features from tiny images*.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
+from models.base import FileImages
 from models.files import DataError, Published, python_command, unpickle_arrays
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ class CIFAR10(FileImages):
     event_shape = (3, 32, 32)
     steps = 20_000
     contexts = ("labels",)
-    batch_size = 32
-    optimizer = "muon"
-    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
-    recipe = "fine"
 
     def parts(self) -> tuple[Tensor, Tensor]:
         # a row is 1,024 values of red, then green, then blue, each row by row of the image

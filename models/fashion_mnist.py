@@ -12,15 +12,18 @@ import zlib
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+from models.base import FINE, MIXTURE, PAPER, SMALL
+from models.files import DataError, Published
+from models.mnist import MNIST
 
-from models.base import FINE, MIXTURE, PAPER, SMALL, FileImages
-from models.files import DataError, Published, idx_images, idx_labels, python_command
-
-TRAIN = Published("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", size=47_040_016)
-TEST = Published("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a", size=7_840_016)
-TRAIN_LABELS = Published("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9", size=60_008)
-TEST_LABELS = Published("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", size=10_008)
+IMAGES = (
+    Published("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", size=47_040_016),
+    Published("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a", size=7_840_016),
+)
+LABELS = (
+    Published("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9", size=60_008),
+    Published("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", size=10_008),
+)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package dataset-fashion-mnist, whose files end in .gz."""
@@ -28,10 +31,9 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 INSTALL = "apt-get install --reinstall dataset-fashion-mnist"
 
 
-class FashionMNIST(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
+class FashionMNIST(MNIST):
+    """The same as of digits, of clothes: sizes, files, networks and likelihood are those of MNIST.
 
-    60,000 images are trained on (55,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
     Each file is read from ``<data>/FashionMNIST/raw``, where
     ``torchvision.datasets.FashionMNIST(data, download=True)`` puts it, or if it is not there, from
     where Debian's package ``dataset-fashion-mnist`` does.
@@ -41,34 +43,17 @@ class FashionMNIST(FileImages):
     """
 
     name = "fashion_mnist"
-    event_shape = (1, 28, 28)
-    steps = 30_000
-    batch_size = 32
-    learning_rate = 2e-3
-    contexts = ("labels",)
-    optimizer = "muon"
+    official = "FashionMNIST"
     recipe = "fine"
     networks: ClassVar = {"small": SMALL, "mixture": MIXTURE, "fine": FINE, "paper": PAPER}
+    published: ClassVar = {"images": IMAGES, "labels": LABELS}
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))
-        return train, test
-
-    def labels(self) -> tuple[Tensor, Tensor]:
-        train, test = (idx_labels(*self._read(file)) for file in (TRAIN_LABELS, TEST_LABELS))
-        return train, test
-
-    def _read(self, published: Published) -> tuple[bytes, str]:
-        """A file's content, unpacked, and what it is called in messages."""
-        path = self.root / "FashionMNIST" / "raw" / published.name
-        root = str(self.root)
-        fetch = python_command(
-            f"from torchvision.datasets import FashionMNIST; FashionMNIST({root!r}, download=True)"
-        )
+    def read(self, published: Published) -> tuple[bytes, str]:
+        path = self.root / self.official / "raw" / published.name
         packed = DEBIAN / f"{published.name}.gz"
         if path.exists() or not packed.exists():
             place = str(path) if path.exists() else f"{path} (or {packed})"
-            published.check(path, place, f"{fetch}, or on Debian and Ubuntu {INSTALL}")
+            published.check(path, place, f"{self.fetch}, or on Debian and Ubuntu {INSTALL}")
             return path.read_bytes(), place
         try:
             content = gzip.decompress(packed.read_bytes())

@@ -171,28 +171,18 @@ class _Array:
         _, shape, dtype, is_fortran, data = self.state
         if dtype.name not in ("u1", "|u1"):
             raise ValueError(f"an array of dtype {dtype.name!r}, expected bytes ('u1')")
-        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote str
-        order: Literal["F", "C"] = "F" if is_fortran else "C"
-        return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape), order=order)
+        raw = np.frombuffer(data.encode("latin1"), dtype=np.uint8)  # Python 2 wrote str
+        return raw.reshape(tuple(shape), order="F" if is_fortran else "C")
 
 
 def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """A stand-in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes as {encoding!r}, expected latin1")
-    return text.encode("latin1")
-
-
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
 }
 
 

@@ -15,7 +15,7 @@ from models.problem import Assembly, Problem
 from pyro_mdm import Diffusion, DiscreteDenoiser
 from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
-from pyro_mdm.likelihoods.gaussian import Gaussian, JointTweedie, Tweedie
+from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.networks import UNet
 from pyro_mdm.scores.base import Score
@@ -70,13 +70,10 @@ class ImageProblem(Problem):
         network: a name in ``networks``; None: the first.
         logit_margin: α of the dequantized protocol, in [0, ½); None: that of
             :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
-        decoder: of the dequantized protocol: ``"tweedie"`` (None too), or ``"joint_tweedie"``, the
-            paper's :class:`~pyro_mdm.likelihoods.JointTweedie`.
 
     Raises:
-        ValueError: an unknown protocol, network or decoder; a margin out of range; a margin or
-            decoder without the protocol; images that are no codes of the levels, or whose size does
-            not suit the network.
+        ValueError: an unknown protocol or network; a margin out of range or without the protocol;
+            images that are no codes of the levels, or whose size does not suit the network.
     """
 
     max_log_snr: float = 13.0
@@ -106,24 +103,19 @@ class ImageProblem(Problem):
         holdout: bool = False,
         network: str | None = None,
         logit_margin: float | None = None,
-        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
     ) -> None:
         if protocol not in ("discrete", "dequantized"):
             raise ValueError(f"protocol is {protocol!r}, expected 'discrete' or 'dequantized'")
-        for option, value in (("logit_margin", logit_margin), ("decoder", decoder)):
-            if protocol == "discrete" and value is not None:
-                raise ValueError(
-                    f"--{option} is {value}, which is for dequantized images; give --protocol "
-                    "dequantized too, or leave it out"
-                )
+        if protocol == "discrete" and logit_margin is not None:
+            raise ValueError(
+                f"--logit_margin is {logit_margin}, which is for dequantized images; give "
+                "--protocol dequantized too, or leave it out"
+            )
         if logit_margin is not None and not 0 <= logit_margin < 0.5:
             raise ValueError(
                 f"--logit_margin is {logit_margin}, expected a number in [0, 0.5), such as the "
                 "paper's 0.05"
             )
-        if decoder not in (None, "tweedie", "joint_tweedie"):
-            raise ValueError(f"--decoder is {decoder!r}, expected 'tweedie' or 'joint_tweedie'")
-        self.decoder = decoder
         self.network_name = self._choose(network)
         if self.network_name in self.learning_rates:
             self.learning_rate = self.learning_rates[self.network_name]
@@ -225,14 +217,7 @@ class ImageProblem(Problem):
         if self.dequantization is None:
             own = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
             return None if own else DiscretizedGaussian(self.num_levels)
-        if not kind_of(diffusion).simulated:
-            return JointTweedie() if self.decoder == "joint_tweedie" else Tweedie()
-        if self.decoder is not None:
-            raise ValueError(
-                f"--decoder is {self.decoder}, which needs the law of y_ε given x and v_0, "
-                f"and {type(diffusion).__name__} has none in closed form; leave it out"
-            )
-        return Gaussian()
+        return Gaussian() if kind_of(diffusion).simulated else Tweedie()
 
 
 class FileImages(ImageProblem):
@@ -243,32 +228,21 @@ class FileImages(ImageProblem):
 
     Args:
         data: the folder; None: ``data`` in the working directory.
-        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
+        options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
         DataError: a file is missing or damaged; says what to run.
     """
 
     held_out: int = 5_000
+    batch_size = 32
+    optimizer = "muon"
+    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
+    recipe = "fine"
 
-    def __init__(
-        self,
-        *,
-        data: Path | str | None = None,
-        protocol: Literal["discrete", "dequantized"] = "discrete",
-        holdout: bool = False,
-        network: str | None = None,
-        logit_margin: float | None = None,
-        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
-    ) -> None:
+    def __init__(self, *, data: Path | str | None = None, **options: Any) -> None:
         self.root = Path("data" if data is None else data).expanduser()
-        super().__init__(
-            protocol=protocol,
-            holdout=holdout,
-            network=network,
-            logit_margin=logit_margin,
-            decoder=decoder,
-        )
+        super().__init__(**options)
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor]:

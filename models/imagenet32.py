@@ -17,23 +17,22 @@ of tensorflow/datasets.
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.base import FINE, PAPER, PUBLISHED, SMALL, FileImages
+from models.base import FileImages
 from models.files import DataError, Published, cached, spread
 
 Part = Literal["train", "test"]
@@ -94,10 +93,6 @@ class ImageNet32(FileImages):
     event_shape = (3, 32, 32)
     steps = 50_000
     held_out = 10_000
-    batch_size = 32
-    optimizer = "muon"
-    networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
-    recipe = "fine"
 
     sizes: ClassVar[dict[str, int]]
     """Images of the official training set (train) and validation set (test)."""
@@ -107,7 +102,7 @@ class ImageNet32(FileImages):
 
     @property
     def folder(self) -> Path:
-        """The folder of archives, extracted files and decoded images."""
+        """The folder of archives and decoded images."""
         return self.root / "imagenet32"
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -133,12 +128,12 @@ class ImageNet32(FileImages):
         count = self.held_out if part == "train" else 0
         return spread(self.sizes[part], count).numpy() if count else np.empty(0, np.int64)
 
-    def _missing(self, part: Part, looked_for: Sequence[str], get: str) -> DataError:
+    def _missing(self, part: Part, looked_for: str, get: str) -> DataError:
         other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
         names = (*other.files, *(f"{other.name}-{part}.npy" for part in ("train", "test")))
         there = [name for name in names if (self.folder / name).exists()]
         message = f"{self.folder} has no {part} images of {self.name}: "
-        message += f"found none of {', '.join(looked_for)}. "
+        message += f"{looked_for} is not there. "
         if there:
             message += (
                 f"It has {', '.join(there)} of {other.name}, which are other images: bits/dim of "
@@ -150,9 +145,8 @@ class ImageNet32(FileImages):
 class ImageNet32Old(ImageNet32):
     """The version of 2016, "small" ImageNet: 1,281,149 images, 49,999 of them apart as test.
 
-    Read from ``train_32x32.tar`` and ``valid_32x32.tar`` in ``<data>/imagenet32``, or from folders
-    ``train_32x32`` and ``valid_32x32`` extracted from them, of which only the number of images can
-    be checked. Images are in the order of their file names.
+    Read from ``train_32x32.tar`` and ``valid_32x32.tar`` in ``<data>/imagenet32``. Images are in
+    the order of their file names.
 
     Raises:
         DataError: files are missing, damaged, of the other version, or not the right number.
@@ -160,27 +154,22 @@ class ImageNet32Old(ImageNet32):
 
     name = "imagenet32_old"
     sizes: ClassVar = {"train": 1_281_149, "test": 49_999}
-    files = ("train_32x32.tar", "valid_32x32.tar", "train_32x32", "valid_32x32")
+    files = ("train_32x32.tar", "valid_32x32.tar")
 
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
         published = OLD[part]
         path = self.folder / published.name
-        extracted = path.with_suffix("")
         get = (
             f"image-net.org no longer offers it; download “Downsampled ImageNet 32x32” from "
             f"{TORRENT} and put {published.name} into {self.folder}"
         )
-        if path.exists():
-            published.check(path, str(path), get)
-            sources.append(published.description())
-            yield from _decoded(self._tar(path, part))
-        elif extracted.is_dir():
-            sources.append({"folder": extracted.name, "checked": "the number of images alone"})
-            yield from _decoded(self._extracted(extracted, part))
-        else:
-            raise self._missing(part, [published.name, f"{extracted.name}/"], get)
+        if not path.exists():
+            raise self._missing(part, path.name, get)
+        published.check(path, str(path), get)
+        sources.append(published.description())
+        yield from _decoded(self._tar(path, part))
 
-    def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, BinaryIO]]:
+    def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, bytes]]:
         """Name and content of every image."""
         members = []
         with tarfile.open(path, "r:") as tar:
@@ -188,26 +177,15 @@ class ImageNet32Old(ImageNet32):
                 tar.members = []  # type: ignore[attr-defined]  # or a million stay in memory
                 if member.isfile() and member.name.endswith(".png"):
                     members.append((member.name, member.offset_data, member.size))
-        self._check_count(path, part, len(members))
+        if len(members) != self.sizes[part]:
+            raise DataError(
+                f"{path} holds {len(members):,} PNG files, expected the {self.sizes[part]:,} of "
+                f"{self.name}"
+            )
         with open(path, "rb") as file:
             for name, offset, size in self._ordered(sorted(members), part):
                 file.seek(offset)
-                yield f"{name} in {path}", io.BytesIO(file.read(size))
-
-    def _extracted(self, folder: Path, part: Part) -> Iterator[tuple[str, BinaryIO]]:
-        """Name and content of every image."""
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".png"))
-        self._check_count(folder, part, len(names))
-        for name in self._ordered(names, part):
-            with open(folder / name, "rb") as file:
-                yield str(folder / name), file
-
-    def _check_count(self, place: Path, part: Part, count: int) -> None:
-        if count != self.sizes[part]:
-            raise DataError(
-                f"{place} holds {count:,} PNG files, expected the {self.sizes[part]:,} of "
-                f"{self.name}"
-            )
+                yield f"{name} in {path}", file.read(size)
 
     def _ordered(self, items: list[T], part: Part) -> Iterator[T]:
         last = set(self._last(part).tolist())
@@ -215,11 +193,11 @@ class ImageNet32Old(ImageNet32):
         yield from (items[i] for i in sorted(last))
 
 
-def _decoded(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[Images]:
+def _decoded(files: Iterable[tuple[str, bytes]]) -> Iterator[Images]:
     batch = []
-    for place, file in files:
+    for place, content in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except Exception as error:  # a damaged image can raise anything
             raise DataError(f"{place} is no image that can be read: {error}") from error
@@ -236,9 +214,8 @@ def _decoded(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[Images]:
 class ImageNet32New(ImageNet32):
     """The version of 2017, of all of ILSVRC 2012: 1,281,167 images, and 50,000 apart as test.
 
-    Read from ``Imagenet32_train_npz.zip`` and ``Imagenet32_val_npz.zip`` in ``<data>/imagenet32``,
-    or from the .npz files extracted from them, there or in folders of the archives' names. Images
-    are in the order of the files.
+    Read from ``Imagenet32_train_npz.zip`` and ``Imagenet32_val_npz.zip`` in ``<data>/imagenet32``.
+    Images are in the order of the files in them.
 
     Raises:
         DataError: files are missing, damaged, of the other version, or not the right number.
@@ -246,11 +223,7 @@ class ImageNet32New(ImageNet32):
 
     name = "imagenet32_new"
     sizes: ClassVar = {"train": 1_281_167, "test": 50_000}
-    files = (
-        *ZIPS.values(),
-        *(name.removesuffix(".zip") for name in ZIPS.values()),
-        *(published.name for part in NEW.values() for published in part),
-    )
+    files = tuple(ZIPS.values())
 
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
         mask = np.zeros(self.sizes[part], dtype=bool)
@@ -270,26 +243,15 @@ class ImageNet32New(ImageNet32):
         yield from last
 
     def _arrays(self, part: Part) -> Iterator[tuple[str, Images]]:
-        """Images (n, 3, 32, 32) of every published file, and their place."""
+        """Images (n, 3, 32, 32) of every file of an archive, and their place."""
         archive = self.folder / ZIPS[part]
         get = (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "
             "(should image-net.org ask for it, log in at https://image-net.org/login and save that "
             f"address as {archive})"
         )
-        if archive.exists():
-            yield from self._archived(archive, part, get)
-            return
-        places = [[f / p.name for f in (archive.with_suffix(""), self.folder)] for p in NEW[part]]
-        if not any(path.exists() for paths in places for path in paths):
-            raise self._missing(part, [archive.name, *(p.name for p in NEW[part])], get)
-        for published, (apart, path) in zip(NEW[part], places, strict=True):
-            path = apart if apart.exists() else path
-            published.check(path, str(path), get)
-            with open(path, "rb") as file:
-                yield str(path), _npz(file, str(path))
-
-    def _archived(self, archive: Path, part: Part, get: str) -> Iterator[tuple[str, Images]]:
+        if not archive.exists():
+            raise self._missing(part, archive.name, get)
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = {name.rsplit("/")[-1]: name for name in opened.namelist()}
@@ -302,7 +264,7 @@ class ImageNet32New(ImageNet32):
                         )
                     content = opened.read(members[published.name])
                     published.check(content, place, get)
-                    yield place, _npz(io.BytesIO(content), place)
+                    yield place, _npz(content, place)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(
                 f"{archive} is damaged: found {archive.stat().st_size:,} bytes that are no whole "
@@ -311,10 +273,10 @@ class ImageNet32New(ImageNet32):
             ) from error
 
 
-def _npz(file: BinaryIO, place: str) -> Images:
+def _npz(content: bytes, place: str) -> Images:
     """The images (n, 3, 32, 32): a row is 1,024 values of red, then green, then blue."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             images = arrays["data"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{place} has no array 'data' that can be read: {error}") from error

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Images(ImageProblem):
         data: the folder or file.
         image_size: cut the middle square out of each image and scale it to this many pixels a side
             (Lanczos, antialiased).
-        protocol, holdout, network, logit_margin, decoder: see :class:`ImageProblem`.
+        options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
         ValueError: no ``data``; an image size that is not positive; images whose size does not suit
@@ -93,11 +93,7 @@ class Images(ImageProblem):
         *,
         data: Path | str | None = None,
         image_size: int | None = None,
-        protocol: Literal["discrete", "dequantized"] = "discrete",
-        holdout: bool = False,
-        network: str | None = None,
-        logit_margin: float | None = None,
-        decoder: Literal["tweedie", "joint_tweedie"] | None = None,
+        **options: Any,
     ) -> None:
         if data is None:
             raise ValueError(
@@ -107,13 +103,7 @@ class Images(ImageProblem):
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image_size is {image_size}, expected a number of pixels")
         self.root, self.image_size = Path(data).expanduser(), image_size
-        super().__init__(
-            protocol=protocol,
-            holdout=holdout,
-            network=network,
-            logit_margin=logit_margin,
-            decoder=decoder,
-        )
+        super().__init__(**options)
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         folders = None

@@ -12,10 +12,14 @@ from torch import Tensor
 from models.base import FINE, MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
 from models.files import Published, idx_images, idx_labels, python_command
 
-TRAIN = Published("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", size=47_040_016)
-TEST = Published("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", size=7_840_016)
-TRAIN_LABELS = Published("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624", size=60_008)
-TEST_LABELS = Published("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637", size=10_008)
+IMAGES = (
+    Published("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb", size=47_040_016),
+    Published("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea", size=7_840_016),
+)
+LABELS = (
+    Published("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624", size=60_008),
+    Published("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637", size=10_008),
+)
 
 
 class MNIST(FileImages):
@@ -32,10 +36,8 @@ class MNIST(FileImages):
     name = "mnist"
     event_shape = (1, 28, 28)
     steps = 30_000
-    batch_size = 32
     learning_rate = 2e-3
     contexts = ("labels",)
-    optimizer = "muon"
     recipe = "fine"
     networks: ClassVar = {
         "small": SMALL,
@@ -44,20 +46,30 @@ class MNIST(FileImages):
         "paper": PAPER,
         "published": PUBLISHED,
     }
+    official: ClassVar[str] = "MNIST"
+    """The name of torchvision's class, and of the folder where it puts the files."""
+
+    published: ClassVar = {"images": IMAGES, "labels": LABELS}
+    """Files of the training and of the test part."""
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        train, test = (idx_images(*self._read(file), (28, 28)) for file in (TRAIN, TEST))
+        files = self.published["images"]
+        train, test = (idx_images(*self.read(file), (28, 28)) for file in files)
         return train, test
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        train, test = (idx_labels(*self._read(file)) for file in (TRAIN_LABELS, TEST_LABELS))
+        train, test = (idx_labels(*self.read(file)) for file in self.published["labels"])
         return train, test
 
-    def _read(self, published: Published) -> tuple[bytes, str]:
-        """A file's content, and what it is called in messages."""
-        path = self.root / "MNIST" / "raw" / published.name
-        fetch = python_command(
-            f"from torchvision.datasets import MNIST; MNIST({str(self.root)!r}, download=True)"
-        )
-        published.check(path, str(path), fetch)
+    @property
+    def fetch(self) -> str:
+        """The command that fetches the files."""
+        name, root = self.official, str(self.root)
+        program = f"from torchvision.datasets import {name}; {name}({root!r}, download=True)"
+        return python_command(program)
+
+    def read(self, published: Published) -> tuple[bytes, str]:
+        """The content of a file, and what it is called in messages."""
+        path = self.root / self.official / "raw" / published.name
+        published.check(path, str(path), self.fetch)
         return path.read_bytes(), str(path)

@@ -1,21 +1,6 @@
 """The names of :mod:`pyro_mdm.posteriors`, where they were before."""
 
-from pyro_mdm.posteriors import (
-    AmortizedPosterior,
-    Calibration,
-    LinearGaussian,
-    LogDensity,
-    calibrate,
-    log_prior,
-    simulate,
-)
+from pyro_mdm import posteriors
+from pyro_mdm.posteriors import *  # noqa: F403
 
-__all__ = [
-    "AmortizedPosterior",
-    "Calibration",
-    "LinearGaussian",
-    "LogDensity",
-    "calibrate",
-    "log_prior",
-    "simulate",
-]
+__all__ = posteriors.__all__

@@ -132,8 +132,8 @@ class MDM_ELBO(ELBO):
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:
                 particles = [
-                    self._particle_loss(*traces)
-                    for traces in self._get_traces(model, guide, args, kwargs)
+                    self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
+                    for model_trace, trace in self._get_traces(model, guide, args, kwargs)
                 ]
                 loss = torch.stack(particles).sum() / self.num_particles
         warn_if_nan(loss, "loss")
@@ -169,9 +169,6 @@ class MDM_ELBO(ELBO):
             traces.append((guide_trace, terms))
         (one, ours), (other, theirs) = traces
         return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
-
-    def _particle_loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        return self._loss(guide_trace, list(_terms(model_trace, guide_trace, self.decoder)), [])
 
     def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
         """The negative bound by its terms; those of another draw are a baseline for gradients."""
@@ -221,7 +218,8 @@ def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
     """-KL(q ‖ p) of a latent site in closed form, where that is right, or at its draw."""
     p: Site = model_trace.nodes[name]
     q: Site = guide_trace.nodes[name]
-    if _is_alike(q, p) and not _drawn_later(name, model_trace, guide_trace):
+    alike = all(_same(q[what], p[what]) for what in ("scale", "mask"))
+    if alike and not _drawn_later(name, model_trace, guide_trace):
         with suppress(NotImplementedError):
             return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
     log_p = _scaled(p["fn"].log_prob(p["value"]), p)
@@ -338,11 +336,6 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 f"site {name!r} asks for enumeration, and MDM_ELBO draws every site; leave out "
                 "infer={'enumerate': ...} for score-function gradients, or sum it out in the model"
             )
-
-
-def _is_alike(q: Site, p: Site) -> bool:
-    """Whether two sites have one scale and one mask."""
-    return _same(q["scale"], p["scale"]) and _same(q["mask"], p["mask"])
 
 
 def _same(a: object, b: object) -> bool:

@@ -78,7 +78,6 @@ class DiffusionGuide(Registered):
         return {"times": described(self.times), "simulation": simulation}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore the times of a chain and the simulation."""
         self.times, simulation = restored_times(saved["times"]), saved["simulation"]
         self.simulation = None if simulation is None else Simulation(**simulation)
 

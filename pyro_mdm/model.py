@@ -127,7 +127,6 @@ class DiffusionModel(Registered):
         return {"event_shape": list(self.event_shape), "times": described(self.times)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore the times of a chain."""
         self.times = restored_times(saved["times"])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -324,10 +323,8 @@ class DiffusionModel(Registered):
                 are missing or of other data, or a guide over another diffusion.
         """
         self.register()
-        if given is not None:
-            drop = self.training and x is not None
-            return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
-        return self._run(x, batch_size, num_data)
+        drop = self.training and x is not None
+        return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)

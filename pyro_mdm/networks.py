@@ -9,7 +9,7 @@ denoiser's bound is that of its baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 
-__all__ = [
-    "MAP_LIMIT",
-    "MAP_UNIT",
-    "MLP",
-    "LogSNREmbedding",
-    "MapMLP",
-    "UNet",
-]
+__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0
@@ -291,37 +284,48 @@ class UNet(Restorable, nn.Module):
         _check_positive(groups=groups, embedding=embedding, patch=patch)
         self.channels, self.levels, self.patch = channels, len(multipliers), patch
         self.heads, self.groups, self.lean = heads, groups, lean
+        self.embedding = LogSNREmbedding(embedding)
+        self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)
         widths = [base * m for m in multipliers]
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
-            heads_here = heads if attend else 0
-            rate = rates[level]
-            return _ResidualBlock(inputs, widths[level], embedding, groups, heads_here, rate)
+            own = heads if attend else 0
+            return _ResidualBlock(inputs, widths[level], embedding, groups, own, rates[level])
 
-        self.embedding = LogSNREmbedding(embedding)
-        self.inlet = nn.Conv2d(channels * patch**2, base, 3, padding=1)
-        # Outputs on the way down are stored; `stored` keeps their channels for the way up.
-        stored, width = [] if lean else [base], base
+        self._make_ways(base, widths, blocks, attention, block)
+        outlet = _zeroed(nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1))
+        self.outlet = nn.Sequential(group_norm(widths[0], groups), nn.SiLU(), outlet)
+
+    def _make_ways(
+        self,
+        width: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        block: Callable[[int, int, bool], nn.Module],
+    ) -> None:
+        """Make the way down, the middle and the way up, in this order.
+
+        Outputs on the way down are stored; ``stored`` keeps their channels for the way up.
+        """
+        stored = [] if self.lean else [width]
         self.down = nn.ModuleList()
         for level in range(self.levels):
             if level > 0:
                 self.down.append(_Down(width))
-                stored += [] if lean else [width]
+                stored += [] if self.lean else [width]
             for _ in range(blocks):
                 self.down.append(block(width, level, level in attention))
                 width = widths[level]
                 stored.append(width)
-        middle = [block(width, -1, bool(attention)), block(width, -1, attend=False)]
-        self.middle = nn.ModuleList(middle)
+        self.middle = nn.ModuleList(block(width, -1, a) for a in (bool(attention), False))
         self.up = nn.ModuleList()
         for level in reversed(range(self.levels)):
             if level + 1 < self.levels:
                 self.up.append(_Up(width))
-            for _ in range(blocks if lean else blocks + 1):
+            for _ in range(blocks if self.lean else blocks + 1):
                 self.up.append(block(width + stored.pop(), level, level in attention))
                 width = widths[level]
-        outlet = _zeroed(nn.Conv2d(width, out_channels * patch**2, 3, padding=1))
-        self.outlet = nn.Sequential(group_norm(width, groups), nn.SiLU(), outlet)
 
     def settings(self) -> dict[str, Any]:
         """Settings that the shapes of weights do not tell; dropout is for training alone."""

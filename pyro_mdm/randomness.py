@@ -50,26 +50,59 @@ __all__ = [
 
 
 @dataclass
-class _Piece:
-    """The rows of the batch that are computed here, and generators that all pieces seed alike."""
+class _Seeded:
+    """Generators of a seed, one for each device."""
 
-    index: int
-    count: int
     seed: int
-    generators: dict[torch.device, torch.Generator]
-    rows: tuple[Tensor, int] | None = None  # instead: these rows, of so many
 
-    def generator(self, device: torch.device) -> torch.Generator:
+    def __post_init__(self) -> None:
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device | str) -> torch.Generator:
+        device = torch.device(device)
         if device not in self.generators:
             self.generators[device] = torch.Generator(device).manual_seed(self.seed)
         return self.generators[device]
 
 
-_current: _Piece | None = None
+@dataclass
+class _Piece(_Seeded):
+    """The rows of the batch that are computed here, and generators that all pieces seed alike."""
+
+    index: int
+    count: int
+    rows: tuple[Tensor, int] | None = None  # instead: these rows, of so many
+
+
+@dataclass
+class _Alike(_Seeded):
+    """Draws that are the same for every datum: ``copies`` for each of n data, copy by copy."""
+
+    copies: int
+    data: int
+
+    def copy_of(self, n: int, device: torch.device) -> Tensor:
+        """The copy that each of n rows is of, (n,)."""
+        rows = rows_asked()
+        rows = torch.arange(n, device=device) if rows is None else rows
+        return rows // self.data % self.copies
+
+
+_current: _Piece | _Alike | None = None
+"""How draws are made here; None: by torch's own generator."""
 
 
 @contextmanager
-def piece(index: int, count: int, seed: int) -> Iterator[None]:
+def _drawing(by: _Piece | _Alike) -> Iterator[None]:
+    global _current
+    outer, _current = _current, by
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws are those of piece ``index`` of a batch in ``count`` equal pieces.
 
     Args:
@@ -80,42 +113,12 @@ def piece(index: int, count: int, seed: int) -> Iterator[None]:
     Raises:
         ValueError: an index outside [0, count).
     """
-    global _current
     if not 0 <= index < count:
         raise ValueError(f"piece {index} of {count}, expected an index from 0 to {count - 1}")
-    outer, _current = _current, _Piece(index, count, seed, {})
-    try:
-        yield
-    finally:
-        _current = outer
+    return _drawing(_Piece(seed, index, count))
 
 
-@dataclass
-class _Alike:
-    """Draws that are the same for every datum: ``copies`` for each of n data, copy by copy."""
-
-    copies: int
-    data: int
-    seed: int
-    generators: dict[torch.device, torch.Generator]
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        if device not in self.generators:
-            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
-        return self.generators[device]
-
-    def copy_of(self, n: int, device: torch.device) -> Tensor:
-        """The copy that each of n rows is of, (n,)."""
-        rows = rows_asked()
-        rows = torch.arange(n, device=device) if rows is None else rows
-        return rows // self.data % self.copies
-
-
-_alike: _Alike | None = None
-
-
-@contextmanager
-def alike(copies: int, data: int, seed: int) -> Iterator[None]:
+def alike(copies: int, data: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws for ``copies · data`` rows, copy by copy, are the same for all data.
 
     Normal draws of two copies are of opposite sign: the first half of the copies is drawn, and the
@@ -126,20 +129,14 @@ def alike(copies: int, data: int, seed: int) -> Iterator[None]:
         data: the number of data.
         seed: of the draws; they are functions of it alone.
     """
-    global _alike, _current
-    outer, _alike = (_alike, _current), _Alike(copies, data, seed, {})
-    _current = None
-    try:
-        yield
-    finally:
-        _alike, _current = outer
+    return _drawing(_Alike(seed, copies, data))
 
 
 def held(seed: int) -> AbstractContextManager[None]:
     """A context in which draws are functions of a seed: alike for all data where they are so here,
     else of the batch, by place."""
-    if _alike is not None and _current is None:
-        return alike(_alike.copies, _alike.data, seed)
+    if isinstance(_current, _Alike):
+        return alike(_current.copies, _current.data, seed)
     return piece(0, 1, seed)
 
 
@@ -148,11 +145,11 @@ def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None
 
     Draws of torch's own generator go on; so two runs of a program can differ in these alone.
     """
+    here = _current
     seed = int(torch.randint(2**62, (), device=device, generator=_generator(device)))
-    if _alike is not None and _current is None:
-        copies, data = _alike.copies, _alike.data
-        return lambda: alike(copies, data, seed)
-    index, count = (0, 1) if _current is None else (_current.index, _current.count)
+    if isinstance(here, _Alike):
+        return lambda: alike(here.copies, here.data, seed)
+    index, count = (0, 1) if here is None else (here.index, here.count)
     return lambda: piece(index, count, seed)
 
 
@@ -168,23 +165,22 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 
 def _generator(device: torch.device) -> torch.Generator | None:
     """The generator of this piece, or of draws that are alike; None for torch's own."""
-    here = _alike if _current is None else _current
-    return None if here is None else here.generator(torch.device(device))
+    return None if _current is None else _current.generator(device)
 
 
 def _draw(
     law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """The rows of this piece, of draws for the whole batch."""
-    if _alike is not None and _current is None:
-        generator, n = _alike.generator(torch.device(device)), shape[0]
-        half = _alike.copies if law is torch.rand else (_alike.copies + 1) // 2
-        drawn = law((half, *shape[1:]), dtype=dtype, device=device, generator=generator)
-        return torch.cat([drawn, -drawn])[: _alike.copies][_alike.copy_of(n, drawn.device)]
     if _current is None:
         return law(tuple(shape), dtype=dtype, device=device)
-    generator = _current.generator(torch.device(device))
+    generator = _current.generator(device)
     n, *rest = shape
+    if isinstance(_current, _Alike):
+        copies = _current.copies
+        half = copies if law is torch.rand else (copies + 1) // 2
+        drawn = law((half, *rest), dtype=dtype, device=device, generator=generator)
+        return torch.cat([drawn, -drawn])[:copies][_current.copy_of(n, drawn.device)]
     if _current.rows is None:
         whole = law((n * _current.count, *rest), dtype=dtype, device=device, generator=generator)
         return whole[_current.index :: _current.count]
@@ -200,16 +196,12 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     N is n, or the size of the whole batch of which these are the n rows of a piece.
     """
     device = torch.device("cpu") if device is None else device
-    if _alike is not None and _current is None:
-        offset = torch.rand(
-            (), dtype=torch.float64, device=device, generator=_alike.generator(device)
-        )
-        return (offset + _alike.copy_of(n, device).double() / _alike.copies) % 1.0
-    count, rows, generator = 1, slice(None), None
-    if _current is not None:
-        count, rows = _current.count, slice(_current.index, None, _current.count)
-        generator = _current.generator(device)
+    generator = _generator(device)
     offset = torch.rand((), dtype=torch.float64, device=device, generator=generator)
+    if isinstance(_current, _Alike):
+        return (offset + _current.copy_of(n, device).double() / _current.copies) % 1.0
+    index, count = (0, 1) if _current is None else (_current.index, _current.count)
+    rows = slice(index, None, count)
     steps = torch.arange(n * count, dtype=torch.float64, device=device)[rows] / (n * count)
     return (offset + steps) % 1.0
 
@@ -227,26 +219,18 @@ def brownian(
     A function of a seed that is drawn like the other numbers; it can be asked again for the same
     path with other steps.
     """
-    rows: Tensor | None = None
-    if _current is None:
-        total = n
-        if _alike is None:
-            seed = int(torch.randint(2**31, ()))
-        else:
-            generator = _alike.generator(torch.device(device))
-            seed = int(torch.randint(2**31, (), generator=generator, device=device))
-            total, d = _alike.copies, torch.arange(num_dims, device=device)
-            rows = (_alike.copy_of(n, device)[:, None] * num_dims + d).flatten()
+    total, chosen, by = n, None, _current
+    if by is None:
+        seed = int(torch.randint(2**31, ()))
     else:
-        generator = _current.generator(torch.device(device))
-        seed = int(torch.randint(2**31, (), generator=generator, device=device))
-        if _current.rows is not None:
-            chosen, total = _current.rows
-        else:
-            total = n * _current.count
-            chosen = torch.arange(_current.index, total, _current.count, device=device)
-        d = torch.arange(num_dims, device=device)
-        rows = None if total == n else (chosen[:, None] * num_dims + d).flatten()
+        seed = int(torch.randint(2**31, (), generator=by.generator(device), device=device))
+        if isinstance(by, _Alike):
+            total, chosen = by.copies, by.copy_of(n, device)
+        elif by.rows is not None:
+            chosen, total = by.rows
+        elif by.count > 1:
+            total = n * by.count
+            chosen = torch.arange(by.index, total, by.count, device=device)
     whole = torchsde.BrownianInterval(
         0.0,
         1.0,
@@ -256,7 +240,10 @@ def brownian(
         entropy=seed,
         levy_area_approximation=levy_area_approximation,
     )
-    return whole if rows is None else _Rows(whole, rows)
+    if chosen is None:
+        return whole
+    d = torch.arange(num_dims, device=device)
+    return _Rows(whole, (chosen[:, None] * num_dims + d).flatten())
 
 
 class _Rows(torchsde.BaseBrownian):
@@ -299,17 +286,19 @@ def subset(
     """
     global _current, _rows
     outer, outer_rows = _current, _rows
-    count, index = (1, 0) if outer is None else (outer.count, outer.index)
+    own = outer if isinstance(outer, _Piece) else None
+    index, count = (0, 1) if own is None else (own.index, own.count)
     generator = _generator(device)
     total = n * count
     size = max(1, total // part)
     chosen = torch.randperm(total, device=device, generator=generator)[:size]
     mine = (chosen % count == index).nonzero().squeeze(1)
-    if outer is not None:
-        own = torch.arange(index, total, count, device=device)
-        rows = torch.cat([own] + [total + i * size + mine for i in range(copies)])
+    if own is not None:
+        ours = torch.arange(index, total, count, device=device)
+        rows = torch.cat([ours] + [total + i * size + mine for i in range(copies)])
         number = total + copies * size
-        _current = _Piece(index, count, outer.seed, outer.generators, (rows, number))
+        _current = _Piece(own.seed, index, count, (rows, number))
+        _current.generators = own.generators
     ours = chosen[mine] // count
     _rows = torch.cat([torch.arange(n, device=device)] + [ours] * copies)
     try:

@@ -17,12 +17,12 @@ from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MAP_UNIT
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 Factory = Callable[[], LinearDiffusion]
 

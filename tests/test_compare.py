@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from dataclasses import asdict
@@ -17,7 +18,8 @@ from PIL import Image
 from inference import trust
 from inference.bounds import measure
 from inference.checkpoints import Checkpoint, RunError
-from inference.compare import FILES, compare, main, short_names
+from inference.cli import command_line
+from inference.compare import FILES, compare, short_names
 from inference.compare_figure import comparison_figure
 from inference.compare_tables import PRINTED, turned
 from inference.loading import load_trained
@@ -448,17 +450,18 @@ def test_the_command_line_takes_any_number_of_runs(
 def test_mistakes_on_the_command_line_end_with_their_message(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    program = functools.partial(command_line, compare, unnamed="runs")
     out = ("--out", str(tmp_path / "out"))
     with pytest.raises(SystemExit, match=r"error: .*nowhere is not a run folder"):
-        main([str(tmp_path / "nowhere"), *out])
+        program([str(tmp_path / "nowhere"), *out])
     with pytest.raises(RunError):
-        main(["--debug", str(tmp_path / "nowhere"), *out])
+        program(["--debug", str(tmp_path / "nowhere"), *out])
     with pytest.raises(SystemExit, match="error: --half_width is -1"):
-        main([str(runs["cld"]), "--half_width", "-1", *out])
+        program([str(runs["cld"]), "--half_width", "-1", *out])
     for words in ([], [str(runs["cld"]), "--part", "train"], [str(runs["cld"]), "--wdith", "1"]):
         with pytest.raises(SystemExit, match="2"):
-            main(words)
+            program(words)
     assert "--wdith" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        program(["--help"])
     assert "RUNS …" in capsys.readouterr().out

@@ -182,10 +182,11 @@ def small_idx(
     for name, images in (("train", train), ("t10k", test)):
         write_idx(raw / f"{name}-images-idx3-ubyte", images[:, 0])
         write_idx(raw / f"{name}-labels-idx1-ubyte", labels_of(images))
-    for constant in ("TRAIN", "TEST", "TRAIN_LABELS", "TEST_LABELS"):
-        name = getattr(module, constant).name
-        content = (raw / name).read_bytes()
-        patch.setattr(module, constant, Published(name, md5(content), size=len(content)))
+    published = {}
+    for what, files in (("images", module.IMAGES), ("labels", module.LABELS)):
+        contents = {file.name: (raw / file.name).read_bytes() for file in files}
+        published[what] = [Published(n, md5(c), size=len(c)) for n, c in contents.items()]
+    patch.setattr(kind, "published", published)
     patch.setattr(kind, "held_out", 4)
     fetch = f"from torchvision.datasets import {kind.__name__}; "
     get = f"python -c \"{fetch}{kind.__name__}('{root}', download=True)\""
@@ -230,18 +231,13 @@ def small_cifar10(root: Path, patch: pytest.MonkeyPatch) -> Small:
     return Small(CIFAR10, root, train, test, [26, 27, 28, 29], file, "MD5", get, check_again)
 
 
-def small_old(root: Path, patch: pytest.MonkeyPatch, *, extracted: bool = False) -> Small:
+def small_old(root: Path, patch: pytest.MonkeyPatch) -> Small:
     train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
     folder = root / "imagenet32"
     for part, images in (("train", train), ("valid", test)):
         files = {f"{i:07}.png": png(image) for i, image in enumerate(images)}
         shuffled = {name: files[name] for name in sorted(files, key=lambda n: md5(n.encode()))}
-        if extracted:
-            (folder / f"{part}_32x32").mkdir(parents=True)
-            for name, content in shuffled.items():
-                (folder / f"{part}_32x32" / name).write_bytes(content)
-        else:
-            write_tar(folder / f"{part}_32x32.tar", f"{part}_32x32", shuffled)
+        write_tar(folder / f"{part}_32x32.tar", f"{part}_32x32", shuffled)
 
     def check_again() -> None:
         for part, published in imagenet32.OLD.items():
@@ -250,11 +246,10 @@ def small_old(root: Path, patch: pytest.MonkeyPatch, *, extracted: bool = False)
             known = Published(published.name, digest, "SHA-256", len(raw))
             patch.setitem(imagenet32.OLD, part, known)
 
-    if not extracted:
-        check_again()
+    check_again()
     patch.setattr(ImageNet32Old, "sizes", {"train": 30, "test": 7})
     patch.setattr(ImageNet32Old, "held_out", 4)
-    file = folder / ("train_32x32/0000011.png" if extracted else "train_32x32.tar")
+    file = folder / "train_32x32.tar"
     get = (
         "https://academictorrents.com/details/bf62f5051ef878b9c357e6221e879629a9b4b172 and put "
         f"train_32x32.tar into {folder}"
@@ -263,7 +258,7 @@ def small_old(root: Path, patch: pytest.MonkeyPatch, *, extracted: bool = False)
     return Small(ImageNet32Old, root, train, test, held, file, "SHA-256", get, check_again)
 
 
-def small_new(root: Path, patch: pytest.MonkeyPatch, *, layout: str = "zip") -> Small:
+def small_new(root: Path, patch: pytest.MonkeyPatch) -> Small:
     train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
     folder = root / "imagenet32"
     folder.mkdir(parents=True)
@@ -273,31 +268,20 @@ def small_new(root: Path, patch: pytest.MonkeyPatch, *, layout: str = "zip") -> 
     for part in ("train", "val"):
         chosen = {name: content for name, content in files.items() if name.startswith(part)}
         archive = folder / f"Imagenet32_{part}_npz.zip"
-        if layout == "zip":
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
-                for name, content in chosen.items():
-                    opened.writestr(name, content)
-        else:
-            place = folder if layout == "files" else archive.with_suffix("")
-            place.mkdir(exist_ok=True)
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
             for name, content in chosen.items():
-                (place / name).write_bytes(content)
+                opened.writestr(name, content)
     for part, all_published in imagenet32.NEW.items():
         known = [Published(p.name, md5(files[p.name])) for p in all_published]
         patch.setitem(imagenet32.NEW, part, known)
     patch.setattr(ImageNet32New, "sizes", {"train": 30, "test": 7})
     patch.setattr(ImageNet32New, "held_out", 4)
-    names = {
-        "zip": "Imagenet32_train_npz.zip",
-        "files": "train_data_batch_4.npz",
-        "folder": "Imagenet32_train_npz/train_data_batch_4.npz",
-    }
     get = (
         f"curl -fL --create-dirs -o '{folder}/Imagenet32_train_npz.zip' "
         "https://image-net.org/data/downsample/Imagenet32_train_npz.zip"
     )
     held = spread(30, 4).tolist()
-    file = folder / names[layout]
+    file = folder / "Imagenet32_train_npz.zip"
     return Small(ImageNet32New, root, train, test, held, file, "MD5", get, lambda: None)
 
 
@@ -307,13 +291,9 @@ SOURCES: dict[str, Callable[[Path, pytest.MonkeyPatch], Small]] = {
     "fashion, Debian": functools.partial(small_idx, FashionMNIST, fashion_mnist, debian=True),
     "cifar10": small_cifar10,
     "old": small_old,
-    "old, extracted": functools.partial(small_old, extracted=True),
     "new": small_new,
-    "new, extracted": functools.partial(small_new, layout="files"),
-    "new, in a folder": functools.partial(small_new, layout="folder"),
 }
-CHECKED = [name for name in SOURCES if name != "old, extracted"]  # those with checksums
-PLAIN = [name for name in CHECKED if name != "fashion, Debian"]  # those with the file's own
+PLAIN = [name for name in SOURCES if name != "fashion, Debian"]  # those with the file's own
 
 
 @pytest.fixture
@@ -378,7 +358,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_missing_file_is_named_with_what_to_run(name, make):
     small = make(name)
     small.file.unlink()
@@ -413,7 +393,7 @@ def test_a_damaged_file_is_named_with_both_checksums(name, damage, make):
 def test_a_damaged_or_other_packed_file_is_named(make):
     small = make("fashion, Debian")
     whole, name = small.file.read_bytes(), re.escape(str(small.file))
-    right, install = fashion_mnist.TRAIN.digest, re.escape(fashion_mnist.INSTALL)
+    right, install = small.kind.published["images"][0].digest, re.escape(fashion_mnist.INSTALL)
 
     def no_deflate(path: Path) -> None:
         path.write_bytes(whole[:10] + b"\x07" + whole[11:])  # there is no type 3 of blocks
@@ -518,7 +498,7 @@ def test_a_wrong_file_inside_a_whole_zip_is_named(make):
 
 
 @pytest.mark.parametrize("count", [29, 31])
-@pytest.mark.parametrize("name", ["old", "old, extracted", "new"])
+@pytest.mark.parametrize("name", ["old", "new"])
 def test_another_number_of_images_is_refused(name, count, make, monkeypatch):
     small = make(name)
     monkeypatch.setattr(small.kind, "sizes", {"train": count, "test": 7})
@@ -528,14 +508,18 @@ def test_another_number_of_images_is_refused(name, count, make, monkeypatch):
     assert not list((small.root / "imagenet32").glob(".*"))  # nor anything half done
 
 
-def test_an_extracted_file_that_is_no_such_image(make):
-    small = make("old, extracted")
-    truncate(small.file)
-    with pytest.raises(DataError, match=r"0000011.png is no image that can be read"):
-        small.load()
-    small.file.write_bytes(png(pixels(1, 3, 31, 32)[0]))
-    with pytest.raises(DataError, match=r"0000011.png has 31×32 pixels, not 32×32"):
-        small.load()
+def test_a_file_of_an_archive_that_is_no_such_image(make):
+    small = make("old")
+    whole = {f"{i:07}.png": png(image) for i, image in enumerate(small.train)}
+    other = png(pixels(1, 3, 31, 32)[0])
+    for wrong, message in (
+        (other[:-100], "is no image that can be read"),
+        (other, "has 31×32 pix"),
+    ):
+        write_tar(small.file, "train_32x32", whole | {"0000011.png": wrong})
+        small.check_again()
+        with pytest.raises(DataError, match=rf"0000011.png in .*train_32x32.tar {message}"):
+            small.load()
 
 
 def test_commands_can_be_pasted_whatever_the_folder_is_called():
@@ -547,8 +531,11 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called():
 
 
 def test_the_published_numbers_are_those_of_the_publishers():
-    assert mnist_module.TRAIN.size == 16 + 60_000 * 28 * 28
-    assert mnist_module.TEST.size == 16 + 10_000 * 28 * 28
+    assert mnist_module.IMAGES[0].size == 16 + 60_000 * 28 * 28
+    assert mnist_module.IMAGES[1].size == 16 + 10_000 * 28 * 28
+    # of the contents; test_fashion_mnist_of_debian_is_torchvisions
+    for ours, mnist in zip(fashion_mnist.IMAGES, mnist_module.IMAGES, strict=True):
+        assert (ours.name, ours.size) == (mnist.name, mnist.size) and ours.digest != mnist.digest
     assert (MNIST.held_out, CIFAR10.held_out, ImageNet32Old.held_out) == (5_000, 5_000, 10_000)
     assert ImageNet32Old.sizes == {"train": 1_281_149, "test": 49_999}
     assert ImageNet32New.sizes == {"train": 1_281_167, "test": 50_000}
@@ -584,7 +571,7 @@ def test_a_malicious_pickle_with_the_right_checksum_is_refused(tmp_path, make):
         (b"\x80\x02cnumpy\nload\n(U\x01xtR.", r"numpy\.load"),
         (b"\x80\x04\x8c\x05numpy\x8c\x07ndarray.\x93.", r"not read"),
         (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.tofile.x\x93.", r"numpy\.ndarray\.tofile"),
-        (b"\x80\x02c_codecs\nencode\n(U\x01xU\x04zlibtR.", r"encodes as 'zlib', expected latin1"),
+        (b"\x80\x02c_codecs\nencode\n(U\x01xU\x04zlibtR.", r"_codecs\.encode"),
         (b"\x80\x02cnumpy\ndtype\n(U\x02u1tR.", r"not read"),
         (b"\x80\x02\x82\x01.", r"not read"),
         (b"\x80\x02U\x01xQ.", r"persistent"),
@@ -597,21 +584,6 @@ def test_no_name_in_a_pickle_is_looked_up(program, message, tmp_path):
     path.write_bytes(program)
     with pytest.raises(DataError, match=message):
         unpickle_arrays(path)
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_pickles_of_newer_pythons_are_read_too(order, protocol, tmp_path):
-    rows = np.asarray(pixels(5, 12), order=order)
-    path = tmp_path / "batch"
-    path.write_bytes(pickle.dumps({b"data": rows, "labels": [1, 2]}, protocol=protocol))
-    if protocol == 5:
-        with pytest.raises(DataError, match=r"_frombuffer"):  # not needed, so not known
-            unpickle_arrays(path)
-    else:
-        arrays = unpickle_arrays(path)
-        assert arrays.keys() == {"data", "labels"} and np.array_equal(arrays["data"], rows)
-        assert arrays["labels"].tolist() == [1, 2]
 
 
 def test_arrays_of_objects_are_refused(tmp_path):
@@ -634,11 +606,15 @@ def test_a_malicious_npz_is_refused(tmp_path, make, monkeypatch):
     mark = tmp_path / "owned"
     file = io.BytesIO()
     np.savez(file, data=np.array([Bomb(mark)], dtype=object))
-    small = make("new, extracted")
-    small.file.write_bytes(file.getvalue())
-    published = imagenet32.NEW["train"]
-    published[3] = Published(small.file.name, md5(file.getvalue()))
-    with pytest.raises(DataError, match=r"train_data_batch_4\.npz has no array 'data'.*allow_pi"):
+    small = make("new")
+    known = imagenet32.NEW["train"]
+    with zipfile.ZipFile(small.file, "w") as archive:
+        for published in known:
+            archive.writestr(published.name, file.getvalue())
+    known[:] = [Published(p.name, md5(file.getvalue())) for p in known]
+    with pytest.raises(
+        DataError, match=r"train_data_batch_1\.npz in .* has no array 'data'.*allow_pi"
+    ):
         small.load()
 
     path = tmp_path / "own.npz"
@@ -667,7 +643,7 @@ def test_a_malicious_cache_is_refused(tmp_path, make):
 # -- ImageNet's decoded files ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["old", "old, extracted", "new", "new, in a folder"])
+@pytest.mark.parametrize("name", ["old", "new"])
 def test_the_second_time_the_decoded_file_is_enough(name, make):
     small = make(name)
     first = small.load(holdout=True)
@@ -675,7 +651,7 @@ def test_the_second_time_the_decoded_file_is_enough(name, make):
     decoded = {f"{small.kind.name}-{part}" for part in ("train", "test")}
     for path in folder.iterdir():
         if path.stem not in decoded:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     second = small.load(holdout=True)
     for part in ("train", "validation", "test"):
@@ -686,7 +662,7 @@ def test_the_second_time_the_decoded_file_is_enough(name, make):
     raw = (folder / f"{small.kind.name}-train.npy").read_bytes()
     assert record["sha256"] == hashlib.sha256(raw).hexdigest() and record["bytes"] == len(raw)
     assert record["about"]["images"] == small.kind.name
-    assert len(record["made_from"]) == (10 if name.startswith("new") else 1)
+    assert len(record["made_from"]) == (10 if name == "new" else 1)
     if sys.platform == "linux":  # the images are in no memory but the file's
         assert f"{small.kind.name}-train.npy" in Path("/proc/self/maps").read_text()
 

@@ -22,7 +22,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import CLD, HOLD, LearnedDiffusion
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion
+from pyro_mdm.varying.time_varying import TimeVaryingDiffusion
 from tests.digits import covariance_error, drift_and_noise, exact, log_det, moments
 from tests.problems import fixed
 

@@ -28,6 +28,7 @@ WINGS = {
     "seeing": ("seeing",),
     "simulated": ("simulated",),
     "tables": ("tables",),
+    "varying": ("varying",),
 }
 """What stands beside the core, which imports none of it; rooms by wing."""
 BETWEEN_WINGS = {("plots", "simulated")}

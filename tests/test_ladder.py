@@ -25,7 +25,7 @@ def fabric():
 
 def test_shifted_images_are_told_where_each_pixel_was(fabric):
     trainee = trainee_of("digits", RUNGS["shifts, told"], 0, 10, fabric)
-    (before,) = trainee.batches.gather(3)
+    (before,) = trainee.batches(3)
     with RUNGS["shifts, told"].during(trainee):
         after, places = trainee.batches.moves(before, 3, 0, 1)
         (seen,) = trainee.batches(3)

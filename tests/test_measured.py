@@ -82,6 +82,12 @@ def test_a_number_is_said_with_its_error(address: str, said: str, tmp_path: Path
     assert look_up(tmp_path, f"some-file/{address}") == said
 
 
+def test_no_digit_is_said_that_a_file_does_not_have(tmp_path: Path) -> None:
+    measured = written(tmp_path, "name,x,x_se\na,0.0195,0.0004\nb,0.193,0.057\nc,0.5,0.02\n")
+    said = [measured.said(row, "x") for row in measured.rows]
+    assert said == ["0.0195 ± 0.0004", "0.193 ± 0.057", "0.50 ± 0.02"]
+
+
 def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
     measured = written(tmp_path)
     told = [measured.is_told_from_0(row, "less_vpsde") for row in measured.rows]
@@ -89,6 +95,17 @@ def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
     assert not any(measured.is_told_from_0(row, "bits_per_dim") for row in measured.rows)
     below = written(tmp_path, EXAMPLE.replace("0.0260", "-0.0010"))
     assert below.is_told_from_0(below.rows[2], "less_vpsde")
+
+
+def test_quartiles_are_no_interval_that_tells_a_difference_from_0(tmp_path: Path) -> None:
+    text = "name,less,less_q1,less_q3\na,1.04,1.01,1.07\n"
+    measured = written(tmp_path, text)
+    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (+1.01 to +1.07)"
+    assert measured.estimate(measured.rows[0], "less").quartiles
+    assert list(measured.estimates) == ["less"]
+    assert not measured.is_told_from_0(measured.rows[0], "less")
+    with pytest.raises(MeasuredError, match="one end of less's interval; give both"):
+        written(tmp_path, text.replace("1.07", ""))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inference.options import Training
+from inference.plan import build
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy
 from models import problem as programs
 from models.files import spread
@@ -135,10 +137,10 @@ def test_dequantized_images_and_their_bookkeeping():
     torch.testing.assert_close(bits, torch.full_like(bits, math.log2(17)), rtol=0, atol=1e-3)
 
 
-def test_the_decoder_of_dequantized_images_is_chosen() -> None:
-    for decoder, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
-        problem = Digits(protocol="dequantized", decoder=decoder)
-        assert isinstance(problem.build(CLD(max_log_snr=9.0), score="noise").likelihood, kind)
+def test_the_likelihood_of_dequantized_images_is_chosen() -> None:
+    for name, kind in ((None, Tweedie), ("tweedie", Tweedie), ("joint_tweedie", JointTweedie)):
+        settings = Training(protocol="dequantized", guide="cld", score="noise", likelihood=name)
+        assert isinstance(build(settings).model.likelihood, kind)
 
 
 @pytest.mark.parametrize("protocol", ["discrete", "dequantized"])
@@ -176,8 +178,6 @@ def test_defaults_build_and_give_a_bound(name, problems):
 MISTAKES: list[tuple[Any, str]] = [
     (lambda: Digits(protocol="logit"), "protocol is 'logit'"),
     (lambda: Digits(logit_margin=0.05), "logit_margin is 0.05.*give --protocol dequantized"),
-    (lambda: Digits(decoder="tweedie"), "decoder is tweedie.*give --protocol dequantized"),
-    (lambda: Digits(protocol="dequantized", decoder="best"), "decoder is 'best', expected"),
     (lambda: Digits(protocol="dequantized", logit_margin=0.5), "margin is 0.5, expected .*such as"),
     (lambda: Digits().build(CLD(), score="epsilon"), "score is 'epsilon'.*discrete, denoiser"),
     (lambda: Toy().build(CLD(), score="discrete"), "denoiser, noise, score, residual for toy"),

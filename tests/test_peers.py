@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -173,15 +174,24 @@ def test_the_program_trains_what_is_not_there(
     assert trained == [("histogram", 0), ("vae", 1), ("histogram", 1)]
     assert all((tmp_path / name).read_text() == text for name, text in first.items())
 
-    printed = (tmp_path / "table.md").read_text()
-    assert printed in capsys.readouterr().out
-    lines = printed.splitlines()[2:]
+    printed = capsys.readouterr().out
+    lines = printed.partition("|---")[2].strip().splitlines()[1:]
     assert [line.split("|")[1].strip() for line in lines] == [
         peers.PEERS[name][0] for name in ("diffusion", "pixelcnn", "vae", "mixture", "histogram")
     ]
     found = json.loads(first["vae-0.json"])["bits_per_dim"]
     again = json.loads((tmp_path / "vae-1.json").read_text())["bits_per_dim"]
     assert f"{np.mean([found, again]):.3f} ± " in lines[2]
+    written = (tmp_path / "table.csv").read_text().splitlines()
+    assert written[0].endswith(f"--out {tmp_path} --seeds 0 1 --only vae histogram")
+    rows = list(csv.DictReader(line for line in written if not line.startswith("#")))
+    assert [float(row["test"]) for row in rows][2] == pytest.approx(
+        np.mean([found, again]), abs=6e-5
+    )
+    ours = json.loads(first["diffusion-0.json"])["bits_per_dim"]
+    assert [row["seeds"] for row in rows] == ["1", "1", "2", "1", "2"]
+    less = float(rows[2]["less_ours"])
+    assert less == pytest.approx(np.mean(found) - np.mean(ours), abs=6e-5)
     assert len(found) == 20
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="and 9; give another --out"):
@@ -196,3 +206,12 @@ def test_intervals_are_over_images_and_seeds() -> None:
     assert peers.mean_and_interval(x) == pytest.approx((3.5, 3.5 - reach, 3.5 + reach), rel=1e-5)
     alone = peers.mean_and_interval(x[:1])
     assert alone[2] - alone[0] == pytest.approx(1.959964 * np.std(x[0], ddof=1) / 2)
+
+
+def test_of_large_parts_the_first_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = peers.Data.of("digits")
+    monkeypatch.setattr(peers, "MOST", 7)
+    data = peers.Data.of("digits")
+    assert torch.equal(data.train, whole.train)
+    for part, of in ((data.validation, whole.validation), (data.test, whole.test)):
+        assert torch.equal(part, of[:7]) and len(of) > 7

@@ -674,13 +674,13 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
     assert not torch.equal(recipe.indices(0, 20, 20, 3), recipe.indices(0, 20, 20, 4))
 
 
-def test_the_diffusion_has_its_own_rate_and_no_decay(trained: Path) -> None:
+def test_the_diffusion_has_its_own_rate(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
-    settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02, weight_decay=0.1)
+    settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02)
     names, optimizer = recipe.optimizer(programs.model, settings)
     network, diffusion = optimizer.param_groups
-    assert (network["lr"], network["weight_decay"]) == (1e-3, 0.1)
-    assert (diffusion["lr"], diffusion["weight_decay"]) == (0.02, 0.0)
+    assert (network["lr"], diffusion["lr"]) == (1e-3, 0.02)
+    assert network["weight_decay"] == diffusion["weight_decay"] == 0.0
     own = {id(p) for p in programs.model.diffusion.parameters()}
     assert {id(p) for p in diffusion["params"]} == own
     parameters = dict(programs.model.named_parameters())

@@ -69,9 +69,9 @@ def test_a_recipe_is_read_and_names_what_there_is(
         assert (found["protocol"], found["score"]) == ("dequantized", "noise")
         assert (found["batch_size"], found["learning_rate"]) == (128, 2e-4)
         assert network["dropout"] == 0.0 and found["decay"] == "constant" and found["warmup"] == 1
-        assert found["logit_margin"] == 0.05 and found["decoder"] == "joint_tweedie"
+        assert found["logit_margin"] == 0.05 and found["likelihood"] == "joint_tweedie"
         assert found["times"] == "vpsde" and not found["decoder_in_loss"]
-        assert found["ema_decay"] == found["weight_decay"] == 0.0
+        assert found["ema_decay"] == 0.0
         assert found["diffusion_learning_rate"] == 2e-4
         num_dims = math.prod(problem.event_shape)
         assert found["clip"] * num_dims == pytest.approx(2.0, rel=1e-5)  # nats

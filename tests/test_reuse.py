@@ -173,8 +173,6 @@ def test_an_unfinished_run_is_held_to_the_range_of_its_own_diffusion(
         ("cld", {"min_log_snr": -12.0}, r"-12, but .*\[-10, 9\]; set --min_log_snr -10 or more"),
         ("cld", {"min_log_snr": 9.5}, r"min_log_snr 9.5 must be below max_log_snr 9"),
         ("{own}:own_ends", {}, r"start at log SNR 12, .*set --max_log_snr 9 or less"),
-        ("cld", {"rank": 1}, "--rank is for --guide learned"),
-        ("run:{run}", {"num_variables": 3}, "--num_variables and --rank are for --guide learned"),
         ("{own}:TooFast", {}, r"TooFast: the drift moves by .*scale Q, D or the clock down"),
     ],
 )
@@ -196,7 +194,7 @@ def test_either_a_run_or_reuse(run: Path) -> None:
         (lambda: open_run(None, None, Another("cld")), "neither a run nor --reuse"),
         (lambda: open_run(run, run, Another("cld")), r"both .* and --reuse"),
         (lambda: open_run(None, run, Another()), "needs --guide NAME"),
-        (lambda: open_run(run, None, Another("cld", rank=1)), "--guide, --rank needs --reuse"),
+        (lambda: open_run(run, None, Another("cld", min_log_snr=-9.0)), "--guide, --min_log_snr"),
     )
 
 

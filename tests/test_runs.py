@@ -318,15 +318,23 @@ def test_settings_that_older_runs_lack_are_what_was_done_then(
     assert "colour" not in (tmp_path / "old" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(("name", "value"), [("members", 4), ("augment", 0.85)])
+def test_an_option_that_was_renamed_is_read(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", {"decoder": "joint_tweedie", "likelihood": None}).close()
+    assert Run.open(tmp_path / "run").config == LATER | {"likelihood": "joint_tweedie"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("members", 4), ("augment", 0.85), ("weight_decay", 0.1), ("solver", "euler")],
+)
 def test_options_that_were_removed_are_ignored_where_they_did_nothing(
-    tmp_path: Path, name: str, value: float
+    tmp_path: Path, name: str, value: object
 ) -> None:
-    Run.create(tmp_path / "run", {"seed": 0, "members": 1, "augment": 0.0}).close()
+    Run.create(tmp_path / "run", {"seed": 0, "members": 1, "augment": 0.0, "probes": None}).close()
     with Run.resume(tmp_path / "run") as run:
         assert run.config == LATER | {"seed": 0}
     (tmp_path / "run" / "config.yaml").write_text(f"{name}: {value}")
-    expected = rf"config\.yaml: {name} is {value}, .* removed .*docs/measured/recipes\.md .*new run"
+    expected = rf"config\.yaml: {name} is {value}, .* removed: .*docs/.*\.md.* new run"
     for opened in (Run.open, Run.resume):
         with pytest.raises(RunError, match=expected):
             opened(tmp_path / "run")

@@ -18,13 +18,13 @@ from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.magnus import MagnusPropagator
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.samplers import Splitting
 from pyro_mdm.samplers.grids import information_grid
 from pyro_mdm.samplers.transport import transport
+from pyro_mdm.varying.magnus import MagnusPropagator
+from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from tests.gradients import assert_gradients
 from tests.problems import chain, fixed, learned_in_time, rubbing, turning
 

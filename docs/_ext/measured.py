@@ -7,9 +7,10 @@ the numbers there when the site is built, so that text, table and plot cannot di
 ``# seeds:``, ``# unit:`` and ``# note:``. Those that are not known are left out, and any may be
 given again. Then come a header and rows. The first columns, as many as tell all rows apart, name
 the row. A column ``x`` may have neighbours: ``x_se``, its standard error, or ``x_low`` and
-``x_high``, its 95% interval. An empty cell was not measured. The words that a column's name says
-with underscores are its title; ``less`` or ``more`` among them makes it a difference, which is
-given with its sign, and in bold where its interval excludes 0.
+``x_high``, its 95% interval, or ``x_q1`` and ``x_q3``, its quartiles. An empty cell was not
+measured. The words that a column's name says with underscores are its title; ``less`` or ``more``
+among them makes it a difference, which is given with its sign, and in bold where its interval
+excludes 0.
 
 **A number in a sentence**, with its error, is the role ``m`` of file, names of the row, column::
 
@@ -67,7 +68,9 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 FACTS = ("command", "machine", "date", "seeds", "unit", "note")
 """What a file's comments may say, in the order in which a page gives it."""
-ERRORS = ("_se", "_low", "_high")
+PAIRS = (("_low", "_high"), ("_q1", "_q3"))
+"""Endings of the columns of ends: of 95% intervals, and quartiles."""
+ERRORS = ("_se", *itertools.chain(*PAIRS))
 """Endings of the columns that say how exact their neighbour is."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 UNFOLDED = 15
@@ -92,6 +95,7 @@ class Estimate:
     value: float | None = None
     se: float | None = None
     interval: tuple[float, float] | None = None
+    quartiles: bool = False
 
     @property
     def half_width(self) -> float | None:
@@ -178,9 +182,13 @@ class Measured:
     def estimate(self, row: Mapping[str, str], column: str) -> Estimate:
         """What a row has in a column, with its error."""
         self.check_column(column)
-        se, low, high = (number(row.get(column + end, "")) for end in ERRORS)
-        interval = None if low is None or high is None else (low, high)
-        return Estimate(row[column], number(row[column]), se, interval)
+        se = number(row.get(f"{column}_se", ""))
+        for pair in PAIRS:
+            low, high = (number(row.get(column + end, "")) for end in pair)
+            if low is not None and high is not None:
+                quartiles = pair != PAIRS[0]
+                return Estimate(row[column], number(row[column]), se, (low, high), quartiles)
+        return Estimate(row[column], number(row[column]), se)
 
     def is_difference(self, column: str) -> bool:
         return bool({"difference", "less", "more"} & set(column.split("_")))
@@ -197,10 +205,8 @@ class Measured:
         estimate = self.estimate(row, column)
         if estimate.value is None or "e" in estimate.text:
             return estimate.text
-        # Without an error a cell has its own digits, as whole numbers among others do.
-        most = self.digits(column)
-        if estimate.half_width is None:
-            most = min(most, decimals(estimate.text))
+        own = [estimate.text, *(row.get(column + end, "") for end in ERRORS)]
+        most = min(self.digits(column), max(map(decimals, own)))
         sign = "+" if self.is_difference(column) and estimate.value else ""
         value = f"{estimate.value:{sign},.{most}f}"
         if estimate.interval is not None:
@@ -210,10 +216,10 @@ class Measured:
 
     def is_told_from_0(self, row: Mapping[str, str], column: str) -> bool:
         """Whether a difference has an interval without 0."""
-        interval = self.estimate(row, column).interval
-        if interval is None or not self.is_difference(column):
+        estimate = self.estimate(row, column)
+        if estimate.interval is None or estimate.quartiles or not self.is_difference(column):
             return False
-        return interval[0] > 0 or interval[1] < 0
+        return estimate.interval[0] > 0 or estimate.interval[1] < 0
 
 
 def parse(path: Path) -> Measured:
@@ -262,9 +268,12 @@ def check_neighbours(measured: Measured, row: Mapping[str, str], column: str) ->
                 f"{row.get(other, 'nowhere')!r}; an error needs its number"
             )
     estimate = measured.estimate(row, column)
-    ends = [row.get(column + end, "") for end in ERRORS[1:]]
-    if bool(ends[0]) != bool(ends[1]):
-        raise MeasuredError(f"{measured.name}.csv has one end of {column}'s interval; give both")
+    for pair in PAIRS:
+        ends = [row.get(column + end, "") for end in pair]
+        if bool(ends[0]) != bool(ends[1]):
+            raise MeasuredError(
+                f"{measured.name}.csv has one end of {column}'s interval; give both"
+            )
     if estimate.se is not None and estimate.se < 0:
         raise MeasuredError(f"{measured.name}.csv has {column}_se {estimate.se}; it is at least 0")
     if estimate.value is not None and not estimate.ends[0] <= estimate.value <= estimate.ends[1]:
@@ -446,7 +455,9 @@ class MeasuredFile(SphinxDirective):
         unit = "".join(measured.facts.get("unit", [])[:1])
         axis = title(columns[0]) if len(columns) == 1 else ""
         axis = axis if unit in axis else ", ".join(filter(None, [axis, unit]))
-        if any(estimate.interval for estimate in every):
+        if any(estimate.quartiles for estimate in every):
+            axis += " (quartiles)"
+        elif any(estimate.interval for estimate in every):
             axis += " (95% interval)"
         elif any(estimate.se for estimate in every):
             axis += " (± standard error)"

@@ -11,17 +11,17 @@ MALDA. ``alda_at_time`` (48.1, beyond what single precision can resolve of data 
 32) and ``learned1_at_time`` have no released configuration.
 
 Those without ``_at_time`` are ours: the same matrices, cut at the log SNR that is asked for. Give
-them ``--decoder tweedie``: for log SNR 9 CLD, MALDA and ALDA start so late (s = 0.1 to 0.25) that
-the decoder of (x, v_0) costs 1.8 to 3.3 bits/dim, where at s = 0.001 it costs 0.001.
+them ``--likelihood tweedie``: for log SNR 9 CLD, MALDA and ALDA start so late (s = 0.1 to 0.25)
+that the decoder of (x, v_0) costs 1.8 to 3.3 bits/dim, where at s = 0.001 it costs 0.001.
 
 As published, in the ``*_paper.yaml`` recipes and the table ``paper`` of inference.experiment:
 
 - ``--logit_margin 0.05``: x = logit(0.05 + 0.9 w), w = (k + u)/256 (``LogitDequantization``);
 - ``--score noise``: ε_θ of the whole state, with v_0 marginalized;
-- ``--decoder joint_tweedie``: (x, v_0) by the score, less log q(v_0) (``JointTweedie``);
+- ``--likelihood joint_tweedie``: (x, v_0) by the score, less log q(v_0) (``JointTweedie``);
 - ``--decoder_in_loss false``: the training loss without that term (``MDM_ELBO(decoder=False)``);
 - ``--times vpsde``: importance times of VPSDE, whatever the diffusion (``Score.times``);
-- ``--ema_decay 0``, ``--weight_decay 0``: no averaging, no decay of weights;
+- ``--ema_decay 0``: no averaging, and no decay of weights, which no run here has;
 - ``--clip``: norm of the gradient at most 2 in nats per datum, which is 2/d in nats per dimension;
 - one constant learning rate, 2e-4, for network and diffusion; batches of 128; no warm-up, 300
   epochs, dropout 0; CIFAR-10 mirrored at random (recipes; not for ImageNet, of which nothing is

@@ -1,5 +1,6 @@
 """Models of data given what is known of them: a context, other dimensions, or what is there."""
 
+from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.conditioning.conditioned import (
     ConditionedDecoder,
     ConditionedDenoiser,
@@ -8,12 +9,16 @@ from pyro_mdm.conditioning.conditioned import (
 )
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.conditioning.replacement import Replacement
 
 __all__ = [
+    "ClassPosterior",
     "ConditionedDecoder",
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "DerivedDenoiser",
+    "Replacement",
+    "class_posterior",
     "condition",
     "impute",
 ]

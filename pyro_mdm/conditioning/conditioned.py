@@ -48,6 +48,7 @@ __all__ = [
     "ConditionedDenoiser",
     "ConditionedLikelihood",
     "condition",
+    "with_score",
 ]
 
 AGREEMENT = 1e-6
@@ -138,7 +139,7 @@ def condition(
             f"contexts are of {len(told)} data and masks or values of {sizes.pop()}, expected both "
             "of the same number of data"
         )
-    return _with_score(model, score, ConditionedLikelihood(model.likelihood))
+    return with_score(model, score, ConditionedLikelihood(model.likelihood))
 
 
 def _check_noised_apart(model: DiffusionModel) -> None:
@@ -147,7 +148,8 @@ def _check_noised_apart(model: DiffusionModel) -> None:
     require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)
 
 
-def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+def with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> DiffusionModel:
+    """The model with another score and decoder, in the same mode."""
     conditioned = DiffusionModel(
         model.diffusion,
         score,
@@ -165,11 +167,11 @@ def _with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> 
 def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
     _check_noised_apart(model)
     if isinstance(denoiser, ConditionedDenoiser):
-        return _with_score(model, denoiser.leaving_out(missing), model.likelihood)
+        return with_score(model, denoiser.leaving_out(missing), model.likelihood)
     nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
     whole = ConditionedDenoiser(_checked_denoiser(denoiser), nothing)
     whole.training_maps = denoiser.training_maps
-    return _with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
+    return with_score(model, whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
 
 
 class ConditionedDenoiser(DerivedDenoiser):
@@ -262,7 +264,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return ~self.observed if self.left_out is None else ~(self.observed | self.left_out)
 
     def counts(self, x: Tensor) -> Tensor:
-        """The dimensions that are generated, bool, (*event_shape) or like x."""
         return self._for(x, self._counted)
 
     def _for(self, x: Tensor, value: Tensor) -> Tensor:
@@ -271,11 +272,9 @@ class ConditionedDenoiser(DerivedDenoiser):
         return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
     def given(self, x: Tensor) -> ConditionedDenoiser:
-        """The denoiser given the observed entries of data x (*batch, *event_shape)."""
-        return self._of(self.observed, x, self.left_out)
+        return self.changed(values=x)
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
-        """The denoiser of the data of these indices (m,), of n data or several times these."""
         event_dim = len(self.event_shape or ())
         parts = (self.observed, self.values, self.left_out)
         denoiser: Any = self.denoiser.for_rows(rows)
@@ -284,7 +283,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             return self
         chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in parts]
         known, values, left_out = chosen
-        return self._of(known, values, left_out, denoiser=denoiser)
+        return self.changed(denoiser, observed=known, values=values, left_out=left_out)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
         """The denoiser that leaves out missing entries, (n, *event_shape) bool, observed ones too.
@@ -292,28 +291,16 @@ class ConditionedDenoiser(DerivedDenoiser):
         Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
         """
         left_out = missing if self.left_out is None else missing | self.left_out
-        return self._of(self.observed & ~missing, self.values, left_out)
+        return self.changed(observed=self.observed & ~missing, left_out=left_out)
 
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as they are in z, at its noise.
 
         For decoders that call the network: y_ε tells x_o to e^{-λ(ε)}.
         """
-        return self._of(torch.zeros_like(self.observed), None, self.left_out)
-
-    def _of(
-        self,
-        observed: Tensor | None,
-        values: Tensor | None,
-        left_out: Tensor | None,
-        denoiser: DenoiserScore | None = None,
-    ) -> ConditionedDenoiser:
-        """A denoiser of masks and values known to be right, by default of the same network."""
-        parts = {"observed": observed, "values": values, "left_out": left_out}
-        return self.changed(denoiser, **parts)
+        return self.changed(observed=torch.zeros_like(self.observed), values=None)
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for another number of data, or data that differ from the values."""
         event_dim = len(self.event_shape or ())
         rows = x.shape[x.dim() - event_dim - 1]
         for n in _sizes(self.observed, self.values, self.left_out, event_dim=event_dim):
@@ -346,11 +333,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._exact(z, maps, self.denoiser.x_hat(z, maps))
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
-        """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
-
-        Raises:
-            TypeError: another denoiser.
-        """
         return super().posterior(*self._told(z, log_snr))
 
     def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
@@ -398,7 +380,6 @@ class ConditionedDenoiser(DerivedDenoiser):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """Integrals as of :class:`~pyro_mdm.scores.DenoiserScore`, over dimensions that count."""
         x, counted = self._part(x, counted)
         return self.denoiser.baseline_integrals(x, edges, dims, counted)
 
@@ -409,7 +390,6 @@ class ConditionedDenoiser(DerivedDenoiser):
         return torch.where(ours, x, self.fill.to(x.dtype)), ours
 
     def default_likelihood(self) -> Likelihood:
-        """The denoiser's own decoder, for the dimensions that count."""
         return ConditionedLikelihood(self.denoiser.default_likelihood())
 
 
@@ -436,13 +416,11 @@ class ConditionedLikelihood(Likelihood):
 
     @property
     def network_calls(self) -> int:  # type: ignore[override]
-        """The decoder's network calls."""
         return self.likelihood.network_calls
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> ConditionedDecoder:
-        """The decoder's distribution of x, see :class:`ConditionedDecoder`."""
         fix = "condition(model, observed, values) makes both"
         check_instance("score", score, ConditionedDenoiser, fix)
         ours = cast(ConditionedDenoiser, score)

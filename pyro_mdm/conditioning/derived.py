@@ -47,11 +47,9 @@ class DerivedDenoiser(DenoiserScore):
     told = of_part("denoiser")
 
     def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
-        """A copy whose denoiser is given contexts."""
         return self.changed(self.denoiser.given_context(context, knows_unknown=knows_unknown))
 
     def without_context(self: D) -> D:
-        """A copy for data whose context is not known."""
         return self.changed(self.denoiser.without_context())
 
     # -- what is the denoiser's --------------------------------------------------------------------

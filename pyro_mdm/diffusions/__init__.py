@@ -40,7 +40,6 @@ from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
-from pyro_mdm.diffusions.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
 from pyro_mdm.support.wings import names_of_wings
 
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
     from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+    from pyro_mdm.varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 else:
     __getattr__, __dir__ = names_of_wings(
         __name__,
@@ -70,6 +70,7 @@ else:
             "EncodedDiffusion",
         ),
         simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
+        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"),
     )
 
 __all__ = [

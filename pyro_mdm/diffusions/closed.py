@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import (
-    Asked,
-    Diffusion,
-    Level,
-    Marginal,
-    Noised,
-    Times,
-    Transition,
-)
+from pyro_mdm.diffusions.base import Asked, Diffusion, Level, Marginal, Noised, Times, Transition
 from pyro_mdm.diffusions.kernels import Factor, inverse_tril
 from pyro_mdm.diffusions.matrices import (
     apply_matrix,

@@ -21,6 +21,7 @@ Nothing here adds anything to a diagonal. Tests compare with 80-digit references
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ __all__ = [
     "check_reached",
     "direct_factor",
     "exponential_series",
-    "factor_in_basis",
+    "gauss_legendre",
     "inverse_tril",
     "lower_triangular",
     "noise_basis",
@@ -48,10 +49,19 @@ __all__ = [
 ]
 
 TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
-NODES, WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
-PLACES = torch.cat([NODES * 0.5 + 0.5, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
 MAX_DOUBLINGS = 60
+
+
+@cache
+def gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
+    """The q nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(q)
+    return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
+
+
+NODES, WEIGHTS = gauss_legendre(16)
+PLACES = torch.cat([NODES, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 
 
 class KernelPrecisionError(ArithmeticError):
@@ -147,7 +157,7 @@ def transition_moments(
     M = M[:, 0]
     # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
     E = E.transpose(1, 2)
-    weights = WEIGHTS.to(A.device)[:, None] / 2
+    weights = WEIGHTS.to(A.device)[:, None]
     P = torch.bmm((weights * (E @ GG)).flatten(2), E.flatten(2).mT)
     P = h.expand(shape).reshape(-1, 1, 1) * P
     for _ in range(doublings):
@@ -336,9 +346,16 @@ def transition_factor(
     A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
     _, P1 = transition_moments(A1, GG1, tau)
-    root, inverse, log_det, amplification = factor_in_basis(P1, U, order, GG1, GG, tau)
+    C, amplification = scaled_cholesky(P1)
+    # a small eigenvalue of D is known only as well as rounding of its large entries allows
+    entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
+    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
+    gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
+    entered = torch.minimum(rounding / entering, tau.detach().unsqueeze(-1) * rounding / gained)
+    entered = torch.where((order == 0).to(P1.device), entered, 0.0).amax(-1)
     travelled = tau.detach() * torch.linalg.matrix_norm(A.detach(), ord=2)
-    return root, inverse, log_det, amplification * growth * travelled.clamp_min(1.0)
+    growth = torch.maximum(amplification, entered) * growth * travelled.clamp_min(1.0)
+    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), growth
 
 
 def _basis_growth(
@@ -378,21 +395,6 @@ def _basis_growth(
             if bool((size * zero > 8 * K * torch.finfo(A.dtype).eps * noise).any()):
                 return math.inf
         return max(1.0, turned[orders > 0].max().item()) if bool((orders > 0).any()) else 1.0
-
-
-def factor_in_basis(
-    P1: Tensor, U: Tensor, order: Tensor, GG1: Tensor, GG: Tensor, tau: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The results of :func:`transition_factor`, of ``P1 = Uᵀ P U`` and ``GG1 = Uᵀ GG U``."""
-    C, amplification = scaled_cholesky(P1)
-    # a small eigenvalue of D is known only as well as rounding of its large entries allows
-    entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
-    gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    growth = torch.minimum(rounding / entering, tau.detach().unsqueeze(-1) * rounding / gained)
-    growth = torch.where((order == 0).to(P1.device), growth, 0.0).amax(-1)
-    amplification = torch.maximum(amplification, growth)
-    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), amplification
 
 
 def check_reached(U: Tensor) -> None:

@@ -352,7 +352,6 @@ class LinearDiffusion(OneBlock):
 
     @property
     def prior(self) -> GaussianPrior:
-        """N(0, Σ_π)."""
         return GaussianPrior(self.prior_covariance)
 
     @property
@@ -373,13 +372,11 @@ class LinearDiffusion(OneBlock):
         return 2 * self.D
 
     def frozen(self) -> Frozen:
-        """Q, D and A_0 when half of the clock has run, which of constant ones is always."""
         s = self.time_at_clock(self.clock(self.horizon) / 2)
         return Frozen(self.Q_at(s), self.D_at(s), self._drift_at(s))
 
     @property
     def propagator(self) -> Propagator:
-        """The propagator between clock times, of which all kernels are made."""
         return self.matrices.propagator()
 
     def is_learned(self) -> bool:
@@ -438,7 +435,6 @@ class LinearDiffusion(OneBlock):
         return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """The ends, and where the search for them begins."""
         self._cache.clear()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
         self._ends = Ends(high, low, cut, self._ends.reach)
@@ -467,28 +463,22 @@ class LinearDiffusion(OneBlock):
         return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
-        """The inverse of :meth:`clock` as β gives it, which rounding may put past T; like τ."""
         return self.beta.inverse(tau / self.clock_scale())
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
-        """The time s in [0, T] with b(s) = τ, like τ; differentiable in the clock and in τ."""
         s = self.inverse_clock(tau)
         return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
 
     def rate(self, s: Times) -> Tensor:
-        """β(s), like s."""
         return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
-        """A(s), (*s.shape, K, K)."""
         return self.rate(s)[..., None, None] * self._drift_at(s)
 
     def noise_covariance(self, s: Times) -> Tensor:
-        """g²(s) = G Gᵀ = 2 D(s), (*s.shape, K, K)."""
         return self.rate(s)[..., None, None] * self.clock_noise(s)
 
     def clock_noise(self, s: Times) -> Tensor:
-        """g² per unit of clock time at times s: 2 D, (K, K) if constant, else (*s.shape, K, K)."""
         return 2 * self.matrices.at("D", s)
 
     @property
@@ -497,7 +487,6 @@ class LinearDiffusion(OneBlock):
         return self.matrices.root()
 
     def dispersion_matrix(self, s: Times) -> Tensor:
-        """G(s), (*s.shape, K, K), with G Gᵀ = g²(s)."""
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
@@ -624,7 +613,6 @@ class LinearDiffusion(OneBlock):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """a, Σ and its factorization at clock times τ, each time by the route that keeps digits."""
         return self.factorization_by(self.propagator, tau)
 
     def factorization_by(
@@ -673,7 +661,6 @@ class LinearDiffusion(OneBlock):
 
     @property
     def min_log_snr(self) -> float | None:
-        """λ(T) that the clock is scaled to, or None for the clock as it is."""
         with torch.no_grad():
             return None if self._ends.low is None else float(self._given_ends()[1])
 
@@ -762,12 +749,10 @@ class LinearDiffusion(OneBlock):
 
     @property
     def start(self) -> Marginal:
-        """The marginal at ε."""
         return self._both_ends()[0]
 
     @property
     def terminal(self) -> Marginal:
-        """The marginal at T."""
         return self._both_ends()[1]
 
     def _both_ends(self) -> tuple[Marginal, Marginal]:
@@ -897,14 +882,12 @@ class LinearDiffusion(OneBlock):
         return self._curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        """κ'(s) = tr(Σ^{-1} g²) > 0, like s."""
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
         return self.rate(s) * volume_rate(factor, self.clock_noise(s))
 
     @property
     def log_volume_ends(self) -> Tensor:
-        """κ(ε) and κ(T), (2,)."""
 
         def compute() -> Tensor:
             tau = torch.stack([self._start_clock(), self._terminal_clock()])
@@ -982,7 +965,6 @@ class LinearDiffusion(OneBlock):
     # -- the door ----------------------------------------------------------------------------------
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
             self.check_controllable()  # a better reason than precision
             worst = int(growth.flatten().argmax())

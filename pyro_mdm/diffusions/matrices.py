@@ -15,6 +15,7 @@ from pyro_mdm.support.checks import real_tensor
 __all__ = [
     "MAX_AMPLIFICATION",
     "apply_matrix",
+    "apply_noise",
     "apply_to_rows",
     "apply_vector",
     "as_rows",
@@ -95,6 +96,11 @@ def as_rows(y: Tensor) -> Tensor:
 def apply_to_rows(matrix: Tensor, rows: Tensor) -> Tensor:
     """``matrix`` (n, d or 1, K, K) on rows (n, d, K), one K×K block for each data dimension."""
     return (matrix @ rows.unsqueeze(-1)).squeeze(-1)
+
+
+def apply_noise(G: Tensor, y: Tensor) -> Tensor:
+    """g² y, like y (n, K, *event_shape), for roots G (n, d or 1, K, K) of g² = G Gᵀ."""
+    return apply_to_rows(G, apply_to_rows(G.mT, as_rows(y))).mT.reshape(y.shape)
 
 
 def check_skew(name: str, Q: Tensor, tolerance: float) -> None:

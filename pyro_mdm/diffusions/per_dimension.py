@@ -41,6 +41,10 @@ KNOTS = 65
 """The number of knots of the table that inverts log volume."""
 
 
+def _of_blocks(name: str) -> Any:
+    return property(lambda diffusion: diffusion.of_blocks(name))
+
+
 class PerDimensionDiffusion(Kernels):
     """A linear diffusion for each data dimension: one of several blocks, on one of several clocks.
 
@@ -130,12 +134,10 @@ class PerDimensionDiffusion(Kernels):
 
     @property
     def reference(self) -> LinearDiffusion:
-        """The first block, whose time is the common one."""
         return cast(LinearDiffusion, self.blocks[0])
 
     @property
     def max_log_snr(self) -> float:
-        """λ at ε, for all dimensions."""
         return self.reference.max_log_snr
 
     @max_log_snr.setter
@@ -145,7 +147,6 @@ class PerDimensionDiffusion(Kernels):
 
     @property
     def min_log_snr(self) -> float | None:
-        """λ(T) that the reference's clock is scaled to."""
         return self.reference.min_log_snr
 
     @min_log_snr.setter
@@ -180,7 +181,6 @@ class PerDimensionDiffusion(Kernels):
         return Level(self._spread(lam, u.shape), self._spread(rate, u.shape))
 
     def log_snr_map_at(self, s: Times) -> Tensor:
-        """λ_j at times s (n,), (n, *event_shape) likewise."""
         return self.level(self.progress(self._vector(s))).log_snr
 
     def progress(self, s: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class PerDimensionDiffusion(Kernels):
         kept = self._kept.get(name)
         ends = [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
         same = kept is not None and kept.ends == ends and torch.equal(kept.s, s)
-        if kept is None or not (same and _all_equal(kept.parameters, parameters)):
+        if kept is None or not (same and all(map(torch.equal, kept.parameters, parameters))):
             copies = [p.detach().clone() for p in parameters]
             self._kept[name] = kept = _Kept(s.detach().clone(), ends, copies, find())
         return kept.value
@@ -272,16 +272,6 @@ class PerDimensionDiffusion(Kernels):
         return of_cells
 
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """``law(block, *local times)``, for every dimension.
-
-        Args:
-            law: of a linear diffusion and as many times as are given, any shape; returns tensors,
-                or named tuples of them, that begin with this shape.
-            times: common ones, of one shape; 0-dim ones count as (1,).
-
-        Returns:
-            The same, with the dimensions of the index maps after that shape.
-        """
         times = tuple(map(self._vector, times))
         local = [self.local_times(t) for t in times]
         dim = times[0].dim()
@@ -293,30 +283,23 @@ class PerDimensionDiffusion(Kernels):
         return _merged(laws, lambda parts: self._spread(torch.cat(parts, dim), times[0].shape))
 
     def marginal(self, s: Times) -> Marginal:
-        """The law of y_s given x, (*s.shape or 1, *event_shape) by dimension, as the class says."""
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
         law: Marginal = self.each(lambda block, t: block.many_marginals(t), self.as_tensor(s))
         return law
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        """The law of y_s given y_r, likewise."""
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
         law: Transition = self.each(lambda block, s, r: block.transition(s, r), *ends)
         return law
 
     @property
-    def start(self) -> Marginal:
-        """The law of y_ε given x, (1, *event_shape) by dimension."""
-        value: Marginal = self._at_end([block.start for block in self._each_block()])
-        return value
-
-    @property
     def terminal(self) -> Marginal:
-        """The marginal at T."""
         return self.marginal(self.horizon)
 
-    def _at_end(self, laws: list[Any]) -> Any:
+    def of_blocks(self, name: str) -> Any:
+        """A constant of each block, (1, *event_shape, …)."""
+        laws = [getattr(block, name) for block in self._each_block()]
         number = torch.tensor(self._cells_of_block, device=self.block_of.device)
 
         def spread(parts: list[Tensor]) -> Tensor:
@@ -324,25 +307,10 @@ class PerDimensionDiffusion(Kernels):
 
         return _merged(laws, spread)
 
-    def _of_blocks(self, value: Callable[[Any], Tensor]) -> Tensor:
-        """A constant of each block, (1, *event_shape, …)."""
-        constants: Tensor = self._at_end([value(block) for block in self._each_block()])
-        return constants
-
-    @property
-    def prior_covariance(self) -> Tensor:
-        """Σ_π, (1, *event_shape, K, K)."""
-        return self._of_blocks(lambda block: block.prior_covariance)
-
-    @property
-    def stationary_covariance(self) -> Tensor:  # type: ignore[override]
-        """Σ_∞, (1, *event_shape, K, K)."""
-        return self._of_blocks(lambda block: block.stationary_covariance)
-
-    @property
-    def initial_covariance(self) -> Tensor:  # type: ignore[override]
-        """Σ_0, that of y at time 0 given x, (1, *event_shape, K, K)."""
-        return self._of_blocks(lambda block: block.initial_covariance)
+    start: Marginal = _of_blocks("start")
+    prior_covariance: Tensor = _of_blocks("prior_covariance")
+    stationary_covariance: Tensor = _of_blocks("stationary_covariance")
+    initial_covariance: Tensor = _of_blocks("initial_covariance")
 
     @property
     def prior(self) -> GaussianPrior:
@@ -391,19 +359,15 @@ class PerDimensionDiffusion(Kernels):
         return self._spread(torch.cat(matrices, s.dim()), s.shape)
 
     def drift_matrix(self, s: Times) -> Tensor:
-        """A(s), (*s.shape or 1, *event_shape, K, K)."""
         return self._rated(lambda block, t: block.drift_matrix(t), s, 1.0)
 
     def noise_covariance(self, s: Times) -> Tensor:
-        """g²(s), likewise."""
         return self._rated(lambda block, t: block.noise_covariance(t), s, 1.0)
 
     def dispersion_matrix(self, s: Times) -> Tensor:
-        """G(s), likewise."""
         return self._rated(lambda block, t: block.dispersion_matrix(t), s, 0.5)
 
     def clock_noise(self, s: Times) -> Tensor:
-        """g² per unit of the common clock, likewise."""
         s = self._vector(s)
         g2, rate = self.noise_covariance(s), self.reference.rate(s)
         return g2 / rate.reshape(*rate.shape, *[1] * (g2.dim() - rate.dim()))
@@ -427,7 +391,6 @@ class PerDimensionDiffusion(Kernels):
         return volumes.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        """The derivative of :meth:`log_volume` in s, like s."""
         s = self.as_tensor(s)
         at = s.reshape(-1)
         if self.num_variables == 1:
@@ -439,11 +402,9 @@ class PerDimensionDiffusion(Kernels):
 
     @property
     def log_volume_ends(self) -> Tensor:
-        """The average κ at ε and T, (2,)."""
         return self.log_volume(torch.stack([self.start_time, self.as_tensor(self.horizon)]))
 
     def time_at_log_volume(self, value: Times) -> Tensor:
-        """The time s in [ε, T] with this average κ, like value; differentiable in both."""
         value = self.as_tensor(value)
         with torch.no_grad():
             s = self._root(value.detach().flatten()).reshape(value.shape)
@@ -515,10 +476,6 @@ class _Kept(NamedTuple):
     value: Any
 
 
-def _all_equal(kept: list[Tensor], now: list[nn.Parameter]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
-
-
 def _merged(laws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     """Named tuples of tensors, nested ones too, joined leaf by leaf."""
     one = laws[0]
@@ -575,16 +532,13 @@ def _index_maps(
         index = torch.as_tensor(value)
         whole = not index.is_floating_point() and index.dim() > 0 and index.numel() > 0
         if not whole or int(index.min()) < 0 or int(index.max()) >= number:
+            values = (
+                f"from {index.min().item()} to {index.max().item()}" if index.numel() else "empty"
+            )
             raise ValueError(
-                f"{name} is {describe_index(index)}, expected integers from 0 to {number - 1}, in "
-                "as many dimensions as a datum"
+                f"{name} is {index.dtype} of shape {tuple(index.shape)}, {values}, expected "
+                f"integers from 0 to {number - 1}, in as many dimensions as a datum"
             )
         maps.append(index.long())
     one, other = torch.broadcast_tensors(*maps)
     return one.clone(), other.clone()
-
-
-def describe_index(index: Tensor) -> str:
-    """An index map in words, for messages."""
-    values = f"from {index.min().item()} to {index.max().item()}" if index.numel() else "empty"
-    return f"{index.dtype} of shape {tuple(index.shape)}, {values}"

@@ -121,9 +121,8 @@ def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> Po
     )
 
 
-_Step = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor
-]  # root of V, its inverse, C, log det V, growth
+_Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""A root of V, its inverse, C, log det V, and the growth of rounding."""
 
 
 def _contract(root: Tensor, inverse: Tensor, N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -189,7 +189,8 @@ class DistributionPrior(Prior):
         try:
             one: Tensor = self.distribution.entropy()
         except NotImplementedError:
-            y = self.sample((self.num_samples, self.num_variables), _generator())
+            generator = torch.Generator().manual_seed(0)
+            y = self.sample((self.num_samples, self.num_variables), generator)
             one = -self.distribution.log_prob(y.to(self._device, self._dtype)).mean()
         return num_dims * one.double()
 
@@ -343,17 +344,9 @@ def _parameters(distribution: Distribution) -> dict[str, Any]:
     """A distribution's class and tensors, and those of the distributions it is made of."""
     parameters: dict[str, Any] = {"class": type(distribution).__name__}
     for name, value in vars(distribution).items():
+        computed = isinstance(getattr(type(distribution), name, None), lazy_property)
         if isinstance(value, Distribution):
             parameters[name] = _parameters(value)
-        elif isinstance(value, Tensor) and not _is_lazy(distribution, name):
+        elif isinstance(value, Tensor) and not computed:
             parameters[name] = value.tolist()
     return parameters
-
-
-def _is_lazy(distribution: Distribution, name: str) -> bool:
-    """Whether an attribute is computed from others when it is first asked for."""
-    return isinstance(getattr(type(distribution), name, None), lazy_property)
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 
 
 where P̃, pulled back to τ_0, is a sum of positive terms of its own. Marginals, transitions,
 posteriors, samplers and bounds are made of these. A diffusion of constant Q and D has them in
-closed form; of Q and D that vary, :mod:`pyro_mdm.diffusions.magnus` has them by small steps.
+closed form; of Q and D that vary, :mod:`pyro_mdm.varying.magnus` has them by small steps.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ and what more network calls make small; the standard error is over the data and 
 from typing import TYPE_CHECKING
 
 from pyro_mdm.evaluation.bounds import Bound, bound
-from pyro_mdm.evaluation.classification import ClassPosterior, class_posterior
 from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
@@ -24,10 +23,12 @@ from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.support.wings import names_of_wings
 
 if TYPE_CHECKING:
+    from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
     from pyro_mdm.seeing.path_information import PathInformation, path_information_gap
 else:
     __getattr__, __dir__ = names_of_wings(
         __name__,
+        conditioning=("ClassPosterior", "class_posterior"),
         seeing=("PathInformation", "path_information_gap"),
     )
 

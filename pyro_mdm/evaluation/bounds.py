@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -121,7 +121,8 @@ def bound(
     check_data("x", x, missing=True)
     if isinstance(model, DiffusionModel):
         model.check_data(x)
-    if _is_continuous(model, guide) and len(x) >= FEWEST:
+    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
+    if ours and model.times is None and guide.times is None and len(x) >= FEWEST:  # type: ignore
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
         return _of_estimate(evidence_lower_bound(model, guide, x, draws=draws, **options))  # type: ignore
     devices = [x.device] if x.device.type == "cuda" else []
@@ -130,24 +131,10 @@ def bound(
         return _averaged(model, guide, x, draws, batch_size, progress)
 
 
-def _is_continuous(model: Any, guide: Any) -> bool:
-    """Whether these are the library's programs, not on a grid."""
-    ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
-    return ours and model.times is None and guide.times is None
-
-
 def _of_estimate(estimate: Estimate) -> Bound:
-    return Bound(
-        reconstruction=estimate.reconstruction,
-        prior_kl=estimate.prior_kl,
-        diffusion=estimate.diffusion,
-        context=estimate.context,
-        elbo=Measured(estimate.mean, estimate.standard_error),
-        monte_carlo_error=estimate.monte_carlo_error,
-        num_dims=estimate.num_dims,
-        per_datum=estimate.per_datum,
-        per_datum_error=estimate.per_datum_error,
-    )
+    elbo = Measured(estimate.mean, estimate.standard_error)
+    names = (f.name for f in fields(Bound) if f.name != "elbo")
+    return Bound(elbo=elbo, **{name: getattr(estimate, name) for name in names})
 
 
 def _averaged(

@@ -26,14 +26,13 @@ from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegral
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
-from pyro_mdm.paths.likelihood import given_draw
 from pyro_mdm.scores.base import rotated
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import floating_dtypes
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Share", "precisions"]
+__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Settings", "Share", "precisions"]
 
 FEWEST = 8
 """The fewest data whose spread gives an error."""
@@ -98,86 +97,93 @@ def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
     return {x.dtype}.union(*(floating_dtypes(model.score_function) for model in models))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`~pyro_mdm.evaluation.compare` is asked for, and the share that is done here."""
+
+    draws: int
+    half_width: float | None
+    batch_size: int
+    seed: int
+    control_variate: bool
+    baseline: DenoiserScore | None
+    bins: int
+    adapt: bool
+    progress: bool
+    share: Share
+
+
 class ClosedFormComparison:
     """The state of a comparison: what is known, and the draws so far."""
 
-    def __init__(
-        self,
-        programs: Mapping[str, Pair],
-        x: Tensor,
-        batch_size: int,
-        seed: int,
-        control_variate: bool,
-        baseline: DenoiserScore | None,
-        bins: int,
-        adapt: bool,
-        share: Share,
-        progress: bool = False,
-    ) -> None:
-        self.share, self.progress = share, progress
+    def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: Settings) -> None:
+        self.asked, self.share = asked, asked.share
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
-        self.x, self.batch_size = x, batch_size
+        self.x = x
         self.num_dims = math.prod(x.shape[1:])
         self.unit = self.num_dims * math.log(2)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.contexts = torch.Generator().manual_seed(seed)
-        scores = [m.score_function for m in self.models]
-        if control_variate and baseline is None:
+        self.generator = torch.Generator().manual_seed(asked.seed)
+        self.contexts = torch.Generator().manual_seed(asked.seed)
+        scores, baseline = [m.score_function for m in self.models], asked.baseline
+        if baseline is None:
             baseline = next((s for s in scores if isinstance(s, DenoiserScore)), None)
-        self.baseline = baseline if control_variate else None
+        self.baseline = baseline if asked.control_variate else None
         self.clocks = _shared_clocks([m.diffusion for m in self.models])
         self.baseline_x = x if self.clocks is None else self.clocks.coordinates(x)
         self.calls = [0] * len(self.models)
 
         lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
         highs = torch.tensor([m.diffusion.max_log_snr for m in self.models], dtype=torch.float64)
-        self.edges = _edges(lows, highs, bins)
+        self.edges = _edges(lows, highs, asked.bins)
         middle = (self.edges[1:] + self.edges[:-1]) / 2
         self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
         self.counts = torch.stack([_counts(m, x) for m in self.models])
         self.num_counted = int(self.counts.any(0).sum())
         known = self._known() if self.baseline is not None else None
-        self.integrals = self._integrals(
-            known=known,
-            density=self._first_density(known) if adapt and known is not None else None,
-            adapt=adapt,
-        )
+        density = self._first_density(known) if asked.adapt and known is not None else None
+        self.integrals = self._integrals(known=known, density=density, adapt=asked.adapt)
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
-        parts = x.split(batch_size)
-        self.context_kl = torch.stack(
-            [torch.cat([given_draw(m, p).kl for p in parts]).double().cpu() for m in self.models]
-        )
-        event_dim = x.dim() - 1
-
-        def prior(model: DiffusionModel, x: Tensor) -> Tensor:
-            diffusion, counted = model.diffusion, model.score_function.counts(x)
-            return prior_kl(diffusion, diffusion.coordinates(x.double()), event_dim, counted).cpu()
-
-        self.prior_kl = torch.stack(
-            [
-                prior(m, x)
-                if Cap.READOUT in m.diffusion.caps
-                else torch.cat([prior(m, part) for part in parts])  # by a network
-                for m in self.models
-            ]
-        )
+        self.context_kl = torch.stack([self._context_kl(m.diffusion) for m in self.models])
+        self.prior_kl = torch.stack([self._prior_kl(m) for m in self.models])
         self.reconstruction: list[Tensor] = []  # (M, n) each
+
+    def _context_kl(self, diffusion: Kernels) -> Tensor:
+        """KL(q(c | x) ‖ p(c)) of each datum, (n,) float64 on the CPU."""
+        parts = self.x.split(self.asked.batch_size)
+        return torch.cat([diffusion.for_data(part).kl for part in parts]).double().cpu()
+
+    def _prior_kl(self, model: DiffusionModel) -> Tensor:
+        """KL(q(y_T | x) ‖ π) of each datum, likewise."""
+        diffusion, event_dim = model.diffusion, self.x.dim() - 1
+        by_network = Cap.READOUT not in diffusion.caps
+        size = self.asked.batch_size if by_network else len(self.x)
+        parts = [
+            prior_kl(
+                diffusion,
+                diffusion.coordinates(part.double()),
+                event_dim,
+                model.score_function.counts(part),
+            )
+            for part in self.x.split(size)
+        ]
+        return torch.cat(parts).cpu()
 
     def _integrals(self, **options: Any) -> StratifiedIntegrals:
         seed = int(torch.randint(2**62, (), generator=self.generator))
         options["counts"] = self.counts
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
-    def until(self, draws: int, half_width: float | None) -> Comparison:
+    def until(self) -> Comparison:
         """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
+        draws, half_width = self.asked.draws, self.asked.half_width
         most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
         self._reconstruct_enough(targets, draws, wanted)
         total = most * len(self.models)
-        with progress_bar(total, "evaluating", "calls", shown=self.progress) as bar:
+        with progress_bar(total, "evaluating", "calls", shown=self.asked.progress) as bar:
             if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
                 done = self.integrals.num_draws
                 need = max(SMALLEST_ROUND, self._needed(plan, wanted))
@@ -250,7 +256,7 @@ class ClosedFormComparison:
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
         cell = cells(draws.level, self.edges)
-        for i, part in enumerate(torch.arange(size).split(self.batch_size)):
+        for i, part in enumerate(torch.arange(size).split(self.asked.batch_size)):
             noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
             seed = self._context_seed()
             before = sum(self.calls)
@@ -290,7 +296,7 @@ class ClosedFormComparison:
         """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
         data = torch.arange(len(self.x)) if data is None else data
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
-        for i, part in self._parts("reconstruction", len(data), self.batch_size, "data"):
+        for i, part in self._parts("reconstruction", len(data), self.asked.batch_size, "data"):
             noise, seed = self._noise(len(part)), self._context_seed()
             for m, model in enumerate(self.models):
                 self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
@@ -325,7 +331,7 @@ class ClosedFormComparison:
 
     def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
         """Indices below ``number`` in parts of ``size``, numbered; shown if it takes long."""
-        with progress_bar(number, what, units, delay=1, shown=self.progress) as bar:
+        with progress_bar(number, what, units, delay=1, shown=self.asked.progress) as bar:
             for i, part in enumerate(torch.arange(number).split(size)):
                 yield i, part
                 bar.update(len(part))
@@ -345,10 +351,10 @@ class ClosedFormComparison:
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
-        drawn = given_draw(model, self.x[datum])
-        if drawn.diffusion is model.diffusion:
+        drawn = model.diffusion.for_data(self.x[datum])
+        if drawn.context is None:
             return model.diffusion, model.score_function.for_rows(datum)
-        return drawn.diffusion, drawn.score
+        return drawn.diffusion, model.score_function.given_context(drawn.context)
 
     def _baseline(self, datum: Tensor) -> DenoiserScore:
         """The baseline of these data (m,)."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import singledispatch
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.elbo import check_programs
-from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Share
-from pyro_mdm.evaluation.estimates import Comparison, Estimate, Weighted
+from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Settings, Share
+from pyro_mdm.evaluation.estimates import Comparison, Estimate
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.guide import DiffusionGuide
@@ -92,28 +93,6 @@ METHODS: dict[str, Callable[..., Any]] = {
 """Likelihoods by name."""
 
 
-@overload
-def log_likelihood(
-    model: DiffusionModel,
-    guide: DiffusionGuide,
-    x: Tensor,
-    *,
-    method: Literal["elbo"] = "elbo",
-    **options: Any,
-) -> Estimate: ...
-
-
-@overload
-def log_likelihood(
-    model: DiffusionModel,
-    guide: DiffusionGuide,
-    x: Tensor,
-    *,
-    method: Literal["importance", "flow"],
-    **options: Any,
-) -> Weighted: ...
-
-
 def log_likelihood(
     model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, method: str = "elbo", **options: Any
 ) -> Any:
@@ -132,8 +111,8 @@ def log_likelihood(
         options: of that function.
 
     Returns:
-        An :class:`Estimate` for ``"elbo"``, else a :class:`Weighted`; both have ``bits_per_dim``,
-        its standard error, and the values of each datum.
+        An :class:`Estimate` for ``"elbo"``, else a :class:`~pyro_mdm.evaluation.Weighted`; both
+        have ``bits_per_dim``, its standard error, and the values of each datum.
 
     Raises:
         TypeError: an option that the method does not have.
@@ -185,13 +164,9 @@ def compare(
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
     share = Share.of_group(x.device) if distributed else Share(x.device)
-
-    def closed_form(some: Mapping[str, Pair], half_width: float | None) -> Comparison:
-        run = ClosedFormComparison(
-            some, x, batch_size, seed, control_variate, baseline, bins, adapt, share, progress
-        )
-        return run.until(draws, half_width)
-
+    asked = Settings(
+        draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
+    )
     caps = {name: model.diffusion.caps for name, (model, _) in programs.items()}
     linear = {name: pair for name, pair in programs.items() if Cap.KERNELS in caps[name]}
     latent = any(Cap.NO_CONTEXT not in of_one for of_one in caps.values())
@@ -199,22 +174,13 @@ def compare(
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
-            return closed_form(programs, half_width)
-        # which has half of the variance of a difference
-        part = None if half_width is None else half_width / math.sqrt(2)
+            return ClosedFormComparison(programs, x, asked).until()
+        known = None
+        if linear:  # which has half of the variance of a difference
+            part = None if half_width is None else half_width / math.sqrt(2)
+            known = ClosedFormComparison(linear, x, replace(asked, half_width=part)).until()
         other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
-        return compare_paths(
-            other,
-            programs,
-            x,
-            closed_form(linear, part) if linear else None,
-            draws=draws,
-            half_width=half_width,
-            seed=seed,
-            bins=bins,
-            progress=progress,
-            share=share,
-        )
+        return compare_paths(other, programs, x, known, asked)
 
 
 @singledispatch
@@ -223,13 +189,7 @@ def compare_paths(
     programs: Mapping[str, Pair],
     x: Tensor,
     linear: Comparison | None,
-    *,
-    draws: int,
-    half_width: float | None,
-    seed: int,
-    bins: int,
-    progress: bool,
-    share: Share,
+    asked: Settings,
 ) -> Comparison:
     """The comparison of several models of which one at least has a diffusion without closed form.
 
@@ -239,8 +199,7 @@ def compare_paths(
     Args:
         diffusion: the first that has no closed form.
         linear: the comparison of the programs in closed form, if there are any.
-        programs, x, draws, half_width, seed, bins, progress: as of :func:`compare`.
-        share: what this process does of the work.
+        programs, x, asked: as of :func:`compare`.
     """
     raise NotImplementedError(
         f"no evaluation is registered for {type(diffusion).__name__}; see compare_paths"

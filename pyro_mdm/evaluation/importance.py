@@ -35,12 +35,7 @@ from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = [
-    "draw_weights",
-    "importance_weighted",
-    "pareto_k",
-    "weighted",
-]
+__all__ = ["draw_weights", "importance_weighted", "pareto_k", "weighted"]
 
 NUMBERS = 2**22
 """The most numbers in states that are weighed together, which bounds the memory."""

@@ -57,7 +57,6 @@ class Gaussian(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
-        """N(x; …), see the class; differentiable in y and the diffusion."""
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         z = diffusion.coordinates(z)
         ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
@@ -97,7 +96,6 @@ class Tweedie(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
-        """N(x; x̂, e^{-λ})."""
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
         x = diffusion.from_coordinates(x)

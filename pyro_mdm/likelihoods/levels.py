@@ -287,7 +287,6 @@ class NetworkPosterior(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> LevelDistribution:
-        """p_θ(x | z_ε, λ)."""
         if not hasattr(score, "posterior"):
             raise TypeError(
                 f"NetworkPosterior needs a score with a posterior over levels, got "

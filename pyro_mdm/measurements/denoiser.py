@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning import ConditionedDenoiser
+from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
 from pyro_mdm.conditioning.derived import DerivedDenoiser
-from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.operators import LinearOperator, as_operator
 from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
@@ -114,7 +114,9 @@ def condition_on_measurements(
         torch.Size([4, 2])
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
-    _check_diffusion(model.diffusion)
+    needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
     score = MeasuredDenoiser(
         _checked_denoiser(model.score_function),
         as_operator(H, model.event_shape),
@@ -124,17 +126,7 @@ def condition_on_measurements(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    given = DiffusionModel(
-        model.diffusion,
-        score,
-        model.likelihood,
-        model.event_shape,
-        sampler=model.sampler,
-        times=model.times,
-        plate=model.plate,
-        context=model.context,
-    )
-    return given if model.training else given.eval()
+    return with_score(model, score, model.likelihood)
 
 
 class Given(NamedTuple):
@@ -191,14 +183,12 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- of which data -----------------------------------------------------------------------------
 
     def for_rows(self, rows: Tensor) -> MeasuredDenoiser:
-        """The denoiser of the data of these indices (m,), of n data or several times these."""
         denoiser: Any = self.denoiser.for_rows(rows)
         if self.obs.dim() > len(self.operator.obs_shape):
             return self.changed(denoiser, obs=self.obs[rows % len(self.obs)])
         return self if denoiser is self.denoiser else self.changed(denoiser)
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for another number of data than observations are of."""
         event_dim = len(self.operator.event_shape)
         rows, differ = x.shape[x.dim() - event_dim - 1], len(self.operator.obs_shape)
         if self.obs.dim() > differ and len(self.obs) != rows:
@@ -210,7 +200,6 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z, obs], like z (*batch, *event_shape)."""
         return self.given_obs(z, log_snr).x_hat
 
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
@@ -225,7 +214,9 @@ class MeasuredDenoiser(DerivedDenoiser):
             z.reshape(-1, *event),
             flat,
         )
-        rest = (self._obs_of(batch) - self.operator(seen.x_hat.double())).flatten(1)
+        shape = self.operator.obs_shape
+        obs = of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
+        rest = (obs - self.operator(seen.x_hat.double())).flatten(1)
         inner, outer = self._covariances(seen, flat)
         solution = self._solve(inner, rest)
         self.solved = solution._replace(u=solution.u.detach())
@@ -261,11 +252,6 @@ class MeasuredDenoiser(DerivedDenoiser):
         """Hᵀ u, (n, *event_shape), of flattened observations (n, m)."""
         return self.operator.adjoint(u.reshape(-1, *self.operator.obs_shape))
 
-    def _obs_of(self, batch: torch.Size) -> Tensor:
-        """Observations of each of a batch, (n or 1, *obs_shape)."""
-        shape = self.operator.obs_shape
-        return of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
-
 
 def _checked_denoiser(score: Score) -> DenoiserScore:
     if isinstance(score, (ConditionedDenoiser, MeasuredDenoiser)):
@@ -281,12 +267,6 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "DiscreteDenoiser"
         )
     return score
-
-
-def _check_diffusion(diffusion: Diffusion) -> None:
-    needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
-    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
-    require(diffusion, *needed, who="conditioning on a measurement", fix=fix)
 
 
 def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:

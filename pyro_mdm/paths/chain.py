@@ -17,12 +17,7 @@ from pyro_mdm.diffusions.posterior import posterior
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.paths.base import (
-    check_counts_all,
-    checked_times,
-    gaussian_log_prob,
-    white_log_prob,
-)
+from pyro_mdm.paths.base import check_counts_all, checked_times, gaussian_log_prob, white_log_prob
 from pyro_mdm.paths.generative import BoundScore, GenerativeLaw
 from pyro_mdm.randomness import normal_for_data
 

@@ -28,13 +28,7 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import (
-    apply_matrix,
-    apply_to_rows,
-    apply_vector,
-    as_rows,
-    full_precision,
-)
+from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector, full_precision
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import check_counts_all
@@ -188,8 +182,8 @@ def _flow_by_time(
     """The velocity f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
     theta = score(y, s)
     G = noise_root(diffusion, y, s)
-    pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(theta))).mT.reshape(y.shape)
-    v = diffusion.drift(y, s) - 0.5 * (pulled + diffusion.noise_divergence(y, s))
+    pulled = apply_noise(G, theta) + diffusion.noise_divergence(y, s)
+    v = diffusion.drift(y, s) - 0.5 * pulled
     return v, divergence(v, y, None, how, create_graph=graph).value
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Drawn
 from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import path_divergence
@@ -35,7 +36,6 @@ __all__ = [
     "Method",
     "TIMES",
     "chain_of",
-    "given_draw",
     "flow_weight",
     "log_mean_weight",
     "path_weight",
@@ -140,38 +140,24 @@ class Estimator:
         """The bound at a draw of the context, if there is one; at two, each the baseline of the
         other, where its gradient is that of the score function."""
         model = self.model
-        one = given_draw(model, x)
+        one = model.diffusion.for_data(x)
         if one.log_q is None or not torch.is_grad_enabled():
             return _bound(model, one, x)
-        other, same = given_draw(model, x), randomness.repeatable(x.device)
+        other, same = model.diffusion.for_data(x), randomness.repeatable(x.device)
         bounds = []
         for drawn in (one, other):
             with same():
                 bounds.append(_bound(model, drawn, x))
         apart = (bounds[0] - bounds[1]).detach()
-        pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]  # type: ignore
-        return (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
+        pulls = [log_q - log_q.detach() for log_q in (one.log_q, other.log_q)]
+        value: Tensor = (bounds[0] + bounds[1] + apart * (pulls[0] - pulls[1])) / 2
+        return value
 
 
-class AtDraw(NamedTuple):
-    """A model's diffusion and score, given a draw of a context for each datum if there is one."""
-
-    diffusion: Any
-    score: Any
-    kl: Tensor  # KL(q(c | x) ‖ p(c)), (n,) nats; 0 if there is none
-    log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
-
-
-def given_draw(model: Generative, x: Tensor) -> AtDraw:
-    """Diffusion and score given a context c ~ q(c | x) of data (n, *event_shape)."""
-    diffusion, context, kl, log_q = model.diffusion.for_data(x)
-    score = model.score_function
-    return AtDraw(diffusion, score if context is None else score.given_context(context), kl, log_q)
-
-
-def _bound(model: Generative, drawn: AtDraw, x: Tensor) -> Tensor:
-    """One estimate of the bound of each datum, (n,) nats."""
-    diffusion, score = drawn.diffusion, drawn.score
+def _bound(model: Generative, drawn: Drawn, x: Tensor) -> Tensor:
+    """One estimate of the bound of each datum, (n,) nats, at a draw of its context."""
+    diffusion, score = drawn.diffusion, model.score_function
+    score = score if drawn.context is None else score.given_context(drawn.context)
     noising = noising_law(diffusion, x)
     path = noising.rsample()
     kl = path_divergence(noising, GenerativePath(diffusion, score, model.event_shape), path)

@@ -437,7 +437,8 @@ class AmortizedPosterior(nn.Module):
                 f"{sorted(twice)} are both latent and observed, expected parameters in one and "
                 "data in the other"
             )
-        if fixed := [name for name, site in data.items() if _is_fixed(site)]:
+        seen = [name for name, site in data.items() if site["is_observed"]]
+        if fixed := [n for n in seen if not data[n]["infer"].get("_deterministic", False)]:
             raise ValueError(
                 f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
                 "out obs"
@@ -733,10 +734,6 @@ def _is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
 def _of_rows(each: Tensor) -> Tensor:
     """Whether all entries (n, …) of a row are true, (n,)."""
     return each.reshape(len(each), -1).all(1)
-
-
-def _is_fixed(site: Mapping[str, Any]) -> bool:
-    return bool(site["is_observed"]) and not site["infer"].get("_deterministic", False)
 
 
 def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:

@@ -40,6 +40,8 @@ integrators and :class:`Ancestral` use; without it the denoiser is found from th
 projection on g².
 """
 
+from typing import TYPE_CHECKING
+
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.samplers.default import default_sampler
@@ -57,9 +59,14 @@ from pyro_mdm.samplers.grids import (
 from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.reference import TorchSDE
-from pyro_mdm.samplers.replacement import Replacement
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
+from pyro_mdm.support.wings import names_of_wings
+
+if TYPE_CHECKING:
+    from pyro_mdm.conditioning.replacement import Replacement
+else:
+    __getattr__, __dir__ = names_of_wings(__name__, conditioning=("Replacement",))
 
 __all__ = [
     "Ancestral",

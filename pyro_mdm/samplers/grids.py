@@ -209,7 +209,10 @@ def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
         ValueError: times of another number, not decreasing, or not from T to ε.
     """
     if isinstance(grid, str):
-        _check_need(grid, diffusion)
+        if grid in NEED:
+            others = ", ".join(name for name in GRIDS if NEED.get(name) != NEED[grid])
+            fix = f"use one of {others}, or {describe(None)} for the sampler's own"
+            require(diffusion, NEED[grid], who=f"grid {grid!r}", fix=fix)
         return GRIDS[grid](diffusion, steps)
     given = grid(diffusion, steps) if callable(grid) else grid
     times = real_tensor("grid", given, f"{steps + 1} times from T to ε").to(diffusion.start_time)
@@ -245,13 +248,6 @@ def _check_times(times: Tensor, steps: int) -> None:
             f"grid goes from {times[i].item():.6g} to {times[i + 1].item():.6g}, expected "
             "decreasing times; generation runs from T back to ε"
         )
-
-
-def _check_need(grid: str, diffusion: Diffusion) -> None:
-    if grid in NEED:
-        others = ", ".join(name for name in GRIDS if NEED.get(name) != NEED[grid])
-        fix = f"use one of {others}, or {describe(None)} for the sampler's own"
-        require(diffusion, NEED[grid], who=f"grid {grid!r}", fix=fix)
 
 
 def usual_grid(diffusion: Diffusion, closed: str) -> str:

@@ -135,7 +135,6 @@ class Score(Restorable, ExactBuffers, ABC):
         return super().settings() | {"times": self.times}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restores the law of times."""
         self.times = saved["times"]
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
@@ -485,7 +484,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
-        self._check_output(out)
+        if not torch.compiler.is_compiling() and not bool(out.isfinite().all()):
+            check_weights(self.network)  # what finite ones return is the caller's to judge
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])
@@ -506,12 +506,6 @@ class Score(Restorable, ExactBuffers, ABC):
             return inputs, rows
         channels = rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2))
         return (torch.cat([inputs, channels.expand(-1, -1, *inputs.shape[2:])], 1),)
-
-    def _check_output(self, out: Tensor) -> None:
-        """Raises for weights that are NaN; what finite ones return is the caller's to judge."""
-        if torch.compiler.is_compiling() or bool(out.isfinite().all()):
-            return
-        check_weights(self.network)
 
 
 def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor]:

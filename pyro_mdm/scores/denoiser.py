@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
-from pyro_mdm.diffusions.matrices import (
-    apply_vector,
-    full_precision,
-    of_counted,
-    with_event_dims,
-)
+from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance
@@ -415,7 +410,6 @@ class Denoiser(DenoiserScore):
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z], like z. See the class."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
@@ -450,7 +444,6 @@ class Denoiser(DenoiserScore):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`DenoiserScore`."""
         self._values("x", x, 0.0)
         both = (self.data_mean, self.data_variance)
         mu, s2 = (t.expand(x.shape[1:]).flatten()[dims] for t in both)

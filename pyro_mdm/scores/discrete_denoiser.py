@@ -235,40 +235,32 @@ class DiscreteDenoiser(DenoiserScore):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`DenoiserScore`. A table of levels and intervals, and a sum of its rows."""
         self._values("x", x, 0.0)
-        on = torch.ones_like(x, dtype=torch.bool) if counted is None else counted.expand_as(x)
-        on = on.flatten(1)[:, dims]
-        if edges.dim() == 2:
-            return self._integrals_by_clock(x, edges, dims, on)
-        ends = torch.stack([self._kl_table(edge, dims) for edge in edges.tolist()], -1)
-        table = ends.diff(dim=-1).flatten(0, 1)  # (dimensions · n, S)
-        row = len(self.levels) * torch.arange(len(ends), device=x.device)
-        sums = []
-        for part, here in zip(
-            x.flatten(1)[:, dims].split(DATA_AT_ONCE), on.split(DATA_AT_ONCE), strict=True
-        ):
-            rows = row + discrete.level_index(part, self.levels)
-            weights = None if counted is None else here.double()
-            bag = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-            sums.append(bag)
-        return torch.cat(sums)
-
-    def _integrals_by_clock(self, x: Tensor, edges: Tensor, dims: slice, on: Tensor) -> Tensor:
-        """:meth:`baseline_integrals` of a map of edges: dimensions with the same ones together."""
-        columns, which = edges.unique(dim=1, return_inverse=True)
         flat, prior = x.flatten(1)[:, dims], self.log_prior.flatten(0, -2)[dims]
+        on = None if counted is None else counted.expand_as(x).flatten(1)[:, dims].double()
+        if edges.dim() == 1:
+            kl = [self._kl_table(edge, dims) for edge in edges.tolist()]
+            return self._summed(kl, flat, on)
         total = torch.zeros(len(x), len(edges) - 1, dtype=torch.float64, device=x.device)
-        for c, column in enumerate(columns.unbind(1)):
+        columns, which = edges.unique(dim=1, return_inverse=True)
+        for c, column in enumerate(columns.unbind(1)):  # dimensions with the same ones together
             mine = (which == c).nonzero()[:, 0]
             kl = [discrete.mixture_kl(prior[mine], self.levels, edge) for edge in column.tolist()]
-            table = torch.stack(kl, -1).diff(dim=-1).flatten(0, 1)
-            row = len(self.levels) * torch.arange(len(mine), device=x.device)
-            rows = row + discrete.level_index(flat[:, mine], self.levels)
-            total += nn.functional.embedding_bag(
-                rows, table, mode="sum", per_sample_weights=on[:, mine].double()
-            )
+            total += self._summed(kl, flat[:, mine], None if on is None else on[:, mine])
         return total
+
+    def _summed(self, kl: list[Tensor], x: Tensor, weights: Tensor | None) -> Tensor:
+        """Differences of tables (d, n) at data (N, d), summed over d, (N, tables - 1)."""
+        table = torch.stack(kl, -1).diff(dim=-1).flatten(0, 1)  # (d · n, S)
+        row = len(self.levels) * torch.arange(x.shape[1], device=x.device)
+        sums = []
+        for i in range(0, len(x), DATA_AT_ONCE):
+            here = slice(i, i + DATA_AT_ONCE)
+            rows = row + discrete.level_index(x[here], self.levels)
+            on = None if weights is None else weights[here]
+            bag = nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=on)
+            sums.append(bag)
+        return torch.cat(sums)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kl_tables.clear()  # they are of the prior that is replaced

@@ -57,6 +57,5 @@ class RawScore(Score):
         super().__init__(network)
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
-        """F(y, λ(s)), like y."""
         s = self.checked_state(diffusion, y, s)
         return call_on_state(self, y, diffusion.log_snr(s), s.dim() or 1)

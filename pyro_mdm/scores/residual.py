@@ -11,12 +11,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
-from pyro_mdm.scores.base import (
-    Number,
-    Score,
-    call_on_state,
-    check_fit,
-)
+from pyro_mdm.scores.base import Number, Score, call_on_state, check_fit
 from pyro_mdm.support.checks import check_count, check_finite, check_instance
 
 __all__ = ["ResidualScore", "noised_moments"]
@@ -97,7 +92,6 @@ class ResidualScore(Score):
             return cls(network, levels, mean, covariance)
 
     def score(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
-        """s_θ, like y."""
         s = self.checked_state(diffusion, y, s)
         batch_dim = s.dim() or 1
         log_snr = diffusion.log_snr(s).expand(y.shape[:batch_dim])

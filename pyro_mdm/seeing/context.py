@@ -333,7 +333,6 @@ class ContextDiffusion(PerDimensionDiffusion):
         return self if self.rows is None else self.reference
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """The block's plan for each datum and dimension, (N, n, *event_shape, …)."""
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common
@@ -354,7 +353,7 @@ class ContextDiffusion(PerDimensionDiffusion):
     @property
     def terminal(self) -> Marginal:
         """The marginal at T, (1, *event_shape) by dimension, whatever the context."""
-        marginal: Marginal = self._at_end([block.terminal for block in self._each_block()])
+        marginal: Marginal = self.of_blocks("terminal")
         return marginal
 
     def views(self, x: Tensor) -> dict[str, Tensor]:

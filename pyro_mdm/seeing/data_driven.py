@@ -228,7 +228,6 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return Noised(state.unsqueeze(1).to(x.dtype), target, share)
 
     def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
-        """The s_θ of a model that takes x for the data, like y, in float64."""
         z = apply_vector(law.readout, y.double()).to(y.dtype).double()
         return self._score(self.aims(x.double(), z, law.log_snr), z, law)
 

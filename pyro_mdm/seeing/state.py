@@ -55,7 +55,6 @@ class StateDenoiser(WrappedDenoiser):
         return theta.to(y.dtype).reshape(y.shape)
 
     def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """x̂, (*batch, *event_shape)."""
         return self.start_hat(diffusion, y, s).select(y.dim() - 1 - self._event_dim, 0)
 
     def start_hat(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:

@@ -84,7 +84,6 @@ class WrappedDenoiser(Score):
             )
 
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """The denoiser's decoder."""
         return self.denoiser.default_likelihood()
 
     def call(self, inputs: Tensor, log_snr: Tensor, more: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_mdm import randomness as seeded
 from pyro_mdm.diffusions.base import Cap, require
-from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Share, precisions
+from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Settings, precisions
 from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.evaluation.estimates import (
     Z95,
@@ -67,10 +67,8 @@ class StepSizeBias:
     @property
     def interval(self) -> tuple[float, float]:
         """95% interval of the difference."""
-        return (
-            self.difference - Z95 * self.standard_error,
-            self.difference + Z95 * self.standard_error,
-        )
+        half = Z95 * self.standard_error
+        return self.difference - half, self.difference + half
 
 
 def step_size_bias(
@@ -127,14 +125,15 @@ class _Rounds:
     """Draws of one model, by round and datum."""
 
     def __init__(
-        self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, bins: int, share: Share
+        self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, asked: Settings
     ) -> None:
-        self.model, self.guide, self.x, self.share = model, guide, x, share
+        self.model, self.guide, self.x, self.share = model, guide, x, asked.share
+        self.seed = asked.seed
         self.calls = 0
         self.number = 0  # of rounds, forgotten ones too
         diffusion = model.diffusion
-        low = float(diffusion.terminal_log_snr)
-        self.edges = torch.linspace(low, diffusion.max_log_snr, bins + 1, dtype=torch.float64)
+        ends = (float(diffusion.terminal_log_snr), diffusion.max_log_snr)
+        self.edges = torch.linspace(*ends, asked.bins + 1, dtype=torch.float64)
         self.forget()
 
     def forget(self) -> None:
@@ -147,12 +146,12 @@ class _Rounds:
     @property
     def calls_per_path(self) -> int:
         """Evaluations of the score on each path."""
-        settings = self._simulation()
+        settings: Any = self.guide.simulation or self.model.diffusion.simulation
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
-    def add(self, seed: int, bar: Progress) -> None:
+    def add(self, bar: Progress) -> None:
         """Adds a round: a path for every datum."""
-        n, r = len(self.x), self.number
+        n, r, seed = len(self.x), self.number, self.seed
         generator = torch.Generator().manual_seed(_seed(seed, r))
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         terms = torch.zeros(3, n, dtype=torch.float64)
@@ -169,9 +168,6 @@ class _Rounds:
         self.probe_variance += float(self.share.sum(probe))
         decoder = getattr(self.model.likelihood, "network_calls", 0)
         self.calls += n * (self.calls_per_path + decoder)
-
-    def _simulation(self) -> Any:
-        return self.guide.simulation or self.model.diffusion.simulation
 
     def _draw(
         self, part: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor
@@ -241,34 +237,29 @@ def _compare(
     programs: Mapping[str, Pair],
     x: Tensor,
     linear: Comparison | None,
-    *,
-    draws: int,
-    half_width: float | None,
-    seed: int,
-    bins: int,
-    progress: bool,
-    share: Share,
+    asked: Settings,
 ) -> Comparison:
     """The comparison where all diffusions that are not linear are simulated.
 
     Simulated models of the same shape see the same noise, as linear ones do: their differences are
     paired. Those of a linear and a simulated model are paired over data alone.
     """
+    half_width, share = asked.half_width, asked.share
     known = {} if linear is None else linear.estimates
     simulated = {
-        name: _Rounds(model, guide, x, bins, share)
+        name: _Rounds(model, guide, x, asked)
         for name, (model, guide) in programs.items()
         if name not in known
     }
     unit = math.log(2) * math.prod(x.shape[1:])
     wanted = None if half_width is None else half_width * unit / Z95
-    most = {name: max(2, draws // of_model.calls_per_path) for name, of_model in simulated.items()}
+    most = {n: max(2, asked.draws // of_model.calls_per_path) for n, of_model in simulated.items()}
     total = sum(most[name] * of_model.calls_per_path for name, of_model in simulated.items())
-    with progress_bar(total * len(x), "evaluating", "calls", shown=progress) as bar:
+    with progress_bar(total * len(x), "evaluating", "calls", shown=asked.progress) as bar:
         rounds = max(most.values())
         if wanted is not None and min(most.values()) >= 2 * PILOT:
             for _, of_model in itertools.product(range(PILOT), simulated.values()):
-                of_model.add(seed, bar)
+                of_model.add(bar)
             need = PILOT * SAFETY * _needed(programs, known, simulated, wanted)
             need = float(share.first(torch.tensor([need], dtype=torch.float64)))
             rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
@@ -277,7 +268,7 @@ def _compare(
                 of_model.forget()
         for r, (name, of_model) in itertools.product(range(rounds), simulated.items()):
             if r < most[name]:
-                of_model.add(seed, bar)
+                of_model.add(bar)
     estimates = {
         name: known[name] if name in known else simulated[name].estimate() for name in programs
     }

@@ -31,6 +31,7 @@ from pyro_mdm.diffusions.matrices import (
     check_skew,
     square_matrix,
     symmetric_root,
+    with_event_dims,
 )
 from pyro_mdm.diffusions.priors import Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation
@@ -159,7 +160,6 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
     def settings(self) -> dict[str, Any]:
-        """Settings, functions by their names alone."""
         given = self.arguments()
         functions = {name: described(given.get(name)) for name in ("H", "Q", "D", "root")}
         constant = {f.name for f in (self.Q, self.D) if f.function is None}
@@ -167,7 +167,6 @@ class HamiltonianDiffusion(NonlinearDiffusion):
 
     @property
     def prior(self) -> Prior:
-        """π ∝ exp(-H)."""
         if self._prior is not None:
             return self._prior
         return QuadraturePrior(list(self.H), self._device())
@@ -200,9 +199,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             (gradient,) = torch.autograd.grad(self.energy(state).sum(), state, create_graph=True)
             force = apply_to_rows(self.Q(state) + self.D(state), as_rows(gradient))
             force = force.mT.reshape(y.shape)
-            rate = self.rate(s)
-            rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
-            f = rate * (self._correction(state) - force)
+            f = with_event_dims(self.rate(s), y) * (self._correction(state) - force)
         return self.released(f.to(y.dtype), y)
 
     def _correction(self, state: Tensor) -> Tensor:
@@ -231,17 +228,11 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             return torch.zeros_like(y)
         with torch.enable_grad():
             state = own_node(y).double()
-            rate = self.rate(s)
-            rate = rate.reshape(-1, *(1,) * (y.dim() - 1)) if rate.dim() else rate
+            rate = with_event_dims(self.rate(s), y)
             divergences = (2 * rate * matrix_divergence(self.D(state), state)).to(y.dtype)
         return self.released(divergences, y)
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Try what the diffusion declares on a few states from the prior; once per shape.
-
-        Raises:
-            ValueError: see the class.
-        """
         if torch.Size(event_shape) not in self._checked:
             generator = torch.Generator(self._device()).manual_seed(0)
             with torch.no_grad():

@@ -41,7 +41,6 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     @property
     def max_log_snr(self) -> float:
-        """λ(ε) of the linear diffusion."""
         return self.linear.max_log_snr
 
     prior = of_part("linear")
@@ -56,14 +55,12 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
     @property
     def start(self) -> Marginal:
-        """The law of the linear diffusion at ε."""
         return self.linear.marginal(self.start_time)
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         return self.linear.parameters()
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        """G(s) of the linear diffusion."""
         return self.linear.dispersion_matrix(s)
 
 
@@ -83,7 +80,6 @@ class Simulated(_FromLinear):
         super().__init__(linear, simulation)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
-        """A(s) y, like y."""
         return self.linear.drift(y, s)
 
 

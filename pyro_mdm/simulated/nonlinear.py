@@ -34,12 +34,7 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Asked, Diffusion, Marginal, Times, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.diffusions.matrices import (
-    apply_to_rows,
-    as_rows,
-    covariance_matrix,
-    full_precision,
-)
+from pyro_mdm.diffusions.matrices import apply_noise, covariance_matrix, full_precision
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior
 from pyro_mdm.diffusions.sde import check_dispersion, noise_root
 from pyro_mdm.diffusions.simulation import Simulation
@@ -143,12 +138,10 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def max_log_snr(self) -> float:
-        """λ of the state at ε."""
         return self._max_log_snr
 
     @property
     def terminal_log_snr(self) -> Tensor:
-        """Nominal λ at T, 0-dim."""
         return self.as_tensor(self._min_log_snr)
 
     @property
@@ -166,11 +159,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         return Marginal(a, Sigma, torch.linalg.cholesky(Sigma), a, log_snr, torch.logdet(Sigma))
 
     def clock(self, s: Times) -> Tensor:
-        """b(s) = ∫_0^s β, like s."""
         return self.beta.integral(self.checked_time("s", s))
 
     def rate(self, s: Times) -> Tensor:
-        """β(s), like s, float64."""
         return self.beta.rate(self.checked_time("s", s))
 
     def log_snr(self, s: Times) -> Tensor:
@@ -178,11 +169,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def log_snr_rate(self, s: Times) -> Tensor:
-        """Minus the derivative of λ in s, like s."""
         return self._width * self.rate(s) / (self._unit + self._done(s))
 
     def time_at_log_snr(self, value: Times) -> Tensor:
-        """The time with nominal λ(s) = value, like value."""
         fraction = (self.max_log_snr - self.as_tensor(value)) / self._width
         tau = self._ends()[0] + self._unit * fraction.expm1()
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
@@ -238,7 +227,6 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.parameters()
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
-        """The inverse of :meth:`clock` as β gives it, which rounding may put past T; like τ."""
         return self.beta.inverse(tau)
 
     @property
@@ -289,15 +277,13 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     def _prior_current(self, y: Tensor, s: Tensor) -> Tensor:
         G = noise_root(self, y, s)
-        pulled = apply_to_rows(G, apply_to_rows(G.mT, as_rows(self.prior.score(y))))
-        drift = self.drift(y, s).to(y.dtype)
-        return drift - 0.5 * (pulled.mT.reshape(y.shape) + self.noise_divergence(y, s))
+        pulled = apply_noise(G, self.prior.score(y)) + self.noise_divergence(y, s)
+        return self.drift(y, s).to(y.dtype) - 0.5 * pulled
 
     def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
         at, score = s.expand(len(y)), ask.score(y, s)
         G = noise_root(self, y, at)
-        pull = apply_to_rows(G, apply_to_rows(G.mT, as_rows(score))).mT.reshape(y.shape)
-        pull = pull + self.noise_divergence(y, at).double()
+        pull = apply_noise(G, score) + self.noise_divergence(y, at).double()
         return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
@@ -400,7 +386,6 @@ class NonlinearDiffusion(Diffusion, ABC):
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """The ends, and how paths are simulated."""
         self._max_log_snr, self._min_log_snr = saved["max_log_snr"], saved["min_log_snr"]
         self.simulation = Simulation(**saved["simulation"])
 

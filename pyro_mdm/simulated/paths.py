@@ -14,12 +14,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.diffusions.simulation import Simulation
-from pyro_mdm.paths.base import (
-    NoisingLaw,
-    PathKL,
-    gaussian_log_prob,
-    times_text,
-)
+from pyro_mdm.paths.base import NoisingLaw, PathKL, gaussian_log_prob, times_text
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.paths.divergence import path_divergence, shared_diffusion
 from pyro_mdm.paths.generative import GenerativeLaw

@@ -179,15 +179,9 @@ def check_data(
         )
     finite = ~x.isinf() if missing else x.isfinite()
     if not bool(finite.all()):
-        wrong, or_nan = (
-            ("infinite", ", or NaN for missing entries")
-            if missing
-            else (
-                "NaN or infinite",
-                "",
-            )
-        )
-        hint = ""
+        wrong, or_nan, hint = "NaN or infinite", "", ""
+        if missing:
+            wrong, or_nan = "infinite", ", or NaN for missing entries"
         if not missing and bool(x.isnan().any()):
             hint = "; if NaN stands for missing entries, make the denoiser with maps=True"
         raise ValueError(

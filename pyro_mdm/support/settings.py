@@ -25,10 +25,6 @@ EXTRA_STATE = "_extra_state"
 """The end of names of settings in a state dict; PyTorch's name."""
 
 
-REMEMBERED = ("guess",)
-"""Names of what :meth:`Restorable.remembered` gives."""
-
-
 class SettingsError(ValueError):
     """A state dict that was saved by a module with other settings."""
 
@@ -118,7 +114,7 @@ class Restorable(Recorded):
                 "another version of pyro_mdm saved them"
             ) from error
         own = _unpacked(_packed(self.settings()))
-        saved = _compared(saved)
+        saved = {key: v for key, v in saved.items() if key not in self.remembered()}
         differing = [
             f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
             "here"
@@ -156,13 +152,6 @@ def described(value: object) -> Any:
     if isinstance(value, list | tuple | nn.ModuleList):
         return [described(v) for v in value]
     return value if is_plain(value) else getattr(value, "__name__", type(value).__name__)
-
-
-def _compared(saved: object) -> Any:
-    """Without what is remembered, which older versions saved with the settings of parts too."""
-    if isinstance(saved, dict):
-        return {key: _compared(v) for key, v in saved.items() if key not in REMEMBERED}
-    return [_compared(v) for v in saved] if isinstance(saved, list) else saved
 
 
 def _packed(content: dict[str, Any]) -> Tensor:

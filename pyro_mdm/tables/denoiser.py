@@ -199,7 +199,6 @@ class MixedDenoiser(DenoiserScore):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z], like z (*batch, d), each dimension as its part reads the network."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=self.channels)
@@ -239,7 +238,6 @@ class MixedDenoiser(DenoiserScore):
     # -- the baseline: independent dimensions ------------------------------------------------------
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """The baseline's E[x | z], like z, each dimension by its part."""
         _, lam = self._values("z", z, log_snr)
         return self._dims.join([part.baseline_x_hat(x, v) for part, x, v in self._split(z, lam)])
 
@@ -250,7 +248,6 @@ class MixedDenoiser(DenoiserScore):
         return torch.stack(each).sum(0)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
-        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, the parts' together."""
         _, lam = self._values("x", x, log_snr)
         each = [
             p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
@@ -260,7 +257,6 @@ class MixedDenoiser(DenoiserScore):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """See :class:`DenoiserScore`."""
         start, stop, _ = dims.indices(x.shape[-1])
         total = x.new_zeros(len(x), len(edges) - 1, dtype=torch.float64)
         places = zip(self._split(x, _like(x, counted)), self._dims.dims, strict=True)

@@ -47,7 +47,6 @@ class MixedLikelihood(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> MixedDecoder:
-        """The decoder's distribution of x, for states (*batch, K, d)."""
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.sample_quality mixture
     python -m tests.benchmarks.sample_quality runs/digits-vpsde-0-0 --guides vpsde cld malda alda
-    python -m tests.benchmarks.sample_quality --table --plot .github/samplers.png
+    python -m tests.benchmarks.sample_quality --table --plot docs/measured/samplers.png
 
 ``mixture`` has exact scores; a run's denoiser serves every guide, and a run with a score of the raw
 state its own alone. Quality is the squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of

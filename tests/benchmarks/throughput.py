@@ -114,7 +114,7 @@ class Job:
         return again
 
     def gather(self) -> None:
-        self.trainee.batches.gather(self.number)
+        self.trainee.batches(self.number)
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
@@ -179,7 +179,6 @@ def child(options: argparse.Namespace) -> None:
     for _ in range(options.repeat):
         job.step()
     seconds = (time.perf_counter() - began) / options.repeat
-    job.trainee.batches.close()
     if fabric.is_global_zero:
         found = {"seconds": seconds, "peak": peak_memory(fabric.device)}
         print(json.dumps(found))
@@ -222,7 +221,7 @@ def loader(batch: int, repeat: int) -> None:
             ("gather and mirror", data, True),
         ):
             batches = Batches(source, batch, 0, device, flip=flip)
-            works[name] = lambda b=batches: b.gather(1)
+            works[name] = lambda b=batches: b(1)
         times = in_turns(works, 5 * repeat, device)
     for name, values in times.items():
         print(f"  {name:26s} {statistics.median(values):9.3f} ms")

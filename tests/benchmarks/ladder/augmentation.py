@@ -124,7 +124,3 @@ class Told:
                 for network in self.networks:
                     stack.enter_context(network.told(places))
                 yield moved
-
-    def close(self) -> None:
-        """Stop gathering data."""
-        self.batches.close()

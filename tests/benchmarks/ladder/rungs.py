@@ -60,6 +60,15 @@ def clipping(trainee: Trainee) -> Iterator[None]:
         yield
 
 
+def decaying(decay: float) -> Callable[[Trainee], AbstractContextManager[Any]]:
+    """The weights of the network decay, decoupled from their gradients."""
+
+    def during(trainee: Trainee) -> AbstractContextManager[Any]:
+        return mock.patch.dict(trainee.optimizer.param_groups[0], weight_decay=decay)
+
+    return during
+
+
 def power(width: float) -> float:
     """γ of the average with weights t^γ whose standard deviation is a part of all steps."""
 
@@ -126,8 +135,8 @@ RUNGS: dict[str, Rung] = {
     "dropout 0.1": Rung(network={"dropout": 0.1}),
     "dropout 0.3": Rung(network={"dropout": 0.3}),
     "dropout 0.6 but at full resolution": Rung(network={"dropout": (0.0, 0.6, 0.6)}),
-    "weight decay 0.1": Rung({"weight_decay": 0.1}),
-    "weight decay 1": Rung({"weight_decay": 1.0}),
+    "weight decay 0.1": Rung(during=decaying(0.1)),
+    "weight decay 1": Rung(during=decaying(1.0)),
     "¾ of the channels": Rung(network={"base": 24}),
     "1½ of the channels": Rung(network={"base": 48}),
     "¾ of the channels, rate × 1⅓": Rung({"rate": 4 / 3}, {"base": 24}),

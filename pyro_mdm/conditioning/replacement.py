@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap, Diffusion, Transition, require
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, of_rows
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
@@ -99,14 +99,11 @@ class Replacement(Sampler):
             ask.watch(times[i], y)
             for again in range(self.repeats):
                 if again:
-                    y = replaced(_noised_again(steps.at(i), y, noise()), i)
+                    step = steps.at(i)
+                    again_noised = apply_matrix(step.matrix, y)
+                    y = replaced(again_noised + apply_matrix(step.scale_tril, noise()), i)
                     if ask.past:
                         ask.past.popleft()  # x̂ of the step that is taken back
                 y = self.sampler.step(plan, i, y, ask, noise)
             bar.update()
         return replaced(y, self.steps)
-
-
-def _noised_again(step: Transition, y: Tensor, noise: Tensor) -> Tensor:
-    """y_s given y_r, like y, of one step."""
-    return apply_matrix(step.matrix, y) + apply_matrix(step.scale_tril, noise)

@@ -1,6 +1,6 @@
 r"""Exponentials of stretches of a straight line of matrices, by the Magnus expansion.
 
-See :mod:`~pyro_mdm.diffusions.magnus`, whose steps they are. Matrices of two variables, of which
+See :mod:`~pyro_mdm.varying.magnus`, whose steps they are. Matrices of two variables, of which
 there are many small ones, are worked on by their entries: half of the time of a training step.
 """
 

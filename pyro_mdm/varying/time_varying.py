@@ -14,11 +14,11 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
 from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
-from pyro_mdm.diffusions.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
+from pyro_mdm.varying.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 
 __all__ = ["MatrixFunction", "TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"]
 
@@ -219,11 +219,6 @@ class Varying(Matrices, ABC):
 
         return self.of.kept("near", compute)
 
-    def _terminal_at(self, end: Tensor) -> Tensor:
-        """λ(T) with a clock that ends at ``end``, 0-dim."""
-        scale = end / self.of.unscaled_end()
-        return self._terminal_of(self.propagator_at(scale))
-
     def _terminal_of(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""
         M, P = move.whole()
@@ -244,7 +239,8 @@ class Varying(Matrices, ABC):
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
-                error = self._terminal_at(self.of.as_tensor(x).exp()).item() - target
+                scale = self.of.as_tensor(x).exp() / self.of.unscaled_end()
+                error = self._terminal_of(self.propagator_at(scale)).item() - target
             except kernels.KernelPrecisionError:
                 error = -math.inf if math.isfinite(low) else math.nan
             if not math.isfinite(error):
@@ -433,7 +429,7 @@ class TimeVaryingDiffusion(LinearDiffusion):
 
     N(0, Σ_∞) is at rest whatever Q(s) and D(s) are, which need not commute at different times.
     Everything that a :class:`LinearDiffusion` has is there, by Magnus steps of the fourth order
-    over a grid of cells (:mod:`~pyro_mdm.diffusions.magnus`) instead of closed forms of constant
+    over a grid of cells (:mod:`~pyro_mdm.varying.magnus`) instead of closed forms of constant
     matrices; of constant ones it is the same to rounding. With 256 cells and matrices that change
     by about their own size, moments have errors below 1e-7 for K up to 5; log SNR of a chain of 8
     has 4e-7.

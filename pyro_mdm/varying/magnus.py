@@ -26,16 +26,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.exponents import exponentials, stretches
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
+from pyro_mdm.varying.exponents import exponentials, stretches
 
 __all__ = ["MAX_CELLS", "REACH", "CellMatrices", "MagnusPropagator", "MovedCells"]
 
@@ -108,7 +107,7 @@ class MagnusPropagator(Propagator):
         self._precision: Tensor = torch.linalg.inv(stationary)
         self._root, self.bounds = dispersion, bounds
         K = stationary.shape[-1]
-        nodes, weights = _gauss_legendre(max(LEAST_NODES, K))
+        nodes, weights = kernels.gauss_legendre(max(LEAST_NODES, K))
         self._nodes, self._weights = nodes.to(bounds), weights.to(bounds)
         self._ends: tuple[Tensor, bool, Tensor, MovedCells] | None = None
         length = torch.cat([self._nodes, bounds.new_ones(1)])
@@ -520,13 +519,6 @@ def _powers(i: Tensor, j: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         if len(index):
             yield index, power, at[index]
         at = at + taken * 2**power
-
-
-@cache
-def _gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(q)
-    return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
 
 
 def _from_zero(sums: Tensor) -> Tensor:
