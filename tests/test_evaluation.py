@@ -107,6 +107,7 @@ def test_a_comparison_prints_bounds_and_differences_with_intervals() -> None:
     for row, name in ((a, "a"), (b, "b")):
         of = comparison.estimates[name]
         assert row.split() == [name, *str(Measured(of.bits_per_dim, of.bits_per_dim_error)).split()]
+        assert repr(of).startswith(f"bits/dim {of.bits_per_dim:.4f} ±") and "tensor" not in repr(of)
     (of_two,) = comparison.differences
     low, high = of_two.interval
     assert difference.startswith(f"a less b  {Measured(*of_two.bits_per_dim)}")

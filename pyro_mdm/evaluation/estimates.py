@@ -73,7 +73,7 @@ class Estimate(InBits):
     probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
     context: Measured = NO_TERM  # nats per datum; 0 without a latent context
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         unit = self.num_dims * math.log(2)
         context = f", context {self.context[0] / unit:.4f}" if self.context[0] else ""
         return (
@@ -124,7 +124,7 @@ class Weighted(InBits):
             tail = f"k̂ above {limit:.2f} for {float((k > limit).double().mean()):.0%}"
         return f"{float(self.effective_samples.mean()):.1f} effective samples, {tail}"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         value = f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f}"
         return f"{value} ({self.weights_in_words})"
 
