@@ -71,6 +71,15 @@ def _instead(name: str) -> str:
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
+def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that say what every column of a table is: those of older runs left to the table
+    which are continuous, ordinal and categorical, and there were no other kinds."""
+    said = config.get("columns") or ""
+    if config.get("model") != "tabular" or said.startswith("*="):
+        return config
+    return config | {"columns": ",".join(filter(None, ["*=plain", said]))}
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run folder (RunError: it is none, or they cannot be read)."""
     path = folder / "config.yaml"
@@ -86,6 +95,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
     try:
-        return LATER | without_removed(config)
+        return _with_kinds(LATER | without_removed(config))
     except RunError as error:
         raise RunError(f"{path}: {error}") from None

@@ -67,6 +67,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     own_steps = sample.default_steps(sampler)
     decided: dict[str, Any] = {
         "data": _where(settings, problem),
+        "columns": _columns(settings, problem),
         "split_seed": None if problem.rows is None else split_word(problem.rows.seed),
         "min_log_snr": end,
         "maps": maps,
@@ -90,6 +91,13 @@ def _where(settings: Training, problem: Problem) -> str | None:
     if settings.data is None:
         return None
     return problem.absolute_source if isinstance(problem, Tabular) else str(settings.data)
+
+
+def _columns(settings: Training, problem: Problem) -> str | None:
+    """The kinds of all columns of a table, so that the run stays what it is under other rules."""
+    if settings.model == "tabular" and isinstance(problem, Tabular):
+        return problem.all_kinds
+    return settings.columns
 
 
 def _batch_size(settings: Training, problem: Problem) -> int:

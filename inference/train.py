@@ -36,6 +36,7 @@ from inference.problems import check_split, with_split
 from inference.processes import Signals, Stopped, catch_signals, start
 from inference.runs import Run, RunError, create_default
 from inference.trainee import Progress, Step, Trainee
+from models import Tabular
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -90,6 +91,8 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
     """Print what to know of a run before it begins."""
     if note := start_note(settings, programs):
         print(note)
+    if isinstance(programs.problem, Tabular):
+        print(programs.problem.columns_in_words)
     print(programs.problem.split_in_words, flush=True)
     if threads.why:
         print(f"{threads}; give --threads N for another number")

@@ -1,8 +1,17 @@
-"""Columns of a table: their kinds, their numbers in a model, and their values again.
+r"""Columns of a table: their kinds, their numbers in a model, and their values again.
 
-A table's stored data are codes, float64 (n, d): the numbers themselves of a continuous column, the
-number of the level of any other, and NaN where an entry is missing. In model space a continuous
-column is scaled to N(0, 1) by its quantiles and the levels lie evenly in [-1, 1].
+A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
+number of the level of any other, and NaN where an entry is missing. In model space a column of
+numbers is scaled to N(0, 1) by its quantiles and the levels lie evenly in [-1, 1].
+
+A value w that has a probability, an integer or an atom, is an interval I(w) of model space, whose
+mass is that probability. A row that has w is anywhere in I(w), x ~ q = N(0, 1) given I(w), and any
+x of I(w) is w again. So
+
+    log P(w) = log ∫_{I(w)} p(x) dx >= E_q[log p(x) - log q(x)],
+
+with equality where p(x) ∝ q(x) in I(w), as it is of the data that the model is trained on. Values
+between have the density p(x) dx/dw, whose integral is the probability of no atom.
 """
 
 from __future__ import annotations
@@ -10,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -18,12 +27,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.files import DataError
+from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-Kind = Literal["continuous", "ordinal", "categorical", "drop"]
+Kind = Literal[
+    "continuous", "nonnegative", "mixed", "rounded", "integer", "ordinal", "categorical", "drop"
+]
+
+OTHERS = "*"
+"""Stands for the columns that no kind is given for."""
+PLAIN = "plain"
+"""Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat."""
 
 FEW = 20
 """Distinct whole numbers up to which a column of them is ordinal."""
@@ -34,18 +51,31 @@ MOST = {"ordinal": 256, "categorical": 100}
 KNOTS = 100
 """The most quantiles that a column is scaled by."""
 
+REPEATS, SHARE = 5, 0.02
+"""How often a number is there at least, and in which part of the rows, to be an atom."""
+DECIMALS = 6
+"""The most digits behind the point of a rounded column."""
+WHOLE = 2.0**53
+"""Whole numbers from which on float64 does not have them all."""
+MARGIN = 1e-6
+"""The part of an interval of model space that is left out at each end, which rounding needs."""
+
 Values = NDArray[Any]
+Center = Literal["mean", "median"]
 
 
 class Column(ABC):
     """A column by its name.
 
     Attributes:
-        levels: how many it has; None: it is continuous.
+        kind: of the column.
+        levels: how many it has; None: it is one of numbers.
+        noisy: whether a value may be many x.
     """
 
-    kind: ClassVar[Kind]
+    kind: Kind
     levels: int | None = None
+    noisy: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -59,12 +89,25 @@ class Column(ABC):
         """Values of a table for stored numbers, of which none is NaN."""
 
     @abstractmethod
-    def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """x of stored numbers, float64, and log|dx/dw|, 0 of levels; both like them."""
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x of stored numbers, float64, and log|dx/dw| or -log q(x), 0 of levels; both like them.
+
+        Args:
+            noise: uniform in [0, 1), like ``codes``, of a noisy column.
+        """
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
         """Stored numbers of x, float64, like x."""
+
+    @abstractmethod
+    def center(self, draws: Values, center: Center) -> Values:
+        """The middle (n,) of draws (num, n) of values."""
+
+    @property
+    def told(self) -> str:
+        """The column in words, without its name."""
+        return self.kind
 
 
 class Continuous(Column):
@@ -79,19 +122,17 @@ class Continuous(Column):
             their number, at most 100.
     """
 
-    kind = "continuous"
+    kind: Kind = "continuous"
 
     def __init__(self, name: str, values: Values) -> None:
-        from sklearn.preprocessing import QuantileTransformer
-
         super().__init__(name)
         known = values[~np.isnan(values)]
-        number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
-        scaler = QuantileTransformer(n_quantiles=number, subsample=None).fit(known[:, None])
-        knots, where = np.unique(scaler.quantiles_[:, 0], return_inverse=True)
-        share = np.bincount(where, scaler.references_) / np.bincount(where)
+        knots, share = _quantiles(known)
         share = share.clip(0.5 / len(known), 1 - 0.5 / len(known))
-        self._w = torch.from_numpy(knots)
+        self._set_line(knots, share)
+
+    def _set_line(self, w: Values, share: Values) -> None:
+        self._w = torch.from_numpy(w)
         self._x = torch.special.ndtri(torch.from_numpy(share))
 
     def codes(self, values: Series[Any]) -> Values:
@@ -100,12 +141,273 @@ class Continuous(Column):
     def values(self, codes: Values) -> Any:
         return codes
 
-    def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         w, x = self._w.to(codes.device), self._x.to(codes.device)
         return _along(codes, w, x)
 
     def unscaled(self, x: Tensor) -> Tensor:
         return _along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+
+    def center(self, draws: Values, center: Center) -> Values:
+        return np.asarray(draws.mean(0) if center == "mean" else np.median(draws, 0))
+
+    @property
+    def told(self) -> str:
+        return f"{self.kind}: a density on the whole line"
+
+
+class Mixed(Continuous):
+    r"""A density beside atoms, and none below 0 where no number is.
+
+    x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
+    P(value <= a), which is its interval; a line between. The least number is an end if it is an
+    atom, and the greatest; its interval has no end then. Else the line goes on, where no number is
+    negative by w = w_1 exp(s (x - x_1)/w_1), s being its slope.
+
+    Args:
+        kind: "nonnegative", whose one atom is 0 if the column has it, or "mixed", see
+            :func:`atoms_of`.
+        values: that it is fitted to, NaN where there is none.
+        everything: numbers of all rows, which say where it ends.
+
+    Raises:
+        DataError: a negative number in a nonnegative column.
+    """
+
+    noisy = True
+
+    def __init__(self, kind: Kind, name: str, values: Values, everything: Values) -> None:
+        Column.__init__(self, name)
+        self.kind = kind
+        known = np.sort(values[~np.isnan(values)])
+        least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
+        if kind == "nonnegative" and least < 0:
+            raise DataError(
+                f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
+                f"one; say --columns {name}=continuous"
+            )
+        atoms = atoms_of(known) if kind == "mixed" else np.empty(0)
+        if least == 0:
+            atoms = np.union1d(atoms, 0.0)
+        self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
+        self._upper = most if most in atoms else math.inf
+        rest = known[~np.isin(known, atoms)]
+        knots, share = _quantiles(rest) if len(rest) else (np.empty(0), np.empty(0))
+        inner = ~np.isin(knots, atoms)
+        knots, share = knots[inner], share[inner]
+        below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
+        before = len(rest) * below + np.searchsorted(known, atoms) - np.searchsorted(rest, atoms)
+        counts = np.searchsorted(known, atoms, "right") - np.searchsorted(known, atoms)
+        of_atoms = np.searchsorted(known, knots) - np.searchsorted(rest, knots)
+        w = np.concatenate([knots, atoms, atoms])
+        rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
+        order = np.lexsort((rank, w))
+        self._set_line(w[order], _smoothed(rank[order], len(known)))
+        first = np.searchsorted(w[order], atoms)
+        low, high = self._x[first].clone(), self._x[first + 1]
+        if len(atoms):
+            low[0] = -math.inf if atoms[0] == self._lower else low[0]
+            high[-1] = math.inf if atoms[-1] == self._upper else high[-1]
+        self.atoms, self._low, self._high = torch.from_numpy(atoms), low, high
+
+    def codes(self, values: Series[Any]) -> Values:
+        codes = super().codes(values)
+        _check_range(self.name, codes, self._lower, self._upper)
+        return codes
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = super().scaled(codes)
+        start, end, slope = self._tail
+        if self._bends:
+            beyond = codes < start
+            log_ratio = (codes / start).log()
+            x = torch.where(beyond, end + start / slope * log_ratio, x)
+            log_slope = torch.where(beyond, -math.log(slope) - log_ratio, log_slope)
+        if len(self.atoms) == 0:
+            return x, log_slope
+        assert noise is not None
+        atoms = self.atoms.to(codes.device)
+        k = torch.searchsorted(atoms, codes.contiguous()).clamp_max(len(atoms) - 1)
+        low, high = self._low.to(codes.device)[k], self._high.to(codes.device)[k]
+        own, log_density = _within(low, high, noise)
+        here = codes == atoms[k]
+        return torch.where(here, own, x), torch.where(here, -log_density, log_slope)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        x = x.double()
+        w = super().unscaled(x)
+        if not self._bends:
+            return w
+        start, end, slope = self._tail
+        tail = start * (slope * (x - end) / start).clamp_max(0).exp()
+        return torch.where(x < end, tail, w)
+
+    @property
+    def _bends(self) -> bool:
+        """Whether the line turns away from 0."""
+        return self._lower == 0 and not (len(self.atoms) and float(self.atoms[0]) == 0)
+
+    @property
+    def _tail(self) -> tuple[float, float, float]:
+        """The first point (w, x) of the line and its slope dw/dx there."""
+        w, x = self._w[:2].tolist(), self._x[:2].tolist()
+        return w[0], x[0], (w[1] - w[0]) / (x[1] - x[0])
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The atom that most draws are, if there is one, else the middle of all draws."""
+        middle = super().center(draws, center)
+        for atom in self.atoms.tolist():
+            middle[2 * (draws == atom).sum(0) > len(draws)] = atom
+        return middle
+
+    @property
+    def told(self) -> str:
+        ends = _ends(self._lower, self._upper)
+        if len(self.atoms) == 0:
+            return f"{self.kind}: a density{ends}"
+        shares = (_share_below(self._high) - _share_below(self._low)).tolist()
+        each = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
+        more = f" and {len(each) - 5} more" if len(each) > 5 else ""
+        return f"{self.kind}: atoms {', '.join(each[:5])}{more}, and a density beside them{ends}"
+
+
+class Rounded(Continuous):
+    r"""Multiples of a power of ten, each with its probability: integers, or rounded numbers.
+
+    The interval of w is that of all that would be rounded to it, w ± ½ step, its ends being
+    x = Φ^{-1}(P(value < end)) at the ends of the values at quantiles, and on a line between and
+    beyond them. There is no greatest one. Where no number is negative, 0 has all that is below.
+
+    Args:
+        kind: "integer" or "rounded".
+        values: that it is fitted to, NaN where there is none.
+        everything: numbers of all rows, which say what they are rounded to and whether they end at
+            0.
+
+    Raises:
+        DataError: numbers that are not rounded so.
+    """
+
+    noisy = True
+
+    def __init__(self, kind: Kind, name: str, values: Values, everything: Values) -> None:
+        Column.__init__(self, name)
+        self.kind = kind
+        decimals = 0 if kind == "integer" else decimals_of(everything)
+        if decimals is None:
+            raise DataError(
+                f"column {name!r} has numbers of more than {DECIMALS} decimals, expected rounded "
+                f"ones; say --columns {name}=continuous"
+            )
+        self._decimals = decimals
+        self._lower = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
+        self._check(everything)
+        known = np.sort(self._whole(values[~np.isnan(values)]))
+        number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
+        places = np.linspace(0, len(known) - 1, number).round().astype(int)
+        edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
+        self._set_line(edges, _smoothed(np.searchsorted(known, edges), len(known)))
+
+    def _whole(self, values: Values) -> Values:
+        return np.asarray((values * 10.0**self._decimals).round())
+
+    def _check(self, values: Values) -> None:
+        wrong = np.round(values, self._decimals) != values
+        wrong &= ~np.isnan(values)
+        if wrong.any():
+            expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
+            raise DataError(
+                f"column {self.name!r} holds {values[wrong][0]:g}, expected {expected}; round it, "
+                f"or train with --columns {self.name}=continuous"
+            )
+        _check_range(self.name, values, self._lower, math.inf)
+
+    def codes(self, values: Series[Any]) -> Values:
+        codes = super().codes(values)
+        self._check(codes)
+        return codes
+
+    def values(self, codes: Values) -> Any:
+        if self.kind == "integer":
+            return codes.round().astype(np.int64)
+        return np.round(codes, self._decimals)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert noise is not None
+        whole = (codes * 10.0**self._decimals).round()
+        low, high = (super(Rounded, self).scaled(whole + half)[0] for half in (-0.5, 0.5))
+        low = torch.where(whole <= self._lower, -math.inf, low)
+        x, log_density = _within(low, high, noise)
+        return x, -log_density
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        whole = super().unscaled(x).round().clamp_min(self._lower)
+        return whole / 10.0**self._decimals
+
+    def center(self, draws: Values, center: Center) -> Values:
+        return np.asarray(self.values(super().center(draws, center)))
+
+    @property
+    def told(self) -> str:
+        what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
+        return f"{self.kind}: a probability of each {what}{_ends(self._lower, math.inf)}"
+
+
+def _ends(lower: float, upper: float) -> str:
+    """The ends of a column in words."""
+    low = f", none below {lower:g}" if lower > -math.inf else ""
+    return low + (f", none above {upper:g}" if upper < math.inf else "")
+
+
+def _check_range(name: str, codes: Values, lower: float, upper: float) -> None:
+    wrong = (codes < lower) | (codes > upper)
+    if wrong.any():
+        raise DataError(
+            f"column {name!r} holds {codes[wrong][0]:g}, and the table of the run has none "
+            f"{f'below {lower:g}' if codes[wrong][0] < lower else f'above {upper:g}'}; leave the "
+            f"entry empty, or train with --columns {name}=continuous"
+        )
+
+
+def _quantiles(values: Values) -> tuple[Values, Values]:
+    """Quantiles that differ, at most 100, and the shares of values below them."""
+    from sklearn.preprocessing import QuantileTransformer
+
+    number = int(np.clip(math.isqrt(len(values)), 2, KNOTS))
+    scaler = QuantileTransformer(n_quantiles=number, subsample=None).fit(values[:, None])
+    knots, where = np.unique(scaler.quantiles_[:, 0], return_inverse=True)
+    return knots, np.bincount(where, scaler.references_) / np.bincount(where)
+
+
+def _smoothed(ranks: Values, number: int) -> Values:
+    """Shares that increase, in (0, 1), for ranks among ``number`` values that never fall: a value
+    more is spread evenly over the steps between them, and half a one lies beyond each end."""
+    even = np.arange(len(ranks)) / (len(ranks) - 1)
+    return np.asarray((ranks + even + 0.5) / (number + 2))
+
+
+def _within(low: Tensor, high: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """x ~ N(0, 1) given low < x < high, and its log density, of uniform noise.
+
+    Where float64 has no mass to tell, far out, x is uniform over the unit next to the centre.
+    """
+    flip = low + high > 0  # seen from the lower tail, whose masses are exact
+    left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    noise = MARGIN + (1 - 2 * MARGIN) * noise
+    below, above = _share_below(left), _share_below(right)
+    mass = above - below
+    x = torch.special.ndtri(below + mass * noise)
+    log_density = -0.5 * x.square() - 0.5 * math.log(2 * math.pi) - mass.log()
+    far = mass < 1e-200
+    start = torch.maximum(left, right - 1)
+    x = torch.where(far, start + (right - start) * noise, x)
+    log_density = torch.where(far, -(right - start).log(), log_density)
+    return torch.where(flip, -x, x), log_density - math.log1p(-2 * MARGIN)
+
+
+def _share_below(x: Tensor) -> Tensor:
+    """Φ(x), also far below 0, where ``torch.special.ndtr`` has lost it."""
+    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
 
 
 def _along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +442,7 @@ class _Levels(Column):
     def values(self, codes: Values) -> Any:
         return np.asarray(self._known, dtype=object)[codes.astype(int)]
 
-    def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return 2 * codes / (self._count - 1) - 1, torch.zeros_like(codes)
 
     def unscaled(self, x: Tensor) -> Tensor:
@@ -173,8 +475,19 @@ class Ordinal(_Levels):
         return super().codes(pd.Series(_numbers(self.name, values).tolist()))
 
     def values(self, codes: Values) -> Any:
-        numbers = np.asarray(self._known)[codes.astype(int)]
-        return numbers.astype(np.int64) if (numbers == numbers.round()).all() else numbers
+        numbers = np.asarray(self._known)
+        if (numbers == numbers.round()).all():
+            numbers = numbers.astype(np.int64)
+        return numbers[codes.astype(int)]
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The median draw."""
+        return np.asarray(np.sort(draws, 0)[len(draws) // 2])
+
+    @property
+    def told(self) -> str:
+        first, last = self._known[0], self._known[-1]
+        return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
 
 
 class Categorical(_Levels):
@@ -190,6 +503,17 @@ class Categorical(_Levels):
         super().__init__(name)
         self._known = values.dropna().astype(object).value_counts().index.tolist()
         self.levels = len(self._known)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The most frequent category."""
+        import pandas as pd
+
+        return np.asarray(pd.DataFrame(draws.T).mode(axis=1)[0])
+
+    @property
+    def told(self) -> str:
+        known = ", ".join(map(str, self._known[:5])) + (", …" if len(self._known) > 5 else "")
+        return f"categorical: {self.levels} categories, {known}"
 
 
 def _numbers(name: str, values: Series[Any]) -> Values:
@@ -219,9 +543,58 @@ def _finite_numbers(name: str, values: Series[Any]) -> Values:
 # -- all columns -----------------------------------------------------------------------------------
 
 
+def atoms_of(known: Values) -> Values:
+    """Numbers that repeat more often than a density can explain, in order.
+
+    They are those which at least 5 values and 2% of all values are, unless the others mostly repeat
+    too: these are rounded then, and none is an atom.
+    """
+    numbers, counts = np.unique(known, return_counts=True)
+    often = counts >= max(REPEATS, SHARE * len(known))
+    others = counts[~often]
+    return numbers[often] if 2 * len(others) >= others.sum() > 0 else numbers[:0]
+
+
+def decimals_of(values: Values) -> int | None:
+    """Decimals that numbers are rounded to, NaN left out; None: more than :data:`DECIMALS`."""
+    known = values[~np.isnan(values)]
+    for decimals in range(DECIMALS + 1):
+        small = bool((np.abs(known) * 10.0**decimals < WHOLE).all())
+        if small and bool((np.round(known, decimals) == known).all()):
+            return decimals
+    return None
+
+
 def kind_of(values: Series[Any]) -> Kind:
-    """The kind of a column by its values: categorical unless they are numbers, ordinal if these are
-    few whole numbers, or two; else continuous."""
+    """The kind of a column by its values.
+
+    Categorical unless they are numbers; ordinal if these are at most 20 different whole numbers, or
+    two; integer if they are whole. Else mixed if there are :func:`atoms_of` them; rounded if most
+    numbers repeat, and none has more than 6 decimals; nonnegative if none is negative; else
+    continuous.
+    """
+    import pandas as pd
+
+    plain = plain_kind_of(values)
+    if plain != "continuous":
+        return plain
+    known = pd.to_numeric(values.dropna()).to_numpy(dtype=np.float64)
+    if len(known) == 0 or np.isinf(known).any():
+        return plain
+    decimals = decimals_of(known)
+    if decimals == 0:
+        return "integer"
+    if len(atoms_of(known)):
+        return "mixed"
+    counts = np.unique(known, return_counts=True)[1]
+    others = counts[counts < max(REPEATS, SHARE * len(known))]
+    if decimals is not None and 2 * len(others) <= others.sum():
+        return "rounded"
+    return "nonnegative" if (known >= 0).all() else "continuous"
+
+
+def plain_kind_of(values: Series[Any]) -> Kind:
+    """The kind of a column by its values, one of continuous, ordinal and categorical."""
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
@@ -231,13 +604,23 @@ def kind_of(values: Series[Any]) -> Kind:
     return "ordinal" if len(distinct) <= 2 or (whole and len(distinct) <= FEW) else "continuous"
 
 
+def kinds_of(table: DataFrame, said: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The kind of each column by its name: what is said of it or of :data:`OTHERS`, or else
+    :func:`kind_of` its values."""
+    said = said or {}
+    others = said.get(OTHERS)
+    infer = plain_kind_of if others == PLAIN else kind_of
+    rest = None if others == PLAIN else others
+    return {name: said.get(name) or rest or infer(table[name]) for name in table.columns}
+
+
 def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Levels of each column that has them, (n,) int64, -1 where one is missing, by column."""
     import pandas as pd
 
     levels = {}
-    for name in table.columns:
-        if ((kinds or {}).get(name) or kind_of(table[name])) in MOST:
+    for name, kind in kinds_of(table, kinds).items():
+        if kind in MOST:
             levels[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
     return levels
 
@@ -249,8 +632,9 @@ def fit_columns(
 
     Args:
         train: which rows are trained on. The numbers that an ordinal column may have are those of
-            all rows.
+            all rows, and so are the ends of a column of numbers.
         kinds: of columns by name, where they are not to be :func:`kind_of`; "drop" leaves one out.
+            That of "*" is of all that are not named.
 
     Raises:
         DataError: a kind for a column that there is not, or a kind that there is not; a column
@@ -258,7 +642,9 @@ def fit_columns(
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
-        if name not in table.columns:
+        if name == OTHERS and kind == PLAIN:
+            continue
+        if name not in table.columns and name != OTHERS:
             raise DataError(
                 f"--columns names {name!r}, and the table has no such column; expected one of "
                 f"{', '.join(map(str, table.columns))}"
@@ -268,9 +654,8 @@ def fit_columns(
                 f"--columns {name}={kind}: expected a kind of {', '.join(get_args(Kind))}"
             )
     columns = []
-    for name in table.columns:
+    for name, kind in kinds_of(table, kinds).items():
         values = table[name]
-        kind = kinds.get(name) or kind_of(values)
         if kind != "drop":
             _check_values(name, kind, values, values[train])
             columns.append(_column(name, kind, values, train))
@@ -284,7 +669,12 @@ def _column(name: str, kind: str, values: Series[Any], train: NDArray[np.bool_])
         return Categorical(name, values[train])
     if kind == "ordinal":
         return Ordinal(name, _numbers(name, values))
-    return Continuous(name, _finite_numbers(name, values)[train])
+    numbers = _finite_numbers(name, values)
+    if kind in ("nonnegative", "mixed"):
+        return Mixed(cast(Kind, kind), name, numbers[train], numbers)
+    if kind in ("rounded", "integer"):
+        return Rounded(cast(Kind, kind), name, numbers[train], numbers)
+    return Continuous(name, numbers[train])
 
 
 def _check_values(name: str, kind: str, values: Series[Any], training: Series[Any]) -> None:
@@ -319,10 +709,27 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
     return torch.from_numpy(np.stack([c.codes(table[c.name]) for c in columns], 1))
 
 
-def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
-    """x (n, d) float32 of stored data, NaN where missing, and log|det| (n,) of the rest."""
-    both = [c.scaled(w) for c, w in zip(columns, codes.double().unbind(-1), strict=True)]
-    x, log_det = (torch.stack(parts, -1) for parts in zip(*both, strict=True))
+def to_model_space(
+    columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
+) -> Dequantized:
+    """x (n, d) float32 of stored data, NaN where missing, and the log-determinant (n,) of the rest.
+
+    Values that have a probability are fresh draws from their intervals at each call, and
+    log p(x) + log-determinant is a bound of log p(row) in expectation.
+    """
+    codes = codes.double()
+    noise: list[Tensor | None] = [None] * len(columns)
+    if noisy := [j for j, c in enumerate(columns) if c.noisy]:
+        shape = (len(codes), len(noisy))
+        if generator is None:
+            drawn = randomness.uniform(shape, torch.float64, codes.device)
+        else:
+            drawn = torch.rand(shape, generator=generator, dtype=torch.float64).to(codes.device)
+        for j, own in zip(noisy, drawn.unbind(-1), strict=True):
+            noise[j] = own
+    parts = zip(columns, codes.unbind(-1), noise, strict=True)
+    both = [c.scaled(w, u) for c, w, u in parts]
+    x, log_det = (torch.stack(part, -1) for part in zip(*both, strict=True))
     log_det = torch.where(codes.isnan(), 0, log_det).sum(-1)
     return Dequantized(x.float(), log_det.float())
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
-from models.columns import Column, categories, decode, encode, fit_columns, to_model_space
+from models.columns import (
+    OTHERS,
+    Column,
+    Kind,
+    categories,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
 from models.files import DataError
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
@@ -56,22 +67,23 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
 
 
 class Tabular(Problem):
-    """Rows of a table: continuous columns, a Gaussian denoiser of what their quantiles make normal;
+    """Rows of a table: columns of numbers, a Gaussian denoiser of what their quantiles make normal;
     ordinal and categorical ones, a logit for each level; an MLP, told maps of log SNR.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
-    :data:`SHIPPED`. An empty entry is missing. Columns of numbers are continuous, or ordinal if
-    they hold at most 20 different whole numbers, or two values; all others are categorical. A tenth
+    :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
+    :func:`~models.columns.kind_of`. A tenth
     of the rows, drawn by ``split_seed``, is test, and scales and categories are those of the
     training rows; a row with a level that no other row has is trained on. Those of :data:`SHIPPED`
     whose target is a category, all but diabetes, are split evenly over it. Bits per dimension are
-    bits per column: of the density of a continuous column in its own units, and of the probability
-    of any other.
+    bits per column: of the density of a number in its own units, and of the probability of an atom,
+    of a rounded number and of a level.
 
     Args:
         data: the file, or a name.
         columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
-            continuous, ordinal, categorical and drop.
+            :data:`~models.columns.Kind`. That of ``*`` is of all columns that are not named, and
+            may be plain too: continuous, ordinal or categorical, whatever numbers repeat.
         holdout: see :class:`Problem`.
 
     Raises:
@@ -101,6 +113,28 @@ class Tabular(Problem):
         self.source, self._kinds = data, _kinds(columns)
         self.columns: list[Column] = []
         super().__init__(holdout=holdout)
+
+    @property
+    def all_kinds(self) -> str:
+        """``columns`` that say the kind of every column, and so need no table to infer it from."""
+        text = io.StringIO()
+        kinds = [f"{column.name}={column.kind}" for column in self.columns]
+        csv.writer(text, lineterminator="").writerow([f"{OTHERS}=drop", *kinds])
+        return text.getvalue()
+
+    @property
+    def columns_in_words(self) -> str:
+        """What each column was taken for, a line each, and how to say otherwise."""
+        width = max(len(column.name) for column in self.columns)
+        lines = [f"  {c.name:<{width}}  {c.told}" for c in self.columns]
+        kinds = ", ".join(get_args(Kind))
+        return "\n".join(
+            [
+                "columns of the table (say otherwise by --columns NAME=KIND,…, of",
+                f"{kinds}):",
+                *lines,
+            ]
+        )
 
     @property
     def absolute_source(self) -> str:
@@ -136,11 +170,11 @@ class Tabular(Problem):
         return MLP(inputs, hidden=HIDDEN, depth=DEPTH, out_features=outputs)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        return to_model_space(self.columns, data)
+        return to_model_space(self.columns, data, generator)
 
     def fit_x(self) -> Tensor:
         """All training rows: in some of them a column may have no value."""
-        return self.to_model_space(self.train)
+        return self.to_model_space(self.train, torch.Generator().manual_seed(0))
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:
@@ -148,9 +182,9 @@ class Tabular(Problem):
         levels = [column.levels for column in self.columns]
         return kind.from_gaussian(self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH)
 
-    def encode(self, table: DataFrame) -> Tensor:
+    def encode(self, table: DataFrame, generator: torch.Generator | None = None) -> Tensor:
         """Another table in model space, (n, d), NaN where missing (DataError: unknown values)."""
-        return self.to_model_space(encode(self.columns, table))
+        return self.to_model_space(encode(self.columns, table), generator)
 
     def to_table(self, x: Tensor) -> DataFrame:
         """Data x (n, d) in model space as a table in its own units and categories."""
@@ -158,9 +192,9 @@ class Tabular(Problem):
 
 
 def _kinds(columns: str | None) -> dict[str, str]:
-    """Kinds of columns by name, of ``"age=continuous,zip=drop"``."""
+    """Kinds of columns by name, of ``"age=continuous,zip=drop"``, quoted as in a CSV file."""
     kinds = {}
-    for part in (columns or "").split(","):
+    for part in next(csv.reader([columns or ""], skipinitialspace=True), []):
         name, equals, kind = part.strip().rpartition("=")
         if part.strip() and not (equals and name):
             raise ValueError(

@@ -148,7 +148,7 @@ def by_diffusion(task: Task, options: argparse.Namespace) -> dict[str, float]:
 def columns_of(task: Task) -> list[Column]:
     if task.levels:
         return [Ordinal(name, np.arange(17.0)) for name in task.table.columns]
-    return fit_columns(task.incomplete, task.train)
+    return fit_columns(task.incomplete, task.train, {"*": "plain"})
 
 
 def trained(

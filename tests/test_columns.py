@@ -1,0 +1,393 @@
+"""Columns of numbers: atoms, integers, ends, and tables that come back as they went in."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference.config import read_settings
+from inference.impute import fill_cells, filled, read_cells
+from inference.loading import load_trained
+from inference.train import train
+from models import DataError, Tabular
+from models.columns import Categorical, Column, Ordinal, fit_columns, kind_of, to_model_space
+from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound
+from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.scores import RandomMaps
+from tests.brief import SHORT, be_brief
+
+NORMAL = torch.distributions.Normal(0.0, 1.0)
+Numbers = NDArray[np.float64]
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def zero_inflated(n: int) -> Numbers:
+    rng = generator()
+    return np.where(rng.random(n) < 0.67, 0.0, rng.exponential(size=n))
+
+
+def repeated(times: int, n: int) -> Numbers:
+    """n numbers, of which as many are 1.5, and all others differ."""
+    return np.append(np.full(times, 1.5), generator().normal(size=n - times))
+
+
+def column(values: Numbers, kind: str | None = None) -> Column:
+    table = pd.DataFrame({"w": values})
+    return fit_columns(table, np.ones(len(values), bool), {"w": kind} if kind else None)[0]
+
+
+def log_prob(own: Column, w: Numbers | Tensor) -> Tensor:
+    """The bound of log p(w) of a model whose x is N(0, 1), at one draw."""
+    w = torch.as_tensor(w)
+    x, log_det = own.scaled(w, torch.rand(len(w), dtype=torch.float64))
+    return NORMAL.log_prob(x) + log_det
+
+
+def draws(own: Column, n: int = 100_000) -> Numbers:
+    torch.manual_seed(1)
+    return np.asarray(own.values(own.unscaled(torch.randn(n, dtype=torch.float64)).numpy()))
+
+
+# -- what a column is taken for --------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Numbers, str]] = {
+    "normal": (generator().normal(size=300), "continuous"),
+    "positive": (generator().exponential(size=300), "nonnegative"),
+    "zero-inflated": (zero_inflated(1000), "mixed"),
+    "censored": (generator().normal(size=300).clip(max=1.0), "mixed"),
+    "four of a hundred": (repeated(4, 100), "continuous"),
+    "five of a hundred": (repeated(5, 100), "mixed"),
+    "1.9%": (repeated(19, 1000), "continuous"),
+    "2%": (repeated(20, 1000), "mixed"),
+    "ages": (generator().integers(18, 80, 400).astype(float), "integer"),
+    "few whole numbers": (generator().integers(0, 20, 400).astype(float), "ordinal"),
+    "rounded, mostly different": (generator().uniform(18, 80, 120).round(1), "nonnegative"),
+    "rounded, with ties": (generator().normal(70, 2, 600).round(1), "rounded"),
+    "rounded rain": (zero_inflated(2000).round(1), "rounded"),
+    "nothing but ties": (np.tile([0.5, 1.0, 1.5], 50), "rounded"),
+    "thirds": (generator().integers(0, 60, 500) / 3, "nonnegative"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_kind_of_numbers(name: str) -> None:
+    values, kind = KINDS[name]
+    assert kind_of(pd.Series(values)) == kind
+    assert kind_of(pd.Series(np.append(values, math.nan))) == kind
+    assert column(values).told.startswith(kind)
+
+
+# -- atoms beside a density ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "atoms"),
+    [
+        (zero_inflated(1000), {0.0: 0.67}),
+        (generator().normal(size=1000).clip(-0.5, 1.0), {-0.5: 0.309, 1.0: 0.159}),
+        (repeated(200, 1000), {1.5: 0.2}),
+    ],
+)
+def test_atoms_have_probabilities_and_the_rest_a_density(
+    values: Numbers, atoms: dict[float, float]
+) -> None:
+    own = column(values)
+    probabilities, drawn = 0.0, draws(own)
+    for atom, share in atoms.items():
+        known = float((values == atom).mean())
+        assert known == pytest.approx(share, abs=0.05)
+        each = log_prob(own, torch.full((100,), atom, dtype=torch.float64)).exp()
+        assert each.tolist() == pytest.approx([float(each[0])] * 100)  # wherever in its interval
+        assert float(each[0]) == pytest.approx(known, abs=2e-3)
+        error = math.sqrt(known * (1 - known) / len(drawn))
+        assert (drawn == atom).mean() == pytest.approx(float(each[0]), abs=4 * error)
+        probabilities += float(each[0])
+    w = torch.linspace(min(values.min(), 0) - 8, values.max() + 40, 2_000_002, dtype=torch.float64)
+    ends = (0.0 if min(atoms) == values.min() else -math.inf, math.inf)
+    low, high = (values.min(), values.max())
+    inside = w > low if low in atoms else w > -math.inf
+    inside &= (w < high) if high in atoms else (w < math.inf)
+    assert ends[1] == math.inf
+    density = log_prob(own, w[inside]).exp()
+    assert float(torch.trapezoid(density, w[inside])) + probabilities == pytest.approx(1, abs=1e-3)
+    if low in atoms:
+        assert drawn.min() == low
+    if high in atoms:
+        assert drawn.max() == high
+
+
+def test_a_nonnegative_density_has_all_its_mass_above_zero() -> None:
+    own = column(generator().lognormal(size=500))
+    w = torch.logspace(-9, 4, 1_000_001, dtype=torch.float64)
+    x, log_slope = own.scaled(w)
+    mass = torch.trapezoid((NORMAL.log_prob(x) + log_slope).exp(), w)
+    assert float(mass) == pytest.approx(1, abs=1e-4)
+    assert bool((x.diff() > 0).all()) and float((own.unscaled(x) / w - 1).abs().max()) < 1e-9
+    assert draws(own).min() > 0
+
+
+def test_values_of_atoms_come_back() -> None:
+    values = torch.from_numpy(zero_inflated(2000))
+    x, _ = to_model_space([column(values.numpy())], values.unsqueeze(1))
+    back = column(values.numpy()).unscaled(x[:, 0])
+    assert bool((back[values == 0] == 0).all())
+    torch.testing.assert_close(back, values, rtol=1e-4, atol=1e-5)
+
+
+def test_one_zero_of_a_nonnegative_column_is_at_its_end() -> None:
+    own = column(np.append(generator().exponential(size=199), 0.0))
+    assert math.exp(float(log_prob(own, torch.zeros(1).double()))) == pytest.approx(1 / 200, rel=1)
+    assert draws(own).min() == 0
+
+
+# -- integers and rounded numbers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        (generator().integers(18, 80, 400).astype(float), 1.0),
+        (generator().poisson(30, 400) * (generator().random(400) < 0.5).astype(float), 1.0),
+        (generator().normal(0, 20, 400).round(), 1.0),
+        (generator().normal(70, 2, 600).round(1), 0.1),
+    ],
+)
+def test_rounded_numbers_have_probabilities(values: Numbers, step: float) -> None:
+    own, drawn = column(values), draws(column(values))
+    grid = torch.arange(-300, 1500, dtype=torch.float64) * step
+    grid = grid[grid >= 0] if values.min() >= 0 else grid
+    grid = torch.from_numpy(np.round(grid.numpy(), 1))
+    probability = log_prob(own, grid).exp()
+    assert float(probability.sum()) == pytest.approx(1, abs=1e-3)
+    again = log_prob(own, grid).exp()
+    torch.testing.assert_close(again, probability, rtol=1e-6, atol=1e-9)
+    most = grid[probability.argmax()].item()
+    assert (drawn == most).mean() == pytest.approx(float(probability.max()), abs=0.006)
+    assert np.isin(drawn, grid.numpy()).all()
+    assert (drawn.dtype == np.int64) is (step == 1.0)
+    edges = np.quantile(values, [0.1, 0.5, 0.9])
+    for edge in edges:
+        assert (drawn <= edge).mean() == pytest.approx((values <= edge).mean(), abs=0.03)
+    x, _ = own.scaled(torch.from_numpy(values), torch.rand(len(values), dtype=torch.float64))
+    assert (own.values(own.unscaled(x).numpy()) == values).all()
+
+
+def test_an_integer_far_out_has_a_bound_that_is_finite() -> None:
+    own = column(generator().integers(18, 80, 400).astype(float))
+    far = torch.tensor([0.0, 150.0, 1e6], dtype=torch.float64)
+    x, log_det = own.scaled(far, torch.rand(3, dtype=torch.float64))
+    assert bool(x.isfinite().all() & log_det.isfinite().all())
+    assert own.unscaled(x).tolist() == far.tolist()
+
+
+def test_values_that_a_column_cannot_have_are_told() -> None:
+    ages = column(generator().integers(18, 80, 400).astype(float))
+    for value, message in ((2.5, "holds 2.5, expected whole ones"), (-1.0, "has none below 0")):
+        with pytest.raises(DataError, match=message):
+            ages.codes(pd.Series([20.0, value]))
+    capped = column(generator().normal(size=300).clip(max=1.0))
+    with pytest.raises(DataError, match="holds 2, and the table of the run has none above 1"):
+        capped.codes(pd.Series([2.0]))
+    with pytest.raises(DataError, match=r"holds -1, expected no negative .* --columns w=continuous"):
+        column(np.array([-1.0, 2.0, 3.0]), "nonnegative")
+    with pytest.raises(DataError, match="more than 6 decimals, expected rounded ones"):
+        column(generator().normal(size=30), "rounded")
+
+
+def test_the_center_of_draws() -> None:
+    ages = column(generator().integers(18, 80, 400).astype(float))
+    assert ages.center(np.array([[20, 20], [21, 30], [21, 31]]), "mean").tolist() == [21, 27]
+    rain = column(zero_inflated(1000))
+    wet = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 4.0]])
+    assert rain.center(wet, "mean").tolist() == [0.0, 2.0]
+    plain = column(generator().normal(size=30))
+    assert plain.center(np.array([[1.0, 5.0], [2.0, 5.0], [9.0, 8.0]]), "mean").tolist() == [4, 6]
+    assert plain.center(np.array([[1.0, 5.0], [2.0, 5.0], [9.0, 8.0]]), "median").tolist() == [2, 5]
+    grade = Ordinal("grade", np.arange(3.0))
+    assert grade.center(np.array([[0], [2], [2]]), "mean").tolist() == [2]
+    city = Categorical("city", pd.Series(["a", "b", "b"]))
+    assert city.center(np.array([["a"], ["b"], ["b"]], dtype=object), "mean").tolist() == ["b"]
+
+
+# -- a law that is known ---------------------------------------------------------------------------
+
+
+def rainfall(n: int, seed: int) -> tuple[pd.DataFrame, Numbers]:
+    """Rows (a, rain), a ~ N(0, 1), rain ~ Exp(1) with probability 1/(1 + e^{-2a}), else 0; and the
+    logarithm of their law: a density beside the zeros."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=n)
+    wet = 1 / (1 + np.exp(-2 * a))
+    rain = np.where(rng.random(n) < wet, rng.exponential(size=n), 0.0)
+    of_a = -0.5 * a**2 - 0.5 * math.log(2 * math.pi)
+    return pd.DataFrame({"a": a, "rain": rain}), of_a + np.where(
+        rain > 0, np.log(wet) - rain, np.log1p(-wet)
+    )
+
+
+def test_a_zero_inflated_column_whose_law_is_known(tmp_path: Path) -> None:
+    rainfall(3000, 0)[0].to_csv(tmp_path / "rain.csv", index=False)
+    torch.manual_seed(0)
+    problem = Tabular(data=tmp_path / "rain.csv")
+    assert [c.kind for c in problem.columns] == ["continuous", "mixed"]
+    model = problem.build(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), maps=True)
+    guide, steps = DiffusionGuide(model.diffusion), 400
+    model.score_function.training_maps = RandomMaps()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loss = MDM_ELBO()(model.train(), guide)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        rows = problem.train[torch.randint(len(problem.train), (256,))]
+        (loss(problem.to_model_space(rows)) / 256).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+    new, exact = rainfall(2000, 1)
+    x, log_det = problem.transform(torch.tensor(new.to_numpy()))
+    ours = (bound(model, guide, x, draws=8).per_datum.double() + log_det).numpy()
+    print(ours.mean(), exact.mean(), (ours - exact).std() / math.sqrt(len(exact)))
+    gap = ours - exact
+    error = gap.std() / math.sqrt(len(gap))
+    assert -0.12 < gap.mean() < 4 * error
+
+    drawn = problem.to_table(model(batch_size=2000).detach())["rain"].to_numpy()
+    share = (drawn == 0).mean()
+    print(share)
+    assert drawn.min() == 0 and share == pytest.approx(0.5, abs=0.06)
+
+    given = pd.DataFrame({"a": [-1.5, 1.5, math.nan], "rain": [math.nan, math.nan, 0.0]})
+    rows = torch.cat([problem.encode(given) for _ in range(400)])
+    completed = impute(model, rows, num=1)[0].reshape(400, 3, 2)
+    dry = [float((problem.to_table(completed[:, i])["rain"] == 0).mean()) for i in (0, 1)]
+    middle = float(problem.to_table(completed[:, 2])["a"].mean())
+    print(dry, middle)
+    grid = np.linspace(-8, 8, 4001)
+    law = np.exp(-0.5 * grid**2) / (1 + np.exp(2 * grid))
+    assert dry == pytest.approx([0.953, 0.047], abs=0.08)
+    assert middle == pytest.approx(float((law * grid).sum() / law.sum()), abs=0.2)
+
+
+# -- what goes in comes out ------------------------------------------------------------------------
+
+TEXT = """\
+id,"name, first",age,dose,rain,smokes,note
+007,Ann,34,1.50,0.0,TRUE,
+008,"Bo ""B"" C",,2.25,,FALSE,x
+009,,51,,1e-3,,NA
+
+010,Cy,60.0,3.00,2.0,TRUE,"a,b"
+"""
+
+
+def test_cells_of_a_csv_file_are_the_text_that_they_were(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text(TEXT)
+    table = pd.read_csv(tmp_path / "in.csv")
+    cells = read_cells(tmp_path / "in.csv", table)
+    assert cells is not None
+    new = {
+        "age": [1, 40, 1, 1],
+        "dose": [9.0, 9.0, 1.5, 9.0],
+        "rain": [9.0, 0.0, 9.0, 9.0],
+        "smokes": [True, True, False, True],
+    }
+    whole = fill_cells(cells, table, pd.DataFrame(new))
+    expected = list(csv.reader(TEXT.splitlines()))
+    expected.remove([])
+    expected[2][2], expected[3][3], expected[2][4], expected[3][5] = "40", "1.50", "0.0", "FALSE"
+    assert whole == expected and cells[2][2] == ""
+    written = [[*row] for row in cells]
+    for row in written[1:]:
+        row[2] = row[2] and str(float(row[2]))  # 34.0, as pandas writes integers beside nothing
+    assert fill_cells(written, table, pd.DataFrame(new))[2][2] == "40.0"
+    assert read_cells(tmp_path / "in.parquet", table) is None
+    assert read_cells(tmp_path / "in.csv", table.head(2)) is None
+
+
+def typed() -> pd.DataFrame:
+    """Every type that pandas has for such columns, with an index of its own."""
+    return pd.DataFrame(
+        {
+            "whole": pd.array([3, None, 5], "Int32"),
+            "float": np.array([3.0, math.nan, 5.0], np.float32),
+            "flag": pd.array([True, None, False], "boolean"),
+            "city": pd.Categorical(["b", None, "a"], ["b", "a", "c"], ordered=True),
+            "word": ["x", None, "y"],
+            "full": np.array([1, 2, 3], np.int16),
+        },
+        pd.Index(["r", "s", "t"], name="row"),
+    )
+
+
+NEW = {"whole": [7] * 3, "float": [4] * 3, "flag": [True] * 3, "city": ["a"] * 3, "word": ["y"] * 3}
+
+
+def test_types_index_and_order_of_a_table_stay() -> None:
+    before = typed()
+    whole = filled(before, pd.DataFrame(NEW | {"full": [9] * 3}))
+    pd.testing.assert_series_equal(whole.dtypes, before.dtypes)
+    assert whole.index.equals(before.index) and whole.index.name == "row"
+    assert not whole.isna().any(axis=None)
+    assert whole.loc["s"].tolist() == [7, 4.0, True, "a", "y", 2]
+    pd.testing.assert_frame_equal(whole.drop("s"), before.drop("s"))
+    pd.testing.assert_frame_equal(before, typed())
+
+
+def test_a_parquet_file_comes_back_in_its_types(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    typed().to_parquet(tmp_path / "in.parquet")
+    before = pd.read_parquet(tmp_path / "in.parquet")
+    (tmp_path / "out.parquet").write_bytes(filled(before, pd.DataFrame(NEW)).to_parquet())
+    after = pd.read_parquet(tmp_path / "out.parquet")
+    pd.testing.assert_series_equal(after.dtypes, before.dtypes)
+    pd.testing.assert_frame_equal(after.drop("s"), before.drop("s"))
+
+
+# -- runs say what their columns are ---------------------------------------------------------------
+
+
+def test_a_run_keeps_the_kinds_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_brief(monkeypatch)
+    ages = generator().integers(18, 80, 200)
+    table = pd.DataFrame({"age, years": ages, "rain": zero_inflated(200), "a=b": ages % 3})
+    table.to_csv(tmp_path / "own.csv", index=False)
+    short: dict[str, Any] = SHORT | {"model": "tabular", "data": tmp_path / "own.csv"}
+    train(**short, guide="vpsde", min_log_snr=-9.0, holdout=False, run=tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "  age, years  integer: a probability of each integer, none below 0\n" in told
+    assert "  rain        mixed: atoms 0 (" in told and "--columns NAME=KIND" in told
+    said = read_settings(tmp_path / "run")["columns"]
+    assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal'
+    monkeypatch.setattr("models.columns.kind_of", None)  # nothing is inferred anew
+    problem = load_trained(tmp_path / "run")[1].problem
+    assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
+
+
+def test_an_older_run_has_the_columns_of_its_time() -> None:
+    """The shipped one was trained when whole numbers were continuous, and none had a bound."""
+    run, programs, _ = load_trained(Path("wine"))
+    assert run.config["columns"] == "*=plain"
+    kinds = [c.kind for c in programs.problem.columns]
+    assert kinds == [*["continuous"] * 13, "categorical"]
+    rows = programs.problem.test
+    state = torch.random.get_rng_state()
+    x, log_det = programs.problem.transform(rows)
+    assert torch.equal(state, torch.random.get_rng_state())  # no noise is drawn
+    assert torch.equal(x, programs.problem.transform(rows).x) and bool(log_det.isfinite().all())
+    now = [c.kind for c in Tabular(data="wine").columns]
+    assert now != kinds and now[-2:] == ["integer", "categorical"]
