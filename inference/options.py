@@ -34,8 +34,9 @@ class Data:
         data: where data sets that are read from files are, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
-        columns: of --model tabular: kinds of columns that are to be others than is found, of
-            continuous, ordinal, categorical and drop, e.g. age=continuous,zip=drop.
+        columns: of --model tabular: kinds of columns that are to be others than is found, e.g.
+            age=continuous,zip=drop; of continuous, nonnegative, mixed, rounded, integer, ordinal,
+            categorical and drop. That of * is of all that are not named.
         image_size: of --model images: cut to squares and resized to this side.
         logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
             paper's is 0.05.

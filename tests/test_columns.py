@@ -200,7 +200,7 @@ def test_values_that_a_column_cannot_have_are_told() -> None:
     capped = column(generator().normal(size=300).clip(max=1.0))
     with pytest.raises(DataError, match="holds 2, and the table of the run has none above 1"):
         capped.codes(pd.Series([2.0]))
-    with pytest.raises(DataError, match=r"holds -1, expected no negative .* --columns w=continuous"):
+    with pytest.raises(DataError, match=r"holds -1, expected no negative .* --columns w=cont"):
         column(np.array([-1.0, 2.0, 3.0]), "nonnegative")
     with pytest.raises(DataError, match="more than 6 decimals, expected rounded ones"):
         column(generator().normal(size=30), "rounded")
