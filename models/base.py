@@ -1,4 +1,4 @@
-"""Parts of a data set of one's own: see digits.py, and docs/guide/data.md.
+"""Parts of a data set of one's own: see digits.py, and README.md here.
 
 ``Problem`` is what a program needs to know of a data set; ``ImageProblem`` adds what images with
 discrete levels have in common, and ``FileImages`` what those read from files with official parts
