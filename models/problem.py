@@ -105,7 +105,7 @@ class Problem(DataSet):
         if "score_function" in vars(cls):
             raise TypeError(
                 f"{cls.__name__} defines score_function, which nothing asks; define "
-                "own_score(kind, assembly), see models/README.md"
+                "own_score(kind, assembly), see docs/guide/data.md"
             )
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as xml
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from docs._ext.measured import (
+    Estimate,
     Measured,
     MeasuredError,
     load,
@@ -339,3 +341,93 @@ def test_a_page_opens_with_its_answer_and_a_plot(page: str) -> None:
     first = re.search(r"^```\{(\w+)\}.*?^```", rest, re.DOTALL | re.MULTILINE)
     assert first is not None, f"{page} has no plot"
     assert first[1] in ("image", "figure") or ":plot:" in first[0], f"{page} opens with {first[0]}"
+
+
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def finding(i: int) -> str:
+    """A finding of the first page, by its number there, on one line."""
+    section = README.partition("\n## Five findings\n")[2].partition("\n## ")[0]
+    items = re.findall(r"^\d\. (.*?)(?=^\d\. |\Z)", section, re.DOTALL | re.MULTILINE)
+    assert len(items) == 5
+    return " ".join(items[i - 1].split())
+
+
+def column(name: str, column: str, **names: str) -> list[Estimate]:
+    """What a file has measured in a column, in the rows of these names."""
+    measured = load(DOCS, name)
+    here = [measured.estimate(row, column) for row in measured.where(names)]
+    return [estimate for estimate in here if estimate.value is not None]
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    """The least and the most, as a sentence says them."""
+    values = sorted(values)
+    return f"{values[0]:.{digits}f} to {values[-1]:.{digits}f}"
+
+
+def test_finding_1_diffusions_of_the_same_ends_have_the_same_bound() -> None:
+    measured = load(DOCS, "denoisers-ends")
+    assert "four diffusions" in finding(1) and len(measured.rows) == 4
+    differences = column("denoisers-ends", "less_vpsde")
+    assert all(d.ends[0] <= 0 <= d.ends[1] for d in differences)
+    farthest = max(abs(end) for d in differences for end in d.ends)
+    assert f"within ± {farthest:.2f} bits/dim" in finding(1)
+
+
+def test_finding_2_raw_scores_gain_from_learning() -> None:
+    gains = column("raw-scores-digits", "less_start")
+    assert all(gain.ends[1] < 0 for gain in gains)
+    assert f"by {span((-g.value for g in gains if g.value), 2)} bits/dim on digits" in finding(2)
+    measured = load(DOCS, "raw-scores-digits")
+    for row in measured.rows:
+        if row["diffusion"] not in ("vpsde", "learned1"):  # without auxiliary variables
+            assert measured.estimate(row, "less_vpsde").ends[0] > 0
+
+
+def test_finding_3_parameterizations_differ_more() -> None:
+    def bounds(name: str, **names: str) -> list[float]:
+        here = column(name, "test_bits_per_dim", **names)
+        return [estimate.value for estimate in here if estimate.value is not None]
+
+    discrete = bounds("denoisers-digits", score="discrete")
+    gaussian = bounds("denoisers-digits", score="denoiser")
+    noise = bounds("raw-scores-digits")
+    assert f"{span(discrete, 1)} bits/dim by a discrete denoiser" in finding(3)
+    assert f"{span(gaussian, 1)} by a Gaussian one" in finding(3)
+    assert f"{span(noise, 1)} by a noise prediction" in finding(3)
+    assert max(discrete) < min(*gaussian, *noise)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion", "mixture", "toy"])
+def test_finding_4_twenty_calls_do_as_well(name: str) -> None:
+    """By one of the two exponential integrators, within two standard errors."""
+    assert "20 network calls are as good as Euler-Maruyama's 500" in finding(4)
+    measured = load(DOCS, f"samples-{name}")
+    for row in measured.rows:
+        long = measured.estimate(row, "euler_500")
+        few = [measured.estimate(row, f"{sampler}_20") for sampler in ("exponential", "stochastic")]
+        best = min(few, key=lambda estimate: estimate.value or 0.0)
+        assert best.value is not None and best.se and long.value is not None and long.se
+        assert best.value - long.value < 2 * math.hypot(best.se, long.se), row["diffusion"]
+
+
+def test_finding_5_a_pixelcnn_has_the_better_bound_of_digits() -> None:
+    (less,) = column("peers-digits", "less_ours", model="PixelCNN")
+    assert less.ends[1] < 0 and less.value is not None
+    assert f"the better bound on 8×8 digits, by {-less.value:.2f} bits/dim" in finding(5)
+    ours, theirs = (
+        column("peers-digits", "training_s", model=model)[0].value
+        for model in ("diffusion (ours)", "PixelCNN")
+    )
+    assert ours and theirs and abs(ours / theirs - 1) < 0.05
+
+
+def test_the_first_command_takes_the_minutes_that_were_measured() -> None:
+    seconds = [
+        column("test-bounds-digits", "seconds", training=training)[0].value or 0.0
+        for training in ("2,000 steps", "again")
+    ]
+    assert [round(s / 60) for s in sorted(seconds)] == [2, 4]
+    assert "in two to four minutes on two CPU cores" in README

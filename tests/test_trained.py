@@ -28,7 +28,7 @@ from inference.runs import Run
 from inference.train import train
 from models.tabular import read_table
 from pyro_mdm import DiffusionGuide, DiffusionModel, condition, pretrained
-from pyro_mdm.evaluation.classification import class_posterior
+from pyro_mdm.evaluation import class_posterior
 from pyro_mdm.pretrained import TRAINED, PretrainedError, trained_folder, trained_models
 
 FILES = {"config.yaml", "config.json", "model.safetensors", "results.json"}

@@ -284,7 +284,6 @@ def diffusion(task: Task, data: Data, **options: Any) -> Trained:
             own.step(step)
             spent += time.process_time() - began
             bar.update(int(spent) - int(before))
-    own.close()
     problem, model, guide = own.averaged
     recipe.close_range(model)
     model.eval()
@@ -314,7 +313,6 @@ def seconds_of_a_step(trainee: Trainee, seconds: float) -> float:
         began = time.process_time()
         trainee.step(len(found))
         found.append(time.process_time() - began)
-    trainee.close()
     return statistics.median(found[1:])
 
 
