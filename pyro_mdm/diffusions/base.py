@@ -121,13 +121,10 @@ REASONS = {
 
 
 def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
-    """A check that the diffusion has these capabilities.
+    """A check that the diffusion has these capabilities; else UnsupportedDiffusionError.
 
     Args:
         who: what needs them, as the subject of the error's sentence;  fix: what to do instead.
-
-    Raises:
-        UnsupportedDiffusionError: it lacks one.
     """
     for cap in caps:
         if cap not in diffusion.caps:

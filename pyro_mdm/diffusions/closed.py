@@ -131,8 +131,7 @@ class Kernels(Diffusion):
 
     @abstractmethod
     def log_volume(self, s: Times) -> Tensor:
-        """The log volume κ(s) = log det Σ - 2 ∫ tr A, averaged over dimensions, like s;
-        increasing."""
+        """κ(s) = log det Σ - 2 ∫ tr A, like s, averaged over data dimensions; increasing."""
 
     @abstractmethod
     def log_volume_rate(self, s: Times) -> Tensor:
@@ -222,13 +221,11 @@ class Kernels(Diffusion):
         return -apply_matrix(W.mT, noise)
 
     def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
-        """The point, like x̂, to which the backward process with noise η g² draws z.
-
-        It is x itself, unless the drift sees the data.
+        """The point, like x̂, to which the backward process with noise η g² draws z: x itself,
+        unless the drift sees the data.
 
         Args:
-            x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number.
-            noise: η.
+            x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number;  noise: η.
         """
         return x
 

@@ -109,8 +109,7 @@ class Matrices(ABC):
 
     @abstractmethod
     def register(self) -> int:
-        """Register the tensors of the matrices with the diffusion, whose horizon is known;
-        return K."""
+        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
 
     @abstractmethod
     def check(self) -> None:

@@ -175,8 +175,7 @@ class ClosedFormComparison:
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self) -> Comparison:
-        """The comparison by all ``draws``, or by as many as the half-width takes by a pilot's
-        estimate."""
+        """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
         draws, half_width = self.asked.draws, self.asked.half_width
         most = draws * (self.num_counted or 1)
         pairs = list(itertools.combinations(range(len(self.models)), 2))

@@ -25,8 +25,7 @@ __all__ = ["GenerativeChain", "check_chain"]
 
 
 def check_chain(diffusion: Diffusion) -> None:
-    """Raises UnsupportedDiffusionError for a diffusion whose steps back need more than kernels
-    and x̂."""
+    """Raises UnsupportedDiffusionError where steps back need more than kernels and x̂."""
     needed = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
     fix = "use the model in continuous time (leave out times), and its bound"
     require(diffusion, *needed, who="a chain on a grid, which steps back by x̂ alone,", fix=fix)

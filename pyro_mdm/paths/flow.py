@@ -123,8 +123,7 @@ def flow_log_prob(
 
 
 class _Flow(ABC):
-    """A velocity and its divergence per unit of u in [0, 1], the fraction of the way from ε to
-    T."""
+    """A velocity and its divergence per unit of u in [0, 1], the fraction of the way."""
 
     def __init__(self, diffusion: Diffusion, score: Score, solver: Solver, seed: int) -> None:
         self.diffusion = diffusion

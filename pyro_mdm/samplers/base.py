@@ -67,16 +67,13 @@ class Sampler(Recorded, ABC):
         return grid_times(grid, diffusion.for_grids, self.steps)
 
     def plan(self, diffusion: Any, times: Tensor) -> Any:
-        """What the steps need that does not depend on the state, for all steps at once.
+        """What all steps need that does not depend on the state; by default the times alone.
 
-        By default the times alone.
+        A plan is a named tuple whose fields begin with the steps and whose field ``s`` holds the
+        times of the score calls, or the times themselves.
 
         Args:
             times: (steps + 1,), or (steps + 1, …) for a batch of grids.
-
-        Returns:
-            A named tuple whose fields begin with the steps and whose field ``s`` holds the times of
-            the score calls, or the times themselves.
         """
         return times
 
@@ -256,8 +253,7 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
 
 
 def _check_score(score: Any) -> None:
-    """Raises TypeError for an object that has or lacks a score, where the score itself is
-    expected."""
+    """Raises TypeError unless given the score itself, not an object that has one."""
     has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
     if has_a_score or not callable(score):
         raise TypeError(

@@ -120,8 +120,7 @@ def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
 
 
 class Progressing(Protocol):
-    """A diffusion whose ``progress`` is the fraction of the way from ε to T, as for simulated
-    ones."""
+    """A diffusion with a ``progress``, the fraction of the way from ε to T, as simulated ones."""
 
     @property
     def start_time(self) -> Tensor: ...

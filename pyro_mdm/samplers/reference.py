@@ -83,8 +83,7 @@ def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | No
 
 
 class _ReverseSDE(ReverseSDE):
-    """The reversed SDE, which keeps the last drift, because torchsde asks for some of them
-    twice."""
+    """The reversed SDE, which keeps the last drift: torchsde asks for some of them twice."""
 
     _last: tuple[Tensor, Tensor, Tensor] | None = None
 

@@ -110,13 +110,15 @@ class DenoiserScore(Score):
 
     @property
     def typical(self) -> Tensor:
-        """A possible value of each dimension, (*event_shape) float64: the mean, or the level
-        nearest to it."""
+        """A value that each dimension can have, (*event_shape) float64: near the data's mean."""
         return self.data_mean.detach().double()
 
     def check_values(self, values: Tensor, known: Tensor) -> None:
-        """Raises ValueError if ``values`` (*batch, *event_shape) has an impossible entry where
-        ``known``."""
+        """Raises ValueError for impossible entries of ``values`` (*batch, *event_shape).
+
+        Args:
+            known: which entries to check, bool, like the values.
+        """
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:

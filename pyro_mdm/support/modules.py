@@ -74,8 +74,8 @@ class _OfPart:
 
 
 def of_part(part: str) -> Any:
-    """A member of a class that reads and sets the same member of one of its parts: ``prior =
-    of_part("base")``."""
+    """A class's member that is the same member of one of its parts, to read and to set: ``prior
+    = of_part("base")``."""
     return _OfPart(part)
 
 
