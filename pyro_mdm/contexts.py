@@ -104,13 +104,13 @@ class GivenContext(Restorable, nn.Module, ABC):
             raise ValueError(
                 f"the context of {int((~known).sum())} of {len(flat)} data is not known, and the "
                 f"network always knew it; make the model with {type(self).__name__}(…, "
-                "dropout=0.1) and train it so"
+                "dropout=0.1) and train it again"
             )
         safe = torch.where(known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat))
         told = self.numbers(safe)
         if told.shape != (len(flat), self.size):
             raise ValueError(
-                f"what is told of {len(flat)} contexts has shape {tuple(told.shape)}, expected "
+                f"the numbers of {len(flat)} contexts have shape {tuple(told.shape)}, expected "
                 f"({len(flat)}, {self.size}); give {type(self).__name__} the size of its encoder"
             )
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)

@@ -241,8 +241,8 @@ class MDM(TorchDistribution):
         """Data as from :meth:`sample`, with the graph of every network call of the sampler."""
         if not self.has_rsample:
             raise NotImplementedError(
-                f"{describe(self.model.sampler)} and {describe(self.model.likelihood)} draw what "
-                "has no derivative; use sample, or a density as the decoder and a sampler of "
+                f"samples of {describe(self.model.sampler)} and {describe(self.model.likelihood)} "
+                "have no derivative; use sample, or a density as the decoder and a sampler of "
                 "pyro_mdm.samplers"
             )
         lead = (*sample_shape, *self.batch_shape)

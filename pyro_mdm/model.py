@@ -144,8 +144,8 @@ class DiffusionModel(Registered):
         """
         if self.score_function.told is not None:
             raise PretrainedError(
-                "this is the model of data whose context is given, expected that of any context; "
-                "save the model that was conditioned, and condition it when it is read"
+                "the model is conditioned on a given context, expected one for any context; save "
+                "the model before condition(…), and condition it again after loading"
             )
         save_folder(self, folder)
 

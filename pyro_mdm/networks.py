@@ -172,8 +172,9 @@ class MapMLP(Recorded, nn.Module):
             )
         if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
             raise ValueError(
-                f"direct reaches {int(direct.max())} of {out_features} outputs, or covariance is "
-                "not positive definite; expected outputs that there are and a covariance"
+                f"direct has the index {int(direct.max())} for {out_features} outputs, or "
+                "covariance is not positive definite; expected indices below the number of "
+                "outputs, and a positive definite covariance"
             )
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())

@@ -275,7 +275,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
         return tree, safetensors.torch.load(data), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(
-            f"{path} is missing; {folder} is no folder that save_pretrained or a training wrote"
+            f"{path} is missing; {folder} was not written by save_pretrained or a training run"
             f"{names_instead(given)}"
         ) from error
     except PretrainedError:
@@ -334,8 +334,8 @@ class _Reader:
         if name not in self.library and name not in self.yours:
             raise PretrainedError(
                 f"{self.file} names the class {name} at {place}, which this version of pyro_mdm "
-                "does not have; install the version that saved the model, or pass what to make "
-                f"instead of those arguments, classes={{{name!r}: …}}"
+                "does not have; install the version that saved the model, or pass a class or "
+                f"function for those arguments, classes={{{name!r}: …}}"
             )
         return self.library[name] if name in self.library else self.yours[name]
 

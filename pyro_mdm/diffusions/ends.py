@@ -52,8 +52,8 @@ class Ends:
                 )
             if low is not None:
                 raise ValueError(
-                    f"cut_time is {cut} and min_log_snr {low}, to which the clock is scaled and "
-                    "with it what that time means; give max_log_snr instead of cut_time"
+                    f"cut_time is {cut} and min_log_snr {low}, expected one of them: min_log_snr "
+                    "scales the clock, and so moves cut_time; give max_log_snr instead of cut_time"
                 )
             if any(reach):
                 raise ValueError(

@@ -716,8 +716,8 @@ class LinearDiffusion(OneBlock):
         K = self.num_variables
         if K == 1:
             raise ValueError(
-                "learn_stationary is True, but of K = 1 variable nothing of Σ_∞ is learned: x's "
-                "own variance is held; leave it out, or raise num_variables"
+                "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
+                "variance of x is held fixed; leave it out, or raise num_variables"
             )
         L = torch.linalg.cholesky(self.stationary_covariance)
         del self.stationary_covariance

@@ -449,7 +449,7 @@ class PerDimensionDiffusion(Kernels):
         if not fits or any(n not in (1, m) for n, m in zip(shape, event_shape, strict=True)):
             raise ValueError(
                 f"block_of and clock_of have shape {shape}, and a datum {tuple(event_shape)}, "
-                "expected as many dimensions, of its sizes or 1"
+                "expected as many dimensions, each of the datum's size or 1"
             )
 
     def settings(self) -> dict[str, Any]:

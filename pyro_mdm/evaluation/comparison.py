@@ -240,5 +240,5 @@ def _check(
         if x.dim() != len(model.event_shape) + 1 or len(x) < FEWEST:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n at least "
-                f"{FEWEST} data, whose spread is an error; use pyro_mdm.bound for fewer"
+                f"{FEWEST} data for a standard error; use pyro_mdm.bound for fewer"
             )

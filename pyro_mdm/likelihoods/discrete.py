@@ -107,9 +107,8 @@ class LevelSupport(Constraint):
 @transform_to.register(LevelSupport)
 def _no_way_between(constraint: LevelSupport) -> Any:
     raise NotImplementedError(
-        f"x takes {constraint!r}, and nothing continuous moves between them: not HMC or NUTS, nor "
-        "an autoguide. Observe x (obs=...), or hide its site from the inference, e.g. "
-        "poutine.block(model, hide=['x'])"
+        f"x takes {constraint!r}, and HMC, NUTS and autoguides need continuous values. Observe x "
+        "(obs=...), or hide its site from the inference, e.g. poutine.block(model, hide=['x'])"
     )
 
 

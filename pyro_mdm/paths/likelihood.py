@@ -97,7 +97,9 @@ class Estimator:
                 "or use method='importance'"
             )
         if method != "importance" and times is not None:
-            raise ValueError(f"times are of method 'importance', and method is {method!r}")
+            raise ValueError(
+                f"times are of method 'importance', and method is {method!r}; leave them out"
+            )
         if method != "flow" and solver is not None:
             raise ValueError(f"solver is of method 'flow', and method is {method!r}; leave it out")
         check_count("draws", draws, "the number of draws for each datum")

@@ -247,8 +247,8 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
         return
     raise SimulationError(
         f"sampling exploded: a state of {y.abs().max().item():.3g} at s = {s.item():.4g}, in step "
-        f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
-        "apart in reverse until the score is learned), or train on"
+        f"{i + 1} of {steps} back from T. Take more steps (a drift that contracts strongly expands "
+        "in reverse until the score is learned), or train on"
     )
 
 

@@ -181,10 +181,9 @@ class Score(Restorable, ExactBuffers, ABC):
         if self.denoises or diffusion.score_tells(noise):
             return
         raise UnsupportedDiffusionError(
-            f"{type(self).__name__} knows one process alone, that of the noise it was trained "
-            f"for, and one with the part {noise:g} of that of the base of "
-            f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
-            "train a denoiser"
+            f"{type(self).__name__} knows one process alone, with the noise that it was trained "
+            f"for, not one with {noise:g} times the noise variance of the base of "
+            f"{type(diffusion).__name__}; sample with EulerMaruyama(256), or train a denoiser"
         )
 
     def with_divergence(
@@ -252,9 +251,9 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         told = self.told
         if told is None or not self._knows_unknown:
-            why = "the score is of no context" if told is None else "the network always knew it"
+            why = "the score has no context" if told is None else "the network always knew it"
             raise ValueError(
-                f"what a network says where the context is not known is asked for, and {why}; "
+                f"the score for an unknown context is needed, and {why}; "
                 "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
                 "condition it on a context"
             )

@@ -257,8 +257,8 @@ class DenoiserScore(Score):
         moves = low.requires_grad or diffusion.start_log_snr.requires_grad
         if moves or not {Cap.ONE_LEVEL, Cap.OWN_DRIFT} <= diffusion.caps:
             raise UnsupportedDiffusionError(
-                f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
-                f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
+                f"training_maps is {law}, which would replace the clocks or learned ends of "
+                f"{type(diffusion).__name__}; use a diffusion of one clock, whose "
                 "min_log_snr is given and not learned, or leave out training_maps"
             )
         present = self.counts(x)

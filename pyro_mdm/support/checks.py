@@ -139,7 +139,7 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
         raise TypeError(f"{name} is {numbers.dtype}, expected {expected}; give real numbers")
     if numbers.requires_grad:
         raise ValueError(
-            f"{name} requires gradients, but what is given is not learned: use LearnedDiffusion, "
+            f"{name} requires gradients, but a given tensor is not learned: use LearnedDiffusion, "
             f"or pass {name}.detach()"
         )
     return numbers.to(torch.float64)
