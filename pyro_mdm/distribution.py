@@ -171,7 +171,7 @@ class MDM(TorchDistribution):
             devices = [device] if device is not None and device.type == "cuda" else []
             with torch.random.fork_rng(devices), evaluating(self.model):
                 torch.manual_seed(0)
-                told = self.model.score_function.told  # of each of some data, or of any
+                told = self.model.score_function.told  # one for each of some data, or one for all
                 rows = 16 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
                 x = self.sample((max(2, rows // math.prod(self.batch_shape)),))
                 part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)

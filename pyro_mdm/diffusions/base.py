@@ -351,7 +351,7 @@ class Diffusion(Restorable, Exact, ABC):
             ask: the score and x̂.
         """
 
-    # -- what is seen of the data ------------------------------------------------------------------
+    # -- diffusions that depend on the data --------------------------------------------------------
 
     @property
     def context(self) -> Any:

@@ -314,7 +314,7 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
         while U.shape[1] < K:
             for _ in range(2):  # twice is enough (Kahan)
                 block = block - U @ (U.mT @ block)
-            # those of many times make it wide, with a square of right vectors that nobody needs
+            # columns of many times make it wide, with many right vectors that are not needed
             left, values, _ = torch.linalg.svd(block, full_matrices=block.shape[1] <= K)
             new = left[:, : int((values > tolerance).sum())]
             if new.shape[1] == 0:

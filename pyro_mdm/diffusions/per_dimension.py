@@ -220,7 +220,7 @@ class PerDimensionDiffusion(Kernels):
     def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
         rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
         z = (rows * self.start.readout).sum(-1)
-        return self.from_coordinates(z), self.start_log_snr  # λ(ε) is that of all
+        return self.from_coordinates(z), self.start_log_snr  # λ(ε) is common to all
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
         """The plans of all blocks: fields (N, 1, *event_shape, …), and ``s``, the common times."""

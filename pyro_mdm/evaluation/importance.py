@@ -136,7 +136,7 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
     value, error = log_mean_weight(log_weights)
     over_data = Measured.of(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
-    if len(log_weights) > 1 and len(value) > 1:  # else the noise is in the spread, or all there is
+    if len(log_weights) > 1 and len(value) > 1:  # else noise is in the spread, or alone
         over_data = Measured(over_data.mean, population_error(value, error, of_mean))
     return Weighted(
         method=method,

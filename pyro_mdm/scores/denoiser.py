@@ -177,7 +177,7 @@ class DenoiserScore(Score):
         return self._aimed(diffusion, y, s, 1.0)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ whatever the noise, by whoever overrides it
+        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ for every η, from an overridden denoise
             return self.denoise(diffusion, y, s)
         return self._aimed(diffusion, y, s, noise)
 
@@ -287,7 +287,7 @@ class DenoiserScore(Score):
         """:meth:`integrand` of the baseline, (n,), without a network call.
 
         Args:
-            noise: the same as of :meth:`integrand` gives the same z.
+            noise: as for :meth:`integrand`; the same noise gives the same z.
             diffusion: with clocks of its own for each dimension, if these are to be followed.
         """
         epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)

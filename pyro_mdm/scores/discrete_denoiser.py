@@ -26,7 +26,7 @@ COMPONENTS = 3
 """The number of tilts of a mixture."""
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for the tables of baseline_kl
-NIL = -60.0  # log-odds that change no sum; of far smaller ones float32 is subnormal, and slow
+NIL = -60.0  # log-odds that change no sum; far smaller ones are subnormal in float32, and slow
 VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
 
 
@@ -35,16 +35,16 @@ class DiscreteDenoiser(DenoiserScore):
 
         p_θ(x_j = v_k | z, λ) ∝ π_jk exp(T_jk(z, λ)) N(z_j; v_k, e^{-λ}),    x̂_j = Σ_k v_k p_θ(v_k)
 
-    ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with u = (v_k -
-    m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior N(μ, σ²), and
-    w is at least half the smallest gap. f(F2) is F2 for F2 < 0 and ½ tanh(2 F2) otherwise, so that
-    a tilt can cancel the curvature of the noise but exceed it by no more than the prior's own.
-    After the forward pass no tensor has a level axis.
-    ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
-    mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three times
-    the work of a tilt beside the network. F1 of component r is the sum of its first r outputs, so
-    that the three separate in training.
-    ``form="logits"``, for few levels: T_jk = F_k, one output per level.
+    - ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with u = (v_k
+      - m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior N(μ, σ²),
+      and w is at least half the smallest gap. f(F2) is F2 for F2 < 0 and ½ tanh(2 F2) otherwise, so
+      that a tilt can cancel the curvature of the noise but exceed it by no more than the prior's
+      own. After the forward pass no tensor has a level axis.
+    - ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
+      mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three
+      times the work of a tilt beside the network. F1 of component r is the sum of its first r
+      outputs, so that the three separate in training.
+    - ``form="logits"``, for few levels: T_jk = F_k, one output per level.
 
     At F = 0 the bound is that of the independent dimensions π.
 
