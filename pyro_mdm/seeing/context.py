@@ -1,4 +1,4 @@
-r"""Diffusions that depend on a latent context c of each datum: q(c | x) in the guide, p(c) a prior.
+r"""Diffusions that depend on a latent context c of each datum, with laws q(c | x) and p(c).
 
 Given c the noising process is linear, with a clock for each data dimension: the guide chooses by
 datum when each dimension is noised. The context is a site of both programs, and KL(q(c | x) ‖ p(c))
