@@ -312,9 +312,8 @@ def write_simulated(
 ) -> None:
     """Write the ends and scalar parameters of a diffusion without a closed form.
 
-    If it has a learned drift ``added``, so is its root mean square per dimension and variable, at
-    data at ε (``diffusion/learned_drift/rms_at_data``) and at prior draws at T
-    (``…/rms_at_prior``).
+    For a learned drift ``added`` also its root mean square per dimension and variable, for data at
+    ε (``diffusion/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
 
     Args:
         x: data, (n, *event_shape), in model space.
