@@ -1,4 +1,4 @@
-"""Checks of data of one's own, before anything is trained on them."""
+"""Checks of data before training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_tensor(data: object, what: str) -> Tensor:
-    """A tensor or a NumPy array of numbers as a tensor, without a copy where that can be."""
+    """A tensor or a NumPy array of numbers as a tensor, without a copy where possible."""
     if isinstance(data, Tensor):
         return data.detach()
     if not isinstance(data, np.ndarray):
@@ -87,7 +87,7 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
 
 
 def _codes(data: Tensor, low: float, high: float, top: int) -> str:
-    """Advice on how such images become codes."""
+    """Advice on how to turn such images into codes."""
     if low >= 0 and high <= top and bool((data == data.round()).all()) and (high > 1 or top == 1):
         return "images.to(torch.uint8)"
     if low >= 0 and high <= 1:

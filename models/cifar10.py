@@ -26,8 +26,7 @@ class CIFAR10(FileImages):
     are pickles, and are read without calling anything that they name.
 
     Raises:
-        DataError: a file is missing, its MD5 is not that of the published one, or it holds
-            something else than images.
+        DataError: a file is missing, is not the published one (MD5), or does not hold images.
     """
 
     name = "cifar10"
