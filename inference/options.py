@@ -211,8 +211,8 @@ class Evaluation:
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
         patience: stop after this many measurements in a row without a fall of the bound on
-            validation data by 0.005 bits/dim. The learning rate has then not decayed: a run of just
-            so many steps would end with a better bound.
+            validation data by 0.005 bits/dim. The learning rate has then not fallen to its end: a
+            run of just so many steps would have a better bound.
     """
 
     log_every: int = 50
