@@ -316,7 +316,7 @@ def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
 
 
 def test_names_are_told_wherever_they_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
-    """In the helps of the programs and in their README."""
+    """Helps of the programs and their README name all built-in names."""
     lists = {"score": SCORES, "likelihood": names.LIKELIHOODS, "sampler": names.SAMPLERS}
     text = (ROOT / "inference" / "README.md").read_text()
     helps = {}
