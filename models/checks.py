@@ -28,7 +28,7 @@ def as_tensor(data: object, what: str) -> Tensor:
 
 
 def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
-    """Raises ValueError unless there are data, each of ``event_shape``."""
+    """Raise ValueError unless there are data, each of ``event_shape``."""
     shape = tuple(data.shape)
     if len(shape) < 2:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
 
 
 def check_numbers(data: Tensor, what: str) -> None:
-    """Raises ValueError unless data are real and finite."""
+    """Raise ValueError unless data are real and finite."""
     if data.is_complex() or data.dtype == torch.bool:
         raise ValueError(f"{what} are of dtype {_dtype(data)}, expected real numbers")
     if data.is_floating_point() and (wrong := int((~data.isfinite()).sum())):
@@ -54,7 +54,7 @@ def check_numbers(data: Tensor, what: str) -> None:
 
 
 def check_images(data: Tensor, num_levels: int, what: str) -> None:
-    """Raises ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
+    """Raise ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
     shape, top = tuple(data.shape), num_levels - 1
     if len(shape) != 4:
         advice = "; add the axis of channels: images[:, None]" if len(shape) == 3 else ""

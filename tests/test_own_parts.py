@@ -316,16 +316,16 @@ def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
 
 
 def test_names_are_told_wherever_they_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
-    """Helps of the programs and their README name all built-in names."""
+    """In the helps of the programs and on the page of train."""
     lists = {"score": SCORES, "likelihood": names.LIKELIHOODS, "sampler": names.SAMPLERS}
-    text = (ROOT / "inference" / "README.md").read_text()
+    text = (ROOT / "docs" / "programs" / "train.md").read_text()
     helps = {}
     for program in ("train", "sample"):
         with pytest.raises(SystemExit):
             run_program(program, "--help")
         helps[program] = capsys.readouterr().out
     for option, known in lists.items():
-        (row,) = re.findall(rf"\n\| `--{option}` \| (.*) \| \[", text)
+        (row,) = re.findall(rf"\n\| `--{option}` \| (.*) \| `inference/", text)
         assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known)
         for program in ["train", *(["sample"] if option == "sampler" else [])]:
             found = re.search(rf"\n  --{option} .*?(?=\n  --)", helps[program], re.DOTALL)

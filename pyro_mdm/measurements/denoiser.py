@@ -181,7 +181,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         self.covariance_from, self.tolerance = covariance_from, tolerance
         self.max_iterations = max_iterations
         self.solved: Solution | None = None
-        """How the linear systems of the last answer were solved."""
+        """The solutions of the last call's linear systems, with iterations and residuals."""
 
     # -- of which data -----------------------------------------------------------------------------
 

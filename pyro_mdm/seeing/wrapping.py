@@ -79,8 +79,8 @@ class WrappedDenoiser(Score):
     def check_diffusion(self, diffusion: Diffusion) -> None:
         if self.instead_of in diffusion.caps:
             raise UnsupportedDiffusionError(
-                f"{type(self).__name__} is for diffusions that data decide more of, and "
-                f"{type(diffusion).__name__} is none; use the denoiser itself"
+                f"{type(self).__name__} is for diffusions that a denoiser alone does not serve, "
+                f"and it serves {type(diffusion).__name__}; use the denoiser itself"
             )
 
     def default_likelihood(self) -> likelihoods.Likelihood:

@@ -173,8 +173,8 @@ class MixedDenoiser(DenoiserScore):
     def outputs(self) -> int:  # type: ignore[override]
         """Not defined: it differs between dimensions."""
         raise TypeError(
-            "a MixedDenoiser has other numbers of outputs for other dimensions, expected one for "
-            "all here; use a linear diffusion that does not see the data"
+            "a MixedDenoiser has a number of outputs for each dimension, expected one for all "
+            "dimensions; use a linear diffusion that does not see the data"
         )
 
     @property
