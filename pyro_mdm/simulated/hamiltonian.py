@@ -48,7 +48,9 @@ SKEW = 1e-9
 
 
 class HamiltonianDiffusion(NonlinearDiffusion):
-    r"""``dy = β (-(Q + D) ∇H + Γ) ds + sqrt(2 D β) dB`` with stationary law π ∝ exp(-H), the prior.
+    r"""A diffusion with the stationary law π ∝ exp(-H), which is its prior.
+
+        dy = β (-(Q + D) ∇H + Γ) ds + sqrt(2 D β) dB
 
     Everything is computed in float64; modules are cast to it. What is to be learned must be a
     parameter of a module. Functions take states of any batch size and event shape. Their value at a

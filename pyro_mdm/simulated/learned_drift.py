@@ -81,7 +81,9 @@ class Simulated(_FromLinear):
 
 
 class LearnedDrift(_FromLinear):
-    r"""A linear diffusion and a small network: ``dy = (A y + β u(y, λ)) ds + G dB``.
+    r"""A linear diffusion with a small network added to its drift.
+
+        dy = (A y + β u(y, λ)) ds + G dB
 
     u = c tanh(F / c) is within ± c, so that paths cannot run away. At F = 0, where networks of this
     library begin, the diffusion is the linear one. The prior is that of the linear diffusion; u may
