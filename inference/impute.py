@@ -1,4 +1,4 @@
-"""Incomplete tables completed by a run that was trained on such rows.
+"""Imputation of incomplete tables by a run that was trained on such rows.
 
 python -m inference.impute runs/tabular-learned-0-0 --data incomplete.csv --num 20 --out full.csv
 """
@@ -43,25 +43,25 @@ def impute(
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> None:
-    """Complete a table with a run's averaged weights: its missing entries given the others.
+    """Complete a table with a run's averaged weights: missing entries given the others.
 
     Two files are written: the table with one value for each missing entry, and beside it
-    NAME-draws.csv with all draws, whose column draw counts them. What was there stays as it was,
-    also columns that the run does not know.
+    NAME-draws.csv with all draws, numbered in its column draw. Present entries are kept, and so are
+    columns that the run does not know.
 
     Args:
         run: the run folder, of --model tabular (--run may be left out), or the name of such a
             trained model in models/trained: wine.
-        data: the incomplete table, .csv or .parquet, with the columns of the run's; or a name as
-            for inference.train.
+        data: the incomplete table, .csv or .parquet, with the columns of the run's table; or a name
+            as for inference.train.
         out: the completed table, .csv.
         num: draws of each row.
-        center: of the draws of a continuous entry, which the completed table has. Of an ordinal one
-            it is the median level, of a categorical one the most frequent category.
+        center: value of a continuous entry in the completed table: the mean or the median of its
+            draws. An ordinal entry has the median level, a categorical one the most frequent.
         sampler: as for inference.sample; by default exponential.
-        steps: of the sampler.
+        steps: steps of the sampler.
         batch_size: rows simulated together.
-        seed: of the noise.
+        seed: seed of the noise.
         overwrite: replace both files if they exist.
         accelerator: cpu, cuda, … or auto.
     """
@@ -107,7 +107,7 @@ def _write(
     drawn: Tensor,
     center: Center,
 ) -> None:
-    """Write a table with the middle of the draws (num, n, d) of its missing entries, and all."""
+    """Write a table completed by the centre of draws (num, n, d), and a table of all draws."""
     import pandas as pd
 
     tables = [problem.to_table(rows) for rows in drawn]
@@ -121,7 +121,7 @@ def _write(
 
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``values`` where its own columns of these names are empty."""
+    """A table with ``values`` where its columns of the same names are empty."""
     whole = table.copy()
     for name in values.columns:
         own, empty = whole[name], whole[name].isna()
@@ -131,8 +131,11 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def center_of(draws: list[pd.Series], kind: str, center: Center) -> pd.Series | np.ndarray:
-    """The middle of draws (n,) of a column: mean or median if it is continuous, the median level if
-    it is ordinal, the most frequent category if it is categorical."""
+    """The centre of draws (n,) of a column.
+
+    The mean or median if it is continuous, the median level if it is ordinal, the most frequent
+    category if it is categorical.
+    """
     import pandas as pd
 
     each = pd.concat(draws, axis=1)

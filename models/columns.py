@@ -1,8 +1,8 @@
-"""Columns of a table: their kinds, their numbers in a model, and their values again.
+"""Columns of a table: their kinds, and the maps between values, codes and model space.
 
-A table's stored data are codes, float64 (n, d): the numbers themselves of a continuous column, the
-number of the level of any other, and NaN where an entry is missing. In model space a continuous
-column is scaled to N(0, 1) by its quantiles and the levels lie evenly in [-1, 1].
+Codes are float64 (n, d): the numbers of a continuous column, the index of the level in any other,
+NaN where an entry is missing. In model space a continuous column is scaled to N(0, 1) by its
+quantiles, and levels lie evenly in [-1, 1].
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 Kind = Literal["continuous", "ordinal", "categorical", "drop"]
 
 FEW = 20
-"""Distinct whole numbers up to which a column of them is ordinal."""
+"""The most distinct whole numbers of an ordinal column, by default."""
 
 MOST = {"ordinal": 256, "categorical": 100}
-"""Levels of a column."""
+"""The most levels of a column, by kind."""
 
 KNOTS = 100
-"""The most quantiles that a column is scaled by."""
+"""The most quantiles for the scale of a column."""
 
 Values = NDArray[Any]
 
 
 class Column(ABC):
-    """A column by its name.
+    """A named column of a table.
 
     Attributes:
-        levels: how many it has; None: it is continuous.
+        levels: the number of levels; None for a continuous column.
     """
 
     kind: ClassVar[Kind]
@@ -52,31 +52,31 @@ class Column(ABC):
 
     @abstractmethod
     def codes(self, values: Series[Any]) -> Values:
-        """Stored numbers (n,) float64, NaN for no value (DataError: one that it cannot have)."""
+        """The codes of values, (n,) float64, NaN where missing (DataError: an invalid value)."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
-        """Values of a table for stored numbers, of which none is NaN."""
+        """The table's values of codes (n,), none of them NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """x of stored numbers, float64, and log|dx/dw|, 0 of levels; both like them."""
+        """x of codes, and log|dx/dw|, 0 for levels; both float64 and like the codes."""
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """Stored numbers of x, float64, like x."""
+        """The codes of x, float64, like x."""
 
 
 class Continuous(Column):
-    r"""A monotone map of w to x ~ N(0, 1): between quantiles w_i a line, and beyond them too.
+    r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
 
-    x_i = Φ^{-1}(p_i) at the p_i-quantile of scikit-learn's ``QuantileTransformer``, the least and
-    the largest value being those of 1/2n and 1 - 1/2n. ``QuantileTransformer`` itself is flat
-    outside of the values that it was fitted to, where a density would be 0.
+    x_i = Φ^{-1}(p_i) at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the least
+    and the largest of n values are the quantiles of 1/2n and 1 - 1/2n. ``QuantileTransformer`` is
+    flat outside of the fitted values, where the density would be 0.
 
     Args:
-        values: that it is fitted to, NaN where there is none. It has as many knots as the root of
-            their number, at most 100.
+        values: the values that it is fitted to, NaN where missing. The number of knots is the root
+            of theirs, at most 100.
     """
 
     kind = "continuous"
@@ -157,7 +157,7 @@ class Ordinal(_Levels):
     """A column of few numbers, in their order.
 
     Args:
-        values: all that it may have, in any order.
+        values: all values that it may have, in any order.
     """
 
     kind = "ordinal"
@@ -178,10 +178,10 @@ class Ordinal(_Levels):
 
 
 class Categorical(_Levels):
-    """Categories in the order of their frequency, the most frequent first.
+    """A column of categories in the order of their frequency, the most frequent first.
 
     Args:
-        values: those that it is fitted to.
+        values: the values that it is fitted to.
     """
 
     kind = "categorical"
@@ -193,7 +193,7 @@ class Categorical(_Levels):
 
 
 def _numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, NaN where there is none."""
+    """Values as float64, NaN where missing."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
@@ -207,7 +207,7 @@ def _numbers(name: str, values: Series[Any]) -> Values:
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, finite or NaN where there is none."""
+    """Values as float64, finite, or NaN where missing."""
     numbers = _numbers(name, values)
     if np.isinf(numbers).any():
         raise DataError(
@@ -220,8 +220,11 @@ def _finite_numbers(name: str, values: Series[Any]) -> Values:
 
 
 def kind_of(values: Series[Any]) -> Kind:
-    """The kind of a column by its values: categorical unless they are numbers, ordinal if these are
-    few whole numbers, or two; else continuous."""
+    """The kind of a column by its values.
+
+    Categorical unless they are numbers; ordinal if these are few whole numbers, or two; else
+    continuous.
+    """
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
@@ -232,7 +235,7 @@ def kind_of(values: Series[Any]) -> Kind:
 
 
 def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Levels of each column that has them, (n,) int64, -1 where one is missing, by column."""
+    """The codes of all columns with levels, (n,) int64 by name, -1 where missing."""
     import pandas as pd
 
     levels = {}
@@ -245,16 +248,16 @@ def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict
 def fit_columns(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
 ) -> list[Column]:
-    """The columns of a table, scales and categories being those of the training rows.
+    """The columns of a table, with scales and categories of the training rows.
 
     Args:
-        train: which rows are trained on. The numbers that an ordinal column may have are those of
-            all rows.
-        kinds: of columns by name, where they are not to be :func:`kind_of`; "drop" leaves one out.
+        table: all rows.
+        train: the mask of training rows, (n,). Ordinal columns have the values of all rows.
+        kinds: kinds by name that replace :func:`kind_of`; "drop" leaves a column out.
 
     Raises:
-        DataError: a kind for a column that there is not, or a kind that there is not; a column
-            without a value, with one value, or with too many levels.
+        DataError: an unknown column or kind; a column without a value, with one value, or with too
+            many levels.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
@@ -310,7 +313,7 @@ def _check_values(name: str, kind: str, values: Series[Any], training: Series[An
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
-    """Stored data (n, d) float64 of a table (DataError: it lacks a column, or fits none)."""
+    """The codes of a table, (n, d) float64 (DataError: a missing column or an invalid value)."""
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
             f"the table has no column {absent[0]!r}, expected {', '.join(c.name for c in columns)};"
@@ -320,7 +323,7 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
 
 
 def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
-    """x (n, d) float32 of stored data, NaN where missing, and log|det| (n,) of the rest."""
+    """x (n, d) float32 of codes, NaN where missing, and log|det| (n,) over present entries."""
     both = [c.scaled(w) for c, w in zip(columns, codes.double().unbind(-1), strict=True)]
     x, log_det = (torch.stack(parts, -1) for parts in zip(*both, strict=True))
     log_det = torch.where(codes.isnan(), 0, log_det).sum(-1)
@@ -328,7 +331,7 @@ def to_model_space(columns: Sequence[Column], codes: Tensor) -> Dequantized:
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, d) in model space, in its own units; NaN stays empty."""
+    """The table of data x (n, d) in model space, in its own units; NaN becomes empty."""
     import pandas as pd
 
     table = {}

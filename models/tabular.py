@@ -1,4 +1,4 @@
-"""Tables: your CSV or parquet file, or one of scikit-learn's, with columns of several kinds."""
+"""Tables from a CSV or parquet file or from scikit-learn, with columns of several kinds."""
 
 from __future__ import annotations
 
@@ -52,33 +52,35 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
     "iris": _with_classes("iris"),
     "wine": _with_classes("wine"),
 }
-"""Tables of scikit-learn by name, their targets included."""
+"""Tables of scikit-learn by name, with their targets."""
 
 
 class Tabular(Problem):
-    """Rows of a table: continuous columns, a Gaussian denoiser of what their quantiles make normal;
-    ordinal and categorical ones, a logit for each level; an MLP, told maps of log SNR.
+    """Rows of a table, with an MLP that is told maps of log SNR.
 
-    ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
+    Continuous columns are made normal by their quantiles and have a Gaussian denoiser; ordinal and
+    categorical ones have a logit for each level.
+
+    ``data`` is a CSV or parquet file, whose first row has the names, or a name of
     :data:`SHIPPED`. An empty entry is missing. Columns of numbers are continuous, or ordinal if
     they hold at most 20 different whole numbers, or two values; all others are categorical. A tenth
-    of the rows, drawn by ``split_seed``, is test, and scales and categories are those of the
-    training rows; a row with a level that no other row has is trained on. Those of :data:`SHIPPED`
-    whose target is a category, all but diabetes, are split evenly over it. Bits per dimension are
-    bits per column: of the density of a continuous column in its own units, and of the probability
-    of any other.
+    of the rows, drawn by ``split_seed``, is test. Scales and categories are those of the training
+    rows, and a row with a level that no other row has is trained on. The tables of
+    :data:`SHIPPED` but diabetes have a target of classes, and are split evenly over it. Bits/dim
+    are bits per column: from the density of a continuous column in its own units, and from the
+    probability of any other.
 
     Args:
         data: the file, or a name.
-        columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
-            continuous, ordinal, categorical and drop.
+        columns: kinds to replace those found, such as ``"age=continuous,zip=drop"``, of continuous,
+            ordinal, categorical and drop.
         holdout: see :class:`Problem`.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
-            kind; a column without a value, with one alone, or with too many levels; a column in
-            which every row has a level of its own; without ``split_seed``, a category of the test
-            rows that the training rows never have.
+            kind; a column without a value, with a single one, with too many levels, or with a
+            different level in every row; without ``split_seed``, a category that only test rows
+            have.
         ValueError: no ``data``, or ``columns`` of another form.
     """
 
@@ -104,7 +106,7 @@ class Tabular(Problem):
 
     @property
     def absolute_source(self) -> str:
-        """The file, the same from any folder, or the name."""
+        """The file with its absolute path, or the name."""
         source = str(self.source)
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
@@ -129,7 +131,7 @@ class Tabular(Problem):
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def check(self, data: Tensor, what: str) -> None:
-        """Check the shape alone: entries may be missing, and columns check the others."""
+        """Check the shape; entries may be missing, and columns check the others."""
         check_shape(data, self.event_shape, what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
@@ -139,7 +141,7 @@ class Tabular(Problem):
         return to_model_space(self.columns, data)
 
     def fit_x(self) -> Tensor:
-        """All training rows: in some of them a column may have no value."""
+        """All training rows, since a few of them may lack all values of a column."""
         return self.to_model_space(self.train)
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
@@ -158,7 +160,7 @@ class Tabular(Problem):
 
 
 def _kinds(columns: str | None) -> dict[str, str]:
-    """Kinds of columns by name, of ``"age=continuous,zip=drop"``."""
+    """The kinds of columns by name, from ``"age=continuous,zip=drop"``."""
     kinds = {}
     for part in (columns or "").split(","):
         name, equals, kind = part.strip().rpartition("=")
@@ -173,7 +175,7 @@ def _kinds(columns: str | None) -> dict[str, str]:
 
 
 def read_table(source: Path | str) -> DataFrame:
-    """A table by its file, .csv or .parquet, or by its name (DataError: none can be read)."""
+    """The table of a .csv or .parquet file, or of a name (DataError: it cannot be read)."""
     try:
         import pandas as pd
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""Diffusions without a closed form: their paths are simulated, and the bound along them.
+"""Diffusions without a closed form, whose paths and bounds are simulated.
 
-Loading it registers laws of their paths, bounds, fits and comparisons with the core.
+Importing this package registers them with the core: path laws, bounds, fits and comparisons.
 """
 
 from pyro_mdm.simulated import moments  # noqa: F401  registers how scores are fitted
