@@ -56,15 +56,17 @@ from pyro_mdm.samplers.grids import (
 )
 from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.support.wings import names_of_wings
 
 if TYPE_CHECKING:
     from pyro_mdm.conditioning.replacement import Replacement
+    from pyro_mdm.simulated.reference import TorchSDE
 else:
-    __getattr__, __dir__ = names_of_wings(__name__, conditioning=("Replacement",))
+    __getattr__, __dir__ = names_of_wings(
+        __name__, conditioning=("Replacement",), simulated=("TorchSDE",)
+    )
 
 __all__ = [
     "Ancestral",

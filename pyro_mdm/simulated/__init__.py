@@ -9,6 +9,7 @@ from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.simulated.reference import TorchSDE
 
 __all__ = [
     "HamiltonianDiffusion",
@@ -17,6 +18,7 @@ __all__ = [
     "Simulated",
     "SimulatedPath",
     "StepSizeBias",
+    "TorchSDE",
     "arrival",
     "simulated_kl",
     "step_size_bias",
