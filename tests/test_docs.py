@@ -30,6 +30,10 @@ def test_it_builds_without_warnings() -> None:
     page = DOCS / "_build" / "html" / "api" / "modules" / "pyro_mdm.elbo.html"
     text = page.read_text(encoding="utf-8")
     assert "<math" in text and 'href="../pyro_mdm.ELBOTerms.html#pyro_mdm.ELBOTerms"' in text
+    for page in (DOCS / "_build" / "html" / "notebooks").glob("*.html"):
+        assert 'alt="../' not in page.read_text(encoding="utf-8"), (
+            f"a picture without words: {page}"
+        )
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +138,22 @@ Args:
 def test_a_command_of_tex_that_is_not_known_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"\\nosuch"):
         mathml.mathml(r"\nosuch x", display=False)
+
+
+@pytest.mark.parametrize(
+    ("tex", "part"),
+    [
+        ("a ≥ ‖b‖", '<mi>a</mi><mo>≥</mo><mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
+        ("½∫_0^1 x", "<msubsup><mo>∫</mo>"),
+        (r"E\log p", f"<mi>E</mi>{mathml.THIN}<mi>log</mi>{mathml.THIN}<mi>p</mi>"),
+        (r"\log_2 p", f"</msub>{mathml.THIN}<mi>p</mi>"),
+        (r"\log(p)", '<mi>log</mi><mo stretchy="false">'),
+        (r"\mathrm{KL}(q)", '<mi>KL</mi><mo stretchy="false">'),
+        (r"\operatorname{tr} A", f"<mi>tr</mi>{mathml.THIN}<mi>A</mi>"),
+    ],
+)
+def test_signs_and_functions_have_their_space(tex: str, part: str) -> None:
+    assert part in mathml.mathml(tex, display=True)
 
 
 # -- outputs of notebooks --------------------------------------------------------------------------

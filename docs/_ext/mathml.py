@@ -14,6 +14,15 @@ __all__ = ["mathml", "setup"]
 
 logger = logging.getLogger(__name__)
 
+OPERATORS = "≥≤≈≠∝∈±∂∇∫∏∑‖⪰≻→↔∼×·…⊤′"
+"""Signs of Unicode, which the converter takes for letters; a browser spaces operators itself."""
+THIN = '<mspace width="0.167em" />'
+NAME = re.compile(r'<mrow>(<mi mathvariant="normal">[A-Za-z]</mi>){2,}</mrow>')
+FUNCTION = r"<mi>[A-Za-z]{2,}</mi>"
+AFTER = re.compile(rf"(?:<msub>{FUNCTION}(?:(?!</msub>).)*</msub>|{FUNCTION})(?=<m(?!o[ >]|space))")
+BEFORE = re.compile(rf"</m[in]>(?={FUNCTION})")
+"""Where TeX has a thin space around the name of a function, and browsers have none."""
+
 
 def mathml(tex: str, display: bool) -> str:
     """TeX as an element of MathML.
@@ -28,6 +37,11 @@ def mathml(tex: str, display: bool) -> str:
         raise ValueError(f"{tex!r} is not understood: {error or type(error).__name__}") from error
     if unknown := re.search(r"\\[A-Za-z]+", done):
         raise ValueError(f"{unknown[0]} in {tex!r} is no command that is known")
+    done = re.sub(rf"<mi>([{OPERATORS}])</mi>", r"<mo>\1</mo>", done)
+    done = done.replace("<mo>‖</mo>", '<mo fence="false" stretchy="false">‖</mo>')
+    done = NAME.sub(lambda of: f"<mi>{''.join(re.findall('>(.)</mi>', of[0]))}</mi>", done)
+    done = re.sub(r"<mo>([A-Za-z]+)</mo>", r"<mi>\1</mi>", done)
+    done = BEFORE.sub(rf"\g<0>{THIN}", AFTER.sub(rf"\g<0>{THIN}", done))
     return done.replace("<mi>&</mi>", "<mo>&amp;</mo>")
 
 
