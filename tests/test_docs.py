@@ -116,7 +116,7 @@ def test_formulas_of_docstrings_are_read(text: str, tex: str) -> None:
 
 
 def test_indented_paragraphs_are_formulas_but_for_code_and_arguments() -> None:
-    doc = """Claim about ``a λ`` of (*batch, K) and |x|.
+    doc = """Claim about ``a λ`` or ``sqrt(λ)`` of (*batch, K) and |x|, by ``noise(λ)``.
 
     a = b²
 
@@ -130,7 +130,8 @@ Args:
         More of it.
 """
     lines = formulas.typeset(inspect.cleandoc(doc).splitlines())
-    assert lines[0] == r"Claim about :math:`a λ` of ``(*batch, K)`` and \|x\|."
+    roots = r":math:`a λ` or :math:`\sqrt{λ}` of"
+    assert lines[0] == rf"Claim about {roots} ``(*batch, K)`` and \|x\|, by ``noise(λ)``."
     assert lines.count(".. math::") == 1 and "   a = b^{2}" in lines
     assert "    a = b" in lines and "        More of it." in lines
 
