@@ -141,16 +141,24 @@ def test_a_command_of_tex_that_is_not_known_is_an_error() -> None:
         mathml.mathml(r"\nosuch x", display=False)
 
 
+THIN = f'<mspace width="{mathml.THIN}" />'
+
+
 @pytest.mark.parametrize(
     ("tex", "part"),
     [
         ("a ≥ ‖b‖", '<mi>a</mi><mo>≥</mo><mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
         ("½∫_0^1 x", "<msubsup><mo>∫</mo>"),
-        (r"E\log p", f"<mi>E</mi>{mathml.THIN}<mi>log</mi>{mathml.THIN}<mi>p</mi>"),
-        (r"\log_2 p", f"</msub>{mathml.THIN}<mi>p</mi>"),
-        (r"\log(p)", '<mi>log</mi><mo stretchy="false">'),
-        (r"\mathrm{KL}(q)", '<mi>KL</mi><mo stretchy="false">'),
-        (r"\operatorname{tr} A", f"<mi>tr</mi>{mathml.THIN}<mi>A</mi>"),
+        (r"E\log p", f"<mi>E</mi>{THIN}<mi>log</mi>{THIN}<mi>p</mi>"),
+        (r"\log_2 p", f"</msub>{THIN}<mi>p</mi>"),
+        (r"x_\max y", "<msub><mi>x</mi><"),
+        (
+            r"\mathrm{SNR}^{-1} y",
+            f"<msup><mi>SNR</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>{THIN}",
+        ),
+        (r"\log(p)", '<mi>log</mi><mo stretchy="false">('),
+        (r"\mathrm{KL}(q)", '<mi>KL</mi><mo stretchy="false">('),
+        (r"\operatorname{tr} A", f"<mi>tr</mi>{THIN}<mi>A</mi>"),
     ],
 )
 def test_signs_and_functions_have_their_space(tex: str, part: str) -> None:

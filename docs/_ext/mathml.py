@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -14,14 +16,51 @@ __all__ = ["mathml", "setup"]
 
 logger = logging.getLogger(__name__)
 
+NAMESPACE = "http://www.w3.org/1998/Math/MathML"
+ET.register_namespace("", NAMESPACE)
 OPERATORS = "≥≤≈≠∝∈±∂∇∫∏∑‖⪰≻→↔∼×·…⊤′"
 """Signs of Unicode, which the converter takes for letters; a browser spaces operators itself."""
-THIN = '<mspace width="0.167em" />'
-NAME = re.compile(r'<mrow>(<mi mathvariant="normal">[A-Za-z]</mi>){2,}</mrow>')
-FUNCTION = r"<mi>[A-Za-z]{2,}</mi>"
-AFTER = re.compile(rf"(?:<msub>{FUNCTION}(?:(?!</msub>).)*</msub>|{FUNCTION})(?=<m(?!o[ >]|space))")
-BEFORE = re.compile(rf"</m[in]>(?={FUNCTION})")
-"""Where TeX has a thin space around the name of a function, and browsers have none."""
+THIN = "0.167em"
+
+
+def _sign(element: ET.Element) -> None:
+    """Signs are operators, and names of functions one word each."""
+    for child in element:
+        _sign(child)
+    kind, text = element.tag.removeprefix(f"{{{NAMESPACE}}}"), element.text or ""
+    if kind == "mi" and text and text in OPERATORS:
+        element.tag = f"{{{NAMESPACE}}}mo"
+        if text == "‖":
+            element.attrib |= {"fence": "false", "stretchy": "false"}
+    elif kind == "mo" and text.isascii() and text.isalpha() and not element.attrib:
+        element.tag = f"{{{NAMESPACE}}}mi"
+    elif (
+        kind == "mrow"
+        and len(element) > 1
+        and all(c.get("mathvariant") == "normal" for c in element)
+    ):
+        element.tag, element.text = f"{{{NAMESPACE}}}mi", "".join(c.text or "" for c in element)
+        element[:] = []
+
+
+def _space(element: ET.Element) -> None:
+    """Thin spaces around names of functions, where TeX has them and browsers have none."""
+    for child in element:
+        _space(child)
+    if element.tag not in (f"{{{NAMESPACE}}}{kind}" for kind in ("math", "mrow", "mstyle", "mtd")):
+        return
+    children = list(element)
+    for left, right in reversed([*pairwise(children)]):
+        kinds = {one.tag.removeprefix(f"{{{NAMESPACE}}}") for one in (left, right)}
+        if not kinds & {"mo", "mspace", "mtext"} and (_is_function(left) or _is_function(right)):
+            place = children.index(right)
+            element.insert(place, ET.Element(f"{{{NAMESPACE}}}mspace", width=THIN))
+
+
+def _is_function(element: ET.Element) -> bool:
+    while element.tag.endswith(("msub", "msup", "msubsup")):
+        element = element[0]
+    return element.tag.endswith("}mi") and len(element.text or "") > 1
 
 
 def mathml(tex: str, display: bool) -> str:
@@ -37,12 +76,10 @@ def mathml(tex: str, display: bool) -> str:
         raise ValueError(f"{tex!r} is not understood: {error or type(error).__name__}") from error
     if unknown := re.search(r"\\[A-Za-z]+", done):
         raise ValueError(f"{unknown[0]} in {tex!r} is no command that is known")
-    done = re.sub(rf"<mi>([{OPERATORS}])</mi>", r"<mo>\1</mo>", done)
-    done = done.replace("<mo>‖</mo>", '<mo fence="false" stretchy="false">‖</mo>')
-    done = NAME.sub(lambda of: f"<mi>{''.join(re.findall('>(.)</mi>', of[0]))}</mi>", done)
-    done = re.sub(r"<mo>([A-Za-z]+)</mo>", r"<mi>\1</mi>", done)
-    done = BEFORE.sub(rf"\g<0>{THIN}", AFTER.sub(rf"\g<0>{THIN}", done))
-    return done.replace("<mi>&</mi>", "<mo>&amp;</mo>")
+    root = ET.fromstring(done)
+    _sign(root)
+    _space(root)
+    return ET.tostring(root, encoding="unicode")
 
 
 def _add(translator: HTML5Translator, node: nodes.Element, display: bool) -> None:
