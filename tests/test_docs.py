@@ -148,6 +148,7 @@ THIN = f'<mspace width="{mathml.THIN}" />'
     ("tex", "part"),
     [
         ("a ≥ ‖b‖", '<mi>a</mi><mo>≥</mo><mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
+        (r"\lVert b \rVert^2", '<mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
         ("½∫_0^1 x", "<msubsup><mo>∫</mo>"),
         (r"E\log p", f"<mi>E</mi>{THIN}<mi>log</mi>{THIN}<mi>p</mi>"),
         (r"\log_2 p", f"</msub>{THIN}<mi>p</mi>"),

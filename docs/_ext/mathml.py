@@ -30,8 +30,6 @@ def _sign(element: ET.Element) -> None:
     kind, text = element.tag.removeprefix(f"{{{NAMESPACE}}}"), element.text or ""
     if kind == "mi" and text and text in OPERATORS:
         element.tag = f"{{{NAMESPACE}}}mo"
-        if text == "‖":
-            element.attrib |= {"fence": "false", "stretchy": "false"}
     elif kind == "mo" and text.isascii() and text.isalpha() and not element.attrib:
         element.tag = f"{{{NAMESPACE}}}mi"
     elif (
@@ -41,6 +39,8 @@ def _sign(element: ET.Element) -> None:
     ):
         element.tag, element.text = f"{{{NAMESPACE}}}mi", "".join(c.text or "" for c in element)
         element[:] = []
+    if text == "‖" and not element.attrib:
+        element.attrib |= {"fence": "false", "stretchy": "false"}
 
 
 def _space(element: ET.Element) -> None:
